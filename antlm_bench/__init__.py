@@ -1,4 +1,4 @@
-"""antlm-bench: honest, fast, comparable numbers for small language models.
+"""antlm-bench: evaluate small language models, with fast and comparable scores.
 
     import antlm_bench
 
@@ -38,7 +38,7 @@ __all__ = [
     "train",
 ]
 
-install_import_hook()  # transformers will know our architectures, if and when it is imported
+install_import_hook()  # registers our architectures once transformers is imported
 
 if TYPE_CHECKING:
     from antlm_bench.commands.check import check

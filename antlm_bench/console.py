@@ -13,19 +13,19 @@ from antlm_bench.errors import BenchError
 from antlm_bench.printable import clean_lines
 
 PIPED_WIDTH = 120
-"""Characters of a line where nobody says how wide the output is."""
+"""Characters per line if the output is not a terminal and COLUMNS is not set."""
 PARAGRAPH_WIDTH = 100
-"""Characters of a line of running text, however wide the terminal is."""
+"""Characters per line of running text; narrower on a narrow terminal."""
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """Return a console on stdout or stderr that leaves words as they are.
+    """Return a console on stdout or stderr that neither highlights words nor reads markup.
 
-    Output is plain text where the stream is not a terminal or NO_COLOR is set.
+    Output is plain text if the stream is not a terminal or NO_COLOR is set.
     """
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "±", no traceback
+        stream.reconfigure(errors="replace")  # an ASCII terminal then shows "?" for "±"
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_WIDTH
     return Console(
         file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width
@@ -47,7 +47,7 @@ def print_warning(text: str) -> None:
 
 
 def print_error(error: BenchError) -> None:
-    """Print an error on stderr: what is wrong, where, and what to do."""
+    """Print the location, message and hint of an error on stderr."""
     out = open_console(stderr=True)
     location = f"{clean_lines(error.location)}: " if error.location else ""
     out.print(Text("error: ", style="bold red") + Text(location + clean_lines(error.message)))

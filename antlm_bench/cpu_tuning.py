@@ -1,10 +1,10 @@
-"""What a process asks of its C libraries before it computes: freed memory stays mapped, idle
-threads do not spin long.
+"""Settings of the C libraries that make small models faster on a CPU.
 
-Both matter because the models are small. A batch's tensors are blocks that glibc gives back to the
-system when they are freed and asks for anew, page by page, at the next batch. And threads meet
-hundreds of times a step: where another process has one of the cores, a thread that spins at each
-meeting burns the time that the late one needs.
+- Memory: by default glibc returns a batch's freed tensors to the system, and the next batch gets
+  fresh pages one by one. `keep_freed_memory` keeps the pages.
+- Threads: OpenMP threads wait for each other hundreds of times per step. While another process
+  uses one of the cores, a waiting thread that spins takes time from the thread that it waits for.
+  `limit_thread_spinning` makes waiting threads sleep sooner.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 MAX_THRESHOLD = 2**31 - 1  # the largest threshold that mallopt takes
-SPIN_COUNT = (
-    "20000"  # some ten microseconds: enough for threads that run, little beside a scheduler's slice
-)
+SPIN_COUNT = "20000"  # about ten microseconds: far less than a time slice of the scheduler
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks for this process. Nothing happens elsewhere, or where the C
-    library differs.
-    """
+    """Ask glibc to keep freed memory in this process. Does nothing with other C libraries."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):
@@ -40,8 +36,9 @@ def keep_freed_memory() -> None:
 
 
 def limit_thread_spinning() -> None:
-    """Let GNU OpenMP, which torch computes with on Linux, sleep sooner. Only before torch is
-    imported; what the user has set stays.
+    """Make idle threads of GNU OpenMP (torch's on Linux) sleep sooner, unless the user set this.
+
+    Has an effect only before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

@@ -1,8 +1,7 @@
-"""TOML -> typed declarations: one strict reader whose errors name the file, the key and the nearest
-right key.
+"""Read TOML files as typed declarations. Errors name the file, the key and the nearest valid key.
 
-A declaration is looked up by name in the folders of ANTLM_BENCH_PATH, then in what we ship; never
-in the current directory, so that the same command means the same thing wherever it is typed.
+A declaration is looked up by name in the folders of ANTLM_BENCH_PATH, then among the shipped ones,
+but never in the current directory: a command means the same in every directory.
 """
 
 from __future__ import annotations
@@ -27,15 +26,12 @@ else:
 DeclarationKind = Literal["tasks", "models"]
 
 T = TypeVar("T")
-TomlTuple = Annotated[
-    tuple[T, ...], Strict(False)
-]  # TOML has arrays, a frozen declaration holds tuples
+TomlTuple = Annotated[tuple[T, ...], Strict(False)]
+"""A TOML array as a tuple, so that a declaration is immutable."""
 
 
 class Declaration(BaseModel):
-    """Base of every table that is read from TOML: frozen, strict (no coercion), and no key that
-    nobody reads.
-    """
+    """Base class of every TOML table: frozen, without type coercion, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,11 +41,9 @@ class Declaration(BaseModel):
         if isinstance(table, dict):
             for key in table:
                 if key not in cls.model_fields:
-                    close = (
-                        suggest_name(key, cls.model_fields)
-                        or f"known are {', '.join(sorted(cls.model_fields))}"
-                    )
-                    raise ValueError(f"unknown key {key!r}: {close}")
+                    valid_keys = f"known are {', '.join(sorted(cls.model_fields))}"
+                    hint = suggest_name(key, cls.model_fields) or valid_keys
+                    raise ValueError(f"unknown key {key!r}: {hint}")
         return table
 
 
@@ -57,14 +51,15 @@ D = TypeVar("D", bound=Declaration)
 
 
 def read_toml(path: Path, model: type[D]) -> D:
-    """The declaration at `path`. DeclarationError names the file with the line (syntax) or the key
-    (content).
+    """Read the declaration at `path`.
+
+    Raises DeclarationError that names the file and, for a syntax error the line, else the key.
     """
     return validate_tables(parse_toml(path), model, path)
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, unchecked. DeclarationError names the file and the line."""
+    """Read the tables of a TOML file, unchecked. Raises DeclarationError with file and line."""
     try:
         text = decode_utf8(path.read_bytes(), str(path))
     except OSError as error:
@@ -78,14 +73,15 @@ def parse_toml(path: Path) -> dict[str, Any]:
             "tables or arrays are nested too deeply", location=str(path)
         ) from None
     except ValueError as error:  # TOMLDecodeError is one; so is an integer of thousands of digits
-        where = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        place = f"{path}:{where[1]}" if where else str(path)
-        raise DeclarationError(f"not valid TOML: {error}", location=place) from None
+        line = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        location = f"{path}:{line[1]}" if line else str(path)
+        raise DeclarationError(f"not valid TOML: {error}", location=location) from None
 
 
 def parse_toml_value(text: str, location: str) -> Any:
-    """One TOML value as typed on a command line; a bare word is a string. DeclarationError names
-    `place`.
+    """Parse a TOML value from a command line; a bare word is a string.
+
+    Raises DeclarationError with `location`.
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -93,12 +89,12 @@ def parse_toml_value(text: str, location: str) -> Any:
         if re.fullmatch(r"[\w./+-]*", text):
             return text
         raise DeclarationError(
-            f"{text!r} is no TOML value", location=location, hint="quote strings: '\"a b\"'"
+            f"{text!r} is not a TOML value", location=location, hint="quote strings: '\"a b\"'"
         ) from None
 
 
 def validate_tables(tables: dict[str, Any], model: type[D], path: Path) -> D:
-    """Tables as a typed declaration; `path` is what an error names."""
+    """Convert tables to a typed declaration. Raises DeclarationError that names `path`."""
     try:
         return model.model_validate(tables)
     except ValidationError as error:
@@ -106,47 +102,44 @@ def validate_tables(tables: dict[str, Any], model: type[D], path: Path) -> D:
 
 
 def catalog(kind: DeclarationKind) -> dict[str, Path]:
-    """Every declaration of a kind that a name can reach: name -> file, sorted; a folder of
-    ANTLM_BENCH_PATH wins.
+    """Return name -> file of every declaration of a kind, sorted by name.
+
+    Of several files with the same name, the first folder of ANTLM_BENCH_PATH wins.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in _search_folders(kind):
         for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))
 
 
 def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
-    """The file behind a name of the catalog or a path (anything with a separator or ending in
-    .toml).
-    """
+    """Return the file of a name in the catalog, or of a path (has a separator or ends in .toml)."""
     if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
         path = expand_user_path(name_or_path)
         if not is_file(path):
             raise DeclarationError("there is no such file", location=name_or_path)
         return path
-    known = catalog(kind)
-    if name_or_path not in known:
-        what = "suite" if kind == "tasks" else "recipe"
+    files = catalog(kind)
+    if name_or_path not in files:
+        noun = "suite" if kind == "tasks" else "recipe"
         raise DeclarationError(
-            f"unknown {what} {name_or_path!r}",
-            hint=suggest_name(name_or_path, known) or f"known: {', '.join(known)}",
+            f"unknown {noun} {name_or_path!r}",
+            hint=suggest_name(name_or_path, files) or f"known: {', '.join(files)}",
         )
-    return known[name_or_path]
+    return files[name_or_path]
 
 
 def shipped_declaration(kind: DeclarationKind, name: str) -> Path | None:
-    """Return our own declaration of a name, whatever ANTLM_BENCH_PATH holds; None where we ship
-    none.
+    """Return the file of a shipped declaration, whatever ANTLM_BENCH_PATH holds; None if we ship no
+    declaration of that name.
     """
     path = _shipped_folder(kind) / f"{name}.toml"
     return path if is_file(path) else None
 
 
 def expand_user_path(text: str) -> Path:
-    """A path as a user writes it: ~ is the home folder; ~nobody stays as it is, to be reported as
-    absent.
-    """
+    """Replace ~ by the home folder. A path with an unknown ~user stays as it is."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -154,63 +147,62 @@ def expand_user_path(text: str) -> Path:
 
 
 def suggest_name(word: str, candidates: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or nothing where no known word is near."""
+    """Return "did you mean 'x'?" for the closest candidate; "" if none is close."""
     lowered = {name.lower(): name for name in candidates}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f"did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def decode_utf8(raw: bytes, location: str, error: type[BenchError] = DeclarationError) -> str:
-    """UTF-8 text of a file, or an error that names the line and the byte that is not."""
+    """Decode the bytes of a file. Raises `error` that names the first invalid byte and its line."""
     try:
         return raw.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        line = raw.count(b"\n", 0, bad.start) + 1
+    except UnicodeDecodeError as invalid:
+        line = raw.count(b"\n", 0, invalid.start) + 1
         raise error(
-            f"not UTF-8: byte 0x{raw[bad.start]:02x} at offset {bad.start}",
+            f"not UTF-8: byte 0x{raw[invalid.start]:02x} at offset {invalid.start}",
             location=f"{location}:{line}",
             hint="save the file as UTF-8",
         ) from None
 
 
 def _search_folders(kind: DeclarationKind) -> list[Path]:
-    listed = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    return [*(expand_user_path(entry) / kind for entry in listed if entry), _shipped_folder(kind)]
+    folders = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
+    user_folders = [expand_user_path(folder) / kind for folder in folders if folder]
+    return [*user_folders, _shipped_folder(kind)]
 
 
 def _shipped_folder(kind: DeclarationKind) -> Path:
-    here = Path(__file__).resolve().parent
-    wheel = here / "_share" / kind
-    return wheel if wheel.is_dir() else here.parent / kind
+    package = Path(__file__).resolve().parent
+    in_wheel = package / "_share" / kind
+    return in_wheel if in_wheel.is_dir() else package.parent / kind
 
 
 def _validation_failure(path: Path, tables: Any, error: ValidationError) -> DeclarationError:
+    """Convert the first of pydantic's errors, with the path of its key in the file."""
     first = error.errors(include_url=False)[0]
     keys = []
-    for part in first[
-        "loc"
-    ]:  # where a value may be of two types, pydantic adds the type's name: no key of the file
-        inside = tables[part] if _has_key(tables, part) else None
-        if inside is None and first["type"] != "missing":
+    value = tables
+    for key in first["loc"]:
+        value = value[key] if _has_key(value, key) else None
+        # For a union of types, pydantic appends the name of a type, which is no key of the file.
+        if value is None and first["type"] != "missing":
             break
-        keys.append(str(part))
-        tables = inside
-    place = ".".join(keys)
+        keys.append(str(key))
+    location = f"{path}: {'.'.join(keys)}" if keys else str(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = re.sub(r"^Value error, ", "", first["msg"])
-    return DeclarationError(message + more, location=f"{path}: {place}" if place else str(path))
+    return DeclarationError(message + more, location=location)
 
 
-def _has_key(tables: Any, key: str | int) -> bool:
-    return (
-        key in tables
-        if isinstance(tables, dict)
-        else isinstance(tables, list) and isinstance(key, int)
-    )
+def _has_key(value: Any, key: str | int) -> bool:
+    if isinstance(value, dict):
+        return key in value
+    return isinstance(value, list) and isinstance(key, int)
 
 
 def is_file(path: str | Path) -> bool:
-    """Is it one? A text that no system takes for a path is none."""
+    """Return whether a path is an existing file; False for text that cannot be a path."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):  # a name too long, or with a NUL

@@ -1,21 +1,21 @@
-"""The error tree: errors of users, with a message, a location and a hint.
+"""The errors that users see, each with a message, a location and a hint.
 
     BenchError                 exit
     ├── PerformanceRegression  1     a checkpoint is worse than its baseline by more than the margin
-    ├── EngineDisagreement     1     another engine gives other scores of the same checkpoint
-    ├── UsageError             2     an option or its value; UnknownCell: a cell that a run lacks
-    ├── DeclarationError       2     a TOML of ours or the user's
-    ├── MethodNotSupported     2     this checkpoint cannot be scored that way
-    ├── CheckpointError        3     a model cannot be opened, or says NaN
-    ├── DataError              3     data absent, damaged, unreadable, incomplete
+    ├── EngineDisagreement     1     another engine scores the same checkpoint differently
+    ├── UsageError             2     a wrong option or value; UnknownCell: the run has no such cell
+    ├── DeclarationError       2     a TOML file is invalid, ours or the user's
+    ├── MethodNotSupported     2     the checkpoint does not support the scoring method
+    ├── CheckpointError        3     a model cannot be opened, or returns NaN
+    ├── DataError              3     data is missing, damaged, unreadable or incomplete
     ├── RunError               3     a run folder cannot be read or written
-    ├── TrainingError          3     a loss that is NaN or explodes
-    ├── Inconclusive           4     too few items for the margin, under --strict
+    ├── TrainingError          3     a loss is NaN or explodes
+    ├── Inconclusive           4     under --strict: there are too few items for the margin
     ├── IncompleteError        5     some cells failed or are missing
     ├── NotComparable          6     runs of different suites, items or policies
-    └── Interrupted            75    stopped by a signal, resumable
+    └── Interrupted            75    a signal stopped the run, which can be resumed
 
-The numbers are the exit codes of the command line; 0 is success, 130 is Ctrl-C.
+`exit` is the exit code of the command line; 0 is success, 130 is Ctrl-C.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class UsageError(BenchError):
 
 
 class UnknownCell(UsageError, KeyError):
-    """A run has no cell of that suite, method and seed, or several; see `Run.__getitem__`."""
+    """A run has no cell, or several cells, for a suite, method and seed (`Run.__getitem__`)."""
 
 
 class DeclarationError(BenchError):
@@ -89,7 +89,7 @@ class Inconclusive(BenchError):
 
 
 class IncompleteError(BenchError):
-    """Some of several things failed or are missing. `runs` are those that did finish."""
+    """Some of several checkpoints, suites or cells failed or are missing."""
 
     exit_code = 5
 
@@ -98,6 +98,7 @@ class IncompleteError(BenchError):
     ) -> None:
         super().__init__(message, location=location, hint=hint)
         self.runs = tuple(runs)
+        """The runs that finished."""
 
 
 class NotComparable(BenchError):
@@ -109,10 +110,10 @@ class Interrupted(BenchError):
 
 
 def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
-    """Apply a function to several names, collect the errors, raise them together at the end.
+    """Yield the result of a function for each name. Errors are raised together at the end.
 
-    Yields the results in order. Raises IncompleteError where one of several names failed; the
-    error of a single name is raised as it is.
+    Raises IncompleteError if any of several names failed. With a single name, its error is raised
+    unchanged.
     """
     failures: list[str] = []
     for name in names:

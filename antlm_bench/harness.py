@@ -1,6 +1,4 @@
-"""The former name of `python -m antlm_bench.lm_eval_bridge`, kept so that old command lines
-work.
-"""
+"""The old name of `python -m antlm_bench.lm_eval_bridge`; old command lines still work."""
 
 import sys
 

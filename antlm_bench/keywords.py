@@ -1,4 +1,4 @@
-"""Keyword options of the Python API, so that editors complete them and type checkers check them.
+"""Types of the keyword options of the Python API, for editors and type checkers.
 
 Each class lists the fields of a dataclass of options (OpenOptions, ScoreOptions, FinetuneOptions,
 TrainOptions), which holds the defaults.
@@ -11,10 +11,10 @@ from typing import TypedDict
 
 
 class WeightKeywords(TypedDict, total=False):
-    """How to open the files of a checkpoint."""
+    """Options for loading the files of a checkpoint."""
 
     revision: str | None
-    """Branch, tag or commit of a hub id."""
+    """Branch, tag or commit on the Hugging Face Hub."""
     device: str
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str
@@ -28,92 +28,92 @@ class WeightKeywords(TypedDict, total=False):
     peft: str | None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     allow_unused: bool
-    """Open a checkpoint some of whose tensors the model does not use."""
+    """Open a checkpoint even if the model does not use some of its tensors."""
     allow_missing: bool
-    """Open a checkpoint that lacks parameters of the model; they are random."""
+    """Open a checkpoint even if it lacks parameters of the model, which are then random."""
     original_layout: str | None
-    """Published layout of the checkpoint, where files do not determine it (docs/layouts.md)."""
+    """Published layout of the checkpoint, if its files do not determine it (docs/layouts.md)."""
 
 
 class OpenKeywords(WeightKeywords, total=False):
-    """How to open a checkpoint for scoring."""
+    """Options for opening a checkpoint to score texts."""
 
     bos: str
     """BOS policy: auto, always, never or tokenizer."""
     max_length: int | None
-    """Longest text in tokens, special tokens included. Longer texts are not scored, never cut."""
+    """Longest text in tokens, special tokens included. Longer texts are neither scored nor cut."""
 
 
 class CheckpointKeywords(OpenKeywords, total=False):
-    """How to open a checkpoint for scoring, with the tokenizer of another one."""
+    """Options for opening a checkpoint to score texts, including another tokenizer."""
 
     tokenizer: str | None
-    """Folder or hub id of the tokenizer, instead of the checkpoint's own."""
+    """Folder or hub id of a tokenizer that replaces the checkpoint's."""
 
 
 class ScoreKeywords(WeightKeywords, total=False):
     """Options of `score`."""
 
     tokenizer: str | None
-    """Folder or hub id of the tokenizer, instead of the checkpoint's own."""
+    """Folder or hub id of a tokenizer that replaces the checkpoint's."""
     bos: str | None
     """BOS policy: auto, always, never or tokenizer."""
     max_length: int | None
     """Longest text in tokens, special tokens included. Longer texts are counted as wrong."""
     limit: int | None
-    """Only the first so many items of every paradigm."""
+    """Score only the first `limit` items of every paradigm."""
     columns: Mapping[str, str]
     """For a file of pairs: our column -> its column, as {"good": "grammatical"}."""
     allow_incomplete: bool
-    """Score a suite whose files lack items."""
+    """Score a suite even if its files lack items."""
     ties: str | None
-    """What a tie counts: half (1/k), strict (0), first or random."""
+    """Credit for a tie: half (1/k of k tied options), strict (0), first or random."""
     compat: str | None
-    """Conventions of a peer: lm-eval, minicons, babylm-2024, babylm-2025 or babylm-2026."""
+    """Scoring conventions of lm-eval, minicons, babylm-2024, babylm-2025 or babylm-2026."""
     precision: str
-    """exact, or adaptive (bfloat16, and float32 where the margin is small)."""
+    """exact, or adaptive (bfloat16, and float32 for items with a small log-probability gap)."""
     engine: str
-    """native, or minicons for models that ours cannot run."""
+    """native, or minicons for models that the native engine cannot run."""
     again: bool
-    """Compute cells again that the run folder already has."""
+    """Recompute cells that the run folder already has."""
 
 
 class FinetuneKeywords(WeightKeywords, total=False):
     """Options of `finetune`."""
 
     tokenizer: str | None
-    """Folder or hub id of the tokenizer, instead of the checkpoint's own."""
+    """Folder or hub id of a tokenizer that replaces the checkpoint's."""
     valid: str | None
-    """File of scored texts that goes with a train file of the user's."""
+    """File of texts to score, for a training file of the user's."""
     limit_train: Mapping[str, int]
     """Task -> number of training texts; "" = every task."""
     limit_valid: Mapping[str, int]
     """Task -> number of scored texts; "" = every task."""
     preset: str
-    """Published settings, as babylm-2025."""
+    """Name of published settings, for example babylm-2025."""
     changes: Sequence[str]
-    """Single settings, as "lr=1e-5"."""
+    """Changes of single settings, for example "lr=1e-5"."""
     pooling: str
-    """Position that the classifier reads: auto, first, last or mean."""
+    """Hidden states that the classifier reads: auto, first, last or mean."""
     lora: int
     """Rank of a LoRA adapter; 0 = all weights are trained."""
     frozen: bool
-    """Train no weights: fit a logistic regression on the backbone's features."""
+    """Train no weights of the model: fit a logistic regression on its hidden states."""
     again: bool
-    """Compute cells again that the run folder already has."""
+    """Recompute cells that the run folder already has."""
 
 
 class TrainKeywords(TypedDict, total=False):
     """Options of `train`."""
 
     scale: str
-    """Size of the recipe, as "nano"."""
+    """Size of the recipe, for example "nano"."""
     changes: Sequence[str]
-    """Single settings of the recipe, as "optimizer.lr=1e-3"."""
+    """Changes of single settings of the recipe, for example "optimizer.lr=1e-3"."""
     teachers: Sequence[str]
-    """Checkpoints for a distilled recipe, in its order; none = they are trained first."""
+    """Teacher checkpoints of a distillation recipe, in its order; () = train them first."""
     resume: bool
-    """Refuse to begin: there must be a run to continue."""
+    """Continue an interrupted run; fail if there is none."""
     device: str
     """auto or cpu."""
     precision: str
@@ -123,8 +123,8 @@ class TrainKeywords(TypedDict, total=False):
     compiled: bool
     """Compile the model."""
     save_every: float
-    """Minutes between two saved states."""
+    """Minutes between two saved training states."""
     stop_after: int | None
-    """Stop after so many steps of this call."""
+    """Number of steps after which this call stops."""
     trackers: Sequence[str]
-    """Experiment trackers of Accelerate."""
+    """Experiment trackers of Accelerate, for example "tensorboard"."""

@@ -1,4 +1,4 @@
-"""Results in notebooks: small HTML tables, and columns for pandas, polars and Arrow."""
+"""Results in notebooks: small HTML tables, and Arrow tables for pandas and polars."""
 
 from __future__ import annotations
 
@@ -26,11 +26,9 @@ def to_html_table(
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
     caption = f"<caption>{escape(title)}</caption>" if title else ""
-    below = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return (
-        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"{f'<ul>{below}</ul>' if below else ''}"
-    )
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    note_items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"{table}<ul>{note_items}</ul>" if notes else table
 
 
 def _html_cell(value: object) -> str:
@@ -41,9 +39,9 @@ def _html_cell(value: object) -> str:
 
 
 class ArrowTable:
-    """Columns of equal length, held as an Arrow table.
+    """A table of named columns.
 
-    It speaks the Arrow PyCapsule protocol, so that other libraries take it as it is:
+    It implements the Arrow PyCapsule interface, so that other libraries read it directly:
     `polars.DataFrame(table)`, `pyarrow.table(table)`, `duckdb.sql("select * from table")`.
 
         frame = run.predictions("blimp").to_pandas()
@@ -64,7 +62,7 @@ class ArrowTable:
         return tuple(self._arrow.column_names)
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of a column as Python objects. Raises UsageError for another name."""
+        """Return a column as Python objects. Raises UsageError for an unknown name."""
         if name not in self.columns:
             hint = f"there are {', '.join(self.columns)}"
             raise UsageError(f"there is no column {name!r}", hint=hint)

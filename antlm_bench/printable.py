@@ -12,5 +12,5 @@ def make_printable(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """Return lines of printable text without spaces at their ends."""
+    """Return text with every line made printable and without trailing spaces."""
     return "\n".join(make_printable(line).rstrip() for line in text.splitlines())

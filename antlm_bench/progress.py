@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line every few seconds in a log."""
+"""Show progress on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from antlm_bench.console import open_console
 from antlm_bench.printable import make_printable
 
 LOG_INTERVAL = 10.0
-"""Seconds between two lines of a log."""
+"""Seconds between two log lines."""
 
 
 class Progress:
-    """Count units of work up to `total`. A context manager.
+    """A context manager that counts units of work up to `total` and shows the count.
 
-    `advance(n)` counts units that were computed, `skip(n)` units that cost nothing (resumed from
-    disk), so that rate and remaining time stay right.
+    Rate and remaining time are estimated from computed units (`advance`) only; units that were
+    resumed from disk (`skip`) take no time.
     """
 
     def __init__(self, total: int, label: str, unit: str = "items") -> None:
@@ -64,7 +64,7 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        elif error is None and self.last_log_time > self.start_time:  # a line was logged before
+        elif error is None and self.last_log_time > self.start_time:  # only if it took a while
             duration = format_duration(time.monotonic() - self.start_time)
             self.console.print(f"{self.label}: {self.num_done:,} {self.unit} in {duration}")
 
@@ -74,7 +74,7 @@ class Progress:
         self._add(n)
 
     def skip(self, n: int) -> None:
-        """Count n units that cost nothing."""
+        """Count n units that were not computed."""
         self._add(n)
 
     def describe(self, label: str) -> None:
@@ -101,9 +101,9 @@ class Progress:
             self.console.print(self.log_line())
 
     def log_line(self) -> str:
-        """Return the state as one line of a log."""
-        share = f"{100 * self.num_done / self.total:.0f}%" if self.total else "100%"
-        line = f"{self.label}: {self.num_done:,} of {self.total:,} {self.unit} ({share})"
+        """Return a log line with the units done, the rate and the remaining time."""
+        percentage = f"{100 * self.num_done / self.total:.0f}%" if self.total else "100%"
+        line = f"{self.label}: {self.num_done:,} of {self.total:,} {self.unit} ({percentage})"
         if self.rate:
             remaining = format_duration((self.total - self.num_done) / self.rate)
             line += f", {self.rate:,.0f} {self.unit}/s, {remaining} left"
@@ -117,16 +117,13 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         del task
-        return Text(
-            f"{self.progress.rate:,.0f} {self.progress.unit}/s"
-            if self.progress.num_computed
-            else "",
-            style="dim",
-        )
+        if not self.progress.num_computed:
+            return Text("")
+        return Text(f"{self.progress.rate:,.0f} {self.progress.unit}/s", style="dim")
 
 
 def format_duration(seconds: float) -> str:
-    """Return `8 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Return a duration as `8 s`, `3 min 05 s` or `2 h 10 min`."""
     minutes, remaining_seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,11 +1,10 @@
-"""Registries: named records of one kind, those we ship and those that installed packages add.
+"""Registries of named records: metrics, kinds of task, architectures, scoring methods, formats.
 
-A record is an object that says all there is to say about a metric, a kind of task, an architecture,
-a scoring method or an output format. Whoever needs one asks its registry by name and then asks the
-record; no module compares names.
+A record holds every fact and function of one metric (method, ...). Other modules look the record up
+by name and use its fields; they never compare names.
 
-Shipped records and those of other packages are entries alike: a name and "module:attribute",
-imported when the record is first needed. Other packages declare theirs as entry points
+A registry holds the records that we ship and those of installed packages. Each is registered as
+"module:attribute" and imported when it is first used. Packages declare theirs as entry points
 (docs/extending.md):
 
     [project.entry-points."antlm_bench.metrics"]
@@ -23,7 +22,7 @@ from antlm_bench.errors import UsageError
 
 
 class NamedRecord(Protocol):
-    """A record of a registry, which has the name under which it is registered."""
+    """An object with the name under which it is registered."""
 
     @property
     def name(self) -> str: ...
@@ -33,7 +32,7 @@ Record = TypeVar("Record", bound=NamedRecord)
 
 
 def load_target(target: str | Callable[..., Any]) -> Any:
-    """Return what a record names: an object itself, or the one behind "module:attribute"."""
+    """Import the object that "module:attribute" names. Any other object is returned as it is."""
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
@@ -41,28 +40,30 @@ def load_target(target: str | Callable[..., Any]) -> Any:
 
 
 class Registry(Generic[Record]):
-    """Records of one kind by name, in the order in which we ship them, then those of other packages
-    by name.
-    """
+    """Records of one kind, by name. Shipped records come first; other packages' follow by name."""
 
     def __init__(
-        self, noun: str, group: str, shipped: Mapping[str, str], listing: str = ""
+        self, noun: str, group: str, shipped: Mapping[str, str], list_command: str = ""
     ) -> None:
         """Create a registry.
 
-        noun: what a record is, for messages ("metric"). group: the entry-point group of other
-        packages. shipped: name -> "module:attribute" of our own records. listing: the command that
-        lists the names, for hints; "" = list them all.
+        noun: the kind of record, for error messages ("metric"). group: the group of entry points in
+        which packages declare records. shipped: name -> "module:attribute" of our records.
+        list_command: the command that lists all names, for hints; "" = the hint lists them.
         """
-        self.noun, self.group, self.listing = noun, group, listing
+        self.noun, self.group, self.list_command = noun, group, list_command
         self._targets = dict(shipped)
+        """Name -> "module:attribute"."""
         self._packages: dict[str, str] = {}
+        """Name of a record from another package -> that package."""
         self._records: dict[str, Record] = {}
+        """The records imported so far."""
         self._scanned = False
 
     def __getitem__(self, name: str) -> Record:
-        """Return the record of a name. Raises UsageError for an unknown name or a package that
-        cannot be imported.
+        """Return the record of a name.
+
+        Raises UsageError for an unknown name, or for a package that cannot be imported.
         """
         if name not in self._records:
             if name not in self._targets:
@@ -84,26 +85,26 @@ class Registry(Generic[Record]):
         return tuple(self._targets)
 
     def add(self, record: Record) -> None:
-        """Add a record of this process, as a notebook does. Raises UsageError where the name is
+        """Add a record to this process, for use in a notebook. Raises UsageError for a name that is
         taken.
         """
         if record.name in self.names() and self._records.get(record.name) is not record:
             raise UsageError(
-                f"there is a {self.noun} {record.name!r} already", hint="choose another name"
+                f"a {self.noun} named {record.name!r} exists already", hint="choose another name"
             )
         self._targets[record.name], self._records[record.name] = "", record
 
     def _scan_installed_packages(self) -> None:
         if self._scanned:
             return
-        from importlib import metadata  # a third of what `import antlm_bench` would cost
+        from importlib import metadata  # slow: a third of the time of `import antlm_bench`
 
         targets: dict[str, str] = {}
         for entry in sorted(metadata.entry_points(group=self.group), key=lambda entry: entry.name):
             package = entry.dist.name if entry.dist else entry.value
             if entry.name in self._targets or targets.get(entry.name, entry.value) != entry.value:
                 raise UsageError(
-                    f"the package {package} adds a {self.noun} {entry.name!r}, and there is one "
+                    f"the package {package} adds a {self.noun} named {entry.name!r}, which exists "
                     "already",
                     hint=f"rename its entry point in {self.group}, or uninstall it",
                 )
@@ -126,25 +127,26 @@ class Registry(Generic[Record]):
             ) from error
         if getattr(record, "name", None) != name:
             raise UsageError(
-                f"the entry point {name!r} of {self._packages.get(name, 'antlm-bench')} holds "
-                f"{getattr(record, 'name', record)!r}",
+                f"the entry point {name!r} of {self._packages.get(name, 'antlm-bench')} points to "
+                f"a record named {getattr(record, 'name', record)!r}",
                 location=target,
-                hint=f"an entry point of {self.group} has the name of its record",
+                hint=f"an entry point of {self.group} must have the name of its record",
             )
         return record
 
     def _hint(self, name: str) -> str:
         close = get_close_matches(name, self._targets, 1)
         suggestion = f"Did you mean {close[0]!r}? " if close else ""
-        return suggestion + (
-            f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}"
-        )
+        if self.list_command:
+            return f"{suggestion}List all: {self.list_command}"
+        return f"{suggestion}One of {', '.join(self._targets)}"
 
 
 def deferred(target: str) -> Callable[..., Any]:
     """Return a function that imports "module:attribute" and calls it.
 
-    Records name their slow functions so: listing the records then imports none of them.
+    Records use this for functions whose modules are slow to import, so that listing the records
+    imports none of them.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:

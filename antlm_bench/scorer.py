@@ -1,4 +1,4 @@
-"""Score texts with a model in Python: the numbers of the command line, without a run folder."""
+"""Score texts in Python with the scores of the command line, without a run folder."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ class PairScores:
     """The accuracy of one model on minimal pairs."""
 
     summary: Summary
+    """The estimate with its metric, flags and notes."""
     predictions: ArrowTable
     """One row per pair, in order: id, gold (0, the good text), pred, scores (log-probability of
     good and bad text, nats), tokens, characters, flags. See `Run.predictions`."""
@@ -64,7 +65,7 @@ class PairScores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy, as fractions (low, high)."""
+        """The 95% interval (low, high) of that fraction."""
         return self.estimate.interval
 
     def _repr_html_(self) -> str:
@@ -75,16 +76,16 @@ class PairScores:
 
 
 class Scorer:
-    """A model that gives log-probabilities of texts, from a checkpoint or from objects in memory.
+    """Log-probabilities of texts under a model, given as a checkpoint or as objects in memory.
 
         scorer = Scorer("gpt2")
         scorer.logprobs(["The cats sleep.", "The cats sleeps."])   # array of 2, in nats
         scorer.token_logprobs(["The cats sleep."]).to_pandas()     # one row per token
         scorer.compare([("The cats sleep.", "The cats sleeps.")]).estimate.value
 
-    The numbers are those of `antlm-bench score` and `antlm-bench surprisal`: the same engine,
-    tokenization, special tokens and self-test. Several methods of one checkpoint:
-    `scorer.logprobs(texts, method="mlm")`; `scorer.methods` lists them.
+    The scores equal those of `antlm-bench score` and `antlm-bench surprisal`: engine,
+    tokenization, special tokens and self-test are the same. `scorer.methods` lists the methods
+    that the checkpoint supports; `scorer.logprobs(texts, method="mlm")` chooses one.
     """
 
     def __init__(
@@ -93,22 +94,22 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         **options: Unpack[OpenKeywords],
     ) -> None:
-        """Open a checkpoint, or take objects in memory.
+        """Open a checkpoint, or use a model in memory.
 
-        model: path or hub id, or a transformers model with a language-model head. tokenizer: of a
-        model in memory, its tokenizer; of a path, another path than the checkpoint's own. options:
-        how to open it (revision, device, dtype, bos, max_length, ...); a model in memory takes bos,
-        max_length and batch_tokens.
+        model: path or hub id, or a transformers model with a language-model head. tokenizer: for a
+        model in memory, its tokenizer; for a path, the path of a tokenizer that replaces the
+        checkpoint's (None keeps it). options: revision, device, dtype, bos, max_length, ...; a
+        model in memory takes bos, max_length and batch_tokens.
 
-        A model in memory keeps its device, dtype, weights and training mode. It may be trained on
-        between two calls. Dropout is off while it is scored.
+        A model in memory keeps its device, dtype, weights and training mode, and may be trained
+        further between two calls. Dropout is off during scoring.
 
-        Raises CheckpointError (a checkpoint that cannot be opened, a failed self-test), UsageError.
+        Raises CheckpointError (the checkpoint cannot be opened, the self-test fails), UsageError.
         """
         if isinstance(model, str | Path):
             if tokenizer is not None and not isinstance(tokenizer, str | Path):
                 raise UsageError(
-                    "a tokenizer in memory goes with a model in memory",
+                    "the model is a path, but the tokenizer is an object in memory",
                     location="Scorer",
                     hint="give the tokenizer's path or hub id",
                 )
@@ -118,29 +119,31 @@ class Scorer:
             )
             """The opened checkpoint. Its `metadata` holds what `antlm-bench doctor` shows."""
         else:
-            if fixed := sorted(options.keys() - IN_MEMORY_OPTIONS):
+            unsupported = sorted(options.keys() - IN_MEMORY_OPTIONS)
+            if unsupported:
                 raise UsageError(
-                    f"{fixed[0]} is an option of a checkpoint in a folder",
+                    f"{unsupported[0]} is an option of a checkpoint in a folder",
                     location="Scorer",
                     hint=f"options of a model in memory: {', '.join(IN_MEMORY_OPTIONS)}",
                 )
             if tokenizer is None or isinstance(tokenizer, str | Path):
                 raise UsageError(
-                    "a model in memory needs its tokenizer in memory",
+                    "a model in memory needs its tokenizer as an object in memory",
                     location="Scorer",
                     hint="Scorer(model, tokenizer)",
                 )
             self.checkpoint = open_model(model, tokenizer, OpenOptions(**options))
         self._tested_characters: dict[str, int] = {}
+        """Attention -> length in characters of the longest text that passed the self-test."""
 
     @property
     def name(self) -> str:
-        """Name of the checkpoint; of a model in memory, where it came from, or its class."""
+        """Name of the checkpoint; for a model in memory, the name of its source or its class."""
         return self.checkpoint.name
 
     @property
     def methods(self) -> list[str]:
-        """Scoring methods that fit the model. The first is the default."""
+        """Scoring methods that the model supports. The first is the default."""
         return self.checkpoint.methods
 
     def logprobs(
@@ -149,42 +152,43 @@ class Scorer:
         """Return the log-probability of each text: float64 (n,), in nats.
 
         It is the sum over the text's tokens; for masked methods, the pseudo-log-likelihood. Special
-        tokens are not scored. NaN where a text does not fit into the model, or has no token that
+        tokens are not scored. NaN for a text that is too long for the model, or has no token that
         can be scored.
 
-        method: one of `methods`, default the first. bos: auto, always, never or tokenizer; default
-        as the scorer was opened. See docs/conventions.md.
+        method: one of `methods`, by default the first. bos: BOS policy (auto, always, never or
+        tokenizer), by default the one with which the scorer was opened. See docs/conventions.md.
 
-        Raises UsageError for an unknown method or policy, MethodNotSupported for a method that does
-        not fit the model, CheckpointError if the model answers NaN.
+        Raises UsageError for an unknown method or policy, MethodNotSupported for a method that the
+        model does not support, CheckpointError if the model returns NaN.
 
             scorer.logprobs(["The cats sleep.", "The cats sleeps."])
         """
         items = _texts_to_items(texts)
-        with self._prepare(items, method, bos) as (checkpoint, chosen):
-            parts = [
-                _score_texts(checkpoint, chunk, chosen) for chunk in iter_chunks(items, [chosen])
+        with self._prepare(items, method, bos) as (checkpoint, resolved):
+            logprobs = [
+                _score_texts(checkpoint, chunk, resolved)
+                for chunk in iter_chunks(items, [resolved])
             ]
-        return np.concatenate([np.zeros(0), *parts])
+        return np.concatenate([np.zeros(0), *logprobs])
 
     def token_logprobs(
         self, texts: Sequence[str], *, method: str | None = None, bos: str | None = None
     ) -> ArrowTable:
         """Return the log-probability of each token, in nats, as a table with one row per token.
 
-        Columns: text_index (which of the texts), token_index (within the text, from 0), token_id,
-        token (decoded), logprob. Special tokens have no row. logprob is null where a token cannot
-        be scored (the first of a causal text without BOS, or a text that does not fit).
+        Columns: text_index (index into `texts`), token_index (within the text, from 0), token_id,
+        token (decoded), logprob. Special tokens have no row. logprob is null for a token that
+        cannot be scored (the first of a causal text without BOS; all of a text that is too long).
 
-        Arguments and errors are those of `logprobs`. The sum of a text's rows is its `logprobs`.
+        Arguments and errors are those of `logprobs`, which is the sum of a text's rows.
 
             scorer.token_logprobs(["The cats sleep."]).to_pandas()
         """
         items, start = _texts_to_items(texts), 0
         rows: list[TokenRow] = []
-        with self._prepare(items, method, bos) as (checkpoint, chosen):
-            for chunk in iter_chunks(items, [chosen]):
-                rows += _score_tokens(checkpoint, chunk, chosen, start)
+        with self._prepare(items, method, bos) as (checkpoint, resolved):
+            for chunk in iter_chunks(items, [resolved]):
+                rows += _score_tokens(checkpoint, chunk, resolved, start)
                 start += len(chunk)
         columns = {name: [row[i] for row in rows] for i, name in enumerate(TOKEN_COLUMNS)}
         return ArrowTable(build_arrow_table(columns, TOKEN_COLUMNS))
@@ -200,12 +204,12 @@ class Scorer:
     ) -> PairScores:
         """Return how often the first text of a pair is more probable than the second.
 
-        pairs: n pairs (good, bad). ties: what a tie counts: half, strict (0), first (1) or random.
-        reduction: compare the sum of log-probabilities, or their mean per-token.
+        pairs: n pairs (good, bad). ties: credit for a tie: half, strict (0), first (1) or random.
+        reduction: "sum" compares log-probabilities, "per-token" compares their means over tokens.
 
-        A text that does not fit into the model makes its pair wrong, and is counted in
-        `estimate.flags`. Raises as `logprobs`, and DataError for no pairs, or for a text of which
-        no token can be scored.
+        A text that is too long for the model makes its pair wrong, and is counted in
+        `estimate.flags`. Raises the errors of `logprobs`, and DataError if there are no pairs or if
+        no token of a text can be scored.
 
             result = scorer.compare([("The cats sleep.", "The cats sleeps.")])
             result.estimate.value, result.interval, result.predictions.to_pandas()
@@ -214,18 +218,18 @@ class Scorer:
             hint = f"one of {', '.join(REDUCTIONS)}"
             raise UsageError(f"unknown reduction {reduction!r}", location="compare", hint=hint)
         items = _pairs_to_items(pairs)
-        with self._prepare(items, method, bos) as (checkpoint, chosen):
+        with self._prepare(items, method, bos) as (checkpoint, resolved):
             predictions = [
                 prediction
-                for chunk in iter_chunks(items, [chosen])
+                for chunk in iter_chunks(items, [resolved])
                 for prediction in multiple_choice.predict(
-                    checkpoint, chunk, [chosen], None, reduction
+                    checkpoint, chunk, [resolved], None, reduction
                 )[0]
             ]
         summary = summarize(
             predictions,
             suite=SUITE_NAME,
-            method=method or default_method(self.checkpoint, self.checkpoint.methods),
+            method=resolved.name,
             metric="accuracy",
             macro=(),
             groups=(),
@@ -238,21 +242,21 @@ class Scorer:
     def _prepare(
         self, items: Sequence[Item], method: str | None, bos: str | None
     ) -> Iterator[tuple[Checkpoint, Method]]:
-        """Choose the method, apply the BOS policy and run the self-test on these texts."""
+        """Resolve the method, apply the BOS policy and run the self-test on these texts."""
         checkpoint = self.checkpoint
-        chosen = resolve_method(
+        resolved = resolve_method(
             method or default_method(checkpoint, checkpoint.methods), checkpoint
         )
         if bos is not None:
-            checkpoint = _with_bos(checkpoint, chosen, bos)
+            checkpoint = _with_bos_policy(checkpoint, resolved, bos)
         with evaluation_mode(checkpoint.engine.model):
-            self._test_longer_texts(checkpoint, items, chosen)
-            yield checkpoint, chosen
+            self._test_longer_texts(checkpoint, items, resolved)
+            yield checkpoint, resolved
 
     def _test_longer_texts(
         self, checkpoint: Checkpoint, items: Sequence[Item], method: Method
     ) -> None:
-        """Run the self-test if these texts are longer than all that were tested before."""
+        """Run the self-test if a text is longer than all texts that were tested before."""
         texts = [option.text for item in items for option in item.options]
         longest = max(map(len, texts), default=0)
         if any(longest > self._tested_characters.get(name, 0) for name in method.attentions):
@@ -260,8 +264,8 @@ class Scorer:
             self._tested_characters |= dict.fromkeys(method.attentions, longest)
 
 
-def _with_bos(checkpoint: Checkpoint, method: Method, bos: str) -> Checkpoint:
-    """Return the checkpoint with the special tokens of another BOS policy, for one method."""
+def _with_bos_policy(checkpoint: Checkpoint, method: Method, bos: str) -> Checkpoint:
+    """Return a copy of the checkpoint with another BOS policy for the attentions of a method."""
     encoders = dict(checkpoint.encoders)
     num_embeddings = checkpoint.engine.model.get_input_embeddings().weight.shape[0]
     for attention, _ in method.parts:
@@ -279,7 +283,7 @@ def _with_bos(checkpoint: Checkpoint, method: Method, bos: str) -> Checkpoint:
 
 def _texts_to_items(texts: Sequence[str]) -> list[Item]:
     if isinstance(texts, str):
-        raise UsageError("one text was given, not a list", location="texts", hint="[text]")
+        raise UsageError("a string was given, not a list", location="texts", hint="give [text]")
     return [_build_item(index, (text,)) for index, text in enumerate(texts)]
 
 
@@ -287,7 +291,7 @@ def _pairs_to_items(pairs: Sequence[tuple[str, str]]) -> list[Item]:
     for index, pair in enumerate(pairs):
         if isinstance(pair, str) or len(pair) != 2:
             raise UsageError(
-                "a pair is (good, bad)", location=f"pairs[{index}]", hint="two texts, good first"
+                f"{pair!r} is not a pair of texts", location=f"pairs[{index}]", hint="(good, bad)"
             )
     return [_build_item(index, pair) for index, pair in enumerate(pairs)]
 
@@ -296,77 +300,83 @@ def _build_item(index: int, texts: Sequence[str]) -> Item:
     for text in texts:
         if not isinstance(text, str):
             raise UsageError(
-                f"{text!r} is not a text", location=f"item {index}", hint="give strings"
+                f"{text!r} is not a string", location=f"item {index}", hint="give texts as strings"
             )
     return Item(str(index), tuple(map(Option, texts)), 0)
 
 
-def _read_method(
+def _build_probes(
     checkpoint: Checkpoint, items: Sequence[Item], method: Method
 ) -> tuple[list[Encodings], list[Probes]]:
     """Encode the first option of each item, and build the probes of every part of the method.
 
-    Returns the encodings of each part, and probes whose text_index counts the items.
+    Returns one Encodings per part, and probes whose text_index is an index into `items`.
     """
     texts = [item.options[0].text for item in items]
     encodings = [
         checkpoint.encode(texts, [None] * len(texts), attention) for attention, _ in method.parts
     ]
     probes = [
-        probe(batch, checkpoint.mask_id)
-        for part, (_, probe) in zip(encodings, method.parts, strict=True)
-        for batch in part.batches
+        probe_function(batch, checkpoint.mask_id)
+        for encoded_texts, (_, probe_function) in zip(encodings, method.parts, strict=True)
+        for batch in encoded_texts.batches
     ]
-    return encodings, [part for part in probes if len(part.row)]
+    return encodings, [batch_probes for batch_probes in probes if len(batch_probes.row)]
+
+
+def _score_each(
+    checkpoint: Checkpoint, probes: list[Probes], n: int
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the sums (n,) of the reads by text_index, and which of the n sums have a read."""
+    has_read = np.zeros(n, np.bool_)
+    for batch_probes in probes:
+        has_read[batch_probes.text_index] = True
+    scores = checkpoint.score_probes(probes, n) if probes else np.zeros(n)
+    return scores, has_read
 
 
 def _score_texts(checkpoint: Checkpoint, items: Sequence[Item], method: Method) -> Floats:
-    """Log-probability (n,) of each item's first option, NaN where nothing is read."""
-    encodings, probes = _read_method(checkpoint, items, method)
-    scores = checkpoint.score_probes(probes, len(items)) if probes else np.zeros(len(items))
-    read = np.zeros(len(items), np.bool_)
-    for part in probes:
-        read[part.text_index] = True
+    """Return the log-probability (n,) of each item's first option, NaN if it cannot be scored."""
+    encodings, probes = _build_probes(checkpoint, items, method)
+    scores, has_read = _score_each(checkpoint, probes, len(items))
     too_long = np.any([part.too_long for part in encodings], axis=0)
-    return np.where(read & ~too_long, scores, np.nan)
+    return np.where(has_read & ~too_long, scores, np.nan)
 
 
 def _score_tokens(
     checkpoint: Checkpoint, items: Sequence[Item], method: Method, start: int
 ) -> Iterator[TokenRow]:
-    """Yield a row of TOKEN_COLUMNS for each scored token. start: index of the first text."""
-    encodings, probes = _read_method(checkpoint, items, method)
+    """Yield a row of TOKEN_COLUMNS for each token of the texts. start: index of the first text."""
+    encodings, probes = _build_probes(checkpoint, items, method)
     token_ids: list[list[int]] = [[] for _ in items]
     for batch in encodings[0].batches:
         for row, index in enumerate(batch.text_index):
             token_ids[index] = batch.ids[row][batch.score_mask[row]].tolist()
     counts = np.array([len(ids) for ids in token_ids], np.int64)
-    first = np.cumsum(counts) - counts  # number of each text's first token
-    by_token = [_probe_tokens(part, counts, first) for part in probes]
-    total = int(counts.sum())
-    scores = checkpoint.score_probes(by_token, total) if by_token else np.zeros(total)
-    read = np.zeros(total, np.bool_)
-    for part in by_token:
-        read[part.text_index] = True
+    first_token = np.cumsum(counts) - counts  # number of each text's first token in the chunk
+    token_probes = [_number_by_token(part, counts, first_token) for part in probes]
+    scores, has_read = _score_each(checkpoint, token_probes, int(counts.sum()))
     too_long = np.any([part.too_long for part in encodings], axis=0)
     for index, ids in enumerate(token_ids):
         for position, token in enumerate(ids):
-            number = first[index] + position
-            logprob = float(scores[number]) if read[number] and not too_long[index] else None
+            number = first_token[index] + position
+            logprob = float(scores[number]) if has_read[number] and not too_long[index] else None
             yield start + index, position, token, checkpoint.decode_token(token), logprob
 
 
-def _probe_tokens(probes: Probes, counts: NDArray[np.int64], first: NDArray[np.int64]) -> Probes:
-    """Return probes whose text_index counts tokens instead of texts.
+def _number_by_token(
+    probes: Probes, counts: NDArray[np.int64], first_token: NDArray[np.int64]
+) -> Probes:
+    """Return probes whose text_index is the number of a token in the chunk instead of a text.
 
-    counts (n,): tokens of each text. first (n,): number of each text's first token. Probes list the
-    reads of a text from left to right. Where they are fewer than its tokens, the first ones are
+    counts (n,): tokens of each text. first_token (n,): number of each text's first token. Probes
+    list the reads of a text from left to right; with fewer reads than tokens, the first tokens are
     not read.
     """
     texts = probes.text_index
     order = np.argsort(texts, kind="stable")
-    reads = np.bincount(texts, minlength=len(counts))
-    rank = np.empty(len(texts), np.int64)  # which read of its text
-    rank[order] = np.arange(len(texts)) - np.repeat(np.cumsum(reads) - reads, reads)
-    numbers = first[texts] + (counts - reads)[texts] + rank
+    num_reads = np.bincount(texts, minlength=len(counts))
+    rank = np.empty(len(texts), np.int64)  # index of each read among the reads of its text
+    rank[order] = np.arange(len(texts)) - np.repeat(np.cumsum(num_reads) - num_reads, num_reads)
+    numbers = first_token[texts] + (counts - num_reads)[texts] + rank
     return replace(probes, text_index=numbers.astype(np.int32))

@@ -1,7 +1,7 @@
-"""The files that hold a checkpoint's weights: which are read, their hash, names and shapes.
+"""Find the weight files of a checkpoint, hash them, and read the shapes of their tensors.
 
-The order of preference is that of transformers 5 (`modeling_utils._get_resolved_checkpoint_files`).
-Only headers are read; no weight is loaded and no pickled code is run.
+Files are preferred in the order of transformers 5
+(`modeling_utils._get_resolved_checkpoint_files`). No weights are loaded and no pickled code is run.
 """
 
 from __future__ import annotations
@@ -22,95 +22,86 @@ from antlm_bench.errors import CheckpointError
 SAFETENSORS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Not a model's weights: adapters, and what the Trainer saves beside a model.
+# Adapters, and files that the Trainer saves beside a model, are not weights of the model.
 NON_WEIGHT_FILES = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
 RESAVE_HINT = "save or download the checkpoint again"
-MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors refuses longer headers too
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """One complete set of weights in a folder: a single file, or the files that an index names."""
+    """All weights of a model in one format: a single file, or the shards of an index."""
 
     name: str
-    """The file or index that identifies the set, relative to the folder."""
+    """Name of the single file or of the index, relative to the folder."""
     files: tuple[Path, ...]
-    """The files with tensors, in the order in which the library reads them."""
+    """The files with tensors, in the order in which transformers reads them."""
     is_pickle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """Shape of a stored tensor. `storage` is equal for tensors of one file that share memory
-    (pickles only).
-    """
+    """Facts about a stored tensor."""
 
     shape: tuple[int, ...]
     storage: object = None
+    """Equal for tensors of a pickled file that share memory; None in safetensors files."""
 
 
 def list_weight_sets(folder: Path) -> list[WeightSet]:
-    """Return the sets of weights in a folder, the one that transformers reads first.
+    """Return the weight sets of a folder in order of preference; transformers reads the first.
 
-    A folder without any file of a standard name has one set: all its *.safetensors, else all its
-    pytorch_model*.bin, else what its authors called RUN.bin or model.bin (original layouts).
+    A folder without files of standard names has one set: all *.safetensors, else all
+    pytorch_model*.bin, else all other *.bin (published layouts with names such as model.bin).
     Raises CheckpointError for an index that cannot be read.
     """
-    explicit = _configured_weight_file(folder)
     names = [
         SAFETENSORS_FILE,
         f"{SAFETENSORS_FILE}.index.json",
         PICKLE_FILE,
         f"{PICKLE_FILE}.index.json",
     ]
-    names = list(dict.fromkeys([*([explicit] if explicit else []), *names]))
-    # A link to a file that is gone counts: that is damage, and not a reason to read other weights.
+    configured = (read_json(folder / "config.json") or {}).get("transformers_weights")
+    if isinstance(configured, str) and configured:
+        names = list(dict.fromkeys([configured, *names]))
+    # A broken link counts: the checkpoint is damaged, and reading other weights would hide that.
     sets = [
-        _build_weight_set(folder, n)
-        for n in names
-        if (folder / n).is_file() or (folder / n).is_symlink()
+        _build_weight_set(folder, name)
+        for name in names
+        if (folder / name).is_file() or (folder / name).is_symlink()
     ]
     if sets:
         return sets
-    for pattern, pickled in (
-        ("*.safetensors", False),
-        ("pytorch_model*.bin", True),
-        ("*.bin", True),
-    ):
-        found = sorted(
+    for pattern in ("*.safetensors", "pytorch_model*.bin", "*.bin"):
+        files = sorted(
             file
             for file in folder.glob(pattern)
             if file.is_file() and file.name not in NON_WEIGHT_FILES
         )
-        if found:
-            return [WeightSet(found[0].name, tuple(found), pickled)]
+        if files:
+            return [WeightSet(files[0].name, tuple(files), is_pickle=pattern.endswith(".bin"))]
     return []
 
 
 def select_weights(folder: Path, allow_pickle: bool = False) -> WeightSet | None:
-    """Return the set of weights that is read, or None if there is none of an allowed format."""
-    return next(
-        (found for found in list_weight_sets(folder) if allow_pickle or not found.is_pickle), None
-    )
+    """Return the weight set that is loaded, or None if no set has an allowed format."""
+    sets = list_weight_sets(folder)
+    return next((weights for weights in sets if allow_pickle or not weights.is_pickle), None)
 
 
 def hash_weights(folder: Path, allow_pickle: bool = True) -> str:
-    """sha256 over the bytes of the files that are loaded, one after the other; no other file
-    changes it.
+    """Return the sha256 of the weight files that are loaded, one after the other.
 
     Raises CheckpointError if the folder has no weights, or lacks a file that the index names.
     """
-    chosen = select_weights(folder, allow_pickle)
-    if chosen is None:
+    weights = select_weights(folder, allow_pickle)
+    if weights is None:
         raise CheckpointError("no weights: no *.safetensors file", location=str(folder))
-    return hash_files(chosen.files)
+    return hash_files(weights.files)
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """sha256 over the bytes of files, one after the other. Raises CheckpointError for a file that
-    is not there.
-    """
+    """Return the sha256 of files in order. Raises CheckpointError for a missing file."""
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -125,10 +116,10 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
-    """Return name -> header of every tensor of a set. Raises CheckpointError for a file that cannot
-    be read.
+    """Return tensor name -> header for a weight set. Raises CheckpointError for an unreadable file.
 
-    Pickled files are read by an unpickler that knows tensors only, so nothing in them can run.
+    Pickled files are read by an unpickler that refuses everything but tensors, so that no code in
+    them runs.
     """
     headers: dict[str, TensorHeader] = {}
     for file in weight_set.files:
@@ -142,7 +133,7 @@ def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
             raise CheckpointError(
                 f"{file.name} is missing", location=str(file.parent), hint=RESAVE_HINT
             ) from error
-        except Exception as error:  # a damaged file fails in a dozen ways
+        except Exception as error:  # damaged files raise errors of many types
             message = (
                 f"{file.name}: cannot read which tensors it holds: {type(error).__name__}: {error}"
             )
@@ -153,20 +144,12 @@ def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file or it holds something else."""
+    """Return the object in a JSON file; None if the file is missing or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _configured_weight_file(folder: Path) -> str:
-    """The file that config.json names as the one with the weights (`transformers_weights`), else
-    "".
-    """
-    named = (read_json(folder / "config.json") or {}).get("transformers_weights")
-    return named if isinstance(named, str) else ""
 
 
 def _build_weight_set(folder: Path, name: str) -> WeightSet:
@@ -182,14 +165,14 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = (
             f'{name} is not an index of weights: it needs "metadata", '
-            'and "weight_map" from tensors to files'
+            'and "weight_map" from tensor names to files'
         )
         raise CheckpointError(message, location=str(folder), hint=RESAVE_HINT) from error
     return WeightSet(name, tuple(folder / shard for shard in shards), ".bin." in name)
 
 
 def _read_safetensors_headers(file: Path) -> dict[str, TensorHeader]:
-    """Read the JSON header: 8 bytes of length, then name -> dtype, shape and offsets."""
+    """Read the JSON header: 8 bytes with its length, then tensor name -> dtype, shape, offsets."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > min(file.stat().st_size, MAX_HEADER_BYTES):
@@ -203,9 +186,7 @@ def _read_safetensors_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def _read_pickle_headers(file: Path) -> dict[str, TensorHeader]:
-    """Read a state dict that torch.save wrote, in its zip format or the older one (four pickles in
-    a row).
-    """
+    """Read a state dict that torch.save wrote, as a zip or in the old format (four pickles)."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -231,11 +212,11 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("torch", "Size"):
             return tuple
         if module in ("torch", "torch.storage"):
-            return f"{module}.{name}"  # a dtype or the class of a storage: never called
+            return f"{module}.{name}"  # a dtype or the class of a storage, which is never called
         raise pickle.UnpicklingError(f"{module}.{name} is not a tensor")
 
     def persistent_load(self, pid: Any) -> Any:
-        return pid[2]  # ("storage", class, key, device, length)
+        return pid[2]  # the key of ("storage", class, key, device, length)
 
 
 def _rebuild_header(storage: object, offset: int, size: Sequence[int], *_: object) -> TensorHeader:

@@ -207,7 +207,7 @@ def test_a_scoring_method_of_a_package(
 ) -> None:
     install(documented("# neighbour.py"), METHODS, "mlm-neighbour = stranger:NEIGHBOUR")
     assert run(["list", "methods", "--csv"]) == 0
-    assert "mlm-neighbour,mlm with the token before it hidden too,full" in capsys.readouterr().out
+    assert "mlm-neighbour,mlm with the token before it masked too,full" in capsys.readouterr().out
     assert run(["show", "mlm-neighbour"]) == 0
 
     folder, out = make_checkpoint("masked"), tmp_path / "run"
@@ -274,7 +274,8 @@ def test_an_architecture_of_a_package(
     install(documented("# wide_record.py"), ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
     model_file = documented("# wide_llama.py")
     (tmp_path / "site-packages" / "wide_llama.py").write_text(model_file)
-    registration.register_architectures()  # a fresh process does this when transformers is used
+    registration.register_architectures.cache_clear()  # as in a new process
+    registration.register_architectures()
     assert run(["list", "architectures", "--csv"]) == 0
     assert "wide-llama,wide_llama,Llama under another name" in capsys.readouterr().out
 
@@ -302,6 +303,6 @@ def test_an_output_format_is_one_record_of_a_package(
     assert run(["list", "methods", "--format", "org"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "| method | what it is | attention |"
-    assert "| mntp | one token hidden, read one position to its left | full |" in out
+    assert "| mntp | one token masked, read one position to its left | full |" in out
     assert run(["list", "--format", "orq"]) == 2
     assert "Did you mean 'org'?" in capsys.readouterr().err

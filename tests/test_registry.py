@@ -64,7 +64,7 @@ def test_a_name_imports_its_own_record_only(install):
         fruits["fig"]
 
 
-def test_an_unknown_name_gets_the_nearest_one_and_the_listing():
+def test_an_unknown_name_suggests_the_nearest_name_and_the_list():
     with pytest.raises(UsageError) as error:
         registry()["aple"]
     assert error.value.message == "unknown fruit 'aple'"
@@ -73,13 +73,13 @@ def test_an_unknown_name_gets_the_nearest_one_and_the_listing():
 
 def test_a_package_cannot_take_a_name_of_ours(install):
     install(CODE, "apple = orchard:FIG")
-    with pytest.raises(UsageError, match="orchard adds a fruit 'apple'"):
+    with pytest.raises(UsageError, match="orchard adds a fruit named 'apple'"):
         registry().names()
 
 
 def test_an_entry_point_has_the_name_of_its_record(install):
     install(CODE, "lime = orchard:FIG")
-    with pytest.raises(UsageError, match="'lime' of orchard holds 'fig'"):
+    with pytest.raises(UsageError, match="'lime' of orchard points to a record named 'fig'"):
         registry()["lime"]
 
 
@@ -87,5 +87,5 @@ def test_a_record_can_be_added_in_a_process():
     fruits = registry()
     fruits.add(Fruit("kiwi"))
     assert fruits["kiwi"] == Fruit("kiwi") and fruits.names()[-1] == "kiwi"
-    with pytest.raises(UsageError, match="there is a fruit 'apple' already"):
+    with pytest.raises(UsageError, match="a fruit named 'apple' exists already"):
         fruits.add(Fruit("apple"))

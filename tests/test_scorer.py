@@ -247,9 +247,9 @@ def test_longer_texts_are_tested_again(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ("model", {}, "needs its tokenizer in memory"),
+        ("model", {}, "needs its tokenizer as an object in memory"),
         ("model tokenizer", {"dtype": "bfloat16"}, "dtype is an option of a checkpoint"),
-        ("path tokenizer", {}, "goes with a model in memory"),
+        ("path tokenizer", {}, "the tokenizer is an object in memory"),
         ("linear tokenizer", {}, "a model of transformers is needed, not Linear"),
         ("model rust", {}, "a tokenizer of transformers is needed, not Tokenizer"),
         ("model dropping", {}, "drops merges at random"),
@@ -274,11 +274,11 @@ def test_wrong_arguments_name_the_fix():
     scorer = Scorer(
         build_model("causal", 0, mask=False), train_tokenizer("causal", True, mask=False)
     )
-    with pytest.raises(UsageError, match=r"not a list\n  hint: \[text\]"):
+    with pytest.raises(UsageError, match=r"not a list\n  hint: give \[text\]"):
         scorer.logprobs(TEXTS[0])
-    with pytest.raises(UsageError, match=r"pairs\[1\]: a pair is \(good, bad\)"):
+    with pytest.raises(UsageError, match=r"pairs\[1\]: .* is not a pair of texts"):
         scorer.compare([("a cat", "a dog"), ("a cat",)])
-    with pytest.raises(UsageError, match="3 is not a text"):
+    with pytest.raises(UsageError, match="3 is not a string"):
         scorer.logprobs([3])
     with pytest.raises(UsageError, match="unknown reduction 'max'"):
         scorer.compare(PAIRS, reduction="max")

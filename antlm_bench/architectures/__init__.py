@@ -1,3 +1,5 @@
-"""Architectures of our own: one file each, with torch and transformers alone, so that a checkpoint
-can carry it.
+"""Model architectures that `train` builds.
+
+Each of our own model files imports nothing but torch and transformers, so that checkpoints can
+include it.
 """

@@ -1,8 +1,10 @@
-"""GPT-BERT (Charpentier & Samuel 2024, arXiv 2410.24159): one file that a checkpoint can carry.
+"""GPT-BERT (Charpentier & Samuel 2024, arXiv 2410.24159), in one file that is copied into
+checkpoints.
 
-LTG-BERT's disentangled, log-bucketed relative positions and GEGLU feed-forward, with gated
-attention and, after each sub-layer, a learned weighted sum of all sub-layers so far (DenseFormer,
-2402.02622). The same weights attend in full (`...ForMaskedLM`) or causally (`...ForCausalLM`).
+It has LTG-BERT's disentangled relative positions in logarithmic buckets and its GEGLU feed-forward.
+It adds a gate to attention and, after each sub-layer, a learned weighted sum of the embeddings and
+all sub-layers so far (DenseFormer, arXiv 2402.02622). One set of weights runs with full attention
+(`GptBertForMaskedLM`) and with causal attention (`GptBertForCausalLM`).
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -49,24 +51,25 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-# Added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN).
+# Added to attention scores of masked positions: fp16 can represent it, and its softmax is 0.
 MASK_VALUE = -3e4
 
 
 class GptBertConfig(PretrainedConfig):
-    """Sizes are those of the paper's strict track. ValueError names the key that cannot be.
+    """Configuration of a GPT-BERT. Defaults are the sizes of the paper's strict track.
 
-    position_bucket_size: distances up to half of it have a vector each, longer ones share them,
-    logarithmically up to max_position_embeddings. attention_gate, layer_weights: without them for
-    ablations. is_decoder: classification attends causally and reads the last token, not the first.
+    position_bucket_size: number of relative-position buckets on each side (see `bucket_index`).
+    attention_gate, layer_weights: False removes the gate or the weighted sums, for ablations.
+    is_decoder: a classifier uses causal attention and reads the last token instead of the first.
+    Raises ValueError that names an invalid key.
     """
 
     model_type = "antlm_gpt_bert"
 
     def __init__(self, **settings: Any) -> None:
-        given = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
+        values = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
         super().__init__(**settings)
-        for key, value in given.items():  # after: transformers 4 would set some of them back
+        for key, value in values.items():  # last, because transformers 4 resets some of them
             setattr(self, key, value)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -81,28 +84,30 @@ class GptBertConfig(PretrainedConfig):
 
 
 def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:
-    """Return the row of the position table for each pair of positions, (length, length): the bucket
-    of query position minus key position, from 0 to 2 * buckets - 2.
+    """Return the bucket of each distance (query position - key position) as an index (length,
+    length) into the 2 * buckets - 1 position vectors.
 
-    Exact up to buckets / 2, then logarithmic up to `max_distance`, then constant (DeBERTa's, arXiv
-    2006.03654 app. A.5).
+    Distances up to buckets / 2 have a bucket each, longer ones up to `max_distance` share
+    logarithmically growing buckets, and all beyond share the last (DeBERTa, arXiv 2006.03654, app.
+    A.5).
     """
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
-    exact = buckets // 2
-    far = distance.abs().clamp(min=exact, max=max_distance - 1).double()
-    grown = torch.log(far / exact) / math.log((max_distance - 1) / exact) * (exact - 1)
-    # The last one is a whole number but for a logarithm's last bit.
-    bucket = exact + torch.ceil(grown - 1e-9).long()
-    return torch.where(distance.abs() <= exact, distance, bucket * distance.sign()) + buckets - 1
+    num_exact = buckets // 2
+    long_distance = distance.abs().clamp(min=num_exact, max=max_distance - 1).double()
+    growth = torch.log(long_distance / num_exact) / math.log((max_distance - 1) / num_exact)
+    # Without 1e-9, rounding of the logarithm could lift a whole number to the next bucket.
+    bucket = num_exact + torch.ceil(growth * (num_exact - 1) - 1e-9).long()
+    is_exact = distance.abs() <= num_exact
+    return torch.where(is_exact, distance, bucket * distance.sign()) + buckets - 1
 
 
 def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | float:
-    """Return what to add to attention scores (B, heads, T, T): 0 or MASK_VALUE, with the dtype and
-    device of `like` (B, T, d).
+    """Return the bias of attention scores (B, heads, T, T): 0, or MASK_VALUE at masked positions.
 
-    mask: None, (B, T) with 1 = a token, or 4-D, which is used as it is: bool or 0/1 (true = may
-    attend), or additive. A token that may attend to nothing gets finite, meaningless values.
+    mask: None, (B, T) with 0 for padding, or 4-D. A 4-D mask replaces `causal`; it is bool or 0/1
+    (true = may attend), or an additive bias. A token that may attend to nothing gets finite,
+    meaningless values. like: (B, T, d), a tensor whose dtype and device the bias gets.
     """
     if mask is not None and mask.dim() == 4:
         if mask.is_floating_point():
@@ -114,12 +119,11 @@ def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | 
         square = torch.ones(
             1, 1, like.shape[1], like.shape[1], dtype=torch.bool, device=like.device
         )
-        allowed = (square.tril() if causal else square) & (
-            square if mask is None else mask.bool()[:, None, None, :]
-        )
-    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
-        ~allowed, MASK_VALUE
-    )
+        allowed = square.tril() if causal else square
+        if mask is not None:
+            allowed = allowed & mask.bool()[:, None, None, :]
+    bias = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+    return bias.masked_fill(~allowed, MASK_VALUE)
 
 
 def non_affine_norm(size: int, config: Any) -> nn.LayerNorm:
@@ -131,33 +135,37 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def init_parameter(parameter: nn.Parameter, values: Sequence[float]) -> None:
-    """Set initial values (n,), unless the library has loaded the parameter from a file."""
+    """Set initial values (n,), unless transformers has loaded the parameter from a file."""
     if not getattr(parameter, "_is_hf_initialized", False):
         with torch.no_grad():
             parameter.copy_(torch.tensor(values))
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """Compute the loss that config.problem_type names, for logits (B, labels).
+    """Compute the loss of logits (B, num_labels), as transformers' classifiers do.
 
-    regression: squared error; multi_label_classification: binary cross-entropy of each label;
-    single_label_classification: cross-entropy. None: regression where there is one label, else
-    single labels where they are whole numbers, else several.
+    config.problem_type decides: regression: squared error; single_label_classification:
+    cross-entropy; multi_label_classification: binary cross-entropy per label. Without one, it is
+    regression for a single label, else multi-label for floating-point labels, else single-label.
     """
-    kind = config.problem_type
-    if kind is None:
-        single = "multi_label" if labels.is_floating_point() else "single_label"
-        kind = "regression" if config.num_labels == 1 else f"{single}_classification"
-    if kind == "single_label_classification":
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        elif labels.is_floating_point():
+            problem_type = "multi_label_classification"
+        else:
+            problem_type = "single_label_classification"
+    if problem_type == "single_label_classification":
         return functional.cross_entropy(logits, labels.flatten())
     labels = labels.to(logits.dtype).view_as(logits)
-    if kind == "regression":
+    if problem_type == "regression":
         return functional.mse_loss(logits, labels)
     return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 class GptBertRelativePositions(nn.Module):
-    """One table of position vectors for all layers, and the index of each pair of positions."""
+    """Embeddings of relative positions, shared by all layers, and their index per token pair."""
 
     def __init__(self, config: GptBertConfig) -> None:
         super().__init__()
@@ -165,14 +173,14 @@ class GptBertRelativePositions(nn.Module):
         self.max_distance = config.max_position_embeddings
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        # For the longest text so far; no buffer: the configuration says it all.
+        # The index for the longest text so far. It follows from the configuration: not a buffer.
         self._index: Tensor | None = None
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """Return vectors (2 * buckets - 1, d) and the index (length, length) into them."""
         vectors = self.norm(self.table.weight)
         if self._index is None or self._index.device != vectors.device or len(self._index) < length:
-            # An inference tensor could not be used by a later forward with gradients.
+            # A tensor created in inference mode could not be used in a later training step.
             with torch.inference_mode(False):
                 index = bucket_index(length, self.buckets, self.max_distance)
                 self._index = index.to(vectors.device)
@@ -180,22 +188,23 @@ class GptBertRelativePositions(nn.Module):
 
 
 class GptBertAttention(nn.Module):
-    """norm, attention by content and relative position, gate, norm, projection, dropout: (B, T, d)
-    -> (B, T, d).
+    """norm, attention by content and relative position, gate, norm, linear, dropout.
+
+    Maps (B, T, d) to (B, T, d).
     """
 
     def __init__(self, config: GptBertConfig) -> None:
         super().__init__()
         d = config.hidden_size
         self.num_heads, self.gated = config.num_attention_heads, config.attention_gate
-        self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # three terms make up a score
+        self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # a score is a sum of three products
         self.norm_in, self.norm_out = non_affine_norm(d, config), non_affine_norm(d, config)
         self.query_key = nn.Linear(d, 2 * d)
         self.value_gate = nn.Linear(d, 2 * d if self.gated else d)
         self.output = nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.positions_dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        # One mask for all texts of a batch: the table has no dimension for them.
+        # The position vectors have no batch dimension: all texts of a batch share the mask.
         self.positions_dropout.shared = True
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -222,23 +231,22 @@ class GptBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Return content-to-position plus position-to-content scores (B, heads, T, T); `query` is
-        already scaled.
+        """Return content-to-position plus position-to-content scores (B, heads, T, T).
+
+        query and key: (B, heads, T, h); query is already scaled.
         """
         projected = self.query_key(self.positions_dropout(positions))  # (buckets, 2 d)
         by_head = projected.unflatten(-1, (2, self.num_heads, -1))
-        query_at, key_at = by_head.unbind(1)  # (buckets, heads, h)
-        to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
-        from_position = key @ (query_at * self.scale).permute(1, 2, 0)
-        pairs = (*to_position.shape[:3], len(index))
-        key_scores = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
-        return to_position.gather(-1, index.expand(pairs)) + key_scores
+        position_query, position_key = by_head.unbind(1)  # (buckets, heads, h)
+        query_scores = query @ position_key.permute(1, 2, 0)  # (B, heads, T, buckets)
+        key_scores = key @ (position_query * self.scale).permute(1, 2, 0)
+        shape = (*query_scores.shape[:3], len(index))  # (B, heads, T, T)
+        position_to_content = key_scores.gather(-1, index.T.expand(shape)).transpose(-1, -2)
+        return query_scores.gather(-1, index.expand(shape)) + position_to_content
 
 
 class GptBertFeedForward(nn.Module):
-    """norm, linear, GEGLU, norm, linear, dropout (arXiv 2002.05202; a tanh-approximated GELU), no
-    biases.
-    """
+    """norm, linear, GEGLU (arXiv 2002.05202, tanh GELU), norm, linear, dropout; no biases."""
 
     def __init__(self, config: GptBertConfig, layer_index: int) -> None:
         super().__init__()
@@ -257,8 +265,9 @@ class GptBertFeedForward(nn.Module):
 
 
 class GptBertMix(nn.Module):
-    """A learned weighted sum of all sub-layers' outputs so far, the embedding among them; at first,
-    the last one.
+    """A learned weighted sum of the embeddings and all sub-layers so far. It starts as the last.
+
+    learned: False returns the last state, for ablations.
     """
 
     def __init__(self, num_states: int, learned: bool) -> None:
@@ -276,27 +285,37 @@ class GptBertMix(nn.Module):
 
 
 class GptBertLayer(nn.Module):
-    """Attention, then feed-forward. `states`: what all sub-layers gave so far; x: their last
-    weighted sum.
-    """
+    """Attention, then feed-forward, each followed by a weighted sum of all states so far."""
 
     def __init__(self, config: GptBertConfig, layer_index: int) -> None:
         super().__init__()
         self.attention = GptBertAttention(config)
         self.feed_forward = GptBertFeedForward(config, layer_index)
         self.mixes = nn.ModuleList(
-            GptBertMix(2 * layer_index + place, config.layer_weights) for place in (2, 3)
+            GptBertMix(2 * layer_index + num_states, config.layer_weights) for num_states in (2, 3)
         )
 
-    def forward(self, x: Tensor, states: list[Tensor], *where: Any) -> Tensor:
-        states.append(x + self.attention(x, *where))
+    def forward(
+        self,
+        x: Tensor,
+        states: list[Tensor],
+        positions: Tensor,
+        index: Tensor,
+        bias: Tensor | float,
+    ) -> Tensor:
+        """Return the weighted sum after both sub-layers, and append their outputs to `states`.
+
+        x: the last weighted sum (B, T, d). states: the embeddings and all sub-layers' outputs so
+        far, each (B, T, d).
+        """
+        states.append(x + self.attention(x, positions, index, bias))
         x = self.mixes[0](states)
         states.append(x + self.feed_forward(x))
         return self.mixes[1](states)
 
 
 class GptBertHead(nn.Sequential):
-    """norm, linear, GELU, norm, dropout (`transform`), then the `decoder` into `outputs` scores."""
+    """`transform` (norm, linear, GELU, norm, dropout), then a linear `decoder` to num_outputs."""
 
     def __init__(self, config: GptBertConfig, num_outputs: int, dropout: float) -> None:
         super().__init__()
@@ -314,8 +333,9 @@ class GptBertPreTrainedModel(PreTrainedModel):
     _input_embed_layer, accepts_loss_kwargs = "embedding", False
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal of std sqrt(2 / (5 d)), cut at two std; biases 0; see FeedForward for
-        `init_scale`.
+        """Draw weights from a normal distribution with std sqrt(2 / (5 d)), truncated at two std.
+
+        Feed-forward layers have a smaller std (`init_scale`). Biases start at 0.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             std = math.sqrt(2 / (5 * self.config.hidden_size)) * getattr(module, "init_scale", 1.0)
@@ -329,7 +349,7 @@ class GptBertPreTrainedModel(PreTrainedModel):
 
 
 class GptBertModel(GptBertPreTrainedModel):
-    """The body. `causal`: which way it attends unless a 4-D mask says it all."""
+    """The model without a head. causal: its attention, unless a forward gets a 4-D mask."""
 
     def __init__(self, config: GptBertConfig, causal: bool = False) -> None:
         super().__init__(config)
@@ -357,27 +377,28 @@ class GptBertModel(GptBertPreTrainedModel):
         inputs_embeds: Any = None,
         **more: Any,
     ) -> Any:
-        """(B, T) ids -> BaseModelOutput with (B, T, d). attention_mask: see `attention_bias`.
-        position_ids: unused.
+        """Return a BaseModelOutput with hidden states (B, T, d) for ids (B, T).
+
+        attention_mask: see `attention_bias`. position_ids has no effect.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.dropout(
             self.norm(self.embedding(input_ids) if inputs_embeds is None else inputs_embeds)
         )
-        where = (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x))
-        states, hidden = [x], [x]
+        vectors, index = self.positions(x.shape[1])
+        bias = attention_bias(attention_mask, self.causal, x)
+        states, hidden_states = [x], [x]
         for layer in self.layers:
-            x = layer(x, states, *where)
-            hidden.append(x)
-        wanted = more.get("output_hidden_states") or self.config.output_hidden_states
-        return BaseModelOutput(last_hidden_state=x, hidden_states=tuple(hidden) if wanted else None)
+            x = layer(x, states, vectors, index, bias)
+            hidden_states.append(x)
+        if more.get("output_hidden_states") or self.config.output_hidden_states:
+            return BaseModelOutput(last_hidden_state=x, hidden_states=tuple(hidden_states))
+        return BaseModelOutput(last_hidden_state=x)
 
 
 class _GptBertLanguageModel(GptBertPreTrainedModel):
-    """A body that attends one way, and the head that both ways share: the same parameters under the
-    same names.
-    """
+    """A model with an LM head. Its subclasses have the same parameters under the same names."""
 
     _tied_weights_keys = {"head.decoder.weight": "model.embedding.weight"}  # noqa: RUF012
     causal, output_class = False, MaskedLMOutput
@@ -398,25 +419,26 @@ class _GptBertLanguageModel(GptBertPreTrainedModel):
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any
     ) -> Any:
-        """Logits (B, T, vocabulary) and, with labels (B, T; -100 = none), the mean cross-entropy,
-        shifted if causal.
+        """Return logits (B, T, vocabulary), and with labels (B, T; -100 = ignored) the mean
+        cross-entropy. A causal model predicts label i at position i - 1.
         """
         body = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True
         )
         logits, loss = self.head(body.last_hidden_state), None
         if labels is not None:
-            read, wanted = (logits[:, :-1], labels[:, 1:]) if self.causal else (logits, labels)
-            loss = functional.cross_entropy(read.flatten(0, 1).float(), wanted.flatten())
+            predictions = logits[:, :-1] if self.causal else logits
+            targets = labels[:, 1:] if self.causal else labels
+            loss = functional.cross_entropy(predictions.flatten(0, 1).float(), targets.flatten())
         return self.output_class(loss=loss, logits=logits, hidden_states=body.hidden_states)
 
 
 class GptBertForMaskedLM(_GptBertLanguageModel):
-    """Attends in full and predicts a token at its own position."""
+    """A masked LM: full attention; a masked token is predicted at its position."""
 
 
 class GptBertForCausalLM(_GptBertLanguageModel, GenerationMixin):
-    """Attends to the past and predicts the next token; generates without a key/value cache."""
+    """A causal LM. It generates without a key/value cache."""
 
     causal, output_class = True, CausalLMOutput
 
@@ -427,8 +449,8 @@ class GptBertForCausalLM(_GptBertLanguageModel, GenerationMixin):
 
 
 class GptBertForSequenceClassification(GptBertPreTrainedModel):
-    """Full attention read at the first token of a text, or, if config.is_decoder, causal read at
-    the last.
+    """A classifier that reads the first token with full attention, or, if config.is_decoder, the
+    last token with causal attention.
     """
 
     def __init__(self, config: GptBertConfig) -> None:
@@ -441,18 +463,22 @@ class GptBertForSequenceClassification(GptBertPreTrainedModel):
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any
     ) -> Any:
-        """Logits (B, num_labels), and with labels the loss of `classification_loss`."""
+        """Return logits (B, num_labels), and with labels the loss of `classification_loss`."""
         body = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True
         )
         hidden = body.last_hidden_state
-        padded = getattr(attention_mask, "ndim", 0) == 2
-        text = (
-            attention_mask if padded else input_ids is None or input_ids != self.config.pad_token_id
-        )
-        place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
-        at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
-        logits = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        if getattr(attention_mask, "ndim", 0) == 2:
+            is_text = attention_mask != 0
+        else:
+            is_text = input_ids is None or input_ids != self.config.pad_token_id
+        # A rank of each position: its maximum is at the last position, or at the first.
+        rank = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
+        if not self.model.causal:
+            rank = 1 / rank
+        read_position = (is_text * rank).argmax(-1)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        logits = self.classifier(hidden[rows, read_position])
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config)

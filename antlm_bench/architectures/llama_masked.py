@@ -1,8 +1,8 @@
-"""Llama as a masked LM: one file that a hybrid's checkpoint can carry.
+"""Llama as a masked LM, in one file that is copied into checkpoints.
 
-transformers has Llama as a causal LM only. A hybrid (AntLM, arXiv 2412.03275) was trained both ways
-with one set of weights; this class gives them to `AutoModelForMaskedLM` and to the pipeline
-`fill-mask`.
+transformers has Llama as a causal LM only. AntLM (arXiv 2412.03275) trains one set of weights with
+causal and masked objectives. This class opens such a checkpoint with `AutoModelForMaskedLM` and the
+pipeline `fill-mask`.
 """
 
 # mypy: allow-subclassing-any
@@ -17,18 +17,17 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 
 class LlamaForMaskedLM(LlamaForCausalLM):
-    """Attends in full and predicts a token at its own position. Same parameters, same names as the
-    causal LM.
+    """A Llama with full attention that predicts a masked token at the token's position.
 
-    Raises ValueError for a Llama whose config.json does not say that it was trained to attend in
-    full.
+    Its parameters have the names of the causal LM's. Raises ValueError if config.json does not say
+    that the checkpoint was trained with full attention.
     """
 
     def __init__(self, config: Any) -> None:
         training = getattr(config, "antlm_bench", None)
         if not isinstance(training, dict) or "full" not in training.get("attends", []):
             raise ValueError(
-                "this Llama was trained to attend causally: open it with AutoModelForCausalLM"
+                "this Llama was trained with causal attention: open it with AutoModelForCausalLM"
             )
         super().__init__(config)
 
@@ -41,22 +40,20 @@ class LlamaForMaskedLM(LlamaForCausalLM):
         return_dict: bool | None = None,
         **more: Any,
     ) -> Any:
-        """Logits (B, T, vocabulary) and, with labels (B, T; -100 = none), the mean cross-entropy.
+        """Return logits (B, T, vocabulary), and with labels (B, T; -100 = ignored) the mean
+        cross-entropy.
 
-        attention_mask: None, (B, T) with 1 = a token, or 4-D, which is used as it is. A row that is
-        all padding gets finite, meaningless values.
+        attention_mask: None, (B, T) with 0 for padding, or 4-D, which is used as it is. A row that
+        is all padding gets finite, meaningless values.
         """
-        given = input_ids if inputs_embeds is None else inputs_embeds
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
         dtype = self.get_input_embeddings().weight.dtype
-        if attention_mask is None or attention_mask.dim() == 2:
-            real = (
-                torch.ones(given.shape[:2], device=given.device)
-                if attention_mask is None
-                else attention_mask
-            )
-            hidden = torch.zeros(real.shape, dtype=dtype, device=given.device)
-            hidden = hidden.masked_fill(real == 0, torch.finfo(dtype).min)
-            attention_mask = hidden[:, None, None, :].expand(-1, 1, given.shape[1], -1).contiguous()
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs.shape[:2], device=inputs.device)
+        if attention_mask.dim() == 2:
+            bias = torch.zeros(attention_mask.shape, dtype=dtype, device=inputs.device)
+            bias = bias.masked_fill(attention_mask == 0, torch.finfo(dtype).min)
+            attention_mask = bias[:, None, None, :].expand(-1, 1, inputs.shape[1], -1).contiguous()
         body = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -72,5 +69,6 @@ class LlamaForMaskedLM(LlamaForCausalLM):
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=body.hidden_states, attentions=body.attentions
         )
-        configured = getattr(self.config, "return_dict", True)
-        return output if (configured if return_dict is None else return_dict) else output.to_tuple()
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return output if return_dict else output.to_tuple()

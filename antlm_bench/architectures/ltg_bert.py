@@ -1,9 +1,10 @@
-"""LTG-BERT (Samuel et al. 2023, arXiv 2303.09859) and ELC-BERT (2311.02265): one file that a
-checkpoint can carry.
+"""LTG-BERT (Samuel et al. 2023, arXiv 2303.09859) and ELC-BERT (arXiv 2311.02265), in one file that
+is copied into checkpoints.
 
-Pre- and post-normalised attention with disentangled, log-bucketed relative positions, and a GEGLU
-feed-forward. The same weights attend in full (`...ForMaskedLM`) or causally (`...ForCausalLM`).
-`layer_mix` makes it an ELC-BERT.
+Attention is normalised before and after, with disentangled relative positions in logarithmic
+buckets; the feed-forward block is a GEGLU. One set of weights runs with full attention
+(`LtgBertForMaskedLM`) and with causal attention (`LtgBertForCausalLM`). `layer_mix` makes it an
+ELC-BERT.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -51,25 +52,26 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-# Added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN).
+# Added to attention scores of masked positions: fp16 can represent it, and its softmax is 0.
 MASK_VALUE = -3e4
 
 
 class LtgBertConfig(PretrainedConfig):
-    """Sizes are the paper's base. ValueError names the key that cannot be.
+    """Configuration of an LTG-BERT. Defaults are the sizes of the paper's base model.
 
-    position_bucket_size: distances up to half of it have a vector each, longer ones share them,
-    logarithmically up to max_position_embeddings. layer_mix: "", or the ELC-BERT variant.
-    per_head_positions: positions are projected head by head, as in one public wrapper. is_decoder:
-    classification attends causally and reads the last token, not the first.
+    position_bucket_size: number of relative-position buckets on each side (see `bucket_index`).
+    layer_mix: the ELC-BERT variant; "" = a plain LTG-BERT. per_head_positions: the projection of
+    position vectors groups its outputs by head first, as in one public wrapper. is_decoder: a
+    classifier uses causal attention and reads the last token instead of the first. Raises
+    ValueError that names an invalid key.
     """
 
     model_type = "antlm_ltg_bert"
 
     def __init__(self, **settings: Any) -> None:
-        given = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
+        values = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
         super().__init__(**settings)
-        for key, value in given.items():  # after: transformers 4 would set some of them back
+        for key, value in values.items():  # last, because transformers 4 resets some of them
             setattr(self, key, value)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -78,7 +80,7 @@ class LtgBertConfig(PretrainedConfig):
             )
         if self.layer_mix not in LAYER_MIXES:
             raise ValueError(
-                f"layer_mix: {self.layer_mix!r} is none of {', '.join(map(repr, LAYER_MIXES))}"
+                f"layer_mix: {self.layer_mix!r} is not one of {', '.join(map(repr, LAYER_MIXES))}"
             )
         if not 4 <= self.position_bucket_size < self.max_position_embeddings:
             raise ValueError(
@@ -88,28 +90,30 @@ class LtgBertConfig(PretrainedConfig):
 
 
 def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:
-    """Return the row of the position table for each pair of positions, (length, length): the bucket
-    of query position minus key position, from 0 to 2 * buckets - 2.
+    """Return the bucket of each distance (query position - key position) as an index (length,
+    length) into the 2 * buckets - 1 position vectors.
 
-    Exact up to buckets / 2, then logarithmic up to `max_distance`, then constant (DeBERTa's, arXiv
-    2006.03654 app. A.5).
+    Distances up to buckets / 2 have a bucket each, longer ones up to `max_distance` share
+    logarithmically growing buckets, and all beyond share the last (DeBERTa, arXiv 2006.03654, app.
+    A.5).
     """
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
-    exact = buckets // 2
-    far = distance.abs().clamp(min=exact, max=max_distance - 1).double()
-    grown = torch.log(far / exact) / math.log((max_distance - 1) / exact) * (exact - 1)
-    # The last one is a whole number but for a logarithm's last bit.
-    bucket = exact + torch.ceil(grown - 1e-9).long()
-    return torch.where(distance.abs() <= exact, distance, bucket * distance.sign()) + buckets - 1
+    num_exact = buckets // 2
+    long_distance = distance.abs().clamp(min=num_exact, max=max_distance - 1).double()
+    growth = torch.log(long_distance / num_exact) / math.log((max_distance - 1) / num_exact)
+    # Without 1e-9, rounding of the logarithm could lift a whole number to the next bucket.
+    bucket = num_exact + torch.ceil(growth * (num_exact - 1) - 1e-9).long()
+    is_exact = distance.abs() <= num_exact
+    return torch.where(is_exact, distance, bucket * distance.sign()) + buckets - 1
 
 
 def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | float:
-    """Return what to add to attention scores (B, heads, T, T): 0 or MASK_VALUE, with the dtype and
-    device of `like` (B, T, d).
+    """Return the bias of attention scores (B, heads, T, T): 0, or MASK_VALUE at masked positions.
 
-    mask: None, (B, T) with 1 = a token, or 4-D, which is used as it is: bool or 0/1 (true = may
-    attend), or additive. A token that may attend to nothing gets finite, meaningless values.
+    mask: None, (B, T) with 0 for padding, or 4-D. A 4-D mask replaces `causal`; it is bool or 0/1
+    (true = may attend), or an additive bias. A token that may attend to nothing gets finite,
+    meaningless values. like: (B, T, d), a tensor whose dtype and device the bias gets.
     """
     if mask is not None and mask.dim() == 4:
         if mask.is_floating_point():
@@ -121,12 +125,11 @@ def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | 
         square = torch.ones(
             1, 1, like.shape[1], like.shape[1], dtype=torch.bool, device=like.device
         )
-        allowed = (square.tril() if causal else square) & (
-            square if mask is None else mask.bool()[:, None, None, :]
-        )
-    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
-        ~allowed, MASK_VALUE
-    )
+        allowed = square.tril() if causal else square
+        if mask is not None:
+            allowed = allowed & mask.bool()[:, None, None, :]
+    bias = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+    return bias.masked_fill(~allowed, MASK_VALUE)
 
 
 def non_affine_norm(size: int, config: Any) -> nn.LayerNorm:
@@ -138,33 +141,37 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def init_parameter(parameter: nn.Parameter, values: Sequence[float]) -> None:
-    """Set initial values (n,), unless the library has loaded the parameter from a file."""
+    """Set initial values (n,), unless transformers has loaded the parameter from a file."""
     if not getattr(parameter, "_is_hf_initialized", False):
         with torch.no_grad():
             parameter.copy_(torch.tensor(values))
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """Compute the loss that config.problem_type names, for logits (B, labels).
+    """Compute the loss of logits (B, num_labels), as transformers' classifiers do.
 
-    regression: squared error; multi_label_classification: binary cross-entropy of each label;
-    single_label_classification: cross-entropy. None: regression where there is one label, else
-    single labels where they are whole numbers, else several.
+    config.problem_type decides: regression: squared error; single_label_classification:
+    cross-entropy; multi_label_classification: binary cross-entropy per label. Without one, it is
+    regression for a single label, else multi-label for floating-point labels, else single-label.
     """
-    kind = config.problem_type
-    if kind is None:
-        single = "multi_label" if labels.is_floating_point() else "single_label"
-        kind = "regression" if config.num_labels == 1 else f"{single}_classification"
-    if kind == "single_label_classification":
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        elif labels.is_floating_point():
+            problem_type = "multi_label_classification"
+        else:
+            problem_type = "single_label_classification"
+    if problem_type == "single_label_classification":
         return functional.cross_entropy(logits, labels.flatten())
     labels = labels.to(logits.dtype).view_as(logits)
-    if kind == "regression":
+    if problem_type == "regression":
         return functional.mse_loss(logits, labels)
     return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 class LtgBertRelativePositions(nn.Module):
-    """One table of position vectors for all layers, and the index of each pair of positions."""
+    """Embeddings of relative positions, shared by all layers, and their index per token pair."""
 
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
@@ -172,14 +179,14 @@ class LtgBertRelativePositions(nn.Module):
         self.max_distance = config.max_position_embeddings
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        # For the longest text so far; no buffer: the configuration says it all.
+        # The index for the longest text so far. It follows from the configuration: not a buffer.
         self._index: Tensor | None = None
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """Return vectors (2 * buckets - 1, d) and the index (length, length) into them."""
         vectors = self.norm(self.table.weight)
         if self._index is None or self._index.device != vectors.device or len(self._index) < length:
-            # An inference tensor could not be used by a later forward with gradients.
+            # A tensor created in inference mode could not be used in a later training step.
             with torch.inference_mode(False):
                 index = bucket_index(length, self.buckets, self.max_distance)
                 self._index = index.to(vectors.device)
@@ -187,8 +194,9 @@ class LtgBertRelativePositions(nn.Module):
 
 
 class LtgBertAttention(nn.Module):
-    """norm, attention by content and relative position, projection, affine norm, dropout: (B, T, d)
-    -> (B, T, d).
+    """norm, attention by content and relative position, linear, affine norm, dropout.
+
+    Maps (B, T, d) to (B, T, d).
     """
 
     def __init__(self, config: LtgBertConfig) -> None:
@@ -196,14 +204,14 @@ class LtgBertAttention(nn.Module):
         d = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.per_head_positions = config.per_head_positions
-        self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # three terms make up a score
+        self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # a score is a sum of three products
         self.norm_in = non_affine_norm(d, config)
         self.norm_out = nn.LayerNorm(d, config.layer_norm_eps)
         self.query_key = nn.Linear(d, 2 * d)
         self.value, self.output = nn.Linear(d, d), nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.positions_dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        # One mask for all texts of a batch: the table has no dimension for them.
+        # The position vectors have no batch dimension: all texts of a batch share the mask.
         self.positions_dropout.shared = True
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -226,27 +234,25 @@ class LtgBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Return content-to-position plus position-to-content scores (B, heads, T, T); `query` is
-        already scaled.
+        """Return content-to-position plus position-to-content scores (B, heads, T, T).
+
+        query and key: (B, heads, T, h); query is already scaled.
         """
-        shape, axis = (
-            ((self.num_heads, 2, -1), -2)
-            if self.per_head_positions
-            else ((2, self.num_heads, -1), -3)
-        )
         projected = self.query_key(self.positions_dropout(positions))  # (buckets, 2 d)
-        query_at, key_at = projected.unflatten(-1, shape).unbind(axis)  # (buckets, heads, h)
-        to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
-        from_position = key @ (query_at * self.scale).permute(1, 2, 0)
-        pairs = (*to_position.shape[:3], len(index))
-        key_scores = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
-        return to_position.gather(-1, index.expand(pairs)) + key_scores
+        if self.per_head_positions:
+            by_head = projected.unflatten(-1, (self.num_heads, 2, -1)).unbind(-2)
+        else:
+            by_head = projected.unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
+        position_query, position_key = by_head  # (buckets, heads, h)
+        query_scores = query @ position_key.permute(1, 2, 0)  # (B, heads, T, buckets)
+        key_scores = key @ (position_query * self.scale).permute(1, 2, 0)
+        shape = (*query_scores.shape[:3], len(index))  # (B, heads, T, T)
+        position_to_content = key_scores.gather(-1, index.T.expand(shape)).transpose(-1, -2)
+        return query_scores.gather(-1, index.expand(shape)) + position_to_content
 
 
 class LtgBertFeedForward(nn.Module):
-    """norm, linear, GEGLU, norm, linear, dropout (arXiv 2002.05202; a tanh-approximated GELU), no
-    biases.
-    """
+    """norm, linear, GEGLU (arXiv 2002.05202, tanh GELU), norm, linear, dropout; no biases."""
 
     def __init__(self, config: LtgBertConfig, layer_index: int) -> None:
         super().__init__()
@@ -265,13 +271,14 @@ class LtgBertFeedForward(nn.Module):
 
 
 class LtgBertMix(nn.Module):
-    """A learned, soft-maxed average of all states so far (ELC-BERT). Alphas start as 0, the last as
-    `last`.
+    """A weighted average of all states so far (ELC-BERT); the weights are the softmax of `alpha`.
+
+    initial_last: the initial value of the last alpha; the others start at 0.
     """
 
-    def __init__(self, num_states: int, last: float = 0.0) -> None:
+    def __init__(self, num_states: int, initial_last: float = 0.0) -> None:
         super().__init__()
-        self.alpha, self.last = nn.Parameter(torch.empty(num_states)), last
+        self.alpha, self.initial_last = nn.Parameter(torch.empty(num_states)), initial_last
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         weights = torch.softmax(self.alpha, dim=0, dtype=torch.float32).to(states[0].dtype).unbind()
@@ -282,13 +289,13 @@ class LtgBertMix(nn.Module):
 
 
 class LtgBertLayer(nn.Module):
-    """Attention and feed-forward on the last state, or in ELC-BERT on a mix of all of them."""
+    """Attention and feed-forward on the last state, or in ELC-BERT on an average of all states."""
 
     def __init__(self, config: LtgBertConfig, layer_index: int) -> None:
         super().__init__()
         self.layer_mix = config.layer_mix
         self.mix = (
-            LtgBertMix(layer_index + 1, last=float(self.layer_mix == "base"))
+            LtgBertMix(layer_index + 1, initial_last=float(self.layer_mix == "base"))
             if self.layer_mix
             else None
         )
@@ -300,17 +307,22 @@ class LtgBertLayer(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, states: Sequence[Tensor], *where: Any) -> Tensor:
+    def forward(
+        self, states: Sequence[Tensor], positions: Tensor, index: Tensor, bias: Tensor | float
+    ) -> Tensor:
+        """Return the next state. states: the embeddings and all layers so far, (B, T, d) each."""
         x = states[-1] if self.mix is None else self.mix(states)
-        attended = self.attention(x, *where)
-        if self.layer_mix in ("", "base"):
-            x = attended if self.layer_mix else x + attended
+        attended = self.attention(x, positions, index, bias)
+        if self.layer_mix == "":
+            x = x + attended
             return x + self.feed_forward(x)
+        if self.layer_mix == "base":
+            return attended + self.feed_forward(attended)
         return self.norm(attended + self.feed_forward(x + attended))
 
 
 class LtgBertHead(nn.Sequential):
-    """norm, linear, GELU, norm, dropout (`transform`), then the `decoder` into `outputs` scores."""
+    """`transform` (norm, linear, GELU, norm, dropout), then a linear `decoder` to num_outputs."""
 
     def __init__(self, config: LtgBertConfig, num_outputs: int, dropout: float) -> None:
         super().__init__()
@@ -328,8 +340,9 @@ class LtgBertPreTrainedModel(PreTrainedModel):
     _input_embed_layer, accepts_loss_kwargs = "embedding", False
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal of std sqrt(2 / (5 d)), cut at two std; biases 0; see FeedForward for
-        `init_scale`.
+        """Draw weights from a normal distribution with std sqrt(2 / (5 d)), truncated at two std.
+
+        Feed-forward layers have a smaller std (`init_scale`). Biases start at 0.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             std = math.sqrt(2 / (5 * self.config.hidden_size)) * getattr(module, "init_scale", 1.0)
@@ -337,13 +350,13 @@ class LtgBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm) and module.weight is not None:
             init.ones_(module.weight)
         elif isinstance(module, LtgBertMix):
-            init_parameter(module.alpha, [0.0] * (len(module.alpha) - 1) + [module.last])
+            init_parameter(module.alpha, [0.0] * (len(module.alpha) - 1) + [module.initial_last])
         if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
 
 
 class LtgBertModel(LtgBertPreTrainedModel):
-    """The body. `causal`: which way it attends unless a 4-D mask says it all."""
+    """The model without a head. causal: its attention, unless a forward gets a 4-D mask."""
 
     def __init__(self, config: LtgBertConfig, causal: bool = False) -> None:
         super().__init__(config)
@@ -376,27 +389,28 @@ class LtgBertModel(LtgBertPreTrainedModel):
         inputs_embeds: Any = None,
         **more: Any,
     ) -> Any:
-        """(B, T) ids -> BaseModelOutput with (B, T, d). attention_mask: see `attention_bias`.
-        position_ids: unused.
+        """Return a BaseModelOutput with hidden states (B, T, d) for ids (B, T).
+
+        attention_mask: see `attention_bias`. position_ids has no effect.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.dropout(
             self.norm(self.embedding(input_ids) if inputs_embeds is None else inputs_embeds)
         )
-        where = (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x))
+        vectors, index = self.positions(x.shape[1])
+        bias = attention_bias(attention_mask, self.causal, x)
         states = [x]
         for layer in self.layers:
-            states.append(layer(states, *where))
+            states.append(layer(states, vectors, index, bias))
         x = states[-1] if self.mix is None else self.mix(states)
-        wanted = more.get("output_hidden_states") or self.config.output_hidden_states
-        return BaseModelOutput(last_hidden_state=x, hidden_states=tuple(states) if wanted else None)
+        if more.get("output_hidden_states") or self.config.output_hidden_states:
+            return BaseModelOutput(last_hidden_state=x, hidden_states=tuple(states))
+        return BaseModelOutput(last_hidden_state=x)
 
 
 class _LtgBertLanguageModel(LtgBertPreTrainedModel):
-    """A body that attends one way, and the head that both ways share: the same parameters under the
-    same names.
-    """
+    """A model with an LM head. Its subclasses have the same parameters under the same names."""
 
     _tied_weights_keys = {"head.decoder.weight": "model.embedding.weight"}  # noqa: RUF012
     causal, output_class = False, MaskedLMOutput
@@ -417,25 +431,26 @@ class _LtgBertLanguageModel(LtgBertPreTrainedModel):
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any
     ) -> Any:
-        """Logits (B, T, vocabulary) and, with labels (B, T; -100 = none), the mean cross-entropy,
-        shifted if causal.
+        """Return logits (B, T, vocabulary), and with labels (B, T; -100 = ignored) the mean
+        cross-entropy. A causal model predicts label i at position i - 1.
         """
         body = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True
         )
         logits, loss = self.head(body.last_hidden_state), None
         if labels is not None:
-            read, wanted = (logits[:, :-1], labels[:, 1:]) if self.causal else (logits, labels)
-            loss = functional.cross_entropy(read.flatten(0, 1).float(), wanted.flatten())
+            predictions = logits[:, :-1] if self.causal else logits
+            targets = labels[:, 1:] if self.causal else labels
+            loss = functional.cross_entropy(predictions.flatten(0, 1).float(), targets.flatten())
         return self.output_class(loss=loss, logits=logits, hidden_states=body.hidden_states)
 
 
 class LtgBertForMaskedLM(_LtgBertLanguageModel):
-    """Attends in full and predicts a token at its own position."""
+    """A masked LM: full attention; a masked token is predicted at its position."""
 
 
 class LtgBertForCausalLM(_LtgBertLanguageModel, GenerationMixin):
-    """Attends to the past and predicts the next token; generates without a key/value cache."""
+    """A causal LM. It generates without a key/value cache."""
 
     causal, output_class = True, CausalLMOutput
 
@@ -446,8 +461,8 @@ class LtgBertForCausalLM(_LtgBertLanguageModel, GenerationMixin):
 
 
 class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
-    """Full attention read at the first token of a text, or, if config.is_decoder, causal read at
-    the last.
+    """A classifier that reads the first token with full attention, or, if config.is_decoder, the
+    last token with causal attention.
     """
 
     def __init__(self, config: LtgBertConfig) -> None:
@@ -460,18 +475,22 @@ class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any
     ) -> Any:
-        """Logits (B, num_labels), and with labels the loss of `classification_loss`."""
+        """Return logits (B, num_labels), and with labels the loss of `classification_loss`."""
         body = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True
         )
         hidden = body.last_hidden_state
-        padded = getattr(attention_mask, "ndim", 0) == 2
-        text = (
-            attention_mask if padded else input_ids is None or input_ids != self.config.pad_token_id
-        )
-        place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
-        at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
-        logits = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        if getattr(attention_mask, "ndim", 0) == 2:
+            is_text = attention_mask != 0
+        else:
+            is_text = input_ids is None or input_ids != self.config.pad_token_id
+        # A rank of each position: its maximum is at the last position, or at the first.
+        rank = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
+        if not self.model.causal:
+            rank = 1 / rank
+        read_position = (is_text * rank).argmax(-1)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        logits = self.classifier(hidden[rows, read_position])
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config)

@@ -1,22 +1,21 @@
-"""Architectures that `train` builds and this package knows: one record each, in one registry.
+"""The registry of architectures: one `Architecture` record per architecture that `train` builds.
 
-A record names the classes of an architecture, says how a recipe's [model] table becomes a
-configuration and how many weights that has, and which layouts of its authors can be converted. No
-other module compares an architecture's name or model type. The shipped records are in
-architectures.shipped; another package adds its own, with a model file of its own, as an entry point
-of the group `antlm_bench.architectures` (docs/extending.md).
+A record names the classes of an architecture, converts a recipe's [model] table to a configuration,
+counts its weights, and names the converter of its authors' checkpoints. Other modules use the
+record's fields and never compare an architecture's name or model type. The shipped records are in
+architectures.shipped. Other packages add theirs as entry points of the group
+`antlm_bench.architectures` (docs/extending.md).
 
-This module imports no torch: sizes and costs are computed from a recipe alone.
+This module does not import torch, so that sizes and costs are computed from a recipe quickly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol
 
-from antlm_bench.registry import Registry
+from antlm_bench.registry import Registry, load_target
 
 SHIPPED = {
     "llama": "antlm_bench.architectures.shipped:LLAMA",
@@ -61,19 +60,19 @@ class ModelShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """How many weights a model has."""
+    """Numbers of weights of a model, in total and per matrix product."""
 
     parameters: int
-    """All of them, tied ones once."""
+    """All parameters; tied ones are counted once."""
     weights_per_token: int
-    """Weights that every token is multiplied with."""
+    """Weights of the layers' matrices, which process every token."""
     weights_per_target: int
-    """Weights of the LM head, which only positions whose logits are read are multiplied with."""
+    """Weights of the LM head, which processes only positions whose logits are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One architecture: its classes, settings and size."""
+    """An architecture: its classes, configuration and size."""
 
     name: str
     """The value of `model.architecture` in a recipe."""
@@ -82,30 +81,29 @@ class Architecture:
     model_type: str
     """`model_type` in config.json."""
     classes: Mapping[str, str]
-    """Auto class of transformers -> "module:class". A class outside transformers is registered with
-    its Auto class, and checkpoints carry its module as a file, which therefore imports nothing but
-    torch and transformers."""
+    """Auto class of transformers -> "module:class". A class from outside transformers is registered
+    with its Auto class. Its module is copied into checkpoints, and so may import only torch and
+    transformers."""
     config_settings: Callable[[ModelShape], dict[str, Any]]
-    """The shape of a recipe as arguments of the configuration. Vocabulary, special tokens and tied
-    embeddings are passed beside them, under the names of transformers."""
+    """Converts a [model] table to arguments of the configuration class. Vocabulary size, special
+    tokens and `tie_word_embeddings` are passed separately."""
     compute_size: Callable[[ModelShape, int], ModelSize]
-    """The size of the model from its shape and the size of the vocabulary."""
+    """Computes the model's size from its shape and vocabulary size."""
     optional_keys: frozenset[str] = frozenset()
-    """Keys of [model] that other architectures refuse."""
+    """Keys of [model] that this architecture has and others refuse."""
     relative_positions: bool = False
-    """Whether attention scores add products with 2 x `buckets` - 1 vectors of relative
-    positions.
+    """Whether attention scores include products with 2 x `buckets` - 1 relative-position vectors.
     """
     learned_positions: bool = False
-    """Whether positions are rows of a table, so that each document of a row must count from 0."""
+    """Whether positions are learned embeddings, so that the positions of each document in a row
+    must begin at 0."""
     original_layout: str = ""
-    """"module:class" of the checkpoints.conversion.OriginalCheckpoint that opens its authors'
-    files.
-    """
+    """"module:class" of the checkpoints.conversion.OriginalCheckpoint that converts its authors'
+    files."""
 
     @property
-    def own_classes(self) -> dict[str, str]:
-        """The classes that are not those of transformers."""
+    def custom_classes(self) -> dict[str, str]:
+        """The classes that are not part of transformers."""
         return {
             auto: target
             for auto, target in self.classes.items()
@@ -114,16 +112,16 @@ class Architecture:
 
     @property
     def is_from_library(self) -> bool:
-        """Whether transformers has it; then its own classes only add what the library lacks."""
-        return "AutoConfig" not in self.own_classes
+        """Whether the architecture is part of transformers; `own_classes` then only complete it."""
+        return "AutoConfig" not in self.custom_classes
 
     def load_class(self, auto: str) -> Any:
-        """Import the class that stands for an Auto class."""
+        """Import the class that an Auto class opens."""
         return load_target(self.classes[auto])
 
     def load_model_class(self, masked: bool) -> Any:
-        """Import the class that is trained. A hybrid of the library's is trained as its causal
-        LM.
+        """Import the class to train. For an architecture of transformers it is the causal LM, which
+        masked objectives train with another attention mask.
         """
         masked_class = masked and not self.is_from_library
         return self.load_class("AutoModelForMaskedLM" if masked_class else "AutoModelForCausalLM")
@@ -135,14 +133,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 
 
 def find_architecture(model_type: str) -> Architecture | None:
-    """Return the architecture of that `model_type`, None for one that is not registered."""
+    """Return the architecture with a `model_type`, or None if it is not registered."""
     return next(
         (architecture for architecture in ARCHITECTURES if architecture.model_type == model_type),
         None,
     )
-
-
-def load_target(target: str) -> Any:
-    """Import what "module:attribute" names."""
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)

@@ -1,10 +1,10 @@
-"""Register our architectures with transformers' Auto classes, without importing transformers or
-torch.
+"""Register our architectures with transformers' Auto classes, once transformers needs them.
 
-Registering needs the model files, which need transformers, and transformers cannot be imported
-while it is loading (its own imports go in circles through the auto module). Therefore the two
-functions of AutoConfig from which every use of an unknown model type starts are wrapped as soon as
-the auto module exists; the first call of either registers everything.
+`import antlm_bench` imports neither torch nor transformers. It installs an import hook
+(`install_import_hook`) that wraps two methods of AutoConfig as soon as transformers defines it. Any
+use of an unknown model type calls one of them, and the first call registers all architectures.
+Registering earlier is not possible: our model files import transformers, which cannot be imported
+while it is loading.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from antlm_bench.architectures.records import ARCHITECTURES, find_architecture, load_target
+from antlm_bench.architectures.records import ARCHITECTURES, find_architecture
 from antlm_bench.errors import CheckpointError
+from antlm_bench.registry import load_target
 
-TRAINING_KEY = "antlm_bench"  # key of config.json: how `train` trained a checkpoint
+TRAINING_KEY = "antlm_bench"  # key of config.json under which `train` describes the training
 AUTO_MODULE = "transformers.models.auto.configuration_auto"
-ENTRY_POINTS = ("from_pretrained", "for_model")
+WRAPPED_METHODS = ("from_pretrained", "for_model")  # of AutoConfig
 
 
 def install_import_hook() -> None:
-    """Prepare transformers' auto module, now or as soon as it is imported. Calling it again changes
-    nothing.
-    """
+    """Wrap AutoConfig now, or as soon as it is imported. Repeated calls have no effect."""
     if AUTO_MODULE in sys.modules and hasattr(sys.modules[AUTO_MODULE], "AutoConfig"):
-        _wrap_entry_points(sys.modules[AUTO_MODULE])
+        _wrap_auto_config(sys.modules[AUTO_MODULE])
     elif not any(isinstance(finder, _AutoModuleFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoModuleFinder())
 
 
+@functools.cache
 def register_architectures() -> None:
-    """Register the classes of ARCHITECTURES that transformers lacks with its Auto classes. Imports
-    torch and transformers.
+    """Register all classes that transformers lacks with its Auto classes; the first call only.
+
+    Imports torch and transformers.
     """
     import transformers
 
     for architecture in ARCHITECTURES:
-        models = {auto: load_target(target) for auto, target in architecture.own_classes.items()}
+        models = {auto: load_target(target) for auto, target in architecture.custom_classes.items()}
         if config := models.pop("AutoConfig", None):
             transformers.AutoConfig.register(architecture.model_type, config, exist_ok=True)
         for auto, model in models.items():
@@ -51,17 +52,18 @@ def register_architectures() -> None:
 
 
 def add_remote_code(folder: Path) -> bool:
-    """Copy the file of the architecture into a saved checkpoint and name its classes in config.json
-    (`auto_map`), so that `trust_remote_code=True` opens it without this package.
+    """Copy an architecture's model file into a saved checkpoint, if it needs one, and return
+    whether it does.
 
-    A checkpoint of the library's architecture carries a file only if it attends in full and the
-    library lacks the class for that. Returns whether the checkpoint carries a file. Raises
-    CheckpointError if the folder has no readable config.json or cannot be written.
+    `auto_map` in config.json then names the file's classes, so that `trust_remote_code=True` opens
+    the checkpoint without this package. An architecture of transformers needs a file only for full
+    attention, if transformers lacks the class. Raises CheckpointError if config.json cannot be read
+    or the folder cannot be written.
     """
     location = folder / "config.json"
     try:
         config = json.loads(location.read_text(encoding="utf-8"))
-        classes = _carried_classes(config)
+        classes = _classes_to_copy(config)
         if not classes:
             return False
         auto_map = {}
@@ -76,47 +78,44 @@ def add_remote_code(folder: Path) -> bool:
         os.replace(temporary, location)  # noqa: PTH105 - atomic on every platform
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"cannot carry its architecture: {error}", location=str(location)
+            f"cannot add the model file of its architecture: {error}", location=str(location)
         ) from error
     return True
 
 
-def _carried_classes(config: Any) -> dict[str, str]:
-    """Auto class -> "module:class" of the classes whose file a checkpoint carries; {} for none."""
-    architecture, training = find_architecture(config.get("model_type")), config.get(TRAINING_KEY)
+def _classes_to_copy(config: Any) -> dict[str, str]:
+    """Return Auto class -> "module:class" of the classes that the checkpoint must include."""
+    architecture = find_architecture(config.get("model_type"))
     if architecture is None:
         return {}
+    training = config.get(TRAINING_KEY)
     attentions = training.get("attends", []) if isinstance(training, dict) else []
-    needed = not architecture.is_from_library or "full" in attentions
-    return architecture.own_classes if needed else {}
+    is_needed = not architecture.is_from_library or "full" in attentions
+    return architecture.custom_classes if is_needed else {}
 
 
-def _wrap_entry_points(module: ModuleType) -> None:
-    """Wrap AutoConfig's entry points: the first call of either registers."""
-    for name in ENTRY_POINTS:
-        entrance = getattr(module.AutoConfig, name)
-        if not getattr(entrance, "registers_antlm", False):
-            setattr(module.AutoConfig, name, _with_registration(entrance))
+def _wrap_auto_config(module: ModuleType) -> None:
+    """Make AutoConfig's methods register our architectures before they run."""
+    for name in WRAPPED_METHODS:
+        method = getattr(module.AutoConfig, name)
+        if not getattr(method, "registers_antlm", False):
+            setattr(module.AutoConfig, name, _with_registration(method))
 
 
-def _with_registration(entry_point: Any) -> Any:
-    @functools.wraps(entry_point)
+def _with_registration(method: Any) -> Any:
+    @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        register_architectures_once()
-        return entry_point(*args, **kwargs)
+        register_architectures()
+        return method(*args, **kwargs)
 
     wrapped.registers_antlm = True  # type: ignore[attr-defined]
     return staticmethod(wrapped)
 
 
-@functools.cache
-def register_architectures_once() -> None:
-    register_architectures()
-
-
 class _AutoModuleFinder:
-    """A module finder that wraps the entry points of the auto module once it is executed; it finds
-    nothing itself.
+    """A meta path finder that wraps AutoConfig as soon as AUTO_MODULE has been executed.
+
+    It leaves the finding itself to the other finders.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:  # noqa: ARG002 - the protocol's
@@ -130,9 +129,9 @@ class _AutoModuleFinder:
             return spec
         execute = spec.loader.exec_module
 
-        def executed(module: ModuleType) -> None:
+        def execute_and_wrap(module: ModuleType) -> None:
             execute(module)
-            _wrap_entry_points(module)
+            _wrap_auto_config(module)
 
-        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
         return spec

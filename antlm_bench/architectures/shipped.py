@@ -10,8 +10,8 @@ from typing import Any
 from antlm_bench.architectures.records import Architecture, ModelShape, ModelSize
 
 
-def _own_classes(module: str, prefix: str) -> dict[str, str]:
-    """Return the classes of one of our model files: Auto class -> "module:class"."""
+def _model_file_classes(module: str, prefix: str) -> dict[str, str]:
+    """Return Auto class -> "module:class" for one of our model files."""
     suffixes = {
         "AutoConfig": "Config",
         "AutoModel": "Model",
@@ -88,12 +88,12 @@ def _gpt2_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _gpt2_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Count the weights of a GPT-2: learned positions, a bias in every linear layer but the LM
-    head, norms with weight and bias.
+    """Count the weights of a GPT-2: positions are learned, every linear layer but the LM head has a
+    bias, and every norm has weight and bias.
     """
     d = shape.hidden
     matrix_weights = 4 * d * d + 2 * d * shape.ffn
-    # qkv, attention output, ffn up, ffn down; weight and bias of two norms
+    # biases of qkv, attention output, ffn up and ffn down; weight and bias of two norms
     other_parameters = 3 * d + d + shape.ffn + d + 4 * d
     embeddings = (vocab_size * (1 if shape.tied else 2) + shape.positions) * d
     return ModelSize(
@@ -136,11 +136,11 @@ def _encoder_settings(shape: ModelShape) -> dict[str, Any]:
 def _encoder_size(
     shape: ModelShape, vocab_size: int, weights_per_layer: int, other_parameters: int
 ) -> ModelSize:
-    """Count the weights of an encoder: its layers, the token embeddings, the table of relative
-    positions and its norm, and an LM head (one linear layer and an output bias).
+    """Count the weights of an encoder: layers, token embeddings, relative-position embeddings with
+    their norm, and an LM head (one linear layer, the output embedding and its bias).
 
-    weights_per_layer: those in matrix products. other_parameters: biases, norm weights and mixing
-    weights of all layers together.
+    weights_per_layer: weights of one layer's matrices. other_parameters: biases, norm weights and
+    mixing weights of all layers together.
     """
     d = shape.hidden
     embeddings = vocab_size * d * (1 if shape.tied else 2) + (2 * shape.buckets - 1) * d + 2 * d
@@ -157,23 +157,25 @@ def _ltg_bert_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _ltg_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Count the weights of an LTG-BERT. The four attention projections of a layer have biases, and
-    one norm has weight and bias; the feed-forward part has no biases and no norm weights.
+    """Count the weights of an LTG-BERT. In each layer, the four attention projections have biases
+    and one norm has weight and bias; the feed-forward block has neither biases nor norm weights.
     """
     d = shape.hidden
     matrix_weights = 4 * d * d + 3 * d * shape.ffn
-    mixing_weights = sum(range(1, shape.layers + 1)) if shape.layer_mix else 0
-    mixing_weights += shape.layers + 1 if shape.layer_mix == "weighted_output" else 0
-    return _encoder_size(
-        shape, vocab_size, matrix_weights, shape.layers * (4 * d + 2 * d) + mixing_weights
-    )
+    mixing_weights = 0
+    if shape.layer_mix:  # layer n mixes n states
+        mixing_weights += sum(range(1, shape.layers + 1))
+    if shape.layer_mix == "weighted_output":  # the output mixes the embeddings and all layers
+        mixing_weights += shape.layers + 1
+    other_parameters = shape.layers * (4 * d + 2 * d) + mixing_weights
+    return _encoder_size(shape, vocab_size, matrix_weights, other_parameters)
 
 
 LTG_BERT = Architecture(
     name="ltg-bert",
     title="LTG-BERT (Samuel et al. 2023, arXiv 2303.09859); with layer_mix ELC-BERT (2311.02265)",
     model_type="antlm_ltg_bert",
-    classes=_own_classes("ltg_bert", "LtgBert"),
+    classes=_model_file_classes("ltg_bert", "LtgBert"),
     config_settings=_ltg_bert_settings,
     compute_size=_ltg_bert_size,
     optional_keys=frozenset({"layer_mix"}),
@@ -190,23 +192,24 @@ def _gpt_bert_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _gpt_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Count the weights of a GPT-BERT: an LTG-BERT with an attention gate (a fifth projection), no
-    norm weights, and in every sub-layer one learned weight per state so far.
+    """Count the weights of a GPT-BERT. It differs from an LTG-BERT by an attention gate (a fifth
+    projection), by norms without weights, and by mixing weights after every sub-layer.
     """
     d = shape.hidden
-    num_biases = (5 if shape.attention_gate else 4) * d  # one per output of a projection
-    mixing_weights = sum(range(2, 2 * shape.layers + 2)) if shape.layer_weights else 0
+    num_biases = (5 if shape.attention_gate else 4) * d  # of the attention projections
     matrix_weights = num_biases * d + 3 * d * shape.ffn
-    return _encoder_size(
-        shape, vocab_size, matrix_weights, shape.layers * num_biases + mixing_weights
-    )
+    mixing_weights = 0
+    if shape.layer_weights:  # sub-layer n mixes the embeddings and n sub-layers
+        mixing_weights = sum(range(2, 2 * shape.layers + 2))
+    other_parameters = shape.layers * num_biases + mixing_weights
+    return _encoder_size(shape, vocab_size, matrix_weights, other_parameters)
 
 
 GPT_BERT = Architecture(
     name="gpt-bert",
     title="GPT-BERT (Charpentier & Samuel 2024, arXiv 2410.24159)",
     model_type="antlm_gpt_bert",
-    classes=_own_classes("gpt_bert", "GptBert"),
+    classes=_model_file_classes("gpt_bert", "GptBert"),
     config_settings=_gpt_bert_settings,
     compute_size=_gpt_bert_size,
     relative_positions=True,

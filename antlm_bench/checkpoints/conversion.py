@@ -19,7 +19,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from antlm_bench.architectures.records import ARCHITECTURES, Architecture, load_target
+from antlm_bench.architectures.records import ARCHITECTURES, Architecture
 from antlm_bench.checkpoints.resolve import (
     OpenOptions,
     first_line,
@@ -27,6 +27,7 @@ from antlm_bench.checkpoints.resolve import (
     safetensors_files,
 )
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.registry import load_target
 
 LAYOUT_OPTION = "--original-layout"
 OWN_CODE_HINT = "--trust-remote-code runs its own code, if you trust its author"

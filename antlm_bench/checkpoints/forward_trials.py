@@ -120,13 +120,13 @@ def _choose_forward_config(
     plain, config = _plain_scores(model, name, config, probes)
     restores = initial_state.has_changed() or length_dependent
     initial_state.restore()
-    config = replace(config, restores=restores)
+    config = replace(config, restores_state=restores)
     longest = rope.get("original_max_position_embeddings") or getattr(
         model.config, "max_position_embeddings", None
     )
-    config = replace(config, packed_length=longest if length_dependent else None)
+    config = replace(config, max_packed_length=longest if length_dependent else None)
     candidates = [] if padding is None else [(padding, padding), (1 + padding, None)]
-    for first, skipped in [(0, None), *candidates, (2, None)] if config.split_head else []:
+    for first, skipped in [(0, None), *candidates, (2, None)] if config.lm_head_at_reads else []:
         packed = replace(config, layout="packed", first_position=first, padding_id=skipped)
         try:
             scores = Engine(model, name, packed, 64).score_probes(probes, NUM_TRIAL_TEXTS)
@@ -135,11 +135,15 @@ def _choose_forward_config(
         finally:
             initial_state.restore()
         if np.allclose(plain, scores, rtol=1e-5, atol=1e-4):
-            packed = replace(packed, narrow=_can_narrow_last_layer(model, name, packed))
+            packed = replace(
+                packed, last_layer_at_reads=_can_narrow_last_layer(model, name, packed)
+            )
             model.set_attn_implementation(config.native_implementation)
-            return replace(packed, masks=obeys_attention_masks(model, config.native_attention))
+            return replace(
+                packed, obeys_masks=obeys_attention_masks(model, config.native_attention)
+            )
     model.set_attn_implementation(config.native_implementation)
-    return replace(config, masks=obeys_attention_masks(model, config.native_attention))
+    return replace(config, obeys_masks=obeys_attention_masks(model, config.native_attention))
 
 
 def _plain_scores(
@@ -148,7 +152,7 @@ def _plain_scores(
     """Return the scores of plain rows, and the configuration that computes them: with the LM head
     at read positions only, where that works.
     """
-    whole = replace(forward_config, split_head=False)
+    whole = replace(forward_config, lm_head_at_reads=False)
     expected = Engine(model, name, whole, 64).score_probes(probes, NUM_TRIAL_TEXTS)
     try:
         scores = Engine(model, name, forward_config, 64).score_probes(probes, NUM_TRIAL_TEXTS)
@@ -189,7 +193,7 @@ def obeys_attention_masks(model: Any, attention: Attention) -> bool:
 
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
     """Return whether the last layer at the read positions only gives the same numbers."""
-    engine = Engine(model, name, replace(forward_config, narrow=True), 64)
+    engine = Engine(model, name, replace(forward_config, last_layer_at_reads=True), 64)
     subset = slice(2, None, 4)
     probes = [
         Probes(

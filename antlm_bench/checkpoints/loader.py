@@ -184,8 +184,8 @@ def build_checkpoint(
     vocab_size = pretrained.usable_vocab_size(model)
     if dtype is not None:
         pretrained.cast_weights(model, dtype)
-    budget = batch_tokens or _default_batch_tokens(model.device)
-    engine = Engine(model, loaded.name, loaded.forward_config, budget)
+    num_batch_tokens = batch_tokens or _default_batch_tokens(model.device)
+    engine = Engine(model, loaded.name, loaded.forward_config, num_batch_tokens)
     if dtype is not None:
         engine.enable_cpu_kernels()
     return Checkpoint(
@@ -362,7 +362,7 @@ def _other_attentions(
     With training metadata: those that it lists. Without: full attention, if a causal model has a
     mask token, because it may have been trained with both objectives (as GPT-BERT).
     """
-    if forward_config.layout != "packed" and not forward_config.masks:
+    if forward_config.layout != "packed" and not forward_config.obeys_masks:
         return set()
     if not training and has_mask and forward_config.native_attention == "causal":
         return {"full"}
@@ -531,7 +531,7 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
         # The body gives bf16 hidden states; the fp32 head needs fp32 input.
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
     engine = (Bf16HeadEngine if bf16_head else Engine)(
-        model, checkpoint.name, checkpoint.engine.forward_config, checkpoint.engine.budget
+        model, checkpoint.name, checkpoint.engine.forward_config, checkpoint.engine.batch_tokens
     )
     if checkpoint.engine.kernels is not None:
         engine.enable_cpu_kernels()

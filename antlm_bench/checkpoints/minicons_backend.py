@@ -96,7 +96,7 @@ class MiniconsCheckpoint:
         results = []
         for method in methods:
             peer_scores = self._score_spans(texts, spans, method.name, share)
-            encodings = [method.with_relevant_flags(peer_scores.facts)]
+            encodings = [method.with_relevant_flags(peer_scores.encodings)]
             results.append(
                 build_predictions(
                     items,
@@ -130,10 +130,10 @@ class MiniconsCheckpoint:
                 [texts[i] for i in members], [spans[i] for i in members], name, share
             )
             merged.logp[members], merged.token_counts[members] = part.logp, part.token_counts
-            encodings = merge_flags(encodings, part.facts, members)
+            encodings = merge_flags(encodings, part.encodings, members)
             for number, target in zip(members, part.target_bytes, strict=True):
                 merged.target_bytes[number] = target
-        return replace(merged, facts=encodings)
+        return replace(merged, encodings=encodings)
 
 
 def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoint:

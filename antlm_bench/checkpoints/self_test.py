@@ -182,7 +182,7 @@ def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequ
 
 def _has_plain_forward(engine: Engine, attention: str) -> bool:
     """Return whether the model's own forward can attend that way."""
-    return attention == engine.forward_config.native_attention or engine.forward_config.masks
+    return attention == engine.forward_config.native_attention or engine.forward_config.obeys_masks
 
 
 def _trial_probes(

@@ -51,7 +51,9 @@ class GreedyTrackingModel:
         engine = checkpoint.engine
         self.checkpoint = replace(
             checkpoint,
-            engine=GreedyEngine(engine.model, engine.name, engine.forward_config, engine.budget),
+            engine=GreedyEngine(
+                engine.model, engine.name, engine.forward_config, engine.batch_tokens
+            ),
         )
         self.name, self.eos = checkpoint.name, checkpoint.eos
         self.attentions = checkpoint.attentions

@@ -1,1 +1,1 @@
-"""Scoring: texts -> probes -> a plan without repetition -> log-probabilities."""
+"""Score texts: encode them, choose what to read (probes), plan batches, run the model."""

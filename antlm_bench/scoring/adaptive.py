@@ -1,9 +1,9 @@
-"""Adaptive precision: score every item in bf16, and again in fp32 where bf16 may decide otherwise.
+"""Adaptive precision: score every item in bf16, and rescore doubtful ones in fp32.
 
-The bf16 error of a log-probability gap (best score minus second best) is measured: on a sample of
-the suite before it starts, and on every item that is rescored. Decisions are those of fp32 as long
-as no error exceeds the bound. A rescored item that exceeds it raises the bound for its chunk, which
-is then searched again.
+An item is doubtful if its log-probability gap (best score minus second best) is within a bound of
+the bf16 error. The error is measured on a sample of the suite at the start, and on every rescored
+item. Predictions equal those of fp32 as long as no error exceeds the bound. A rescored item whose
+error exceeds it raises the bound, and its chunk is searched for doubtful items again.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
 
 CALIBRATION_SIZE = 256  # items scored in both precisions before a suite starts
-# bound = the larger of 2 x the largest error and 8 x the root mean square error
+# bound = max(2 x the largest error, 8 x the root mean square error)
 MAX_ERROR_FACTOR, RMS_ERROR_FACTOR = 2.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveScorer:
-    """One checkpoint in two precisions."""
+    """A checkpoint opened in two precisions."""
 
     bf16_model: LanguageModel
     fp32_model: LanguageModel
     bounds: tuple[float, ...] = ()
-    """Per method, the bound (nats) of the bf16 error of a gap."""
+    """Per method, the bound (nats) of the bf16 error of a log-probability gap."""
 
     def calibrate(self, items: Sequence[Item], methods: Sequence[Method]) -> AdaptiveScorer:
         """Return a scorer with bounds measured on CALIBRATION_SIZE items spread over the suite."""
@@ -50,30 +50,30 @@ class AdaptiveScorer:
         """Return predictions as `multiple_choice.predict`. Rescored items have fp32 scores and the
         flag float32, the others bf16 scores.
 
-        The bounds are bounds of sums: where a mean decides, every item is scored in fp32.
+        The bounds hold for sums of log-probabilities. With another reduction, all items are scored
+        in fp32.
         """
         if reduction != "sum":
-            exact = predict(self.fp32_model, items, methods, tick, reduction)
-            return [[_with_fp32_flag(p) for p in predictions] for predictions in exact]
+            results = predict(self.fp32_model, items, methods, tick, reduction)
+            return [[_with_fp32_flag(p) for p in predictions] for predictions in results]
         results = predict(self.bf16_model, items, methods, tick)
-        bounds, rescored = list(self.bounds), [False] * len(items)
+        bounds = list(self.bounds)
+        in_bf16 = set(range(len(items)))
         while True:
             doubtful = [
                 n
-                for n in range(len(items))
-                if not rescored[n]
-                and any(_needs_rescoring(r[n], b) for r, b in zip(results, bounds, strict=True))
+                for n in sorted(in_bf16)
+                if any(_needs_rescoring(r[n], b) for r, b in zip(results, bounds, strict=True))
             ]
             if not doubtful:
                 return results
-            exact = predict(self.fp32_model, [items[n] for n in doubtful], methods)
-            for method_index, (fp32, result) in enumerate(zip(exact, results, strict=True)):
-                error = _logprob_gap_errors([result[n] for n in doubtful], fp32).max()
-                bounds[method_index] = max(bounds[method_index], MAX_ERROR_FACTOR * error)
-                for n, prediction in zip(doubtful, fp32, strict=True):
-                    result[n] = _with_fp32_flag(prediction)
-            for n in doubtful:
-                rescored[n] = True
+            fp32_results = predict(self.fp32_model, [items[n] for n in doubtful], methods)
+            for m, (predictions, fp32) in enumerate(zip(results, fp32_results, strict=True)):
+                error = _logprob_gap_errors([predictions[n] for n in doubtful], fp32).max()
+                bounds[m] = max(bounds[m], MAX_ERROR_FACTOR * error)
+                for n, fp32_prediction in zip(doubtful, fp32, strict=True):
+                    predictions[n] = _with_fp32_flag(fp32_prediction)
+            in_bf16.difference_update(doubtful)
 
 
 def _with_fp32_flag(prediction: Prediction) -> Prediction:
@@ -81,10 +81,8 @@ def _with_fp32_flag(prediction: Prediction) -> Prediction:
 
 
 def _needs_rescoring(prediction: Prediction, bound: float) -> bool:
-    """Return whether fp32 may decide otherwise: the gap is within the bound, or the gold is graded
-    (a correlation needs exact scores).
-    """
-    if isinstance(prediction.gold, float):
+    """Return whether fp32 may prefer another option, because the gap is within the bound."""
+    if isinstance(prediction.gold, float):  # a rating: a correlation needs exact scores
         return True
     if "too-long" in prediction.flags:
         return False
@@ -95,7 +93,7 @@ def _needs_rescoring(prediction: Prediction, bound: float) -> bool:
 def _logprob_gap_errors(
     bf16_predictions: Sequence[Prediction], fp32_predictions: Sequence[Prediction]
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return per item the largest error (nats) of a difference between two of its options."""
+    """Return per item the largest bf16 error (nats) of a gap between two of its options."""
     errors = []
     for bf16, fp32 in zip(bf16_predictions, fp32_predictions, strict=True):
         finite = np.isfinite(fp32.scores)  # a published wrapper gives some ids probability 0
@@ -108,6 +106,5 @@ def _error_bound(
     bf16_predictions: Sequence[Prediction], fp32_predictions: Sequence[Prediction]
 ) -> float:
     errors = _logprob_gap_errors(bf16_predictions, fp32_predictions)
-    return float(
-        max(MAX_ERROR_FACTOR * errors.max(), RMS_ERROR_FACTOR * np.sqrt(np.mean(errors**2)))
-    )
+    rms_error = np.sqrt(np.mean(errors**2))
+    return float(max(MAX_ERROR_FACTOR * errors.max(), RMS_ERROR_FACTOR * rms_error))

@@ -1,8 +1,8 @@
-"""Scoring conventions: rules that move scores and on which peers differ.
+"""Scoring conventions: rules that change scores, and on which lm-eval, minicons and BabyLM differ.
 
-`ScoringConventions` holds one value per rule; its defaults are ours. `PEER_CONVENTIONS` names a
-bundle per peer (--compat). Sources, each read in the peer's code or in its recorded scores, stand
-in docs/conventions.md.
+`ScoringConventions` holds one value per rule; the defaults are ours. `PEER_CONVENTIONS` holds those
+of each peer (--compat). docs/conventions.md gives the source of every value in a peer's code or
+recorded scores.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from antlm_bench.scoring.text import EosRule
 from antlm_bench.types import Item, ModelInfo, Option
 
 CONVENTIONS_VERSION = 2
-"""Part of every cell's content key; raised whenever a score of an unchanged checkpoint and suite
-may move."""
+"""Part of every cell's content key. Raised when a code change may change scores of an unchanged
+checkpoint and suite."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringConventions:
-    """One value per rule. A text "has a context" where characters precede its scored span."""
+    """One value per rule. The context of a text is what precedes its scored span; a text whose span
+    begins at its first character has no context.
+    """
 
     bos: str = "auto"
     """BOS policy of every text (scoring.text.BOS_POLICIES)."""
@@ -31,40 +33,40 @@ class ScoringConventions:
     reduction: str = ""
     """How log-probabilities are normalised: sum or per-token; "" = as the suite declares."""
     causal_reduction: str = ""
-    """The same for causal methods; "" = as `reduction`."""
+    """`reduction` for causal methods; "" = as `reduction`."""
     bos_before_context: str = ""
-    """BOS policy of causal texts that have a context; "" = as `bos`."""
+    """BOS policy of causal texts with a context; "" = as `bos`."""
     eos: EosRule | Literal[""] = ""
-    """Causal texts of which the special tokens that the tokenizer adds at their end are scored:
-    "all", or those with a "context"; "" = none."""
+    """Causal texts whose EOS (any special token that the tokenizer appends) is scored: "all", or
+    those with a "context"; "" = none."""
     context: str = ""
-    """Context of masked texts that have none: "eos" = the string of the EOS token, or "None"."""
+    """Context added to masked texts without one: "eos" = the EOS token as a string, or "None" if
+    the tokenizer has no EOS; "" = no context."""
     delimiter: str = ""
-    """Put before a text that has no context, and scored with it (lm-eval's target_delimiter)."""
+    """Put before a text without context, and scored with it (lm-eval's target_delimiter)."""
     joiner: str = ""
-    """Put between the context and the scored span of masked texts, and scored with the span."""
+    """Put between context and scored span of masked texts, and scored with the span."""
     lengths: str = "declared"
-    """Limit of a text's length: "declared" = that of configuration and tokenizer; "positions" =
-    none if the model can run longer rows (as code that ignores the declared limit).
-    """
+    """Maximum length of a text: "declared" = by configuration and tokenizer; "positions" = by what
+    the model can run, as in peers that ignore the declared maximum."""
     softmax: str = "float64"
-    """Precision of the probabilities that a correlation with ratings ranks: float64 or float32."""
+    """Precision of the probabilities that are correlated with ratings: float64 or float32."""
 
     def for_method(self, method: Method) -> ScoringConventions:
-        """Return the conventions that apply to one method."""
+        """Return the conventions that apply to one method; rules for other methods are reset."""
         if method.needs_mask:
             return replace(self, causal_reduction="", bos_before_context="", eos="")
-        decides = self.causal_reduction or self.reduction
-        return replace(self, reduction=decides, causal_reduction="", context="", joiner="")
+        reduction = self.causal_reduction or self.reduction
+        return replace(self, reduction=reduction, causal_reduction="", context="", joiner="")
 
     def for_suite(
         self, default_reduction: str, has_delimiters: bool = False, scores_words: bool = False
     ) -> ScoringConventions:
         """Return the conventions that apply to one suite.
 
-        default_reduction: the suite's own, which holds unless the peer has one rule for all suites.
-        has_delimiters: the texts are lm-eval requests, which already contain the delimiter.
-        scores_words: the suite scores words or regions within texts, for which peers have no rules.
+        default_reduction: the suite's reduction, used if `reduction` is "". has_delimiters: the
+        texts are lm-eval requests, which already contain the delimiter. scores_words: the suite
+        scores words or regions within texts, for which peers have no rules.
         """
         conventions = replace(self, reduction=self.reduction or default_reduction)
         if scores_words:
@@ -76,10 +78,12 @@ class ScoringConventions:
     def non_default_settings(self, has_ratings: bool) -> dict[str, str]:
         """Return the conventions that differ from the defaults, as settings of a cell.
 
-        has_ratings: the suite correlates probabilities with ratings. A default has no key, so that
-        cells from before there was a choice keep their content key.
+        has_ratings: the suite correlates probabilities with ratings. Defaults are left out, so that
+        cells from before a convention was added keep their content key.
         """
-        names = ["bos_before_context", "delimiter", "joiner", "lengths", *["softmax"] * has_ratings]
+        names = ["bos_before_context", "delimiter", "joiner", "lengths"]
+        if has_ratings:
+            names.append("softmax")
         values = {name: str(getattr(self, name)) for name in names}
         return {
             name: value
@@ -106,7 +110,7 @@ PEER_CONVENTIONS: dict[str, ScoringConventions] = {
     "babylm-2025": ScoringConventions(
         bos="tokenizer", ties="first", reduction="sum", lengths="positions", softmax="float32"
     ),
-    # The mean decides in Global PIQA, the sum elsewhere: the suites say so.
+    # No reduction: Global PIQA declares the mean in its TOML, all other suites the sum.
     "babylm-2026": ScoringConventions(
         bos="tokenizer", ties="random", lengths="positions", softmax="float32"
     ),
@@ -116,18 +120,19 @@ PEER_CONVENTIONS: dict[str, ScoringConventions] = {
 def apply_conventions(
     items: Sequence[Item], conventions: ScoringConventions, model: ModelInfo
 ) -> Sequence[Item]:
-    """Return the items with the texts that a peer puts around their options.
+    """Return the items with context, delimiter and joiner added to the texts of their options.
 
-    lm-eval scores `target_delimiter + choice` after an empty context too (0.4.13,
-    `ConfigurableTask.construct_requests`; its BLiMP leaves the delimiter at " "). A tokenizer that
-    puts no space before a text therefore scores " Who ..." there and "Who ..." at other peers.
-    After a context the space is the suite's own. BabyLM 2024's masked backend passes the same
-    continuation to minicons, which joins with another space: two spaces in all. The string of the
-    EOS token (or "None") becomes the context of texts that have none.
+    - lm-eval scores `target_delimiter + choice` even after an empty context (0.4.13,
+      `ConfigurableTask.construct_requests`; its BLiMP keeps the default delimiter " "). With a
+      tokenizer that adds no space before a text, lm-eval therefore scores " Who ..." and other
+      peers "Who ...". After a context, the space is part of the suite's text.
+    - BabyLM 2024's masked backend passes the same continuation to minicons, which joins it to the
+      context with another space (two in all). Texts without context get the EOS token, or "None",
+      as context.
     """
     if not (conventions.context or conventions.delimiter or conventions.joiner):
         return items
-    stand_in = model.eos if conventions.context else ""
+    added_context = model.eos if conventions.context else ""
 
     def convert(option: Option) -> Option:
         start, end = option.span or (0, len(option.text))
@@ -135,15 +140,15 @@ def apply_conventions(
         if start:
             text = option.text[:start] + conventions.joiner + option.text[start:]
             span: tuple[int, int] | None = (start, end + len(conventions.joiner))
-        elif stand_in:
-            text = stand_in + conventions.joiner + conventions.delimiter + option.text
-            span = (len(stand_in), len(text) - len(option.text) + end)
+        elif added_context:
+            text = added_context + conventions.joiner + conventions.delimiter + option.text
+            span = (len(added_context), len(text) - len(option.text) + end)
         elif option.span is None:
             text, span = conventions.delimiter + option.text, None
         else:
             return option
-        return (
-            option if text == option.text else replace(option, text=text, span=span, length=length)
-        )
+        if text == option.text:
+            return option
+        return replace(option, text=text, span=span, length=length)
 
     return [replace(item, options=tuple(map(convert, item.options))) for item in items]

@@ -1,14 +1,14 @@
-"""Faster layers for models on a CPU, with the numbers of the plain ones.
+"""Faster layers for models on a CPU, with the outputs of the plain layers.
 
-- `pack_linears`: weights of linear layers laid out in advance for oneDNN. The library's default
-  path repacks a weight each time it is used, and adds the bias in a pass of its own.
-- `fuse_layers`: activations that a packed linear layer applies while its output is in cache, and
-  RMSNorm in fewer passes over memory.
-- `RotaryPatch`: rotary embeddings in fewer passes over memory.
+- `pack_linears` stores the weights of linear layers in oneDNN's format. By default, torch converts
+  a weight each time it is used, and adds the bias in a separate pass.
+- `fuse_layers` lets a packed linear layer apply the activation while its output is in cache, and
+  computes RMSNorm in fewer passes over memory.
+- `RotaryPatch` computes rotary embeddings in fewer passes over memory.
 
-None of this knows architectures: each replacement is tried on the model itself, and what does not
-give the plain layer's numbers stays plain. The oneDNN operators are torch's, but not part of its
-documented interface (its inductor compiler uses them); without them nothing is packed.
+Architectures are not listed: each replacement is tested on the model's own layers, and a layer is
+only replaced if the outputs match. The oneDNN operators belong to torch but are undocumented (its
+inductor compiler uses them); if they are missing, nothing is packed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ApplyRotary = Callable[..., tuple[Tensor, Tensor]]
-ROTARY_FUNCTION_NAME = "apply_rotary_pos_emb"  # its name in each of the library's model files
-# oneDNN's (name, variant) of an activation -> what it computes.
+ROTARY_FUNCTION_NAME = "apply_rotary_pos_emb"  # in each of transformers' model files
+# oneDNN's (name, variant) of an activation -> the activation.
 ONEDNN_ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("gelu", "none"): functional.gelu,
     ("gelu", "tanh"): lambda x: functional.gelu(x, approximate="tanh"),
@@ -42,10 +42,11 @@ ONEDNN_ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
 class PackedLinear(nn.Module):  # type: ignore[misc]
     """y = x W^T + b for inference on a CPU, followed by an activation if `activation` is set.
 
-    The plain weight is kept beside the packed one: tied embeddings and shapes refer to it.
+    The plain weight is kept, too, because tied embeddings use it.
     """
 
     def __init__(self, plain: nn.Linear, rows: int) -> None:
+        """Pack the weight of a plain layer. rows: batch size for which oneDNN tunes the format."""
         super().__init__()
         self.weight, self.bias = plain.weight, plain.bias
         self.in_features, self.out_features = plain.in_features, plain.out_features
@@ -54,7 +55,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         """oneDNN's (name, variant) of the activation that the layer applies to its output."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
-        """Copy as a plain layer: the packed layout is opaque."""
+        """Return a plain layer, because packed weights cannot be copied."""
         plain = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
         )
@@ -63,8 +64,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         return plain.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take x of any dtype: an output embedding may stay fp32 on a bf16 body."""
-        x = x.to(self.weight.dtype)
+        """Return the output (..., out_features) for x (..., in_features) of any dtype."""
+        x = x.to(self.weight.dtype)  # differs if only the LM head is fp32
         name, variant = self.activation or ("none", "")
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, name, [], variant
@@ -73,52 +74,45 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
 
 def pack_linears(model: Any, rows: int, head_rows: int) -> int:
-    """Replace the nn.Linear layers of a CPU model in place; return how many.
+    """Replace the nn.Linear layers of a CPU model by packed ones in place, if outputs match.
 
-    rows, head_rows: batch sizes for which layers and the output embedding are tuned. A layer whose
-    packed form gives other numbers on a trial input stays.
+    rows, head_rows: batch sizes for which layers and the output embedding are tuned. Returns the
+    number of replaced layers.
     """
     if not can_pack_linears(model):
         return 0
-    replaced, head = 0, model.get_output_embeddings()
+    num_replaced, head = 0, model.get_output_embeddings()
     with torch.inference_mode():
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and not parent.training:
-                    try:
-                        packed = PackedLinear(child, head_rows if child is head else rows)
-                    except RuntimeError:  # no such product: half precision without avx512_fp16
-                        continue
-                    x = (
-                        torch.linspace(-1, 1, 3 * child.in_features)
-                        .view(3, -1)
-                        .to(child.weight.dtype)
-                    )
-                    if outputs_match(child(x), packed, x):
-                        setattr(parent, name, packed)
-                        replaced += 1
-    return replaced
+                if type(child) is not nn.Linear or parent.training:
+                    continue
+                try:
+                    packed = PackedLinear(child, head_rows if child is head else rows)
+                except RuntimeError:  # oneDNN lacks it: half precision without avx512_fp16
+                    continue
+                x = torch.linspace(-1, 1, 3 * child.in_features).view(3, -1)
+                x = x.to(child.weight.dtype)
+                if outputs_match(child(x), packed, x):
+                    setattr(parent, name, packed)
+                    num_replaced += 1
+    return num_replaced
 
 
 def can_pack_linears(model: nn.Module) -> bool:
-    """Return whether oneDNN's operators exist for this model's device."""
+    """Return whether the model is on a CPU and torch has oneDNN's operators."""
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    exist = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    has_operators = all(hasattr(torch.ops.mkldnn, name) for name in names)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    return on_cpu and torch.backends.mkldnn.is_available() and exist
+    return on_cpu and torch.backends.mkldnn.is_available() and has_operators
 
 
 def outputs_match(expected: Tensor, module: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Return whether a module maps x to `expected`, up to the rounding of its dtype; False if it
-    does not run.
-    """
+    """Return whether a module maps x to `expected`, up to rounding; False if it does not run."""
     tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
+    atol = tolerance * float(expected.abs().max())
     try:
-        return bool(
-            torch.allclose(
-                expected, module(x), rtol=tolerance, atol=tolerance * float(expected.abs().max())
-            )
-        )
+        return bool(torch.allclose(expected, module(x), rtol=tolerance, atol=atol))
     except RuntimeError:
         return False
 
@@ -127,14 +121,14 @@ def outputs_match(expected: Tensor, module: Callable[[Tensor], Tensor], x: Tenso
 
 
 class FusedActivation(nn.Module):  # type: ignore[misc]
-    """The identity, in place of an activation that the layer before it now applies."""
+    """The identity. It replaces an activation that the preceding PackedLinear applies."""
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.plain = plain
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        """Copy as the plain activation, as PackedLinear copies as a plain layer."""
+        """Return the plain activation, because a copy of the PackedLinear is a plain layer."""
         return copy.deepcopy(self.plain, memo)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +136,7 @@ class FusedActivation(nn.Module):  # type: ignore[misc]
 
 
 class FusedRMSNorm(nn.Module):  # type: ignore[misc]
-    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv
+    """y = w x / sqrt(mean(x^2) + eps), with the mean in fp32 (Zhang & Sennrich 2019, arXiv
     1910.07467).
     """
 
@@ -155,8 +149,9 @@ class FusedRMSNorm(nn.Module):  # type: ignore[misc]
 
 
 class _RMSNormFunction(torch.autograd.Function):  # type: ignore[misc]
-    """With r = 1 / sqrt(mean(x^2) + eps): y = w x r, dw = sum(g x r), and
-    dx = r (g w) - r^3 / d sum(g w x) x.
+    """RMSNorm and its gradients for an output gradient g, with r = 1 / sqrt(mean(x^2) + eps):
+
+    y = w x r, dw = sum(g x r), dx = r (g w) - (r^3 / d) sum(g w x) x.
     """
 
     @staticmethod
@@ -169,17 +164,19 @@ class _RMSNormFunction(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        for_weight = None
+        weight_gradient = None
         if ctx.needs_input_grad[1]:
-            for_weight = (gradient * x).flatten(0, -2).mT @ scale.flatten().to(x.dtype)
+            weight_gradient = (gradient * x).flatten(0, -2).mT @ scale.flatten().to(x.dtype)
         weighted = gradient * weight
-        shared = (weighted * x).sum(-1, keepdim=True).mul_(scale**3).div_(-x.shape[-1])
-        return weighted.mul_(scale).addcmul_(x, shared.to(x.dtype)), for_weight, None
+        factor = (weighted * x).sum(-1, keepdim=True).mul_(scale**3).div_(-x.shape[-1])
+        return weighted.mul_(scale).addcmul_(x, factor.to(x.dtype)), weight_gradient, None
 
 
 def fuse_layers(model: nn.Module) -> int:
-    """Replace norms, and the activations after packed layers, of a CPU model in place; return how
-    many. A model to be trained has no packed layers, so that only its norms are replaced.
+    """Replace RMSNorms, and activations after packed layers, of a CPU model in place.
+
+    Returns the number of replaced layers. Without packed layers (in training), only norms are
+    replaced.
     """
     if next(model.parameters()).device.type != "cpu":
         return 0
@@ -190,7 +187,7 @@ def fuse_layers(model: nn.Module) -> int:
 
 
 def _replace_norms(parent: nn.Module) -> int:
-    replaced = 0
+    num_replaced = 0
     for name, child in list(parent.named_children()):
         eps = getattr(child, "variance_epsilon", getattr(child, "eps", None))
         weight = getattr(child, "weight", None)
@@ -204,38 +201,44 @@ def _replace_norms(parent: nn.Module) -> int:
             plain_output = _try_forward(child, x)
             if plain_output is not None and outputs_match(plain_output, fused, x):
                 setattr(parent, name, fused)
-                replaced += 1
-    return replaced
+                num_replaced += 1
+    return num_replaced
 
 
 def _fuse_activations(parent: nn.Module) -> int:
-    """Let a packed linear layer apply the activation that follows it, in a block whose forward
-    takes one tensor; return how many were moved.
+    """Let packed linear layers apply the activations that follow them; return how many they apply.
+
+    parent: a block whose forward takes one tensor. Each packed layer of the block is tried as the
+    one before the activation.
     """
     children = dict(parent.named_children())
     linears = [child for child in children.values() if isinstance(child, PackedLinear)]
-    replaced = 0
+    if not linears:
+        return 0
+    num_replaced = 0
     for name, activation in children.items():
-        if not linears or [*activation.parameters(), *activation.children()]:
+        if [*activation.parameters(), *activation.children()]:
             continue
-        if (onednn_name := _match_activation(activation)) is None:
+        onednn_name = _match_activation(activation)
+        if onednn_name is None:
             continue
         for linear in linears:
             x = _trial_input(linear.in_features, linear.weight)
-            if (plain_output := _try_forward(parent, x)) is None:
+            plain_output = _try_forward(parent, x)
+            if plain_output is None:
                 break
             linear.activation = onednn_name
             setattr(parent, name, FusedActivation(activation))
             if outputs_match(plain_output, parent, x):
-                replaced += 1
+                num_replaced += 1
                 break
             linear.activation = None
             setattr(parent, name, activation)
-    return replaced
+    return num_replaced
 
 
 def _match_activation(activation: nn.Module) -> tuple[str, str] | None:
-    """Return oneDNN's (name, variant) of an activation, None for one that it does not have."""
+    """Return oneDNN's (name, variant) of an activation, or None if oneDNN lacks it."""
     x = torch.linspace(-9, 9, 64)
     output = _try_forward(activation, x)
     if output is None:
@@ -247,7 +250,7 @@ def _match_activation(activation: nn.Module) -> tuple[str, str] | None:
 
 
 def _try_forward(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Return what a module maps one tensor to; None if it fails or returns something else."""
+    """Return the output of a module for one tensor, or None if it fails or returns no tensor."""
     try:
         output = module(x)
     except Exception:
@@ -256,7 +259,7 @@ def _try_forward(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _trial_input(width: int, like: Tensor) -> Tensor:
-    """Return three rows of both signs and several sizes, (3, width)."""
+    """Return an input (3, width) with values from -4 to 5."""
     return torch.linspace(-4, 5, 3 * width).view(3, -1).to(like.dtype)
 
 
@@ -266,41 +269,42 @@ def _trial_input(width: int, like: Tensor) -> Tensor:
 _fast_rotaries: ContextVar[Mapping[ApplyRotary, ApplyRotary]] = ContextVar(
     "fast_rotaries", default=MappingProxyType({})
 )
-"""Library function -> the fast one that this thread's running forward uses instead."""
+"""Rotary function of transformers -> the fast function that this thread calls instead."""
 
 
 class RotaryPatch:
-    """Faster rotary embeddings for one model, in the forwards of the thread that asks for them.
+    """Faster rotary embeddings for one model, while the patch is `active` in a thread.
 
-    The library's attention looks its rotary function up in the file that defines it. When a model
-    of such a file is first patched, that function gets a dispatcher around it, once and for good.
-    Which function the dispatcher calls is a matter of the running forward (`active`), so that
-    threads with other models, patched or not, do not see each other.
+    Each model file of transformers has a rotary function as a global name. The first patch of a
+    file replaces the global by a dispatcher, permanently. The dispatcher calls the plain function
+    unless a patch is active in the current thread. Other models and threads are not affected.
     """
 
     def __init__(self, replacements: Mapping[ApplyRotary, ApplyRotary]) -> None:
         self.replacements = replacements
-        """Library function -> fast function with the same results."""
+        """Rotary function of transformers -> fast function with the same results."""
 
     @classmethod
     def for_model(cls, model: nn.Module) -> RotaryPatch:
-        """Find the rotary functions of a model on a CPU that the fast one can replace."""
+        """Return the patch of a model, which is empty if the model is not on a CPU or its rotary
+        functions compute something else than the fast one.
+        """
         replacements: dict[ApplyRotary, ApplyRotary] = {}
         if next(model.parameters()).device.type != "cpu":
             return cls(replacements)
         for name in sorted({type(module).__module__ for module in model.modules()}):
-            library: Any = getattr(sys.modules[name], ROTARY_FUNCTION_NAME, None)
-            plain: Any = getattr(library, "plain_rotary", library)
+            current: Any = getattr(sys.modules[name], ROTARY_FUNCTION_NAME, None)
+            plain: Any = getattr(current, "plain_rotary", current)  # of a dispatcher
             if plain is None or not _matches_fast_rotary(plain):
                 continue
-            if library is plain:
+            if current is plain:
                 setattr(sys.modules[name], ROTARY_FUNCTION_NAME, _rotary_dispatcher(plain))
             replacements[plain] = _fast_rotary(plain)
         return cls(replacements)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within, forwards of this thread pass over queries and keys three times instead of six."""
+        """Use the fast functions in forwards of this thread, within the context."""
         token = _fast_rotaries.set(self.replacements)
         try:
             yield
@@ -318,9 +322,7 @@ def _rotary_dispatcher(plain: ApplyRotary) -> ApplyRotary:
 
 
 def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
-    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in
-    place.
-    """
+    """Return a fast rotary function, which calls `plain` for shapes that it does not support."""
 
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
@@ -334,8 +336,10 @@ def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
 
 
 class _FastRotaryFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x cos + (-x2, x1) sin. The gradient is rotated back: with the halves of the sine exchanged
-    and negated.
+    """x cos + (-x2, x1) sin for x = (x1, x2) (Su et al. 2021, arXiv 2104.09864).
+
+    The gradient is rotated by the opposite angles: the halves of the sine are exchanged and
+    negated.
     """
 
     @staticmethod
@@ -359,8 +363,8 @@ def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @cache
 def _matches_fast_rotary(plain: ApplyRotary) -> bool:
-    """Return whether `_fast_rotary` computes the same as a function of the library, tried with
-    random angles and more query heads than key heads.
+    """Return whether `_fast_rotary` equals a rotary function of transformers on random angles, with
+    more query heads than key heads.
     """
     generator = torch.Generator().manual_seed(0)
     q, k, cos, sin = (

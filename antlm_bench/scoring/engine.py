@@ -1,11 +1,15 @@
-"""The engine: probes in, log-probabilities out.
+"""The engine: compute the log-probabilities that probes ask for.
 
-It runs the model's own forward, whatever the architecture, with two interventions. Attention is
-computed on the rows that a batch's nodes form (scoring.attention, registered with transformers).
-The LM head, and the last layer where possible, runs at the positions that are read only. Models
-whose attention cannot be replaced run on plain rows of one exact length instead. Which of this a
-model can do is tried when it is opened (`ForwardConfig`). Each of these shortcuts can be turned off
-(`Engine.disable_shortcut`); without any, the model reads one row, or one prefix, at a time.
+It runs the model's own forward, whatever the architecture, with two interventions:
+
+- Packed rows: a batch's rows are concatenated into one row without padding, in which a shared
+  prefix occurs once (scoring.plan). An attention function that is registered with transformers
+  computes attention within each row (scoring.attention).
+- The LM head, and if possible the last layer, runs only at the positions that are read.
+
+A model whose attention cannot be replaced runs on plain rows of one exact length. `ForwardConfig`
+holds what a model can do, which is tested when it is opened. Every shortcut can be turned off
+(`Engine.disable_shortcut`). Without shortcuts, the model reads one row, or one prefix, at a time.
 """
 
 from __future__ import annotations
@@ -35,78 +39,89 @@ from antlm_bench.scoring.plan import PackedBatch, Plan, build_plans
 from antlm_bench.types import WORD_START_TARGET, Attention, Floats, Ints, Probes
 
 Layout = Literal["packed", "rows"]
-EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 holds without loss of precision
+EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
 LOGSUMEXP_ROWS = 32  # rows of logits reduced at a time, so that temporaries stay in cache
-# Logits held at a time. On a CPU 16 MiB of fp32: larger blocks are fresh pages at every batch.
+# Logits computed at a time. On a CPU 16 MiB in fp32: the system would supply larger blocks anew,
+# page by page, at every batch.
 MAX_HEAD_LOGITS = {"cpu": 2**22}
 DEFAULT_MAX_HEAD_LOGITS = 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardConfig:
-    """How a model's forward is run: facts about it, and the shortcuts that keep its numbers."""
+    """Facts about a model's forward, and the shortcuts with which it is run."""
 
     native_implementation: str
-    """Name of the model's own attention implementation."""
+    """Name of the model's attention implementation in transformers."""
     native_attention: Attention
-    """The attention that it has by itself: causal or full."""
+    """The attention that the model has without a mask: causal or full."""
     layout: Layout = "rows"
-    """packed: nodes of a prefix tree in one row; rows: plain rows of one length."""
+    """packed: rows without padding in one long row, shared prefixes once; rows: plain rows of one
+    length."""
     first_position: int = 0
     """Position id of the first token of a packed row."""
     padding_id: int | None = None
-    """Token id that does not count as a position (RoBERTa's rule); None: every token counts."""
-    packed_length: int | None = None
+    """Token id that is not counted in position ids (as in RoBERTa); None = all are counted."""
+    max_packed_length: int | None = None
     """Longest row that may be packed, for models whose rotary angles depend on the longest row of a
-    batch; None: any."""
-    narrow: bool = False
-    """Run the last layer at the read positions only."""
-    masks: bool = False
-    """A 4-D mask decides which way plain rows attend."""
-    split_head: bool = True
-    """Run the LM head at the read positions only."""
+    batch; None = unbounded."""
+    last_layer_at_reads: bool = False
+    """Run the last layer only at the read positions."""
+    obeys_masks: bool = False
+    """Plain rows can have causal or full attention, as a 4-D mask says."""
+    lm_head_at_reads: bool = True
+    """Run the LM head only at the read positions."""
     batched: bool = True
-    """Run several rows of one length in one forward."""
+    """Run several plain rows of one length in one forward."""
     whole_rows: bool = True
-    """Read all causal predictions of a text from one row; False: each from its own prefix."""
-    restores: bool = False
-    """The forward changes the model, so that its state is restored after each."""
+    """Read all causal predictions of a text from one row; False = run each prefix as a row."""
+    restores_state: bool = False
+    """Restore the model's state after each forward, because a forward changes it."""
 
 
 CPU_KERNELS = "CPU kernels"
-# Name of each shortcut -> changes of the ForwardConfig that turn it off.
+# Name of each shortcut -> the fields of ForwardConfig that turn it off.
 SHORTCUTS: dict[str, dict[str, Any]] = {
     CPU_KERNELS: {},
-    "last layer at read positions": {"narrow": False},
-    "packed rows": {"layout": "rows", "narrow": False},
-    "LM head at read positions": {"split_head": False, "narrow": False, "layout": "rows"},
-    "batches": {"batched": False, "narrow": False, "layout": "rows"},
+    "last layer at read positions": {"last_layer_at_reads": False},
+    "packed rows": {"layout": "rows", "last_layer_at_reads": False},
+    "LM head at read positions": {
+        "lm_head_at_reads": False,
+        "last_layer_at_reads": False,
+        "layout": "rows",
+    },
+    "batches": {"batched": False, "last_layer_at_reads": False, "layout": "rows"},
     "one row per text": {"whole_rows": False},
 }
 
 
 class Engine:
-    """A model that scores probes."""
+    """Scores probes with a model."""
 
-    def __init__(self, model: Any, name: str, forward_config: ForwardConfig, budget: int) -> None:
-        """Create an engine. budget: nodes per forward; halved when a batch does not fit into
-        memory.
+    def __init__(
+        self, model: Any, name: str, forward_config: ForwardConfig, batch_tokens: int
+    ) -> None:
+        """Create an engine.
+
+        batch_tokens: tokens per forward, a shared prefix counted once. It is halved if a batch does
+        not fit into memory.
         """
         self.model, self.name, self.forward_config = model, name, forward_config
-        self.budget = budget
+        self.batch_tokens = batch_tokens
         max_logits = MAX_HEAD_LOGITS.get(self.device.type, DEFAULT_MAX_HEAD_LOGITS)
         self.head_rows = max(1, max_logits // vocabulary_size(model))
         self.word_start_ids: Tensor | None = None
         """The token ids (k,) that WORD_START_TARGET stands for; see `set_word_start_ids`."""
         self.last_layer: LastLayer | None = None
-        """The layer that can run at read positions only; searched before the first batch."""
+        """The layer that can run only at read positions; found before the first batch."""
         self.rotary_patch = RotaryPatch.for_model(model)
         self.kernels: ModuleSwaps | None = None
-        self.model_state = ModelState.capture(model) if forward_config.restores else None
+        """The layers replaced by CPU kernels; None if the shortcut is off."""
+        self.model_state = ModelState.capture(model) if forward_config.restores_state else None
         self._lock = RLock()  # a forward sets attributes of its model: one thread at a time
         self._searched_last_layer = False
         self.nodes_computed = self.head_rows_computed = 0
-        """Nodes and LM-head rows computed so far, for the benchmark's count of arithmetic."""
+        """Tokens and LM-head rows computed so far, from which benchmarks count operations."""
 
     @property
     def device(self) -> torch.device:
@@ -114,10 +129,10 @@ class Engine:
         return device
 
     def enable_cpu_kernels(self) -> None:
-        """Replace layers by faster ones (scoring.cpu_kernels), each tried against the plain one."""
+        """Replace layers by faster ones with the same outputs (scoring.cpu_kernels)."""
 
         def swap() -> None:
-            pack_linears(self.model, self.budget, self.head_rows)
+            pack_linears(self.model, self.batch_tokens, self.head_rows)
             fuse_layers(self.model)
 
         self.kernels = ModuleSwaps.record(self.model, swap)
@@ -126,23 +141,21 @@ class Engine:
 
     @property
     def shortcuts(self) -> list[str]:
-        """The names of the shortcuts in use, in the order in which a failed self-test turns them
-        off.
-        """
-        unused = {"one row per text"} if self.forward_config.native_attention == "full" else set()
+        """The shortcuts in use, in the order in which a failed self-test turns them off."""
+        unused = set()
+        if self.forward_config.native_attention == "full":
+            unused.add("one row per text")  # concerns causal rows only
         if self.forward_config.layout == "packed":
-            unused.add("batches")  # of plain rows, which come into use when packed rows are off
+            unused.add("batches")  # concerns plain rows only
         used = [CPU_KERNELS] if self.kernels is not None else []
         for name, changes in SHORTCUTS.items():
-            if (
-                name not in unused
-                and replace(self.forward_config, **changes) != self.forward_config
-            ):
+            is_on = replace(self.forward_config, **changes) != self.forward_config
+            if is_on and name not in unused:
                 used.append(name)
         return used
 
     def disable_shortcut(self, name: str) -> None:
-        """Turn one of SHORTCUTS off, for good."""
+        """Turn one of SHORTCUTS off."""
         if name == CPU_KERNELS:
             if self.kernels is not None:
                 self.kernels.undo()
@@ -153,7 +166,7 @@ class Engine:
 
     @contextmanager
     def without_shortcuts(self, names: Sequence[str]) -> Iterator[None]:
-        """Turn shortcuts off for the duration of the context."""
+        """Turn shortcuts off within the context."""
         before = self.forward_config, self.kernels, self.rotary_patch
         for name in names:
             self.disable_shortcut(name)
@@ -169,18 +182,17 @@ class Engine:
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: Callable[[float], None] | None = None
     ) -> Floats:
-        """Return summed log-probabilities (num_texts,) in nats. tick: receives the share of the
-        work just done.
+        """Return summed log-probabilities (num_texts,) in nats.
 
-        Raises CheckpointError if the model returns NaN, or if a single row does not fit into
-        memory.
+        tick: receives the share (0..1) of the work that was just done. Raises CheckpointError if
+        the model returns NaN, or if a single row does not fit into memory.
         """
         probes = list(probes)
         scores = np.zeros(num_texts)
         with self._lock, torch.inference_mode():
             if not self.forward_config.whole_rows:
-                prefixes = [p for p in probes if p.attention == "causal"]
-                scores += self._score_prefixes(prefixes, num_texts)
+                causal_probes = [p for p in probes if p.attention == "causal"]
+                scores += self._score_prefixes(causal_probes, num_texts)
                 probes = [p for p in probes if p.attention != "causal"]
             if probes:
                 scores += self._score_plans(build_plans(probes), num_texts, tick)
@@ -194,26 +206,26 @@ class Engine:
         for plan in plans:
             start = 0
             while start < len(plan):
-                batch, end = plan.next_batch(start, self.budget)
+                batch, end = plan.next_batch(start, self.batch_tokens)
                 try:
                     logp = self._batch_logprobs(batch)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                     if not _is_out_of_memory(error):
                         raise
-                    if end == start + 1 or self.budget <= 1:
+                    if end == start + 1 or self.batch_tokens <= 1:
                         raise CheckpointError(
                             f"{self.name}: one row of {len(batch.ids)} tokens does not fit into "
                             "memory",
                             hint="use a bigger device, --dtype bfloat16, or --max-length",
                         ) from error
-                    self.budget = max(1, len(batch.ids) // 2)
+                    self.batch_tokens = max(1, len(batch.ids) // 2)
                     continue
                 if np.isnan(logp).any():
                     raise CheckpointError(
-                        f"{self.name} answers NaN",
+                        f"{self.name} returns NaN",
                         hint="the weights are damaged, or the dtype is too small: --dtype float32",
                     )
-                scores += np.bincount(batch.text, weights=logp, minlength=num_texts)
+                scores += np.bincount(batch.text_index, weights=logp, minlength=num_texts)
                 self.nodes_computed += len(batch.ids)
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end
@@ -224,7 +236,7 @@ class Engine:
     def _batch_logprobs(self, batch: PackedBatch) -> Floats:
         """Return the log-probabilities of the batch's reads (k,)."""
         longest = max(length for _, length in batch.blocks)
-        max_packed = self.forward_config.packed_length or longest
+        max_packed = self.forward_config.max_packed_length or longest
         if self.forward_config.layout == "rows" or longest > max_packed:
             self.set_attention(self.forward_config.native_implementation)
             return self._plain_logprobs(batch)
@@ -235,8 +247,8 @@ class Engine:
             if batch.attention != self.forward_config.native_attention:
                 native = self.forward_config.native_attention
                 raise CheckpointError(
-                    f"{self.name}: rows of {longest} tokens exceed its attention window",
-                    hint=f"it can only be scored with {native} attention at that length",
+                    f"{self.name}: rows of {longest} tokens exceed its local attention window",
+                    hint=f"longer rows can only be scored with {native} attention",
                 ) from error
             self.set_attention(self.forward_config.native_implementation)
             return self._plain_logprobs(batch)
@@ -247,24 +259,24 @@ class Engine:
             self.model.set_attn_implementation(implementation)
 
     def _packed_logprobs(self, batch: PackedBatch) -> Floats:
-        if self.forward_config.narrow and not self._searched_last_layer:
-            # A forward of its own, so that the first batch is computed like all others.
+        if self.forward_config.last_layer_at_reads and not self._searched_last_layer:
+            # This forward only finds the layer. The batch is then computed like all others.
             _, modules = self._packed_forward(batch)
             self.last_layer = LastLayer.from_model(self.model, modules)
             self._searched_last_layer = True
         return self._packed_forward(batch)[0]
 
     def _packed_forward(self, batch: PackedBatch) -> tuple[Floats, list[nn.Module]]:
-        """Return the log-probabilities of the batch's reads, and the attention modules in the order
-        of their calls.
+        """Return the log-probabilities (k,) of the batch's reads, and the attention modules in the
+        order of their calls.
         """
         layout = PackedLayout.from_batch(batch, self.device)
         token = current_layout.set(layout)
         try:
             with ExitStack() as stack:
-                if last_layer := self._last_layer_for(batch):
+                if self.last_layer is not None and self._narrowing_pays(batch):
                     stack.enter_context(
-                        last_layer.at_positions(layout, batch.read_nodes, self.device)
+                        self.last_layer.at_positions(layout, batch.read_nodes, self.device)
                     )
                 ids = np.asarray(batch.ids, np.int64)[None]
                 positions = torch.from_numpy(self._position_ids(batch)[None])
@@ -280,66 +292,73 @@ class Engine:
         return logp, layout.attention_modules
 
     def _position_ids(self, batch: PackedBatch) -> NDArray[np.int64]:
-        """Position ids of a batch's nodes (n,), as the model would count them in a row of its
-        own.
-        """
-        first, padding = self.forward_config.first_position, self.forward_config.padding_id
-        if padding is None:
-            return batch.positions + first
+        """Return the position ids (n,) of a batch's nodes, as in plain rows of the model."""
+        padding_id = self.forward_config.padding_id
+        if padding_id is None:
+            return batch.positions + self.forward_config.first_position
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
         positions, top = np.empty(len(ids), np.int64), 0
         for rows, length in batch.blocks:
-            counts = ids[top : top + rows * length].reshape(rows, length) != padding
-            positions[top : top + rows * length] = (counts.cumsum(1) * counts).ravel() + padding
-            top += rows * length
+            end = top + rows * length
+            is_counted = ids[top:end].reshape(rows, length) != padding_id
+            positions[top:end] = (is_counted.cumsum(1) * is_counted).ravel() + padding_id
+            top = end
         return positions if batch.inverse_index is None else positions[batch.inverse_index]
 
-    def _last_layer_for(self, batch: PackedBatch) -> LastLayer | None:
-        """Return the last layer if it pays to run it at the read positions only: where they are
-        few, in unshared rows that attend in full.
+    def _narrowing_pays(self, batch: PackedBatch) -> bool:
+        """Return whether running the last layer at the read positions saves time: in full rows
+        without repetition, of which at most half the positions are read.
         """
-        pays = 2 * len(batch.read_nodes) <= len(batch.ids)
-        unshared = batch.attention == "full" and batch.gather_index is None
-        return self.last_layer if self.forward_config.narrow and unshared and pays else None
+        is_plain = batch.attention == "full" and batch.gather_index is None
+        has_few_reads = 2 * len(batch.read_nodes) <= len(batch.ids)
+        return self.forward_config.last_layer_at_reads and is_plain and has_few_reads
 
     def _plain_logprobs(self, batch: PackedBatch) -> Floats:
-        """Score a batch with one forward per block of equal-length rows: no packing, no padding,
-        the model's own attention.
+        """Return the log-probabilities (k,) of the batch's reads, from plain rows with the model's
+        own attention.
         """
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
         inverse = np.arange(len(batch.ids)) if batch.inverse_index is None else batch.inverse_index
-        position = inverse[batch.read_nodes]  # of each read node, in the rows one after the other
-        turned = batch.attention != self.forward_config.native_attention
+        position = inverse[batch.read_nodes]  # of each read node in the concatenated rows
         logp, top = np.empty(len(batch.read_index)), 0
         for rows, length in self._plain_blocks(batch):
             end = top + rows * length
             in_block = (position >= top) & (position < end)
             reads = in_block[batch.read_index]
             if reads.any():
-                number = np.cumsum(in_block) - 1
+                index_in_block = np.cumsum(in_block) - 1  # of each read node among the block's
                 logp[reads] = self._forward_logprobs(
                     np.asarray(ids[top:end], np.int64).reshape(rows, length),
                     position[in_block] - top,
-                    number[batch.read_index[reads]],
+                    index_in_block[batch.read_index[reads]],
                     batch.target[reads],
-                    attention_mask_inputs(length, batch.attention) if turned else None,
+                    self._mask_inputs(length, batch.attention),
                 )
             top = end
         return logp
 
+    def _mask_inputs(self, length: int, attention: Attention) -> dict[str, Tensor]:
+        """Return the inputs that give plain rows an attention; none for the native one."""
+        if attention == self.forward_config.native_attention:
+            return {}
+        return attention_mask_inputs(length, attention)
+
     def _plain_blocks(self, batch: PackedBatch) -> Iterator[tuple[int, int]]:
-        """Return the (rows, length) of each plain forward: a batch's blocks, cut into single rows
-        or where all logits are held at once.
+        """Yield (rows, length) of each plain forward. A block of the batch is split if rows are not
+        batched, or if the logits of all positions would need too much memory.
         """
         for rows, length in batch.blocks:
             max_rows = rows if self.forward_config.batched else 1
-            if not self.forward_config.split_head:
+            if not self.forward_config.lm_head_at_reads:
                 max_rows = min(max_rows, max(1, self.head_rows // length))
             for top in range(0, rows, max_rows):
                 yield min(max_rows, rows - top), length
 
     def _score_prefixes(self, probes: Sequence[Probes], num_texts: int) -> Floats:
-        """Read each causal prediction from a row that ends there: the definition, and slow."""
+        """Return the scores of causal probes, each prediction read at the end of its own prefix.
+
+        This is the definition of the score, and slow.
+        """
         reads_by_prefix: dict[bytes, list[tuple[int, int]]] = {}
         for p in probes:
             for row, position, target, text in zip(
@@ -350,20 +369,19 @@ class Engine:
         scores = np.zeros(num_texts)
         self.set_attention(self.forward_config.native_implementation)
         for prefix, reads in reads_by_prefix.items():
-            ids = np.frombuffer(prefix, np.int64)[None]
+            ids = np.frombuffer(prefix, np.int64)[None].copy()
             target, text = (np.array(column, np.int64) for column in zip(*reads, strict=True))
-            turned = self.forward_config.native_attention != "causal"
-            last = np.array([ids.shape[1] - 1], np.int64)
+            length = ids.shape[1]
             logp = self._forward_logprobs(
-                ids.copy(),
-                last,
+                ids,
+                np.array([length - 1], np.int64),
                 np.zeros(len(target), np.int64),
                 target,
-                attention_mask_inputs(ids.shape[1], "causal") if turned else None,
+                self._mask_inputs(length, "causal"),
             )
             if np.isnan(logp).any():
                 raise CheckpointError(
-                    f"{self.name} answers NaN", hint="the weights are damaged: --dtype float32"
+                    f"{self.name} returns NaN", hint="the weights are damaged: --dtype float32"
                 )
             scores += np.bincount(text, weights=logp, minlength=num_texts)
         return scores
@@ -374,21 +392,21 @@ class Engine:
         read_positions: NDArray[np.int64],
         read_index: NDArray[np.int64],
         target: NDArray[np.int64],
-        extra_inputs: Mapping[str, Tensor] | None,
+        extra_inputs: Mapping[str, Tensor],
     ) -> Floats:
-        """Run ids (r, t) and return the log-probabilities (k,) of the targets.
+        """Run the model on ids (r, t) and return the log-probabilities (k,) of the targets.
 
-        read_positions (h,): indices into the r * t positions whose distributions are needed,
-        sorted.
-        read_index (k,): which of them each target (k,) is read from.
+        read_positions (h,): sorted indices into the r * t positions, those whose logits are needed.
+        read_index (k,): index into `read_positions` of each target (k,). extra_inputs: further
+        inputs of the model.
         """
         device = self.device
-        inputs = {"input_ids": torch.from_numpy(ids)} | dict(extra_inputs or {})
+        inputs = {"input_ids": torch.from_numpy(ids), **extra_inputs}
         inputs = {name: value.to(device) for name, value in inputs.items()}
         output = hidden = None
         try:
             with self.rotary_patch.active():
-                if self.forward_config.split_head:
+                if self.forward_config.lm_head_at_reads:
                     output = self.model.base_model(**inputs, **no_cache_kwargs(self.model))
                     hidden = output[0]
                 else:  # (r, t, vocabulary)
@@ -397,7 +415,7 @@ class Engine:
             if self.model_state is not None:
                 self.model_state.restore()
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        if len(hidden) != len(read_positions):  # else the last layer has left out the rest already
+        if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
             hidden = hidden.index_select(0, torch.from_numpy(read_positions).to(device))
         logp = np.empty(len(read_index))
         for top in range(0, len(read_positions), self.head_rows):
@@ -405,38 +423,36 @@ class Engine:
             logits = hidden[top : top + self.head_rows]
             if output is not None:
                 logits = self._lm_head_logits(output, logits)
-            index, targets = (
-                torch.from_numpy(x[in_block]).to(device) for x in (read_index - top, target)
-            )
+            block_index = torch.from_numpy(read_index[in_block] - top).to(device)
+            block_target = torch.from_numpy(target[in_block]).to(device)
             word_starts = self._word_start_ids_for(target[in_block])
-            block_logp = self._target_logprobs(logits, index, targets, word_starts)
+            block_logp = self._target_logprobs(logits, block_index, block_target, word_starts)
             logp[in_block] = block_logp.cpu().double().numpy()
         return logp
 
     def _target_logprobs(
         self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
     ) -> Tensor:
-        """Return the log softmax of logits (h, vocabulary) at (read_index, target), (k,), reduced
-        in fp32 whatever the dtype.
+        """Return the log-softmax (k,) of logits (h, vocabulary) at (read_index, target), in fp32.
 
-        WORD_START_TARGET stands for `word_start_ids`, whose probabilities are added up.
+        For WORD_START_TARGET, the probabilities of `word_start_ids` are added up.
         """
-        chosen = logits[
-            read_index, target if word_start_ids is None else target.clamp(min=0)
-        ].float()
-        if word_start_ids is not None:
-            chosen = torch.where(
+        if word_start_ids is None:
+            target_logits = logits[read_index, target].float()
+        else:
+            target_logits = torch.where(
                 target == WORD_START_TARGET,
                 fast_logsumexp(logits[:, word_start_ids])[read_index],
-                chosen,
+                logits[read_index, target.clamp(min=0)].float(),
             )
-        return chosen - fast_logsumexp(logits)[read_index]
+        return target_logits - fast_logsumexp(logits)[read_index]
 
     def set_word_start_ids(self, ids: Ints) -> None:
         """Set the token ids (k,) that WORD_START_TARGET stands for."""
         self.word_start_ids = torch.from_numpy(np.asarray(ids, np.int64)).to(self.device)
 
     def _word_start_ids_for(self, target: NDArray[np.int64]) -> Tensor | None:
+        """Return the ids if any target is WORD_START_TARGET, else None."""
         if len(target) == 0 or target.min() != WORD_START_TARGET:
             return None
         assert self.word_start_ids is not None, "call set_word_start_ids first"
@@ -445,43 +461,45 @@ class Engine:
     def _lm_head_logits(self, output: Any, hidden: Tensor) -> Tensor:
         """Return the logits (h, vocabulary) of hidden states (h, d).
 
-        The model's own forward runs around a body that returns `output` with these states, so that
-        whatever lies between body and logits (transforms, biases, scales, caps) is its own.
+        The model's forward runs with a base model that only returns `output`, with these hidden
+        states in it. So all that the model computes between hidden states and logits (transforms,
+        biases, scales, soft caps) is applied.
         """
         if isinstance(output, tuple):
             output = (hidden.unsqueeze(0), *output[1:])
         else:
             output["last_hidden_state"] = hidden.unsqueeze(0)
-        # OPT's LM head calls the decoder inside the base model.
         base_model = self.model.base_model
-        decoder = getattr(base_model, "decoder", None)
-        bodies = [base_model] if decoder is None else [base_model, decoder]
-        for body in bodies:
-            body.forward = lambda *_args, **_inputs: output
+        decoder = getattr(base_model, "decoder", None)  # OPT's LM head calls it directly
+        replaced = [base_model] if decoder is None else [base_model, decoder]
+        for module in replaced:
+            module.forward = lambda *_args, **_inputs: output
         try:
-            unused = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
-            logits: Tensor = self.model(input_ids=unused, **no_cache_kwargs(self.model)).logits[0]
+            unused_ids = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
+            model_output = self.model(input_ids=unused_ids, **no_cache_kwargs(self.model))
         finally:
-            for body in bodies:
-                del body.forward
+            for module in replaced:
+                del module.forward
+        logits: Tensor = model_output.logits[0]
         if len(logits) != len(hidden):
             raise CheckpointError(
-                f"{self.name}: {type(self.model).__name__} has no body apart from its LM head"
+                f"{self.name}: the LM head of {type(self.model).__name__} cannot be run alone"
             )
         return logits
 
 
 def plain_logits(model: Any, **inputs: Tensor) -> Tensor:
-    """Return the logits (r, t, vocabulary) of a model's own forward of `input_ids` (r, t).
+    """Return the logits (r, t, vocabulary) of a model's own forward.
 
-    Raises CheckpointError for a forward that fails or returns something else.
+    inputs: input_ids (r, t), and other inputs. Raises CheckpointError if the forward fails or
+    returns something else.
     """
     try:
         logits: Tensor = model(**inputs, **no_cache_kwargs(model)).logits
         has_shape = logits.shape[:2] == inputs["input_ids"].shape and logits.dim() == 3
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # code of others fails as it likes
+    except Exception as error:  # a model's code may raise any error
         message = (str(error).strip() or "no message").splitlines()[0][:200]
         raise CheckpointError(
             f"the forward of {type(model).__name__} fails on plain token ids: "
@@ -490,36 +508,37 @@ def plain_logits(model: Any, **inputs: Tensor) -> Tensor:
         ) from error
     if not has_shape:
         raise CheckpointError(
-            f"{type(model).__name__} answers with logits of shape {tuple(logits.shape)} for "
-            "input_ids of shape "
-            f"{tuple(inputs['input_ids'].shape)}",
+            f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids "
+            f"of shape {tuple(inputs['input_ids'].shape)}",
             hint="scoring needs the logits of every position, (rows, tokens, vocabulary)",
         )
     return logits
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return the number of logits of a position: the rows of the output embedding, or where there
-    is none, the configured size.
+    """Return the number of logits per position: the rows of the output embedding, or `vocab_size`
+    of the configuration if there is none.
     """
     head = model.get_output_embeddings()
-    return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+    if head is None:
+        return int(model.config.get_text_config().vocab_size)
+    return int(head.weight.shape[0])
 
 
 def attention_mask_inputs(length: int, attention: Attention) -> dict[str, Tensor]:
-    """Return the 4-D mask under which rows of one length attend that way, as model inputs."""
+    """Return the 4-D mask (1, 1, length, length) of an attention, as a model input."""
     mask = torch.ones(1, 1, length, length, dtype=torch.bool)
     return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
 def fast_logsumexp(logits: Tensor) -> Tensor:
-    """Return the log-sum-exp of each row of logits (h, v), (h,), in fp32.
+    """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32.
 
     The largest logit is not subtracted first, which would take two more passes over memory: e^x
-    neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Rows that leave it
-    are computed again with `logsumexp`.
+    neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other rows are
+    recomputed with `logsumexp`.
     """
-    total = torch.cat([part.float().exp().sum(-1) for part in logits.split(LOGSUMEXP_ROWS)])
+    total = torch.cat([block.float().exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
     in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
     total = total.log()
     if not in_range.all():
@@ -528,7 +547,7 @@ def fast_logsumexp(logits: Tensor) -> Tensor:
 
 
 def no_cache_kwargs(model: Any) -> dict[str, bool]:
-    """Keep causal models from building a key/value cache that nobody reads."""
+    """Return the forward arguments that keep a model from building a key/value cache."""
     return {"use_cache": False} if getattr(model.config, "use_cache", None) else {}
 
 

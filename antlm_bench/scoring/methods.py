@@ -1,11 +1,11 @@
-"""Scoring methods: one record per method, in one registry.
+"""The registry of scoring methods: one `Method` record per method.
 
-A record says everything that the rest of the package must know of a method: how it turns texts into
-rows and reads (`parts`), what it needs of a model, and what others call it. No other module
-compares a method's name. The shipped records are in scoring.probes; another package adds its own
-as an entry point of the group `antlm_bench.methods` (docs/extending.md).
+A record holds everything that other modules need to know about a method: how it reads
+log-probabilities (`parts`), what it needs of a model, and what peers call it. Other modules use
+these fields and never compare a method's name. The shipped records are in scoring.probes. Other
+packages add theirs as entry points of the group `antlm_bench.methods` (docs/extending.md).
 
-This module imports no numpy, so that help texts can list the names.
+This module does not import numpy, so that help texts list the names quickly.
 """
 
 from __future__ import annotations
@@ -27,57 +27,58 @@ SHIPPED = {
     "mntp": "antlm_bench.scoring.probes:MNTP",
     "fused": "antlm_bench.scoring.probes:FUSED",
 }
+ADD_MASK_TOKEN_HINT = "save it with a tokenizer whose mask token the model has an embedding for"
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to score a text: the sum of the log-probabilities that its probe functions read."""
+    """A scoring method: the score of a text is the sum of the log-probabilities that it reads."""
 
     name: str
     """The value of --method, and the name in run folders and tables."""
     description: str
     """Short description of what it computes."""
     parts: tuple[tuple[Attention, Callable[..., Probes]], ...]
-    """(attention, probe function) pairs whose reads are added up. A probe function takes an
-    EncodedBatch and the id of the mask token (None without one)."""
+    """(attention, probe function) pairs; the log-probabilities of all are added up. A probe
+    function takes an EncodedBatch and the id of the mask token (None without one)."""
     needs_mask: bool = False
     """Whether it masks tokens, so that the model must have a mask token."""
     needs_words: bool = False
-    """Whether it asks which word a token belongs to."""
+    """Whether it needs to know which word a token belongs to."""
     mask_shift: int | None = None
-    """How many positions before the first mask a word after its left context is read
-    (scoring.surprisal.predict_words); None: a masked method cannot read that."""
+    """To predict a word from its left context (scoring.surprisal.predict_words), a masked method
+    reads this many positions before the first mask; None = it cannot do that."""
     objective: str = ""
-    """The masked training objective whose models it fits ("mlm", "mntp"); "" = any."""
+    """The masked training objective that it matches ("mlm", "mntp"); "" = any."""
     hub_task: str = "fill-mask"
-    """The Hugging Face Hub's name of the task (model-index)."""
+    """Name of the task on the Hugging Face Hub (model-index)."""
     peer_names: Mapping[str, str] = field(default_factory=dict)
-    """Peers that score with this method -> their name of it, "" where it needs none."""
+    """Peer that has this method -> the name it passes to that peer, "" if it passes none."""
 
     @property
     def attentions(self) -> frozenset[Attention]:
-        """The attentions that it runs a model with."""
+        """The attentions with which it runs a model."""
         return frozenset(attention for attention, _ in self.parts)
 
     @property
     def main_attention(self) -> Attention:
-        """The attention of the finetuned results that stand beside it: full if any part has it."""
+        """Attention of the finetuned results that are reported with this method's scores: full if
+        any part has full attention.
+        """
         return "full" if "full" in self.attentions else "causal"
 
     @property
     def is_left_to_right(self) -> bool:
-        """Whether each token is predicted from the tokens before it alone, so that the sum is the
+        """Whether each token is predicted from the preceding tokens only. The sum then is the
         log-probability of the text by the chain rule.
         """
         return not self.needs_mask and self.attentions == {"causal"}
 
     def with_relevant_flags(self, encodings: Encodings) -> Encodings:
-        """Return the encodings without flags that do not matter here: a token that spans words is
-        worth a flag only where words are hidden.
-        """
+        """Return the encodings without the flag "spans-words", unless the method needs words."""
         if self.needs_words:
             return encodings
-        flags = {name: raised for name, raised in encodings.flags.items() if name != "spans-words"}
+        flags = {name: mask for name, mask in encodings.flags.items() if name != "spans-words"}
         return replace(encodings, flags=flags)
 
 
@@ -87,7 +88,7 @@ METHODS: Registry[Method] = Registry(
 
 
 def get_method(name: str) -> Method:
-    """Return the method of that name, whatever the model. Raises UsageError."""
+    """Return a method by name. Raises UsageError for an unknown name."""
     if name not in METHODS:
         raise UsageError(
             f"unknown method {name!r}",
@@ -98,10 +99,10 @@ def get_method(name: str) -> Method:
 
 
 def resolve_method(name: str, model: ModelInfo) -> Method:
-    """Return the method of that name, if this model can be scored with it.
+    """Return a method by name, if the model supports it.
 
-    Raises UsageError for an unknown name, and MethodNotSupported (before any data is loaded) where
-    the model lacks a mask token or an attention.
+    Raises UsageError for an unknown name, and MethodNotSupported if the model lacks a mask token or
+    an attention that the method needs.
     """
     method = get_method(name)
     if method.needs_mask and model.mask_id is None:
@@ -110,39 +111,39 @@ def resolve_method(name: str, model: ModelInfo) -> Method:
             f"{model.name} cannot be scored with {name!r}: {model.no_mask_reason}",
             location="--method",
             hint=(f"score it with --method {' or '.join(others)}, or " if others else "")
-            + "save it with a tokenizer whose mask token the model has an embedding for",
+            + ADD_MASK_TOKEN_HINT,
         )
-    if lacking := sorted(method.attentions - model.attentions):
+    missing = sorted(method.attentions - model.attentions)
+    if missing:
         raise MethodNotSupported(
             f"{model.name} cannot be scored with {name!r}: "
-            f"it does not attend {' and '.join(lacking)}",
+            f"it does not run with {' and '.join(missing)} attention",
             location="--method",
-            hint=f"methods that fit: {', '.join(supported_methods(model))}",
+            hint=f"supported methods: {', '.join(supported_methods(model))}",
         )
     return method
 
 
 def peer_methods(peer: str) -> list[str]:
-    """Return the names of the methods that a peer scores with, too ("minicons", "lm-eval")."""
+    """Return the names of the methods that a peer ("minicons", "lm-eval") has, too."""
     return [method.name for method in METHODS if peer in method.peer_names]
 
 
 def default_method(model: ModelInfo, methods: Sequence[str]) -> str:
-    """Return the first of a checkpoint's methods. Raises MethodNotSupported, with the reason, where
-    it has none.
-    """
+    """Return the first of a checkpoint's methods. Raises MethodNotSupported if there is none."""
     if methods:
         return methods[0]
-    reason = model.no_mask_reason or f"it attends {' and '.join(sorted(model.attentions))}"
+    attentions = " and ".join(sorted(model.attentions))
     raise MethodNotSupported(
-        f"{model.name} cannot be scored with any method: {reason}",
+        f"{model.name} cannot be scored with any method: "
+        + (model.no_mask_reason or f"it runs with {attentions} attention"),
         location="--model",
-        hint="save it with a tokenizer whose mask token the model has an embedding for",
+        hint=ADD_MASK_TOKEN_HINT,
     )
 
 
 def supported_methods(model: ModelInfo) -> list[str]:
-    """Return the names of the methods that this model can be scored with, in registry order."""
+    """Return the names of the methods that a model supports, in registry order."""
     return [
         method.name
         for method in METHODS

@@ -1,10 +1,10 @@
-"""Run the LM head of a bf16 body in bf16, and recompute the target logits in fp32.
+"""Run the LM head of a bf16 model in bf16, but compute the target logits in fp32.
 
-A score needs one logit of a position by itself, and all others only in the sum that normalises.
-Rounded to bf16 the one logit would be off by 0.03, more than the whole body is; in the sum the
-errors of thousands of logits cancel. The target's logit is therefore computed in fp32 and replaces
-the rounded one in the sum. A constant subtracted from all logits of a position changes no
-probability: without the mean of its rows a head's logits are smaller, and rounded less.
+A log-probability needs the logit of the target, and all other logits only in a sum. In bf16, the
+target logit is off by about 0.03, which is more than the error of all layers before the LM head; in
+the sum, the errors of thousands of logits cancel. So the target logit is computed in fp32, and
+replaces the bf16 one in the sum. The mean of the head's rows is subtracted from them, which changes
+no probability and makes logits smaller, so that bf16 rounds them less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from antlm_bench.types import WORD_START_TARGET
 
 
 class Bf16LMHead(nn.Module):  # type: ignore[misc]
-    """An output embedding (v, d) that computes in bf16 and keeps its last input."""
+    """An output embedding (v, d) that computes in bf16 and keeps its last input for
+    `fp32_logits`.
+    """
 
     def __init__(self, plain: nn.Linear, rows: int) -> None:
         super().__init__()
@@ -42,29 +44,30 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
         return self.bf16_linear(hidden)
 
     def fp32_logits(self, rows: Tensor, target: Tensor) -> Tensor:
-        """Return the fp32 logits (k,) of targets (k,) at these rows (k,) of the last input."""
+        """Return the fp32 logits (k,) of ids `target` (k,) at `rows` (k,) of the last input."""
         logits = (self.last_hidden[rows].float() * self.weight[target]).sum(-1)
         return logits if self.bias is None else logits + self.bias[target]
 
 
 class Bf16HeadEngine(Engine):
-    """An Engine around a model whose output embedding is a Bf16LMHead."""
+    """An Engine for a model whose output embedding is a Bf16LMHead."""
 
     def _target_logprobs(
         self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
     ) -> Tensor:
         if word_start_ids is not None and bool((target == WORD_START_TARGET).any()):
             raise AssertionError("adaptive precision scores choices, never words")
-        bf16 = logits[read_index, target].float()
-        fp32 = self.model.get_output_embeddings().fp32_logits(read_index, target)
-        total = fast_logsumexp(logits)[read_index]
-        total = total + torch.log1p((fp32 - total).exp() - (bf16 - total).exp())
-        return fp32 - total
+        bf16_logits = logits[read_index, target].float()
+        fp32_logits = self.model.get_output_embeddings().fp32_logits(read_index, target)
+        log_sum = fast_logsumexp(logits)[read_index]
+        change = (fp32_logits - log_sum).exp() - (bf16_logits - log_sum).exp()
+        return fp32_logits - (log_sum + torch.log1p(change))
 
 
 def has_plain_lm_head(engine: Engine) -> bool:
-    """Return whether a model's logits are the output of its output embedding, unchanged."""
-    model, outputs = engine.model, list[Tensor]()
+    """Return whether a model's logits are the unchanged output of its output embedding."""
+    model = engine.model
+    outputs: list[Tensor] = []
     engine.set_attention(engine.forward_config.native_implementation)
     hook = model.get_output_embeddings().register_forward_hook(
         lambda _module, _inputs, output: outputs.append(output)

@@ -1,7 +1,7 @@
-"""The state of a model beside its weights: submodules, buffers and plain attributes.
+"""Capture and restore the state of a model except its weights: submodules, buffers, attributes.
 
-Some forwards change their model (BigBird gives up its sparse attention for good after one short
-row), so that an output depends on earlier inputs. `ModelState` detects that and restores the model.
+Some forwards change their model, so that outputs depend on earlier inputs: after one short row,
+BigBird uses full instead of sparse attention permanently. `ModelState` detects and undoes that.
 """
 
 from __future__ import annotations
@@ -13,93 +13,97 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Dictionaries of a module that are compared entry by entry.
-_CONTAINER_ATTRIBUTES = ("_modules", "_buffers")
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes that are numbers, strings, None or tuples of these."""
+    return {name: value for name, value in vars(module).items() if _is_plain(value)}
 
 
-def _is_comparable(value: Any) -> bool:
-    """Return whether an attribute is a number, a string, None or a tuple of such."""
+def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
-        return all(_is_comparable(part) for part in value)
-    return value is None or (isinstance(value, int | float | str) and value == value)
+        return all(_is_plain(element) for element in value)
+    return value is None or (isinstance(value, int | float | str) and value == value)  # not NaN
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleState:
+    """A copy of everything in one module that a forward could change."""
+
+    module: nn.Module
+    attributes: dict[str, Any]
+    """The plain attributes."""
+    submodules: dict[str, Any]
+    buffers: dict[str, Any]
+    buffer_values: dict[str, Tensor]
+    """Copies of the buffers, which may be changed in place."""
+
+    @classmethod
+    def capture(cls, module: nn.Module) -> ModuleState:
+        buffers = dict(module._buffers)
+        values = {name: b.clone() for name, b in buffers.items() if isinstance(b, Tensor)}
+        return cls(module, _plain_attributes(module), dict(module._modules), buffers, values)
+
+    def has_changed(self) -> bool:
+        return (
+            _plain_attributes(self.module) != self.attributes
+            or _entries_differ(self.module._modules, self.submodules)
+            or _entries_differ(self.module._buffers, self.buffers)
+            or any(not torch.equal(self.buffers[n], v) for n, v in self.buffer_values.items())
+        )
+
+    def restore(self) -> None:
+        for name in _plain_attributes(self.module).keys() - self.attributes.keys():
+            del vars(self.module)[name]
+        vars(self.module).update(self.attributes)
+        for current, saved in (
+            (self.module._modules, self.submodules),
+            (self.module._buffers, self.buffers),
+        ):
+            current.clear()
+            current.update(saved)
+        with torch.no_grad():
+            for name, value in self.buffer_values.items():
+                self.buffers[name].copy_(value)
+
+
+def _entries_differ(current: dict[str, Any], saved: dict[str, Any]) -> bool:
+    if current.keys() != saved.keys():
+        return True
+    return any(current[name] is not value for name, value in saved.items())
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A copy of everything that a forward could change."""
+    """A copy of everything in a model that a forward could change, except its weights."""
 
-    modules: tuple[
-        tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]], ...
-    ]
-    """Per module: itself, its plain attributes, its submodules and buffers, the buffers' values."""
+    modules: tuple[ModuleState, ...]
 
     @classmethod
     def capture(cls, model: nn.Module) -> ModelState:
         """Copy a model's present state."""
-        return cls(
-            tuple(
-                (
-                    module,
-                    {k: v for k, v in vars(module).items() if _is_comparable(v)},
-                    {part: dict(vars(module)[part]) for part in _CONTAINER_ATTRIBUTES},
-                    {
-                        k: v.clone()
-                        for k, v in vars(module)["_buffers"].items()
-                        if isinstance(v, Tensor)
-                    },
-                )
-                for module in model.modules()
-            )
-        )
+        return cls(tuple(map(ModuleState.capture, model.modules())))
 
     def has_changed(self) -> bool:
         """Return whether anything differs from the copy."""
-        return any(self._differs(*entry) for entry in self.modules)
+        return any(state.has_changed() for state in self.modules)
 
     def restore(self) -> None:
-        """Restore what differs."""
-        for module, plain, parts, values in self.modules:
-            if not self._differs(module, plain, parts, values):
-                continue
-            for name in [
-                k for k, v in vars(module).items() if _is_comparable(v) and k not in plain
-            ]:
-                del vars(module)[name]
-            vars(module).update(plain)
-            for part, entries in parts.items():
-                vars(module)[part].clear()
-                vars(module)[part].update(entries)
-            with torch.no_grad():
-                for name, value in values.items():
-                    vars(module)["_buffers"][name].copy_(value)
-
-    @staticmethod
-    def _differs(
-        module: nn.Module,
-        plain: dict[str, Any],
-        parts: dict[str, dict[str, Any]],
-        values: dict[str, Tensor],
-    ) -> bool:
-        now = vars(module)
-        if {k: v for k, v in now.items() if _is_comparable(v)} != plain:
-            return True
-        for part, entries in parts.items():
-            if now[part].keys() != entries.keys() or any(
-                now[part][k] is not v for k, v in entries.items()
-            ):
-                return True
-        return any(not torch.equal(now["_buffers"][name], value) for name, value in values.items())
+        """Restore the modules that differ from the copy."""
+        for state in self.modules:
+            if state.has_changed():
+                state.restore()
 
 
 class ModuleSwaps:
-    """Submodules of a model that were replaced; the replacement can be undone and redone."""
+    """Submodules of a model that were replaced. The replacement can be undone and redone."""
 
     def __init__(self, swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]]) -> None:
         self.swaps = swaps
+        """(parent, name of the child, plain child, replacement) of each replaced submodule."""
 
     @classmethod
     def record(cls, model: nn.Module, swap: Callable[[], None]) -> ModuleSwaps:
-        """Run `swap` and record which submodules it replaces."""
+        """Call `swap` and record which submodules it replaces."""
         before = {
             (parent, name): child
             for parent in model.modules()

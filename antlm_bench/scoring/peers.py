@@ -1,9 +1,4 @@
-"""The scorers of minicons and lm-eval: oracles of tests, benchmarks and `verify`, and on request an
-engine.
-
-minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed.
-`make_minicons_scorer` restores that name as an alias of calling the tokenizer.
-"""
+"""Score texts with minicons and lm-eval, for tests, benchmarks, `verify` and --engine minicons."""
 
 from __future__ import annotations
 
@@ -54,31 +49,33 @@ PEER_ERRORS = (
 def make_minicons_scorer(
     kind: ModelKind, model: Any, tokenizer: Any = None, device: str = "cpu", **options: Any
 ) -> Any:
-    """Make a minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer,
-    or one that opens the folder `model` itself; `options` then go to `from_pretrained`.
+    """Make a minicons IncrementalLMScorer or MaskedLMScorer.
+
+    model: an opened model, or the path of a folder, which minicons opens with `options` as
+    arguments of `from_pretrained`.
     """
     from minicons import scorer
 
     scorer_class = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
     if tokenizer is not None and tokenizer.pad_token is None and tokenizer.eos_token is None:
-        # Else minicons would add a <pad> and with it a row to the softmax. Which token it is, the
-        # mask makes no matter.
+        # Without a padding token, minicons adds one, and with it a logit to the softmax. Padding is
+        # masked, so any token will do.
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
-    wrapped = scorer_class(model, device, tokenizer=tokenizer, **options)
-    if not hasattr(type(wrapped.tokenizer), "batch_encode_plus"):
-        type(wrapped.tokenizer).batch_encode_plus = lambda self, *args, **kwargs: self(
-            *args, **kwargs
-        )
-    return wrapped
+    minicons_scorer = scorer_class(model, device, tokenizer=tokenizer, **options)
+    tokenizer_class = type(minicons_scorer.tokenizer)
+    if not hasattr(tokenizer_class, "batch_encode_plus"):
+        # minicons 0.3.39 calls it; transformers 5 removed it in favour of calling the tokenizer.
+        tokenizer_class.batch_encode_plus = tokenizer_class.__call__
+    return minicons_scorer
 
 
 def score_with_minicons(
     scorer: Any, texts: list[str], batch_size: int, **options: Any
 ) -> list[float]:
-    """Return the summed log-probability of each text (minicons' own default is the mean).
+    """Return the summed log-probability of each text (minicons' default is the mean).
 
-    For masked scorers pass PLL_metric="original" or "within_word_l2r" here: the constructor's is
-    ignored (0.3.39).
+    options: arguments of `sequence_score`. A masked scorer needs PLL_metric="original" or
+    "within_word_l2r", because minicons 0.3.39 ignores the constructor's.
     """
     scores: list[float] = []
     for start in range(0, len(texts), batch_size):
@@ -90,32 +87,29 @@ def score_with_minicons(
 def score_with_lm_eval(
     model: Any, tokenizer: Any, texts: list[str], batch_size: int
 ) -> list[float]:
-    """Return the summed log-probability of each text as lm-eval's HFLM gives it for an empty
-    context (BLiMP's form).
+    """Return the summed log-probability of each text by lm-eval's HFLM, with an empty context (as
+    its BLiMP tasks have).
     """
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    return _lm_eval_loglikelihoods(harness, [("", text) for text in texts])
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    return _lm_eval_loglikelihoods(lm, [("", text) for text in texts])
 
 
-def _lm_eval_loglikelihoods(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Return log P(continuation | context) of each pair by an lm-eval model."""
+def _lm_eval_loglikelihoods(lm: Any, requests: Sequence[tuple[str, str]]) -> list[float]:
+    """Return log P(continuation | context) of each request (context, continuation)."""
     from lm_eval.api.instance import Instance
 
-    answers = lm.loglikelihood(
-        [Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True
-    )
-    if len(answers) != len(pairs):
-        raise CheckpointError(f"lm-eval answered {len(answers)} of {len(pairs)} texts")
-    return [float(answer[0]) for answer in answers]
+    instances = [Instance("loglikelihood", {}, request, 0) for request in requests]
+    results = lm.loglikelihood(instances, disable_tqdm=True)
+    if len(results) != len(requests):
+        raise CheckpointError(f"lm-eval returned {len(results)} results for {len(requests)} texts")
+    return [float(logprob) for logprob, *_ in results]
 
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Suppress what peers print, log and warn of while they load. What matters of it is checked
-    where they score.
-    """
+    """Suppress the output, log messages and warnings of peers while they load a model."""
     before, sink = logging.root.manager.disable, io.StringIO()
     with (
         silence_transformers(),
@@ -133,34 +127,37 @@ def suppress_output() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class PeerScores:
-    """The scores of n texts by a peer."""
+    """Scores of n texts by a peer."""
 
     logp: Floats
-    """(n,) sums in nats."""
+    """(n,) summed log-probabilities in nats; 0 for texts that are too long."""
     token_counts: np.ndarray[tuple[int], np.dtype[np.int64]]
-    """(n,) tokens that the sums are over."""
+    """(n,) number of scored tokens."""
     target_bytes: list[bytes]
-    """Their ids as bytes."""
-    facts: Encodings
-    """The facts of the texts; those that are too long were not scored."""
+    """Per text, the int32 ids of the scored tokens as bytes."""
+    encodings: Encodings
+    """Flags of the texts, without batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class MiniconsScorer:
-    """A minicons scorer whose token scores are summed here, by the span rule of scoring.text.
+    """A minicons scorer whose token scores are summed by the span rule of scoring.text.
 
-    Its conditional_score is not used: it tokenises the context apart, miscounts where a token
-    straddles the border or where BOS is also PAD, and takes the mean by default. Its bos_token=True
-    is not used either: it spells a BOS in front of a tokenizer that also adds one. Where the
-    tokenizer's own template differs from `specials`, these are spelled into the text, and it is
-    checked that the text is still tokenised alike.
+    Two options of minicons are not used. `conditional_score` tokenizes the context separately,
+    miscounts if a token crosses the border or BOS is also the padding token, and returns the mean
+    by default. `bos_token=True` writes a BOS into the text even if the tokenizer adds one. If the
+    tokenizer's template differs from `specials`, these are written into the text, after a check
+    that this does not change the other tokens.
     """
 
     scorer: Any
+    """The IncrementalLMScorer or MaskedLMScorer of minicons."""
     kind: ModelKind
     specials: Specials
     max_length: int | None
-    eos: EosRule | None = None  # texts of which the specials after them are scored, too
+    """Longest row in tokens, special tokens included; None = unbounded."""
+    eos: EosRule | None = None
+    """Texts whose EOS is scored, too (see scoring.text.resolve_eos_rule); None = no text."""
 
     def score_spans(
         self,
@@ -171,33 +168,19 @@ class MiniconsScorer:
     ) -> PeerScores:
         """Return the summed log-probability of each text's span.
 
-        Raises MethodNotSupported, and CheckpointError where minicons fails, returns NaN, or
-        tokenises a text differently.
+        Raises MethodNotSupported, and CheckpointError if minicons fails, returns NaN, or tokenizes
+        a text differently.
         """
-        record, is_masked = get_method(method), self.kind == "masked"
-        if MINICONS not in record.peer_names or record.needs_mask != is_masked:
-            raise MethodNotSupported(
-                f"minicons cannot score a {self.kind} model with {method!r}",
-                location="--method",
-                hint=f"methods that it knows: {', '.join(peer_methods(MINICONS))}; "
-                "--engine native knows the others",
-            )
         tokenized = self._tokenize(texts, method)
-        rows, inner = self._build_rows(texts, tokenized.ids)
+        rows, text_slice = self._build_rows(texts, tokenized.ids)
         positions = [
-            self._scored_positions(row, span, inner) for row, span in zip(rows, spans, strict=True)
+            self._scored_positions(row, span, text_slice)
+            for row, span in zip(rows, spans, strict=True)
         ]
-        if self.eos == "context":
-            raise MethodNotSupported(
-                "lm-eval puts EOS after the context, over the start of the continuation: no row of "
-                "minicons",
-                location="--compat",
-                hint="use --engine native, or --bos tokenizer",
-            )
         if self.eos is not None:
-            after, skipped = resolve_eos_rule(self.scorer.tokenizer, self.eos)
+            after, num_skipped = resolve_eos_rule(self.scorer.tokenizer, self.eos)
             positions = [
-                scored_positions_with_eos(scored, len(row.ids), len(after), skipped, span, text)
+                scored_positions_with_eos(scored, len(row.ids), len(after), num_skipped, span, text)
                 for scored, row, span, text in zip(positions, rows, spans, texts, strict=True)
             ]
         too_long = np.array(
@@ -205,30 +188,46 @@ class MiniconsScorer:
             np.bool_,
         )
         logp = np.zeros(len(texts))
-        todo = [n for n in range(len(texts)) if positions[n] and not too_long[n]]
-        for batch in _length_batches(todo, rows, square=self.kind == "masked"):
-            scores = self._token_logprobs([rows[n].text for n in batch], method)
-            for n, answer in zip(batch, scores, strict=True):
-                logp[n] = self._sum_scored(answer, rows[n].ids, positions[n])
+        scorable = [n for n in range(len(texts)) if positions[n] and not too_long[n]]
+        for batch in _length_batches(scorable, rows, is_masked=self.kind == "masked"):
+            logprobs = self._token_logprobs([rows[n].text for n in batch], method)
+            for n, row_logprobs in zip(batch, logprobs, strict=True):
+                logp[n] = self._sum_scored(row_logprobs, rows[n].ids, positions[n])
             if tick is not None:
-                tick(len(batch) / len(todo))
-        ids = [
-            np.array([row.ids[position] for position in scored], np.int32)
+                tick(len(batch) / len(scorable))
+        target_bytes = [
+            np.array([row.ids[position] for position in scored], np.int32).tobytes()
             for row, scored in zip(rows, positions, strict=True)
         ]
-        tokens = np.array([len(scored) for scored in positions], np.int64)
-        flags = {name: raised for name, raised in tokenized.flags.items() if name != "unk"}
+        token_counts = np.array([len(scored) for scored in positions], np.int64)
+        flags = {name: mask for name, mask in tokenized.flags.items() if name != "unk"}
         encodings = Encodings((), tokenized.flags["unk"], too_long, flags)
-        return PeerScores(logp, tokens, [scored.tobytes() for scored in ids], encodings)
+        return PeerScores(logp, token_counts, target_bytes, encodings)
 
-    def _tokenize(self, texts: Sequence[str], method: str) -> Tokenized:
-        """Tokenise as minicons does. Raises as TextTokenizer.tokenize, and MethodNotSupported where
-        minicons would find no words.
+    def _tokenize(self, texts: Sequence[str], method_name: str) -> Tokenized:
+        """Tokenize texts without specials.
+
+        Raises MethodNotSupported for methods and tokenizers that minicons does not support, and the
+        errors of TextTokenizer.tokenize.
         """
-        tokenizer = TextTokenizer(self.scorer.tokenizer)
-        if get_method(method).needs_words and not tokenizer.has_word_ids:
+        method = get_method(method_name)
+        if MINICONS not in method.peer_names or method.needs_mask != (self.kind == "masked"):
             raise MethodNotSupported(
-                "minicons asks the tokenizer which word a token belongs to, and this one does not "
+                f"minicons cannot score a {self.kind} model with {method_name!r}",
+                location="--method",
+                hint=f"methods of minicons: {', '.join(peer_methods(MINICONS))}; "
+                "--engine native has the others",
+            )
+        if self.eos == "context":
+            raise MethodNotSupported(
+                "lm-eval replaces the start of the continuation by EOS, which minicons cannot do",
+                location="--compat",
+                hint="use --engine native, or --bos tokenizer",
+            )
+        tokenizer = TextTokenizer(self.scorer.tokenizer)
+        if method.needs_words and not tokenizer.has_word_ids:
+            raise MethodNotSupported(
+                "minicons needs to know which word a token belongs to, and this tokenizer does not "
                 "say",
                 location="--method",
                 hint="use --engine native, or --method mlm",
@@ -240,9 +239,9 @@ class MiniconsScorer:
 
     @property
     def spells_specials(self) -> bool:
-        """Whether the specials must be spelled into the text, because the tokenizer adds others."""
+        """Whether the specials are written into the text, because the tokenizer adds others."""
         template = detect_template(self.scorer.tokenizer)
-        # A causal row may end in whatever the template puts there: nothing that is scored sees it.
+        # Specials after a causal text do not matter: no scored token attends to them.
         return template.before != self.specials.before or (
             self.kind == "masked" and template.after != self.specials.after
         )
@@ -250,67 +249,53 @@ class MiniconsScorer:
     def _build_rows(
         self, texts: Sequence[str], ids_without_specials: Sequence[list[int]]
     ) -> tuple[list[_MiniconsRow], slice]:
-        """Return the texts as minicons will read them, and the slice of a row that holds the text
-        itself.
-        """
+        """Return the rows that minicons reads, and the slice of a row without specials."""
         tokenizer, specials, spells = self.scorer.tokenizer, self.specials, self.spells_specials
-        head, tail = (
-            "".join(tokenizer.convert_ids_to_tokens(ids)) if spells else ""
-            for ids in (specials.before, specials.after)
-        )
-        after = specials.after if spells else detect_template(tokenizer).after
-        inner = slice(len(specials.before), -len(after) or None)
-        fast = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
-        spelled_texts = [head + text + tail for text in texts]
-        encoded = tokenizer(spelled_texts, add_special_tokens=not spells, verbose=False, **fast)
-        for text, row, bare_ids in zip(
-            texts, encoded["input_ids"], ids_without_specials, strict=True
-        ):
-            expected = [*specials.before, *bare_ids, *after]
-            if row != expected:
+        prefix = suffix = ""
+        after = detect_template(tokenizer).after
+        if spells:
+            prefix = "".join(tokenizer.convert_ids_to_tokens(specials.before))
+            suffix = "".join(tokenizer.convert_ids_to_tokens(specials.after))
+            after = specials.after
+        row_texts = [prefix + text + suffix for text in texts]
+        options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+        encoded = tokenizer(row_texts, add_special_tokens=not spells, verbose=False, **options)
+        offsets = encoded["offset_mapping"] if tokenizer.is_fast else None
+        rows = []
+        for n, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+            if ids != [*specials.before, *ids_without_specials[n], *after]:
                 raise CheckpointError(
                     f"this tokenizer reads {text!r} differently between special tokens, which "
-                    "minicons needs spelled",
+                    "minicons needs as part of the text",
                     hint="use --bos tokenizer, or the native engine",
                 )
-        offsets = encoded["offset_mapping"] if fast else [None] * len(spelled_texts)
-        shift = len(head)
-        return [
-            _MiniconsRow(
-                text,
-                ids,
-                None
-                if row_offsets is None
-                else [(start - shift, end - shift) for start, end in row_offsets],
-            )
-            for text, ids, row_offsets in zip(
-                spelled_texts, encoded["input_ids"], offsets, strict=True
-            )
-        ], inner
+            shifted = None
+            if offsets is not None:
+                shifted = [(start - len(prefix), end - len(prefix)) for start, end in offsets[n]]
+            rows.append(_MiniconsRow(row_texts[n], ids, shifted))
+        return rows, slice(len(specials.before), -len(after) or None)
 
     def _scored_positions(self, row: _MiniconsRow, span: Span, text_slice: slice) -> list[int]:
-        """Return the positions of a row that count. A causal model never scores the first: nothing
-        precedes it.
+        """Return the scored positions of a row, by the span rule of scoring.text. The first token
+        of a causal row is not scored, because nothing precedes it.
         """
         positions = list(range(len(row.ids))[text_slice])
         if span is not None:
             if row.offsets is None:
                 raise CheckpointError(
-                    "this slow tokenizer does not say where its tokens stand, so that a context "
-                    "cannot be left out",
+                    "this slow tokenizer gives no character offsets, so that the context of a text "
+                    "cannot be left unscored",
                     hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
                 )
             positions = [
-                at
-                for at in positions
-                if row.offsets[at][1] > span[0] and row.offsets[at][0] < span[1]
+                position
+                for position in positions
+                if row.offsets[position][1] > span[0] and row.offsets[position][0] < span[1]
             ]
-        return [at for at in positions if at or self.kind == "masked"]
+        return [position for position in positions if position > 0 or self.kind == "masked"]
 
     def _token_logprobs(self, texts: list[str], method: str) -> list[list[float]]:
-        """Return the log-probabilities of the tokens that minicons scores; all texts have one
-        length.
-        """
+        """Return minicons' log-probabilities of the tokens of texts whose rows have one length."""
         metric = get_method(method).peer_names[MINICONS]
         options = {"PLL_metric": metric} if metric else {}
         with warnings.catch_warnings():
@@ -335,73 +320,76 @@ class MiniconsScorer:
         return list(logprobs)
 
     def _sum_scored(self, logprobs: list[float], ids: list[int], positions: list[int]) -> float:
-        """Sum the scores at `positions` out of those that minicons returns for a row (causal: all
-        but the first token; masked: all but CLS, SEP and PAD).
+        """Sum the log-probabilities at `positions`.
+
+        logprobs: what minicons returns for the row: causal: all tokens but the first; masked: all
+        tokens but CLS, SEP and PAD.
         """
-        scored = list(range(1, len(ids)))
+        returned = list(range(1, len(ids)))
         if self.kind == "masked":
-            left = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
-            scored = [position for position, token in enumerate(ids) if token not in left]
-        if len(logprobs) != len(scored) or not set(positions) <= set(scored):
+            omitted = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
+            returned = [position for position, token in enumerate(ids) if token not in omitted]
+        if len(logprobs) != len(returned) or not set(positions) <= set(returned):
             raise CheckpointError(
-                "minicons leaves out tokens that count: a text spells a special token",
+                "minicons does not score every token, because a text contains a special token",
                 hint="use --engine native",
             )
-        total = float(
-            sum(dict(zip(scored, logprobs, strict=True))[position] for position in positions)
-        )
+        logprob_by_position = dict(zip(returned, logprobs, strict=True))
+        total = float(sum(logprob_by_position[position] for position in positions))
         if np.isnan(total):
-            raise CheckpointError("minicons answers NaN", hint="the weights are damaged")
+            raise CheckpointError("minicons returns NaN", hint="the weights are damaged")
         return total
 
 
 @dataclass(frozen=True, slots=True)
 class _MiniconsRow:
-    """A text with the specials spelled around it."""
+    """A text as minicons reads it."""
 
     text: str
+    """The text; with specials if they are written into it (`spells_specials`)."""
     ids: list[int]
+    """Token ids, special tokens included."""
     offsets: list[tuple[int, int]] | None
+    """(start, end) of each token in the text without specials; None with a slow tokenizer."""
 
 
 def _length_batches(
-    indices: Sequence[int], rows: Sequence[_MiniconsRow], square: bool
+    indices: Sequence[int], rows: Sequence[_MiniconsRow], is_masked: bool
 ) -> Iterator[list[int]]:
-    """Yield batches of rows of one length within MAX_BATCH_TOKENS. square: a row is read once per
-    token.
+    """Yield the indices of rows of one length, up to MAX_BATCH_TOKENS tokens.
+
+    is_masked: the model reads a copy of a row per token of the row.
     """
-    by_length: dict[int, list[int]] = {}
+    indices_by_length: dict[int, list[int]] = {}
     for n in indices:
-        by_length.setdefault(len(rows[n].ids), []).append(n)
-    for length, members in sorted(by_length.items()):
-        size = max(1, MAX_BATCH_TOKENS // (length * length if square else length))
-        yield from (members[top : top + size] for top in range(0, len(members), size))
+        indices_by_length.setdefault(len(rows[n].ids), []).append(n)
+    for length, same_length in sorted(indices_by_length.items()):
+        size = max(1, MAX_BATCH_TOKENS // (length * length if is_masked else length))
+        yield from (same_length[top : top + size] for top in range(0, len(same_length), size))
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalScorer:
     """A scorer around lm-eval's HFLM.
 
-    HFLM puts its prefix token (BOS, else EOS) before a text without a context, but not before a
-    context. There the same token is spelled in front, which also keeps the tokenizer from adding
-    its own specials (0.4.13, tok_encode).
+    HFLM puts its prefix token (BOS, else EOS) before a text without context, but not before a
+    context. There, this scorer writes the token into the context, and lm-eval's tokenizer then adds
+    no specials (0.4.13, tok_encode).
     """
 
     lm: Any
-    max_length: int | None = None
+    """The HFLM."""
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """Return log P(span | what precedes it) of each text; lm-eval itself splits a text into
-        context and continuation.
-        """
-        del method  # it knows one
+        """Return log P(span | context) of each text (n,), in nats."""
+        del method  # lm-eval has only one
         bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
-        pairs = []
+        requests = []
         for text, span in zip(texts, spans, strict=True):
             start, end = span or (0, len(text))
-            pairs.append((bos + text[:start] if start else "", text[start:end]))
+            requests.append((bos + text[:start] if start else "", text[start:end]))
         try:
-            return np.array(_lm_eval_loglikelihoods(self.lm, pairs))
+            return np.array(_lm_eval_loglikelihoods(self.lm, requests))
         except PEER_ERRORS as error:
             raise CheckpointError(
                 f"lm-eval fails on this model: {type(error).__name__}: {first_line(error)}"
@@ -409,27 +397,18 @@ class LmEvalScorer:
 
 
 def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) -> LmEvalScorer:
-    """Open lm-eval, which loads the folder itself in fp32 on the CPU, as its users do. Raises
-    CheckpointError.
+    """Let lm-eval open a folder in fp32 on the CPU. Raises CheckpointError.
 
-    source_args: its arguments `peft` and `tokenizer`, folders. trusted: the checkpoint's own Python
-    may run.
+    trusted: the checkpoint's Python code may run. source_args: lm-eval's arguments `peft` and
+    `tokenizer` (folders).
     """
     with suppress_output():
         try:
             from lm_eval.models.huggingface import HFLM
 
-            options = {"trust_remote_code": True} if trusted else {}
-            return LmEvalScorer(
-                HFLM(
-                    pretrained=str(folder),
-                    device="cpu",
-                    batch_size=8,
-                    dtype="float32",
-                    **source_args,
-                    **options,
-                )
-            )
+            options: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
+            options |= {"device": "cpu", "batch_size": 8, "dtype": "float32", **source_args}
+            return LmEvalScorer(HFLM(pretrained=str(folder), **options))
         except PEER_ERRORS as error:
             raise _open_error("lm-eval", folder, error) from error
 
@@ -442,11 +421,11 @@ def open_minicons(
     tokenizer: Any,
     trusted: bool,
 ) -> MiniconsScorer:
-    """Open minicons, which loads the folder itself in fp32 on the CPU, as its users do. Raises
-    CheckpointError.
+    """Let minicons open a folder in fp32 on the CPU. Raises CheckpointError.
 
-    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python, for
-    which minicons would wait for an answer on the terminal (0.3.39).
+    tokenizer: one that replaces the folder's, or one that runs the checkpoint's Python code (to
+    load it, minicons 0.3.39 would ask for permission on the terminal); None = the folder's.
+    trusted: the checkpoint's Python code may run.
     """
     with suppress_output():
         try:
@@ -465,5 +444,5 @@ def _open_error(peer: str, folder: Path, error: BaseException) -> CheckpointErro
 
 
 def peer_version(name: str) -> str:
-    """Return name and version: `minicons 0.3.39`."""
+    """Return a peer's name and version, such as "minicons 0.3.39"."""
     return f"{name} {version(name.replace('-', '_'))}"

@@ -1,10 +1,11 @@
-"""The plan: rows of token ids in, batches without repetition out. No torch, no Python loop per
-token.
+"""Plan batches of rows in which shared prefixes are computed once. Numpy only.
 
-Rows are sorted so that equal beginnings stand together. Causal rows then form a prefix tree: a
-prefix that many rows share is computed once, whatever pair, paradigm or method they come from. Rows
-that attend in full are shared only if they are equal. A batch is a flat list of tree nodes; linear
-layers run on nodes, attention on rows gathered from them (scoring.attention).
+Rows are sorted, so that rows with a common prefix are neighbours. Causal rows then form a prefix
+tree, whose nodes are tokens after their prefix: a prefix is computed once, whatever pair, paradigm
+or method its rows come from. Rows with full attention are computed once only if they are equal.
+
+A batch is packed: a flat list of nodes without padding. Linear layers run on nodes, attention on
+rows that are gathered from them (scoring.attention).
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 
 from antlm_bench.types import Attention, Bools, Ints, Probes
 
-# A node may be gathered for attention many times (entity tracking: five options on one long
-# prefix). Attention on rows costs little beside linear layers on nodes, but its memory must stay in
-# proportion to the budget.
+# Attention copies a node into every row that contains it (in entity tracking, five options share a
+# long prefix). This limits the memory of attention: row tokens per batch_tokens.
 MAX_ROW_TOKENS_PER_NODE = 4
 
 IndexArray = NDArray[np.int64]
@@ -27,7 +27,7 @@ IndexArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """n nodes, the rows that they form, and k reads; nothing is padded."""
+    """n nodes, the rows that they form, and the k log-probabilities to read."""
 
     attention: Attention
     ids: Ints
@@ -35,25 +35,25 @@ class PackedBatch:
     positions: IndexArray
     """(n,) position of each node in its row."""
     blocks: tuple[tuple[int, int], ...]
-    """(rows, length) of each block of rows of one length."""
+    """(number of rows, length) of each block of rows of one length."""
     gather_index: IndexArray | None
-    """(m,) the node at each row position, blocks one after the other; None = arange(n)."""
+    """(m,) node at each position of the rows, concatenated block by block; None = arange(n)."""
     inverse_index: IndexArray | None
-    """(n,) for each node one of the m row positions that hold it; None = arange(n)."""
+    """(n,) a position in the concatenated rows of each node; None = arange(n)."""
     read_nodes: IndexArray
-    """(h,) sorted nodes whose next-token distribution is needed."""
+    """(h,) sorted nodes whose logits are needed."""
     read_index: IndexArray
-    """(k,) which of `read_nodes` each read is at."""
+    """(k,) index into `read_nodes` of each read."""
     target: IndexArray
-    """(k,) the token id whose log-probability is read."""
-    text: IndexArray
-    """(k,) the text that it adds to."""
+    """(k,) token id whose log-probability is read, or WORD_START_TARGET."""
+    text_index: IndexArray
+    """(k,) index of the text to whose score the read is added."""
 
 
 class Plan:
-    """All rows of one attention, sorted, to be cut into batches of about `budget` nodes.
+    """All rows of one attention, sorted, from which batches are taken.
 
-    `batch, start = plan.next_batch(start, budget)` until start == len(plan).
+    Call `batch, start = plan.next_batch(start, batch_tokens)` until start == len(plan).
     """
 
     def __init__(self, probes: Sequence[Probes]) -> None:
@@ -63,12 +63,13 @@ class Plan:
         lengths = np.empty(len(rows), np.int64)
         reads, top = [], 0
         for p in probes:
-            rows[top : top + len(p.ids), : p.ids.shape[1]] = p.ids
-            lengths[top : top + len(p.ids)] = p.ids.shape[1]
+            end = top + len(p.ids)
+            rows[top:end, : p.ids.shape[1]] = p.ids
+            lengths[top:end] = p.ids.shape[1]
             reads.append((p.row + np.int64(top), p.position, p.target, p.text_index))
-            top += len(p.ids)
-        row, self._at, self._target, self._text = (
-            np.concatenate(part).astype(np.int64) for part in zip(*reads, strict=True)
+            top = end
+        unsorted_row, self._position, self._target, self._text_index = (
+            np.concatenate(column).astype(np.int64) for column in zip(*reads, strict=True)
         )
         order = _lexicographic_order(rows, lengths if self.attention == "full" else None)
         self._rows, self._lengths = rows[order], lengths[order]
@@ -76,83 +77,86 @@ class Plan:
         self._new_lengths = self._lengths - self._shared_lengths
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        self._read_order = np.argsort(rank[row], kind="stable")
-        self._read_row = rank[row][self._read_order]
+        row = rank[unsorted_row]
+        self._read_order = np.argsort(row, kind="stable")
+        """Reads in the order of their rows."""
+        self._read_row = row[self._read_order]
+        """Row of each read, in that order."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def num_nodes(self) -> int:
-        """How many tokens the model would compute if one batch held everything."""
+        """Number of nodes of all rows in one batch."""
         return int(self._new_lengths.sum())
 
-    def next_batch(self, start: int, budget: int) -> tuple[PackedBatch, int]:
-        """Return the batch of rows from `start` on that costs at most `budget` nodes (at least one
-        row), and the row after it.
+    def next_batch(self, start: int, batch_tokens: int) -> tuple[PackedBatch, int]:
+        """Return (batch, next start): the rows from `start` on that have at most `batch_tokens`
+        nodes, but at least one row.
         """
-        window = slice(start, start + MAX_ROW_TOKENS_PER_NODE * budget + 1)
-        lengths, cost = self._lengths[window], self._new_lengths[window].copy()
-        cost[0] = lengths[0]  # what it shares lies in an earlier batch
-        fits = (np.cumsum(cost) <= budget) & (
-            np.cumsum(lengths) <= MAX_ROW_TOKENS_PER_NODE * budget
-        )
+        max_row_tokens = MAX_ROW_TOKENS_PER_NODE * batch_tokens
+        window = slice(start, start + max_row_tokens + 1)
+        lengths, num_nodes = self._lengths[window], self._new_lengths[window].copy()
+        num_nodes[0] = lengths[0]  # the prefix that it shares is in an earlier batch
+        fits = (np.cumsum(num_nodes) <= batch_tokens) & (np.cumsum(lengths) <= max_row_tokens)
         end = start + max(1, int(fits.sum()))
         return self._build_batch(start, end), end
 
     def _shared_prefix_lengths(self) -> IndexArray:
-        """How many leading tokens each sorted row shares with the row before it (full: all or
-        none).
+        """Return how many leading tokens each sorted row shares with the row before it; with full
+        attention, all or none.
         """
         differs = self._rows[1:] != self._rows[:-1]
-        first = np.where(differs.any(1), differs.argmax(1), self._rows.shape[1])
-        shared = np.concatenate([[0], np.minimum(first, self._lengths[1:])])
+        first_difference = np.where(differs.any(1), differs.argmax(1), self._rows.shape[1])
+        shared = np.concatenate([[0], np.minimum(first_difference, self._lengths[1:])])
         if self.attention == "full":
             shared[shared < self._lengths] = 0
         return shared
 
     def _build_batch(self, start: int, end: int) -> PackedBatch:
+        """Return the batch of the sorted rows start..end-1."""
         lengths, shared = self._lengths[start:end], self._shared_lengths[start:end].copy()
         shared[0] = 0
         rows = self._rows[start:end, : lengths.max()]
         column = np.arange(rows.shape[1])
-        new: Bools = (column >= shared[:, None]) & (column < lengths[:, None])
-        # New nodes are numbered row by row; a shared node has the last number given in its column.
-        number = np.where(new, np.cumsum(new).reshape(new.shape) - 1, -1)
-        node = np.maximum.accumulate(number, axis=0)
-        blocks = []
-        keep = new.any(1)
-        for length in np.unique(lengths[keep]):
-            blocks.append(node[keep & (lengths == length), :length])
+        is_new: Bools = (column >= shared[:, None]) & (column < lengths[:, None])
+        # New nodes are numbered row by row. A shared node is the last new node in its column.
+        new_node = np.where(is_new, np.cumsum(is_new).reshape(is_new.shape) - 1, -1)
+        node = np.maximum.accumulate(new_node, axis=0)
+        # A row without new nodes equals the row before it, whose nodes it shares.
+        has_new = is_new.any(1)
+        blocks = [
+            node[has_new & (lengths == length), :length] for length in np.unique(lengths[has_new])
+        ]
         gather_index = np.concatenate([block.ravel() for block in blocks])
-        n = int(new.sum())
+        n = int(is_new.sum())
         is_identity = len(gather_index) == n and bool((gather_index == np.arange(n)).all())
         inverse_index = np.empty(n, np.int64)
         inverse_index[gather_index[::-1]] = np.arange(len(gather_index))[::-1]
         low, high = np.searchsorted(self._read_row, [start, end])
         reads = self._read_order[low:high]
-        read_nodes, read_index = np.unique(
-            node[self._read_row[low:high] - start, self._at[reads]], return_inverse=True
-        )
+        nodes = node[self._read_row[low:high] - start, self._position[reads]]
+        read_nodes, read_index = np.unique(nodes, return_inverse=True)
         return PackedBatch(
             attention=self.attention,
-            ids=rows[new],
-            positions=np.nonzero(new)[1],
+            ids=rows[is_new],
+            positions=np.nonzero(is_new)[1],
             blocks=tuple((block.shape[0], block.shape[1]) for block in blocks),
             gather_index=None if is_identity else gather_index,
             inverse_index=None if is_identity else inverse_index,
             read_nodes=read_nodes,
             read_index=read_index,
             target=self._target[reads],
-            text=self._text[reads],
+            text_index=self._text_index[reads],
         )
 
 
 def _lexicographic_order(rows: Ints, lengths: IndexArray | None) -> IndexArray:
-    """Return the stable lexicographic order (r,) of rows (r, t) padded with -1, by length first if
-    lengths are given.
+    """Return the stable lexicographic order (r,) of rows (r, t), which are padded with -1.
 
-    Big-endian bytes compare like the numbers they hold: one byte-string sort replaces t sorts.
+    lengths (r,): sort by length first. Rows are sorted as strings of big-endian bytes, which have
+    the same order as the numbers: one sort instead of t.
     """
     table = (rows.astype(np.int64) + 1).astype(">u4")
     if lengths is not None:

@@ -1,6 +1,4 @@
-"""SyntaxGym scoring: does a formula over region surprisals, "(4;%a%) > (4;%b%)", hold, and by how
-much?
-"""
+"""Score SyntaxGym items: evaluate a formula over region surprisals, as "(4;%a%) > (4;%b%)"."""
 
 from __future__ import annotations
 
@@ -25,12 +23,13 @@ def predict(
     *,
     formulas: Mapping[str, Formula],
 ) -> list[list[Prediction]]:
-    """Return one list of Predictions per method, with the options "it holds" and "it does not".
+    """Return one list of Predictions per method. Option 0 is "the formula holds", option 1 "it does
+    not".
 
-    The score of the first is the surprisal gap of the formula in nats, that of the second 0, so
-    that a gap of exactly 0 is a tie (SyntaxGym: wrong, --ties strict). formulas: by the label
-    PREDICTION_LEVEL of an item, whose options are the formula's regions in order. Raises DataError
-    for a region of which a token cannot be scored.
+    The score of option 0 is the surprisal gap of the formula in nats, that of option 1 is 0, so
+    that a gap of exactly 0 is a tie (SyntaxGym counts it as wrong, as --ties strict does). The
+    options of an item are the regions of its formula, in order. formulas: by the items' label
+    PREDICTION_LEVEL. Raises DataError for a region with a token that cannot be scored.
     """
     return [_predict_with_method(model, items, method, formulas, tick) for method in methods]
 
@@ -46,33 +45,35 @@ def _predict_with_method(
     spans = span_logprobs(model, options, method, tick)
     predictions, top = [], 0
     for item in items:
-        texts = slice(top, top + len(item.options))
-        flags = spans.encodings.collect_flags(range(top, texts.stop))
-        top = texts.stop
+        regions = slice(top, top + len(item.options))
+        top = regions.stop
+        flags = spans.encodings.collect_flags(range(regions.start, regions.stop))
         formula = formulas[item.labels[PREDICTION_LEVEL]]
-        fits = not spans.too_long[texts].any()
-        bits = (-spans.logp[texts] / NATS_PER_BIT).tolist()
-        surprisal = dict(zip(formula.regions, bits, strict=True))
-        unscored = [region for region, value in surprisal.items() if math.isnan(value)]
-        if fits and unscored:
-            raise DataError(
-                f"region {unscored[0].number} of {unscored[0].condition!r} cannot be scored",
-                location=f"item {item.id}",
-                hint="nothing stands before its first token (see --bos)",
-            )
-        gap = formula.surprisal_gap(surprisal.__getitem__) * NATS_PER_BIT if fits else -1.0
-        num_tokens = int(spans.token_counts[texts].sum()) if fits else 0
-        characters = sum(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options)
+        if spans.too_long[regions].any():
+            scores, num_tokens, flags = (-1.0, -1.0), 0, (*flags, "too-long")
+        else:
+            bits = (-spans.logp[regions] / NATS_PER_BIT).tolist()
+            surprisals = dict(zip(formula.regions, bits, strict=True))
+            for region, surprisal in surprisals.items():
+                if math.isnan(surprisal):
+                    raise DataError(
+                        f"region {region.number} of {region.condition!r} cannot be scored",
+                        location=f"item {item.id}",
+                        hint="nothing stands before its first token (see --bos)",
+                    )
+            scores = (formula.surprisal_gap(surprisals.__getitem__) * NATS_PER_BIT, 0.0)
+            num_tokens = int(spans.token_counts[regions].sum())
+        num_characters = sum(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options)
         predictions.append(
             Prediction(
                 id=item.id,
                 gold=item.gold,
-                pred=int(gap < 0),
-                scores=(gap, 0.0 if fits else -1.0),
+                pred=int(scores[0] < 0),
+                scores=scores,
                 tokens=(num_tokens, num_tokens),
-                characters=(characters, characters),
+                characters=(num_characters, num_characters),
                 labels=item.labels,
-                flags=flags if fits else (*flags, "too-long"),
+                flags=flags,
             )
         )
     return predictions

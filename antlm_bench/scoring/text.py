@@ -1,9 +1,9 @@
-"""Encode texts: special tokens by an explicit policy, scored spans by character offsets, all texts
-in bulk.
+"""Encode texts with special tokens and scored spans.
 
-Span rule (BabyLM 2025, `dataset.py`): a token counts iff it ends after the start of the scored span
-and begins before its end; a token that straddles the border counts in full. Specials never count.
-No text is cut: one that does not fit is flagged.
+Special tokens ("specials") are added by an explicit BOS policy. Spans follow the rule of BabyLM
+2025 (`dataset.py`): a token is scored if it ends after the start of the span and begins before its
+end, so that a token across a border is scored in full. Specials are not scored. Texts are never
+truncated; one that is too long for the model is flagged.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from antlm_bench.scoring.tokens import (
 from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 EosRule = Literal["all", "context"]
+"""Texts whose EOS is scored: all, or those with a context (see `resolve_eos_rule`)."""
 BOS_POLICIES: dict[str, str] = {
-    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer has one "
-    "(as lm-eval); masked: the tokenizer's own template",
+    "auto": "causal: exactly one BOS, or an EOS in its place, if the tokenizer has one (as "
+    "lm-eval); masked: the tokenizer's own template",
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
 }
-# What a token that begins a word begins with, and the other white space that ends the word before,
-# as tokens spell it.
+# Mark of a space at the start of a token -> all white space that may start a token, as in the
+# vocabulary (byte-level BPE, SentencePiece).
 WORD_START_MARKS: dict[str, tuple[str, ...]] = {
     "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
     "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
@@ -52,11 +53,11 @@ class Specials:
 
 
 def detect_template(tokenizer: Any) -> Specials:
-    """Return the specials that the tokenizer adds by itself, found by trying (Pythia adds no BOS
-    with `add_special_tokens=True`).
+    """Return the specials that the tokenizer adds by itself.
 
-    Raises CheckpointError if a text is tokenised differently with specials than without, or if no
-    text can be tokenised.
+    They are read off a tokenized text, because settings mislead: Pythia adds no BOS even with
+    `add_special_tokens=True`. Raises CheckpointError if specials change the tokens of a text, or if
+    no text can be tokenized.
     """
     for text in probe_texts(tokenizer):
         if not can_tokenize(tokenizer, text):
@@ -80,8 +81,8 @@ def detect_template(tokenizer: Any) -> Specials:
 def special_id(tokenizer: Any, name: str) -> int | None:
     """Return the id of the special token `name` (bos, eos, cls, sep, mask).
 
-    None where the tokenizer has no such token, or where the token is not in the vocabulary, so that
-    its id is the unknown token's.
+    None if the tokenizer has no such token, or if its vocabulary lacks the token, whose id then is
+    that of the unknown token.
     """
     token: int | None = getattr(tokenizer, f"{name}_token_id")
     if token is not None and token == tokenizer.unk_token_id:
@@ -91,58 +92,53 @@ def special_id(tokenizer: Any, name: str) -> int | None:
 
 
 def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
-    """Return (id of the mask token, ""), or (None, the reason) where a model with so many
-    embeddings has none.
+    """Return (id of the mask token, ""), or (None, the reason why there is none).
+
+    vocab_size: number of embeddings of the model.
     """
-    token = special_id(tokenizer, "mask")
-    if token is None:
-        named = tokenizer.mask_token
-        reason = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
-        return None, f"its tokenizer has no mask token{reason}"
-    if not 0 <= token < vocab_size:
-        named = f"{str(tokenizer.mask_token)!r} has the id {token}"
-        return (
-            None,
-            f"its tokenizer's mask token {named}, and the model has {vocab_size} embeddings",
+    mask_id, mask_token = special_id(tokenizer, "mask"), tokenizer.mask_token
+    if mask_id is None and mask_token is None:
+        return None, "its tokenizer has no mask token"
+    if mask_id is None:
+        return None, f"the vocabulary of its tokenizer lacks the mask token {str(mask_token)!r}"
+    if not 0 <= mask_id < vocab_size:
+        return None, (
+            f"its tokenizer's mask token {str(mask_token)!r} has the id {mask_id}, and the model "
+            f"has {vocab_size} embeddings"
         )
-    return token, ""
+    return mask_id, ""
 
 
 def check_specials(tokenizer: Any, specials: Specials, vocab_size: int) -> None:
-    """Raise CheckpointError for a special token around a text that the model has no embedding
-    for.
-    """
+    """Raise CheckpointError if the model has no embedding for one of the specials."""
     for token in (*specials.before, *specials.after):
         if token >= vocab_size:
             raise CheckpointError(
                 f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id "
-                f"{token}, and the model "
-                f"has {vocab_size} embeddings",
+                f"{token}, and the model has {vocab_size} embeddings",
                 location="tokenizer",
                 hint="the model was trained without it: --bos never leaves special tokens out, "
-                "--bos tokenizer adds "
-                "those of the tokenizer's own template",
+                "--bos tokenizer adds those of the tokenizer's own template",
             )
 
 
 def check_ids(tokenizer: Any, max_id: int, vocab_size: int) -> None:
-    """Raise CheckpointError if the highest id of some texts is beyond the model's vocabulary."""
+    """Raise CheckpointError if the model has no embedding for `max_id`, the largest token id."""
     if max_id >= vocab_size:
         raise CheckpointError(
             f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), "
-            "the model has "
-            f"{vocab_size} embeddings",
+            f"the model has {vocab_size} embeddings",
             hint="tokenizer and weights belong to different checkpoints, or tokens were added "
             "without resizing",
         )
 
 
 def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Specials:
-    """Return the specials of a text under a BOS policy.
+    """Return the specials of texts under a BOS policy.
 
-    Causal rows have no EOS unless `with_scored_eos` adds it: our conventions do not score it.
-    Masked rows keep the template of their training. Raises UsageError for an unknown policy,
-    CheckpointError where `always` cannot be met.
+    Causal texts get no EOS, because our conventions do not score it (`with_scored_eos` adds it).
+    Masked texts keep the tokenizer's template. Raises UsageError for an unknown policy, and
+    CheckpointError if the policy is "always" and the tokenizer has no special token.
     """
     if bos_policy not in BOS_POLICIES:
         raise UsageError(
@@ -155,63 +151,48 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
         return Specials()
     if bos_policy == "tokenizer":
         return template if attention == "full" else Specials(template.before)
-    bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
-    first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
-    if attention == "full":
-        if template.before or template.after:
-            return template
-        first = first if cls_id is None else cls_id
-        last = () if sep_id is None else (sep_id,)
-    else:
-        last = ()
-    if first is None and template.before:
-        return Specials(template.before)
-    if first is None and bos_policy == "always":
+    if attention == "full" and (template.before or template.after):
+        return template
+    names = ("bos", "eos") if attention == "causal" else ("cls", "bos", "eos")
+    ids = [special_id(tokenizer, name) for name in names]
+    before = tuple(token_id for token_id in ids if token_id is not None)[:1] or template.before
+    if not before and bos_policy == "always":
         raise CheckpointError(
-            "the tokenizer knows no BOS, EOS or CLS token",
+            "the tokenizer has no BOS, EOS or CLS token",
             location="--bos always",
-            hint="use --bos auto: the first token of every text then stays unscored, and is "
-            "reported",
+            hint="use --bos auto, which does not score the first token of a text and reports this",
         )
-    return Specials(() if first is None else (first,), last)
+    sep_id = special_id(tokenizer, "sep") if attention == "full" else None
+    return Specials(before, () if sep_id is None else (sep_id,))
 
 
 def word_start_ids(tokenizer: Any) -> Ints:
-    """Return the ids (k,) that end the word before them: tokens that begin with white space, and
-    the end of the text.
+    """Return the ids (k,) of tokens before which a word ends: tokens that begin with white space,
+    and EOS.
 
-    Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE
-    (GPT-2) and SentencePiece do; WordPiece and tokens that end in </w> do not, and need no
+    In byte-level BPE (GPT-2) and SentencePiece, a token includes the space before it. Raises
+    MethodNotSupported for other tokenizers (WordPiece, tokens that end in </w>), which need no
     correction.
     """
     pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
     pair = next((pair for pair in pairs if can_tokenize(tokenizer, pair)), "")
-    spelled = tokenizer.convert_ids_to_tokens(
-        tokenizer(pair, add_special_tokens=False)["input_ids"]
+    pair_ids = tokenizer(pair, add_special_tokens=False)["input_ids"]
+    later_tokens = tokenizer.convert_ids_to_tokens(pair_ids)[1:]
+    for space, white_space in WORD_START_MARKS.items():
+        if any(token.startswith(space) for token in later_tokens):
+            ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(white_space)}
+            if tokenizer.eos_token_id is not None:
+                ids.add(tokenizer.eos_token_id)
+            return np.array(sorted(ids), np.int32)
+    raise MethodNotSupported(
+        "this tokenizer does not mark where words begin, so that there is nothing to correct",
+        location="--bow-correction",
+        hint="leave it out",
     )
-    marks = next(
-        (
-            marks
-            for mark, marks in WORD_START_MARKS.items()
-            if any(t.startswith(mark) for t in spelled[1:])
-        ),
-        (),
-    )
-    if not marks:
-        raise MethodNotSupported(
-            "this tokenizer does not mark where words begin: there is nothing to correct",
-            location="--bow-correction",
-            hint="leave it out",
-        )
-    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
-    ids |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    return np.array(sorted(ids), np.int32)
 
 
 class TextEncoder:
-    """A tokenizer with its specials and limits, for one attention. Fast and slow tokenizers give
-    the same ids.
-    """
+    """Encodes texts for one attention: a tokenizer with specials and limits."""
 
     def __init__(
         self, tokenizer: Any, specials: Specials, *, max_length: int | None, vocab_size: int
@@ -220,100 +201,102 @@ class TextEncoder:
         self.max_length, self.vocab_size = max_length, vocab_size
         self.text_tokenizer = TextTokenizer(tokenizer)
         self.num_skipped: int | None = None
-        """None: specials are not scored. Else those after a text are (see `with_scored_eos`), and
-        of a text with a context, this many tokens at the start of its scored span are not.
+        """None: specials are not scored. A number: specials after a text are scored, and if the
+        text has a context, the first `num_skipped` tokens of its span are not (`with_scored_eos`).
         """
         self.overwrites_skipped = False
-        """Whether the specials after a text also stand in the place of the skipped tokens."""
+        """Whether the specials after a text also replace the skipped tokens."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """Encode texts with their scored spans; see types.Encodings. Raises CheckpointError for an
-        id without an embedding, and as `TextTokenizer.tokenize`.
+        """Encode texts with their scored spans (None = the whole text).
+
+        Raises CheckpointError for a token id without embedding, and the errors of
+        `TextTokenizer.tokenize`.
         """
         tokens = self.text_tokenizer.tokenize(texts, self.max_length)
         self._drop_spelled_bos(tokens)
         num_specials = len(self.specials.before) + len(self.specials.after)
         too_long = np.zeros(len(texts), np.bool_)
-        by_length: dict[int, list[int]] = {}
-        for number, ids in enumerate(tokens.ids):
+        indices_by_length: dict[int, list[int]] = {}
+        for index, ids in enumerate(tokens.ids):
             length = len(ids) + num_specials
-            too_long[number] = self.max_length is not None and length > self.max_length
-            if too_long[number] or not ids:
+            too_long[index] = self.max_length is not None and length > self.max_length
+            if too_long[index] or not ids:
                 continue
-            if spans[number] is not None and tokens.offsets[number] is None:
+            if spans[index] is not None and tokens.offsets[index] is None:
                 kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
                 raise CheckpointError(
-                    f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told "
-                    "from the scored span",
+                    f"this {kind} does not decode {texts[index]!r} to the same text, so that the "
+                    "tokens of the scored span are unknown",
                     hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows "
                     "all characters",
                 )
-            by_length.setdefault(length, []).append(number)
+            indices_by_length.setdefault(length, []).append(index)
         batches = tuple(
-            self._build_batch(tokens, texts, spans, members, length)
-            for length, members in sorted(by_length.items())
+            self._build_batch(tokens, texts, spans, indices, length)
+            for length, indices in sorted(indices_by_length.items())
         )
         flags = dict(tokens.flags)
         return Encodings(batches, flags.pop("unk"), too_long, flags)
 
     def _drop_spelled_bos(self, tokens: Tokenized) -> None:
-        """Drop the first tokens of texts that spell their BOS out: there is one BOS, not two."""
+        """Remove a BOS that is part of a text, because the encoder adds one."""
         before = list(self.specials.before)
-        for number, ids in enumerate(tokens.ids):
+        for index, ids in enumerate(tokens.ids):
             if before and ids[: len(before)] == before:
                 for column in (tokens.ids, tokens.words, tokens.last_words):
-                    column[number] = column[number][len(before) :]
-                tokens.offsets[number] = (tokens.offsets[number] or [])[len(before) :]
+                    column[index] = column[index][len(before) :]
+                tokens.offsets[index] = (tokens.offsets[index] or [])[len(before) :]
 
     def _build_batch(
         self,
         tokens: Tokenized,
         texts: Sequence[str],
         spans: Sequence[tuple[int, int] | None],
-        members: list[int],
+        indices: list[int],
         length: int,
     ) -> EncodedBatch:
-        """Return the texts with indices `members`, whose rows all have this length."""
+        """Return a batch of the texts at `indices`, whose rows all have this length."""
         before, after = self.specials.before, self.specials.after
-        inner = length - len(before) - len(after)
-        text_columns = slice(len(before), len(before) + inner)
-        ids = np.empty((len(members), length), np.int32)
-        ids[:, : len(before)], ids[:, len(before) + inner :] = before, after
-        ids[:, text_columns] = _stack_rows(tokens.ids, members, inner)
+        text_length = length - len(before) - len(after)
+        text_columns = slice(len(before), len(before) + text_length)
+        ids = np.empty((len(indices), length), np.int32)
+        ids[:, : text_columns.start] = before
+        ids[:, text_columns] = _stack_rows(tokens.ids, indices, text_length)
+        ids[:, text_columns.stop :] = after
         check_ids(self.tokenizer, int(ids[:, text_columns].max()), self.vocab_size)
-        scored = np.zeros((len(members), length), np.bool_)
-        scored[:, text_columns] = _scored_mask(tokens.offsets, spans, members, inner)
+        score_mask = np.zeros((len(indices), length), np.bool_)
+        score_mask[:, text_columns] = _span_mask(tokens.offsets, spans, indices, text_length)
         if self.num_skipped is not None:
-            self._score_eos(ids, scored, [(spans[member], texts[member]) for member in members])
-        first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
-        first[:, text_columns] = _stack_rows(tokens.words, members, inner)
-        last[:, text_columns] = _stack_rows(tokens.last_words, members, inner)
-        return EncodedBatch(ids, scored, first, np.array(members, np.int32), last)
+            self._score_eos(ids, score_mask, [(spans[index], texts[index]) for index in indices])
+        first_word, last_word = (np.full((len(indices), length), -1, np.int32) for _ in range(2))
+        first_word[:, text_columns] = _stack_rows(tokens.words, indices, text_length)
+        last_word[:, text_columns] = _stack_rows(tokens.last_words, indices, text_length)
+        text_index = np.array(indices, np.int32)
+        return EncodedBatch(ids, score_mask, first_word, text_index, last_word)
 
     def _score_eos(
         self,
         ids: Ints,
-        scored: Bools,
+        score_mask: Bools,
         spans_and_texts: Sequence[tuple[tuple[int, int] | None, str]],
     ) -> None:
-        """Change ids and scored, both (rows, length), as `with_scored_eos` describes."""
-        after, skipped = self.specials.after, self.num_skipped or 0
-        for row, mask, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
+        """Change ids and score_mask, both (rows, length), in place, as `with_scored_eos` says."""
+        after, num_skipped = self.specials.after, self.num_skipped or 0
+        for row, mask, (span, text) in zip(ids, score_mask, spans_and_texts, strict=True):
             positions = np.flatnonzero(mask).tolist()
             if self.overwrites_skipped and span is not None and span[1] == len(text):
                 for position, token in zip(positions, after, strict=False):
                     row[position] = token
             mask[:] = False
             positions = scored_positions_with_eos(
-                positions, len(row), len(after), skipped, span, text
+                positions, len(row), len(after), num_skipped, span, text
             )
             mask[positions] = True
 
 
 class ContextEncoder(TextEncoder):
-    """A TextEncoder with other specials around texts that have a context (a span that begins
-    later).
-    """
+    """A TextEncoder that adds other specials to texts with a context (a span that begins later)."""
 
     def __init__(self, encoder: TextEncoder, context_specials: Specials) -> None:
         self.__dict__.update(vars(encoder))
@@ -325,31 +308,33 @@ class ContextEncoder(TextEncoder):
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
         merged = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
         batches: list[EncodedBatch] = []
-        for encode, chosen in (
+        for encode, mask in (
             (super().encode, ~has_context),
             (self.context_encoder.encode, has_context),
         ):
-            members = np.flatnonzero(chosen).astype(np.int32)
-            if not len(members):
+            indices = np.flatnonzero(mask).astype(np.int32)
+            if not len(indices):
                 continue
-            part = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
-            merged = merge_flags(merged, part, members)
+            subset = encode([texts[int(i)] for i in indices], [spans[int(i)] for i in indices])
+            merged = merge_flags(merged, subset, indices)
             batches += [
-                replace(encoded, text_index=members[encoded.text_index]) for encoded in part.batches
+                replace(batch, text_index=indices[batch.text_index]) for batch in subset.batches
             ]
         return replace(merged, batches=tuple(batches))
 
 
 def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
-    """Return the specials that the template puts after a text, and how many tokens a peer skips
-    because of them.
+    """Return the specials after a text that a peer scores, and how many tokens it skips in return.
 
-    With a context, a peer also tokenises the context alone, counts its tokens including the
-    specials after it, and takes what follows in the whole row for the continuation, which thus
-    begins that many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
-    the padding token, which is EOS where the tokenizer has none, and reads the whole row. lm-eval
-    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation, so
-    that its specials replace the skipped tokens.
+    Peers do not handle these specials after a context. They tokenize the context alone, and count
+    its tokens to find where the continuation begins in the whole row. The specials after the
+    context are in that count but not in the row, so that the first tokens of the continuation are
+    skipped:
+
+    - minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count the padding token, which is
+      EOS if the tokenizer has no padding token. The model reads the whole row.
+    - lm-eval 0.4.13 (`_encode_pair`) counts all specials. The model reads the row of the context,
+      then the continuation, so that the specials replace the skipped tokens.
     """
     after = detect_template(tokenizer).after
     if rule == "context":
@@ -359,26 +344,23 @@ def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], in
 
 
 def with_scored_eos(encoder: TextEncoder, rule: EosRule) -> TextEncoder:
-    """Return a causal encoder that scores what the tokenizer's template puts after a text, as a
-    peer does.
+    """Return a causal encoder that adds and scores the template's specials after a text (mostly
+    EOS), as a peer does.
 
-    rule: "all" texts, or only those with a "context". Raises CheckpointError for a special without
-    an embedding.
+    Raises CheckpointError for a special token without embedding.
     """
-    after, skipped = resolve_eos_rule(encoder.tokenizer, rule)
+    after, num_skipped = resolve_eos_rule(encoder.tokenizer, rule)
     if not after:
         return encoder
     check_specials(encoder.tokenizer, Specials((), after), encoder.vocab_size)
-    changed = copy.copy(encoder)
-    target = changed
+    new_encoder = copy.copy(encoder)
+    target = new_encoder
     if rule == "context":
-        assert isinstance(changed, ContextEncoder), (
-            "lm-eval has a rule of its own for texts with a context"
-        )
-        target = changed.context_encoder = copy.copy(changed.context_encoder)
+        assert isinstance(new_encoder, ContextEncoder), "conventions set `bos_before_context`, too"
+        target = new_encoder.context_encoder = copy.copy(new_encoder.context_encoder)
     target.specials = Specials(target.specials.before, after)
-    target.num_skipped, target.overwrites_skipped = skipped, rule == "context"
-    return changed
+    target.num_skipped, target.overwrites_skipped = num_skipped, rule == "context"
+    return new_encoder
 
 
 def scored_positions_with_eos(
@@ -389,11 +371,11 @@ def scored_positions_with_eos(
     span: tuple[int, int] | None,
     text: str,
 ) -> list[int]:
-    """Return the positions of a row that count when the last `after` of its `length` tokens are
-    scored too.
+    """Return the scored positions of a row whose last `num_after` of `length` tokens are scored,
+    too.
 
-    positions: those that count otherwise. A span that ends inside its text is not a peer's request,
-    and stays as it is.
+    positions: those scored without the rule. num_skipped: number of them that a text with a context
+    loses. Peers only score spans that end with the text; for other spans, `positions` stay.
     """
     if span is not None and span[1] < len(text):
         return positions
@@ -401,34 +383,36 @@ def scored_positions_with_eos(
     return [*positions[num_skipped if has_context else 0 :], *range(length - num_after, length)]
 
 
-def merge_flags(whole: Encodings, part: Encodings, indices: Sequence[int] | Ints) -> Encodings:
-    """Return the facts of n texts with those of some of them, at indices `members`, filled in."""
+def merge_flags(whole: Encodings, subset: Encodings, indices: Sequence[int] | Ints) -> Encodings:
+    """Return the encodings of n texts with the flags of the texts at `indices` replaced.
+
+    subset: encodings of the texts at `indices`; its batches are not used.
+    """
     unk, too_long = whole.unk.copy(), whole.too_long.copy()
-    unk[indices], too_long[indices] = part.unk, part.too_long
-    flags = {name: raised.copy() for name, raised in whole.flags.items()}
-    for name, raised in part.flags.items():
-        flags.setdefault(name, np.zeros(len(unk), np.bool_))[indices] = raised
+    unk[indices], too_long[indices] = subset.unk, subset.too_long
+    flags = {name: mask.copy() for name, mask in whole.flags.items()}
+    for name, mask in subset.flags.items():
+        flags.setdefault(name, np.zeros(len(unk), np.bool_))[indices] = mask
     return replace(whole, unk=unk, too_long=too_long, flags=flags)
 
 
 def _stack_rows(rows: Sequence[Sequence[int]], indices: list[int], length: int) -> Ints:
-    flat = np.fromiter(
-        chain.from_iterable(rows[m] for m in indices), np.int32, len(indices) * length
-    )
-    return flat.reshape(len(indices), length)
+    """Return the rows at `indices`, which have one length, as an array (indices, length)."""
+    values = chain.from_iterable(rows[index] for index in indices)
+    return np.fromiter(values, np.int32, len(indices) * length).reshape(len(indices), length)
 
 
-def _scored_mask(
+def _span_mask(
     offsets: Sequence[Offsets | None],
     spans: Sequence[tuple[int, int] | None],
     indices: list[int],
     length: int,
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which tokens count, (members, length), by the span rule above."""
-    counts = np.ones((len(indices), length), np.bool_)
-    for row, member in enumerate(indices):
-        span = spans[member]
+) -> Bools:
+    """Return which tokens of the texts at `indices` are in the span, (indices, length)."""
+    mask = np.ones((len(indices), length), np.bool_)
+    for row, index in enumerate(indices):
+        span = spans[index]
         if span is not None:
-            start_end = np.array(offsets[member]).reshape(length, 2)
-            counts[row] = (start_end[:, 1] > span[0]) & (start_end[:, 0] < span[1])
-    return counts
+            token_start, token_end = np.array(offsets[index]).reshape(length, 2).T
+            mask[row] = (token_end > span[0]) & (token_start < span[1])
+    return mask

@@ -1,13 +1,11 @@
-"""Tokenize texts with any tokenizer: ids, character offsets, words, and what the tokenizer cannot
-read.
+"""Tokenize texts with any tokenizer: ids, character offsets, words and flags.
 
-Words. `mlm-l2r` hides the rest of a token's word, so every token needs a word. Fast tokenizers
-whose pre-tokenizer splits at white space say which word a token belongs to (`word_ids`); their
-answer is used as it is. The others (byte-level BPE without a split, SentencePiece's Metaspace
-without a split, superword BPE, slow tokenizers) give one number for the whole text or none. There,
-words are those of GPT-2's pre-tokenizer (Radford et al. 2019), found from character offsets:
-contractions ('s 't 're 've 'm 'll 'd), runs of letters, runs of digits, and runs of other
-characters. Combining marks count as letters, which GPT-2's pattern leaves out.
+Words: `mlm-l2r` masks the rest of a token's word, so every token needs a word index. Fast
+tokenizers that split texts at white space give it (`word_ids`). All others (byte-level BPE or
+SentencePiece's Metaspace without a split, superword BPE, slow tokenizers) give one index for the
+whole text, or none. For them, words are found from character offsets as in GPT-2's pre-tokenizer
+(Radford et al. 2019): contractions ('s 't 're 've 'm 'll 'd), runs of letters, runs of digits, and
+runs of other characters. Unlike in GPT-2, combining marks count as letters.
 """
 
 from __future__ import annotations
@@ -26,18 +24,18 @@ from antlm_bench.types import Bools
 
 Offsets = list[tuple[int, int]]
 
-TOKEN_FLAGS = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
+TOKEN_FLAGS = ("unk", "lost", "spans-words")  # keys of Tokenized.flags, explained in types.FLAGS
 WORDS_FROM_OFFSETS_NOTE = (
     "the tokenizer does not say which word a token belongs to: words are those of GPT-2's "
     "pre-tokenizer, by characters"
 )
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-# Number of its own tokens that a tokenizer is tested on if it cannot read PROBE_TEXT.
+# Number of tokens of its vocabulary that a tokenizer is tested on if it cannot read PROBE_TEXT.
 MAX_VOCABULARY_PROBES = 1000
-# A private character: no vocabulary holds it, so it shows the unknown token.
+# A private-use character: no vocabulary has it, so a tokenizer returns its unknown token.
 UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
-# GPT-2's pre-tokenizer, for a text in which each character is replaced by its kind (_kind).
+# GPT-2's pattern of words, for a text whose characters are replaced by _character_class.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
 
 
@@ -46,18 +44,19 @@ class Tokenized:
     """The tokens of n texts, without special tokens around them."""
 
     ids: list[list[int]]
+    """Token ids of each text."""
     offsets: list[Offsets | None]
-    """(start, end) of each token, in characters; None where a slow tokenizer cannot say."""
+    """(start, end) of each token of each text, in characters; None = unknown."""
     words: list[list[int]]
-    """The index of the first word that each token belongs to; -1 = unknown."""
+    """Index of the first word that each token belongs to; -1 = unknown."""
     last_words: list[list[int]]
-    """The index of the last word that each token belongs to."""
+    """Index of the last word that each token belongs to; -1 = unknown."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
     """Each of TOKEN_FLAGS -> (n,)."""
 
 
 class TextTokenizer:
-    """A transformers tokenizer, fast or slow, with facts about it that are found by trying."""
+    """A fast or slow transformers tokenizer, and facts about it that are measured on texts."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -65,30 +64,28 @@ class TextTokenizer:
 
     @cached_property
     def emitted_unknown_ids(self) -> frozenset[int]:
-        """The ids that a fast tokenizer's model gives to what its vocabulary lacks."""
+        """The id that a fast tokenizer gives to characters outside its vocabulary, if any."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return frozenset()
         try:
-            tokens = [token.id for token in backend.model.tokenize(UNKNOWN_CHARACTER)]
-        except Exception:  # it has no unknown token, and raises
+            ids = [token.id for token in backend.model.tokenize(UNKNOWN_CHARACTER)]
+        except Exception:  # raised by a model without unknown token
             return frozenset()
-        spelled = [str(backend.id_to_token(token)) for token in tokens]
-        if len(tokens) != 1 or UNKNOWN_CHARACTER in spelled[0] or BYTE_TOKEN.fullmatch(spelled[0]):
+        tokens = [str(backend.id_to_token(token_id)) for token_id in ids]
+        if len(ids) != 1 or UNKNOWN_CHARACTER in tokens[0] or BYTE_TOKEN.fullmatch(tokens[0]):
             return frozenset()
-        return frozenset(tokens)
+        return frozenset(ids)
 
     @cached_property
     def unknown_ids(self) -> frozenset[int]:
-        """The ids that stand for "unknown", whether or not the tokenizer's configuration names
-        them.
-        """
-        named = self.tokenizer.unk_token_id
-        return self.emitted_unknown_ids | ({named} if named is not None else set())
+        """The ids of unknown tokens: the configured one and `emitted_unknown_ids`."""
+        configured = self.tokenizer.unk_token_id
+        return self.emitted_unknown_ids | ({configured} if configured is not None else set())
 
     @cached_property
     def has_word_ids(self) -> bool:
-        """Whether `word_ids` distinguish the words of a text with white space."""
+        """Whether `word_ids` tell words apart that white space separates."""
         if not self.tokenizer.is_fast:
             return False
         for text in probe_texts(self.tokenizer):
@@ -98,26 +95,26 @@ class TextTokenizer:
             encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
             if encoding.offsets:
                 return not _has_space_in_word(text, encoding.offsets, encoding.word_ids)
-        return True  # it reads no text at all: there are no words to tell
+        return True  # the tokenizer reads no text at all
 
     @cached_property
     def drops_unknown(self) -> bool:
-        """Whether its model drops what its vocabulary lacks (byte-pair encoding without unknown
-        token).
-        """
+        """Whether it drops characters outside its vocabulary (BPE without unknown token)."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         try:
             return backend is not None and not backend.model.tokenize(UNKNOWN_CHARACTER)
-        except Exception:  # it raises instead
+        except Exception:  # raised by a model without unknown token
             return False
 
     @cached_property
     def _text_prefix(self) -> str:
-        """What the tokenizer puts before every text, such as a space."""
+        """Characters that the tokenizer puts before every text, such as a space."""
         return _pretokenize(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
 
     def _vocabulary_symbols(self, character: str) -> tuple[str, str]:
-        """Return a character in symbols of the vocabulary, and those that the vocabulary lacks."""
+        """Return (symbols, missing): a character after pre-tokenization (as byte-level BPE turns it
+        into bytes), and those of its symbols that the vocabulary lacks.
+        """
         if character not in self._symbols_cache:
             backend = self.tokenizer.backend_tokenizer
             symbols = _pretokenize(backend, character)
@@ -131,59 +128,54 @@ class TextTokenizer:
     def tokenize(self, texts: Sequence[str], max_offset_length: int | None = None) -> Tokenized:
         """Tokenize n texts in bulk, without special tokens.
 
-        max_offset_length: slow tokenizers get no offsets of longer rows, because the work grows
-        with the square. Raises DataError for a text that is not valid Unicode, CheckpointError for
-        one that the tokenizer cannot read.
+        max_offset_length: with a slow tokenizer, longer texts (in tokens) get no offsets, because
+        the work grows with the square of the length. Raises DataError for a text that is not valid
+        Unicode, CheckpointError for a text that the tokenizer cannot read.
         """
         texts = list(texts)
         if not texts:
             return Tokenized([], [], [], [], {name: np.zeros(0, np.bool_) for name in TOKEN_FLAGS})
+        offsets: list[Offsets | None]
         if self.tokenizer.is_fast:
-            encodings = self._encodings(texts)
+            encodings = self._fast_encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
-            offsets: list[Offsets | None] = [encoding.offsets for encoding in encodings]
+            offsets = [encoding.offsets for encoding in encodings]
             if self.drops_unknown:
-                offsets = [
-                    self._correct_offsets(*values)
-                    for values in zip(texts, ids, offsets, strict=True)
-                ]
+                offsets = list(map(self._correct_offsets, texts, ids, offsets))
             word_ids = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
         else:
             ids = [self._slow_ids(text) for text in texts]
             offsets = [
-                offsets_from_decoding(self.tokenizer, row, text)
-                if max_offset_length is None or len(row) <= max_offset_length
+                offsets_from_decoding(self.tokenizer, text_ids, text)
+                if max_offset_length is None or len(text_ids) <= max_offset_length
                 else None
-                for row, text in zip(ids, texts, strict=True)
+                for text_ids, text in zip(ids, texts, strict=True)
             ]
             word_ids = None
         words: list[list[int]] = []
         last_words: list[list[int]] = []
-        for number, (text, text_offsets) in enumerate(zip(texts, offsets, strict=True)):
-            own_word_ids = word_ids[number] if word_ids is not None else None
-            if (
-                own_word_ids is not None
-                and text_offsets is not None
-                and not _has_space_in_word(text, text_offsets, own_word_ids)
-            ):
-                first = last = [word if word is not None else -1 for word in own_word_ids]
-            elif text_offsets is not None:
+        for index, (text, text_offsets) in enumerate(zip(texts, offsets, strict=True)):
+            text_word_ids = None if word_ids is None else word_ids[index]
+            if text_offsets is None:
+                first = last = [-1] * len(ids[index])
+            elif text_word_ids is None or _has_space_in_word(text, text_offsets, text_word_ids):
                 first, last = _words_from_offsets(text, text_offsets)
             else:
-                first = last = [-1] * len(ids[number])
+                first = last = text_word_ids
             words.append(first)
             last_words.append(last)
         flags = {
-            "unk": [not self.unknown_ids.isdisjoint(row) for row in ids],
-            "lost": [
-                self._loses_characters(*values) for values in zip(texts, ids, offsets, strict=True)
+            "unk": [not self.unknown_ids.isdisjoint(text_ids) for text_ids in ids],
+            "lost": list(map(self._loses_characters, texts, ids, offsets)),
+            "spans-words": [
+                first is not last and first != last
+                for first, last in zip(words, last_words, strict=True)
             ],
-            "spans-words": [a is not b and a != b for a, b in zip(words, last_words, strict=True)],
         }
-        raised = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
-        return Tokenized(ids, offsets, words, last_words, raised)
+        flag_masks = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
+        return Tokenized(ids, offsets, words, last_words, flag_masks)
 
-    def _encodings(self, texts: list[str]) -> Any:
+    def _fast_encodings(self, texts: list[str]) -> Any:
         try:
             return self.tokenizer(
                 texts, add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -193,8 +185,8 @@ class TextTokenizer:
 
     def _slow_ids(self, text: str) -> list[int]:
         try:
-            ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            return [int(token) for token in ids]  # None, where neither token nor unknown has an id
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            return [int(token) for token in ids]  # fails for None, the id of an unreadable token
         except Exception as error:
             raise self._unreadable_error([text], error) from error
 
@@ -219,43 +211,47 @@ class TextTokenizer:
     def _correct_offsets(
         self, text: str, ids: list[int], offsets: Offsets | None
     ) -> Offsets | None:
-        """Return the offsets of a text's tokens where the tokenizers library may have miscounted.
+        """Return correct offsets of a text from which the tokenizer dropped characters.
 
-        It counts dropped characters as if they had no length, so that the tokens after them, up to
-        the end of the pre-tokenizer's piece, lie too far to the left. The tokens spell what is left
-        of the text, which gives their offsets. None where they spell something else and pieces are
-        not words.
+        The tokenizers library counts dropped characters as if they had no length, so that the
+        offsets after them are too small, up to the end of the word. The tokens joined together
+        equal the text without the dropped characters, which gives their true offsets. If they do
+        not equal it, the library's offsets are kept if each word is counted anew, and are unknown
+        (None) otherwise.
         """
         if not any(self._vocabulary_symbols(character)[1] for character in set(text)):
             return offsets
-        spelled, origin = "", []
+        kept_text, kept_indices = "", []
         for index, character in enumerate(text):
             symbols, missing = self._vocabulary_symbols(character)
-            kept = "".join(symbol for symbol in symbols if symbol not in missing)
-            spelled += kept
-            origin += [index] * len(kept)
+            kept_symbols = "".join(symbol for symbol in symbols if symbol not in missing)
+            kept_text += kept_symbols
+            kept_indices += [index] * len(kept_symbols)
         tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
         joined = "".join(tokens)
-        added = len(joined) - len(spelled)
-        if added < 0 or joined[:added] != self._text_prefix[:added] or joined[added:] != spelled:
+        prefix_length = len(joined) - len(kept_text)
+        if prefix_length < 0 or joined != self._text_prefix[:prefix_length] + kept_text:
             return offsets if self.has_word_ids else None
-        origin = [0] * added + origin
-        token_offsets, top = [], 0
+        indices = [0] * prefix_length + kept_indices
+        corrected, top = [], 0
         for token in tokens:
-            characters = origin[top : top + len(token)]
-            token_offsets.append((characters[0], characters[-1] + (top + len(characters) > added)))
-            top += len(token)
-        return token_offsets
+            end = top + len(token)
+            # A token that only holds the prefix has no characters: it starts and ends at 0.
+            width = 1 if end > prefix_length else 0
+            corrected.append((indices[top], indices[end - 1] + width))
+            top = end
+        return corrected
 
     def _loses_characters(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
         """Return whether a visible character of the text is in no token."""
         if not self.tokenizer.is_fast:
-            is_complete = offsets is not None or not self.unknown_ids.isdisjoint(ids)
-            return not is_complete and _decoding_loses_characters(text, self.tokenizer.decode(ids))
-        if self.drops_unknown and (
-            lacking := [c for c in set(text) if self._vocabulary_symbols(c)[1]]
-        ):
-            return any(map(_is_visible, lacking))
+            if offsets is not None or not self.unknown_ids.isdisjoint(ids):
+                return False
+            return _decoding_loses_characters(text, self.tokenizer.decode(ids))
+        if self.drops_unknown:
+            dropped = [c for c in set(text) if self._vocabulary_symbols(c)[1]]
+            if dropped:
+                return any(map(_is_visible, dropped))
         covered = 0
         for start, end in offsets or ():
             if start > covered and any(map(_is_visible, text[covered:start])):
@@ -268,21 +264,19 @@ def can_tokenize(tokenizer: Any, text: str) -> bool:
     """Return whether the tokenizer encodes a text without raising."""
     try:
         return all(i is not None for i in tokenizer(text, add_special_tokens=False)["input_ids"])
-    except Exception:  # tokenizers raises plain Exception, slow tokenizers what they like
+    except Exception:  # fast tokenizers raise plain Exception, slow ones errors of any type
         return False
 
 
 def probe_texts(tokenizer: Any) -> Iterator[str]:
-    """Yield texts that show what a tokenizer does: PROBE_TEXT, then tokens of its vocabulary."""
+    """Yield texts to test a tokenizer on: PROBE_TEXT, then tokens of its vocabulary."""
     yield PROBE_TEXT
-    special = set(tokenizer.all_special_ids)
-    for token in range(min(len(tokenizer), MAX_VOCABULARY_PROBES)):
-        if token not in special:
-            yield from dict.fromkeys(
-                text.strip()
-                for text in (tokenizer.decode([token]), str(tokenizer.convert_ids_to_tokens(token)))
-                if text.strip()
-            )
+    special_ids = set(tokenizer.all_special_ids)
+    for token_id in range(min(len(tokenizer), MAX_VOCABULARY_PROBES)):
+        if token_id not in special_ids:
+            decoded = tokenizer.decode([token_id]).strip()
+            token = str(tokenizer.convert_ids_to_tokens(token_id)).strip()
+            yield from (text for text in dict.fromkeys((decoded, token)) if text)
 
 
 def _pretokenize(backend: Any, text: str) -> str:
@@ -310,8 +304,10 @@ def _decoding_loses_characters(text: str, decoded: str) -> bool:
     """
     if decoded == text:
         return False
-    expected, kept = _fold(text), _fold(decoded)
-    return any(expected.count(c) > kept.count(c) for c in set(expected))
+    original_characters, decoded_characters = _fold(text), _fold(decoded)
+    return any(
+        original_characters.count(c) > decoded_characters.count(c) for c in set(original_characters)
+    )
 
 
 def _fold(text: str) -> str:
@@ -323,7 +319,7 @@ def _fold(text: str) -> str:
 
 
 def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
-    """Return whether a word of `word_ids` is unknown (None) or contains white space."""
+    """Return whether a word id is None, or a word contains white space."""
     index = 0
     while index < len(word_ids):
         word, start, end = word_ids[index], offsets[index][0], offsets[index][1]
@@ -339,72 +335,74 @@ def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | Non
 
 @lru_cache(maxsize=4096)
 def _character_class(character: str) -> str:
-    """Return the class of a character in GPT2_WORD: letters of contractions and "'" stand for
-    themselves.
+    """Return a character of GPT2_WORD: L letter, N number, _ white space, o other. The apostrophe,
+    the space and the letters of contractions stand for themselves.
     """
     if character in "'stmdrevl ":
         return character
     if character.isspace():
         return "_"
-    major = category(character)[0]
-    return "L" if major in "LM" else "N" if major == "N" else "o"
+    unicode_category = category(character)
+    if unicode_category.startswith(("L", "M")):
+        return "L"
+    return "N" if unicode_category.startswith("N") else "o"
 
 
 def word_index_per_character(text: str) -> list[int]:
     """Return the word index of each character (see the module's docstring), -1 for white space."""
-    numbers = [-1] * len(text)
-    for number, match in enumerate(GPT2_WORD.finditer("".join(map(_character_class, text)))):
+    words = [-1] * len(text)
+    for word, match in enumerate(GPT2_WORD.finditer("".join(map(_character_class, text)))):
         start = match.start() + (text[match.start()] == " ")
-        numbers[start : match.end()] = [number] * (match.end() - start)
-    return numbers
+        words[start : match.end()] = [word] * (match.end() - start)
+    return words
 
 
 def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
     """Return the first and the last word of each token.
 
-    A token of white space only, or without characters, belongs to the word that follows, as the
-    space before a word does in GPT-2's pre-tokenizer.
+    A token without characters, or of white space only, belongs to the next word, as the space
+    before a word does in GPT-2's pre-tokenizer.
     """
-    numbers = word_index_per_character(text)
-    before, after = [-1], [max(numbers, default=-1) + 1]
-    for number in numbers:
-        before.append(number if number >= 0 else before[-1])
-    for number in reversed(numbers):
-        after.append(number if number >= 0 else after[-1])
-    after.reverse()
-    first = [after[start] for start, _ in offsets]
-    return first, [
-        max(first_word, before[end]) for first_word, (_, end) in zip(first, offsets, strict=True)
+    words = word_index_per_character(text)
+    previous_word, next_word = [-1], [max(words, default=-1) + 1]  # at each border of characters
+    for word in words:
+        previous_word.append(word if word >= 0 else previous_word[-1])
+    for word in reversed(words):
+        next_word.append(word if word >= 0 else next_word[-1])
+    next_word.reverse()
+    first_words = [next_word[start] for start, _ in offsets]
+    last_words = [
+        max(first, previous_word[end]) for first, (_, end) in zip(first_words, offsets, strict=True)
     ]
+    return first_words, last_words
 
 
 def offsets_from_decoding(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
-    """Return character offsets for a slow tokenizer, which keeps none: a token ends where the text
-    decoded so far ends.
+    """Return the character offsets of the tokens of a slow tokenizer, from decoded prefixes.
 
-    White space and case are matched loosely (decoders drop and fold them); None if decoding does
-    not return the text.
+    A token ends where the decoded tokens up to it end in the text. White space and case may differ,
+    because decoders change them. None if the decoded tokens are not the text.
     """
     offsets: Offsets = []
-    end, seen, before = 0, "", ""
-    for stop in range(1, len(ids) + 1):
-        decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-        expected = "".join(decoded.split())
+    end = 0  # characters of the text that the tokens so far cover
+    covered = ""  # those characters without white space
+    previous_length = 0
+    for num_tokens in range(1, len(ids) + 1):
+        decoded = tokenizer.decode(ids[:num_tokens], clean_up_tokenization_spaces=False)
+        decoded_characters = "".join(decoded.split())
         start = end
-        if (
-            len(seen) == len(expected)
-            and len(decoded) > len(before)
-            and text[end : end + 1].isspace()
-        ):
-            end += 1  # a token of white space alone
-        while end < len(text) and len(seen) < len(expected):
-            seen += "" if text[end].isspace() else text[end]
+        adds_only_space = len(decoded_characters) == len(covered) and len(decoded) > previous_length
+        if adds_only_space and text[end : end + 1].isspace():
             end += 1
-        if not expected.casefold().startswith(seen.casefold()):
+        while end < len(text) and len(covered) < len(decoded_characters):
+            if not text[end].isspace():
+                covered += text[end]
+            end += 1
+        if not decoded_characters.casefold().startswith(covered.casefold()):
             return None
         offsets.append((start, end))
-        before = decoded
+        previous_length = len(decoded)
     for i in reversed(range(len(offsets) - 1)):
-        if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does
+        if offsets[i][0] == offsets[i][1]:  # a token with some bytes of the next token's character
             offsets[i] = (offsets[i][0], offsets[i + 1][1])
     return offsets if end >= len(text.rstrip()) else None

@@ -99,13 +99,13 @@ def describe_loading(model: Any, training: Mapping[str, Any]) -> str:
     """Return sentences that tell a user of transformers how to open the checkpoint."""
     architecture = find_architecture(model.config.model_type)
     is_masked = "full" in training["attends"]
-    has_own_classes = architecture is not None and bool(architecture.own_classes)
-    if architecture is not None and has_own_classes and not architecture.is_from_library:
+    custom_classes = architecture.custom_classes if architecture else {}
+    if architecture and custom_classes and not architecture.is_from_library:
         text = (
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` "
             "from the source file in this folder.\n"
         )
-    elif is_masked and has_own_classes:
+    elif is_masked and custom_classes:
         text = (
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline "
             "`fill-mask` need `trust_remote_code=True`, which runs the source file in this "

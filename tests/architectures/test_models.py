@@ -38,7 +38,7 @@ def test_an_impossible_configuration_names_its_key(config_class, key, value):
 
 
 def test_an_unknown_layer_mix_is_named_beside_the_known_ones():
-    with pytest.raises(ValueError, match=r"layer_mix: 'bse' is none of .*'weighted_output'"):
+    with pytest.raises(ValueError, match=r"layer_mix: 'bse' is not one of .*'weighted_output'"):
         LtgBertConfig(layer_mix="bse")
 
 
@@ -273,7 +273,7 @@ def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
 
 
 def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
-    with pytest.raises(ValueError, match="trained to attend causally"):
+    with pytest.raises(ValueError, match="trained with causal attention"):
         transformers.AutoModelForMaskedLM.from_pretrained(make_checkpoint("causal"))
 
 

@@ -180,5 +180,5 @@ def test_a_library_architecture_carries_nothing(tmp_path):
 
 
 def test_a_folder_without_a_configuration_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot carry"):
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot add the model file"):
         add_remote_code(tmp_path)

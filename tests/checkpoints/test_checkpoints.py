@@ -71,7 +71,7 @@ def test_eos_replaces_a_missing_bos_and_always_needs_one(copy):
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     assert opened(folder).metadata["specials"]["causal"] == "..."
-    with pytest.raises(CheckpointError, match="knows no BOS"):
+    with pytest.raises(CheckpointError, match="has no BOS"):
         opened(folder, bos="always")
 
 

@@ -102,7 +102,7 @@ def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
 def test_without_a_card_an_encoder_is_not_scored_causally(
     folders: dict[str, Path],
 ) -> None:
-    with pytest.raises(MethodNotSupported, match="does not attend causal"):
+    with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         scores(folders["plain"], "causal")
 
 

@@ -196,7 +196,7 @@ def test_a_forward_that_changes_the_model_is_undone(make_checkpoint):
     folder = make_checkpoint("masked", architecture="BigBirdForMaskedLM", **config)
     model = opened(folder)
     texts = ["the cat.", "the cat sees the dog near the old house " * 7]
-    assert model.engine.forward_config.restores
+    assert model.engine.forward_config.restores_state
     for order in (texts, texts[::-1]):
         np.testing.assert_allclose(
             scores(model, "mlm", order),

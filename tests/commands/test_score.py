@@ -351,5 +351,5 @@ def test_a_method_that_does_not_fit_is_refused_before_any_data_is_looked_for(
 ) -> None:
     with pytest.raises(MethodNotSupported, match="cannot be scored with 'mlm'"):
         score(make_checkpoint("causal", mask=False), "absent.csv", methods="mlm", device="cpu")
-    with pytest.raises(MethodNotSupported, match="does not attend causal"):
+    with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         score(make_checkpoint("masked"), "absent.csv", methods=["mlm", "causal"], device="cpu")

@@ -158,7 +158,7 @@ def test_nan_fails_and_leaves_no_finished_cell_but_keeps_what_was_finished(
     )
     argv = ["score", "--model", str(folder), "--device", "cpu", "--out", str(out)]
     assert run([*argv, "--suite", str(bad)]) == 3
-    assert "answers NaN" in capsys.readouterr().err and not (out / "run.json").exists()
+    assert "returns NaN" in capsys.readouterr().err and not (out / "run.json").exists()
     assert run([*argv, "--suite", str(suite), "--suite", str(bad)]) == 3
     assert [cell.suite for cell in runs.open_run(out)] == ["agree"]
     with pytest.raises(CheckpointError, match="NaN"):

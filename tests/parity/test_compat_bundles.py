@@ -345,7 +345,7 @@ def test_lm_eval_scores_eos_after_a_context(
     assert [x for scores in ours for x in scores] == pytest.approx(
         lm_eval_scores(ending_in_eos), abs=1e-3
     )
-    with pytest.raises(MethodNotSupported, match="no row of minicons"):
+    with pytest.raises(MethodNotSupported, match="which minicons cannot do"):
         score_requests(
             ending_in_eos, requests, tmp_path / "minicons", compat="lm-eval", engine="minicons"
         )

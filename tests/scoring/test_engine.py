@@ -87,7 +87,7 @@ def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint
 
 def scored(model: Engine, items, name, budget=None):
     if budget is not None:
-        model.engine.budget = budget
+        model.engine.batch_tokens = budget
     return np.array(
         [p.scores for p in multiple_choice.predict(model, items, [resolve_method(name, model)])[0]]
     )
@@ -141,7 +141,7 @@ def test_out_of_memory_halves_the_budget_and_changes_no_score(make_checkpoint, p
 
     monkeypatch.setattr(Engine, "_batch_logprobs", small)
     assert np.abs(scored(model, pairs, "causal", 1024) - reference).max() < 1e-4
-    assert model.engine.budget <= 64
+    assert model.engine.batch_tokens <= 64
     monkeypatch.setattr(
         Engine, "_batch_logprobs", lambda self, batch: (_ for _ in ()).throw(MemoryError())
     )

@@ -183,7 +183,7 @@ def test_attentions_that_only_our_engine_turns_are_refused(make_checkpoint):
     """
     model = open_minicons_checkpoint(str(make_checkpoint("causal")), OpenOptions(device="cpu"))
     assert model.methods == ["causal"]
-    with pytest.raises(MethodNotSupported, match="does not attend full"):
+    with pytest.raises(MethodNotSupported, match="does not run with full attention"):
         resolve_method("mlm", model)
 
 
@@ -203,7 +203,7 @@ def test_a_text_of_which_nothing_can_be_scored_is_named(make_checkpoint):
 def test_minicons_refuses_a_special_token_inside_a_masked_text(
     make_checkpoint,
 ):
-    with pytest.raises(CheckpointError, match="leaves out"):
+    with pytest.raises(CheckpointError, match="does not score every token"):
         foreign(make_checkpoint("masked"), "mlm", texts=["the cat </s> sleeps"])
 
 

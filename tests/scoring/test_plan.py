@@ -64,7 +64,9 @@ def test_every_read_sees_its_own_row_and_nothing_else(rows, budget, attention):
                 places += [(len(flat) - 1, at) for at in range(length)]
                 top += length
         assert top == len(gather)
-        for head, target, text in zip(batch.read_index, batch.target, batch.text, strict=True):
+        for head, target, text in zip(
+            batch.read_index, batch.target, batch.text_index, strict=True
+        ):
             node = batch.read_nodes[head]
             in_row, at = places[take[node]]
             context = batch.ids[flat[in_row]].tolist()

@@ -78,7 +78,7 @@ def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
     blind = EncodedBatch(
         SENTENCE.ids, SENTENCE.score_mask, np.full_like(SENTENCE.word_ids, -1), SENTENCE.text_index
     )
-    with pytest.raises(MethodNotSupported, match="words"):
+    with pytest.raises(MethodNotSupported, match="which word a token belongs to"):
         probes.mlm_l2r(blind, MASK)
 
 
@@ -93,7 +93,7 @@ def test_a_model_is_only_asked_what_it_can_answer():
     assert methods.supported_methods(Fake({"causal"}, None)) == ["causal"]
     assert methods.supported_methods(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
     assert methods.supported_methods(Fake({"causal", "full"}, 3)) == list(methods.METHODS.names())
-    with pytest.raises(MethodNotSupported, match="does not attend causal"):
+    with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         methods.resolve_method("fused", Fake({"full"}, 3))
     with pytest.raises(MethodNotSupported, match="no mask token"):
         methods.resolve_method("mlm", Fake({"full"}, None))

@@ -242,7 +242,7 @@ def test_extends_is_one_level_deep(write: Write) -> None:
         ("", "model..layers=1", UsageError, "is not KEY=VALUE"),
         ("", "extends=x", UsageError, "cannot be set"),
         ("", "name=x", UsageError, "cannot be set"),
-        ("", "model.layers=[", DeclarationError, "is no TOML value"),
+        ("", "model.layers=[", DeclarationError, "is not a TOML value"),
         ("", "model.layers=many", DeclarationError, "integer"),
         ("", "model.layer=1", DeclarationError, "did you mean 'layers'?"),
         ("", "model=1", DeclarationError, "model"),
