@@ -156,7 +156,7 @@ def test_an_adapter_beside_the_weights_of_another_base_is_refused(folders, tmp_p
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, elsewhere / name)
     with pytest.raises(
-        CheckpointError, match="a whole model and an adapter of another one"
+        CheckpointError, match="a whole model and an adapter of another model"
     ) as refused:
         opened(elsewhere)
     assert "--peft" in refused.value.hint
@@ -198,7 +198,7 @@ BROKEN = [
         "1 of its tensors",
     ),
     (without_base, "does not name its base model"),
-    (base_gone, "its base model './gone' cannot be had: no such folder"),
+    (base_gone, "the adapter's base model './gone' cannot be opened: no such folder"),
     (pickled, "the weights of the adapter are pickled"),
     (
         lambda a: (a / "adapter_model.safetensors").unlink(),
@@ -236,7 +236,7 @@ def test_an_adapter_of_another_shape_is_refused(folders, tmp_path):
 
 def test_two_adapters_and_no_adapter_are_told(folders):
     base, adapter = folders
-    with pytest.raises(UsageError, match="is or holds a PEFT adapter already"):
+    with pytest.raises(UsageError, match="already holds a PEFT adapter"):
         opened(adapter, peft=str(adapter))
     with pytest.raises(CheckpointError, match="no PEFT adapter here"):
         opened(base, peft=str(base))

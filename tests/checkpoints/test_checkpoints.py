@@ -12,14 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
-from antlm_bench.checkpoints import (
-    OpenOptions,
-    expand_refs,
-    hash_weights,
-    open_checkpoint,
-    with_bf16_body,
-)
+from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint, with_bf16_body
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import hash_weights
 
 
 def opened(folder, **options):
@@ -37,12 +32,12 @@ def copy(make_checkpoint, tmp_path):
 
 
 def test_what_was_found_is_written_down(make_checkpoint):
-    facts = opened(make_checkpoint("causal")).doctor_facts()
+    facts = opened(make_checkpoint("causal")).describe_for_doctor()
     assert facts["architecture"] == "LlamaForCausalLM" and facts["kind"] == "causal"
     assert facts["specials"] == {"causal": "<s> ...", "full": "<s> ..."}
     assert facts["max_length"] == 64 and facts["vocabulary"] == 400 and facts["layout"] == "packed"
     assert facts["methods"] == "causal, mlm, mlm-l2r, mntp, fused (default: causal)"
-    masked = opened(make_checkpoint("masked")).doctor_facts()
+    masked = opened(make_checkpoint("masked")).describe_for_doctor()
     assert masked["specials"] == {"full": "<s> ... </s>"} and masked["methods"].endswith(
         "(default: mlm)"
     )
@@ -170,7 +165,7 @@ def test_an_architecture_that_predicts_no_tokens_is_refused(copy):
 def test_options_that_cannot_apply_are_refused(make_checkpoint):
     folder = make_checkpoint("causal")
     for options, message in (
-        ({"revision": "main"}, "no revisions"),
+        ({"revision": "main"}, "has no revision 'main'"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"bos": "perhaps"}, "unknown policy"),
         ({"max_length": 65}, "not in 1..64"),
@@ -234,8 +229,8 @@ def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
         ("num_attention_heads", 3, "cannot"),
         ("dtype", "float99", "cannot"),
         ("hidden_act", "foo", "cannot load the weights: KeyError: 'foo'"),
-        ("architectures", [3], "no list of class names"),
-        ("architectures", "LlamaForCausalLM", "no list of class names"),
+        ("architectures", [3], "not a list of class names"),
+        ("architectures", "LlamaForCausalLM", "not a list of class names"),
     ],
 )
 def test_a_value_in_the_configuration_that_cannot_be_is_named(copy, field, value, message):
@@ -263,5 +258,5 @@ def test_a_length_limit_that_is_no_number_is_named(copy):
         "model_max_length": "64"
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="is '64', no number"):
+    with pytest.raises(CheckpointError, match="is '64', not a number"):
         opened(folder)

@@ -229,7 +229,7 @@ def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
         )
         opened = open_checkpoint(str(folder))
         assert opened.engine.model.config.layer_norm_eps == (eps or 1e-5)
-        said[eps] = opened.doctor_facts()["original_layout"].partition("layer_norm_eps ")[2]
+        said[eps] = opened.describe_for_doctor()["original_layout"].partition("layer_norm_eps ")[2]
     assert said[1e-5] == "1e-05 (config.json)"
     assert said[1e-7] == "1e-07 (config.json; the authors trained with 1e-05)"
     assert said[None] == "1e-05 (not in config.json, as the authors trained)"
@@ -312,9 +312,9 @@ def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
     opened = open_checkpoint(str(folder))
     logits = opened.engine.model(torch.tensor([[1, 9, 4, 2]])).logits
     assert logits[..., :7].isneginf().all() and logits[..., 7:].isfinite().all()
-    assert "ids 0 to 6 are never predicted" in opened.doctor_facts()["original_layout"]
+    assert "ids 0 to 6 are never predicted" in opened.describe_for_doctor()["original_layout"]
     (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[mask] = float('-inf')\n")
-    with pytest.raises(CheckpointError, match="never predicts some ids, by a rule unknown here"):
+    with pytest.raises(CheckpointError, match="never predicts some ids, by an unknown rule"):
         open_checkpoint(str(folder))
     norbert = LTG | {"architectures": ["NorbertForMaskedLM"], "per_head_positions": False}
     (folder / "config.json").write_text(json.dumps(CONFIG | norbert))
@@ -350,7 +350,7 @@ def test_an_original_layout_must_fit_the_files(tmp_path):
 
 def test_an_original_layout_is_refused_elsewhere(make_checkpoint):
     with pytest.raises(
-        UsageError, match=r"says nothing about .*: it is not in a layout of LTG-BERT or ELC-BERT"
+        UsageError, match=r"does not apply to .*: it is not in a layout of LTG-BERT or ELC-BERT"
     ):
         open_checkpoint(str(make_checkpoint("masked")), OpenOptions(original_layout="ltg-bert-bnc"))
 
@@ -460,7 +460,10 @@ def test_null_in_a_configuration_means_not_given(tmp_path):
         ("classifier_dropout", "layer_norm_eps", "per_head_positions", "layer_mix")
     )
     folder = saved(tmp_path / "null", ltg_layout(weights_for("")[0]), LTG | nulls)
-    assert "not in config.json" in open_checkpoint(str(folder)).doctor_facts()["original_layout"]
+    assert (
+        "not in config.json"
+        in open_checkpoint(str(folder)).describe_for_doctor()["original_layout"]
+    )
 
 
 @pytest.mark.parametrize("mix", ["", "base", "zero", "normalized", "weighted_output"])

@@ -17,7 +17,12 @@ from tiny_models import train_tokenizer
 from antlm_bench import score
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
-from antlm_bench.checkpoints import TRAINING_KEY, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import (
+    TRAINING_KEY,
+    OpenOptions,
+    forward_trials,
+    open_checkpoint,
+)
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
@@ -174,3 +179,21 @@ def test_words_seen_are_those_of_the_card(tmp_path: Path) -> None:
             open_checkpoint(str(folder), OpenOptions(device="cpu")).metadata.get("words_seen")
             == seen
         )
+
+
+def test_attention_masks_are_tried_on_the_device_of_the_model() -> None:
+    devices = []
+
+    class MetaModel:
+        config = LtgBertConfig(**SHAPE)
+        device = torch.device("meta")
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+        def base_model(self, input_ids: Any, attention_mask: Any = None) -> tuple[torch.Tensor]:
+            devices.extend([] if attention_mask is None else [attention_mask.device.type])
+            return (torch.zeros(2, input_ids.shape[1], 1),)
+
+    forward_trials.obeys_attention_masks(MetaModel(), "full")
+    assert devices == ["meta", "meta"]

@@ -10,8 +10,7 @@ import pytest
 import torch
 from tiny_models import build_model
 
-from antlm_bench.checkpoints.positions import position_limit
-from antlm_bench.checkpoints.pretrained import resolve_max_length
+from antlm_bench.checkpoints.max_length import position_limit, resolve_max_length
 
 PAD = 3  # RoBERTa's positions begin after it
 FAMILIES = {

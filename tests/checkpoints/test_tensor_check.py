@@ -152,7 +152,7 @@ REFUSED = [
     (
         biases_switched_off,
         r"does not use 8 tensors \(model\.layers\.0\.self_attn\.k_proj\.bias",
-        "switches off biases",
+        "turns off biases",
     ),
     (
         name_of_a_head_inside_a_layer,

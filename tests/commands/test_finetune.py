@@ -253,7 +253,7 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
 def test_an_attention_that_it_does_not_have_is_refused(
     run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         run_finetune(make_checkpoint(mask=False), attentions=["full"])
 
 

@@ -320,7 +320,7 @@ def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
 
 
 def test_bad_wishes_are_errors(causal, masked):
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         finetune(causal, make_task(), 1, "full", CPU)
     with pytest.raises(UsageError, match="nothing but itself"):
         finetune(causal, make_task(), 1, "causal", replace(CPU, pooling="first"))

@@ -197,7 +197,7 @@ def test_features_that_are_not_finite_are_an_error() -> None:
 
 
 def test_an_attention_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         fit_frozen(toy_backbone(), make_task(60, 20), 1, "full", CPU)
 
 
