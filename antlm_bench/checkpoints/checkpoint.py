@@ -271,7 +271,7 @@ def attach_engine(
 
 
 def _self_test_on_opening(checkpoint: Checkpoint, loaded: RunnableModel) -> None:
-    """Run the self-test and record it in the metadata. Raises CheckpointError as `run_self_test`.
+    """Run the self-test, and add its result to the metadata. Raises as `run_self_test`.
 
     If it fails only with an attention that the model was not trained with, that attention is
     removed from `checkpoint.attentions`, and nothing is raised.

@@ -1,8 +1,8 @@
 """Open checkpoints in their authors' formats ("original layouts") without running authors' code.
 
 A layout is recognised by its weights; the model type in config.json is ignored. Each family of
-layouts is a subclass of `OriginalCheckpoint`. The record of the architecture to which the weights
-are converted names it (architectures.records).
+layouts is a subclass of `OriginalCheckpoint`, and `Architecture.original_layout` of the target
+architecture names it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.records import ARCHITECTURES, Architecture, load_target
-from antlm_bench.checkpoints.resolve import (
-    OpenOptions,
-    first_line,
-    pickled_files,
-    safetensors_files,
-)
+from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import WeightSet, select_weights
 
 LAYOUT_OPTION = "--original-layout"
 REMOTE_CODE_HINT = "--trust-remote-code runs the checkpoint's own code, if you trust its author"
@@ -127,14 +123,16 @@ class OriginalCheckpoint:
     def load_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return original name -> tensor for these names."""
         names = set(names)
+        weight_set = select_weights(self.folder, self.options.allow_pickle)
+        if weight_set is None:
+            return {}
+        if weight_set.is_pickle:
+            weights = _load_pickled(weight_set)
+            return {name: weights[name] for name in names & weights.keys()}
         tensors: dict[str, Tensor] = {}
-        files = safetensors_files(self.folder)
-        for file in files:
+        for file in weight_set.files:
             with safetensors.safe_open(file, "pt") as handle:
                 tensors |= {name: handle.get_tensor(name) for name in names & set(handle.keys())}
-        if not files:
-            for weights in _load_pickled(self.folder, self.options):
-                tensors |= {name: weights[name] for name in names & weights.keys()}
         return tensors
 
     def wrong_value_error(self, key: str, value: Any, expected: str) -> CheckpointError:
@@ -211,15 +209,17 @@ def _read_shapes(folder: Path, options: OpenOptions) -> dict[str, tuple[int, ...
     """Return name -> shape of every weight. Raises CheckpointError for damaged files."""
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in safetensors_files(folder):
+        weight_set = select_weights(folder, options.allow_pickle)
+        if weight_set is None:
+            return {}
+        if weight_set.is_pickle:
+            return {name: tuple(w.shape) for name, w in _load_pickled(weight_set).items()}
+        for file in weight_set.files:
             with safetensors.safe_open(file, "pt") as handle:
                 shapes |= {
                     name: tuple(handle.get_slice(name).get_shape())
                     for name in handle.keys()  # noqa: SIM118 - not a dict
                 }
-        if not shapes and options.allow_pickle:
-            for weights in _load_pickled(folder, options):
-                shapes |= {name: tuple(weight.shape) for name, weight in weights.items()}
     except CheckpointError:
         raise
     except Exception as error:  # safetensors and pickle raise unrelated types
@@ -238,32 +238,29 @@ def _check_class_names(original: OriginalCheckpoint) -> None:
         raise original.wrong_value_error("auto_map", auto_map, "an object")
 
 
-def _load_pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
-    """Return original name -> tensor for each pickled file.
+def _load_pickled(weight_set: WeightSet) -> dict[str, Tensor]:
+    """Return original name -> tensor of pickled files.
 
     Authors save the weights alone, or under the key `model` beside the optimizer's state. Raises
     CheckpointError if two files each hold a whole model.
     """
-    assert options.allow_pickle
-    paths = pickled_files(folder)
+    paths = weight_set.files
     # Only the pytorch_model-0000N files are shards of one model.
     if len(paths) > 1 and not all(path.name.startswith("pytorch_model") for path in paths):
         names = ", ".join(path.name for path in paths)
         raise CheckpointError(
             f"{len(paths)} files of weights, and nothing says which to score: {names}",
-            location=str(folder),
+            location=str(paths[0].parent),
             hint="leave only the file that is to be scored in the folder",
         )
-    weights_by_file = []
+    tensors: dict[str, Tensor] = {}
     for path in paths:
         # Some files also hold the authors' command-line arguments, a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         weights = content.get("model", content)
-        weights_by_file.append(
-            {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
-        )
-    return weights_by_file
+        tensors |= {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    return tensors
 
 
 def _is_number(value: object, number_type: Any) -> bool:

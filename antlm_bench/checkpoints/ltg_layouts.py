@@ -55,7 +55,7 @@ WEIGHT_NAMES = {
 # A buffer that is computed from the configuration. The stored one is compared, not loaded.
 POSITION_INDEX_BUFFER = re.compile(r"(?:.*\.)?position_indices$")
 EMBEDDING, POSITION_TABLE = "model.embedding.weight", "model.positions.table.weight"
-FIRST_NARROW = "model.layers.0.feed_forward.narrow.weight"
+FIRST_DOWN_PROJECTION = "model.layers.0.feed_forward.narrow.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         raise NotImplementedError
 
     def build_config(self) -> Any:
-        """See OriginalCheckpoint. Sizes come from the weights if they show them, everything else
+        """Return the configuration: sizes from the weights if they show them, all other settings
         from config.json.
         """
         new_names = self.rename_weights()
@@ -149,8 +149,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         settings["position_bucket_size"] = (shapes[POSITION_TABLE][0] + 1) // 2
         layer_indices = re.findall(r"model\.layers\.(\d+)", " ".join(shapes))
         settings["num_hidden_layers"] = 1 + max(map(int, layer_indices))
-        if FIRST_NARROW in shapes:
-            settings.setdefault("intermediate_size", shapes[FIRST_NARROW][1])
+        if FIRST_DOWN_PROJECTION in shapes:
+            settings.setdefault("intermediate_size", shapes[FIRST_DOWN_PROJECTION][1])
         settings.setdefault("layer_norm_eps", self.layer_norm_eps)
         traits = self.resolve_traits()
         settings |= self.family_settings(traits)
@@ -256,8 +256,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         return len(names) < 2 or torch.equal(*self.load_weights(names).values())
 
     def _check_position_index(self, name: str, stored: Tensor, config: Any) -> None:
-        """Raise CheckpointError if a stored index of relative positions differs from ours, because
-        the model then computes something else.
+        """Raise CheckpointError if a stored index of relative positions is not the one that the
+        target model computes.
         """
         bucket_index = import_module(type(config).__module__).bucket_index
         expected = bucket_index(
@@ -308,8 +308,8 @@ class GptBertOriginal(LtgFamilyOriginal):
         }
 
     def describe_family(self, settings: Mapping[str, Any]) -> str:
-        features = ["gate"] * settings["attention_gate"]
-        features += ["weighted sums"] * settings["layer_weights"]
+        names = {"attention_gate": "gate", "layer_weights": "weighted sums"}
+        features = [name for key, name in names.items() if settings[key]]
         return f"GPT-BERT ({', '.join(features) or 'plain'})"
 
 
@@ -438,8 +438,9 @@ class LtgBertOriginal(LtgFamilyOriginal):
 
 
 def _is_gpt_bert(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Return whether weights are a GPT-BERT's: a gate; or else separate attention layers, and norms
-    without weights.
+    """Return whether these are the weights of a GPT-BERT.
+
+    It has an attention gate, or else separate attention layers whose norms have no weights.
     """
     names = " ".join(shapes)
     has_gate = "in_proj_vg" in names

@@ -324,18 +324,6 @@ def _check_weights(folder: Path, options: OpenOptions) -> None:
     )
 
 
-def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """Return the safetensors files of a checkpoint; none if its weights are pickled."""
-    chosen = select_weights(folder)
-    return chosen.files if chosen else ()
-
-
-def pickled_files(folder: Path) -> tuple[Path, ...]:
-    """Return the pickled files of a checkpoint; none if it has safetensors."""
-    chosen = select_weights(folder, allow_pickle=True)
-    return chosen.files if chosen and chosen.is_pickle else ()
-
-
 def list_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files of a folder that match any of the patterns, sorted by name."""
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
