@@ -28,8 +28,9 @@ ENGINES = ("native", "minicons")
 
 @dataclass(frozen=True, slots=True)
 class MiniconsCheckpoint:
-    """A checkpoint whose predictions minicons computes. Fields and methods that `Checkpoint` has,
-    too, mean the same (see checkpoint.Checkpoint).
+    """A checkpoint whose predictions minicons computes.
+
+    checkpoint.Checkpoint documents the fields and methods that both classes have.
     """
 
     name: str

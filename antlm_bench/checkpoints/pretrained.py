@@ -43,7 +43,7 @@ TRUNCATED_HINT = (
     "original's files"
 )
 CODE_HINT = "; a model with its own code needs --trust-remote-code"
-_loading = RLock()
+_loading_lock = RLock()
 FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
 
 
@@ -196,30 +196,34 @@ def load_tokenizer(folder: Path, options: OpenOptions) -> Any:
 
 def _load_tokenizer_files(folder: Path, options: OpenOptions) -> Any:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=options.trust_remote_code
-        )
-        names = [str(name) for name in tokenizer.vocab_files_names.values()]
-        # transformers 5.0 does not fail without a vocabulary; it builds an empty one.
-        if names and not any((folder / name).is_file() for name in names):
-            raise OSError(f"its vocabulary is missing: none of {', '.join(names)}")
-        return tokenizer
-    except Exception as first:
         try:
-            if (folder / "tokenizer.json").is_file():
-                return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-            raise first
-        except Exception as error:
-            raise CheckpointError(
-                f"cannot read the tokenizer: {first_line(error)}",
-                location=str(folder),
-                hint="save it beside the weights with tokenizer.save_pretrained(folder), or give "
-                "one with --tokenizer",
-            ) from error
+            return _load_auto_tokenizer(folder, options)
+        except Exception:
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise unrelated types
+        raise CheckpointError(
+            f"cannot read the tokenizer: {first_line(error)}",
+            location=str(folder),
+            hint="save it beside the weights with tokenizer.save_pretrained(folder), or give "
+            "one with --tokenizer",
+        ) from error
+
+
+def _load_auto_tokenizer(folder: Path, options: OpenOptions) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=options.trust_remote_code
+    )
+    names = [str(name) for name in tokenizer.vocab_files_names.values()]
+    # transformers 5.0 does not fail without a vocabulary; it builds an empty one.
+    if names and not any((folder / name).is_file() for name in names):
+        raise OSError(f"its vocabulary is missing: none of {', '.join(names)}")
+    return tokenizer
 
 
 def load_model(folder: Path, kind: str, config: Any, options: OpenOptions) -> Any:
-    """Return the model of `load_checked_model` alone."""
+    """Load the model as `load_checked_model` does, and return only the model."""
     return load_checked_model(folder, kind, config, options)[0]
 
 
@@ -320,7 +324,7 @@ def silence_transformers() -> Iterator[None]:
     belong to the process, so threads load one after the other.
     """
     logger, hf = logging.getLogger("transformers"), transformers.utils.logging
-    with _loading:
+    with _loading_lock:
         level, shows_bars = logger.level, hf.is_progress_bar_enabled()
         logger.setLevel(logging.CRITICAL)
         hf.disable_progress_bar()

@@ -220,8 +220,9 @@ def _trial_probes(
 def _build_probes(ids: Ints, positions: Ints, mask_id: int | None, first_text: int) -> Probes:
     """Return the probes that predict the tokens of a row at `positions`.
 
-    mask_id: masks each predicted token in a row of its own, under full attention; None: one causal
-    row. first_text: text index of the first prediction; the others follow.
+    mask_id: replaces the predicted token, in one row per prediction, under full attention. None:
+    one row under causal attention. first_text: text index of the first prediction; the others
+    follow.
     """
     count = len(positions)
     texts = (first_text + np.arange(count)).astype(np.int32)

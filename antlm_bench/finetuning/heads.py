@@ -32,10 +32,11 @@ POOLINGS = ("auto", "last", "first", "mean")
 def resolve_pooling(
     backbone: Backbone, attention: Attention, pooling: str, preset: str = "auto"
 ) -> str:
-    """Return "last", "first" or "mean". `pooling` (of --pooling) goes before the preset's.
+    """Return "last", "first" or "mean".
 
-    If both are "auto", the attention decides. Raises UsageError for an unknown name, and if
-    --pooling names the first token of a causal row.
+    pooling: value of --pooling. preset: value of the preset, used if `pooling` is "auto". If both
+    are "auto", the attention decides. Raises UsageError for an unknown name, and if --pooling names
+    the first token of a causal row.
     """
     if pooling not in POOLINGS:
         raise UsageError(
