@@ -264,7 +264,7 @@ class Manifest:
     schema: int
     """Schema version of run.json."""
     model: Mapping[str, Any]
-    """Facts about the checkpoint (checkpoints.loader.describe_checkpoint)."""
+    """Metadata of the checkpoint (checkpoints.metadata.describe_checkpoint)."""
     software: Mapping[str, str]
     """Package -> version."""
     created: str

@@ -10,12 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from antlm_bench.checkpoints import OpenOptions, expand_refs, hash_weights, open_checkpoint
+from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint
 from antlm_bench.checkpoints.resolve import locate_sources
 from antlm_bench.checkpoints.tensor_check import check_other_weight_sets
 from antlm_bench.commands.preflight import find_file_problems, weights_digest
 from antlm_bench.errors import CheckpointError
-from antlm_bench.weight_files import list_weight_sets, read_tensor_headers, select_weights
+from antlm_bench.weight_files import (
+    hash_weights,
+    list_weight_sets,
+    read_tensor_headers,
+    select_weights,
+)
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_two_sets_of_other_shapes_or_names_are_refused(copy):
         torch.save(other, folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=message) as refused:
             open_on_cpu(folder)
-        assert "move the one" in refused.value.hint
+        assert "move the set" in refused.value.hint
 
 
 def test_a_single_file_beside_an_index_is_compared_with_it(copy):

@@ -1,16 +1,16 @@
-"""Checkpoints: resolve references, load with transformers, open for scoring (loader) or finetuning
-(backbone).
-"""
+"""Checkpoints: resolve references, load with transformers, open for scoring or finetuning."""
 
-from antlm_bench.checkpoints.backbone import Backbone, open_backbone
-from antlm_bench.checkpoints.in_memory import evaluation_mode, open_model
-from antlm_bench.checkpoints.loader import (
+from antlm_bench.checkpoints.checkpoint import (
+    Backbone,
     Checkpoint,
+    evaluation_mode,
+    open_backbone,
     open_checkpoint,
+    open_model,
     with_bf16_body,
 )
 from antlm_bench.checkpoints.metadata import key_settings, loading_notes
-from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs, hash_weights
+from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs
 
 __all__ = [
     "TRAINING_KEY",
@@ -19,7 +19,6 @@ __all__ = [
     "OpenOptions",
     "evaluation_mode",
     "expand_refs",
-    "hash_weights",
     "key_settings",
     "loading_notes",
     "open_backbone",

@@ -1,4 +1,4 @@
-"""PEFT adapters: merged into the weights of their base model when a checkpoint is opened."""
+"""Merge PEFT adapters into the weights of their base model when a checkpoint is opened."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_files
 
-MERGE_TOLERANCE = 1e-3  # of the largest logit: rounding of one sum of two products
+MERGE_TOLERANCE = 1e-3
+"""Largest change of a logit by merging, relative to the largest logit: rounding stays below it."""
 
 
 def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     """Return the model with a PEFT adapter merged into its weights, in evaluation mode.
 
-    Raises UsageError where peft is not installed, and CheckpointError for an adapter that does not
-    fit the model, is of a kind that cannot be merged, or is pickled without leave.
+    Raises UsageError if peft is not installed, and CheckpointError for an adapter that does not
+    fit the model, is of a type that cannot be merged, or is pickled without --allow-pickle.
     """
     try:
         import peft
@@ -37,9 +38,9 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     _untie_embeddings(model)
     wrapped = _load_adapter(peft, model, adapter, adapter_weights(adapter, options))
     if not hasattr(wrapped.base_model, "merge_and_unload"):
-        kind = str(wrapped.peft_config["default"].peft_type).rpartition(".")[2]
+        adapter_type = str(wrapped.peft_config["default"].peft_type).rpartition(".")[2]
         raise CheckpointError(
-            f"an adapter of type {kind} cannot be merged into the weights",
+            f"an adapter of type {adapter_type} cannot be merged into the weights",
             location=str(adapter),
             hint="only adapters that change weights (LoRA, IA3, ...) can be scored",
         )
@@ -51,43 +52,44 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     if not relative < MERGE_TOLERANCE:
         raise CheckpointError(
             f"the adapter cannot be merged into {type(model).__name__}: "
-            f"its logits move by {relative:.2g} of the largest",
+            f"merging changes a logit by {relative:.2g} of the largest logit",
             location=str(adapter),
-            hint="merge it with peft (merge_and_unload), compare, and score the folder that "
-            "save_pretrained writes",
+            hint="merge it with peft (merge_and_unload), check the merged model, and score the "
+            "folder that save_pretrained writes",
         )
     return merged
 
 
 def _load_adapter(peft: Any, model: Any, adapter: Path, weights: Path) -> Any:
-    """Return the model with an adapter around its layers. Raises CheckpointError where tensors of
-    the adapter are missing or have no place in the model.
+    """Return a peft model: the model with the adapter beside its layers, not merged yet.
+
+    Raises CheckpointError if tensors of the adapter are missing or have no place in the model.
     """
-    misfit = f"the adapter does not fit {type(model).__name__}"
+    problem = f"the adapter does not fit {type(model).__name__}"
     hint = (
         "give the base model that it was trained on (base_model_name_or_path in "
         "adapter_config.json)"
     )
-    # Embeddings may be stored as they are.
-    whole = {f"base_model.model.{name}" for name in model.state_dict()}
+    base_names = {f"base_model.model.{name}" for name in model.state_dict()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tensors that do not fit: an error below
+            warnings.simplefilter("ignore")  # of tensors that do not fit: they raise below
             wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
             expected = set(
                 peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
             )
-    except Exception as error:  # peft, safetensors and torch each have their own
+    except Exception as error:  # peft, safetensors and torch raise unrelated types
         raise CheckpointError(
-            f"{misfit}: {first_line(error)}", location=str(adapter), hint=hint
+            f"{problem}: {first_line(error)}", location=str(adapter), hint=hint
         ) from error
-    # A targeted embedding or head may be stored whole, as the base layer of its adapter.
-    stored = {name for name in stored if name.replace(".base_layer.", ".") not in whole}
+    # An adapter file may also hold whole tensors of the base model: embeddings, or the base layer
+    # of an adapted embedding or head.
+    stored = {name for name in stored if name.replace(".base_layer.", ".") not in base_names}
     unused, missing = sorted(stored - expected), sorted(expected - stored)
     if unused or missing:
         raise CheckpointError(
-            f"{misfit}: {len(unused)} of its tensors have no place in it, {len(missing)} are "
+            f"{problem}: {len(unused)} of its tensors have no place in it, {len(missing)} are "
             f"missing from {weights.name} (e.g. {(unused or missing)[0]})",
             location=str(adapter),
             hint=hint,
@@ -96,35 +98,37 @@ def _load_adapter(peft: Any, model: Any, adapter: Path, weights: Path) -> Any:
 
 
 def _untie_embeddings(model: Any) -> None:
-    """Give the output embedding weights of its own: an adapter of one end must not change the
-    other.
+    """Copy weights that LM head and input embedding share, because an adapter of one of the two
+    must not change the other.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = (
-            False
-        )
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def _trial_logits(model: Any) -> torch.Tensor:
-    """(1, t, v) logits of a row of different tokens."""
-    size = model.get_input_embeddings().weight.shape[0]
+    """Return the logits (1, t, v) of a row of t different tokens."""
+    vocab_size = model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=torch.arange(min(16, size))[None]).logits
+        logits: torch.Tensor = model(input_ids=torch.arange(min(16, vocab_size))[None]).logits
     return logits
 
 
 def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
-    """The file with an adapter's tensors. Raises CheckpointError where there is none, or only a
-    pickled one.
+    """Return the file with an adapter's tensors.
+
+    Raises CheckpointError if there is none, or only a pickled one without --allow-pickle.
     """
-    safe, pickled = (adapter / name for name in ADAPTER_WEIGHTS)
-    if safe.is_file():
-        return safe
-    if not pickled.is_file():
+    safetensors_file, pickled_file = (adapter / name for name in ADAPTER_WEIGHTS)
+    if safetensors_file.is_file():
+        return safetensors_file
+    if not pickled_file.is_file():
         raise CheckpointError(
-            f"no weights: no {safe.name}", location=str(adapter), hint="save the adapter again"
+            f"no weights: no {safetensors_file.name}",
+            location=str(adapter),
+            hint="save the adapter again",
         )
     if not options.allow_pickle:
         raise CheckpointError(
@@ -132,34 +136,34 @@ def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
             location=str(adapter),
             hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
         )
-    return pickled
+    return pickled_file
 
 
 def adapter_metadata(adapter: Path, base_hash: str, options: OpenOptions) -> dict[str, Any]:
-    """Facts for the run's record: the hash of the whole, and those of base and adapter that it is
-    made of.
+    """Return hashes for the run's manifest: of base weights, adapter weights and adapter
+    configuration, and one ("weights") that is computed from these three.
     """
-    parts = {
+    component_hashes = {
         "base_weights": base_hash,
         "adapter_weights": hash_files([adapter_weights(adapter, options)]),
         "adapter_config": hash_files([adapter / ADAPTER_CONFIG]),
     }
-    whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"weights": whole, "adapter": adapter.resolve().name, **parts}
+    combined = hashlib.sha256(json.dumps(component_hashes, sort_keys=True).encode()).hexdigest()
+    return {"weights": combined, "adapter": adapter.resolve().name, **component_hashes}
 
 
 @contextmanager
 def without_adapter(folder: Path) -> Iterator[Path]:
-    """A folder with the same files but no adapter: transformers would load one beside the weights
-    by itself.
+    """Yield a folder with the same files but without the adapter, because transformers loads an
+    adapter that lies beside the weights.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        bare = Path(temporary) / folder.resolve().name
-        bare.mkdir()
+        copy = Path(temporary) / folder.resolve().name
+        copy.mkdir()
         for path in folder.iterdir():
             if path.name not in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS):
-                (bare / path.name).symlink_to(path.resolve())
-        yield bare
+                (copy / path.name).symlink_to(path.resolve())
+        yield copy

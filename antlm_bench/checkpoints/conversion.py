@@ -1,8 +1,8 @@
-"""Checkpoints in the layouts of their authors, opened without the authors' code.
+"""Open checkpoints in their authors' formats ("original layouts") without running authors' code.
 
-A layout is recognised by its weights, whatever config.json calls the model. Each family of layouts
-is a subclass of `OriginalCheckpoint`, named by the record of the architecture that its weights are
-converted to (architectures.records).
+A layout is recognised by its weights; the model type in config.json is ignored. Each family of
+layouts is a subclass of `OriginalCheckpoint`, and `Architecture.original_layout` of the target
+architecture names it.
 """
 
 from __future__ import annotations
@@ -20,66 +20,67 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.records import ARCHITECTURES, Architecture
-from antlm_bench.checkpoints.resolve import (
-    OpenOptions,
-    first_line,
-    pickled_files,
-    safetensors_files,
-)
+from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.registry import load_target
+from antlm_bench.weight_files import WeightSet, select_weights
 
 LAYOUT_OPTION = "--original-layout"
-OWN_CODE_HINT = "--trust-remote-code runs its own code, if you trust its author"
+REMOTE_CODE_HINT = "--trust-remote-code runs the checkpoint's own code, if you trust its author"
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalCheckpoint:
-    """A checkpoint in an author's layout; subclasses know one family of layouts."""
+    """A checkpoint in an original layout. Each subclass converts one family of layouts."""
 
     architecture: Architecture
     """Target of the conversion."""
     folder: Path
     settings: dict[str, Any]
-    """Its config.json."""
+    """Content of config.json."""
     shapes: dict[str, tuple[int, ...]]
     """Original name of every weight -> its shape."""
     options: OpenOptions
 
     layout_names: ClassVar[tuple[str, ...]] = ()
-    """Values of --original-layout: the published code that wrote the weights."""
+    """Values of --original-layout, each a published code that wrote weights of this family."""
 
     @classmethod
-    def may_be(cls, settings: Mapping[str, Any]) -> bool:
-        """Whether a config.json can be of this family; its weights are looked at only then."""
+    def accepts_config(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether a config.json can be of this family. If not, no weight file is read."""
         raise NotImplementedError
 
     @classmethod
-    def matches(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether weights of these names and shapes are of this family."""
+    def matches_weights(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return whether weights of these names and shapes are of this family."""
         raise NotImplementedError
 
     def build_config(self) -> Any:
-        """Return our configuration. CheckpointError where the files do not tell all of it."""
+        """Return the configuration of the target architecture.
+
+        Raises CheckpointError if the files leave a setting open.
+        """
         raise NotImplementedError
 
     def build_model(self, kind: str, config: Any) -> Any:
-        """Return the causal or masked model in fp32. CheckpointError unless every weight is used
-        and every parameter is filled.
+        """Return the causal or masked model in fp32.
+
+        Raises CheckpointError unless every weight is used and every parameter is filled.
         """
         raise NotImplementedError
 
     def load_into_model(
         self, kind: str, config: Any, state: Mapping[str, Tensor], original_names: Mapping[str, str]
     ) -> Any:
-        """Build the model around the tensors of `state` (our names), in evaluation mode.
+        """Build the target model from converted weights, in evaluation mode.
 
-        original_names: our name -> the original one, for messages. Raises CheckpointError where
-        names or shapes differ from the model's.
+        state: name in the target model -> tensor. original_names: name in the target model -> name
+        in the files, for error messages. Raises CheckpointError if names or shapes differ from the
+        model's.
         """
+        auto_class = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}[kind]
         with torch.device("meta"):
-            auto = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}[kind]
-            model = self.architecture.load_class(auto)(config)
+            model = self.architecture.load_class(auto_class)(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for name in sorted(expected.keys() | state.keys()):
             shape = tuple(state[name].shape) if name in state else None
@@ -87,17 +88,16 @@ class OriginalCheckpoint:
                 raise self.error(
                     f"{original_names.get(name, name)} is {shape or 'absent'}, "
                     f"and the model wants {expected.get(name, 'none')}",
-                    "the checkpoint is incomplete, or a variant unknown here: "
-                    "--trust-remote-code runs its own code",
+                    "the checkpoint is incomplete, or an unsupported variant: " + REMOTE_CODE_HINT,
                 )
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         return model.eval()
 
     def check_settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of config.json whose keys `defaults` has; null counts as not given.
+        """Return the entries of config.json that have a key of `defaults` and are not null.
 
-        Raises CheckpointError for a value of another type than the default's.
+        Raises CheckpointError for a value whose type is not the default's.
         """
         settings = {
             key: value
@@ -107,28 +107,33 @@ class OriginalCheckpoint:
         for key, value in settings.items():
             default = defaults[key]
             if key.endswith("_token_id"):
-                fits, expected = _is_number(value, int) or isinstance(value, list), "a whole number"
+                is_valid = _is_number(value, int) or isinstance(value, list)
+                expected = "a whole number"
             elif isinstance(default, bool):
-                fits, expected = isinstance(value, bool), "true or false"
+                is_valid, expected = isinstance(value, bool), "true or false"
             elif isinstance(default, str):
-                fits, expected = isinstance(value, str), "a string"
+                is_valid, expected = isinstance(value, str), "a string"
             elif isinstance(default, int):
-                fits, expected = _is_number(value, int), "a whole number"
+                is_valid, expected = _is_number(value, int), "a whole number"
             else:
-                fits, expected = _is_number(value, int | float), "a number"
-            if not fits:
+                is_valid, expected = _is_number(value, int | float), "a number"
+            if not is_valid:
                 raise self.wrong_value_error(key, value, expected)
         return settings
 
     def load_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the tensors of these original names."""
-        wanted, tensors = set(names), dict[str, Tensor]()
-        safe = safetensors_files(self.folder)
-        for file in safe:
+        """Return original name -> tensor for these names."""
+        names = set(names)
+        weight_set = select_weights(self.folder, self.options.allow_pickle)
+        if weight_set is None:
+            return {}
+        if weight_set.is_pickle:
+            weights = _load_pickled(weight_set)
+            return {name: weights[name] for name in names & weights.keys()}
+        tensors: dict[str, Tensor] = {}
+        for file in weight_set.files:
             with safetensors.safe_open(file, "pt") as handle:
-                tensors |= {name: handle.get_tensor(name) for name in wanted & set(handle.keys())}
-        for part in [] if safe else _load_pickled(self.folder, self.options):
-            tensors |= {name: part[name] for name in wanted & part.keys()}
+                tensors |= {name: handle.get_tensor(name) for name in names & set(handle.keys())}
         return tensors
 
     def wrong_value_error(self, key: str, value: Any, expected: str) -> CheckpointError:
@@ -143,11 +148,11 @@ class OriginalCheckpoint:
 
 
 def detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint | None:
-    """Return the checkpoint in this folder if it is in an original layout, and None if not, or if
-    its own code is to run (--trust-remote-code).
+    """Return the checkpoint in this folder if it is in an original layout, else None.
 
-    Raises CheckpointError for damaged weights, and UsageError for an unknown --original-layout or
-    one that is given for any other checkpoint.
+    With --trust-remote-code the checkpoint's own code runs, so that the result is None, too. Raises
+    CheckpointError for damaged weights, and UsageError for an --original-layout that is unknown or
+    does not apply.
     """
     names = [name for _, family in _list_families() for name in family.layout_names]
     if options.original_layout and options.original_layout not in names:
@@ -164,7 +169,7 @@ def detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint | 
             else "it is not in a layout of LTG-BERT or ELC-BERT"
         )
         raise UsageError(
-            f"{options.original_layout!r} says nothing about {folder.name}: {reason}",
+            f"{options.original_layout!r} does not apply to {folder.name}: {reason}",
             location=LAYOUT_OPTION,
             hint="leave it out",
         )
@@ -181,20 +186,20 @@ def _detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint |
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # the library says what is wrong with it
+        return None  # transformers raises, with the reason
     if options.trust_remote_code or not isinstance(settings, dict):
         return None
     model_type = settings.get("model_type")
     families = [
         (architecture, family)
         for architecture, family in _list_families()
-        if family.may_be(settings)
+        if family.accepts_config(settings)
     ]
     if not families or model_type in {architecture.model_type for architecture, _ in families}:
         return None
     shapes = _read_shapes(folder, options)
     for architecture, family in families:
-        if family.matches(shapes):
+        if family.matches_weights(shapes):
             original = family(architecture, folder, settings, shapes, options)
             _check_class_names(original)
             return original
@@ -205,18 +210,20 @@ def _read_shapes(folder: Path, options: OpenOptions) -> dict[str, tuple[int, ...
     """Return name -> shape of every weight. Raises CheckpointError for damaged files."""
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in safetensors_files(folder):
+        weight_set = select_weights(folder, options.allow_pickle)
+        if weight_set is None:
+            return {}
+        if weight_set.is_pickle:
+            return {name: tuple(w.shape) for name, w in _load_pickled(weight_set).items()}
+        for file in weight_set.files:
             with safetensors.safe_open(file, "pt") as handle:
                 shapes |= {
                     name: tuple(handle.get_slice(name).get_shape())
                     for name in handle.keys()  # noqa: SIM118 - not a dict
                 }
-        if not shapes and options.allow_pickle:
-            for part in _load_pickled(folder, options):
-                shapes |= {name: tuple(weight.shape) for name, weight in part.items()}
     except CheckpointError:
         raise
-    except Exception as error:  # safetensors and pickle have their own
+    except Exception as error:  # safetensors and pickle raise unrelated types
         raise CheckpointError(
             f"cannot read the weights: {first_line(error)}", location=str(folder)
         ) from error
@@ -224,41 +231,38 @@ def _read_shapes(folder: Path, options: OpenOptions) -> dict[str, tuple[int, ...
 
 
 def _check_class_names(original: OriginalCheckpoint) -> None:
-    names, modules = original.settings.get("architectures"), original.settings.get("auto_map")
-    if not (
-        names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
-    ):
+    names, auto_map = original.settings.get("architectures"), original.settings.get("auto_map")
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not are_names:
         raise original.wrong_value_error("architectures", names, "a list of class names")
-    if not (modules is None or isinstance(modules, dict)):
-        raise original.wrong_value_error("auto_map", modules, "an object")
+    if auto_map is not None and not isinstance(auto_map, dict):
+        raise original.wrong_value_error("auto_map", auto_map, "an object")
 
 
-def _load_pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
-    """Return the tensors of each pickled file. Authors save them bare, or beside the optimizer's
-    state under the key `model`.
+def _load_pickled(weight_set: WeightSet) -> dict[str, Tensor]:
+    """Return original name -> tensor of pickled files.
 
-    Raises CheckpointError where two files each hold a whole model.
+    Authors save the weights alone, or under the key `model` beside the optimizer's state. Raises
+    CheckpointError if two files each hold a whole model.
     """
-    assert options.allow_pickle
-    paths = pickled_files(folder)
+    paths = weight_set.files
+    # Only the pytorch_model-0000N files are shards of one model.
     if len(paths) > 1 and not all(path.name.startswith("pytorch_model") for path in paths):
         names = ", ".join(path.name for path in paths)
         raise CheckpointError(
             f"{len(paths)} files of weights, and nothing says which to score: {names}",
-            location=str(folder),
-            hint="leave the one to be scored in the folder",
+            location=str(paths[0].parent),
+            hint="leave only the file that is to be scored in the folder",
         )
-    parts = []
+    tensors: dict[str, Tensor] = {}
     for path in paths:
-        # The authors' command-line arguments lie beside the weights.
+        # Some files also hold the authors' command-line arguments, a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         weights = content.get("model", content)
-        parts.append(
-            {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
-        )
-    return parts
+        tensors |= {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    return tensors
 
 
-def _is_number(value: object, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object, number_type: Any) -> bool:
+    return isinstance(value, number_type) and not isinstance(value, bool) and math.isfinite(value)

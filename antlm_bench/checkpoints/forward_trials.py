@@ -1,7 +1,6 @@
-"""Trials of an opened model: is it causal, and which shortcuts of the engine keep its numbers?
+"""Try a loaded model on random ids: is it causal, and which shortcuts of the engine are exact?
 
-Each is tried on random token ids against the model's plain forward; nothing is assumed from the
-name of an architecture.
+The reference is always the model's plain forward. The name of an architecture decides nothing.
 """
 
 from __future__ import annotations
@@ -35,37 +34,38 @@ FORWARD_ERRORS = (
     CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError,
     IndexError, KeyError, AssertionError, CheckpointError,
 )  # fmt: skip
-# Types of rotary embeddings whose angles depend on the longest row of a forward.
+"""Errors of a trial forward which show that the model cannot run that way."""
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-# Share of the largest logit. Equal shapes give equal numbers, so that rounding moves less.
+"""Types of rotary embeddings whose angles depend on the longest row of a forward."""
 CAUSALITY_TOLERANCE = 1e-5
-NUM_TRIAL_TEXTS = 18
+"""Share of the largest logit. The compared rows have equal shapes, so rounding stays below it."""
+TRIAL_BATCH_TOKENS = 64
+TRIAL_LENGTHS = (4, 6, 9)
+NUM_TRIAL_TEXTS = 2 * max(TRIAL_LENGTHS)
 
 
 def check_causality(model: Any, folder: Path) -> None:
-    """Raise CheckpointError for a model that sees later tokens: two rows that differ in their last
-    token must have the same logits before it.
+    """Raise CheckpointError for a model whose logits depend on later tokens.
+
+    Two rows that differ in their last token must have the same logits before it. Also raises for a
+    model whose logits differ between two forwards of the same row.
     """
-    vocabulary = vocabulary_size(model)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 8))).to(
-        model.device
-    )
+    ids = _random_ids(model, 8)
     with torch.inference_mode():
-        first, again = (plain_logits(model, input_ids=ids) for _ in range(2))
-        # NaN is reported where it is read.
-        if not torch.allclose(first, again, atol=1e-4, equal_nan=True):
-            raise CheckpointError(
-                f"{type(model).__name__} answers differently when it is asked the same again",
-                location=str(folder),
-                hint="a forward that depends on chance or on earlier calls cannot be scored",
-            )
-    moved = logit_change_from_last_token(model, ids)
-    if moved > CAUSALITY_TOLERANCE:
+        first, second = (plain_logits(model, input_ids=ids) for _ in range(2))
+    # NaN is reported by the self-test.
+    if not torch.allclose(first, second, atol=1e-4, equal_nan=True):
+        raise CheckpointError(
+            f"{type(model).__name__} gives different logits for the same row",
+            location=str(folder),
+            hint="a forward that depends on chance or on earlier calls cannot be scored",
+        )
+    change = logit_change_from_last_token(model, ids)
+    if change > CAUSALITY_TOLERANCE:
         raise CheckpointError(
             f"{type(model).__name__} is not a causal model as it was saved: a change of the last "
-            "token moved the logits "
-            f"before it by {moved:.1g} of the largest, so that every prediction sees what it "
-            "predicts",
+            f"token moved the logits before it by {change:.1g} of the largest, so that every "
+            "prediction sees the token that it predicts",
             location=str(folder),
             hint='an encoder is causal with "is_decoder": true in config.json; if it was trained '
             "with masks, save it as ...ForMaskedLM",
@@ -76,169 +76,187 @@ def logit_change_from_last_token(model: Any, ids: torch.Tensor) -> float:
     """Return how far a logit before the last token of ids (1, t) moves when that token changes,
     relative to the largest logit.
     """
-    other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % vocabulary_size(model)
+    changed_ids = ids.clone()
+    changed_ids[0, -1] = (changed_ids[0, -1] + 1) % vocabulary_size(model)
     with torch.inference_mode():
-        logits, moved = (
-            plain_logits(model, input_ids=rows)[0, :-1].float() for rows in (ids, other)
+        logits, changed_logits = (
+            plain_logits(model, input_ids=rows)[0, :-1].float() for rows in (ids, changed_ids)
         )
-    return float((logits - moved).abs().max() / logits.abs().max().clamp(min=1e-6))
+    return float((logits - changed_logits).abs().max() / logits.abs().max().clamp(min=1e-6))
 
 
 def detect_forward_config(
     model: Any, kind: str, name: str, special_ids: Sequence[int] = ()
 ) -> ForwardConfig:
-    """Find how to run a model: packed rows if they give its own numbers, else plain rows.
+    """Find how to run a model fast with the same numbers as its plain forward.
 
-    Positions may begin after a padding id, and tokens with that id may not count. It is also tried
-    whether the last layer can run at the read positions only, and whether a forward changes the
-    model.
+    Tries packed rows under several rules for position ids, the LM head and the last layer at the
+    read positions only, and 4-D attention masks. Also finds whether a forward changes the model.
     """
-    before = ModelState.capture(model)
+    initial_state = ModelState.capture(model)
     try:
-        return _choose_forward_config(model, kind, name, special_ids, before)
+        return _detect_forward_config(model, kind, name, special_ids, initial_state)
     finally:
-        before.restore()
+        initial_state.restore()
 
 
-def _choose_forward_config(
+def _detect_forward_config(
     model: Any, kind: str, name: str, special_ids: Sequence[int], initial_state: ModelState
 ) -> ForwardConfig:
     transformers.AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
+    text_config = model.config.get_text_config()
+    padding_id = getattr(text_config, "pad_token_id", None)
+    if not isinstance(padding_id, int) or not 0 <= padding_id < vocabulary_size(model):
+        padding_id = None
     config = ForwardConfig(
         model.config._attn_implementation, "causal" if kind == "causal" else "full"
     )
-    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    padding = (
-        padding if isinstance(padding, int) and 0 <= padding < vocabulary_size(model) else None
-    )
-    probes = _trial_probes(
-        model, config.native_attention, [*special_ids, *([] if padding is None else [padding])]
-    )
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    length_dependent = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
-    plain, config = _plain_scores(model, name, config, probes)
-    restores = initial_state.has_changed() or length_dependent
+    trial_ids = [*special_ids] if padding_id is None else [*special_ids, padding_id]
+    probes = _trial_probes(model, config.native_attention, trial_ids)
+    config = replace(config, lm_head_at_reads=False)
+    expected = _score_trial(model, name, config, probes)
+    if _gives_scores(model, name, replace(config, lm_head_at_reads=True), probes, expected):
+        config = replace(config, lm_head_at_reads=True)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+        max_positions = getattr(model.config, "max_position_embeddings", None)
+        original_length = rope.get("original_max_position_embeddings") or max_positions
+        config = replace(config, restores_state=True, max_packed_length=original_length)
+    elif initial_state.has_changed():
+        config = replace(config, restores_state=True)
     initial_state.restore()
-    config = replace(config, restores_state=restores)
-    longest = rope.get("original_max_position_embeddings") or getattr(
-        model.config, "max_position_embeddings", None
-    )
-    config = replace(config, max_packed_length=longest if length_dependent else None)
-    candidates = [] if padding is None else [(padding, padding), (1 + padding, None)]
-    for first, skipped in [(0, None), *candidates, (2, None)] if config.lm_head_at_reads else []:
-        packed = replace(config, layout="packed", first_position=first, padding_id=skipped)
-        try:
-            scores = Engine(model, name, packed, 64).score_probes(probes, NUM_TRIAL_TEXTS)
-        except FORWARD_ERRORS:
-            continue  # this architecture's attention cannot be replaced, or has no such position
-        finally:
-            initial_state.restore()
-        if np.allclose(plain, scores, rtol=1e-5, atol=1e-4):
-            packed = replace(
+    for packed in _list_packed_configs(config, padding_id):
+        is_exact = _gives_scores(model, name, packed, probes, expected)
+        initial_state.restore()
+        if is_exact:
+            config = replace(
                 packed, last_layer_at_reads=_can_narrow_last_layer(model, name, packed)
             )
-            model.set_attn_implementation(config.native_implementation)
-            return replace(
-                packed, obeys_masks=obeys_attention_masks(model, config.native_attention)
-            )
+            break
     model.set_attn_implementation(config.native_implementation)
     return replace(config, obeys_masks=obeys_attention_masks(model, config.native_attention))
 
 
-def _plain_scores(
+def _list_packed_configs(config: ForwardConfig, padding_id: int | None) -> list[ForwardConfig]:
+    """Return configurations with packed rows, one per rule for position ids.
+
+    Positions begin at 0 (most models), at the padding id (RoBERTa, which does not count padding),
+    after it, or at 2 (OPT). Packed rows need the LM head at the read positions.
+    """
+    if not config.lm_head_at_reads:
+        return []
+    rules: list[tuple[int, int | None]] = [(0, None), (2, None)]
+    if padding_id is not None:
+        rules[1:1] = [(padding_id, padding_id), (1 + padding_id, None)]
+    return [
+        replace(config, layout="packed", first_position=first, padding_id=uncounted_id)
+        for first, uncounted_id in rules
+    ]
+
+
+def _score_trial(
     model: Any, name: str, forward_config: ForwardConfig, probes: Sequence[Probes]
-) -> tuple[Floats, ForwardConfig]:
-    """Return the scores of plain rows, and the configuration that computes them: with the LM head
-    at read positions only, where that works.
-    """
-    whole = replace(forward_config, lm_head_at_reads=False)
-    expected = Engine(model, name, whole, 64).score_probes(probes, NUM_TRIAL_TEXTS)
+) -> Floats:
+    engine = Engine(model, name, forward_config, TRIAL_BATCH_TOKENS)
+    return engine.score_probes(probes, NUM_TRIAL_TEXTS)
+
+
+def _gives_scores(
+    model: Any, name: str, forward_config: ForwardConfig, probes: Sequence[Probes], expected: Floats
+) -> bool:
+    """Return whether the model can run with this configuration and gives the expected scores."""
     try:
-        scores = Engine(model, name, forward_config, 64).score_probes(probes, NUM_TRIAL_TEXTS)
+        scores = _score_trial(model, name, forward_config, probes)
     except FORWARD_ERRORS:
-        return expected, whole
-    same = np.allclose(scores, expected, rtol=1e-5, atol=1e-4)
-    return expected, forward_config if same else whole
+        return False
+    return np.allclose(expected, scores, rtol=1e-5, atol=1e-4)
 
 
-def obeys_attention_masks(model: Any, attention: Attention) -> bool:
-    """Return whether a 4-D mask decides which way rows attend, tried on two rows that differ in
-    their last token.
+def obeys_attention_masks(model: Any, native_attention: Attention) -> bool:
+    """Return whether a 4-D mask decides which tokens the model attends to.
+
+    The trial runs two rows that differ in their last token. The states before it must differ under
+    a full mask only, and those without a mask must be those of the native attention.
     """
-    vocabulary = vocabulary_size(model)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 6))).repeat(
-        2, 1
-    )
+    length = 6
+    ids = _random_ids(model, length).repeat(2, 1)
     ids[1, -1] += 1
-    ids = ids.to(model.device)
 
-    def states_before(**inputs: torch.Tensor) -> torch.Tensor:
+    def states_before_last_token(masked: Attention | None = None) -> torch.Tensor:
+        masks = attention_mask_inputs(length, masked) if masked else {}
+        masks = {key: mask.to(ids.device) for key, mask in masks.items()}
         with torch.inference_mode():
-            states: torch.Tensor = model.base_model(input_ids=ids, **inputs)[0][:, :-1]
+            states: torch.Tensor = model.base_model(input_ids=ids, **masks)[0][:, :-1]
         return states
 
     try:
-        own, full, causal = (
-            states_before(**inputs)
-            for inputs in ({}, attention_mask_inputs(6, "full"), attention_mask_inputs(6, "causal"))
-        )
+        native = states_before_last_token()
+        full = states_before_last_token("full")
+        causal = states_before_last_token("causal")
     except FORWARD_ERRORS:
         return False
-    sees = [not torch.allclose(states[0], states[1], atol=1e-5) for states in (full, causal)]
-    return sees == [True, False] and torch.allclose(
-        own, full if attention == "full" else causal, atol=1e-4
-    )
+    if torch.allclose(full[0], full[1], atol=1e-5):
+        return False
+    if not torch.allclose(causal[0], causal[1], atol=1e-5):
+        return False
+    expected = full if native_attention == "full" else causal
+    return bool(torch.allclose(native, expected, atol=1e-4))
 
 
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
     """Return whether the last layer at the read positions only gives the same numbers."""
-    engine = Engine(model, name, replace(forward_config, last_layer_at_reads=True), 64)
-    subset = slice(2, None, 4)
+    engine = Engine(
+        model, name, replace(forward_config, last_layer_at_reads=True), TRIAL_BATCH_TOKENS
+    )
+    every_fourth = slice(2, None, 4)
     probes = [
         Probes(
             p.ids,
             p.attention,
-            p.row[subset],
-            p.position[subset],
-            p.target[subset],
-            p.text_index[subset],
+            p.row[every_fourth],
+            p.position[every_fourth],
+            p.target[every_fourth],
+            p.text_index[every_fourth],
         )
         for p in _trial_probes(model, "full")
     ]
     try:
-        whole = Engine(model, name, forward_config, 64).score_probes(probes, NUM_TRIAL_TEXTS)
-        narrow = engine.score_probes(probes, NUM_TRIAL_TEXTS)
+        expected = _score_trial(model, name, forward_config, probes)
+        scores = engine.score_probes(probes, NUM_TRIAL_TEXTS)
     except FORWARD_ERRORS:
         return False
-    return engine.last_layer is not None and np.allclose(whole, narrow, rtol=1e-5, atol=1e-4)
+    return engine.last_layer is not None and np.allclose(expected, scores, rtol=1e-5, atol=1e-4)
+
+
+def _random_ids(model: Any, length: int) -> torch.Tensor:
+    """Return random token ids (1, length) on the model's device. Each has a successor."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, vocabulary_size(model) - 1, (1, length))
+    return torch.from_numpy(ids).to(model.device)
 
 
 def _trial_probes(
     model: Any, attention: Attention, special_ids: Sequence[int] = ()
 ) -> list[Probes]:
-    """Return random rows of three lengths with every position read, each as one of NUM_TRIAL_TEXTS.
+    """Return two random rows of each trial length, with every position read.
 
-    The two rows of one length share a beginning; the second holds special ids where a text has its
-    tokens.
+    The two rows begin with the same two tokens. The second row also holds special ids. Each row
+    and position is a text of its own, out of NUM_TRIAL_TEXTS.
     """
     rng = np.random.default_rng(0)
     vocabulary = vocabulary_size(model)
-    usable = [i for i in special_ids if i < vocabulary]
-    stem, probes = rng.integers(0, vocabulary, 9), []
-    for length in (4, 6, 9):
-        ids = np.stack(
-            [stem[:length], np.concatenate([stem[:2], rng.integers(0, vocabulary, length - 2)])]
-        )
-        if usable:
-            ids[1, 2:-1:2] = rng.choice(usable, len(ids[1, 2:-1:2]))
-            ids[1, 2] = usable[-1]  # the padding id, where there is one
-        row, position = (
-            x.ravel() for x in np.meshgrid(np.arange(2), np.arange(length), indexing="ij")
-        )
-        reads = (
-            x.astype(np.int32)
-            for x in (row, position, rng.integers(0, vocabulary, len(row)), row * 9 + position)
-        )
-        probes.append(Probes(ids.astype(np.int32), attention, *reads))
+    usable_ids = [i for i in special_ids if i < vocabulary]
+    first_row = rng.integers(0, vocabulary, max(TRIAL_LENGTHS))
+    probes = []
+    for length in TRIAL_LENGTHS:
+        second_row = np.concatenate([first_row[:2], rng.integers(0, vocabulary, length - 2)])
+        if usable_ids:
+            second_row[2:-1:2] = rng.choice(usable_ids, len(second_row[2:-1:2]))
+            second_row[2] = usable_ids[-1]  # the padding id, if the model has one
+        ids = np.stack([first_row[:length], second_row]).astype(np.int32)
+        rows, positions = np.repeat(np.arange(2), length), np.tile(np.arange(length), 2)
+        targets = rng.integers(0, vocabulary, len(rows))
+        text_indices = rows * max(TRIAL_LENGTHS) + positions
+        reads = [x.astype(np.int32) for x in (rows, positions, targets, text_indices)]
+        probes.append(Probes(ids, attention, *reads))
     return probes

@@ -1,13 +1,25 @@
-"""Uses of a checkpoint's metadata: the part that enters content keys, and notes about loading."""
+"""Metadata of a checkpoint: the entries in a run's manifest, those in content keys, and notes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
+from antlm_bench.checkpoints.adapters import adapter_metadata
+from antlm_bench.checkpoints.loader import RunnableModel
+from antlm_bench.checkpoints.resolve import (
+    CODE_PATTERNS,
+    TOKENIZER_PATTERNS,
+    TRAINING_KEY,
+    CheckpointSources,
+    OpenOptions,
+    list_files,
+)
 from antlm_bench.checkpoints.tensor_check import MAX_NAMES_SHOWN
-from antlm_bench.scoring.text import EosRule, resolve_eos_rule
+from antlm_bench.scoring.text import EosRule, Specials, build_specials, resolve_eos_rule
+from antlm_bench.weight_files import hash_files, hash_weights, select_weights
 
 KEY_METADATA = (
     "weights",
@@ -37,14 +49,102 @@ class HasMetadata(Protocol):
     def metadata(self) -> dict[str, Any]: ...
 
 
+def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -> dict[str, Any]:
+    """Return the metadata for a run's manifest, in the order in which `doctor` shows it."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    metadata = {
+        "name": loaded.name,
+        "source": ref if not Path(ref).exists() else loaded.name,
+        "revision": options.revision,
+        "architecture": type(model).__name__,
+        "kind": loaded.kind,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **_weight_metadata(loaded.sources, options),
+        "config": hash_files([loaded.sources.base / "config.json"]),
+        "tokenizer": hash_files(list_files(loaded.sources.tokenizer, TOKENIZER_PATTERNS)),
+        "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
+        "vocabulary": model.get_input_embeddings().weight.shape[0],
+        "max_length": loaded.max_length,
+        "dtype": options.dtype,
+        "device": str(next(model.parameters()).device),
+        **_layout_metadata(loaded),
+        "bos": options.bos,
+        "specials": {
+            attention: _format_specials(tokenizer, specials)
+            for attention, specials in loaded.specials.items()
+        },
+        # The special tokens under the BOS policies of the official pipelines: `submit` compares
+        # them with those that were used.
+        "specials_under": {
+            policy: {
+                attention: _format_specials(tokenizer, build_specials(tokenizer, attention, policy))
+                for attention in loaded.specials
+            }
+            for policy in ("auto", "tokenizer")
+        },
+        "mask": tokenizer.mask_token if loaded.mask_id is not None else None,
+        "unk": tokenizer.unk_token,
+    }
+    return metadata | _optional_metadata(loaded, options)
+
+
+def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str, Any]:
+    """Return the last entries, which only some checkpoints have."""
+    config, sources = loaded.model.config, loaded.sources
+    metadata: dict[str, Any] = {}
+    training = getattr(config, TRAINING_KEY, None)
+    words_seen = training.get("words_seen") if isinstance(training, dict) else None
+    if isinstance(words_seen, int):
+        metadata["words_seen"] = words_seen  # the checkpoint's x-value in a learning curve
+    if options.tokenizer:
+        folder = Path(options.tokenizer)
+        is_folder = folder.exists()
+        metadata["tokenizer_source"] = folder.resolve().name if is_folder else options.tokenizer
+    if allowed := loaded.allowed.to_record():
+        metadata["allowed"] = allowed
+    if sources.notes:
+        metadata["notes"] = list(sources.notes)
+    if options.trust_remote_code:
+        metadata["code"] = {
+            file.name: hash_files([file])[:16] for file in list_files(sources.base, CODE_PATTERNS)
+        }
+    return metadata
+
+
+def _layout_metadata(loaded: RunnableModel) -> dict[str, Any]:
+    """Return the layout of the engine's batches, and the format of converted weights."""
+    original_layout = getattr(loaded.model.config, "original_layout", None)
+    metadata = {"layout": loaded.forward_config.layout}
+    return metadata if original_layout is None else metadata | {"original_layout": original_layout}
+
+
+def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:
+    """Return hashes of the weights (with an adapter: of base and adapter), and the file names."""
+    hashes = {"weights": hash_weights(sources.base, options.allow_pickle)}
+    if sources.adapter:
+        hashes = adapter_metadata(sources.adapter, hashes["weights"], options)
+    weight_files = ""
+    if chosen := select_weights(sources.base, options.allow_pickle):
+        num_files = len(chosen.files)
+        weight_files = chosen.name + (f" ({num_files} files)" if num_files != 1 else "")
+    return {**hashes, "weight_files": weight_files}
+
+
+def _format_specials(tokenizer: Any, specials: Specials) -> str:
+    """Return the special tokens around a text in one string: `<s> ... </s>`."""
+    before = tokenizer.convert_ids_to_tokens(specials.before)
+    after = tokenizer.convert_ids_to_tokens(specials.after)
+    return " ".join([*before, "...", *after])
+
+
 def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return metadata that also records which special tokens are scored. They change scores, so
-    they are part of a cell's content key.
+    """Return metadata that also names the scored special tokens. They change scores, so they are
+    part of a cell's content key.
     """
     after, _ = resolve_eos_rule(tokenizer, rule)
-    spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
+    tokens = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
     texts = "texts with a context" if rule == "context" else "texts"
-    return {**metadata, "scored_specials": f"{spelled} after {texts}"}
+    return {**metadata, "scored_specials": f"{tokens} after {texts}"}
 
 
 def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
@@ -63,10 +163,9 @@ def loading_notes(checkpoint: HasMetadata) -> list[str]:
         "unused": "the model does not use {} of the files",
         "missing": "{} were in no file and are random",
     }
-    for kind, names in checkpoint.metadata.get("allowed", {}).items():
-        tensors = (
-            f"{names['count']} tensors "
-            f"({', '.join(names['first'])}{', ...' * (names['count'] > MAX_NAMES_SHOWN)})"
-        )
-        notes.append(templates[kind].format(tensors))
+    for kind, tensors in checkpoint.metadata.get("allowed", {}).items():
+        names = ", ".join(tensors["first"])
+        if tensors["count"] > MAX_NAMES_SHOWN:
+            names += ", ..."
+        notes.append(templates[kind].format(f"{tensors['count']} tensors ({names})"))
     return notes

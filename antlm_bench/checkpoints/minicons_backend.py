@@ -1,7 +1,7 @@
-"""A checkpoint that minicons scores instead of our engine, for models that ours cannot run.
+"""Score a checkpoint with minicons, for models that our engine cannot run.
 
-The folder is opened as checkpoints.loader opens it, with the same errors and the same facts; only
-the arithmetic is the peer's.
+The model is loaded by checkpoints.loader, with the same errors and the same metadata. minicons
+only computes the log-probabilities.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.checkpoints.loader import describe_checkpoint, load_checkpoint
-from antlm_bench.checkpoints.metadata import add_scored_eos
+from antlm_bench.checkpoints.loader import load_runnable_model
+from antlm_bench.checkpoints.metadata import add_scored_eos, describe_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import peers
@@ -28,53 +28,56 @@ ENGINES = ("native", "minicons")
 
 @dataclass(frozen=True, slots=True)
 class MiniconsCheckpoint:
-    """A checkpoint (see loader.Checkpoint) whose predictions minicons computes."""
+    """A checkpoint whose predictions minicons computes.
+
+    checkpoint.Checkpoint documents the fields and methods that both classes have.
+    """
 
     name: str
     attentions: frozenset[str]
     eos: str
     mask_id: int | None
     max_length: int | None
-    scorer: MiniconsScorer
+    minicons_scorer: MiniconsScorer
     trained_methods: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     no_mask_reason: str = ""
-    # Scorer of causal texts that have a context, where it differs.
     context_scorer: MiniconsScorer | None = None
+    """Scores causal texts that have a context; None = `minicons_scorer` scores them, too."""
 
     def notes(self, method: str) -> tuple[str, ...]:
-        """Return (): minicons takes words from the tokenizer, or does not score."""
+        """Return no notes: minicons takes word boundaries from the tokenizer, or raises."""
         del method
         return ()
 
     @property
     def methods(self) -> list[str]:
-        """The names of the methods that minicons can score it with, the default first."""
+        """Names of the scoring methods that minicons has and the model supports."""
         return [name for name in supported_methods(self) if name in peer_methods(MINICONS)]
 
     def with_context_bos_policy(self, bos: str) -> MiniconsCheckpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a
-        context.
-        """
-        if self.scorer.kind != "causal":
+        """Return a copy with another BOS policy for causal texts that have a context."""
+        if self.minicons_scorer.kind != "causal":
             return self
-        specials = build_specials(self.scorer.scorer.tokenizer, "causal", bos)
-        return replace(self, context_scorer=replace(self.scorer, specials=specials))
+        specials = build_specials(self.minicons_scorer.scorer.tokenizer, "causal", bos)
+        return replace(self, context_scorer=replace(self.minicons_scorer, specials=specials))
 
     def with_scored_eos(self, rule: EosRule) -> MiniconsCheckpoint:
-        """See loader.Checkpoint.with_scored_eos."""
-        tokenizer = self.scorer.scorer.tokenizer
-        if self.scorer.kind != "causal" or not resolve_eos_rule(tokenizer, rule)[0]:
+        """Return a copy that also scores the special tokens that the tokenizer appends to causal
+        texts.
+        """
+        tokenizer = self.minicons_scorer.scorer.tokenizer
+        appended_ids, _ = resolve_eos_rule(tokenizer, rule)
+        if self.minicons_scorer.kind != "causal" or not appended_ids:
             return self
         metadata = add_scored_eos(self.metadata, tokenizer, rule)
         if rule == "context":
-            assert self.context_scorer is not None, (
-                "lm-eval has a rule of its own for texts with a context"
-            )
-            return replace(
-                self, context_scorer=replace(self.context_scorer, eos=rule), metadata=metadata
-            )
-        return replace(self, scorer=replace(self.scorer, eos=rule), metadata=metadata)
+            # lm-eval's conventions, which have this rule, also set a BOS policy for contexts.
+            assert self.context_scorer is not None
+            context_scorer = replace(self.context_scorer, eos=rule)
+            return replace(self, context_scorer=context_scorer, metadata=metadata)
+        minicons_scorer = replace(self.minicons_scorer, eos=rule)
+        return replace(self, minicons_scorer=minicons_scorer, metadata=metadata)
 
     def predict(
         self,
@@ -83,21 +86,22 @@ class MiniconsCheckpoint:
         tick: ProgressCallback | None = None,
         reduction: str = "sum",
     ) -> list[list[Prediction]]:
-        """Return predictions as `multiple_choice.predict`. Raises MethodNotSupported for what
-        minicons does not know, and CheckpointError.
+        """Return predictions per method and item, as `multiple_choice.predict`.
+
+        Raises MethodNotSupported (a method that minicons does not have) and CheckpointError.
         """
         texts = [option.text for item in items for option in item.options]
         spans = [option.span for item in items for option in item.options]
 
-        def share(done: float) -> None:
+        def tick_method(share: float) -> None:
             if tick is not None:
-                tick(done / len(methods))
+                tick(share / len(methods))
 
-        results = []
+        predictions_by_method = []
         for method in methods:
-            peer_scores = self._score_spans(texts, spans, method.name, share)
+            peer_scores = self._score_spans(texts, spans, method.name, tick_method)
             encodings = [method.with_relevant_flags(peer_scores.encodings)]
-            results.append(
+            predictions_by_method.append(
                 build_predictions(
                     items,
                     peer_scores.logp,
@@ -107,43 +111,50 @@ class MiniconsCheckpoint:
                     reduction,
                 )
             )
-        return results
+        return predictions_by_method
 
     def _score_spans(
-        self, texts: Sequence[str], spans: Sequence[Span], name: str, tick: ProgressCallback
+        self, texts: Sequence[str], spans: Sequence[Span], method: str, tick: ProgressCallback
     ) -> PeerScores:
-        """Return the scores of both scorers, in the order of the texts."""
+        """Return the scores of all texts, in their order. Each is scored by one of two scorers."""
         if self.context_scorer is None:
-            return self.scorer.score_spans(texts, spans, name, tick)
+            return self.minicons_scorer.score_spans(texts, spans, method, tick)
         n = len(texts)
         encodings = Encodings((), np.zeros(n, np.bool_), np.zeros(n, np.bool_), {})
         merged = PeerScores(np.zeros(n), np.zeros(n, np.int64), [b""] * n, encodings)
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
-        for reader, chosen in ((self.scorer, ~has_context), (self.context_scorer, has_context)):
-            if not len(members := np.flatnonzero(chosen).tolist()):
+        for scorer, mask in (
+            (self.minicons_scorer, ~has_context),
+            (self.context_scorer, has_context),
+        ):
+            indices = np.flatnonzero(mask).tolist()
+            if not indices:
                 continue
 
-            def share(done: float, of: float = len(members) / n) -> None:
-                tick(done * of)
+            def tick_subset(share: float, subset_share: float = len(indices) / n) -> None:
+                tick(share * subset_share)
 
-            part = reader.score_spans(
-                [texts[i] for i in members], [spans[i] for i in members], name, share
+            scores = scorer.score_spans(
+                [texts[i] for i in indices], [spans[i] for i in indices], method, tick_subset
             )
-            merged.logp[members], merged.token_counts[members] = part.logp, part.token_counts
-            encodings = merge_flags(encodings, part.encodings, members)
-            for number, target in zip(members, part.target_bytes, strict=True):
-                merged.target_bytes[number] = target
+            merged.logp[indices] = scores.logp
+            merged.token_counts[indices] = scores.token_counts
+            encodings = merge_flags(encodings, scores.encodings, indices)
+            for index, target in zip(indices, scores.target_bytes, strict=True):
+                merged.target_bytes[index] = target
         return replace(merged, encodings=encodings)
 
 
 def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoint:
-    """Open a folder or hub id for minicons. Raises as `open_checkpoint`, and CheckpointError where
-    minicons fails.
+    """Open a folder or hub id for minicons.
+
+    Raises as `open_checkpoint`, and CheckpointError if minicons cannot take the model.
     """
     with peers.suppress_output():
-        loaded = load_checkpoint(ref, options, try_engine=False)
+        loaded = load_runnable_model(ref, options, for_native_engine=False)
         kind: peers.ModelKind = "causal" if loaded.kind == "causal" else "masked"
-        (specials,) = loaded.specials.values()  # one way only: minicons passes no 4-D mask
+        # The native attention only, because minicons passes no 4-D mask.
+        (specials,) = loaded.specials.values()
         device = str(next(loaded.model.parameters()).device)
         try:
             scorer = peers.make_minicons_scorer(kind, loaded.model, loaded.tokenizer, device)
@@ -164,7 +175,7 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
         mask_id=loaded.mask_id,
         no_mask_reason=loaded.no_mask_reason,
         max_length=loaded.max_length,
-        scorer=MiniconsScorer(scorer, kind, specials, loaded.max_length),
+        minicons_scorer=MiniconsScorer(scorer, kind, specials, loaded.max_length),
         trained_methods=methods,
         metadata=metadata,
     )
@@ -173,9 +184,7 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
 def validate_options(
     engine: str, methods: Sequence[str], dtype: str, precision: str, batch_tokens: int | None
 ) -> None:
-    """Raise UsageError or MethodNotSupported for options that an engine does not have, before
-    anything is opened.
-    """
+    """Raise UsageError or MethodNotSupported for options that the engine does not have."""
     if engine not in ENGINES:
         raise UsageError(
             f"unknown engine {engine!r}", location="--engine", hint=" or ".join(ENGINES)
@@ -184,17 +193,19 @@ def validate_options(
         return
     if precision != "exact":
         raise UsageError(
-            f"{engine} has one precision", location="--precision", hint="leave --precision out"
+            f"{engine} has no --precision {precision}",
+            location="--precision",
+            hint="leave --precision out",
         )
-    if dtype != "float32":  # its log softmax is computed in the model's dtype
+    if dtype != "float32":
         raise UsageError(
-            f"{engine} would add {dtype} logits up in {dtype}",
+            f"{engine} computes the log softmax in {dtype}, which is too inexact",
             location="--dtype",
             hint="leave --dtype out",
         )
     if batch_tokens is not None:
         raise UsageError(
-            f"{engine} batches in its own way",
+            f"{engine} chooses the batch size itself",
             location="--batch-tokens",
             hint="leave --batch-tokens out",
         )

@@ -13,32 +13,14 @@ from typing import Any
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
-    hash_files,
-    hash_weights,
     list_weight_sets,
     read_json,
     select_weights,
 )
 
-__all__ = [
-    "CODE_PATTERNS",
-    "TOKENIZER_PATTERNS",
-    "TRAINING_KEY",
-    "CheckpointSources",
-    "OpenOptions",
-    "expand_refs",
-    "first_line",
-    "hash_files",
-    "hash_weights",
-    "list_files",
-    "locate_checkpoint",
-    "locate_sources",
-    "pickled_files",
-    "safetensors_files",
-]  # fmt: skip
-# Key of config.json under which `train` stores how it trained a checkpoint.
 TRAINING_KEY = "antlm_bench"
-SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
+"""Key of config.json under which `train` stores how it trained a checkpoint."""
+SAFETENSORS_PATTERN, PICKLE_PATTERN = "*.safetensors", "*.bin"
 TOKENIZER_PATTERNS = (
     "tokenizer*",
     "vocab*",
@@ -48,7 +30,6 @@ TOKENIZER_PATTERNS = (
     "added_tokens.json",
 )
 CODE_PATTERNS = ("*.py",)
-NO_WEIGHTS_MESSAGE = "no weights: no *.safetensors file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +47,30 @@ class OpenOptions:
     bos: str = "auto"
     """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
-    """Longest row in tokens; None = what model and tokenizer allow."""
+    """Longest row in tokens; None = as long as model and tokenizer allow."""
     lengths: str = "declared"
-    """Which limit counts (scoring.conventions.ScoringConventions)."""
+    """Which limit of the model applies (scoring.conventions.ScoringConventions)."""
     batch_tokens: int | None = None
-    """Tokens per forward; None = chosen by device."""
+    """Tokens per forward; None = the default for the device."""
     allow_pickle: bool = False
     """Load pickled weights."""
     trust_remote_code: bool = False
-    """Run the checkpoint's own Python."""
+    """Run the Python code in the checkpoint's folder."""
     original_layout: str | None = None
-    """The published code that wrote the weights (checkpoints.ltg_layouts)."""
+    """Name of the published code that wrote the weights (checkpoints.ltg_layouts)."""
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, instead of the checkpoint's own."""
+    """Folder or hub id of a tokenizer that replaces the checkpoint's."""
     allow_unused: bool = False
-    """Open a checkpoint some of whose tensors the model does not use."""
+    """Accept files with tensors that the model does not use."""
     allow_missing: bool = False
-    """Open a checkpoint that lacks parameters of the model; they are random (seed 0)."""
+    """Accept files without some of the model's parameters, which are then random (seed 0)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSources:
-    """The folders that a checkpoint is opened from."""
+    """The folders that hold the files of a checkpoint."""
 
     base: Path
     """Configuration, weights and code."""
@@ -97,16 +78,16 @@ class CheckpointSources:
     adapter: Path | None = None
     """A PEFT adapter to merge into the weights."""
     notes: tuple[str, ...] = ()
-    """Choices between several candidates, in sentences."""
+    """Sentences about choices: which of several sets of weights was read, and why."""
 
 
 def expand_refs(refs: Sequence[str]) -> list[str]:
-    """Expand folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids to one
-    reference per checkpoint.
+    """Return one reference per checkpoint.
 
-    An existing path is never read as a glob, whatever brackets its name has. Sub-folders are sorted
-    by the number in their name, so that milestones come in order of words seen. Raises
-    CheckpointError for a glob or folder without checkpoints.
+    A glob, or a folder of checkpoints (`chck_1M`, `chck_2M`, ...), becomes the checkpoints in it,
+    sorted by the number in their name, so that milestones come in order of words seen. An existing
+    path is never read as a glob, even if its name has brackets. Raises CheckpointError for a glob
+    or folder without checkpoints.
     """
     expanded: list[str] = []
     for ref in refs:
@@ -117,7 +98,7 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
         path = _as_path(ref)
         if path.is_dir() and not _is_checkpoint(path):
             matches = [child for child in path.iterdir() if _is_checkpoint(child)]
-        elif not path.exists() and any(c in ref for c in "*?["):
+        elif not path.exists() and any(character in ref for character in "*?["):
             root, pattern = _split_glob(path)
             matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
         else:
@@ -130,7 +111,7 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
                 hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) "
                 "or a hub id",
             )
-        expanded += [str(p) for p in sorted(matches, key=_milestone_key)]
+        expanded += [str(match) for match in sorted(matches, key=_milestone_key)]
     return list(dict.fromkeys(expanded))
 
 
@@ -140,18 +121,18 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:
-    """Split a glob into the longest folder that exists (brackets in its name are letters) and the
-    pattern below it.
+    """Split a glob into its longest existing parent folder, whose brackets are no pattern, and the
+    pattern below that folder.
     """
     parent = next((parent for parent in path.parents if parent.is_dir()), Path())
     return parent, str(path.relative_to(parent))
 
 
 def _as_path(ref: str) -> Path:
-    """Return a reference as a path. Raises CheckpointError for what cannot be a path."""
+    """Return a reference as a path. Raises CheckpointError if it cannot be a path."""
     try:
         Path(ref).exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+    except (OSError, ValueError) as error:  # too long, or a NUL character
         raise CheckpointError(
             f"no such folder: {first_line(error)}", location=f"{ref:.60}"
         ) from error
@@ -159,8 +140,8 @@ def _as_path(ref: str) -> Path:
 
 
 def _milestone_key(path: Path) -> tuple[float, str]:
-    """Return the number that sorts milestones: the last one in the folder's name, with K, M or B
-    (`chck_1M`, `step-2000`).
+    """Return the sort key of a milestone: the last number in the folder's name, times its K, M or B
+    (`chck_1M`, `step-2000`), then the name.
     """
     digits = unit = ""
     for character in reversed(path.name):
@@ -175,42 +156,40 @@ def _milestone_key(path: Path) -> tuple[float, str]:
 
 
 def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
-    """Return the local folder of a checkpoint or PEFT adapter; of a hub id only the needed files
-    are downloaded.
+    """Return the local folder of a checkpoint or PEFT adapter. Downloads the needed files of a hub
+    id.
     """
     path = _as_path(ref)
     if path.is_dir():
         if options.revision:
             raise UsageError(
-                f"a local folder has no revisions: {options.revision!r} would score the same "
-                "weights again",
+                f"{ref} is a local folder, which has no revision {options.revision!r}",
                 location="--revision",
-                hint="give the folder of that checkpoint instead, or the hub id",
+                hint="give the folder of that revision, or a hub id",
             )
         if not _is_checkpoint(path):
             raise CheckpointError("no config.json: not a Hugging Face checkpoint", location=ref)
         _check_weights(path, options)
         return path
-    folder = _local_or_hub(
-        ref, options.revision, options, "a checkpoint is a folder with config.json, or a hub id"
-    )
+    hint = "a checkpoint is a folder with config.json, or a hub id"
+    folder = _download_snapshot(ref, options.revision, options, hint)
     _check_weights(folder, options)
     return folder
 
 
 def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
-    """Find the folders of a checkpoint, of the adapter that belongs to it, and of its tokenizer.
+    """Find the folders of a checkpoint's base model, adapter and tokenizer.
 
-    Raises CheckpointError for an adapter beside weights that are not those it was trained on, and
+    Raises CheckpointError for a folder with the weights of one model and an adapter of another, and
     UsageError for two adapters.
     """
     folder = locate_checkpoint(ref, options)
     base, adapter = folder, None
-    notes: list[str] = []
-    config = read_json(folder / ADAPTER_CONFIG)
-    if config is not None and options.peft:
+    notes: tuple[str, ...] = ()
+    adapter_config = read_json(folder / ADAPTER_CONFIG)
+    if adapter_config is not None and options.peft:
         raise UsageError(
-            f"{ref} is or holds a PEFT adapter already",
+            f"{ref} already holds a PEFT adapter",
             location="--peft",
             hint="give the base model with --model, and one adapter with --peft",
         )
@@ -218,74 +197,68 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
         adapter = _adapter_folder(options.peft, options)
     elif (folder / ADAPTER_CONFIG).is_file():
         adapter = folder
-        base = _base_folder(ref, folder, config, options)
-        notes += (
-            [f"the adapter beside the weights in {folder.name} is merged into them"]
-            if base == folder
-            else []
-        )
-    tokenizer = (
-        adapter
-        if adapter is not None and list_files(adapter, TOKENIZER_PATTERNS) and not options.peft
-        else base
-    )
+        base = _base_folder(ref, folder, adapter_config, options)
+        if base == folder:
+            notes = (f"the adapter beside the weights in {folder.name} is merged into them",)
     if options.tokenizer:
         tokenizer = _tokenizer_folder(options.tokenizer, options)
-    return CheckpointSources(base, tokenizer, adapter, tuple(notes))
+    elif list_files(folder, TOKENIZER_PATTERNS):
+        tokenizer = folder
+    else:
+        tokenizer = base  # an adapter's folder may hold no tokenizer
+    return CheckpointSources(base, tokenizer, adapter, notes)
 
 
 def _base_folder(
-    ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions
+    ref: str, folder: Path, adapter_config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:
-    """Return the folder of an adapter's base model, named by adapter_config.json."""
-    named = (config or {}).get("base_model_name_or_path")
-    if config is None or not (named is None or isinstance(named, str)):
+    """Return the folder of an adapter's base model, which adapter_config.json names."""
+    base = (adapter_config or {}).get("base_model_name_or_path")
+    if adapter_config is None or not (base is None or isinstance(base, str)):
         raise CheckpointError(
             f"{ADAPTER_CONFIG} cannot be read", location=str(folder), hint="save the adapter again"
         )
-    has_own_weights = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
-    if has_own_weights:
-        same = not named or named in (ref, str(folder)) or _is_same_folder(named, folder)
-        if same:
+    has_model_weights = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
+    if has_model_weights:
+        if not base or base in (ref, str(folder)) or _is_same_folder(base, folder):
             return folder
         raise CheckpointError(
-            f"holds a whole model and an adapter of another one ({named!r}): which is meant?",
+            f"holds a whole model and an adapter of another model ({base!r})",
             location=str(folder),
-            hint=f"score the adapter with --model {named} --peft {folder}, or move "
-            f"{ADAPTER_CONFIG} away",
+            hint=f"score the adapter with --model {base} --peft {folder}, or the model after "
+            f"moving {ADAPTER_CONFIG} away",
         )
-    if not named:
+    if not base:
         raise CheckpointError(
             f"{ADAPTER_CONFIG} does not name its base model",
             location=str(folder),
             hint=f"--model BASE --peft {folder}",
         )
-    sibling = folder.parent / named
-    reference = str(sibling) if not _as_path(named).is_dir() and sibling.is_dir() else named
-    revision = config.get("revision") if not Path(reference).is_dir() else None
+    sibling = folder.parent / base
+    base_ref = str(sibling) if sibling.is_dir() and not _as_path(base).is_dir() else base
+    revision = adapter_config.get("revision")
+    if Path(base_ref).is_dir() or not isinstance(revision, str):
+        revision = None
     try:
-        return locate_checkpoint(
-            reference, replace(options, revision=revision if isinstance(revision, str) else None)
-        )
+        return locate_checkpoint(base_ref, replace(options, revision=revision))
     except BenchError as error:
         raise CheckpointError(
-            f"its base model {named!r} cannot be had: {error.message}",
+            f"the adapter's base model {base!r} cannot be opened: {error.message}",
             location=str(folder),
             hint=f"--model BASE --peft {folder}",
         ) from error
 
 
-def _is_same_folder(named: str, folder: Path) -> bool:
-    return any(
-        path.is_dir() and path.samefile(folder) for path in (_as_path(named), folder.parent / named)
-    )
+def _is_same_folder(base: str, folder: Path) -> bool:
+    candidates = (_as_path(base), folder.parent / base)
+    return any(path.is_dir() and path.samefile(folder) for path in candidates)
 
 
 def _adapter_folder(ref: str, options: OpenOptions) -> Path:
-    """Return the folder of `--peft`. Raises CheckpointError where it holds no adapter."""
+    """Return the folder of `--peft`. Raises CheckpointError if it holds no adapter."""
     hint = f"an adapter is a folder with {ADAPTER_CONFIG}, or a hub id"
     path = _as_path(ref)
-    folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint)
+    folder = path if path.is_dir() else _download_snapshot(ref, None, options, hint)
     if read_json(folder / ADAPTER_CONFIG) is None:
         raise CheckpointError(
             f"no PEFT adapter here (no readable {ADAPTER_CONFIG})", location=ref, hint=hint
@@ -294,58 +267,56 @@ def _adapter_folder(ref: str, options: OpenOptions) -> Path:
 
 
 def _tokenizer_folder(ref: str, options: OpenOptions) -> Path:
-    """Return the folder of `--tokenizer`. Raises CheckpointError where it holds no tokenizer."""
+    """Return the folder of `--tokenizer`. Raises CheckpointError if it holds no tokenizer."""
     hint = "a tokenizer is a folder with tokenizer.json (or vocab.txt, *.model), or a hub id"
     path = _as_path(ref)
-    folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint, weights=False)
+    folder = path
+    if not path.is_dir():
+        folder = _download_snapshot(ref, None, options, hint, with_weights=False)
     if not list_files(folder, TOKENIZER_PATTERNS):
         raise CheckpointError("no tokenizer here", location=ref, hint=hint)
     return folder
 
 
-def _local_or_hub(
-    ref: str, revision: str | None, options: OpenOptions, hint: str, weights: bool = True
+def _download_snapshot(
+    ref: str, revision: str | None, options: OpenOptions, hint: str, with_weights: bool = True
 ) -> Path:
-    """Return the local snapshot of a hub id. Raises CheckpointError for a path that does not exist
-    or an id without files.
+    """Return the local folder of a hub id's files.
+
+    Raises CheckpointError, with `hint`, for a reference that is not a hub id, and if the download
+    fails.
     """
-    if (
-        _as_path(ref).exists()
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref)
-        or ref.startswith(".")
-    ):
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")
+    if _as_path(ref).exists() or not is_hub_id:
         raise CheckpointError("no such folder", location=ref, hint=hint)
     from huggingface_hub import snapshot_download
 
-    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same
-    # names of weights.
-    patterns = [
-        "*.json",
-        "*.txt",
-        "*.model",
-        *CODE_PATTERNS,
-        *(SAFETENSORS_PATTERNS if weights else ()),
-    ]
-    patterns += PICKLE_PATTERNS if options.allow_pickle and weights else ()
+    # Code runs only with --trust-remote-code. But it is read, as text, if the names of the weights
+    # fit two layouts (checkpoints.ltg_layouts).
+    patterns = ["*.json", "*.txt", "*.model", *CODE_PATTERNS]
+    if with_weights:
+        patterns.append(SAFETENSORS_PATTERN)
+        if options.allow_pickle:
+            patterns.append(PICKLE_PATTERN)
     try:
         return Path(snapshot_download(ref, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise CheckpointError(
-            f"cannot be had from the hub: {first_line(error)}",
+            f"cannot be downloaded from the hub: {first_line(error)}",
             location=f"{ref}@{revision or 'main'}",
-            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or "
-            "unset HF_HUB_OFFLINE",
+            hint="there is no such local folder either; check the spelling, the network and "
+            "HF_TOKEN, or unset HF_HUB_OFFLINE",
         ) from error
 
 
 def _check_weights(folder: Path, options: OpenOptions) -> None:
-    """Raise CheckpointError for a folder without weights or an adapter, or with pickled ones that
-    are not allowed.
+    """Raise CheckpointError for a folder with neither weights nor an adapter, and for pickled
+    weights without --allow-pickle.
     """
     if select_weights(folder, options.allow_pickle) or (folder / ADAPTER_CONFIG).is_file():
         return
     if not list_weight_sets(folder):
-        raise CheckpointError(NO_WEIGHTS_MESSAGE, location=str(folder))
+        raise CheckpointError("no weights: no *.safetensors file", location=str(folder))
     raise CheckpointError(
         "the weights are pickled, and unpickling can run code",
         location=str(folder),
@@ -353,25 +324,12 @@ def _check_weights(folder: Path, options: OpenOptions) -> None:
     )
 
 
-def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """Return the safetensors files that a checkpoint is loaded from; none where its weights are
-    pickled.
-    """
-    chosen = select_weights(folder)
-    return chosen.files if chosen else ()
-
-
-def pickled_files(folder: Path) -> tuple[Path, ...]:
-    """Return the pickled files that a checkpoint is loaded from; none where it has safetensors."""
-    chosen = select_weights(folder, allow_pickle=True)
-    return chosen.files if chosen and chosen.is_pickle else ()
-
-
 def list_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files of a folder that match any of the patterns, sorted by name."""
-    return sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()})
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(files)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, shortened for an error message of ours."""
+    """Return the first line of an exception's message, at most 300 characters of it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

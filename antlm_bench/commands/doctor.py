@@ -21,5 +21,5 @@ def inspect_checkpoints(
     from antlm_bench.checkpoints import expand_refs, open_checkpoint
 
     return map_collecting_errors(
-        expand_refs(models), lambda ref: open_checkpoint(ref, options).doctor_facts()
+        expand_refs(models), lambda ref: open_checkpoint(ref, options).describe_for_doctor()
     )

@@ -1,6 +1,6 @@
-"""Finetune checkpoints on classification tasks into the run folders that `score` writes.
+"""Finetune checkpoints on classification tasks, and write run folders as `score` does.
 
-A task, an attention and a seed are one cell.
+A cell is one task with one attention and one seed.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
     from antlm_bench.keywords import FinetuneKeywords
 
-# Raised whenever a score of an unchanged checkpoint and task may move; part of the content key.
+# Part of the content key. Increase it with every change that may move a score.
 CONVENTIONS_VERSION = 3
 FROZEN_CONVENTIONS_VERSION = 1
 DEFAULT_SEEDS = (1, 2, 3)
-ATTENTIONS = ("causal", "full")
+ATTENTIONS: tuple[Attention, ...] = ("causal", "full")
 ALL_ATTENTIONS = "all"
 FROZEN_TRAINING_KEYS = ("max_length", "token_types", "pooling", "rows", "strip")
-"""The settings of TrainingSpec that a frozen backbone reads."""
+"""The settings of TrainingSpec that have an effect on a frozen backbone."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
-    """Options of `finetune`, beside checkpoints, suites, tasks and seeds.
+    """Options of `finetune`, besides checkpoints, suites, tasks and seeds.
 
-    Those without a line here are the same as of `score`.
+    Options without documentation here mean the same as for `score`.
     """
 
     revision: str | None = None
     valid: str | None = None
-    """The scored file of the user's own train file."""
+    """The file to score, if the suite is a train file of the user."""
     limit_train: Mapping[str, int] = field(default_factory=dict)
-    """Task -> rows to train on; "" = every task."""
+    """Task -> number of rows to train on. The key "" stands for all other tasks."""
     limit_valid: Mapping[str, int] = field(default_factory=dict)
-    """Task -> rows to score; "" = every task."""
+    """Task -> number of rows to score. The key "" stands for all other tasks."""
     preset: str = ""
-    """Published settings of the suite, by name."""
+    """Name of published settings of the suite; "" = our defaults."""
     changes: Sequence[str] = field(default_factory=tuple)
-    """Hyper-parameters, as "lr=1e-4"."""
+    """Changes of hyper-parameters, each as "lr=1e-4"."""
     pooling: str = "auto"
     """Which hidden states the head reads (finetuning.heads)."""
     lora: int = 0
@@ -86,14 +86,15 @@ class FinetuneOptions:
     again: bool = False
 
     def row_limits(self, task: str) -> tuple[int | None, int | None]:
-        """Return the numbers of rows of a task to train on and to score; None = all."""
-        limits = (self.limit_train, self.limit_valid)
-        train, valid = (limit.get(task, limit.get("")) for limit in limits)
-        return train, valid
+        """Return how many rows of a task to train on and to score; None = all."""
+        train_limit = self.limit_train.get(task, self.limit_train.get(""))
+        valid_limit = self.limit_valid.get(task, self.limit_valid.get(""))
+        return train_limit, valid_limit
 
     def checkpoint_options(self) -> OpenOptions:
-        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"dtype"}
-        return OpenOptions(**{name: getattr(self, name) for name in shared})
+        """Return the options that OpenOptions has, too. dtype means something else there."""
+        names = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"dtype"}
+        return OpenOptions(**{name: getattr(self, name) for name in names})
 
     def loop_settings(self) -> FinetuneSettings:
         from antlm_bench.finetuning.loop import FinetuneSettings
@@ -120,58 +121,40 @@ def finetune(
 ) -> list[Run]:
     """Finetune every checkpoint on every task with every seed. Return one run per checkpoint.
 
-    models: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL of
-    texts and labels. tasks: some of the suites'; () = all. attentions: causal, full or "all"; () =
-    the attention of the checkpoint's first method. out: as for `score`. settings: options of the
-    command line by their names, on top of `options`.
+    models, out: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL
+    of texts and labels. tasks: some tasks of the suites; () = all. attentions: causal, full or
+    "all"; () = the attention of the checkpoint's first method. settings: options of the command
+    line by their names; they override `options`.
 
-    With `frozen` nothing is trained but a logistic regression on the backbone's features. Its fit
-    is deterministic: each task and attention has one cell, and the first of `seeds` only decides
-    which texts are held out to choose C.
+    With `frozen` a logistic regression on the backbone's features is fitted, and no weight is
+    trained. The fit is deterministic, so that each task and attention has one cell, and the first
+    of `seeds` only decides which texts are held out to choose C.
 
-    A cell (task, attention, seed) that the run folder already has under the same content key is not
-    computed again, so a call that was killed resumes.
+    A cell that the run folder already has under the same content key is not computed again, so a
+    call that was killed resumes.
 
         [run] = antlm_bench.finetune("gpt2", "glue-2025", tasks="rte", seeds=[1, 2, 3])
         run["glue-2025.rte", "finetune-causal", 1].estimate.value
 
-    Raises as `score`. Where some cells fail (their data are absent, say), the others are computed
-    first, and an IncompleteError with the `runs` follows.
+    Raises as `score`. If some cells fail (data are missing, say), the others are computed first,
+    and then an IncompleteError with the `runs` is raised.
     """
     options = replace(options or FinetuneOptions(), **settings)
     _check_options(options, seeds, as_list(attentions))
-    if options.frozen:
-        seeds = seeds[:1]
     refs = expand_refs(as_list(models))
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)
+    finetuner = _Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
-    failures: list[str] = []
-    loaded: dict[tuple[str, str], ClassificationTask | BenchError] = {}
     for ref in refs:
-        try:
-            backbone = open_backbone(ref, options.checkpoint_options())
-            chosen_attentions = _resolve_attentions(backbone, as_list(attentions))
-        except BenchError as error:
-            if len(refs) == 1:
-                raise
-            failures.append(f"  {ref}: {error}")
-            continue
-        folder = run_dir(backbone.metadata, out, len(refs) > 1)
-        with runs.RunWriter(folder, build_manifest(backbone.metadata)) as writer:
-            for suite_and_task in task_names:
-                if suite_and_task not in loaded:
-                    loaded[suite_and_task] = _load_task(*suite_and_task, options)
-            chosen_tasks = [loaded[suite_and_task] for suite_and_task in task_names]
-            failures += _finetune_checkpoint(
-                backbone, chosen_tasks, chosen_attentions, seeds, writer, options
-            )
-        if (folder / "run.json").exists():
-            finished.append(read_run(folder))
+        run = finetuner.finetune_checkpoint(ref, out, several=len(refs) > 1)
+        if run is not None:
+            finished.append(run)
     finished = runs.distinguish_suites(finished)
-    if failures:
-        message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failures))
+    if finetuner.failures:
         raise IncompleteError(
-            message, hint="mend it and repeat: what is finished is kept", runs=finished
+            "some cells failed:\n" + "\n".join(dict.fromkeys(finetuner.failures)),
+            hint="correct the cause and repeat: finished cells are kept",
+            runs=finished,
         )
     return finished
 
@@ -179,7 +162,7 @@ def finetune(
 def _check_options(
     options: FinetuneOptions, seeds: Sequence[int], attentions: Sequence[str]
 ) -> None:
-    """Raise UsageError for what no checkpoint and no task could be finetuned with."""
+    """Raise UsageError for options that are wrong for every checkpoint and task."""
     if not seeds:
         raise UsageError("no seed given", location="--seeds", hint="1 or more; 5 for a report")
     for name in attentions:
@@ -213,19 +196,22 @@ def _check_frozen_options(options: FinetuneOptions) -> None:
 def _select_tasks(
     suites: Sequence[str], tasks: Sequence[str], options: FinetuneOptions
 ) -> list[tuple[str, str]]:
-    """Return (suite, task) in order. Raise UsageError for an unknown name; no data are read."""
+    """Return the chosen (suite, task) pairs. Raises UsageError for an unknown name.
+
+    No data are read.
+    """
     if not suites:
         raise UsageError(
             "no suite given",
             location="--suite",
-            hint="glue-2025, glue-2024, or a train.csv of yours",
+            hint="glue-2025, glue-2024, or your own train.csv",
         )
     tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in suites}
     all_tasks = [name for names in tasks_by_suite.values() for name in names]
     limits = {"--limit-train": options.limit_train, "--limit-valid": options.limit_valid}
-    named = [("--task", name) for name in tasks]
-    named += [(option, name) for option, limit in limits.items() for name in limit if name]
-    for option, name in named:
+    option_values = [("--task", name) for name in tasks]
+    option_values += [(option, name) for option, limit in limits.items() for name in limit if name]
+    for option, name in option_values:
         if name not in all_tasks:
             hint = suggest_name(name, all_tasks) or f"one of {', '.join(all_tasks)}"
             raise UsageError(
@@ -235,11 +221,11 @@ def _select_tasks(
         presets = classification_loader.list_presets(suite)
         if options.preset and options.preset not in presets:
             hint = (
-                suggest_name(options.preset, presets) or f"one of {', '.join(presets)}"
-                if presets
-                else "a file of yours has none: give its settings one by one with --set "
+                "your own file has no presets: give settings one by one with --set "
                 "(docs/finetuning.md)"
             )
+            if presets:
+                hint = suggest_name(options.preset, presets) or f"one of {', '.join(presets)}"
             raise UsageError(
                 f"{suite} has no preset {options.preset!r}", location="--preset", hint=hint
             )
@@ -251,55 +237,44 @@ def _select_tasks(
     ]
 
 
-def _load_task(suite: str, task: str, options: FinetuneOptions) -> ClassificationTask | BenchError:
-    """Load a task, or return the error: it fails this cell only, and the others are computed."""
-    limit_train, limit_valid = options.row_limits(task)
-    try:
-        return classification_loader.load_task(
-            suite,
-            task,
-            preset=options.preset,
-            valid=options.valid,
-            limit_train=limit_train,
-            limit_valid=limit_valid,
-            overrides=options.changes,
-        )
-    except UsageError:
-        raise
-    except BenchError as error:
-        return error
-
-
 def _resolve_attentions(backbone: Backbone, names: Sequence[str]) -> list[Attention]:
-    """Return the attentions to use: as named, else that of the checkpoint's first method."""
+    """Return the named attentions; without names, that of the checkpoint's first method.
+
+    Raises MethodNotSupported for an attention that the checkpoint cannot run with.
+    """
     available = [attention for attention in ATTENTIONS if attention in backbone.attentions]
     if not names:
-        first = backbone.trained_methods[0] if backbone.trained_methods else ""
-        prefers_full = bool(first) or backbone.kind == "masked"
-        default = "full" if "full" in available and prefers_full else available[0]
-        names = [first if first in available else default]
-    expanded = (available if name == ALL_ATTENTIONS else [name] for name in names)
-    attentions = list(dict.fromkeys(attention for group in expanded for attention in group))
-    for attention in attentions:
-        if attention not in available:
+        return [_default_attention(backbone, available)]
+    attentions: list[Attention] = []
+    for name in names:
+        if name != ALL_ATTENTIONS and name not in available:
             raise MethodNotSupported(
-                f"{backbone.name} cannot attend {attention}",
+                f"{backbone.name} cannot run with {name} attention",
                 location="--attention",
-                hint=f"it attends {' and '.join(available)}",
+                hint=f"it can run with {' and '.join(available)} attention",
             )
-    return ["causal" if attention == "causal" else "full" for attention in attentions]
+        attentions += [a for a in available if name in (a, ALL_ATTENTIONS)]
+    return list(dict.fromkeys(attentions))
+
+
+def _default_attention(backbone: Backbone, available: Sequence[Attention]) -> Attention:
+    first_method = backbone.trained_methods[0] if backbone.trained_methods else ""
+    prefers_full = first_method or backbone.kind == "masked"
+    default: Attention = "full" if prefers_full and "full" in available else available[0]
+    # The causal method has the name of its attention. All other methods use full attention.
+    return next((attention for attention in available if attention == first_method), default)
 
 
 @dataclass(frozen=True, slots=True)
 class _PendingCell:
-    """A cell that is to be computed."""
+    """A cell that the run folder lacks."""
 
     task: ClassificationTask
     attention: Attention
     seed: int
     frozen: bool
     settings: Mapping[str, Any]
-    """All that the predictions depend on: the content key is made of it."""
+    """Everything that the predictions depend on; hashed to the content key."""
 
     @property
     def method(self) -> str:
@@ -307,70 +282,129 @@ class _PendingCell:
 
     @property
     def num_examples(self) -> int:
-        """How many texts the model reads, at most: the unit of progress."""
+        """Upper bound of the number of texts that the model reads. It is the unit of progress."""
         if self.frozen:
             return len(self.task.train) + len(self.task.valid)
         return len(self.task.train) * self.task.training.epochs
 
 
-def _finetune_checkpoint(
-    backbone: Backbone,
-    tasks: Sequence[ClassificationTask | BenchError],
-    attentions: Sequence[Attention],
-    seeds: Sequence[int],
-    writer: runs.RunWriter,
-    options: FinetuneOptions,
-) -> list[str]:
-    """Compute the cells of one checkpoint that are missing; return a line per failure."""
-    failures = [f"  {backbone.name}: {task}" for task in tasks if isinstance(task, BenchError)]
-    usable = deduplicate_suites(task for task in tasks if isinstance(task, ClassificationTask))
-    cells = []
-    for task, attention, seed in product(usable, attentions, seeds):
-        settings = _cell_settings(backbone, task, attention, seed, options)
-        cell = _PendingCell(task, attention, seed, options.frozen, settings)
-        key = content_key(settings)
-        if options.again or not writer.is_complete(
-            task.full_name, cell.method, key, seed, task.origin
-        ):
-            cells.append(cell)
-    total = sum(cell.num_examples for cell in cells)
-    with Progress(total, backbone.name, "examples") as progress:
-        for cell in cells:
-            log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
-            name = f"{backbone.name} {cell.task.full_name}"
-            label = f"{name} {cell.method if cell.frozen else f'{cell.attention} seed {cell.seed}'}"
-            callback = _ProgressCallback(progress, cell, label)
-            try:
-                result = _compute_cell(backbone, cell, options.loop_settings(), callback)
-                writer.write_cell(
-                    _build_cell(cell, result, loading_notes(backbone)), result.predictions
-                )
-            except UsageError:
+class _Finetuner:
+    """Finetunes checkpoints on the same tasks, attentions and seeds, and collects failures."""
+
+    def __init__(
+        self,
+        task_names: Sequence[tuple[str, str]],
+        attentions: Sequence[str],
+        seeds: Sequence[int],
+        options: FinetuneOptions,
+    ) -> None:
+        self.task_names, self.attentions = task_names, attentions
+        self.seeds = seeds[:1] if options.frozen else seeds
+        self.options = options
+        self.tasks: list[ClassificationTask | BenchError] = []
+        """The loaded tasks, or why one could not be loaded. Filled with the first checkpoint."""
+        self.failures: list[str] = []
+        """One line per failure."""
+
+    def finetune_checkpoint(self, ref: str, out: str | Path | None, several: bool) -> Run | None:
+        """Compute the missing cells of a checkpoint. Return its run; None if it has no cell.
+
+        several: there are other checkpoints, so that an error in this one is collected.
+        """
+        try:
+            backbone = open_backbone(ref, self.options.checkpoint_options())
+            attentions = _resolve_attentions(backbone, self.attentions)
+        except BenchError as error:
+            if not several:
                 raise
-            except BenchError as error:
-                failures.append(f"  {name} seed {cell.seed}: {error}")
-            callback.on_train_end()
-    return failures
+            self.failures.append(f"  {ref}: {error}")
+            return None
+        folder = run_dir(backbone.metadata, out, several)
+        with runs.RunWriter(folder, build_manifest(backbone.metadata)) as writer:
+            if not self.tasks:
+                self.tasks = [self._load_task(suite, task) for suite, task in self.task_names]
+            for task in self.tasks:
+                if isinstance(task, BenchError):
+                    self.failures.append(f"  {backbone.name}: {task}")
+            cells = self._list_pending_cells(backbone, attentions, writer)
+            self._compute_cells(backbone, cells, writer)
+        return read_run(folder) if (folder / "run.json").exists() else None
+
+    def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
+        """Load a task, or return the error, so that the other tasks are computed."""
+        limit_train, limit_valid = self.options.row_limits(task)
+        try:
+            return classification_loader.load_task(
+                suite,
+                task,
+                preset=self.options.preset,
+                valid=self.options.valid,
+                limit_train=limit_train,
+                limit_valid=limit_valid,
+                overrides=self.options.changes,
+            )
+        except UsageError:
+            raise
+        except BenchError as error:
+            return error
+
+    def _list_pending_cells(
+        self, backbone: Backbone, attentions: Sequence[Attention], writer: runs.RunWriter
+    ) -> list[_PendingCell]:
+        """Return the cells that the run folder lacks; with `again` all cells."""
+        loaded_tasks = (task for task in self.tasks if isinstance(task, ClassificationTask))
+        tasks = deduplicate_suites(loaded_tasks)
+        cells = []
+        for task, attention, seed in product(tasks, attentions, self.seeds):
+            settings = _cell_settings(backbone, task, attention, seed, self.options)
+            cell = _PendingCell(task, attention, seed, self.options.frozen, settings)
+            key = content_key(settings)
+            if self.options.again or not writer.is_complete(
+                task.full_name, cell.method, key, seed, task.origin
+            ):
+                cells.append(cell)
+        return cells
+
+    def _compute_cells(
+        self, backbone: Backbone, cells: Sequence[_PendingCell], writer: runs.RunWriter
+    ) -> None:
+        total = sum(cell.num_examples for cell in cells)
+        with Progress(total, backbone.name, "examples") as progress:
+            for cell in cells:
+                log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
+                name = f"{backbone.name} {cell.task.full_name}"
+                fit = cell.method if cell.frozen else f"{cell.attention} seed {cell.seed}"
+                callback = _CellProgress(progress, cell, f"{name} {fit}")
+                try:
+                    result = _compute_cell(backbone, cell, self.options.loop_settings(), callback)
+                    writer.write_cell(
+                        _build_cell(cell, result, loading_notes(backbone)), result.predictions
+                    )
+                except UsageError:
+                    raise
+                except BenchError as error:
+                    self.failures.append(f"  {name} seed {cell.seed}: {error}")
+                callback.on_train_end()
 
 
 def _compute_cell(
     backbone: Backbone,
     cell: _PendingCell,
     settings: FinetuneSettings,
-    callback: _ProgressCallback,
+    callback: _CellProgress,
 ) -> FinetuneResult:
-    task = (backbone, cell.task, cell.seed, cell.attention, settings)
+    arguments = (backbone, cell.task, cell.seed, cell.attention, settings)
     if cell.frozen:
         from antlm_bench.finetuning.frozen import fit_frozen
 
-        return fit_frozen(*task, callback.on_batch)
+        return fit_frozen(*arguments, callback.on_batch)
     from antlm_bench.finetuning import loop
 
-    return loop.finetune(*task, callback)
+    return loop.finetune(*arguments, callback)
 
 
-class _ProgressCallback:
-    """Shows the progress of a cell on the bar, in examples."""
+class _CellProgress:
+    """A FinetuneCallback that moves the progress bar."""
 
     def __init__(self, progress: Progress, cell: _PendingCell, label: str) -> None:
         self.progress, self.label = progress, label
@@ -390,7 +424,7 @@ class _ProgressCallback:
         )
 
     def on_train_end(self) -> None:
-        """Skip the examples that early stopping saved, so that the rate stays true."""
+        """Skip the examples that early stopping left out, so that the rate stays true."""
         self.progress.skip(self.total_examples - self.examples_done)
 
     def _advance_to(self, examples_done: int) -> None:
@@ -452,7 +486,9 @@ def _cell_settings(
     seed: int,
     options: FinetuneOptions,
 ) -> dict[str, Any]:
-    """Return all that the predictions of a cell depend on: stored, and hashed into its key."""
+    """Return everything that the predictions of a cell depend on. It is stored, and hashed to the
+    content key.
+    """
     training = task.training.settings_for_key()
     if options.frozen:
         training = {key: training[key] for key in FROZEN_TRAINING_KEYS if key in training}

@@ -1,7 +1,7 @@
-"""Split, order and pad examples: all randomness about data, keyed by seed and epoch.
+"""Split, order and pad examples. All randomness about data is here, keyed by seed and epoch.
 
-An update holds `batch` texts of similar length. It is cut into micro-batches under a token budget,
-sorted by length so that little is padding. The cut does not change what is learned.
+An update learns from `batch` texts. They are sorted by length and cut into micro-batches of limited
+size, so that little is padding. The cut changes the result by rounding only.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from antlm_bench.types import Example
 if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
 
-SPLIT_STREAM, ORDER_STREAM = 0, 1  # part of a generator's key: one stream per purpose
+SPLIT_STREAM, ORDER_STREAM = 0, 1  # parts of a random generator's key, one per purpose
 UPDATES_PER_LENGTH_BLOCK = 32  # updates whose texts are sorted by length together
 
 
 def split_examples(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Return (train, selection), both in the order given; `share` of every class is held out.
+    """Hold out `share` of every class. Return (train, selection), both in the order of `examples`.
 
-    The examples of one group stay on one side. Groups are visited in an order keyed by seed; a
-    group is held out if that brings the counts per class nearer to the target. Single examples meet
-    the target up to rounding. Raises DataError if one side would be empty.
+    The examples of one group stay together. Groups are visited in an order keyed by seed; a group
+    is held out if that brings the counts per class nearer to the target. Examples without a group
+    meet the target up to rounding. Raises DataError if a split would be empty.
     """
-    members: dict[str, list[int]] = {}
+    indices_by_group: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         key = f"group {example.group}" if example.group else f"example {index}"
-        members.setdefault(key, []).append(index)
+        indices_by_group.setdefault(key, []).append(index)
+    groups = list(indices_by_group.values())
     gold = np.array([example.gold for example in examples], np.int64)
-    missing = share * np.bincount(gold)  # per class, still to be held out
-    groups, held_out = list(members.values()), np.zeros(len(gold), np.bool_)
+    held_out = np.zeros(len(gold), np.bool_)
+    remaining = share * np.bincount(gold)  # per class, still to be held out
     for group_index in np.random.default_rng([seed, SPLIT_STREAM]).permutation(len(groups)):
-        counts = np.bincount(gold[groups[group_index]], minlength=len(missing))
-        if np.abs(missing - counts).sum() < np.abs(missing).sum():
-            missing = missing - counts
+        counts = np.bincount(gold[groups[group_index]], minlength=len(remaining))
+        if np.abs(remaining - counts).sum() < np.abs(remaining).sum():
+            remaining = remaining - counts
             held_out[groups[group_index]] = True
     if not held_out.any() or held_out.all():
         raise DataError(
@@ -52,12 +53,13 @@ def split_examples(
             f"{share:g} of every class held out",
             hint="give more rows to train on, or another share",
         )
-    pairs = list(zip(examples, held_out, strict=True))
-    return [e for e, held in pairs if not held], [e for e, held in pairs if held]
+    selection = [example for example, is_held in zip(examples, held_out, strict=True) if is_held]
+    train = [example for example, is_held in zip(examples, held_out, strict=True) if not is_held]
+    return train, selection
 
 
 def updates_per_epoch(num_texts: int, spec: TrainingSpec) -> int:
-    """Return the number of updates in an epoch. Raises UsageError if there are none."""
+    """Return the number of updates in an epoch. Raises UsageError if the texts fill no batch."""
     if spec.last_batch == "keep":
         return -(-num_texts // spec.batch)
     if num_texts < spec.batch:
@@ -70,10 +72,10 @@ def updates_per_epoch(num_texts: int, spec: TrainingSpec) -> int:
 
 
 def epoch_batches(lengths: Int64, spec: TrainingSpec, seed: int, epoch: int) -> Iterator[Int64]:
-    """Yield the updates of an epoch as indices of at most `spec.batch` texts, ordered as `spec`
-    says.
+    """Yield the updates of an epoch, each as the indices of its texts.
 
-    lengths (n,): of all texts, in tokens.
+    lengths (n,): tokens per text. `spec.order` and `spec.last_batch` decide the order and whether
+    an update may hold fewer than `spec.batch` texts.
     """
     if spec.order == "by-length":
         updates = length_grouped_batches(lengths, spec.batch, seed, epoch)
@@ -87,29 +89,30 @@ def epoch_batches(lengths: Int64, spec: TrainingSpec, seed: int, epoch: int) -> 
 def length_grouped_batches(
     lengths: Int64, batch_size: int, seed: int, epoch: int
 ) -> Iterator[Int64]:
-    """Yield every one of the n texts once, `batch_size` at a time; one update may hold fewer.
+    """Yield the updates of an epoch with texts of similar length, each as the indices of its texts.
 
-    lengths (n,): in tokens. Texts of similar length share an update, which moves a score a little.
-    The random order of the epoch is cut into blocks of at most UPDATES_PER_LENGTH_BLOCK updates,
-    each block is sorted by length, and the updates are shuffled again. fairseq's buckets and
-    `group_by_length` of the transformers Trainer (blocks of 50) do the same. Larger blocks pad less
-    and mix less: with 8 updates 6% of MRPC's tokens are padding, with 32 updates 2%.
+    lengths (n,): tokens per text. Every text is used once; one update may hold fewer than
+    `batch_size`. Grouping by length moves a score a little. The random order of the epoch is cut
+    into blocks of at most UPDATES_PER_LENGTH_BLOCK updates, each block is sorted by length, and the
+    updates are shuffled. fairseq's buckets and `group_by_length` of the transformers Trainer
+    (blocks of 50) do the same. Larger blocks pad less and mix less: with 8 updates 6% of MRPC's
+    tokens are padding, with 32 updates 2%.
     """
     rng = np.random.default_rng([seed, ORDER_STREAM, epoch])
     order = rng.permutation(len(lengths))
-    num_updates, updates = -(-len(order) // batch_size), []
+    num_updates = -(-len(order) // batch_size)
     num_blocks = -(-num_updates // UPDATES_PER_LENGTH_BLOCK)
-    for numbers in np.array_split(np.arange(num_updates), num_blocks):  # of nearly equal size
-        block = order[numbers[0] * batch_size : (numbers[-1] + 1) * batch_size]
+    updates = []
+    for block_updates in np.array_split(np.arange(num_updates), num_blocks):  # nearly equal blocks
+        block = order[block_updates[0] * batch_size : (block_updates[-1] + 1) * batch_size]
         block = block[np.argsort(lengths[block], kind="stable")]
         updates += [block[start : start + batch_size] for start in range(0, len(block), batch_size)]
     return (updates[index] for index in rng.permutation(len(updates)))
 
 
 def micro_batches(lengths: Int64, indices: Int64, max_tokens: int) -> Iterator[Int64]:
-    """Yield `indices` sorted by length, in parts of at most `max_tokens` tokens with padding.
-
-    A part holds at least one row.
+    """Yield micro-batches of an update: `indices` sorted by length, at most `max_tokens` tokens
+    with padding, and at least one row.
     """
     indices = indices[np.argsort(lengths[indices], kind="stable")]
     start = 0
@@ -123,7 +126,7 @@ def micro_batches(lengths: Int64, indices: Int64, max_tokens: int) -> Iterator[I
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """b rows, padded on the right to one length t."""
+    """b rows of token ids, padded on the right to one length t."""
 
     ids: Tensor
     """(b, t) token ids."""
@@ -146,20 +149,23 @@ def pad_batch(
     with_token_type_ids: bool,
     device: torch.device,
 ) -> PaddedBatch:
-    """Pad the chosen rows on the right: positions count from the start of the text, and a causal
-    row never sees padding.
+    """Pad the rows at `indices` on the right, so that positions count from the start of the text
+    and a causal row never sees padding.
     """
     lengths = rows.lengths[indices]
-    longest = int(lengths.max())
-    ids = np.full((len(indices), longest), pad_id, np.int64)
+    max_length = int(lengths.max())
+    ids = np.full((len(indices), max_length), pad_id, np.int64)
     for row, index in zip(ids, indices, strict=True):
         row[: len(rows.ids[index])] = rows.ids[index]
     token_type_ids = None
     if with_token_type_ids:
-        positions = np.arange(longest)
-        second_text = positions >= rows.second_starts[indices][:, None]
-        second_text &= positions < lengths[:, None]
-        token_type_ids = torch.from_numpy(second_text.astype(np.int64)).to(device)
-    unpadded = bool((lengths == longest).all())
-    on_device = [torch.from_numpy(array).to(device) for array in (ids, lengths)]
-    return PaddedBatch(on_device[0], on_device[1], token_type_ids, unpadded)
+        positions = np.arange(max_length)
+        in_second_text = positions >= rows.second_starts[indices][:, None]
+        in_second_text &= positions < lengths[:, None]
+        token_type_ids = torch.from_numpy(in_second_text.astype(np.int64)).to(device)
+    return PaddedBatch(
+        ids=torch.from_numpy(ids).to(device),
+        lengths=torch.from_numpy(lengths).to(device),
+        token_type_ids=token_type_ids,
+        unpadded=bool((lengths == max_length).all()),
+    )

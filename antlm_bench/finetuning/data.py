@@ -1,10 +1,11 @@
-"""Encode texts and pairs of texts as rows of token ids, with special tokens added here.
+"""Encode texts and pairs of texts as rows of token ids with special tokens.
 
 These conventions move a score. A pair is one row: before + first + between + second + after.
-`between` is what the tokenizer's own pair template puts there, else its separator, else its EOS,
+`between` is the separator in the tokenizer's template of pairs, else its SEP token, else its EOS,
 else a line end (GPT's delimiter token, Radford et al. 2018, section 3.3; BERT's [SEP], arXiv
-1810.04805, section 3.2). Causal rows begin as in scoring and end as in the tokenizer's own
-template, because the last token is read. A text that is too long loses its end, and is counted.
+1810.04805, section 3.2). A causal row begins as in scoring. It ends with the tokens that the
+tokenizer's template appends, because the head reads the last token. A text that is too long loses
+its end, and is flagged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from antlm_bench.scoring.tokens import TextTokenizer, can_tokenize, probe_texts
 from antlm_bench.types import Attention, Bools, Example, Ints
 
 Int64 = NDArray[np.int64]
-SECOND_PROBE_TEXT = "It was asleep."  # second text of the pair that probes the tokenizer's template
+SECOND_PROBE_TEXT = "It was asleep."  # second text of the pair that shows the tokenizer's template
 TOKENIZER_BATCH_SIZE = 10_000  # texts per call of the tokenizer
 
 
@@ -47,7 +48,7 @@ class EncodedExamples:
     characters_read: Ints
     """(n,) characters of the text that were kept."""
     flags: tuple[tuple[str, ...], ...]
-    """Per row, the names out of types.FLAGS that its tokens raise."""
+    """Per row, the flags (types.FLAGS) of its tokens."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +56,7 @@ class EncodedExamples:
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Token ids that are put before, between and after the texts of a row."""
+    """Ids of the special tokens before, between and after the texts of a row."""
 
     before: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
@@ -63,50 +64,52 @@ class SpecialTokens:
 
 
 def resolve_special_tokens(backbone: Backbone, attention: Attention) -> SpecialTokens:
-    """Return the special tokens of this backbone's rows under `attention`."""
+    """Return the special tokens of the backbone's rows under `attention`."""
     specials = backbone.specials[attention]
     after = specials.after or detect_template(backbone.tokenizer).after
-    return SpecialTokens(specials.before, _separator_ids(backbone.tokenizer), after)
+    return SpecialTokens(specials.before, _detect_separator(backbone.tokenizer), after)
 
 
-def _separator_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids between the texts of a pair, detected by tokenizing a pair of probe texts."""
-    first_text, second_text = (
-        next((text for text in candidates if can_tokenize(tokenizer, text)), "")
-        for candidates in (
-            probe_texts(tokenizer),
-            chain([SECOND_PROBE_TEXT], probe_texts(tokenizer)),
-        )
-    )
-    first, second = (
-        list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in (first_text, second_text)
-    )
+def _detect_separator(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids between the texts of a pair: what the tokenizer puts between two probe texts,
+    else its SEP, its EOS or a line end.
+    """
+
+    def first_readable(texts: Iterable[str]) -> str:
+        return next((text for text in texts if can_tokenize(tokenizer, text)), "")
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    first_text = first_readable(probe_texts(tokenizer))
+    second_text = first_readable(chain([SECOND_PROBE_TEXT], probe_texts(tokenizer)))
+    first, second = encode(first_text), encode(second_text)
     pair = list(tokenizer(first_text, second_text)["input_ids"])
-    start, stop = _find_sublist(first, pair, 0), -1
-    if start >= 0:
-        stop = _find_sublist(second, pair, start + len(first))
-    if stop > start + len(first):
-        return tuple(pair[start + len(first) : stop])
+    first_start = _find_sublist(first, pair, 0)
+    if first_start >= 0:
+        first_end = first_start + len(first)
+        second_start = _find_sublist(second, pair, first_end)
+        if second_start > first_end:
+            return tuple(pair[first_end:second_start])
     for token in (special_id(tokenizer, "sep"), special_id(tokenizer, "eos")):
         if token is not None:
             return (token,)
     if not can_tokenize(tokenizer, "\n"):
         return ()
-    return tuple(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    return tuple(encode("\n"))
 
 
 def _find_sublist(sublist: list[int], sequence: list[int], start: int) -> int:
-    """Return the first index >= start where `sublist` stands in `sequence`; -1 if nowhere."""
+    """Return the first index >= start at which `sublist` is in `sequence`; -1 if there is none."""
     indices = range(start, len(sequence) - len(sublist) + 1)
     matches = (i for i in indices if sequence[i : i + len(sublist)] == sublist)
     return next(matches, -1)
 
 
 def resolve_pad_id(backbone: Backbone) -> int:
-    """Return the id that pads rows: the model's or the tokenizer's, else 0.
+    """Return the id that pads rows: the model's or the tokenizer's padding id, else 0.
 
-    Any id would do, except for RoBERTa, which counts positions from its padding id.
+    Most models may be padded with any id, but RoBERTa counts positions from its padding id.
     """
     candidates = (backbone.model.config.pad_token_id, backbone.tokenizer.pad_token_id)
     valid = (i for i in candidates if isinstance(i, int) and 0 <= i < backbone.vocab_size)
@@ -114,25 +117,27 @@ def resolve_pad_id(backbone: Backbone) -> int:
 
 
 def max_row_length(backbone: Backbone, task_max_length: int) -> int:
-    """Return the tokens of the longest row: the task's limit, or the model's if that is lower."""
+    """Return the maximum tokens per row: the lower of the limits of task and model."""
     return min(task_max_length, backbone.max_length or task_max_length)
 
 
 def official_max_row_length(backbone: Backbone, task_max_length: int) -> int:
-    """Return the tokens of the longest row under BabyLM's recipe: the task's, if the model takes
-    them.
+    """Return the maximum tokens per row under BabyLM's recipe: the task's limit, if the model can
+    run such a row.
 
-    A model with relative or rotary positions reads rows that are longer than those of its training.
-    A model with learned positions cannot, and keeps its own limit; the official code fails there.
+    A model with relative or rotary positions runs rows that are longer than those of its training.
+    A model with learned positions cannot, so that its own limit holds. The official code fails
+    there.
     """
     if backbone.max_length is None or task_max_length <= backbone.max_length:
         return task_max_length
-    token = next(i for i in range(1, backbone.vocab_size) if i != resolve_pad_id(backbone))
-    # On the CPU: a position beyond the table would end the process on a GPU.
+    pad_id = resolve_pad_id(backbone)
+    token_id = next(i for i in range(1, backbone.vocab_size) if i != pad_id)
+    # On the CPU, because an index beyond the position table ends the process on a GPU.
     model = copy.deepcopy(backbone.model).to("cpu").eval()
     try:
         with torch.inference_mode():
-            model(input_ids=torch.full((1, task_max_length), token))
+            model(input_ids=torch.full((1, task_max_length), token_id))
     except (IndexError, RuntimeError, ValueError):
         return backbone.max_length
     return task_max_length
@@ -143,28 +148,29 @@ def encode_examples(
 ) -> EncodedExamples:
     """Encode examples as rows of at most `max_length` tokens, special tokens included.
 
-    Raises UsageError (a max_length without room for text), DataError (a text without a token),
-    CheckpointError (an id for which the model has no embedding).
+    Raises UsageError (max_length leaves no room for text), DataError (a text without a token) and
+    CheckpointError (a token id without an embedding).
     """
     specials = resolve_special_tokens(backbone, attention)
     tokenized_texts = _tokenize_texts(backbone, examples)
     rows = []
     for example in examples:
-        first, is_pair = tokenized_texts[example.first], bool(example.second)
+        is_pair = bool(example.second)
+        first = tokenized_texts[example.first]
         second = tokenized_texts[example.second] if is_pair else TokenizedText((), (), ())
         between = specials.between if is_pair else ()
         num_specials = len(specials.before) + len(specials.after) + len(between)
         if max_length - num_specials < 1 + is_pair:
             raise _no_room_error(max_length, num_specials)
-        left, right = truncate_pair(len(first), len(second), max_length - num_specials)
-        texts = [*first.ids[:left], *between, *second.ids[:right]]
-        row = np.array([*specials.before, *texts, *specials.after], np.int32)
-        if not len(row) or not left + right:
+        num_first, num_second = truncate_pair(len(first), len(second), max_length - num_specials)
+        if not num_first + num_second:
             raise _no_token_error(example)
-        second_start = len(specials.before) + left + len(between) if is_pair else len(row)
-        characters = first.count_characters(left, len(example.first))
-        characters += second.count_characters(right, len(example.second))
-        truncated = left + right < len(first) + len(second)
+        texts = [*first.ids[:num_first], *between, *second.ids[:num_second]]
+        row = np.array([*specials.before, *texts, *specials.after], np.int32)
+        second_start = len(specials.before) + num_first + len(between) if is_pair else len(row)
+        characters = first.count_characters(num_first, len(example.first))
+        characters += second.count_characters(num_second, len(example.second))
+        truncated = num_first + num_second < len(first) + len(second)
         rows.append(_EncodedExample(row, second_start, truncated, characters))
     return _collect_rows(backbone, examples, rows, tokenized_texts)
 
@@ -172,11 +178,11 @@ def encode_examples(
 def encode_with_tokenizer(
     backbone: Backbone, examples: Sequence[Example], max_length: int
 ) -> EncodedExamples:
-    """Encode examples by the tokenizer's own call: its template, separator and truncation.
+    """Encode examples with the tokenizer's template, separator and truncation, as BabyLM 2025 does.
 
-    BabyLM 2025's finetuning does this: the tokenizer is called with truncation=True on each text or
-    pair. A causal tokenizer that adds no BOS gets none, and a template without a separator joins
-    two texts directly. Raises as `encode_examples`.
+    The tokenizer is called with truncation=True on each text or pair. If it adds no BOS, the row
+    has none; if its template has no separator, the texts of a pair are joined directly. Raises as
+    `encode_examples`.
     """
     encoded: dict[int, _EncodedExample] = {}
     for is_pair in (False, True):
@@ -207,33 +213,46 @@ class _EncodedExample(NamedTuple):
 def _call_tokenizer(
     tokenizer: Any, examples: Sequence[Example], max_length: int
 ) -> Iterator[_EncodedExample]:
-    """Yield the rows of texts, or of pairs if the first example is a pair, from one call."""
-    texts = [[example.first for example in examples], [example.second for example in examples]]
-    texts = texts if examples[0].second else texts[:1]
-    encodings = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+    """Encode texts, or pairs if the first example is a pair, in one call of the tokenizer."""
+    columns = [[example.first for example in examples]]
+    if examples[0].second:
+        columns.append([example.second for example in examples])
+    encodings = tokenizer(*columns, truncation=True, max_length=max_length, verbose=False)
     for index, (example, ids) in enumerate(zip(examples, encodings["input_ids"], strict=True)):
-        row, num_characters = np.array(ids, np.int32), len(example.first) + len(example.second)
-        if not tokenizer.is_fast:  # it reports no offsets: estimate what was read in proportion
-            untruncated = tokenizer(*(column[index] for column in texts), verbose=False)
+        row = np.array(ids, np.int32)
+        num_characters = len(example.first) + len(example.second)
+        if not tokenizer.is_fast:  # without offsets, characters are estimated from tokens
+            untruncated = tokenizer(*(column[index] for column in columns), verbose=False)
             num_tokens = len(untruncated["input_ids"])
             characters = num_characters * len(ids) // max(num_tokens, 1)
             yield _EncodedExample(row, len(ids), num_tokens > len(ids), characters)
             continue
         encoding = encodings.encodings[index]
-        tokens = list(zip(encoding.sequence_ids, encoding.offsets, strict=True))
-        second_start = next((at for at, (text, _) in enumerate(tokens) if text == 1), len(ids))
-        spans = [[span for which, span in tokens if which == text] for text in (0, 1)]
-        characters_read = sum(span[-1][1] - span[0][0] for span in spans if span)
+        text_of_token = encoding.sequence_ids  # 0 or 1; None for special tokens
+        second_start = text_of_token.index(1) if 1 in text_of_token else len(ids)
         truncated = bool(encoding.overflowing)
-        characters = characters_read if truncated else num_characters
-        yield _EncodedExample(row, second_start, truncated, characters)
+        if truncated:
+            num_characters = _count_characters_read(text_of_token, encoding.offsets)
+        yield _EncodedExample(row, second_start, truncated, num_characters)
+
+
+def _count_characters_read(
+    text_of_token: Sequence[int | None], offsets: Sequence[tuple[int, int]]
+) -> int:
+    """Return how many characters of the first and second text the tokens cover."""
+    num_characters = 0
+    for text in (0, 1):
+        spans = [offsets[i] for i, number in enumerate(text_of_token) if number == text]
+        if spans:
+            num_characters += spans[-1][1] - spans[0][0]
+    return num_characters
 
 
 def _no_room_error(max_length: int, num_specials: int) -> UsageError:
     return UsageError(
-        f"{max_length} tokens have no room for text",
+        f"{max_length} tokens have no room for text beside {num_specials} special tokens",
         location="max_length",
-        hint=f"more than {num_specials}, the number of special tokens",
+        hint="give more: --set max_length=N",
     )
 
 
@@ -249,21 +268,21 @@ def _collect_rows(
     rows: Sequence[_EncodedExample],
     tokenized_texts: Mapping[str, TokenizedText],
 ) -> EncodedExamples:
-    """Collect rows with the flags of their texts. Raises CheckpointError for an id without an
-    embedding.
-    """
+    """Collect rows, classes and flags. Raises CheckpointError for an id without an embedding."""
     largest_id = max((int(row.ids.max()) for row in rows), default=0)
     check_ids(backbone.tokenizer, largest_id, backbone.vocab_size)
-    ids, second, truncated, characters = zip(*rows, strict=True) if rows else ((), (), (), ())
-    flags = (tokenized_texts[e.first].flags + tokenized_texts[e.second].flags for e in examples)
+    flags = (
+        tokenized_texts[example.first].flags + tokenized_texts[example.second].flags
+        for example in examples
+    )
     return EncodedExamples(
-        ids,
-        np.fromiter(map(len, ids), np.int64, len(ids)),
-        np.array(second, np.int32),
-        np.array([example.gold for example in examples], np.int64),
-        np.array(truncated, np.bool_),
-        np.array(characters, np.int32),
-        tuple(tuple(dict.fromkeys(names)) for names in flags),
+        ids=tuple(row.ids for row in rows),
+        lengths=np.array([len(row.ids) for row in rows], np.int64),
+        second_starts=np.array([row.second_start for row in rows], np.int32),
+        gold=np.array([example.gold for example in examples], np.int64),
+        truncated=np.array([row.truncated for row in rows], np.bool_),
+        characters_read=np.array([row.characters_read for row in rows], np.int32),
+        flags=tuple(tuple(dict.fromkeys(names)) for names in flags),
     )
 
 
@@ -273,17 +292,18 @@ class TokenizedText:
 
     ids: Sequence[int]
     token_ends: Sequence[int]
-    """Where each token ends, in characters; empty if the tokenizer reports no offsets."""
+    """Character at which each token ends; empty if the tokenizer reports no offsets."""
     flags: tuple[str, ...]
-    """Names out of types.FLAGS that the tokens raise."""
+    """Flags (types.FLAGS) of the tokens."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def count_characters(self, num_tokens: int, num_characters: int) -> int:
-        """Return how many of the text's `num_characters` its first `num_tokens` tokens hold.
+        """Return how many characters the first `num_tokens` tokens cover.
 
-        In proportion, if the tokenizer reports no offsets.
+        num_characters: length of the text. Without offsets the result is an estimate, proportional
+        to the number of tokens.
         """
         if num_tokens >= len(self.ids):
             return num_characters
@@ -293,8 +313,10 @@ class TokenizedText:
 
 
 def _tokenize_texts(backbone: Backbone, examples: Iterable[Example]) -> dict[str, TokenizedText]:
-    """Tokenize every distinct text once: one paragraph comes with many questions."""
-    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second)))
+    """Return text -> tokens. Equal texts are tokenized once (a paragraph has many questions)."""
+    texts = list(
+        dict.fromkeys(text for example in examples for text in (example.first, example.second))
+    )
     tokenizer = TextTokenizer(backbone.tokenizer)
     tokenized_texts = {}
     for start in range(0, len(texts), TOKENIZER_BATCH_SIZE):
@@ -308,9 +330,9 @@ def _tokenize_texts(backbone: Backbone, examples: Iterable[Example]) -> dict[str
 
 
 def truncate_pair(first_length: int, second_length: int, max_tokens: int) -> tuple[int, int]:
-    """Return how many tokens of either text are kept.
+    """Return how many tokens of the first and the second text are kept.
 
-    The longer text loses its end until both fit; the second, if they are equally long.
+    The longer text loses tokens at its end until both fit; if they are equally long, the second.
     """
-    kept = min(first_length, max(max_tokens - second_length, (max_tokens + 1) // 2))
-    return kept, min(second_length, max_tokens - kept)
+    num_first = min(first_length, max(max_tokens - second_length, (max_tokens + 1) // 2))
+    return num_first, min(second_length, max_tokens - num_first)

@@ -1,8 +1,8 @@
-"""Fit a logistic regression on the pooled features of a frozen backbone (a linear probe).
+"""Fit a logistic regression on the pooled hidden states of a frozen backbone (a linear probe).
 
-The backbone stays as it is: every text is read once, and scikit-learn's LogisticRegression learns
-the classes from one vector per text. The result says how well the classes can be read from the
-checkpoint's own features; it is not a finetuning result.
+The backbone is not trained. It computes one feature vector per text, and scikit-learn's
+LogisticRegression learns the classes from these. The result says how well the classes can be read
+from the checkpoint's hidden states; it is not a finetuning result.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification_loader import ClassificationTask
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # inverse strengths of the L2 penalty
-MAX_ITERATIONS = 1000  # of lbfgs, scikit-learn's deterministic default solver
-ABSENT_CLASS_LOGPROB = float(
-    np.log(np.finfo(np.float64).tiny)
-)  # finite, as files of scores must be
+MAX_ITERATIONS = 1000  # of lbfgs, scikit-learn's default solver, which is deterministic
+ABSENT_CLASS_LOGPROB = float(np.log(np.finfo(np.float64).tiny))
+"""Log-probability of a class without a training text. It is finite, as prediction files require."""
 
 
 def fit_frozen(
@@ -51,12 +50,12 @@ def fit_frozen(
     settings: FinetuneSettings,
     on_batch: Callable[[int], None] | None = None,
 ) -> FinetuneResult:
-    """Fit a classifier on the features of task.train and predict `task.valid`.
+    """Fit a logistic regression on the features of task.train, and predict `task.valid`.
 
-    Features are standardised on the training split. C is chosen out of C_GRID on the held-out
-    split: the best score of the task's metric, then the lowest loss, then the smallest C. The fit
-    on the training split with that C predicts. `seed` only decides which texts are held out; the
-    fit itself is deterministic. on_batch: called with the number of texts of each batch.
+    Features are standardised on the training split. The C out of C_GRID whose fit is best on the
+    held-out split is used: highest task metric, then lowest loss, then smallest C. `seed` only
+    decides which texts are held out; the fit is deterministic. on_batch: called with the number of
+    texts of each batch.
 
     Raises as `loop.finetune`; CheckpointError if a feature is not finite, DataError if the training
     split holds one class only.
@@ -84,27 +83,29 @@ def fit_frozen(
         )
     scaler = StandardScaler(copy=False).fit(train)
     train, selection, valid = (scaler.transform(features) for features in (train, selection, valid))
-    best: tuple[tuple[float, float], float, LogisticRegression] | None = None
+    classifiers: list[LogisticRegression] = []
     candidates: list[dict[str, Any]] = []
     for c in C_GRID:
-        model_of_c, converged = _fit_logistic_regression(train, gold, c)
-        logprobs = _predict_logprobs(model_of_c, selection, len(task.classes))
+        classifier, converged = _fit_logistic_regression(train, gold, c)
+        logprobs = _predict_logprobs(classifier, selection, len(task.classes))
         score, loss = evaluate_selection(task.metric, logprobs, splits.selection.gold)
+        classifiers.append(classifier)
         candidates.append(
             {"C": c, "selection": score, "selection_loss": loss, "converged": converged}
         )
-        if best is None or (score, -loss) > best[0]:
-            best = (score, -loss), c, model_of_c
-    assert best
+    # `max` returns the first of equally good candidates, which has the smallest C.
+    ranks = [(candidate["selection"], -candidate["selection_loss"]) for candidate in candidates]
+    best = max(range(len(C_GRID)), key=ranks.__getitem__)
     history = {
-        "C": best[1],
+        "C": C_GRID[best],
         "candidates": candidates,
         "features": train.shape[1],
         "attention": attention,
         "pooling": pooling,
         "collapsed": [],
     }
-    return build_result(task, splits, _predict_logprobs(best[2], valid, len(task.classes)), history)
+    logprobs = _predict_logprobs(classifiers[best], valid, len(task.classes))
+    return build_result(task, splits, logprobs, history)
 
 
 def _compute_features(
@@ -114,11 +115,12 @@ def _compute_features(
     name: str,
     on_batch: Callable[[int], None] | None,
 ) -> Floats:
-    """Return the pooled hidden states (n, d) of all rows. Raises CheckpointError."""
+    """Return the pooled hidden states (n, d). Raises CheckpointError if one is not finite."""
     features = reader.map_rows(model, rows, on_batch)
-    if bad := int((~np.isfinite(features).all(axis=1)).sum()):
+    num_bad = int((~np.isfinite(features).all(axis=1)).sum())
+    if num_bad:
         raise CheckpointError(
-            f"the hidden states of {bad} of {len(features)} texts are not finite",
+            f"the hidden states of {num_bad} of {len(features)} texts are not finite",
             location=name,
             hint="--dtype float32, or check the checkpoint's weights: antlm-bench doctor",
         )
@@ -128,7 +130,7 @@ def _compute_features(
 def _fit_logistic_regression(
     features: Floats, gold: Any, c: float
 ) -> tuple[LogisticRegression, bool]:
-    """Fit with inverse penalty `c`; return the model, and whether the solver converged."""
+    """Fit with inverse penalty `c`. Return the model, and whether the solver converged."""
     model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -139,11 +141,11 @@ def _fit_logistic_regression(
 def _predict_logprobs(model: LogisticRegression, features: Floats, num_classes: int) -> Floats:
     """Return log-probabilities (n, num_classes), natural log.
 
-    They are taken from the logits, because the logarithm of a probability that is rounded to 0 is
-    not finite. A class without a training text gets ABSENT_CLASS_LOGPROB.
+    They are computed from the logits, because the logarithm of a probability that is rounded to 0
+    is not finite. A class without a training text gets ABSENT_CLASS_LOGPROB.
     """
     logits = np.asarray(model.decision_function(features))
-    if logits.ndim == 1:  # two classes: the logit of the second, where the first has 0
+    if logits.ndim == 1:  # of two classes scikit-learn gives the second logit; the first is 0
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
     logprobs = np.full((len(features), num_classes), ABSENT_CLASS_LOGPROB)
     logprobs[:, model.classes_] = log_softmax(logits)

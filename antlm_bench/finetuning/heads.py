@@ -1,9 +1,10 @@
 """Pool a backbone's hidden states to one vector per text, and classify it.
 
-Pooling is a convention that moves a score. A causal backbone is read at the last token, the only
-one that has seen the whole text (Radford et al. 2018). With full attention the first token is read
-if rows begin with a special token (BERT, arXiv 1810.04805), else the mean of all tokens. BabyLM
-2025's script reads the first token of causal models too; a preset does so with `pooling = "first"`.
+Pooling is a convention that moves a score. Under causal attention the hidden state of the last
+token is read, because no other token has seen the whole text (Radford et al. 2018). Under full
+attention it is that of the first token if rows begin with a special token (BERT, arXiv 1810.04805),
+else the mean over all tokens. BabyLM 2025's script reads the first token of causal models, too; a
+preset does so with `pooling = "first"`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ POOLINGS = ("auto", "last", "first", "mean")
 def resolve_pooling(
     backbone: Backbone, attention: Attention, pooling: str, preset: str = "auto"
 ) -> str:
-    """Return "last", "first" or "mean": from --pooling, else the preset, else the attention.
+    """Return "last", "first" or "mean".
 
-    Raises UsageError for an unknown name, and if --pooling asks for the first token of a causal
-    row.
+    pooling: value of --pooling. preset: value of the preset, used if `pooling` is "auto". If both
+    are "auto", the attention decides. Raises UsageError for an unknown name, and if --pooling names
+    the first token of a causal row.
     """
     if pooling not in POOLINGS:
         raise UsageError(
@@ -46,7 +48,7 @@ def resolve_pooling(
         raise UsageError(
             "the first token of a causal row has seen nothing but itself",
             location="--pooling",
-            hint="last or mean; the official recipe reads it: --compat babylm-2025",
+            hint="last or mean; the official recipe reads the first token: --compat babylm-2025",
         )
     if pooling != "auto":
         return pooling
@@ -58,12 +60,12 @@ def resolve_pooling(
 
 
 class ClassificationHead(nn.Sequential):  # type: ignore[misc]
-    """The classifier of BabyLM 2025's pipeline, (b, d) -> (b, num_classes).
+    """The classification head of BabyLM 2025's pipeline, (b, d) -> (b, num_classes).
 
-    Layer norm, linear, GELU, layer norm, dropout, linear; the norms have no weights. Weights are
-    drawn from a truncated normal with std sqrt(2 / (5 d)), cut at two std and keyed by `seed`;
+    Its layers: layer norm, linear, GELU, layer norm, dropout, linear. The norms have no weights.
+    Weights are drawn with `seed` from a truncated normal with std sqrt(2 / (5 d)), cut at two std;
     biases are 0. With `uniform_init`, weights and biases are uniform in +-1/sqrt(d), as
-    torch.nn.Linear draws them under torch's `seed`.
+    torch.nn.Linear draws them.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class ClassificationHead(nn.Sequential):  # type: ignore[misc]
                 self[1].reset_parameters()
                 self[5].reset_parameters()
             return
-        generator, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * hidden_size))
+        generator = torch.Generator().manual_seed(seed)
+        std = math.sqrt(2 / (5 * hidden_size))
         for linear in (self[1], self[5]):
             nn.init.trunc_normal_(
                 linear.weight, std=std, a=-2 * std, b=2 * std, generator=generator
@@ -97,7 +100,7 @@ class ClassificationHead(nn.Sequential):  # type: ignore[misc]
             nn.init.zeros_(linear.bias)
 
 
-# Modules that follow the mixing of positions, by their name in a layer: the attention's output
+# Name in a layer -> type of modules that compute each position by itself: the attention's output
 # projection and the feed-forward.
 POSITIONWISE_MODULES: dict[str, type[nn.Module]] = {
     "o_proj": nn.Linear, "output": nn.Linear, "mlp": nn.Module, "feed_forward": nn.Module,
@@ -107,8 +110,8 @@ POSITIONWISE_MODULES: dict[str, type[nn.Module]] = {
 class PooledBackbone(nn.Module):  # type: ignore[misc]
     """A backbone that returns one vector per text: padded rows -> (b, d).
 
-    After its attention, the last layer computes only the positions that are read, if that can be
-    done (see `_narrow_last_layer`). The backbone's modules are changed for that: pass a copy.
+    After its attention, the last layer computes only the positions that are read, if the model
+    allows it (see `_narrow_last_layer`). This changes the backbone's modules, so pass a copy.
     """
 
     def __init__(
@@ -118,43 +121,44 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
         self.backbone = backbone
         self.native_attention, self.attention, self.pooling = native_attention, attention, pooling
         self.read_positions: Tensor | None = None
-        """(b,) the position that is read of each row, during a forward of a narrowed layer."""
-        self.narrows_last_layer = pooling != "mean" and self._narrow_last_layer()
+        """(b,) position of each row that is read; None outside of a forward."""
+        self.last_layer_is_narrow = pooling != "mean" and self._narrow_last_layer()
 
     def _narrow_last_layer(self) -> bool:
         """Restrict the last layer's position-wise modules to the positions that are read.
 
         Return False if the layer has no such modules (see POSITIONWISE_MODULES), or if a trial
-        forward gives other numbers. A keyed dropout inside draws for the one position of each text.
+        forward gives other numbers. Keyed dropout in these modules draws one position per text.
         """
         stacks = [module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)]
-        last = stacks[-1][-1] if stacks and len(stacks[-1]) else nn.Identity()
+        last_layer = stacks[-1][-1] if stacks and len(stacks[-1]) else nn.Identity()
         narrowed: dict[str, nn.Module] = {}
-        for name, module in last.named_modules():
-            nested = any(name.startswith(f"{other}.") for other in narrowed)
+        for name, module in last_layer.named_modules():
+            is_nested = any(name.startswith(f"{other}.") for other in narrowed)
             expected_type = POSITIONWISE_MODULES.get(name.rpartition(".")[2], ())
-            if not nested and isinstance(module, expected_type):
+            if not is_nested and isinstance(module, expected_type):
                 narrowed[name] = module
-        for module in narrowed.values():
-            module.forward = partial(self._forward_read_positions, module.forward)
         if not narrowed:
             return False
+        for module in narrowed.values():
+            module.forward = partial(self._forward_read_positions, module.forward)
         device = next(self.backbone.parameters()).device
         ids = torch.ones(2, 3, dtype=torch.long, device=device)
-        probe = PaddedBatch(ids, torch.tensor([2, 3], device=device), None, unpadded=False)
+        lengths = torch.tensor([2, 3], device=device)
+        batch = PaddedBatch(ids, lengths, token_type_ids=None, unpadded=False)
         self.eval()
         with torch.inference_mode():
-            self.narrows_last_layer = False
-            expected = self.pool_hidden_states(probe)
-            self.narrows_last_layer = True
-            actual = self.pool_hidden_states(probe)
+            self.last_layer_is_narrow = False
+            expected = self.pool_hidden_states(batch)
+            self.last_layer_is_narrow = True
+            actual = self.pool_hidden_states(batch)
         self.train()
         return bool(torch.allclose(actual, expected, rtol=1e-4, atol=1e-4))
 
     def _forward_read_positions(
         self, module_forward: Callable[[Tensor], Tensor], x: Tensor
     ) -> Tensor:
-        """Apply a module to (b, t, d) at the positions that are read; zeros elsewhere."""
+        """Apply a module to x (b, t, d) at the read positions. The output is 0 elsewhere."""
         if self.read_positions is None:
             return module_forward(x)
         rows = torch.arange(len(x), device=x.device)
@@ -166,19 +170,22 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
         return self.pool_hidden_states(batch)
 
     def pool_hidden_states(self, batch: PaddedBatch) -> Tensor:
-        """Return (b, d). No token sees padding: it stands to the right of causal rows, and a mask
-        hides it under full attention.
+        """Return one vector per row, (b, d).
+
+        No token sees padding: in causal rows it comes after all tokens, and under full attention a
+        mask hides it.
         """
         mask = None
         if self.attention == "full" and not batch.unpadded:
             mask = batch.token_mask()
             if self.native_attention == "causal":
                 mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        types = batch.token_type_ids
-        model_inputs = {} if types is None else {"token_type_ids": types}
+        model_inputs = {}
+        if batch.token_type_ids is not None:
+            model_inputs["token_type_ids"] = batch.token_type_ids
         positions = batch.lengths - 1 if self.pooling == "last" else torch.zeros_like(batch.lengths)
         try:
-            self.read_positions = positions if self.narrows_last_layer else None
+            self.read_positions = positions if self.last_layer_is_narrow else None
             hidden = forward_with_mask(
                 self.backbone,
                 batch.ids,
@@ -190,8 +197,8 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
         finally:
             self.read_positions = None
         if self.pooling == "mean":
-            text = batch.token_mask()[..., None]
-            return (hidden * text).sum(1) / batch.lengths[:, None]
+            is_token = batch.token_mask()[..., None]
+            return (hidden * is_token).sum(1) / batch.lengths[:, None]
         return hidden[torch.arange(len(hidden), device=hidden.device), positions]
 
 
@@ -218,13 +225,13 @@ def build_classifier(
 ) -> Classifier:
     """Build a classifier on a copy of the backbone, with keyed dropout (see training.dropout).
 
-    lora_rank: rank of the trained adapters; 0 = train all weights. uniform_init: see
-    ClassificationHead. Raises UsageError if peft is needed and not installed.
+    lora_rank: rank of adapters that are trained instead of the weights; 0 = train all weights.
+    uniform_init: see ClassificationHead. Raises UsageError if peft is needed and not installed.
     """
     model = copy.deepcopy(backbone.model)
     with torch.inference_mode():
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        hidden_size = model(input_ids=token)[0].shape[-1]
+        one_token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        hidden_size = model(input_ids=one_token)[0].shape[-1]
     if lora_rank:
         _add_lora_adapters(model, lora_rank, seed)
     use_keyed_dropout(model)
@@ -240,25 +247,21 @@ def build_classifier(
 
 
 def _add_lora_adapters(model: Any, rank: int, seed: int) -> None:
-    """Freeze the model and add low-rank adapters (arXiv 2106.09685) to all its linear layers.
-
-    Alpha is twice the rank.
-    """
+    """Freeze the model and add low-rank adapters (arXiv 2106.09685) to all its linear layers."""
     try:
         import peft
     except ImportError as error:
         hint = "pip install 'antlm-bench[lora]'"
         raise UsageError("low-rank adapters need peft", location="--lora", hint=hint) from error
-    transposed = [
-        name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"
-    ]  # GPT-2's
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    # GPT-2's linear layers are Conv1D modules with transposed weights.
+    conv1d = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules=linear + transposed,
-        fan_in_fan_out=bool(transposed),
+        target_modules=linear + conv1d,
+        fan_in_fan_out=bool(conv1d),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,16 +1,15 @@
 """Finetune a classifier: train, select an epoch on held-out texts, predict the scored texts.
 
-One loop serves every backbone, task and seed. As in pre-training all randomness is keyed: the split
-and the head by seed, the order by (seed, epoch), dropout by (seed, update, example). A loss is a
-sum over texts divided by the number of texts in the update, so the cut into micro-batches changes
-sums by rounding only.
+All randomness is keyed, as in pre-training: the split and the head by seed, the order by (seed,
+epoch), dropout by (seed, update, example). A loss is a sum over texts divided by the number of
+texts in the update, so the cut into micro-batches changes it by rounding only.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,15 +47,16 @@ from antlm_bench.metrics.classification import (
     load_confusion_metric,
 )
 from antlm_bench.training import dropout, optim
-from antlm_bench.types import Attention, Floats, Prediction
+from antlm_bench.types import Attention, Example, Floats, Prediction
 
 if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
     from antlm_bench.suites.classification_loader import ClassificationTask
 
-CPU_TOKENS_PER_THREAD = 1024  # per forward with gradients: activations stay near the cache
-DEFAULT_BATCH_TOKENS = 32_768  # per forward with gradients on a GPU
-INFERENCE_TOKENS_FACTOR = 4  # a forward without gradients takes so many times as many
+# Default number of tokens per forward with gradients.
+CPU_TOKENS_PER_THREAD = 1024  # few enough for the caches
+GPU_BATCH_TOKENS = 32_768
+INFERENCE_TOKENS_FACTOR = 4  # times as many tokens in a forward without gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class FinetuneSettings:
     """Where and how a task is finetuned."""
 
     device: str = "auto"
-    """Changes what is learned by rounding only."""
+    """auto, cpu, cuda, cuda:1 or mps. Changes the result by rounding only."""
     dtype: str = "float32"
     """dtype of matrix products: float32 or bfloat16. Weights stay fp32."""
     batch_tokens: int | None = None
-    """Tokens per forward, None = by device. Changes what is learned by rounding only."""
+    """Tokens per forward; None = the device's default. Changes the result by rounding only."""
     pooling: str = "auto"
     """Which hidden states the head reads (heads.resolve_pooling)."""
     lora_rank: int = 0
@@ -84,12 +84,12 @@ class FinetuneCallback(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """The predictions of one task, and how they came about."""
+    """The predictions of one task, and the history of the training."""
 
     predictions: list[Prediction]
-    """Predictions of task.valid, in its order."""
+    """One per example of task.valid, in its order."""
     history: dict[str, Any]
-    """Epochs, counts and warnings, ready for JSON."""
+    """Epochs, counts and warnings, for run.json."""
 
 
 def finetune(
@@ -102,9 +102,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a copy of the backbone with a new head, keep the best epoch, predict `task.valid`.
 
-    Raises MethodNotSupported (an attention that the backbone cannot have), UsageError, DataError,
-    CheckpointError (impossible texts or options: see data.encode_examples, batches.split_examples,
-    heads.resolve_pooling, heads.build_classifier), TrainingError (out of memory).
+    Raises MethodNotSupported (an attention that the backbone cannot run with), TrainingError (out
+    of memory), and UsageError, DataError or CheckpointError for impossible texts or options (see
+    data.encode_examples, batches.split_examples, heads.resolve_pooling, heads.build_classifier).
     """
     splits = encode_splits(backbone, task, seed, attention)
     with explain_out_of_memory(f"{backbone.name} {task.full_name}"):
@@ -116,11 +116,11 @@ def finetune(
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplits:
-    """The encoded rows of a task."""
+    """The examples of a task as rows of token ids."""
 
     train: EncodedExamples
     selection: EncodedExamples
-    """Chooses the epoch (or C). The scored texts themselves if task.select is "valid"."""
+    """The texts that choose the epoch (or C); the scored texts if task.select is "valid"."""
     valid: EncodedExamples
     """The texts that are scored."""
 
@@ -128,12 +128,12 @@ class EncodedSplits:
 def encode_splits(
     backbone: Backbone, task: ClassificationTask, seed: int, attention: Attention
 ) -> EncodedSplits:
-    """Hold out texts of task.train as `seed` says, and encode all splits. Raises as `finetune`."""
+    """Hold out texts of task.train, and encode all splits. Raises as `finetune`."""
     if attention not in backbone.attentions:
         raise MethodNotSupported(
-            f"{backbone.name} cannot attend {attention}",
+            f"{backbone.name} cannot run with {attention} attention",
             location="--attention",
-            hint=f"it attends {' and '.join(sorted(backbone.attentions))}",
+            hint=f"it can run with {' and '.join(sorted(backbone.attentions))} attention",
         )
     if not task.train or not task.valid:
         raise DataError(
@@ -142,22 +142,23 @@ def encode_splits(
             hint="train and valid must have at least one row each",
         )
     keep_freed_memory()
-    train, selection = (
-        (task.train, task.valid)
-        if task.select == "valid"
-        else split_examples(task.train, task.held_out, seed)
-    )
+    train: Sequence[Example] = task.train
+    selection: Sequence[Example] = task.valid
+    if task.select != "valid":
+        train, selection = split_examples(task.train, task.held_out, seed)
     splits = (train, selection, task.valid)
     if task.training.rows == "tokenizer":
-        length = official_max_row_length(backbone, task.training.max_length)
-        return EncodedSplits(*(encode_with_tokenizer(backbone, s, length) for s in splits))
-    length = max_row_length(backbone, task.training.max_length)
-    return EncodedSplits(*(encode_examples(backbone, attention, s, length) for s in splits))
+        max_length = official_max_row_length(backbone, task.training.max_length)
+        rows = [encode_with_tokenizer(backbone, split, max_length) for split in splits]
+    else:
+        max_length = max_row_length(backbone, task.training.max_length)
+        rows = [encode_examples(backbone, attention, split, max_length) for split in splits]
+    return EncodedSplits(*rows)
 
 
 @contextmanager
 def explain_out_of_memory(location: str) -> Iterator[None]:
-    """Raise TrainingError, with what to do, if torch runs out of memory inside."""
+    """Raise TrainingError with a hint if torch runs out of memory inside."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -172,7 +173,7 @@ def explain_out_of_memory(location: str) -> Iterator[None]:
 def build_result(
     task: ClassificationTask, splits: EncodedSplits, logprobs: Floats, history: dict[str, Any]
 ) -> FinetuneResult:
-    """Build predictions from log-probabilities (n, classes); complete the history."""
+    """Build predictions from log-probabilities (n, classes). Add counts and warnings to history."""
     predictions = _build_predictions(task, splits.valid, logprobs)
     sizes = {name: len(getattr(splits, name)) for name in ("train", "selection", "valid")}
     truncated = {name: int(getattr(splits, name).truncated.sum()) for name in ("train", "valid")}
@@ -183,7 +184,7 @@ def build_result(
 
 @dataclass(frozen=True, slots=True)
 class BatchReader:
-    """Pads rows to batches on the device, and runs functions on all rows without gradients."""
+    """Pads rows to batches on a device, and maps a function over all rows without gradients."""
 
     device: torch.device
     batch_tokens: int
@@ -198,15 +199,16 @@ class BatchReader:
         cls, backbone: Backbone, spec: TrainingSpec, settings: FinetuneSettings
     ) -> BatchReader:
         device = resolve_device(settings.device)
-        default = DEFAULT_BATCH_TOKENS
+        use_bf16 = settings.dtype == "bfloat16"
+        default_tokens = GPU_BATCH_TOKENS
         if device.type == "cpu":
-            default = CPU_TOKENS_PER_THREAD * torch.get_num_threads()
+            default_tokens = CPU_TOKENS_PER_THREAD * torch.get_num_threads()
         return cls(
-            device,
-            settings.batch_tokens or default,
-            torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"),
-            resolve_pad_id(backbone),
-            backbone.has_token_type_ids and spec.token_types,
+            device=device,
+            batch_tokens=settings.batch_tokens or default_tokens,
+            autocast=torch.autocast(device.type, torch.bfloat16, enabled=use_bf16),
+            pad_id=resolve_pad_id(backbone),
+            with_token_type_ids=backbone.has_token_type_ids and spec.token_types,
         )
 
     def read_batch(self, rows: EncodedExamples, indices: Int64) -> PaddedBatch:
@@ -218,40 +220,53 @@ class BatchReader:
         rows: EncodedExamples,
         on_batch: Callable[[int], None] | None = None,
     ) -> Floats:
-        """Return `function` of all rows, (n, k) in double precision.
+        """Apply a function to all rows in batches. Return its values (n, k) in fp64, in row order.
 
-        function: (b rows) -> (b, k). on_batch: called with the number of rows of each batch.
+        function: a batch of b rows -> (b, k). on_batch: called with the number of rows of each
+        batch.
         """
-        parts, order = [], []
+        values_by_batch, indices_by_batch = [], []
         max_tokens = INFERENCE_TOKENS_FACTOR * self.batch_tokens
         with torch.inference_mode(), self.autocast:
             for indices in micro_batches(rows.lengths, np.arange(len(rows)), max_tokens):
                 values = function(self.read_batch(rows, indices))
-                parts.append(values.float().cpu().double().numpy())
-                order.append(indices)
+                values_by_batch.append(values.float().cpu().double().numpy())
+                indices_by_batch.append(indices)
                 if on_batch:
                     on_batch(len(indices))
-        stacked = np.concatenate(parts)
-        result = np.empty_like(stacked)
-        result[np.concatenate(order)] = stacked
-        return result
+        sorted_values = np.concatenate(values_by_batch)
+        values_by_row = np.empty_like(sorted_values)
+        values_by_row[np.concatenate(indices_by_batch)] = sorted_values
+        return values_by_row
 
 
 @dataclass(slots=True)
 class BestEpoch:
-    """The best epoch so far; the first of equally good ones. Its weights are kept on the CPU."""
+    """The best epoch so far. Of equally good epochs it is the first."""
 
     weights: dict[str, Tensor]
+    """A copy on the CPU."""
     epoch: int = 0
     rank: tuple[float, float] = (-math.inf, -math.inf)
+    """(selection score, tie breaker); higher is better."""
 
     def update_if_better(
         self, epoch: int, rank: tuple[float, float], weights: Mapping[str, Tensor]
     ) -> None:
         if rank > self.rank:
             self.epoch, self.rank = epoch, rank
-            for name, kept in self.weights.items():
-                kept.copy_(weights[name])
+            for name, best_weight in self.weights.items():
+                best_weight.copy_(weights[name])
+
+
+@dataclass(slots=True)
+class TrainingCounts:
+    """Counts over all epochs of one training."""
+
+    total_updates: int
+    updates: int = 0
+    examples: int = 0
+    seconds: float = 0.0
 
 
 class ClassifierTrainer:
@@ -282,8 +297,8 @@ class ClassifierTrainer:
         self.model.to(self.reader.device)
         groups = optim.build_param_groups(self.model, spec.weight_decay)
         if spec.decay == "all":
-            everything = [parameter for group in groups for parameter in group["params"]]
-            groups = [{"params": everything, "weight_decay": spec.weight_decay}]
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            groups = [{"params": parameters, "weight_decay": spec.weight_decay}]
         self.optimizer = optim.build_optimizer("adamw", groups, spec.lr, spec.betas, spec.eps)
 
     def train(
@@ -291,38 +306,27 @@ class ClassifierTrainer:
     ) -> dict[str, Any]:
         """Train until the last epoch or until patience runs out; restore the best epoch's weights.
 
-        Return the history: epochs, the best one, updates, examples per second, warnings.
+        Return the history: epochs, the best epoch, updates, examples per second, warnings.
         """
         spec = self.task.training
-        total = spec.epochs * updates_per_epoch(len(rows), spec)
         weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         best = BestEpoch({name: p.to("cpu", copy=True) for name, p in weights.items()})
+        counts = TrainingCounts(spec.epochs * updates_per_epoch(len(rows), spec))
         epochs: list[dict[str, Any]] = []
         warnings: list[str] = []
-        updates, examples, total_seconds = 0, 0, 0.0
         for epoch in range(1, spec.epochs + 1):
-            loss_sum, epoch_examples, start_time = 0.0, 0, time.perf_counter()
-            for indices in epoch_batches(rows.lengths, spec, self.seed, epoch):
-                loss = self._train_step(rows, indices, updates, learning_rate(spec, updates, total))
-                if not math.isfinite(loss):
-                    warnings.append(f"the loss became NaN at update {updates + 1}")
-                    break
-                updates, epoch_examples = updates + 1, epoch_examples + len(indices)
-                loss_sum += loss * len(indices)
-                if callback:
-                    callback.on_step_end(updates, total, loss)
-            seconds = time.perf_counter() - start_time
-            examples, total_seconds = examples + epoch_examples, total_seconds + seconds
-            if warnings:
+            loss, seconds = self._train_epoch(rows, epoch, counts, callback)
+            if not math.isfinite(loss):
+                warnings.append(f"the loss became NaN at update {counts.updates + 1}")
                 break
             score, selection_loss = self._evaluate_selection(selection)
             if not math.isfinite(selection_loss):
-                warnings.append(f"the loss became NaN at update {updates}")
+                warnings.append(f"the loss became NaN at update {counts.updates}")
                 break
             epochs.append(
                 {
                     "epoch": epoch,
-                    "loss": loss_sum / epoch_examples,
+                    "loss": loss,
                     "selection": score,
                     "selection_loss": selection_loss,
                     "seconds": round(seconds, 3),
@@ -334,24 +338,55 @@ class ClassifierTrainer:
                 callback.on_epoch_end(epoch, score)
             if spec.patience and epoch - best.epoch >= spec.patience:
                 break
-        for name, kept in best.weights.items():
-            weights[name].copy_(kept)
+        for name, best_weight in best.weights.items():
+            weights[name].copy_(best_weight)
         return {
             "epochs": epochs,
             "best": best.epoch,
-            "updates": updates,
-            "examples_per_second": round(examples / total_seconds, 2),
+            "updates": counts.updates,
+            "examples_per_second": round(counts.examples / counts.seconds, 2),
             "attention": self.model.attention,
             "pooling": self.pooling,
             "collapsed": warnings,
         }
 
+    def _train_epoch(
+        self,
+        rows: EncodedExamples,
+        epoch: int,
+        counts: TrainingCounts,
+        callback: FinetuneCallback | None,
+    ) -> tuple[float, float]:
+        """Train for one epoch, and add to the counts.
+
+        Return the mean loss per example (nats) and the seconds. A loss that is not finite ends the
+        epoch and is returned.
+        """
+        spec = self.task.training
+        loss_sum, num_examples, start_time = 0.0, 0, time.perf_counter()
+        for indices in epoch_batches(rows.lengths, spec, self.seed, epoch):
+            lr = learning_rate(spec, counts.updates, counts.total_updates)
+            loss = self._train_step(rows, indices, counts.updates, lr)
+            if not math.isfinite(loss):
+                loss_sum = loss
+                break
+            counts.updates += 1
+            num_examples += len(indices)
+            loss_sum += loss * len(indices)
+            if callback:
+                callback.on_step_end(counts.updates, counts.total_updates, loss)
+        seconds = time.perf_counter() - start_time
+        counts.examples += num_examples
+        counts.seconds += seconds
+        return loss_sum / max(num_examples, 1), seconds
+
     def _train_step(
         self, rows: EncodedExamples, indices: Int64, update_index: int, lr: float
     ) -> float:
-        """Make one update from the chosen examples; return their mean loss in nats.
+        """Make one update with the examples at `indices`. Return their mean loss in nats.
 
-        A loss or gradient that is not finite leaves the weights as they are.
+        If the loss or the gradient is not finite, the weights do not change, and the result is not
+        finite either.
         """
         self.model.train()
         losses = []
@@ -376,7 +411,7 @@ class ClassifierTrainer:
         return mean_loss if math.isfinite(norm) else math.nan
 
     def predict_logprobs(self, rows: EncodedExamples) -> Floats:
-        """Return the log-probabilities (n, classes) of every row, natural log."""
+        """Return log-probabilities (n, classes), natural log."""
         self.model.eval()
         return log_softmax(self.reader.map_rows(self.model, rows))
 
@@ -398,8 +433,8 @@ def evaluate_selection(metric: str, logprobs: Floats, gold: Int64) -> tuple[floa
 
 
 def learning_rate(spec: TrainingSpec, updates_done: int, total_updates: int) -> float:
-    """Return the learning rate of the next update: linear warm-up, then decay to 0 (linear) or the
-    floor (cosine).
+    """Return the learning rate of the next update: a linear warm-up, then the schedule's decay, to
+    0 (linear) or to the floor (cosine).
     """
     warmup = spec.warmup * total_updates
     if spec.warmup_start == "zero":

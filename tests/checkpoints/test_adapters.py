@@ -1,6 +1,4 @@
-"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not
-fit.
-"""
+"""PEFT adapters and separate tokenizers: merged, recorded, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -138,7 +136,7 @@ def test_a_base_is_found_beside_the_adapter(folders):
     assert opened(adapter).metadata["base_weights"] == opened(base).metadata["weights"]
 
 
-def test_an_adapter_beside_its_own_base_is_merged_and_said(folders):
+def test_an_adapter_beside_its_base_is_merged_with_a_note(folders):
     base, adapter = folders
     expected = plain_score(base, adapter)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -156,7 +154,7 @@ def test_an_adapter_beside_the_weights_of_another_base_is_refused(folders, tmp_p
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, elsewhere / name)
     with pytest.raises(
-        CheckpointError, match="a whole model and an adapter of another one"
+        CheckpointError, match="a whole model and an adapter of another model"
     ) as refused:
         opened(elsewhere)
     assert "--peft" in refused.value.hint
@@ -198,7 +196,7 @@ BROKEN = [
         "1 of its tensors",
     ),
     (without_base, "does not name its base model"),
-    (base_gone, "its base model './gone' cannot be had: no such folder"),
+    (base_gone, "the adapter's base model './gone' cannot be opened: no such folder"),
     (pickled, "the weights of the adapter are pickled"),
     (
         lambda a: (a / "adapter_model.safetensors").unlink(),
@@ -234,9 +232,9 @@ def test_an_adapter_of_another_shape_is_refused(folders, tmp_path):
         opened(tmp_path / "wide", peft=str(adapter))
 
 
-def test_two_adapters_and_no_adapter_are_told(folders):
+def test_two_adapters_and_no_adapter_are_refused(folders):
     base, adapter = folders
-    with pytest.raises(UsageError, match="is or holds a PEFT adapter already"):
+    with pytest.raises(UsageError, match="already holds a PEFT adapter"):
         opened(adapter, peft=str(adapter))
     with pytest.raises(CheckpointError, match="no PEFT adapter here"):
         opened(base, peft=str(base))
@@ -244,7 +242,7 @@ def test_two_adapters_and_no_adapter_are_told(folders):
         opened(base, peft="./nowhere")
 
 
-def test_without_peft_one_sentence_says_what_to_install(folders, monkeypatch):
+def test_without_peft_the_hint_names_the_package(folders, monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
@@ -355,7 +353,7 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft tells of tied embeddings
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_an_adapter_of_one_end_of_tied_embeddings_leaves_the_other(tmp_path, target):
+def test_an_adapter_of_one_tied_embedding_leaves_the_other(tmp_path, target):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     build_model("causal", 0, tie_word_embeddings=True).save_pretrained(base)
     train_tokenizer("causal", True).save_pretrained(base)

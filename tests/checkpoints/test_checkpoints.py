@@ -1,6 +1,4 @@
-"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the
-fix.
-"""
+"""Opening a checkpoint: its metadata, and errors that name the location and the fix."""
 
 from __future__ import annotations
 
@@ -12,14 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
-from antlm_bench.checkpoints import (
-    OpenOptions,
-    expand_refs,
-    hash_weights,
-    open_checkpoint,
-    with_bf16_body,
-)
+from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint, with_bf16_body
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import hash_weights
 
 
 def opened(folder, **options):
@@ -36,13 +29,13 @@ def copy(make_checkpoint, tmp_path):
     return made
 
 
-def test_what_was_found_is_written_down(make_checkpoint):
-    facts = opened(make_checkpoint("causal")).doctor_facts()
+def test_doctor_describes_the_checkpoint(make_checkpoint):
+    facts = opened(make_checkpoint("causal")).describe_for_doctor()
     assert facts["architecture"] == "LlamaForCausalLM" and facts["kind"] == "causal"
     assert facts["specials"] == {"causal": "<s> ...", "full": "<s> ..."}
     assert facts["max_length"] == 64 and facts["vocabulary"] == 400 and facts["layout"] == "packed"
     assert facts["methods"] == "causal, mlm, mlm-l2r, mntp, fused (default: causal)"
-    masked = opened(make_checkpoint("masked")).doctor_facts()
+    masked = opened(make_checkpoint("masked")).describe_for_doctor()
     assert masked["specials"] == {"full": "<s> ... </s>"} and masked["methods"].endswith(
         "(default: mlm)"
     )
@@ -55,7 +48,7 @@ def test_what_was_found_is_written_down(make_checkpoint):
         (True, "never", "..."), (True, "tokenizer", "<s> ..."), (False, "tokenizer", "..."),
     ],
 )  # fmt: skip
-def test_bos_policies_as_they_really_come_out(make_checkpoint, adds, bos, spelled):
+def test_bos_policies_give_these_special_tokens(make_checkpoint, adds, bos, spelled):
     assert (
         opened(make_checkpoint("causal", adds=adds), bos=bos).metadata["specials"]["causal"]
         == spelled
@@ -121,7 +114,7 @@ def test_pickled_weights_are_opened_only_when_allowed(copy):
     assert opened(folder, allow_pickle=True).kind == "causal"
 
 
-def test_code_of_its_own_is_not_run_unasked(copy, tmp_path):
+def test_custom_code_runs_only_when_allowed(copy, tmp_path):
     folder = copy("causal")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
@@ -170,7 +163,7 @@ def test_an_architecture_that_predicts_no_tokens_is_refused(copy):
 def test_options_that_cannot_apply_are_refused(make_checkpoint):
     folder = make_checkpoint("causal")
     for options, message in (
-        ({"revision": "main"}, "no revisions"),
+        ({"revision": "main"}, "has no revision 'main'"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"bos": "perhaps"}, "unknown policy"),
         ({"max_length": 65}, "not in 1..64"),
@@ -181,7 +174,7 @@ def test_options_that_cannot_apply_are_refused(make_checkpoint):
         open_checkpoint(str(folder), OpenOptions(device="abacus"))
 
 
-def test_a_hub_id_that_cannot_be_had_offline_says_so():
+def test_an_unknown_hub_id_is_refused_offline():
     with pytest.raises(CheckpointError, match="hub"):
         opened("nobody/nothing")
 
@@ -200,14 +193,14 @@ def test_folders_and_globs_expand_by_words_seen(tmp_path, make_checkpoint):
         expand_refs([str(tmp_path / "nothing*")])
 
 
-def test_texts_that_do_not_fit_are_told_and_never_cut(make_checkpoint):
+def test_texts_that_do_not_fit_are_reported_and_never_cut(make_checkpoint):
     model = opened(make_checkpoint("causal"), max_length=8)
     found = model.encode(["the cat", "the cat sees " * 10], [None, None], "causal")
     assert found.too_long.tolist() == [False, True]
     assert [e.text_index.tolist() for e in found.batches] == [[0]]
 
 
-def test_a_bos_spelled_out_in_the_text_is_not_doubled(make_checkpoint):
+def test_a_bos_that_the_text_contains_is_not_doubled(make_checkpoint):
     model = opened(make_checkpoint("causal", adds=False))
     plain, spelled = (
         model.encode(["the cat"], [None], "causal"),
@@ -234,11 +227,11 @@ def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
         ("num_attention_heads", 3, "cannot"),
         ("dtype", "float99", "cannot"),
         ("hidden_act", "foo", "cannot load the weights: KeyError: 'foo'"),
-        ("architectures", [3], "no list of class names"),
-        ("architectures", "LlamaForCausalLM", "no list of class names"),
+        ("architectures", [3], "not a list of class names"),
+        ("architectures", "LlamaForCausalLM", "not a list of class names"),
     ],
 )
-def test_a_value_in_the_configuration_that_cannot_be_is_named(copy, field, value, message):
+def test_an_invalid_value_of_config_json_is_named(copy, field, value, message):
     folder = copy("causal")
     config = json.loads((folder / "config.json").read_text()) | {field: value}
     (folder / "config.json").write_text(json.dumps(config))
@@ -257,11 +250,11 @@ def test_a_configured_flash_attention_is_ignored(copy):
     assert opened(folder).metadata["weights"] == before
 
 
-def test_a_length_limit_that_is_no_number_is_named(copy):
+def test_a_length_limit_that_is_not_a_number_is_named(copy):
     folder = copy("causal")
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {
         "model_max_length": "64"
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="is '64', no number"):
+    with pytest.raises(CheckpointError, match="is '64', not a number"):
         opened(folder)

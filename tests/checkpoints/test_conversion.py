@@ -219,8 +219,8 @@ def test_a_gpt_bert_is_read_as_mntp_whatever_its_wrapper_is_called(tmp_path, wra
     assert opened.methods[:3] == ["mntp", "causal", "fused"]
 
 
-def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
-    state, said = gpt_layout(weights_for("gpt")[0]), {}
+def test_the_epsilon_comes_from_config_and_doctor_shows_it(tmp_path):
+    state, descriptions = gpt_layout(weights_for("gpt")[0]), {}
     for eps in (1e-5, 1e-7, None):
         folder = saved(tmp_path / str(eps), state, GPT)
         config = CONFIG | {"layer_norm_eps": eps}
@@ -229,10 +229,11 @@ def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
         )
         opened = open_checkpoint(str(folder))
         assert opened.engine.model.config.layer_norm_eps == (eps or 1e-5)
-        said[eps] = opened.doctor_facts()["original_layout"].partition("layer_norm_eps ")[2]
-    assert said[1e-5] == "1e-05 (config.json)"
-    assert said[1e-7] == "1e-07 (config.json; the authors trained with 1e-05)"
-    assert said[None] == "1e-05 (not in config.json, as the authors trained)"
+        layout = opened.describe_for_doctor()["original_layout"]
+        descriptions[eps] = layout.partition("layer_norm_eps ")[2]
+    assert descriptions[1e-5] == "1e-05 (config.json)"
+    assert descriptions[1e-7] == "1e-07 (config.json; the authors trained with 1e-05)"
+    assert descriptions[None] == "1e-05 (not in config.json, as the authors trained)"
 
 
 def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
@@ -293,7 +294,7 @@ BY_HALF = [
     "text",
     [*PER_HEAD, *BY_HALF, "value, gate = x.chunk(2, dim=-1)", PER_HEAD[0] + "\n" + BY_HALF[0]],
 )
-def test_positions_are_read_from_code_or_asked_for(tmp_path, text):
+def test_position_traits_come_from_code_or_the_option(tmp_path, text):
     folder = saved(tmp_path / "code", ltg_layout(weights_for("")[0]), LTG)
     (folder / "modeling_ltgbert.py").write_text(text)
     if (text in PER_HEAD) == (text in BY_HALF):
@@ -312,9 +313,9 @@ def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
     opened = open_checkpoint(str(folder))
     logits = opened.engine.model(torch.tensor([[1, 9, 4, 2]])).logits
     assert logits[..., :7].isneginf().all() and logits[..., 7:].isfinite().all()
-    assert "ids 0 to 6 are never predicted" in opened.doctor_facts()["original_layout"]
+    assert "ids 0 to 6 are never predicted" in opened.describe_for_doctor()["original_layout"]
     (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[mask] = float('-inf')\n")
-    with pytest.raises(CheckpointError, match="never predicts some ids, by a rule unknown here"):
+    with pytest.raises(CheckpointError, match="never predicts some ids, by an unknown rule"):
         open_checkpoint(str(folder))
     norbert = LTG | {"architectures": ["NorbertForMaskedLM"], "per_head_positions": False}
     (folder / "config.json").write_text(json.dumps(CONFIG | norbert))
@@ -350,7 +351,7 @@ def test_an_original_layout_must_fit_the_files(tmp_path):
 
 def test_an_original_layout_is_refused_elsewhere(make_checkpoint):
     with pytest.raises(
-        UsageError, match=r"says nothing about .*: it is not in a layout of LTG-BERT or ELC-BERT"
+        UsageError, match=r"does not apply to .*: it is not in a layout of LTG-BERT or ELC-BERT"
     ):
         open_checkpoint(str(make_checkpoint("masked")), OpenOptions(original_layout="ltg-bert-bnc"))
 
@@ -364,7 +365,7 @@ def test_the_layout_is_part_of_the_content_key(tmp_path):
     assert keys[0] != keys[1]
 
 
-def test_variants_that_nothing_tells_apart_are_asked_for(tmp_path):
+def test_indistinguishable_variants_need_the_option(tmp_path):
     folder = saved(tmp_path / "m", ltg_layout(weights_for("zero")[0]), LTG)
     with pytest.raises(
         CheckpointError, match=r"zero and normalized(.|\n)*--original-layout elc-bert-zero"
@@ -418,7 +419,7 @@ def test_unused_weights_and_empty_parameters_are_named(tmp_path, name):
         ("num_attention_heads", 5, "num_attention_heads"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_named(tmp_path, key, value, message):
+def test_an_invalid_configuration_is_named(tmp_path, key, value, message):
     folder = saved(tmp_path / "bad", ltg_layout(weights_for("")[0]), LTG)
     config = CONFIG | LTG | {key: value}
     (folder / "config.json").write_text(
@@ -460,7 +461,10 @@ def test_null_in_a_configuration_means_not_given(tmp_path):
         ("classifier_dropout", "layer_norm_eps", "per_head_positions", "layer_mix")
     )
     folder = saved(tmp_path / "null", ltg_layout(weights_for("")[0]), LTG | nulls)
-    assert "not in config.json" in open_checkpoint(str(folder)).doctor_facts()["original_layout"]
+    assert (
+        "not in config.json"
+        in open_checkpoint(str(folder)).describe_for_doctor()["original_layout"]
+    )
 
 
 @pytest.mark.parametrize("mix", ["", "base", "zero", "normalized", "weighted_output"])

@@ -1,6 +1,4 @@
-"""Checkpoints that were trained both ways: read in either direction, asked what their card says,
-and nothing else.
-"""
+"""Checkpoints that were trained with both attentions, and the training metadata in config.json."""
 
 from __future__ import annotations
 
@@ -17,7 +15,12 @@ from tiny_models import train_tokenizer
 from antlm_bench import score
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
-from antlm_bench.checkpoints import TRAINING_KEY, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import (
+    TRAINING_KEY,
+    OpenOptions,
+    forward_trials,
+    open_checkpoint,
+)
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
@@ -40,9 +43,9 @@ TEXTS = [
 ]
 
 
-def saved(folder: Path, model: Any, card: Any = None) -> Path:
-    if card is not None:
-        setattr(model.config, TRAINING_KEY, card)
+def saved(folder: Path, model: Any, training: Any = None) -> Path:
+    if training is not None:
+        setattr(model.config, TRAINING_KEY, training)
     model.save_pretrained(folder)
     train_tokenizer("causal", adds=True).save_pretrained(folder)
     return folder
@@ -61,7 +64,7 @@ def scores(folder: Path, name: str) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(params=HYBRIDS)
 def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
-    """The same weights as a hybrid with its card, as a masked LM without, and as a causal LM."""
+    """The same weights as a hybrid with training metadata, a masked LM and a causal LM."""
     config, masked, causal = HYBRIDS[request.param]
     torch.manual_seed(3)
     model = masked(config(**SHAPE)).eval()
@@ -99,16 +102,14 @@ def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
     assert np.allclose(scores(folders["hybrid"], "causal"), by_hand, rtol=0, atol=1e-4)
 
 
-def test_without_a_card_an_encoder_is_not_scored_causally(
+def test_a_masked_model_without_metadata_is_not_scored_causally(
     folders: dict[str, Path],
 ) -> None:
     with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         scores(folders["plain"], "causal")
 
 
-def test_a_causal_model_of_ours_is_not_asked_for_hidden_tokens(
-    make_checkpoint: Any, tmp_path: Path
-) -> None:
+def test_a_causal_model_of_ours_has_no_masked_method(make_checkpoint: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "ours")
     assert "mlm" in open_checkpoint(str(folder)).methods, (
         "a foreign one with a mask token might be a hybrid"
@@ -120,9 +121,7 @@ def test_a_causal_model_of_ours_is_not_asked_for_hidden_tokens(
     assert open_checkpoint(str(folder)).methods == ["causal"]
 
 
-def test_the_card_orders_the_methods_and_all_means_those(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_training_metadata_orders_the_methods(folders: dict[str, Path], tmp_path: Path) -> None:
     assert open_checkpoint(str(folders["hybrid"])).methods[:2] == ["mlm", "causal"]
     [run] = score(folders["hybrid"], "nano", limit=1, out=tmp_path / "default", device="cpu")
     assert [cell.method for cell in run] == ["mlm"]
@@ -133,44 +132,59 @@ def test_the_card_orders_the_methods_and_all_means_those(
 
 
 @pytest.mark.parametrize(
-    "card", ["yes", {"attends": ["sideways"], "methods": ["guess"]}, {"attends": None}]
+    "training", ["yes", {"attends": ["sideways"], "methods": ["guess"]}, {"attends": None}]
 )
-def test_a_card_of_somebody_else_changes_nothing(
-    make_checkpoint: Any, tmp_path: Path, card: Any
+def test_foreign_training_metadata_changes_nothing(
+    make_checkpoint: Any, tmp_path: Path, training: Any
 ) -> None:
     folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "theirs")
     before = open_checkpoint(str(folder)).methods
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {TRAINING_KEY: card}))
+    (folder / "config.json").write_text(json.dumps(config | {TRAINING_KEY: training}))
     assert open_checkpoint(str(folder)).methods == before
 
 
-def test_main_is_called_by_the_folder_around_it(make_checkpoint: Any, tmp_path: Path) -> None:
+def test_a_folder_named_main_gets_its_parents_name(make_checkpoint: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "babyllama" / "main")
     assert open_checkpoint(str(folder)).name == "babyllama"
 
 
-def test_an_option_that_cannot_be_is_no_checkpoints_failure(
-    make_checkpoint: Any, tmp_path: Path
-) -> None:
+def test_an_invalid_option_is_a_usage_error(make_checkpoint: Any, tmp_path: Path) -> None:
     for name in ("chck_1M", "chck_2M"):
         shutil.copytree(make_checkpoint("causal"), tmp_path / "sweep" / name)
     with pytest.raises(UsageError, match="unknown device"):
         score(tmp_path / "sweep", "nano", limit=1, out=tmp_path / "out", device="abacus")
 
 
-def test_words_seen_are_those_of_the_card(tmp_path: Path) -> None:
+def test_words_seen_come_from_training_metadata(tmp_path: Path) -> None:
     """Learning curves are drawn over them; what else a foreign configuration says under that key is
     nobody's.
     """
     model = LtgBertForMaskedLM(LtgBertConfig(**SHAPE))
-    for card, seen in (
+    for training, words_seen in (
         ({**BOTH, "words_seen": 250_000}, 250_000),
         ({"words_seen": "many"}, None),
         (None, None),
     ):
-        folder = saved(tmp_path / f"{seen}-{bool(card)}", LtgBertForMaskedLM(model.config), card)
-        assert (
-            open_checkpoint(str(folder), OpenOptions(device="cpu")).metadata.get("words_seen")
-            == seen
-        )
+        name = f"{words_seen}-{bool(training)}"
+        folder = saved(tmp_path / name, LtgBertForMaskedLM(model.config), training)
+        checkpoint = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+        assert checkpoint.metadata.get("words_seen") == words_seen
+
+
+def test_attention_masks_are_tried_on_the_device_of_the_model() -> None:
+    devices = []
+
+    class MetaModel:
+        config = LtgBertConfig(**SHAPE)
+        device = torch.device("meta")
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+        def base_model(self, input_ids: Any, attention_mask: Any = None) -> tuple[torch.Tensor]:
+            devices.extend([] if attention_mask is None else [attention_mask.device.type])
+            return (torch.zeros(2, input_ids.shape[1], 1),)
+
+    forward_trials.obeys_attention_masks(MetaModel(), "full")
+    assert devices == ["meta", "meta"]

@@ -1,6 +1,4 @@
-"""The longest row of a model is found from its position table, whatever the architecture is
-called.
-"""
+"""The maximum length of a model's rows is found from its position table."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ import pytest
 import torch
 from tiny_models import build_model
 
-from antlm_bench.checkpoints.positions import position_limit
-from antlm_bench.checkpoints.pretrained import resolve_max_length
+from antlm_bench.checkpoints.max_length import position_limit, resolve_max_length
 
 PAD = 3  # RoBERTa's positions begin after it
 FAMILIES = {
@@ -63,7 +60,7 @@ def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> Non
     assert accepts(model, limit) and not accepts(model, limit + 1)
 
 
-def test_without_a_table_the_configured_length_counts() -> None:
+def test_without_a_table_the_configured_length_is_the_limit() -> None:
     llama = build_model("causal", 0, max_position_embeddings=40)
     assert position_limit(llama) == 40 and accepts(llama, 41)
     bloom = build_model(
@@ -73,10 +70,10 @@ def test_without_a_table_the_configured_length_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "limit"), [(10**30, 37), (512, 37), (514, 37), (20, 20), (20.0, 20), (None, 37)]
+    ("declared", "limit"), [(10**30, 37), (512, 37), (514, 37), (20, 20), (20.0, 20), (None, 37)]
 )
-def test_the_shorter_of_tokenizer_and_model_is_the_limit(said: object, limit: int) -> None:
+def test_the_shorter_of_tokenizer_and_model_is_the_limit(declared: object, limit: int) -> None:
     model = build_model(
         "masked", 0, "RobertaForMaskedLM", max_position_embeddings=40, pad_token_id=2
     )
-    assert resolve_max_length(model, SimpleNamespace(model_max_length=said), None) == limit
+    assert resolve_max_length(model, SimpleNamespace(model_max_length=declared), None) == limit

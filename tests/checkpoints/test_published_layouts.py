@@ -1,6 +1,4 @@
-"""Every checkpoint of `cases/original`: our logits and scores against what the authors' own code
-computed.
-"""
+"""Every checkpoint of `cases/original`: our logits and scores equal those of the authors' code."""
 
 from __future__ import annotations
 
@@ -64,8 +62,8 @@ def attended(segments_or_mask, causal):
 
 def converted(folder):
     """The checkpoint as our architecture, with nothing of the engine."""
-    found = conversion.detect_original(folder, OpenOptions(original_layout=LAYOUTS[folder.name]))
-    return found.build_model("masked", found.build_config())
+    original = conversion.detect_original(folder, OpenOptions(original_layout=LAYOUTS[folder.name]))
+    return original.build_model("masked", original.build_config())
 
 
 def recorded_logits(model, expected, key):
@@ -176,14 +174,14 @@ def closed_by_eos(folder, copy):
 
 
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout])
-def test_what_nothing_tells_apart_is_refused_with_the_option(original, name):
+def test_indistinguishable_layouts_need_the_option(original, name):
     family = "ltg-bert" if name.startswith("ltg") else "elc-bert"
     with pytest.raises(CheckpointError, match=f"--original-layout (NAME with one of )?{family}"):
         open_checkpoint(str(original / "checkpoints" / name), OpenOptions(device="cpu"))
 
 
 @pytest.mark.parametrize("bucket_index", [ltg_index, gpt_index])
-def test_position_buckets_are_the_authors_for_odd_counts_too(original, bucket_index):
+def test_position_buckets_equal_the_authors_for_odd_counts(original, bucket_index):
     record = json.loads((original / "training" / "position_buckets.json").read_text())
     cases = [case for case in record.values() if isinstance(case, dict)]
     assert {case["buckets"] % 2 for case in cases} == {0, 1}

@@ -1,6 +1,4 @@
-"""The self-test of a checkpoint: positions, causality, side effects and broken shortcuts are found
-on opening.
-"""
+"""The self-test and the trial forwards: positions, causality, side effects, broken shortcuts."""
 
 from __future__ import annotations
 
@@ -179,7 +177,7 @@ def test_texts_beyond_the_original_length_run_by_prefix(make_checkpoint):
     folder = make_checkpoint("causal", rope_parameters=LONGROPE)
     model, long = opened(folder), ["the cat sees " * 9, "the dog sees the old house " * 4]
     found = self_test.run_self_test(model, long)
-    assert "one row per text" in found.disabled and found.largest_difference < 1e-3
+    assert "one row per text" in found.disabled_shortcuts and found.largest_difference < 1e-3
     np.testing.assert_allclose(
         scores(model, "causal", long), plain(folder, "causal", long), rtol=1e-5, atol=1e-3
     )
@@ -207,7 +205,7 @@ def test_a_forward_that_changes_the_model_is_undone(make_checkpoint):
         )
 
 
-def test_state_is_put_back_whatever_changed():
+def test_the_state_of_a_model_is_restored():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = ModelState.capture(model)
     first = model[0]
@@ -247,7 +245,7 @@ def wrong_packing(monkeypatch):
 @pytest.mark.parametrize(
     ("break_it", "name"), [(wrong_norm, CPU_KERNELS), (wrong_packing, "packed rows")]
 )
-def test_a_broken_shortcut_is_turned_off_and_said(make_checkpoint, monkeypatch, break_it, name):
+def test_a_broken_shortcut_is_turned_off_and_recorded(make_checkpoint, monkeypatch, break_it, name):
     folder = make_checkpoint("causal")
     assert opened(folder).metadata["self_test"]["disabled"] == []
     break_it(monkeypatch)
@@ -294,7 +292,7 @@ def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
     assert bits * np.log(2) == pytest.approx(-plain(folder, "causal", [text])[0], rel=1e-5)
 
 
-def test_a_model_with_tensors_in_its_attributes_is_remembered():
+def test_tensors_in_attributes_of_a_model_are_restored():
     model = torch.nn.Linear(2, 2)
     model.cache, model.nothing = (torch.ones(2), torch.ones(3)), float("nan")
     before = ModelState.capture(model)

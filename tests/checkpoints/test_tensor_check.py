@@ -1,6 +1,4 @@
-"""Which tensors may be left over or absent when a checkpoint is opened: published shapes pass,
-other models do not.
-"""
+"""Unused and missing tensors: published files open, files of another model are refused."""
 
 from __future__ import annotations
 
@@ -152,7 +150,7 @@ REFUSED = [
     (
         biases_switched_off,
         r"does not use 8 tensors \(model\.layers\.0\.self_attn\.k_proj\.bias",
-        "switches off biases",
+        "turns off biases",
     ),
     (
         name_of_a_head_inside_a_layer,
@@ -198,7 +196,7 @@ def test_names_that_the_library_ignores_do_not_hide_weights(build):
         opened(folder)
 
 
-def test_positions_that_the_configuration_wants_are_no_leftovers(build):
+def test_configured_absolute_positions_are_not_harmless(build):
     folder = build("DebertaV2ForMaskedLM", position_biased_input=True)
     edit_config(folder, position_biased_input=False)
     assert opened(folder).kind == "masked"  # as Microsoft's own files are
@@ -262,7 +260,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize(("architecture", "config", "message", "hint"), SENTENCES)
-def test_what_cannot_be_scored_gets_its_own_sentence(build, architecture, config, message, hint):
+def test_the_message_says_why_a_model_cannot_be_scored(build, architecture, config, message, hint):
     with pytest.raises(CheckpointError, match=message) as refused:
         opened(build(architecture, **config))
     assert hint in refused.value.hint
@@ -332,7 +330,7 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
     assert math.isclose(prediction.scores[0], sum(steps), abs_tol=1e-4)
 
 
-def test_a_learned_buffer_that_no_file_gives_is_missing():
+def test_a_learned_buffer_that_no_file_holds_is_missing():
     """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no
     file.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from antlm_bench.checkpoints.loader import Checkpoint
+from antlm_bench.checkpoints import Checkpoint
 
 NOUNS = ["cat", "dog", "boy", "girl", "house"]
 ADJECTIVES = ["old", "small", "near", "every"]

@@ -126,7 +126,7 @@ def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
      ({"limit_train": {"": 100}}, True),
      ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
 )  # fmt: skip
-def test_what_a_number_depends_on_is_in_its_key(
+def test_settings_that_move_a_score_are_in_the_key(
     run_finetune: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
 ) -> None:
     run_finetune(seeds=[1])
@@ -154,7 +154,7 @@ def test_stopped_between_two_seeds_it_continues(
     assert [seed for _, seed, _ in trained] == [2]
 
 
-def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
+def test_a_failed_cell_is_reported_after_the_others(
     run_finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.finetune
@@ -210,7 +210,7 @@ def test_a_hybrid_is_finetuned_with_one_attention_or_both(
     }
 
 
-def test_the_table_says_seeds_majority_and_what_collapsed(run_finetune: Callable[..., Any]) -> None:
+def test_the_table_shows_seeds_majority_and_collapses(run_finetune: Callable[..., Any]) -> None:
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
     """
@@ -250,10 +250,10 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_an_attention_that_it_does_not_have_is_refused(
+def test_an_unavailable_attention_is_refused(
     run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         run_finetune(make_checkpoint(mask=False), attentions=["full"])
 
 
@@ -290,7 +290,7 @@ def argv(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Ite
     ]
 
 
-def test_the_verb_prints_a_row_per_task(
+def test_the_command_prints_a_row_per_task(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 0
@@ -298,7 +298,7 @@ def test_the_verb_prints_a_row_per_task(
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
-def test_a_limit_is_of_every_task_or_of_one(
+def test_a_limit_applies_to_every_task_or_to_one(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0

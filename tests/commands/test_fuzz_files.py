@@ -20,7 +20,7 @@ from score_helpers import make_agreement_rows
 from tiny_models import train_tokenizer
 
 from antlm_bench import runs, score
-from antlm_bench.checkpoints.loader import Checkpoint
+from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import BenchError, DataError, DeclarationError
 from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.suites import loader

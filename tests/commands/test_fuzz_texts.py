@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import train_tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
 
-from antlm_bench.checkpoints import OpenOptions, open_checkpoint
-from antlm_bench.checkpoints.loader import Checkpoint
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError, CheckpointError, DataError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import METHODS

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from tiny_models import WORDS, train_tokenizer
 
-from antlm_bench.checkpoints.backbone import Backbone
+from antlm_bench.checkpoints import Backbone
 from antlm_bench.scoring.text import build_specials
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example

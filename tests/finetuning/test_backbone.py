@@ -1,4 +1,4 @@
-"""A backbone has the facts of a scored checkpoint, and can be trained."""
+"""A backbone has the metadata of a scored checkpoint, and can be trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from antlm_bench.finetuning.loop import FinetuneSettings, finetune
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_a_body_is_described_as_the_scored_checkpoint_is(make_checkpoint, kind):
+def test_a_backbone_has_the_metadata_of_the_scored_checkpoint(make_checkpoint, kind):
     folder = str(make_checkpoint(kind, mask=kind == "masked"))
     body, scored = open_backbone(folder), open_checkpoint(folder)
     of_the_engine = {"shortcuts", "self_test"}  # finetuning uses the library's own layers
@@ -43,7 +43,7 @@ def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, ki
     assert body.model.config._attn_implementation == "sdpa" and body.model.dtype == torch.float32
 
 
-def test_a_hybrids_card_opens_both_attentions(tmp_path):
+def test_training_metadata_opens_both_attentions(tmp_path):
     model = build_ltg_model("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
     setattr(
         model.config, TRAINING_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]}

@@ -85,7 +85,7 @@ def test_the_pair_template_goes_before_the_separator_token(template, between):
 
 @pytest.mark.parametrize("eos", [False, True])
 @pytest.mark.parametrize("attention", ["causal", "full"])
-def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
+def test_pairs_have_the_special_tokens_of_our_tokenizers(eos, attention):
     """Else a checkpoint of ours would be finetuned on other rows here than by the official code."""
     corpus = CorpusSpec(document="file", eos=eos)
     tokenizer = train_tokenizer(
@@ -106,14 +106,14 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     assert ours.ids[0].tolist().count(2 if eos else 1) == 2
 
 
-def test_without_separator_and_eos_a_line_end_stands_between():
+def test_without_separator_and_eos_a_line_end_separates():
     body = make_backbone(build_model("causal", 0), "causal", adds=False)
     assert resolve_special_tokens(body, "causal").between == (body.tokenizer.eos_token_id,)
     body.tokenizer.eos_token = None
     assert body.tokenizer.decode(resolve_special_tokens(body, "causal").between).strip(" ") == "\n"
 
 
-def test_a_text_too_long_is_cut_counted_and_its_characters_told(masked):
+def test_a_long_text_is_cut_and_its_characters_are_counted(masked):
     long = Example("e", "the cat sees " * 20, "a dog", 0)
     rows = encode_examples(masked, "full", [long, Example("f", "the cat", "a dog", 1)], 16)
     assert rows.truncated.tolist() == [True, False]
@@ -156,7 +156,7 @@ def test_every_paragraph_is_tokenised_once(masked, monkeypatch):
     assert len(bulk) == 1 and len(bulk[0]) == len(set(bulk[0])) == 6
 
 
-def test_what_cannot_be_a_row_is_said(masked):
+def test_a_text_that_cannot_be_a_row_is_refused(masked):
     with pytest.raises(UsageError, match="no room for text"):
         encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 4)
     with pytest.raises(DataError, match="no token") as error:
@@ -164,7 +164,7 @@ def test_what_cannot_be_a_row_is_said(masked):
     assert error.value.location == "empty_7"
 
 
-def test_what_a_tokenizer_does_not_know_is_flagged_per_example(masked):
+def test_unknown_tokens_are_flagged_per_example(masked):
     losing, unknowing = (
         replace(masked, tokenizer=small_tokenizers.train_gemma_like()),
         replace(masked, tokenizer=small_tokenizers.build_unigram()),

@@ -103,9 +103,9 @@ def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
         CPU,
     )
     model = build_classifier(body, way, pooling, 3, 0.0, 0).eval()
-    assert model.narrows_last_layer
+    assert model.last_layer_is_narrow
     result = []
-    for model.narrows_last_layer in (True, False):
+    for model.last_layer_is_narrow in (True, False):
         model.zero_grad()
         batch = model(rows)
         batch.square().sum().backward()
@@ -119,10 +119,10 @@ def test_a_feed_forward_that_must_see_everything_is_left_whole():
     """Of the mean, or in a layer that is passed twice."""
     assert not build_classifier(
         backbone_named("llama"), "causal", "mean", 2, 0.0, 0
-    ).narrows_last_layer
+    ).last_layer_is_narrow
     twice = backbone_named("llama")
     twice.model.layers[0] = twice.model.layers[-1]
-    assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).narrows_last_layer
+    assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).last_layer_is_narrow
 
 
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])
@@ -148,7 +148,7 @@ def _row(ids: torch.Tensor):
 
 
 @pytest.mark.parametrize(("name", "attention"), BOTH)
-def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
+def test_a_hybrid_equals_its_backbone_on_one_row(name, attention):
     """Against the body's plain forward under an explicit 4-D mask."""
     body = backbone_named(name, both=True)
     ids = torch.arange(5, 15)[None]
@@ -176,7 +176,7 @@ def test_pooling_follows_from_attention_and_tokenizer():
     assert resolve_pooling(bare, "full", "auto") == "mean"
 
 
-def test_the_head_is_the_one_that_is_described():
+def test_the_head_has_the_documented_layers():
     head, x = ClassificationHead(8, 3, 0.5, seed=4).eval(), torch.randn(5, 8)
     plain = functional.layer_norm(x, (8,)) @ head[1].weight.T + head[1].bias
     plain = functional.layer_norm(functional.gelu(plain), (8,)) @ head[5].weight.T + head[5].bias
@@ -209,7 +209,7 @@ def test_low_rank_training_changes_only_adapters_and_head(name):
     assert all(torch.equal(p, after[n]) for n, p in body.model.named_parameters())
 
 
-def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
+def test_lora_without_peft_names_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UsageError, match="pip install"):
         build_classifier(backbone_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)

@@ -234,7 +234,7 @@ def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
         torch.testing.assert_close(added[name], slope, atol=1e-6, rtol=1e-4)
 
 
-def test_dropout_is_there(masked):
+def test_dropout_is_active_in_training(masked):
     assert gradients(masked, "full", 60)[0] != pytest.approx(
         gradients(masked, "full", 60, dropout=0.0)[0], abs=1e-6
     )
@@ -295,7 +295,7 @@ def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
     assert outcome.history["best"] == 0
 
 
-def test_a_constant_prediction_is_told(causal):
+def test_a_constant_prediction_gets_a_warning(causal):
     outcome = finetune(causal, make_task(60, 20, lr=1e-12, epochs=1), 1, "causal", CPU)
     assert outcome.history["collapsed"]
 
@@ -310,7 +310,7 @@ def test_the_callback_receives_every_update_and_epoch(causal):
     assert history["updates"] == 6
 
 
-def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
+def test_out_of_memory_is_a_training_error_with_a_hint(causal, monkeypatch):
     def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -319,8 +319,8 @@ def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
         finetune(causal, make_task(40, 10), 1, "causal", CPU)
 
 
-def test_bad_wishes_are_errors(causal, masked):
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+def test_invalid_options_are_refused(causal, masked):
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         finetune(causal, make_task(), 1, "full", CPU)
     with pytest.raises(UsageError, match="nothing but itself"):
         finetune(causal, make_task(), 1, "causal", replace(CPU, pooling="first"))
@@ -348,7 +348,7 @@ def test_a_split_holds_its_share_of_every_class(gold, share, seed):
     assert split_examples(examples, share, seed) == (train, held)
 
 
-def test_groups_stay_on_one_side_and_seeds_split_differently():
+def test_groups_stay_together_and_seeds_split_differently():
     examples = [replace(make_example(i), group=f"p{i // 7}") for i in range(400)]
     train, held = split_examples(examples, 0.2, 1)
     assert not {e.group for e in train} & {e.group for e in held}
@@ -402,5 +402,5 @@ def test_the_learning_rate_warms_up_and_comes_down(schedule, floor, expected):
     assert [loop.learning_rate(spec, done, 10) for done in range(10)] == pytest.approx(expected)
 
 
-def test_padding_is_an_id_that_the_body_knows(masked):
+def test_the_padding_id_has_an_embedding(masked):
     assert resolve_pad_id(masked) == 0

@@ -196,8 +196,8 @@ def test_features_that_are_not_finite_are_an_error() -> None:
         fit_frozen(backbone, make_task(60, 20), 1, "causal", CPU)
 
 
-def test_an_attention_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+def test_an_unavailable_attention_is_refused() -> None:
+    with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         fit_frozen(toy_backbone(), make_task(60, 20), 1, "full", CPU)
 
 
@@ -248,7 +248,7 @@ def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     assert rows["frozen-causal"].num_seeds == 1 and rows["frozen-causal"].sd is None
 
 
-def test_a_report_shows_frozen_in_a_column_of_its_own(run_frozen: Any) -> None:
+def test_a_report_has_a_separate_column_for_frozen(run_frozen: Any) -> None:
     run_frozen(frozen=False, seeds=[1, 2], changes=["epochs=1", "batch=64"])
     result = run_frozen()
     by_method = {column.method: column for column in report.build_report([result.path]).columns}

@@ -21,7 +21,7 @@ def states(heads: int, seed: int = 0, rows: int = 2, t: int = 7):
     ("causal", "mask"), [(True, None), (False, None), (False, "bool"), (False, "added")]
 )
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_with_next_to_no_dropout_it_is_the_library_s_attention(causal, mask, kv_heads):
+def test_with_tiny_dropout_attention_equals_the_library(causal, mask, kv_heads):
     q, k, v = states(4), states(kv_heads, 1), states(kv_heads, 2)
     hidden = torch.ones(2, 1, 7, 7, dtype=torch.bool)
     hidden[1, ..., 5:] = False
@@ -74,7 +74,7 @@ def test_a_text_drops_the_same_however_far_it_is_padded():
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_a_model_whose_dropout_is_keyed_answers_as_before(kind):
+def test_keyed_dropout_does_not_change_evaluation(kind):
     model = build_model(kind, 0).base_model
     ids, mask = torch.arange(5, 25).view(2, 10), torch.ones(2, 10, dtype=torch.bool)
     mask[1, 6:] = False

@@ -348,7 +348,7 @@ def test_rows_need_room_for_text():
         encode_with_tokenizer(backbone_named("masked"), [Example("e", "the cat", "", 0)], 2)
 
 
-def test_texts_keep_their_white_space_only_under_the_law():
+def test_texts_keep_white_space_only_in_the_official_recipe():
     spec = TaskSpec(metric="accuracy", classes=("a", "b"), first="{text}", train="t", valid="v")
     record = {"text": " the cat ", "label": 1}
     result = [
@@ -362,7 +362,7 @@ def test_texts_keep_their_white_space_only_under_the_law():
 
 
 @pytest.mark.parametrize("suite", ["glue-2024", "glue-2025", "glue", "superglue"])
-def test_the_preset_declares_every_law_and_number(suite):
+def test_the_preset_declares_every_rule_and_number(suite):
     spec = read_declaration_file(find_declaration("tasks", suite))
     numbers = {
         "lr": 3e-5,
@@ -395,7 +395,7 @@ def test_the_preset_declares_every_law_and_number(suite):
         } == PIPELINE_DEFAULTS
 
 
-def test_the_key_of_a_cell_with_our_laws_is_as_it_was():
+def test_the_key_of_a_cell_with_our_rules_is_unchanged():
     """Before there were laws, a key held these fields; those of finished cells must stay valid."""
     spec = TrainingSpec(**TRAINING_SETTINGS)
     assert list(spec.settings_for_key()) == [

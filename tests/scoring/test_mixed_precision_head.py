@@ -11,8 +11,7 @@ import pytest
 import torch
 from test_cpu_kernels import made
 
-from antlm_bench.checkpoints import open_checkpoint
-from antlm_bench.checkpoints.loader import with_bf16_body
+from antlm_bench.checkpoints import open_checkpoint, with_bf16_body
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine, ForwardConfig, fast_logsumexp
 from antlm_bench.scoring.methods import resolve_method
