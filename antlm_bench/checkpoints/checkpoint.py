@@ -320,7 +320,7 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
         # The body gives bf16 hidden states; the fp32 head needs fp32 input.
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
         model.set_output_embeddings(head)
-    engine = engine_class(model, checkpoint.name, original.forward_config, original.budget)
+    engine = engine_class(model, checkpoint.name, original.forward_config, original.batch_tokens)
     if original.kernels is not None:
         engine.enable_cpu_kernels()
     return replace(checkpoint, engine=engine)
