@@ -130,6 +130,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
 LAZY_IN: dict[str, tuple[str, ...]] = {
     "commands": ("torch", "transformers", "accelerate", "pyarrow"),
     "cli": ("rich", "pydantic"),
+    "metrics": ("sklearn",),
 }
 
 

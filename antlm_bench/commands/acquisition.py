@@ -21,7 +21,7 @@ from antlm_bench.comparison.join import DECISIVE_SETTINGS
 from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import ItemKind, get_metric_spec
-from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
+from antlm_bench.metrics.acquisition import AcquisitionSettings, summarize_acquisition
 from antlm_bench.metrics.surprisal import group_by_word
 from antlm_bench.progress import Progress
 from antlm_bench.results.checkpoint_series import (
@@ -36,8 +36,7 @@ from antlm_bench.runs.layout import content_key
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
-from antlm_bench.suites.acquisition import AcquisitionSpec
-from antlm_bench.suites.reading_times_spec import ChildVocabularySpec
+from antlm_bench.suites.acquisition import AcquisitionSpec, ChildVocabularySpec
 from antlm_bench.suites.task_types import find_task_type, read_declaration_of_type
 from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
@@ -263,14 +262,14 @@ def _build_notes(checkpoint_cells: Sequence[CheckpointCell]) -> list[str]:
     return [f"over {len(checkpoint_cells)} checkpoints, {first} to {last} words", *inherited]
 
 
-def _build_learner(settings: dict[str, Any] | Any) -> AcquisitionCurves:
+def _build_learner(settings: dict[str, Any] | Any) -> AcquisitionSettings:
     words_seen = tuple(int(checkpoint["words"]) for checkpoint in settings["checkpoints"])
     vocabulary, bounded = int(settings["vocabulary"]), bool(settings["bounded"])
-    return AcquisitionCurves(words_seen, vocabulary, settings["chance"], bounded)
+    return AcquisitionSettings(words_seen, vocabulary, settings["chance"], bounded)
 
 
 def _compute_ages(
-    predictions: Sequence[Prediction], learner: AcquisitionCurves, model: str
+    predictions: Sequence[Prediction], learner: AcquisitionSettings, model: str
 ) -> list[float | None]:
     ages = []
     # A curve that does not converge takes seconds.

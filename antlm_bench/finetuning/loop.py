@@ -41,11 +41,7 @@ from antlm_bench.finetuning.data import (
     resolve_pad_id,
 )
 from antlm_bench.finetuning.heads import build_classifier, resolve_pooling
-from antlm_bench.metrics.classification import (
-    ConfusionTotals,
-    collapse_warnings,
-    load_confusion_metric,
-)
+from antlm_bench.metrics.classification import collapse_warnings, load_confusion_metric
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import Attention, Example, Floats, Prediction
 
@@ -428,7 +424,7 @@ def evaluate_selection(metric: str, logprobs: Floats, gold: Int64) -> tuple[floa
     """Return the task's metric and the mean loss in nats. logprobs (n, classes), gold (n,)."""
     confusion = np.zeros((logprobs.shape[1],) * 2)
     np.add.at(confusion, (gold, logprobs.argmax(1)), 1)
-    score = float(load_confusion_metric(metric).compute(ConfusionTotals.from_tables(confusion)))
+    score = load_confusion_metric(metric).score(confusion)
     return score, float(-logprobs[np.arange(len(logprobs)), gold].mean())
 
 

@@ -1,8 +1,7 @@
-"""From predictions to the numbers that get published.
+"""Compute the score of a suite and of its groups, with intervals and flags, from predictions.
 
-Takes predictions (or their table), gives a Summary: the number of a suite and of its groups, with
-intervals and flags. Everything is recomputed from stored predictions; nothing needs a model or the
-texts. `records` says everything about each metric and is light to import.
+`summarize` returns them as a Summary. Scores are recomputed from stored predictions, without a
+model or the texts. `records` describes each metric and is fast to import.
 """
 
 from antlm_bench.metrics.records import (

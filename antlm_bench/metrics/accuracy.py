@@ -2,18 +2,20 @@
 
     accuracy = sum_k w_k mean(credit of the items of group k)
 
-credit is 1 where the right option alone has the best score, 0 where it has not, and by the tie rule
-in between. Groups k are those of `macro` (BLiMP's paradigms), with equal weights within each level;
-without groups it is the mean over items.
+The credit of an item is 1 if only the right option has the best score, 0 if another option is
+better, and depends on the tie rule (`--ties`) if several share the best score. Groups k are those
+of `macro` (BLiMP's paradigms), with equal weights within each level. Without groups, the accuracy
+is the mean over items.
 
 Source: Warstadt et al. 2020 (BLiMP) and every suite of minimal pairs since.
-Corner cases: a tie (`--ties`); two options of one text, which tie by definition; an item that does
-not fit the model, which is wrong; a suite in which nothing varies, whose interval is Wilson's.
+Interval: a bootstrap over the items of each group; Wilson's for a single group, or if the credits
+do not vary within any group.
+Corner cases: two options with the same text tie; an item that does not fit the model is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,36 +37,40 @@ class Accuracy(Metric):
         return gold_credits(table, self.settings.ties, self.settings.reduction)
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        codes, paths = assign_strata(table, macro)
-        weights = statistics.macro_weights(paths)
+        codes, stratum_labels = assign_strata(table, macro)
+        weights = statistics.macro_weights(stratum_labels)
         order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(paths)))[:-1]
+        ends = np.cumsum(np.bincount(codes, minlength=len(stratum_labels)))[:-1]
         flags = table.count_flags()
+        flags_without_ties = table.count_flags(exclude="tie")
 
-        def estimate(credit: Floats, interval: IntervalFunction) -> Estimate:
-            parts = np.split(credit[order], ends)
-            value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
-            if len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
-                interval = statistics.wilson_macro_interval  # nothing to resample: see there
-            return rounded_estimate(value, len(credit), interval(parts, weights), flags)
+        def estimate(
+            credits: Floats, compute_interval: IntervalFunction, flags: Mapping[str, int]
+        ) -> Estimate:
+            strata = np.split(credits[order], ends)
+            value = float(sum(w * s.mean() for w, s in zip(weights, strata, strict=True)))
+            if len(strata) == 1 or all(np.ptp(stratum) == 0 for stratum in strata):
+                compute_interval = statistics.wilson_macro_interval
+            return rounded_estimate(value, len(credits), compute_interval(strata, weights), flags)
 
-        credit = self.per_item(table)
-        headline = estimate(credit, statistics.bootstrap_interval)
-        views = {"closed-form": estimate(credit, statistics.normal_interval)}
-        if len(paths) > 1:
-            parts = np.split(credit[order], ends)
-            means = np.array([part.mean() for part in parts])
+        credits = self.per_item(table)
+        headline = estimate(credits, statistics.bootstrap_interval, flags)
+        views = {"closed-form": estimate(credits, statistics.normal_interval, flags)}
+        if len(stratum_labels) > 1:
+            strata = np.split(credits[order], ends)
+            means = np.array([stratum.mean() for stratum in strata])
             interval = (
                 statistics.clustered_interval(means, weights)
                 if np.ptp(means) > 0
-                else statistics.wilson_macro_interval(parts, weights)
+                else statistics.wilson_macro_interval(strata, weights)
             )
             views["clustered"] = rounded_estimate(headline.value, headline.n, interval, flags)
-        views["micro"] = self.estimate_members(table, np.ones(len(credit), bool))
-        flags.pop("tie", None)  # ties are those of the deciding score
+        views["micro"] = self.estimate_members(table, np.ones(len(credits), bool))
         for reduction in other_reductions(self.settings.reduction):
+            other_credits = gold_credits(table, self.settings.ties, reduction)
+            # The flag "tie" is that of the deciding reduction.
             views[reduction] = estimate(
-                gold_credits(table, self.settings.ties, reduction), statistics.bootstrap_interval
+                other_credits, statistics.bootstrap_interval, flags_without_ties
             )
         return Headline(headline, views)
 
@@ -75,24 +81,24 @@ class Accuracy(Metric):
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
     ) -> Sequence[Estimate]:
         """Return the mean credit of each group, with Wilson's interval."""
-        credit, known, count = self.per_item(table), codes >= 0, len(names)
-        n = np.bincount(codes[known], minlength=count).astype(float)
-        right = np.bincount(codes[known], credit[known], minlength=count).astype(float)
-        low, high = statistics.wilson_interval(right, n)
+        credits, has_group, num_groups = self.per_item(table), codes >= 0, len(names)
+        n = np.bincount(codes[has_group], minlength=num_groups).astype(float)
+        sums = np.bincount(codes[has_group], credits[has_group], minlength=num_groups).astype(float)
+        low, high = statistics.wilson_interval(sums, n)
         flag_counts = {
-            name: np.bincount(codes[known & raised], minlength=count)
+            name: np.bincount(codes[has_group & raised], minlength=num_groups)
             for name, raised in table.flags.items()
         }
         flags = [
             {name: int(counts[g]) for name, counts in flag_counts.items() if counts[g]}
-            for g in range(count)
+            for g in range(num_groups)
         ]
         return [
-            rounded_estimate(right[g] / n[g], int(n[g]), (low[g], high[g]), flags[g])
-            for g in range(count)
+            rounded_estimate(sums[g] / n[g], int(n[g]), (low[g], high[g]), flags[g])
+            for g in range(num_groups)
         ]
 
 
 def other_reductions(reduction: str) -> list[str]:
-    """Return the reductions that are shown beside the one that decides."""
+    """Return all reductions but this one; their results are views."""
     return [other for other in REDUCTIONS if other != reduction]

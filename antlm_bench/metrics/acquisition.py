@@ -2,14 +2,15 @@
 
     r = Pearson(age of the model, age of the children) over the words that have both
 
-The model's age is log10 of the words it had seen when a sigmoid through the word's surprisals at
-several checkpoints is halfway between chance and its minimum; the children's is the month at which
-half of them know the word (statistics.acquisition). Source: BabyLM 2026, after Chang & Bergen 2022.
+The children's age is the month at which half of them know the word. For the model, a sigmoid is
+fitted to the word's surprisals at several checkpoints; its age is log10 of the number of words seen
+where the sigmoid is halfway between chance and its minimum (statistics.acquisition).
+Source: BabyLM 2026, after Chang & Bergen 2022.
 
-The scores of a prediction are log-probabilities of its word in nats, checkpoint by checkpoint,
-equally many for each; its gold is the children's age in months.
+The scores of a prediction are log-probabilities of its word in nats: first those at the first
+checkpoint, then as many at each later one. Its gold is the children's age in months.
 Corner cases: a word without an age is left out; a correlation that is not significant counts as 0
-(BabyLM 2026); with too few words, or equal ages, it is undefined and shown as 0.
+(BabyLM 2026); a correlation of too few words, or of equal ages, is undefined and shown as 0.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ from antlm_bench.types import Estimate, Prediction, Summary
 
 
 @dataclass(frozen=True, slots=True)
-class AcquisitionCurves:
-    """Settings for reading an age of acquisition off a word's curve."""
+class AcquisitionSettings:
+    """Settings that decide a model's age of acquisition."""
 
     words_seen: tuple[int, ...]
     """Words seen by each checkpoint (k,), increasing."""
     vocabulary_size: int
     chance_surprisal: float | None
-    """What surprisal is halfway from, in nats. None = tokens of the word * ln(vocabulary)."""
+    """Surprisal of a word at chance, in nats. None = tokens of the word * ln(vocabulary)."""
     bounded: bool
-    """The sigmoid's parameters are bounded, as in BabyLM 2026 (statistics.acquisition)."""
+    """Whether the sigmoid's parameters are bounded, as in BabyLM 2026 (statistics.acquisition)."""
 
     def age_of_acquisition(self, prediction: Prediction) -> float | None:
-        """Return log10 of the words seen when the model acquired the word; None where its curve has
-        no answer."""
+        """Return log10 of the number of words seen when the model acquired the word.
+
+        None if no sigmoid fits, or it does not rise to that level (statistics.acquisition).
+        """
         surprisal = -np.array(prediction.scores)
         points_per_checkpoint = len(surprisal) // len(self.words_seen)
         words_seen = np.repeat(np.array(self.words_seen, float), points_per_checkpoint)
@@ -62,30 +65,30 @@ def summarize_acquisition(
     method: str,
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Return Pearson's correlation of both ages over the words that have them, with Fisher's
+    """Return Pearson's correlation of both ages over the words that have both, with Fisher's
     interval.
 
-    model_ages: beside the predictions. The headline is 0 where p lies above `significance`, as
-    BabyLM 2026 has it; the interval, and the view `pearson`, stay the correlation's.
+    model_ages: one per prediction. If p > `significance`, the headline is 0, as in BabyLM 2026; its
+    interval and the view `pearson` remain those of the correlation.
     """
     pairs = [
         (age, p.gold) for p, age in zip(predictions, model_ages, strict=True) if age is not None
     ]
-    model, children = np.array(pairs, float).reshape(-1, 2).T
+    model_age, child_age = np.array(pairs, float).reshape(-1, 2).T
     coverage = f"{len(pairs)} of {len(predictions)} words have an age for both"
 
     def estimate(value: float, interval: Interval) -> Estimate:
         return rounded_estimate(value, len(pairs), interval, {}, ACQUISITION.value_range)
 
-    correlation = curves.pearson_correlation(model, children)
+    correlation = curves.pearson_correlation(model_age, child_age)
     if correlation is None:
         headline, views = estimate(0.0, Interval(-1.0, 1.0)), {}
         note = f"correlation undefined (too few words, or all equal): shown as 0; {coverage}"
     else:
         r, p, interval = correlation
-        counts = significance is None or p <= significance
+        is_significant = significance is None or p <= significance
         views = {"pearson": estimate(r, interval)}
-        headline = views["pearson"] if counts else estimate(0.0, interval)
-        outcome = "" if counts else f" counts as 0, since p > {significance:g}"
+        headline = views["pearson"] if is_significant else estimate(0.0, interval)
+        outcome = "" if is_significant else f" counts as 0, since p > {significance:g}"
         note = f"Pearson's r = {r:.3f}{outcome}: p = {p:.2g}, {coverage}"
     return Summary(suite, method, ACQUISITION.name, (), headline, views, (), (*notes, note))

@@ -1,13 +1,13 @@
-"""Bits per byte: the information of documents in bits, divided by how many bytes they have.
+"""Bits per byte: the information content of documents in bits, divided by their bytes.
 
     bits per byte = sum_d -log2 P(d) / sum_d bytes(d)
 
-A ratio of sums, not a mean of ratios, so that a document counts by its length; the size of a
-vocabulary cancels out. Views: byte perplexity, 2 ** (bits per byte), and word perplexity likewise
-with words for bytes. Source: The Pile (Gao et al. 2020) and lm-eval's `bits_per_byte`.
+This is a ratio of sums, not a mean of ratios: long documents count more. Models with different
+vocabularies are comparable. Views: byte perplexity = 2 ** (bits per byte), and word perplexity =
+2 ** (bits per word). Source: The Pile (Gao et al. 2020) and lm-eval's `bits_per_byte`.
 
-Corner cases: documents are resampled whole; their contributions are linearised (Cochran 1977,
-Sampling Techniques, ch. 6); a task that counts no words has no word perplexity.
+The interval resamples whole documents. The contributions of documents are linearised (Cochran 1977,
+Sampling Techniques, ch. 6). Without a count of words there is no word perplexity.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from antlm_bench.metrics.task_metric import task_values
 from antlm_bench.types import Bools, Estimate, Floats
 
 BYTES_COLUMN, WORDS_COLUMN = 0, 1
-"""Columns of `task_values`: the lengths of a document."""
+"""Columns of `PredictionTable.task_values` with the lengths of a document."""
 
 
 class BitsPerByte(Metric):
-    """Information of documents in bits, divided by how many bytes they have."""
+    """Information content of documents in bits, divided by their bytes."""
 
     def per_item(self, table: PredictionTable) -> Floats:
         """Return the linearised contribution (n,) of each document; their mean is the ratio."""
-        bits, size = _bits(table), task_values(table, BYTES_COLUMN)
-        ratio = float(bits.sum() / size.sum())
-        return np.asarray(ratio + (bits - ratio * size) / size.mean())
+        bits, num_bytes = _bits(table), task_values(table, BYTES_COLUMN)
+        ratio = float(bits.sum() / num_bytes.sum())
+        return np.asarray(ratio + (bits - ratio * num_bytes) / num_bytes.mean())
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        del macro  # documents are one text
+        del macro  # documents have no groups
         everything = np.ones(len(table.ids), bool)
         headline = self.estimate_members(table, everything)
         views = {"byte-perplexity": _as_perplexity(headline)}
         if not np.isnan(task_values(table, WORDS_COLUMN)).any():
             per_word = self._bits_per_unit(table, WORDS_COLUMN, everything)
             views["word-perplexity"] = _as_perplexity(per_word)
-        numbers = [f"{name.replace('-', ' ')} {view.value:.6g}" for name, view in views.items()]
-        return Headline(headline, views, (", ".join(numbers),))
+        values = [f"{name.replace('-', ' ')} {view.value:.6g}" for name, view in views.items()]
+        return Headline(headline, views, (", ".join(values),))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self._bits_per_unit(table, BYTES_COLUMN, members)
@@ -55,22 +55,26 @@ class BitsPerByte(Metric):
     def _bits_per_unit(
         self, table: PredictionTable, length_column: int, members: Bools
     ) -> Estimate:
-        """Return bits per unit of length. DataError where the documents have no length."""
-        bits, size = _bits(table)[members], task_values(table, length_column)[members]
-        if not size.sum() > 0:
-            raise DataError("the documents have no length", hint="does the task count bytes?")
+        """Return bits per unit of length. DataError if the lengths do not add up to more than 0."""
+        bits, lengths = _bits(table)[members], task_values(table, length_column)[members]
+        if not lengths.sum() > 0:
+            raise DataError(
+                f"the lengths of the {len(lengths)} documents add up to {lengths.sum():g}",
+                location=f"item {table.ids[int(np.flatnonzero(members)[0])]} and others",
+                hint="the task must count the bytes (words) of each document",
+            )
         return rounded_estimate(
-            float(bits.sum() / size.sum()),
+            float(bits.sum() / lengths.sum()),
             len(bits),
-            statistics.bootstrap_ratio_interval(bits, size),
+            statistics.bootstrap_ratio_interval(bits, lengths),
             table.count_flags(members, exclude="tie"),
             self.spec.value_range,
         )
 
 
 def _as_perplexity(bits: Estimate) -> Estimate:
-    """Return bits per unit as a perplexity: 2 to their power, as are the ends of the interval."""
-    value, low, high = (round(2**number, 12) for number in (bits.value, bits.low, bits.high))
+    """Return bits per unit as a perplexity: 2 ** value, with the bounds of the interval alike."""
+    value, low, high = (round(2**exponent, 12) for exponent in (bits.value, bits.low, bits.high))
     return replace(bits, value=value, low=low, high=high)
 
 

@@ -1,33 +1,35 @@
-"""Metrics of classified texts: accuracy, F1, macro-F1 and Matthews' correlation.
+"""Metrics of classified texts: accuracy, F1, macro-F1 and Matthews' correlation (MCC).
 
-Each is a function of the confusion table of k classes, with TP_c right answers of class c, gold_c
-items of it, answered_c answers of it, and n items:
+All of them are functions of the confusion table, in which n items are counted by gold class
+(rows) and predicted class (columns). With TP_c correct items, gold_c items and predicted_c
+predictions of class c:
 
     accuracy  sum_c TP_c / n
-    f1        2 TP_1 / (gold_1 + answered_1)            class 1 of two; GLUE's MRPC and QQP
-    macro-f1  mean_c of 2 TP_c / (gold_c + answered_c)  over classes that occur at all
-    mcc       (n sum_c TP_c - sum_c gold_c answered_c)
-              / sqrt((n^2 - sum_c answered_c^2) (n^2 - sum_c gold_c^2))     Gorodkin 2004
+    f1        2 TP_1 / (gold_1 + predicted_1)            class 1 of two; GLUE's MRPC and QQP
+    macro-f1  mean_c of 2 TP_c / (gold_c + predicted_c)  over classes that are gold or predicted
+    mcc       (n sum_c TP_c - sum_c gold_c predicted_c)
+              / sqrt((n^2 - sum_c predicted_c^2) (n^2 - sum_c gold_c^2))     Gorodkin 2004
 
-One metric decides, the others are views, beside `majority`: the same metric of always answering the
-most frequent class. Several seeds: `summarize_seeds`.
+The headline is the metric of the suite. The other metrics are views, and so is `majority`: the same
+metric when every item is predicted to be of the most frequent class. `summarize_seeds` averages
+several seeds.
 
-Corner cases: a metric that is undefined is shown as 0, and a note says why; of tied classes each
-has a share, so counts need not be whole; perfect or constant answers vary in no bootstrap, and get
-a posterior's interval.
+Values come from scikit-learn. Bootstrap and jackknife evaluate thousands of tables at once, for
+which scikit-learn has no function, so they use `ConfusionMetric.compute_many`; the tests check that
+both agree. scikit-learn is imported when the first value is computed, because importing it takes a
+second.
 
-The arithmetic is our own, on arrays of tables: resampling 40,000 items with scikit-learn, one table
-at a time, would take minutes, and importing it takes a second of the two that a verdict has. Items
-with the same gold class and the same answer are alike, so n items are at most k x k kinds. The
-tests check every value against scikit-learn's.
+Corner cases: an undefined metric is shown as 0, and a note says why; tied classes share a
+prediction, so counts need not be whole; a bootstrap of perfect or constant predictions does not
+vary, and a posterior interval replaces it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,76 +60,80 @@ FEW_SEEDS_NOTES = {
     1: "one seed: the interval does not know how seeds differ",
     2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
 }
-"""Number of seeds -> what a reader of their mean must know."""
+"""Number of seeds -> note on the mean of so few."""
 
 
 class ConfusionTotals(NamedTuple):
-    """All that the metrics need of confusion tables.
+    """The sums of confusion tables from which the metrics are computed.
 
-    Counts need not be whole: of ties every class has a share. They may be rates: no metric depends
-    on scale.
+    They may be fractions, because tied classes share a prediction, and relative frequencies,
+    because no metric depends on scale.
     """
 
     correct: Floats
-    """Right answers of each class (..., k)."""
+    """Correct items of each class (..., k)."""
     gold: Floats
     """Items of each class (..., k)."""
     predicted: Floats
-    """Answers of each class (..., k)."""
+    """Predictions of each class (..., k)."""
 
     @classmethod
     def from_tables(cls, tables: Floats) -> ConfusionTotals:
-        """Return the totals of tables (..., k, k), rows gold, columns answers."""
+        """Return the totals of confusion tables (..., k, k): rows gold, columns predicted."""
         return cls(
             np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(axis=-1), tables.sum(axis=-2)
         )
 
 
-def accuracy(totals: ConfusionTotals) -> Floats:
-    """Return the share of items that are right (...)."""
+def accuracies(totals: ConfusionTotals) -> Floats:
+    """Return the share of correct items (...)."""
     return np.asarray(totals.correct.sum(axis=-1) / totals.gold.sum(axis=-1))
 
 
-def f1(totals: ConfusionTotals) -> Floats:
-    """Return the F1 of class 1 (...); 0 where that class is neither gold nor answered."""
+def f1_scores(totals: ConfusionTotals) -> Floats:
+    """Return the F1 of class 1 (...); 0 where that class is neither gold nor predicted."""
     return _f1_by_class(totals)[..., 1]
 
 
-def macro_f1(totals: ConfusionTotals) -> Floats:
-    """Return the mean F1 of the classes that are gold or answered at all (...)."""
-    occurs = totals.gold + totals.predicted > 0
-    return np.asarray(_f1_by_class(totals).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1))
+def macro_f1_scores(totals: ConfusionTotals) -> Floats:
+    """Return the mean F1 of the classes that are gold or predicted (...)."""
+    num_classes = (totals.gold + totals.predicted > 0).sum(axis=-1)
+    return np.asarray(_f1_by_class(totals).sum(axis=-1) / np.maximum(num_classes, 1))
 
 
-def mcc(totals: ConfusionTotals) -> Floats:
-    """Return Matthews' correlation (...); 0 where gold or answers are all of one class."""
+def matthews_correlations(totals: ConfusionTotals) -> Floats:
+    """Return Matthews' correlation (...); 0 where all gold or all predictions are one class."""
     correct, gold, predicted = totals
     n = gold.sum(axis=-1)
     covariance = correct.sum(axis=-1) * n - (gold * predicted).sum(axis=-1)
-    spread = (n**2 - (predicted**2).sum(axis=-1)) * (n**2 - (gold**2).sum(axis=-1))
-    defined = spread > 1e-9 * n**4
-    return np.asarray(np.where(defined, covariance / np.sqrt(np.where(defined, spread, 1.0)), 0.0))
+    variances = (n**2 - (predicted**2).sum(axis=-1)) * (n**2 - (gold**2).sum(axis=-1))
+    # Rounding can leave a variance of 0 a little above it, so the classes are counted, too.
+    has_variance = ((gold > 0).sum(axis=-1) > 1) & ((predicted > 0).sum(axis=-1) > 1)
+    is_defined = has_variance & (variances > 0)
+    return np.asarray(
+        np.where(is_defined, covariance / np.sqrt(np.where(is_defined, variances, 1.0)), 0.0)
+    )
 
 
 def _f1_by_class(totals: ConfusionTotals) -> Floats:
-    """Return the F1 of every class (..., k); 0 where a class is neither gold nor answered."""
-    either = totals.gold + totals.predicted
-    return np.asarray(2 * totals.correct / np.where(either > 0, either, 1.0))
+    """Return the F1 of every class (..., k); 0 where a class is neither gold nor predicted."""
+    denominator = totals.gold + totals.predicted
+    return np.asarray(2 * totals.correct / np.where(denominator > 0, denominator, 1.0))
 
 
-def _always_defined(totals: ConfusionTotals) -> str:
+def _no_undefined_reason(totals: ConfusionTotals) -> str:
     del totals
     return ""
 
 
 def _f1_undefined_reason(totals: ConfusionTotals) -> str:
-    absent = totals.gold[1] + totals.predicted[1] == 0
-    return "class 1 is neither gold nor ever answered" if absent else ""
+    is_absent = totals.gold[1] + totals.predicted[1] == 0
+    return "class 1 is neither gold nor ever predicted" if is_absent else ""
 
 
 def _mcc_undefined_reason(totals: ConfusionTotals) -> str:
     if np.count_nonzero(totals.predicted) < 2:
-        return "all answers are of one class"
+        return "all predictions are of one class"
     return "all items are of one class" if np.count_nonzero(totals.gold) < 2 else ""
 
 
@@ -135,22 +141,39 @@ def _mcc_undefined_reason(totals: ConfusionTotals) -> str:
 class ConfusionMetric:
     """A metric of classified texts, as a function of confusion tables."""
 
-    compute: Callable[[ConfusionTotals], Floats]
-    """Totals (..., k) -> values (...)."""
-    undefined_reason: Callable[[ConfusionTotals], str] = _always_defined
-    """Totals (k,) -> why there is no value, "" where there is one."""
+    sklearn_name: str
+    """Name of the function in sklearn.metrics that computes it."""
+    compute_many: Callable[[ConfusionTotals], Floats]
+    """The totals (..., k) of many tables -> their values (...), 0 where undefined."""
+    sklearn_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function."""
+    undefined_reason: Callable[[ConfusionTotals], str] = _no_undefined_reason
+    """Totals (k,) -> why the value is undefined, "" if it is defined."""
     is_proportion: bool = False
-    """Its interval is Wilson's."""
+    """Whether its interval is Wilson's."""
+
+    def score(self, table: Floats) -> float:
+        """Return scikit-learn's value for a table (k, k), rows gold; 0 where it is undefined."""
+        from sklearn import metrics
+
+        if self.undefined_reason(ConfusionTotals.from_tables(table)):
+            return 0.0
+        gold, predicted = np.nonzero(table)
+        function = getattr(metrics, self.sklearn_name)
+        weights = table[gold, predicted]
+        return float(function(gold, predicted, sample_weight=weights, **self.sklearn_options))
 
 
-ACCURACY = ConfusionMetric(accuracy, is_proportion=True)
-F1 = ConfusionMetric(f1, _f1_undefined_reason)
-MACRO_F1 = ConfusionMetric(macro_f1)
-MCC = ConfusionMetric(mcc, _mcc_undefined_reason)
+ACCURACY = ConfusionMetric("accuracy_score", accuracies, is_proportion=True)
+F1 = ConfusionMetric("f1_score", f1_scores, {"zero_division": 0}, _f1_undefined_reason)
+MACRO_F1 = ConfusionMetric("f1_score", macro_f1_scores, {"average": "macro", "zero_division": 0})
+MCC = ConfusionMetric(
+    "matthews_corrcoef", matthews_correlations, undefined_reason=_mcc_undefined_reason
+)
 
 
 def load_confusion_metric(name: str) -> ConfusionMetric:
-    """Return the function behind a metric of classified texts. UsageError for any other metric."""
+    """Return the functions of a metric of classified texts. UsageError for any other metric."""
     spec = METRICS[name]
     if spec.confusion is None:
         names = [other.name for other in METRICS if other.confusion]
@@ -166,23 +189,25 @@ class ClassificationMetric(Metric):
 
     def __init__(self, spec: MetricSpec, settings: MetricSettings) -> None:
         super().__init__(spec, settings)
-        load_confusion_metric(spec.name)
+        load_confusion_metric(spec.name)  # raises for a metric of anything else
 
     def per_item(self, table: PredictionTable) -> Floats:
-        """Return the jackknifed contribution (n,) of each item; their mean is the metric."""
+        """Return the jackknife pseudo-value (n,) of each item; their mean is the metric."""
         return self.count_confusions(table).jackknife_pseudovalues(self.spec.name)
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         if macro:
             raise UsageError(
-                "classified texts are scored as a whole",
+                f"{self.spec.name} of classified texts is not averaged over groups: "
+                f"{', '.join(macro)}",
                 hint="leave `macro` empty in the suite's TOML",
             )
         name, counts, flags = self.spec.name, self.count_confusions(table), table.count_flags()
-        shown = BINARY_VIEWS if counts.num_classes == 2 else MULTICLASS_VIEWS
-        views = {view: counts.estimate(view, flags) for view in dict.fromkeys((*shown, name))}
+        view_names = BINARY_VIEWS if counts.num_classes == 2 else MULTICLASS_VIEWS
+        views = {view: counts.estimate(view, flags) for view in dict.fromkeys((*view_names, name))}
         views[MAJORITY] = counts.with_majority_predictions().estimate(name, flags)
-        reason = load_confusion_metric(name).undefined_reason(counts.observed_totals)
+        totals = ConfusionTotals.from_tables(counts.table)
+        reason = load_confusion_metric(name).undefined_reason(totals)
         note = f"{name} undefined ({reason}): shown as 0"
         return Headline(views[name], views, (note,) if reason else ())
 
@@ -193,93 +218,96 @@ class ClassificationMetric(Metric):
     def count_confusions(
         self, table: PredictionTable, members: Bools | None = None
     ) -> ConfusionCounts:
-        """Return the kinds of item of a table, or of some items (n,) of it.
+        """Count the items of a table, or those where members (n,) is True.
 
-        Raises DataError (classes differ in number, no answer), UsageError (the metric is not
-        defined for so many classes).
+        Raises DataError (items have different numbers of classes, or no prediction), UsageError
+        (the metric is not defined for so many classes).
         """
-        classes = table.valid.sum(axis=1)
-        odd = np.flatnonzero((classes != classes[0]) | (classes < 2))
-        if len(odd):
-            several = f"{classes[odd[0]]} classes, the others have {classes[0]}"
+        num_classes = table.valid.sum(axis=1)
+        invalid = np.flatnonzero((num_classes != num_classes[0]) | (num_classes < 2))
+        if len(invalid):
+            difference = f"{num_classes[invalid[0]]} classes, the first item has {num_classes[0]}"
             raise DataError(
-                several if classes[0] > 1 else "needs two classes",
-                location=f"item {table.ids[int(odd[0])]}",
+                difference if num_classes[0] > 1 else "needs two classes",
+                location=f"item {table.ids[int(invalid[0])]}",
             )
-        if self.spec.num_classes not in (None, classes[0]):
+        if self.spec.num_classes not in (None, num_classes[0]):
             others = [other.name for other in METRICS if other.confusion and not other.num_classes]
             raise UsageError(
-                f"{self.spec.name} is of {self.spec.num_classes} classes, "
-                f"these texts have {classes[0]}",
-                hint=f"one of {', '.join(others)}",
+                f"{self.spec.name} needs {self.spec.num_classes} classes, "
+                f"these texts have {num_classes[0]}",
+                hint=f"use one of {', '.join(others)}",
             )
-        gold, answer = gold_indices(table), choice_weights(table, self.settings.ties, "sum")
-        unanswered = np.flatnonzero(answer.sum(axis=1) == 0)
-        if len(unanswered):
+        gold, weights = gold_indices(table), choice_weights(table, self.settings.ties, "sum")
+        unpredicted = np.flatnonzero(weights.sum(axis=1) == 0)
+        if len(unpredicted):
             raise DataError(
-                "no class is answered",
-                location=f"item {table.ids[int(unanswered[0])]}",
-                hint="a text is cut, not left out, and a tie is shared: "
-                "no `too-long`, no strict ties",
+                "no class is predicted",
+                location=f"item {table.ids[int(unpredicted[0])]}",
+                hint="classified texts have no flag `too-long`; use --ties half, not strict",
             )
-        keys = np.column_stack([gold, answer])
-        keys = keys if members is None else keys[members]
-        kinds, indices, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        pairs = np.column_stack([gold, weights])
+        if members is not None:
+            pairs = pairs[members]
+        distinct, indices, counts = np.unique(
+            pairs, axis=0, return_inverse=True, return_counts=True
+        )
         return ConfusionCounts(
             counts.astype(float),
-            kinds[:, 0].astype(np.int32),
-            kinds[:, 1:],
+            distinct[:, 0].astype(np.int32),
+            distinct[:, 1:],
             indices.reshape(-1).astype(np.int32),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusionCounts:
-    """n items as m kinds: items of a kind have the same gold class and the same answer."""
+    """n items, counted by m distinct pairs of gold class and prediction.
+
+    Without ties, the pairs are the cells of the confusion table that are not empty.
+    """
 
     counts: Floats
-    """How many items are of each kind (m,)."""
+    """Number of items of each pair (m,)."""
     gold: Ints
-    """Gold class of each kind (m,)."""
+    """Gold class of each pair (m,)."""
     predicted: Floats
-    """Answer of each kind (m, k): one class, or shares of those that tie."""
-    kind_index: Ints
-    """The kind of each item (n,)."""
+    """Prediction of each pair (m, k): weights of the classes, which sum to 1."""
+    pair_index: Ints
+    """The pair of each item (n,)."""
 
     @property
     def num_classes(self) -> int:
         return int(self.predicted.shape[1])
 
     @property
-    def observed_totals(self) -> ConfusionTotals:
-        """The totals (k,) of the items themselves."""
-        return self.totals(self.counts)
-
-    def totals(self, counts: Floats) -> ConfusionTotals:
-        """Return the totals (..., k) of other counts (..., m) of the same kinds."""
+    def table(self) -> Floats:
+        """The confusion table (k, k): rows gold, columns predicted."""
         gold = np.eye(self.num_classes)[self.gold]
-        return ConfusionTotals(
+        return np.asarray(gold.T @ (self.counts[:, None] * self.predicted))
+
+    def score(self, metric: str) -> float:
+        return load_confusion_metric(metric).score(self.table)
+
+    def score_resampled(self, metric: str, counts: Floats) -> Floats:
+        """Return a metric (r,) for other counts (r, m) of the same pairs."""
+        gold = np.eye(self.num_classes)[self.gold]
+        totals = ConfusionTotals(
             counts @ (gold * self.predicted), counts @ gold, counts @ self.predicted
         )
-
-    def compute_metric(self, metric: str, counts: Floats) -> Floats:
-        """Return a metric (r,) for counts (r, m)."""
-        return load_confusion_metric(metric).compute(self.totals(counts))
-
-    def metric_value(self, metric: str) -> float:
-        return float(self.compute_metric(metric, self.counts[None])[0])
+        return load_confusion_metric(metric).compute_many(totals)
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
         """Return value and interval: Wilson's for a proportion, else a bootstrap over items.
 
-        A bootstrap's interval is widened to hold the value: resamples lose rare classes, so that a
-        macro-F1 of many classes may lie above nearly all of its replicates.
+        A bootstrap's interval is widened to include the value: resamples lose rare classes, so that
+        a macro-F1 of many classes may lie above nearly all of its replicates.
         """
-        value, n = self.metric_value(metric), int(self.counts.sum())
+        value, n = self.score(metric), int(self.counts.sum())
         if load_confusion_metric(metric).is_proportion:
             return rounded_estimate(value, n, statistics.wilson_interval(value * n, n), flags)
         interval = statistics.bootstrap_counts_interval(
-            self.counts, lambda counts: self.compute_metric(metric, counts)
+            self.counts, lambda counts: self.score_resampled(metric, counts)
         )
         if interval.low == interval.high:
             interval = self._posterior_interval(metric)
@@ -287,42 +315,41 @@ class ConfusionCounts:
         return rounded_estimate(value, n, interval, flags, METRICS[metric].value_range)
 
     def _posterior_interval(self, metric: str) -> Interval:
-        """Return an interval for perfect, constant or one-sided answers, which a bootstrap takes
-        for certain.
+        """Return a posterior interval, for predictions (perfect, constant) that do not vary in a
+        bootstrap.
 
-        The k(k-1) cells off the diagonal share a prior weight of one item: the accuracy of a
-        perfect run would so get the exact (Clopper-Pearson) bound.
+        The k(k-1) cells off the diagonal share a prior weight of one item. With this weight, the
+        accuracy of a perfect run would get the exact (Clopper-Pearson) bound.
         """
         k = self.num_classes
-        table = np.einsum("m,mg,ma->ga", self.counts, np.eye(k)[self.gold], self.predicted)
-        compute = load_confusion_metric(metric).compute
+        compute_many = load_confusion_metric(metric).compute_many
         return statistics.dirichlet_interval(
-            table.ravel(),
+            self.table.ravel(),
             1 / (k * (k - 1)),
-            lambda cells: compute(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
+            lambda cells: compute_many(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
         )
 
     def jackknife_pseudovalues(self, metric: str) -> Floats:
-        """Return the contribution (n,) of each item: value + (n - 1) (mean of the values without
+        """Return the pseudo-value (n,) of each item: value + (n - 1) (mean of the values without
         one item - the value without this one).
 
-        Of an accuracy these are the items' credits themselves; their mean is the value exactly, and
-        their variance divided by n the jackknife's (Efron & Tibshirani 1993, ch. 11). A single item
-        contributes the value.
+        Their mean is the value, and their variance divided by n is the jackknife's estimate of its
+        variance (Efron & Tibshirani 1993, ch. 11). The pseudo-values of an accuracy are the items'
+        credits. A single item gets the value itself.
         """
-        value, n = self.metric_value(metric), float(self.counts.sum())
+        value, n = self.score(metric), float(self.counts.sum())
         if n < 2:
-            return np.full(len(self.kind_index), value)
-        without = self.compute_metric(metric, self.counts - np.eye(len(self.counts)))
-        by_kind = value + (n - 1) * (self.counts @ without / n - without)
-        return np.asarray(by_kind[self.kind_index])
+            return np.full(len(self.pair_index), value)
+        without_one = self.score_resampled(metric, self.counts - np.eye(len(self.counts)))
+        by_pair = value + (n - 1) * (self.counts @ without_one / n - without_one)
+        return np.asarray(by_pair[self.pair_index])
 
     def with_majority_predictions(self) -> ConfusionCounts:
-        """Return the same items, each answered with the most frequent gold class (the first, if
-        several are)."""
+        """Return the same items, each predicted to be of the most frequent gold class (the first of
+        several)."""
         majority = int(np.bincount(self.gold, self.counts).argmax())
-        answers = np.eye(self.num_classes)[np.full(len(self.gold), majority)]
-        return replace(self, predicted=answers)
+        predicted = np.eye(self.num_classes)[np.full(len(self.gold), majority)]
+        return replace(self, predicted=predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,17 +357,17 @@ class SeedSummary:
     """A metric over seeds."""
 
     mean: Estimate
-    """Its mean, with an interval over seeds and items (`statistics.crossed_design`); of one seed,
-    over items alone."""
+    """Mean over seeds. Its interval is over seeds and items (`statistics.crossed_design`), with one
+    seed over items only."""
     sd: float
-    """Standard deviation of the seeds, nan of one seed."""
+    """Standard deviation between seeds; nan with one seed."""
     low: float
-    """The worst seed."""
+    """Value of the worst seed."""
     high: float
-    """The best seed."""
+    """Value of the best seed."""
     num_seeds: int
     uncertain_mean: UncertainValue
-    """Mean and variance, to be averaged further."""
+    """Mean and variance, for averages over tasks."""
 
 
 def summarize_seeds(
@@ -354,15 +381,15 @@ def summarize_seeds(
     values = contributions_by_seed(predictions_by_seed, metric, ties)
     means, uncertain = values.mean(axis=1), statistics.two_level_mean(values)
     interval = uncertain.interval
-    if len(means) == 1 or not uncertain.variance > 0:  # as of a single run
+    has_variance = uncertain.variance > 0
+    if len(means) == 1 or not has_variance:
         table = build_table(predictions_by_seed[0], set())
-        everything = np.ones(len(table.ids), bool)
-        first = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
-            table, everything
+        first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
+            table, np.ones(len(table.ids), bool)
         )
-        interval = Interval(first.low, first.high)
-        if not uncertain.variance > 0:
-            uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+        interval = Interval(first_seed.low, first_seed.high)
+    if not has_variance:
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(
         uncertain.value, values.shape[1], interval, {}, METRICS[metric].value_range
@@ -373,40 +400,44 @@ def summarize_seeds(
 def contributions_by_seed(
     predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
 ) -> Floats:
-    """Return what each item contributes under each seed (S, n); the means of rows are the metric.
+    """Return the contribution of each item under each seed (S, n); a row's mean is the metric.
 
     Raises as `summarize_seeds`.
     """
     if not predictions_by_seed:
-        raise UsageError("no seed to take a mean of", hint="finetune first")
+        raise UsageError("no seed to average over", hint="finetune first")
     loaded = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION))
-    first, rows = predictions_by_seed[0], []
+    first_seed = predictions_by_seed[0]
+    rows = []
     for predictions in predictions_by_seed:
-        for ours, theirs in zip(first, predictions, strict=False):
-            if (ours.id, ours.gold) != (theirs.id, theirs.gold):
+        for expected, actual in zip(first_seed, predictions, strict=False):
+            if (expected.id, expected.gold) != (actual.id, actual.gold):
                 raise NotComparable(
-                    "the seeds do not answer the same items in the same order",
-                    location=f"item {ours.id} against {theirs.id}",
+                    "the seeds do not predict the same items in the same order",
+                    location=f"item {expected.id} against {actual.id}",
                     hint="finetune them again",
                 )
-        if len(predictions) != len(first):
-            raise NotComparable(f"one seed answers {len(first)} items, another {len(predictions)}")
+        if len(predictions) != len(first_seed):
+            raise NotComparable(
+                f"one seed predicts {len(first_seed)} items, another {len(predictions)}",
+                hint="finetune them again",
+            )
         rows.append(loaded.per_item(build_table(predictions, set())))
     return np.stack(rows)
 
 
 def collapse_warnings(predictions: Sequence[Prediction]) -> tuple[str, ...]:
-    """Return what shows that a run has learnt nothing, in words for a table; () where it seems to
-    have learnt.
+    """Return the signs that a run has learnt nothing, in words for a table; () if there are none.
 
-    "constant prediction": one class for all items. "no better than the majority class (52.7%)": an
-    accuracy not above that of always answering the most frequent gold class of the same items.
+    "constant prediction": one class for all items. "no better than the majority class (52.7%)": the
+    accuracy is at most the share of the most frequent gold class.
     """
     if not predictions:
         return ()
     if len(predictions) > 1 and len({p.pred for p in predictions}) == 1:
         return ("constant prediction",)
-    majority = max(Counter(p.gold for p in predictions).values())
-    if sum(p.pred == p.gold for p in predictions) <= majority:
-        return (f"no better than the majority class ({100 * majority / len(predictions):.1f}%)",)
+    majority_count = max(Counter(p.gold for p in predictions).values())
+    if sum(p.pred == p.gold for p in predictions) <= majority_count:
+        percent = 100 * majority_count / len(predictions)
+        return (f"no better than the majority class ({percent:.1f}%)",)
     return ()

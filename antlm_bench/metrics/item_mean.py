@@ -1,10 +1,13 @@
-"""The mean of what items have a value of: the aggregation of every metric that names no other.
+"""The mean of item values: the default aggregation of a metric.
 
     mean = sum_k w_k mean(values of the items of group k)
 
-with the groups of `macro`, as in an accuracy. The values are `MetricSpec.item_values`.
-Corner cases: nan is not a value, its item is left out and counted; a group without any value is an
-error; the interval resamples items within groups, and is Wilson's where every value is 0 or 1.
+The groups are those of `macro`, weighted as in `accuracy`. `MetricSpec.item_values` computes the
+values.
+Interval: a bootstrap over the items of each group; Wilson's if every value is 0 or 1 and there is
+one group, or the values do not vary within any group.
+Corner cases: items whose value is nan are left out and counted; a group without any value is an
+error.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from antlm_bench.metrics.summary import Headline, Metric, MetricSettings, rounde
 from antlm_bench.registry import load_target
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
-NO_VALUES_HINT = "raise --max-length, or score its tasks one by one"
+UNBOUNDED = (-np.inf, np.inf)
 
 
 class ItemMean(Metric):
-    """The mean of `spec.item_values` over the items that have one; n counts those."""
+    """The mean of `spec.item_values` over the n items that have a value."""
 
     def __init__(self, spec: MetricSpec, settings: MetricSettings) -> None:
         super().__init__(spec, settings)
@@ -39,12 +42,14 @@ class ItemMean(Metric):
         return np.where(table.get_flag("too-long"), np.nan, values)
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        values, (codes, paths) = self.per_item(table), assign_strata(table, macro)
-        weights = statistics.macro_weights(paths)
+        values = self.per_item(table)
+        codes, stratum_labels = assign_strata(table, macro)
+        num_strata = len(stratum_labels)
+        weights = statistics.macro_weights(stratum_labels)
         headline = weighted_mean(table, values, codes, weights)
         views = {}
-        if len(paths) > 1:
-            means = np.array([np.nanmean(values[codes == code]) for code in range(len(paths))])
+        if num_strata > 1:
+            means = np.array([np.nanmean(values[codes == code]) for code in range(num_strata)])
             views["clustered"] = rounded_estimate(
                 headline.value,
                 headline.n,
@@ -52,9 +57,9 @@ class ItemMean(Metric):
                 headline.flags,
                 self.spec.value_range,
             )
-        missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
-        note = f"left out: {missing} items for which the task has no value"
-        return Headline(headline, views, (note,) if missing else ())
+        num_missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
+        note = f"left out: {num_missing} items for which the task has no value"
+        return Headline(headline, views, (note,) if num_missing else ())
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         codes = np.where(members, 0, -1).astype(np.int32)
@@ -64,27 +69,24 @@ class ItemMean(Metric):
 def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: Floats) -> Estimate:
     """Return the weighted mean of the means of groups, over the items that have a value.
 
-    values (n,), nan = none. codes (n,): an item's group, -1 = none. weights (k,). Raises DataError
-    where a group has no value at all.
+    values (n,), nan = no value. codes (n,): an item's group, -1 = none. weights (k,). Raises
+    DataError if no item of a group has a value.
     """
-    known = ~np.isnan(values) & (codes >= 0)
-    parts = [values[known & (codes == code)] for code in range(len(weights))]
-    if not all(map(len, parts)):
-        empty = next(code for code, part in enumerate(parts) if not len(part))
-        raise DataError(
-            "none of the items has a value: none fits the model, or the task computes none",
-            location=f"item {table.ids[int(np.flatnonzero(codes == empty)[0])]} and others",
-            hint=NO_VALUES_HINT,
-        )
-    value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
-    everything = np.concatenate(parts)
-    varies = len(parts) > 1 and any(np.ptp(part) > 0 for part in parts)
-    if np.isin(everything, (0, 1)).all() and not varies:
-        interval = statistics.wilson_macro_interval(parts, weights)
+    has_value = ~np.isnan(values)
+    groups = [values[has_value & (codes == code)] for code in range(len(weights))]
+    for code, group in enumerate(groups):
+        if not len(group):
+            raise DataError(
+                "none of the items has a value: none fits the model, or the task computes none",
+                location=f"item {table.ids[int(np.flatnonzero(codes == code)[0])]} and others",
+                hint="raise --max-length, or score the tasks of a group one by one",
+            )
+    value = float(sum(w * group.mean() for w, group in zip(weights, groups, strict=True)))
+    used_values = np.concatenate(groups)
+    varies_within_groups = len(groups) > 1 and any(np.ptp(group) > 0 for group in groups)
+    if np.isin(used_values, (0, 1)).all() and not varies_within_groups:
+        interval = statistics.wilson_macro_interval(groups, weights)
     else:
-        interval = statistics.bootstrap_interval(parts, weights)
-    flags = table.count_flags(codes >= 0, exclude="tie")  # nothing is chosen, so nothing ties
-    return rounded_estimate(value, len(everything), interval, flags, UNBOUNDED)
-
-
-UNBOUNDED = (-np.inf, np.inf)
+        interval = statistics.bootstrap_interval(groups, weights)
+    flags = table.count_flags(codes >= 0, exclude="tie")  # no option is chosen
+    return rounded_estimate(value, len(used_values), interval, flags, UNBOUNDED)

@@ -1,16 +1,17 @@
-"""Delta R2: how much of what other predictors leave of reading times does surprisal explain?
+"""Delta R2: the share of the variance of reading times that only surprisal explains.
 
     partial R2 = (R2 with surprisal - R2 without) / (1 - R2 without)
 
-The predictors without it are length, frequency, position and the like, with their products of two;
-the headline is the mean over measures (self-paced reading, eye tracking) of the mean over their
-outcomes. Source: BabyLM's reading scores (evaluation-pipeline-2025, reading/run.py), which are 100
-times this.
+Both regressions have the baseline predictors (length, frequency, position, ...) and their pairwise
+products. The headline is the mean over measures (self-paced reading, eye tracking) of the mean over
+their outcomes. Source: BabyLM's reading scores (evaluation-pipeline-2025, reading/run.py), which
+are 100 times this value.
 
-The predictions are log-probabilities of words and of the words before them; the human times and the
-other predictors are the suite's. Corner cases: a regression leaves out rows that lack a number,
-words that were too long among them; with too few rows it counts as 0 over the whole range.
-Intervals draw sentences again, all regressions with the same ones (statistics.regression).
+Predictions are log-probabilities of words and of the words before them. The suite's data have the
+human reading times and the baseline predictors. Corner cases: a regression leaves out rows with a
+missing number, such as words that do not fit the model; a regression with too few rows counts as 0,
+and its interval is the whole range. Intervals resample sentences, the same ones for all regressions
+(statistics.regression).
 """
 
 from __future__ import annotations
@@ -34,30 +35,30 @@ from antlm_bench.statistics.regression import (
 from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Prediction, Summary
 
 SURPRISAL_COLUMN, PREVIOUS_COLUMN = "surprisal", "previous_surprisal"
-"""Predictors that the model adds, in nats: of a word, and of the word before it."""
+"""Columns with the model's surprisal of a word, and of the word before it, in nats."""
 CLUSTER_LABEL = "sentence"
-"""The label of what is resampled."""
+"""The label whose values are resampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingMeasure:
-    """A way of measuring reading."""
+    """A measure of reading, such as eye tracking."""
 
     name: str
     outcomes: tuple[str, ...]
     """Columns of reading times."""
     predictors: tuple[str, ...]
-    """Columns that surprisal has to go beyond."""
+    """Columns of the baseline predictors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingTimes:
-    """The human side of a suite."""
+    """The human data of a suite: reading times and baseline predictors."""
 
     ids: tuple[str, ...]
     """Id of each item (n,)."""
     columns: Mapping[str, Floats]
-    """Name -> numbers (n,), nan where one is missing."""
+    """Name -> values (n,), nan where a value is missing."""
     measures: tuple[ReadingMeasure, ...]
 
 
@@ -69,41 +70,40 @@ def summarize_reading_times(
     method: str,
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Return the mean over measures of the mean over their outcomes of partial R2, in 0..1, and
-    both as groups.
+    """Return partial R2 in 0..1: the headline, and each measure and each outcome as a group.
 
-    Raises DataError where the suite has no reading times of a prediction.
+    Raises DataError if the suite has no reading times of a predicted word.
     """
-    columns, sentence = _join_predictions(predictions, times)
+    columns, sentence_codes = _join_predictions(predictions, times)
     counts = {name: sum(name in p.flags for p in predictions) for name in FLAGS}
     flags = {name: count for name, count in counts.items() if count}
-    regressions = build_regressions(columns, sentence, times)
+    regressions = build_regressions(columns, sentence_codes, times)
     values = [partial_r2(regression) for regression in regressions]
-    num_sentences = int(sentence.max()) + 1
-    undefined = num_sentences < 2 or None in values
+    num_sentences = int(sentence_codes.max()) + 1
+    has_interval = num_sentences > 1 and None not in values
     replicates = (
-        np.zeros((1, len(regressions)))
-        if undefined
-        else bootstrap_partial_r2(regressions, num_sentences)
+        bootstrap_partial_r2(regressions, num_sentences)
+        if has_interval
+        else np.zeros((1, len(regressions)))
     )
 
     def estimate(weights: Floats) -> Estimate:
         value = float(weights @ [r2 or 0.0 for r2 in values])
         n = max(len(regressions[i].outcome) for i in np.flatnonzero(weights))
         interval = (
-            Interval(0.0, 1.0)
-            if undefined
-            else bias_corrected_interval(value, replicates @ weights)
+            bias_corrected_interval(value, replicates @ weights)
+            if has_interval
+            else Interval(0.0, 1.0)
         )
         return rounded_estimate(value, n, interval, flags, DELTA_R2.value_range)
 
     headline, *groups = [
-        Group(level, name, estimate(weights), within)
-        for level, name, within, weights in estimate_weights(times)
+        Group(level, name, estimate(weights), parent)
+        for level, name, parent, weights in estimate_weights(times)
     ]
     outcomes = [outcome for measure in times.measures for outcome in measure.outcomes]
-    skipped = [outcome for outcome, r2 in zip(outcomes, values, strict=True) if r2 is None]
-    note = f"too few rows for a regression, shown as 0: {', '.join(skipped)}"
+    undefined = [outcome for outcome, r2 in zip(outcomes, values, strict=True) if r2 is None]
+    note = f"too few rows for a regression, shown as 0: {', '.join(undefined)}"
     return Summary(
         suite,
         method,
@@ -112,50 +112,60 @@ def summarize_reading_times(
         headline.estimate,
         {},
         tuple(groups),
-        (*notes, *([note] if skipped else [])),
+        (*notes, note) if undefined else tuple(notes),
     )
 
 
 def estimate_weights(times: ReadingTimes) -> Iterator[tuple[str, str, str, Floats]]:
-    """Yield (level, name, the measure it belongs to, weight of each regression (r,)) of the
-    headline, each measure and each outcome."""
-    owner = np.array([m for m, measure in enumerate(times.measures) for _ in measure.outcomes])
-    of_measures = [(owner == m) / np.count_nonzero(owner == m) for m in range(len(times.measures))]
-    yield "headline", "", "", np.mean(of_measures, axis=0)
-    for measure, weights in zip(times.measures, of_measures, strict=True):
+    """Yield (level, name, parent, weights (r,)) of the headline, each measure and each outcome.
+
+    An estimate is the weighted sum of the partial R2 of the r regressions. The parent of an outcome
+    is its measure.
+    """
+    outcomes = [(outcome, m.name) for m in times.measures for outcome in m.outcomes]
+    sizes = [len(measure.outcomes) for measure in times.measures]
+    measure_index = np.repeat(np.arange(len(sizes)), sizes)
+    measure_weights = [(measure_index == index) / size for index, size in enumerate(sizes)]
+    yield "headline", "", "", np.mean(measure_weights, axis=0)
+    for measure, weights in zip(times.measures, measure_weights, strict=True):
         yield "measure", measure.name, "", weights
-    named = [(outcome, measure.name) for measure in times.measures for outcome in measure.outcomes]
-    for (outcome, within), weights in zip(named, np.eye(len(named)), strict=True):
-        yield "outcome", outcome, within, weights
+    for (outcome, parent), weights in zip(outcomes, np.eye(len(outcomes)), strict=True):
+        yield "outcome", outcome, parent, weights
 
 
 def build_regressions(
-    columns: Mapping[str, Floats], sentence: Ints, times: ReadingTimes
+    columns: Mapping[str, Floats], sentence_codes: Ints, times: ReadingTimes
 ) -> list[NestedRegression]:
-    """Return a regression per outcome of each measure, on the rows that lack none of its numbers.
+    """Return a regression per outcome of each measure, on the rows without missing values.
 
-    columns: the human's and the model's, (n,) each. sentence (n,): which sentence a row is of.
+    columns: name -> values (n,), human data and the model's surprisals. sentence_codes (n,): index
+    of each row's sentence.
     """
     return [
-        _build_regression(columns, sentence, measure, outcome)
+        _build_regression(columns, sentence_codes, measure, outcome)
         for measure in times.measures
         for outcome in measure.outcomes
     ]
 
 
 def align_columns(ids: Sequence[str], times: ReadingTimes) -> dict[str, Floats]:
-    """Return the human columns of exactly these items. DataError where there are none of one."""
-    row_of = {name: row for row, name in enumerate(times.ids)}
-    if unknown := [name for name in ids if name not in row_of]:
-        raise DataError("there are no reading times for this item", location=f"item {unknown[0]}")
-    rows = [row_of[name] for name in ids]
+    """Return the columns of human data in the order of these ids. DataError for an unknown id."""
+    row_by_id = {item_id: row for row, item_id in enumerate(times.ids)}
+    for item_id in ids:
+        if item_id not in row_by_id:
+            raise DataError(
+                "the suite has no reading times for this item",
+                location=f"item {item_id}",
+                hint="was the run scored with another version of the suite? score it again",
+            )
+    rows = [row_by_id[item_id] for item_id in ids]
     return {name: column[rows] for name, column in times.columns.items()}
 
 
 def _join_predictions(
     predictions: Sequence[Prediction], times: ReadingTimes
 ) -> tuple[dict[str, Floats], Ints]:
-    """Return the human's and the model's columns of these predictions, and each row's sentence."""
+    """Return the human data and the surprisals (n,), and the index (n,) of each item's sentence."""
     columns = align_columns([p.id for p in predictions], times)
     for option, name in enumerate((SURPRISAL_COLUMN, PREVIOUS_COLUMN)):
         columns[name] = np.array(
@@ -171,11 +181,14 @@ def _join_predictions(
 
 
 def _build_regression(
-    columns: Mapping[str, Floats], sentence: Ints, measure: ReadingMeasure, outcome: str
+    columns: Mapping[str, Floats], sentence_codes: Ints, measure: ReadingMeasure, outcome: str
 ) -> NestedRegression:
     names = (outcome, SURPRISAL_COLUMN, *measure.predictors)
-    known = np.all([np.isfinite(columns[name]) for name in names], axis=0)
-    design = design_with_interactions([columns[name][known] for name in measure.predictors])
+    complete = np.all([np.isfinite(columns[name]) for name in names], axis=0)
+    design = design_with_interactions([columns[name][complete] for name in measure.predictors])
     return NestedRegression(
-        columns[outcome][known], design, columns[SURPRISAL_COLUMN][known], sentence[known]
+        columns[outcome][complete],
+        design,
+        columns[SURPRISAL_COLUMN][complete],
+        sentence_codes[complete],
     )

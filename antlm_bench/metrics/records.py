@@ -1,12 +1,12 @@
-"""The record of every metric: what it is called, how it is written, computed and compared.
+"""One `MetricSpec` per metric: its name, how it is written, computed, compared and exported.
 
-Whoever handles a number asks the record of its metric. No other module compares names of metrics
-(tests/test_records.py). A record holds facts and names of functions ("module:attribute"), which are
-imported when they are first used, so that listing suites loads no scipy. The functions themselves
-stand in one file per family: `accuracy`, `spearman`, `classification`, `task_metric`,
-`bits_per_byte`, `reading_times`, `surprisal`, `acquisition`.
+All differences between metrics are fields of their MetricSpec; no other module compares names of
+metrics (tests/test_records.py). Functions are given as "module:attribute" and imported when they
+are first used, so that listing suites does not import scipy. They are defined in one module per
+family: `accuracy`, `spearman`, `classification`, `item_mean`, `task_metric`, `bits_per_byte`,
+`reading_times`, `surprisal`, `acquisition`.
 
-A package adds a metric with one record and one entry point (docs/extending.md).
+A package adds a metric with one MetricSpec and one entry point (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from antlm_bench.registry import Registry
 
 Target = str | Callable[..., Any]
-"""A function or class, or where it is: "module:attribute"."""
+"""A function or class, or its import path "module:attribute"."""
 
 TIE_RULES: dict[str, str] = {
     "half": "an item whose best score is shared by k options gives 1/k "
@@ -32,29 +32,30 @@ TIE_RULES: dict[str, str] = {
     "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
 }
 REDUCTIONS = ("sum", "per-token", "per-character")
-WORD_LABEL = "word"
-"""The label of an item's word, where words are the sample."""
+"""How the log-probabilities of an option's tokens become its score."""
 CLASS_REDUCTION = "class"
-"""The reduction of classified texts: their scores are log-probabilities of classes already."""
+"""The reduction of classified texts, whose scores are already log-probabilities of classes."""
+WORD_LABEL = "word"
+"""The label with an item's word, in suites that are samples of words."""
 
 
 class ItemKind(Enum):
     """Type of a metric's items."""
 
     CHOICE = "options, one of which is right"
-    RATING = "options, and a human rating as gold"
-    TEXT = "one text, of which nothing is right or wrong"
+    RATING = "options, with a human rating as gold"
+    TEXT = "one text without alternatives"
     READING_TIME = "a word and the word before it, with human reading times in the suite's data"
     CLASS = "a text and the classes of a finetuned classifier"
-    TASK_VALUE = "requests, and numbers that the task's own code makes of the answers"
+    TASK_VALUE = "requests, and the values that the task's own code computes from the answers"
     DOCUMENT = "a whole document and its lengths"
     CURVE = "a word's surprisal at several checkpoints"
 
 
 SCORED_ITEM_KINDS = (ItemKind.CHOICE, ItemKind.RATING, ItemKind.READING_TIME, ItemKind.TEXT)
-"""Items of the suites that a TOML of kind "suite" declares."""
+"""Items of suites that a TOML of kind "suite" can declare."""
 OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
-"""Items whose options are compared, so that `reduction` decides."""
+"""Items whose options are compared, so that their `reduction` matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,21 @@ class LmEvalFormat:
     """How lm-eval's result files show a metric."""
 
     metric: str = ""
-    """lm-eval's name. "" = our name, with underscores."""
+    """lm-eval's name. "" = `MetricSpec.name` with underscores."""
     output_type: str = "multiple_choice"
+    """lm-eval's `output_type` of a task with this metric."""
     is_item_mean: bool = False
-    """The number of a task is the plain mean of its items' values."""
+    """Whether the score of a task is the unweighted mean of its items' values."""
     sample_values: bool = True
-    """An item's value is its own, and stands in its sample."""
+    """Whether the samples of an exported task have a value of the metric. False = an item's value
+    is its contribution to a metric of all items, which lm-eval does not write."""
     equivalents: tuple[str, ...] = ()
-    """Metrics of lm-eval that say the same, so that none of them is missing."""
+    """Metrics of lm-eval that this metric replaces. They are not reported as missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """Everything about one metric.
+    """The name, presentation and functions of one metric.
 
     A new metric needs a name, a label and `item_values`; every other field has a default.
     """
@@ -82,70 +85,71 @@ class MetricSpec:
     name: str
     """Name of the metric in a suite's TOML."""
     label: str
-    """Title of the numbers in a legend: "Percent right"."""
+    """Title of the scores in a legend: "Percent right"."""
     interval: str = "items resampled"
-    """Origin of the 95% interval, for a legend."""
+    """Method of the 95% interval, for a legend."""
     item_kind: ItemKind = ItemKind.CHOICE
 
-    # ---- how a number is written
+    # ---- how a score is written
     heading: str = ""
-    """Heading of a column that has only these numbers. "" = the name."""
+    """Heading of a column that has only scores of this metric. "" = the name."""
     axis_title: str = ""
     """Title of a chart's axis. "" = the heading."""
     headline_name: str | None = None
-    """How a headline names its metric. None = the heading; "" = not at all."""
+    """Name of the metric in a headline. None = the heading; "" = no name."""
     headline_basis: str = "over items"
-    """What a headline without groups is computed over, in words. "" = nothing to add."""
+    """Words that follow a headline without groups. "" = none."""
     scale: int = 1
-    """Factor from the stored number to the written one: 100 for percent."""
+    """Factor from the stored value to the written one: 100 for percent."""
     decimals: int = 3
     difference_unit: str = ""
     """Unit of a difference: "points"."""
     difference_title: str = ""
     """Title of the axis of differences. "" = "difference in" the unit, else the heading."""
     change_labels: tuple[str, ...] = ("items better", "worse")
-    """What became of items that moved: better, worse. () = a single item has no value."""
+    """Words for items whose value improved, and for those whose value declined. () = single items
+    are not counted."""
     too_long_outcome: str = "left out"
-    """What became of items that do not fit the model."""
+    """Words for what happens to items that do not fit the model."""
     percent_name: str = ""
-    """What a report calls numbers times 100 that are neither percent nor correlations."""
+    """Name, in a report's legend, of values times 100 that are neither percent nor correlations."""
 
-    # ---- what the number means
+    # ---- what a score means
     lower_is_better: bool = False
     value_range: tuple[float, float] = (-math.inf, math.inf)
     """Lowest and highest possible value. A report writes bounded metrics times 100."""
     trivial_baseline: str = ""
-    """What is reached without any knowledge: "chance" (1 / options), "majority" (the most frequent
-    class). "" = no such number."""
+    """Baseline without any knowledge: "chance" (1 / number of options), "majority" (the most
+    frequent class). "" = none."""
     tie_rule_matters: bool = False
-    """The number depends on which of several best options counts as chosen."""
+    """Whether the score depends on which of several best options counts as chosen."""
 
     # ---- how it is computed
     item_values: Target | None = None
-    """(PredictionTable, MetricSettings) -> value of each item (n,); nan = none, left out."""
+    """(PredictionTable, MetricSettings) -> value of each item (n,); nan = left out."""
     aggregation: Target | None = "antlm_bench.metrics.item_mean:ItemMean"
-    """(MetricSpec, MetricSettings) -> `summary.Metric`. None = a command computes the number from
-    more than one suite's predictions (`summarize` refuses it)."""
+    """(MetricSpec, MetricSettings) -> `summary.Metric`. None = the score needs more than one
+    suite's predictions: a command computes it, and `summarize` raises an error."""
     confusion: Target | None = None
-    """`classification.ConfusionMetric` of this metric, where it is one of classified texts."""
+    """The `classification.ConfusionMetric` of a metric of classified texts, else None."""
     num_classes: int | None = None
-    """How many classes it is defined for. None = any number."""
+    """Number of classes for which the metric is defined. None = any."""
     averages_groups: bool = True
-    """A suite may declare `macro`: the headline is the mean over groups."""
+    """Whether a suite with this metric may declare `macro`."""
     fixed_macro: tuple[str, ...] | None = None
-    """Levels that the headline always averages over, whatever the suite declares."""
+    """Label levels that replace the suite's `macro`. None = the suite's."""
 
     # ---- how two runs are compared
     comparison: Target | None = "antlm_bench.comparison.paired:compare_item_values"
-    """JoinedTables -> PairedResult. None = single items contribute nothing that can be paired."""
+    """JoinedTables -> PairedResult. None = two runs cannot be compared in this metric."""
     needs_suite_data: bool = False
-    """The predictions are one half: numbers and comparisons need the suite's own data, too."""
+    """Whether scores and comparisons need the suite's data (reading times) beside predictions."""
 
     # ---- what exports write
     export_rows: Target | None = "antlm_bench.exports.items_csv:value_rows"
     """(Cell, predictions, PredictionTable) -> columns of each item. None = not exported."""
     lm_eval: LmEvalFormat | None = LmEvalFormat(is_item_mean=True)
-    """None = lm-eval's result files have no such number."""
+    """None = not written to lm-eval's result files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heading", self.heading or self.name)
@@ -367,10 +371,10 @@ METRICS: Registry[MetricSpec] = Registry(
 
 
 def get_metric_spec(name: str) -> MetricSpec:
-    """Return the record of a metric that a run names.
+    """Return the MetricSpec of a metric that a run names.
 
-    A run may name a metric that only another version or a missing package knows. Such a metric gets
-    a record with its name and its value times 100, so that the run can still be shown.
+    An unknown metric, of another version or a missing package, gets a MetricSpec that writes its
+    value times 100, so that the run can still be shown.
     """
     if name in METRICS:
         return METRICS[name]
@@ -389,8 +393,8 @@ def validate_metric(
 ) -> str:
     """Return the name of a metric that a suite may declare, unchanged.
 
-    item_kinds: kinds of items that the suite can have. is_classified: metrics of classified texts.
-    Raises ValueError, which pydantic turns into an error at the key.
+    item_kinds: kinds of items that the suite can have. is_classified: whether finetuned classifiers
+    score it. Raises ValueError, which pydantic turns into an error at the key.
     """
 
     def is_allowed(metric: MetricSpec) -> bool:
@@ -402,4 +406,4 @@ def validate_metric(
     *others, last = map(repr, names)
     close = get_close_matches(name, names, 1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"the metric is {', '.join(others)} or {last}, not {name!r}{suggestion}")
+    raise ValueError(f"unknown metric {name!r}: use {', '.join(others)} or {last}{suggestion}")

@@ -2,13 +2,13 @@
 
     p = softmax(scores of the item's options)[0],    rho = Pearson(rank(p), rank(rating))
 
-over all items of a suite. Source: BabyLM scores WUG so (evaluation-pipeline-2025,
-sentence_zero_shot/compute_results.py). Its interval: `statistics.spearman`.
+over all items of a suite. Source: BabyLM's score of WUG (evaluation-pipeline-2025,
+sentence_zero_shot/compute_results.py). Interval: `statistics.spearman`.
 
-Corner cases: items that do not fit the model are left out, and n says so; BabyLM's softmax is in
-float32, where probabilities near 1 are equal and share a rank (`softmax`); fewer than three items,
-or equal values, have no correlation, which is shown as 0 over the whole range; every option with
-probability 0 is an error.
+Corner cases: items that do not fit the model are left out and not counted in n; with softmax =
+"float32", as in BabyLM's pipeline, probabilities near 1 are equal and share a rank; the correlation
+of fewer than three items, or of equal values, is undefined and shown as 0, and its interval is the
+whole range; an item whose options all have probability 0 is an error.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class Spearman(Metric):
     """Rank correlation of the first option's probability with the human rating."""
 
     def per_item(self, table: PredictionTable) -> Floats:
-        """Return the probability (n,) of the first option. CheckpointError where none has any."""
+        """Return the probability (n,) of the first option. CheckpointError if all options of an
+        item have probability 0."""
         return self._probabilities(table, self.settings.reduction)
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         if len(assign_strata(table, macro)[1]) > 1:
             raise UsageError(
-                f"{self.spec.name} runs over all items of a suite",
+                f"{self.spec.name} is computed over all items, not averaged over groups: "
+                f"{', '.join(macro)}",
                 hint="leave `macro` empty in the suite's TOML",
             )
         everything = np.ones(len(table.ids), bool)
@@ -46,12 +48,11 @@ class Spearman(Metric):
             other: self._correlate(table, everything, other)
             for other in other_reductions(reduction)
         }
+        headline = self._correlate(table, everything, reduction)
         pairs = self._probabilities_and_ratings(table, everything, reduction)
-        undefined = statistics.spearman_correlation(*pairs) is None
+        is_undefined = statistics.spearman_correlation(*pairs) is None
         note = "correlation undefined (too few items, or all equal): shown as 0"
-        return Headline(
-            self._correlate(table, everything, reduction), views, (note,) if undefined else ()
-        )
+        return Headline(headline, views, (note,) if is_undefined else ())
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self._correlate(table, members, self.settings.reduction)
@@ -65,12 +66,12 @@ class Spearman(Metric):
         scores = np.where(table.valid, table.reduced_scores(reduction), -np.inf).astype(precision)
         with np.errstate(invalid="ignore"):
             probability = softmax(scores, axis=1)[:, 0].astype(np.float64)
-        lost = np.isnan(probability) & ~table.get_flag("too-long")
-        if lost.any():
+        undefined = np.isnan(probability) & ~table.get_flag("too-long")
+        if undefined.any():
             raise CheckpointError(
                 "every option has probability 0",
-                location=f"item {table.ids[int(np.flatnonzero(lost)[0])]}",
-                hint="score in float32",
+                location=f"item {table.ids[int(np.flatnonzero(undefined)[0])]}",
+                hint="score again with --dtype float32",
             )
         return np.asarray(probability)
 
@@ -81,17 +82,17 @@ class Spearman(Metric):
         return self._probabilities(table, reduction)[used], table.gold[used]
 
     def _correlate(self, table: PredictionTable, members: Bools, reduction: str) -> Estimate:
-        x, y = self._probabilities_and_ratings(table, members, reduction)
+        pairs = self._probabilities_and_ratings(table, members, reduction)
         flags, value_range = table.count_flags(members), self.spec.value_range
-        value = statistics.spearman_correlation(x, y)
-        if value is None:  # nothing is known: the whole range
-            return rounded_estimate(0.0, len(x), value_range, flags, value_range)
-        interval = statistics.spearman_interval(x, y)
-        return rounded_estimate(value, len(x), interval, flags, value_range)
+        value, n = statistics.spearman_correlation(*pairs), len(pairs[0])
+        if value is None:
+            return rounded_estimate(0.0, n, value_range, flags, value_range)
+        interval = statistics.spearman_interval(*pairs)
+        return rounded_estimate(value, n, interval, flags, value_range)
 
 
 def no_interval_note(names: Sequence[str], statistic: str, min_items: int) -> tuple[str, ...]:
-    """Return the note on those of these names whose statistic has no interval, if there are any."""
+    """Return a note that these suites or groups have no interval; () for no names."""
     reason = (
         f"no interval of a {statistic} is known with fewer than {min_items} items "
         "beside the largest tie"

@@ -1,14 +1,14 @@
-"""From predictions to a Summary: the metric that a suite declares, at every level that it declares.
+"""Summarize predictions: compute a suite's metric for the suite and for each of its groups.
 
-`summarize` is the way in. `Metric` is what a metric's aggregation offers, `load_metric` makes one
-from the metric's record and the settings of a cell.
+`summarize` returns a Summary. `Metric` is the base class of aggregations; `load_metric` creates one
+from the MetricSpec and the settings of a cell.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -30,38 +30,42 @@ from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Predic
 
 @dataclass(frozen=True, slots=True)
 class MetricSettings:
-    """The settings of a cell that decide how its scores become numbers."""
+    """The settings of a cell that decide how a metric is computed from its log-probabilities."""
 
     ties: str = "half"
     """How a tie between the best options is resolved: one of TIE_RULES."""
     reduction: str = "sum"
-    """How log-probabilities are normalised: one of REDUCTIONS; "class" for classified texts."""
+    """How log-probabilities are normalised: one of REDUCTIONS, or CLASS_REDUCTION."""
     softmax: str = "float64"
-    """Precision of the probabilities that a correlation with ratings ranks."""
+    """Precision of probabilities that are correlated with ratings."""
 
     @classmethod
     def of_cell(cls, cell: Cell) -> MetricSettings:
-        """Return the settings of a cell of any version."""
-        recorded = {name: str(value) for name, value in cell.settings.items() if name in SETTINGS}
-        if cell.seed is not None:
-            recorded["reduction"] = CLASS_REDUCTION
-        return cls(**recorded)
+        """Return the settings of a cell, with defaults for those that its version did not write."""
+        settings = {
+            field.name: str(cell.settings[field.name])
+            for field in fields(cls)
+            if field.name in cell.settings
+        }
+        if cell.seed is not None:  # a finetuned classifier
+            settings["reduction"] = CLASS_REDUCTION
+        return cls(**settings)
 
     @property
     def is_classified(self) -> bool:
+        """Whether the items are texts that a finetuned model classified."""
         return self.reduction == CLASS_REDUCTION
 
 
-SETTINGS = ("ties", "reduction", "softmax")
-
-
 class Headline(NamedTuple):
-    """The number that gets published, the same number computed otherwise, and what a reader must
-    know of them."""
+    """The score of a suite."""
 
     estimate: Estimate
+    """The headline itself."""
     views: dict[str, Estimate]
+    """Name -> the score with another interval, weighting, reduction or metric."""
     notes: tuple[str, ...] = ()
+    """Sentences that qualify the estimates."""
 
 
 class Metric(ABC):
@@ -72,15 +76,15 @@ class Metric(ABC):
 
     @abstractmethod
     def per_item(self, table: PredictionTable) -> Floats:
-        """Return what each item contributes (n,), nan = nothing.
+        """Return the contribution (n,) of each item, nan = left out.
 
-        Where the metric is not a mean of items, contributions are linearised: their mean is the
-        metric, and their variance divided by n that of its estimation.
+        Contributions to a metric that is not a mean over items are linearised: their mean is the
+        metric, and their variance divided by n is the sampling variance of the metric.
         """
 
     @abstractmethod
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        """Return the headline of the suite. macro: levels whose groups it averages over."""
+        """Return the score of the suite. macro: label levels whose groups it averages over."""
 
     @abstractmethod
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -93,8 +97,8 @@ class Metric(ABC):
         return [self.estimate_members(table, codes == code) for code in range(len(names))]
 
     def closing_notes(self, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
-        """Return what a reader must know of the finished numbers: the headline's and the groups',
-        by name."""
+        """Return notes that depend on all estimates. estimates: name of the suite or group ->
+        estimate."""
         del estimates
         return ()
 
@@ -114,10 +118,11 @@ def summarize(
 ) -> Summary:
     """Return the Summary of one suite under one method.
 
-    macro: levels that the headline averages over without weights, outermost first; () = over items.
-    groups: the levels reported, coarse to fine; a group's estimate is over its items (as BabyLM
-    prints fields and phenomena). ties, reduction, softmax: see MetricSettings. Items flagged
-    `too-long` were not scored; each metric decides how to treat them, `flags` counts them.
+    macro: label levels whose groups the headline averages with equal weights, outermost first; ()
+    = the mean over items. groups: label levels whose groups are reported, coarse to fine; a group's
+    estimate is over its items (as BabyLM prints fields and phenomena). ties, reduction, softmax:
+    see MetricSettings. Items flagged `too-long` were not scored; each metric decides how to treat
+    them, and `flags` counts them.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a missing label of a
     `macro` level, a gold that is not the index of an option), CheckpointError (a NaN or +inf
@@ -129,14 +134,17 @@ def summarize(
         macro, groups = loaded.spec.fixed_macro, ()
     table = build_table(predictions, {*macro, *groups}, reduction)
     headline = loaded.headline(table, macro)
-    lines = []
-    for above, level in zip((None, *groups), groups, strict=False):
+    group_estimates = []
+    for parent_level, level in zip((None, *groups), groups, strict=False):
         codes, names = table.levels[level]
-        within = parent_names(table, above, codes, len(names))
+        parents = parent_names(table, parent_level, codes, len(names))
         estimates = loaded.by_group(table, codes, names)
-        lines += [Group(level, n, e, w) for n, e, w in zip(names, estimates, within, strict=True)]
-    closing = loaded.closing_notes(
-        {suite: headline.estimate, **{line.name: line.estimate for line in lines}}
+        group_estimates += [
+            Group(level, name, estimate, parent)
+            for name, estimate, parent in zip(names, estimates, parents, strict=True)
+        ]
+    closing_notes = loaded.closing_notes(
+        {suite: headline.estimate, **{group.name: group.estimate for group in group_estimates}}
     )
     return Summary(
         suite,
@@ -145,15 +153,16 @@ def summarize(
         tuple(macro),
         headline.estimate,
         headline.views,
-        tuple(lines),
-        (*notes, *headline.notes, *closing),
+        tuple(group_estimates),
+        (*notes, *headline.notes, *closing_notes),
     )
 
 
 def load_metric(name: str, settings: MetricSettings) -> Metric:
     """Return a metric under these settings.
 
-    Raises UsageError where a name is unknown, or the metric is not one of such items.
+    Raises UsageError if the metric, tie rule or reduction is unknown, or if the metric is not
+    computed from one suite's predictions of this kind.
     """
     spec = METRICS[name]
     _check_name("tie rule", settings.ties, TIE_RULES)
@@ -164,12 +173,12 @@ def load_metric(name: str, settings: MetricSettings) -> Metric:
     elif target is None and spec.confusion:
         raise UsageError(
             f"{name} is a metric of classified texts",
-            hint=f"accuracy, or reduction = {CLASS_REDUCTION}",
+            hint=f"use the metric accuracy, or reduction = {CLASS_REDUCTION!r}",
         )
     if target is None:
         raise UsageError(
             f"{name} cannot be computed from the predictions of one suite",
-            hint="score the suite again: the command that makes this number records it",
+            hint="its own command computes it: antlm-bench score, or antlm-bench acquisition",
         )
     loaded: Metric = load_target(target)(spec, settings)
     return loaded
@@ -187,17 +196,17 @@ def rounded_estimate(
     flags: Mapping[str, int],
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
-    """Return an Estimate within a metric's range, without the noise that the order of a sum leaves
-    in its last digits."""
-    value, low, high = (
-        round(float(np.clip(number, *value_range)), 12) for number in (value, *interval)
-    )
+    """Return an Estimate whose value and bounds are clipped to the metric's range and rounded.
+
+    Rounding to 12 digits removes differences that come from the order of a sum.
+    """
+    value, low, high = (round(float(np.clip(x, *value_range)), 12) for x in (value, *interval))
     return Estimate(value, int(n), low, high, dict(flags))
 
 
-def _check_name(noun: str, name: str, known: Collection[str]) -> None:
-    if name in known:
+def _check_name(noun: str, name: str, valid_names: Collection[str]) -> None:
+    if name in valid_names:
         return
-    close = get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+    close = get_close_matches(name, valid_names, 1)
+    hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(valid_names)}"
     raise UsageError(f"unknown {noun} {name!r}", hint=hint)

@@ -2,9 +2,10 @@
 
     headline = mean over words of the mean over the word's contexts
 
-Nothing is right or wrong. The interval takes the words as a sample (`clustered_interval`).
+The interval is for a sample of words (`clustered_interval`).
 Source: Hale 2001, Levy 2008; over a child's words, Chang & Bergen 2022.
-Corner cases: a context that does not fit the model is left out; a single word has no interval.
+Corner cases: a context that does not fit the model is left out; the interval of a single word has
+width 0.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ class MeanSurprisal(Metric):
     """The mean surprisal of words."""
 
     def per_item(self, table: PredictionTable) -> Floats:
-        """Return the surprisal (n,) in nats of each word in its context; nan where it is too
-        long."""
+        """Return the surprisal (n,) in nats of each word in its context; nan if it is too long."""
         return np.where(table.get_flag("too-long"), np.nan, -table.scores[:, 0])
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        del macro  # always words
+        del macro  # the groups are always words
         return Headline(self.estimate_members(table, np.ones(len(table.ids), bool)), {})
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -51,20 +51,21 @@ class MeanSurprisal(Metric):
 
 
 def word_means(table: PredictionTable, values: Floats, members: Bools) -> Floats:
-    """Return the mean value of each word over its contexts (w,), in order of appearance.
+    """Return the mean value (w,) of each word over its contexts, in order of appearance.
 
-    values (n,): of each word in its context, nan = none. DataError where an item names no word.
+    values (n,): value of each item, nan = none. Words without a value are left out. Raises
+    DataError if an item has no label of its word.
     """
     used = members & ~np.isnan(values)
     codes, words = assign_strata(table, (WORD_LABEL,))
-    contexts = np.bincount(codes[used], minlength=len(words))
+    num_contexts = np.bincount(codes[used], minlength=len(words))
     sums = np.bincount(codes[used], values[used], minlength=len(words))
-    return np.asarray(sums[contexts > 0] / contexts[contexts > 0])
+    has_context = num_contexts > 0
+    return np.asarray(sums[has_context] / num_contexts[has_context])
 
 
 def group_by_word(predictions: Sequence[Prediction]) -> dict[str, dict[str, Prediction]]:
-    """Return word -> id of each of its contexts -> its prediction, without contexts that were too
-    long."""
+    """Return word -> item id -> prediction, without contexts that were too long."""
     by_word: dict[str, dict[str, Prediction]] = {}
     for prediction in predictions:
         if "too-long" not in prediction.flags:

@@ -57,11 +57,11 @@ def _predict_with_method(
             for region, surprisal in surprisals.items():
                 if math.isnan(surprisal):
                     raise DataError(
-                        f"region {region.number} of {region.condition!r} cannot be scored",
+                        f"region {region.region_id} of {region.condition!r} cannot be scored",
                         location=f"item {item.id}",
                         hint="nothing stands before its first token (see --bos)",
                     )
-            scores = (formula.surprisal_gap(surprisals.__getitem__) * NATS_PER_BIT, 0.0)
+            scores = (formula.evaluate_gap(surprisals.__getitem__) * NATS_PER_BIT, 0.0)
             num_tokens = int(spans.token_counts[regions].sum())
         num_characters = sum(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options)
         predictions.append(

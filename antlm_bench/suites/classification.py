@@ -1,8 +1,8 @@
 """Declarations of classification suites: tasks, classes, metrics, files, and finetuning settings.
 
-Texts are templates of a row's fields, hyper-parameters are tables. What a run trains with is four
-tables on top of each other: [training], [task.X.training], [preset.P.training],
-[preset.P.task.X]; the last one that names a number wins.
+Texts are templates of a row's fields. The settings of a run are merged from four tables:
+[training], [task.X.training], [preset.P.training], [preset.P.task.X]; later tables override earlier
+ones.
 """
 
 from __future__ import annotations
@@ -32,77 +32,82 @@ from antlm_bench.suites.declaration_types import (
 )
 from antlm_bench.suites.templates import validate_template
 
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Metric = Annotated[str, AfterValidator(partial(validate_metric, is_classified=True))]
+MetricName = Annotated[str, AfterValidator(partial(validate_metric, is_classified=True))]
 Split = Literal["train", "valid"]
-Tables = dict[str, Any]
+TomlTable = dict[str, Any]
 
 
 class TrainingSpec(Declaration):
-    """How a task is finetuned on.
+    """How a model is finetuned on a task.
 
-    From `last_batch` on, the fields say which rule is followed where ours differs from an official
-    pipeline's. The defaults are ours; every rule is tested in
-    tests/finetuning/test_official_finetuning.py.
+    The fields from `last_batch` on choose between the rule of this package (the default) and that
+    of an official pipeline. tests/finetuning/test_official_finetuning.py tests every rule.
     """
 
-    lr: Positive
+    lr: PositiveFloat
     """The peak learning rate."""
-    batch: Count
+    batch: PositiveInt
     """Examples per update."""
-    epochs: Count
-    """At most so many."""
+    epochs: PositiveInt
+    """Maximum number of epochs."""
     patience: Annotated[int, Field(ge=0)]
     """Epochs without a better selection score before training stops; 0 = never stop early."""
     warmup: Share
-    """Share of the updates."""
+    """Share of the updates during which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant"]
     """Course of the learning rate after warm-up."""
     floor: Share = 0.0
     """Final learning rate of a cosine schedule, as a share of lr."""
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)] | None
-    """Maximal norm of the gradient; 0 = unclipped."""
+    """Maximum norm of the gradient; 0 in a TOML, None here = no clipping."""
     dropout: Share
     """Dropout rate of the classification head."""
     max_length: Annotated[int, Field(ge=8)]
     """Maximum number of tokens of a text, special tokens included."""
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
-    eps: Positive = 1e-8
+    eps: PositiveFloat = 1e-8
     last_batch: Literal["keep", "drop"] = "keep"
     """What happens to the texts of an epoch that do not fill a batch."""
     order: Literal["by-length", "random"] = "by-length"
-    """Whether an update holds texts of like length, or any."""
+    """How texts are grouped into updates: by similar length, or at random."""
     warmup_start: Literal["first-step", "zero"] = "first-step"
-    """Rate of update n (from 1) of w that warm up: lr * n / w; "zero": lr * (n - 1) / w, w rounded
-    down.
+    """Learning rate of update n (from 1) of w warm-up updates: "first-step" = lr * n / w; "zero" =
+    lr * (n - 1) / w, with w rounded down.
     """
     decay: Literal["matrices", "all"] = "matrices"
-    """Which tensors decay: those of two dimensions and more, or biases and norms, too."""
+    """Tensors with weight decay: those of two or more dimensions, or all (biases and norms, too).
+    """
     equal_epochs: Literal["lowest-loss", "first"] = "lowest-loss"
     """How a tie between epochs with the best selection score is broken."""
     token_types: bool = True
-    """Whether a model that has token types (BERT) is given them."""
+    """Whether a model with token types (BERT) gets `token_type_ids`."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
-    """What the head reads; "auto": by attention, see finetuning.heads. `--pooling` overrides it."""
+    """Which hidden states the head reads; "auto" = by attention (finetuning.heads). `--pooling`
+    overrides it.
+    """
     head_init: Literal["truncated-normal", "uniform"] = "truncated-normal"
-    """How the head is initialised; "uniform": as torch initialises a linear layer."""
+    """Initial weights of the head; "uniform" = torch's for a linear layer."""
     rows: Literal["framed", "tokenizer"] = "framed"
-    """Who adds specials and cuts long texts: finetuning.data, or the tokenizer's own call."""
+    """What adds special tokens and truncates long texts: "framed" = finetuning.data, "tokenizer" =
+    a call of the tokenizer.
+    """
     strip: bool = True
-    """Whether texts lose the white space at their ends."""
+    """Whether white space at the ends of texts is removed."""
 
-    def settings_for_key(self) -> Tables:
+    def settings_for_key(self) -> dict[str, Any]:
         """Return the settings that enter a cell's content key.
 
-        Rules with our default are left out, so that keys from before there was a choice stay valid.
+        Pipeline rules with the default value are left out: a new rule does not change the keys of
+        older cells.
         """
-        defaults = {
+        unchanged = {
             name for name, value in PIPELINE_DEFAULTS.items() if getattr(self, name) == value
         }
-        return self.model_dump(mode="json", exclude=defaults)
+        return self.model_dump(mode="json", exclude=unchanged)
 
     @field_validator("clip")
     @classmethod
@@ -112,52 +117,53 @@ class TrainingSpec(Declaration):
     @model_validator(mode="after")
     def _check_floor(self) -> TrainingSpec:
         if self.floor and self.schedule != "cosine":
-            raise ValueError(f"floor is where a cosine ends; the schedule is {self.schedule!r}")
+            raise ValueError(f"floor needs schedule = 'cosine', not {self.schedule!r}")
         return self
 
 
-_FIRST_PIPELINE_OPTION = list(TrainingSpec.model_fields).index("last_batch")
+_FIRST_PIPELINE_RULE = list(TrainingSpec.model_fields).index("last_batch")
 PIPELINE_DEFAULTS = {
     name: field.default
-    for name, field in list(TrainingSpec.model_fields.items())[_FIRST_PIPELINE_OPTION:]
+    for name, field in list(TrainingSpec.model_fields.items())[_FIRST_PIPELINE_RULE:]
 }
+"""Field of TrainingSpec that chooses a pipeline's rule -> its default."""
 
 
 class SubstituteSpec(Declaration):
-    """A known file that stands in for an official train set where that is absent.
+    """A file that may replace an official train set that is not available.
 
-    It may have the official file's name; its sha256 tells them apart.
+    It may have the name of the official file, because it is recognised by its sha256.
     """
 
     file: Text
     sha256: Sha256
-    rows: Count
+    rows: PositiveInt
     says: Text
-    """What the file is, for the reader of a number that was trained on it."""
+    """A description of the file, for a note on scores that were trained with it."""
 
 
 class TaskSpec(Declaration):
     """The table [task.X]: how a row of a data file becomes an example."""
 
-    metric: Metric
+    metric: MetricName
     classes: Annotated[TomlTuple[Text], Field(min_length=2)]
-    """Names, in the order of the integers that the field `label` holds. Names are labels, too."""
+    """Names of the classes. The label of a row is a name, or its index here."""
     first: Text
     """Template of the text, or of the first text of a pair."""
     second: str = ""
     label: Text = "label"
     id: str = ""
-    """Template; "" = the number of the row."""
+    """Template of the id; "" = the number of the row."""
     group: str = ""
-    """Template of what rows share that must not be split (a paragraph)."""
+    """Template of a text (a paragraph) whose rows are held out together; "" = none."""
     train: Text | None = None
-    """A file of [data]."""
+    """A file of [data], with the train set."""
     valid: Text
-    """A file of [data]: the rows that are scored."""
+    """A file of [data], with the rows that are scored."""
     trains_with: Text | None = None
-    """A task with the same classes whose train set and training settings this one uses."""
+    """Another task, whose train set and settings are used. It has the same classes."""
     substitutes: TomlTuple[SubstituteSpec] = ()
-    training: Tables = Field(default={})
+    training: TomlTable = Field(default={})
     notes: TomlTuple[Text] = ()
 
     _validate_templates = field_validator("first", "second", "id", "group")(validate_template)
@@ -165,15 +171,20 @@ class TaskSpec(Declaration):
     @model_validator(mode="after")
     def _check_consistency(self) -> TaskSpec:
         if (self.train is None) == (self.trains_with is None):
-            raise ValueError("a task has either a file `train` or a task that it `trains_with`")
+            raise ValueError("a task needs either `train` or `trains_with`")
         if self.trains_with and (self.training or self.substitutes):
             raise ValueError(
-                "`trains_with` brings the train set and its settings; there is nothing to add"
+                "`training` and `substitutes` are those of the task in `trains_with`; remove them"
             )
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("two classes have one name")
-        if METRICS[self.metric].num_classes not in (None, len(self.classes)):
-            raise ValueError(f"{self.metric} is of two classes, the second being the positive one")
+        for name in self.classes:
+            if self.classes.count(name) > 1:
+                raise ValueError(f"two classes are called {name!r}")
+        num_classes = METRICS[self.metric].num_classes
+        if num_classes not in (None, len(self.classes)):
+            raise ValueError(
+                f"{self.metric} needs {num_classes} classes (the second is the positive one), "
+                f"not {len(self.classes)}"
+            )
         return self
 
 
@@ -181,31 +192,31 @@ class PresetSpec(Declaration):
     """The table [preset.P]: published settings."""
 
     source: Text
-    """Whose settings, where they are published, and how sure we are."""
+    """Authors, place of publication, and what is uncertain."""
     select: Literal["held-out", "valid"] = "held-out"
-    """Which examples choose the epoch."""
-    training: Tables = Field(default={})
-    task: dict[Text, Tables] = Field(default={})
+    """Examples on which the best epoch is selected."""
+    training: TomlTable = Field(default={})
+    task: dict[Text, TomlTable] = Field(default={})
 
 
 class ClassificationExampleSpec(Declaration):
     """A self-test: this record of this task becomes this example."""
 
     task: Text
-    record: Tables
+    record: TomlTable
     first: Text
     second: str = ""
     gold: int
 
 
 class ClassificationSpec(SuiteDeclaration):
-    """Classification tasks that belong together."""
+    """A suite of classification tasks."""
 
     kind: Literal["classification"]
     licence: Text
     citation: Text
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of a train set that chooses the epoch."""
+    """Share of the train set that is held out to select the best epoch."""
     training: TrainingSpec
     task: Annotated[dict[Text, TaskSpec], Field(min_length=1)]
     preset: dict[Text, PresetSpec] = Field(default={})
@@ -216,21 +227,19 @@ class ClassificationSpec(SuiteDeclaration):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ClassificationSpec:
-        trained = {name: task for name, task in self.task.items() if task.train}
+        with_train_set = {name: task for name, task in self.task.items() if task.train}
         for name, task in self.task.items():
-            self._check_reference(f"task.{name}", task.trains_with, trained)
+            self._check_reference(f"task.{name}", task.trains_with, with_train_set)
             for file in (task.train, task.valid):
                 self._check_reference(f"task.{name}", file, self.data.files)
             if task.trains_with and self.task[task.trains_with].classes != task.classes:
-                raise ValueError(
-                    f"task.{name}: {task.trains_with!r}, that it trains with, has other classes"
-                )
+                raise ValueError(f"task.{name}: trains_with {task.trains_with!r} has other classes")
         for preset, spec in self.preset.items():
-            for name in spec.task:  # a task that trains with another uses the other's settings
-                self._check_reference(f"preset.{preset}.task", name, trained)
+            for name in spec.task:  # a task with `trains_with` has no settings
+                self._check_reference(f"preset.{preset}.task", name, with_train_set)
         for example in self.example:
             self._check_reference("example", example.task, self.task)
-        for preset in ("", *self.preset):  # every combination is checked before anything runs
+        for preset in ("", *self.preset):  # raises for an invalid combination of tables
             for name in self.task:
                 self.resolve_training(name, preset)
         return self
@@ -245,7 +254,7 @@ class ClassificationSpec(SuiteDeclaration):
     def resolve_training(self, task: str, preset: str = "") -> TrainingSpec:
         """Return the settings of a task under a preset ("" = none).
 
-        Raises ValueError, naming the table and the key.
+        Raises ValueError, which names the table and the key.
         """
         name = self.task[task].trains_with or task
         tables = {f"task.{name}.training": self.task[name].training}
@@ -262,7 +271,7 @@ class ClassificationSpec(SuiteDeclaration):
 
 
 def override_settings(settings: TrainingSpec, overrides: Mapping[str, Any]) -> TrainingSpec:
-    """Return settings with those of a table on top. Raises ValueError, naming the key."""
+    """Return settings with some values replaced. Raises ValueError, which names the key."""
     try:
         return TrainingSpec.model_validate(settings.model_dump() | dict(overrides))
     except ValidationError as error:

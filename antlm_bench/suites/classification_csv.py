@@ -16,23 +16,24 @@ from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.suites.templates import describe_value
 
 COLUMNS = ("text", "text2", "label", "id", "group")
-MAX_NUMERIC_CLASSES = 20  # more different numbers than that are ratings or measurements
-DEFAULT_TRAINING_SUITE = "glue-2025"  # its table [training] is the default for a user's own files
+MAX_NUMERIC_CLASSES = 20  # more distinct numbers are ratings or measurements
+DEFAULT_TRAINING_SUITE = "glue-2025"  # its table [training] is the default for users' files
 RecordList = list[tuple[int, records.Record]]
 
 
 def task_name_from_path(ref: str) -> str:
-    """Return the name of a train file's task: the file's name without its ending."""
+    """Return the name of the task of a train file: the file's name without its extension."""
     file = re.sub(r"\.gz$", "", Path(ref).name, flags=re.IGNORECASE)
     return pairs_csv.suite_name_from_file(file) or "texts"
 
 
 def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split, RecordList]]:
-    """Return the declaration of a train and a scored file, and their rows, labels as class names.
+    """Return the declaration of a train and a scored file, and the rows of both.
 
-    Classes are the labels of the train file, sorted (by number where all are whole numbers). A
-    label is a name, never the number of a class. Raises DataError: absent, unreadable, 0 rows, a
-    column missing, an invalid label or one that train does not have, one class only, ratings.
+    Classes are the labels of the train file, sorted (as numbers if all are integers). A label is
+    the name of a class, never its index. Raises DataError (a file is missing or unreadable, 0 rows,
+    a missing column, an invalid label, a scored label that is not in the train file, one class
+    only, ratings instead of classes).
     """
     rows: dict[Split, RecordList] = {
         "train": list(_read_rows(train)),
@@ -40,7 +41,7 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
     }
     for path, split_rows in ((train, rows["train"]), (valid, rows["valid"])):
         if not split_rows:
-            hint = "it needs the columns text (or text, text2) and label"
+            hint = "the file needs the columns text (or text, text2) and label"
             raise DataError("0 rows", location=str(path), hint=hint)
     labels = [record["label"] for _, record in rows["train"] if record["label"]]
     if not labels:
@@ -84,7 +85,10 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, records.Record]]:
-    """Yield a file's rows, labels as names. Every row must have the first row's columns."""
+    """Yield (line, record) of a file, with labels as texts, "" for none.
+
+    Raises DataError for a row that lacks a column of the first row, or has an invalid label.
+    """
     required: tuple[str, ...] = ()
     for line, record in records.read_records(files.read_bytes(path), path.name.lower(), str(path)):
         location = f"{path}:{line}"
@@ -114,10 +118,10 @@ def _infer_classes(labels: list[str], path: Path) -> tuple[str, ...]:
     if len(names) < 2:
         raise DataError(f"one class only: every label is {labels[0]!r}", location=str(path))
     if len(names) > MAX_NUMERIC_CLASSES and all(map(is_number, names)):
-        message = f"{len(names)} different numbers as labels, more than {MAX_NUMERIC_CLASSES}"
+        message = f"{len(names)} distinct numbers as labels, more than {MAX_NUMERIC_CLASSES}"
         hint = (
             "numbers on a scale are not classes; if these are names of classes, "
-            f"spell them as words (class_{labels[0]})"
+            f"write them as words (class_{labels[0]})"
         )
         raise DataError(message, location=str(path), hint=hint)
     if len(names) > max(2, len(labels) // 2):
@@ -129,5 +133,5 @@ def _infer_classes(labels: list[str], path: Path) -> tuple[str, ...]:
 
 
 def is_number(name: str) -> bool:
-    """Return whether the name of a class is written as a number: 3, -1, 2.5."""
+    """Return whether the name of a class is a number: 3, -1, 2.5."""
     return re.fullmatch(r"[-+]?\d+(?:[.,]\d+)?", name) is not None

@@ -1,4 +1,4 @@
-"""Load classification tasks: from a name or a file to the examples that a model is finetuned on."""
+"""Load classification tasks: the examples and settings for finetuning, from a name or a file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from antlm_bench.suites.classification import (
 )
 from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
-from antlm_bench.suites.pairs_csv import is_pairs_file as is_own_file
+from antlm_bench.suites.pairs_csv import is_pairs_file as is_table_file
 from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.suites.templates import fill_template, get_field, template_fields
 from antlm_bench.types import Example, task_full_name
 
-SEEN_IN_TRAINING = "also stand in the train set"  # the end of the note on scored train texts
+SEEN_IN_TRAINING = "also stand in the train set"
+"""The end of the note on scored texts that are in the train set. Reports look for it."""
 NumberedRecords = Iterable[tuple[int, records.Record]]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationTask:
-    """A loaded task: what finetuning needs of its declaration, and its examples in file order."""
+    """A loaded task: its examples in file order, and the settings for finetuning."""
 
     suite: str
     name: str
@@ -43,15 +44,15 @@ class ClassificationTask:
     licence: str
     metric: str
     classes: tuple[str, ...]
-    """Names; Example.gold is an index into them."""
+    """Names of the classes; `Example.gold` is an index into them."""
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     """The examples that are scored."""
     training: TrainingSpec
-    """Presets and overrides applied."""
+    """Settings, with preset and overrides applied."""
     select: str
-    """Which examples choose the epoch: "held-out" (a share `held_out` of train) or "valid" (the
-    scored ones, as BabyLM's recipes do; optimistic).
+    """Examples on which the best epoch is selected: "held-out" (the share `held_out` of train) or
+    "valid" (the scored examples, as in BabyLM's recipes; this is optimistic).
     """
     held_out: float
     digest: str
@@ -59,29 +60,29 @@ class ClassificationTask:
     notes: tuple[str, ...] = ()
     """Sentences that qualify the score."""
     trains_with: str = ""
-    """The task whose train set this is; "" = its own."""
+    """Name of the task that the train set belongs to; "" = this task."""
     origin: tuple[str, ...] = ()
-    """Absolute paths of the user's own train and scored files, or TOML; () = of the catalog."""
+    """Absolute paths of the user's train and scored files, or TOML; () = a suite of the catalog."""
 
     @property
     def full_name(self) -> str:
-        """The name of the task as a suite: glue-2025.rte; of a user's file, the file's name."""
+        """Name of the task in run folders: glue-2025.rte, or the name of a user's file."""
         return task_full_name(self.suite, self.name)
 
 
 def list_tasks(ref: str) -> list[str]:
-    """Return the names of a suite's tasks; of a train file, its only one. Opens no data.
+    """Return the names of a suite's tasks; a train file has one. Does not read data.
 
     Raises DeclarationError (no such suite), UsageError (not a classification suite).
     """
-    if is_own_file(ref):
+    if is_table_file(ref):
         return [classification_csv.task_name_from_path(ref)]
     return list(read_declaration_of_type(ref, ClassificationSpec)[0].task)
 
 
 def list_presets(ref: str) -> dict[str, str]:
-    """Return the published settings of a suite: name -> their source. Raises as list_tasks."""
-    if is_own_file(ref):
+    """Return the presets of a suite, as name -> source. Raises as list_tasks."""
+    if is_table_file(ref):
         return {}
     spec, _ = read_declaration_of_type(ref, ClassificationSpec)
     return {name: preset.source for name, preset in spec.preset.items()}
@@ -97,15 +98,15 @@ def load_task(
     limit_valid: int | None = None,
     overrides: Sequence[str] = (),
 ) -> ClassificationTask:
-    """Load a task of a suite of the catalog or a TOML, or of a user's train file.
+    """Load a classification task.
 
-    ref: a name, a TOML, or a CSV, TSV or JSONL to train on, which goes with `valid`, the file that
-    is scored. limit_train, limit_valid: number of rows, evenly spaced. overrides: of TrainingSpec,
-    "lr=3e-5".
+    ref: name of a suite of the catalog, a TOML, or a CSV, TSV or JSONL to train on; the latter
+    needs `valid`, the file that is scored. limit_train, limit_valid: number of rows, evenly spaced.
+    overrides: values of TrainingSpec's fields, like "lr=3e-5".
 
-    Raises DataError, naming file and line (absent, damaged, incomplete, an unknown label, an empty
-    text, one class only, 0 rows), DeclarationError, UsageError (an invalid task, preset, override
-    or limit).
+    Raises DataError, which names file and line (missing, damaged, incomplete, an unknown label, an
+    empty text, one class only, 0 rows), DeclarationError, UsageError (an invalid task, preset,
+    override or limit).
     """
     for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
         if limit is not None and limit < 1:
@@ -113,18 +114,18 @@ def load_task(
     spec, task, splits, origin = _read_task(ref, name, preset, valid)
     training = _resolve_training(spec, name, preset, overrides)
     unlabelled: dict[Split, int] = {}
-    task_of_split: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
+    task_names: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
     examples = {
         split: build_examples(
-            spec.task[source],
-            source,
+            spec.task[task_name],
+            task_name,
             split,
             splits[split].records,
             splits[split].location,
             strip=training.strip,
             unlabelled=unlabelled,
         )
-        for split, source in task_of_split.items()
+        for split, task_name in task_names.items()
     }
     all_train, all_valid = examples["train"], examples["valid"]
     train = _subsample_evenly(all_train, limit_train)
@@ -159,17 +160,24 @@ def _read_task(
     ref: str, name: str, preset: str, valid: str | None
 ) -> tuple[ClassificationSpec, TaskSpec, dict[Split, _SplitRecords], tuple[str, ...]]:
     """Return the declarations of a suite and its task, the rows of its splits, and its origin."""
-    if is_own_file(ref):
+    if is_table_file(ref):
         spec, splits = _read_user_files(ref, valid)
         task = _get_task_spec(spec, name, preset)
         paths = map(expand_user_path, (ref, valid or ""))
         return spec, task, splits, tuple(map(absolute_path, paths))
     if valid is not None:
-        message, hint = f"{ref!r} has a scored split of its own", "it goes with a train.csv"
-        raise UsageError(message, location="--valid", hint=hint)
+        raise UsageError(
+            f"{ref!r} declares the file that is scored",
+            location="--valid",
+            hint="--valid is for a train file (--suite train.csv); leave it out",
+        )
     spec, folder = read_declaration_of_type(ref, ClassificationSpec)
     task = _get_task_spec(spec, name, preset)
-    splits = _read_official_files(spec, name, folder)
+    train_task = spec.task[task.trains_with or name]
+    splits = {
+        "train": _read_split_file(spec, str(train_task.train), folder, train_task.substitutes),
+        "valid": _read_split_file(spec, task.valid, folder, ()),
+    }
     return spec, task, splits, loader.find_origin(ref, spec)
 
 
@@ -183,19 +191,21 @@ def build_examples(
     strip: bool = True,
     unlabelled: dict[Split, int] | None = None,
 ) -> list[Example]:
-    """Build the examples of these rows, in order. Raises DataError, naming the first wrong line.
+    """Build the examples of these rows, in order.
 
-    An id is a text's number in its file: "rte_0" where it is scored (BabyLM's prediction id),
-    "rte.train_0" in train. strip: remove the white space at the ends of texts. SST-2's official
-    files end every sentence in a space and copies of its train file do not, so that a model that
-    reads the last token would be scored on one that it never trained on. unlabelled: receives the
-    number of rows without a label that were left out. A split without any label is refused.
+    The default id has the number of the row: "rte_0" (BabyLM's prediction id) in the scored file,
+    "rte.train_0" in the train file. strip: remove white space at the ends of texts. (In SST-2,
+    sentences of the official files end in a space, those of a substitute for the train file do not:
+    a head on the last token would never have been trained on a space.) Rows without a label are
+    left out, and `unlabelled` receives their number.
+
+    Raises DataError, which names the first invalid line; also if no row has a label.
     """
     templates = (task.first, task.second, task.group, task.id)
     fields = {template: template_fields(template) for template in templates}
     labels = {"task": name}
     prefix = name if split == "valid" else f"{name}.{split}"
-    interned: dict[str, str] = {}  # a paragraph with thirty questions is kept once
+    interned: dict[str, str] = {}  # saves memory: a paragraph can have thirty questions
     examples: dict[str, Example] = {}
     num_unlabelled = 0
     for number, (line, record) in enumerate(rows):
@@ -212,11 +222,13 @@ def build_examples(
             if template and not stripped[template]:
                 raise DataError(f"the text of {template!r} is empty", location=row_location)
         texts = stripped if strip else raw
-        first, second = (interned.setdefault(texts[t], texts[t]) for t in (task.first, task.second))
+        first = interned.setdefault(texts[task.first], texts[task.first])
+        second = interned.setdefault(texts[task.second], texts[task.second])
         example_id = stripped[task.id] or f"{prefix}_{number}"
         if example_id in examples:
-            raise DataError(f"the id {example_id!r} is there already", location=row_location)
-        gold, group = _parse_gold(task, record, row_location), stripped[task.group]
+            raise DataError(f"an earlier row has the id {example_id!r}", location=row_location)
+        gold = _parse_gold(task, record, row_location)
+        group = stripped[task.group]
         group_id = hashlib.sha256(group.encode()).hexdigest()[:16] if group else ""
         examples[example_id] = Example(example_id, first, second, gold, labels, group_id)
     if num_unlabelled and not examples:
@@ -231,24 +243,25 @@ def build_examples(
 
 
 def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
-    """Return whether a label is missing: null, empty, NaN, or -1 where no class has that name."""
+    """Return whether a label is missing: null, empty, nan, or -1 if no class is called -1."""
     if isinstance(value, str):
         value = value.strip()
-    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    return missing or (str(value) == "-1" and "-1" not in task.classes)
+    is_empty = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return is_empty or (str(value) == "-1" and "-1" not in task.classes)
 
 
 def _parse_gold(task: TaskSpec, record: records.Record, location: str) -> int:
-    """Return the class of a row: its label is the name or the index of a class.
+    """Return the class of a row. Its label is the name or the index of a class.
 
-    Where the names of classes are numbers themselves (ratings 1 to 5), a label is always a name.
+    If a class is called by a number (1 to 5), all labels are names.
     """
     value = get_field(record, task.label, location)
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if name in task.classes:
         return task.classes.index(name)
     has_numbers_as_names = any(map(classification_csv.is_number, task.classes))
-    is_index = isinstance(name, str) and name.isascii() and name.isdigit()  # CSVs hold texts only
+    # In a CSV, the index is a text, too.
+    is_index = isinstance(name, str) and name.isascii() and name.isdigit()
     if is_index and not has_numbers_as_names and int(name) < len(task.classes):
         return int(name)
     labels = ", ".join(
@@ -268,7 +281,7 @@ class _SplitRecords:
     records: NumberedRecords
     location: str
     note: str = ""
-    """A sentence that qualifies the score: which substitute this is."""
+    """A note on the score if this is a substitute; "" otherwise."""
 
 
 def _get_task_spec(spec: ClassificationSpec, name: str, preset: str) -> TaskSpec:
@@ -285,10 +298,12 @@ def _read_user_files(
     ref: str, valid: str | None
 ) -> tuple[ClassificationSpec, dict[Split, _SplitRecords]]:
     if valid is None:
-        hint = f"antlm-bench finetune --suite {ref} --valid FILE, which is scored, not trained on"
-        raise UsageError(f"{ref!r} needs a file to be scored on", location="--valid", hint=hint)
-    if not is_own_file(valid):
-        raise UsageError(f"{valid!r} is no .csv, .tsv or .jsonl", location="--valid")
+        hint = f"antlm-bench finetune --suite {ref} --valid FILE"
+        message = f"{ref!r} is a train file; the file that is scored is missing"
+        raise UsageError(message, location="--valid", hint=hint)
+    if not is_table_file(valid):
+        message = f"{valid!r} has an unknown extension"
+        raise UsageError(message, location="--valid", hint="use a .csv, .tsv or .jsonl file")
     spec, rows = classification_csv.read_splits(expand_user_path(ref), expand_user_path(valid))
     return spec, {
         "train": _SplitRecords(rows["train"], ref),
@@ -296,37 +311,30 @@ def _read_user_files(
     }
 
 
-def _read_official_files(
-    spec: ClassificationSpec, name: str, folder: Path
-) -> dict[Split, _SplitRecords]:
-    task = spec.task[name]
-    origin = spec.task[task.trains_with or name]
-    train = _read_split_file(spec, str(origin.train), folder, origin.substitutes)
-    return {"train": train, "valid": _read_split_file(spec, task.valid, folder, ())}
-
-
 def _read_split_file(
     spec: ClassificationSpec, file: str, folder: Path, substitutes: Sequence[SubstituteSpec]
 ) -> _SplitRecords:
-    """Read the rows of a file, or of a substitute where it is absent."""
+    """Read the rows of a file, or of a substitute if it is missing."""
     try:
         data_file = sources.get_file(spec, file, folder)
     except DataError:
         if any(row.file == file and row.path for row in sources.list_files(spec, folder)):
-            raise  # a substitute would hide that the file is here, and bad
+            raise  # the file is present but damaged: do not replace it silently
         for substitute in substitutes:
+            if substitute.file == file:
+                continue
             expected = FileSpec(sha256=substitute.sha256)
-            if substitute.file != file and (
-                found := sources.find_local_file(spec, substitute.file, expected, folder)
-            ):
-                rows = records.read_records(found.raw, substitute.file, found.location)
-                return _SplitRecords(rows, found.location, substitute.says)
+            local_file = sources.find_local_file(spec, substitute.file, expected, folder)
+            if local_file:
+                rows = records.read_records(local_file.raw, substitute.file, local_file.location)
+                return _SplitRecords(rows, local_file.location, substitute.says)
         raise
     location = data_file.location
     rows = records.read_records(data_file.raw, file, location)
     digest = hashlib.sha256(data_file.raw).hexdigest() if substitutes else ""
-    if notes := [substitute.says for substitute in substitutes if substitute.sha256 == digest]:
-        return _SplitRecords(rows, location, notes[0])
+    for substitute in substitutes:
+        if substitute.sha256 == digest:
+            return _SplitRecords(rows, location, substitute.says)
     num_rows, expected_rows = files.count_rows(data_file.raw), spec.data.files[file].rows
     if expected_rows and num_rows != expected_rows:
         message = f"{num_rows:,} rows, officially {expected_rows:,}"
@@ -356,7 +364,7 @@ def _resolve_training(
 
 
 def _subsample_evenly(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
-    """Return `limit` examples, evenly spaced, for a file may be sorted by source or by label."""
+    """Return `limit` examples, evenly spaced, because files may be sorted by source or label."""
     if limit is None or limit >= len(examples):
         return tuple(examples)
     return tuple(examples[index * len(examples) // limit] for index in range(limit))
@@ -365,20 +373,20 @@ def _subsample_evenly(examples: Sequence[Example], limit: int | None) -> tuple[E
 def _require_multiple_classes(
     task: TaskSpec, all_rows: Sequence[Example], train: Sequence[Example], location: str
 ) -> None:
-    """Raise DataError, or UsageError where a limit is to blame, if the train set has one class."""
+    """Raise DataError if the train set has one class; UsageError if this is due to the limit."""
     if len({example.gold for example in train}) > 1:
         return
     message = f"one class only: every label is {task.classes[train[0].gold]!r}"
     if len({example.gold for example in all_rows}) > 1:
         message += f" in {len(train)} of {len(all_rows):,} rows"
-        raise UsageError(message, location="--limit-train", hint="take more")
+        raise UsageError(message, location="--limit-train", hint="raise the limit")
     raise DataError(message, location=location)
 
 
 def _data_notes(*splits: tuple[str, Sequence[Example], Sequence[Example]]) -> list[str]:
-    """Return notes on limits, scored texts that are in the train set, and a split of one class.
+    """Return notes on limits, scored texts that are in the train set, and a single scored class.
 
-    splits: (name, all examples, those that are used) of train and scored.
+    splits: (name, all examples, examples that are used) of train and scored.
     """
     notes = [
         f"limit: {len(used):,} of {len(examples):,} {split} rows, evenly spaced"
@@ -387,8 +395,9 @@ def _data_notes(*splits: tuple[str, Sequence[Example], Sequence[Example]]) -> li
     ]
     train, scored = (used for _, _, used in splits)
     train_texts = {(example.first, example.second) for example in train}
-    if seen := sum((example.first, example.second) in train_texts for example in scored):
-        notes.append(f"{seen:,} of {len(scored):,} scored texts {SEEN_IN_TRAINING}")
+    num_seen = sum((example.first, example.second) in train_texts for example in scored)
+    if num_seen:
+        notes.append(f"{num_seen:,} of {len(scored):,} scored texts {SEEN_IN_TRAINING}")
     if len({example.gold for example in scored}) == 1:
         notes.append("all scored rows are of one class")
     return notes
@@ -406,11 +415,14 @@ def _unlabelled_notes(
 
 
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:
-    """Return the sha256 of the data. Texts enter stripped, for stripping is a training setting."""
+    """Return the sha256 of the data.
+
+    Texts are stripped first, so that TrainingSpec.strip, a setting, does not change it.
+    """
     sha = hashlib.sha256(json.dumps([task.metric, task.classes]).encode())
     encode = json.JSONEncoder(ensure_ascii=True).encode
-    for number, examples in enumerate(splits):
+    for split_index, examples in enumerate(splits):
         for e in examples:
-            fields = [number, e.id, e.first.strip(), e.second.strip(), e.gold, e.group]
+            fields = [split_index, e.id, e.first.strip(), e.second.strip(), e.gold, e.group]
             sha.update(encode(fields).encode())
     return sha.hexdigest()

@@ -1,7 +1,6 @@
-"""Declarations of collections: suites that are reported together, their weights, published rows.
+"""Declarations of collections: suites that are reported together, their weights, published scores.
 
-A macro-average is a convention of the year's leaderboard; it stands in the collection's TOML, with
-its source.
+The macro-average of a collection follows its leaderboard; the TOML names the source.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
 from antlm_bench.suites.declaration_types import SuiteDeclaration, Text
 
 Percent = Annotated[float, Field(ge=-100, le=100, strict=False)]
-# The value of `made_by` -> the task type of such members; "" = nothing computes them.
+# Command in `made_by` -> task type of the member; "" = no command computes it.
 TASK_TYPE_OF_COMMAND = {
     "score": "suite",
     "finetune": "classification",
@@ -24,22 +23,22 @@ TASK_TYPE_OF_COMMAND = {
 
 
 class MemberSpec(Declaration):
-    """One column of a leaderboard."""
+    """A member of a collection: one column of a leaderboard."""
 
     suite: Text
     label: str = ""
     """Name in tables; "" = the suite's name."""
     made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
-    """The command that computes it."""
+    """The command that computes the score; "nothing" = none does yet."""
     tasks: TomlTuple[Text] = ()
-    """Tasks of a finetuned suite whose scores are averaged, without weights."""
+    """Tasks of a finetuned suite whose scores are averaged with equal weights."""
     suites: TomlTuple[Text] = ()
-    """Scored suites that are averaged, without weights; `suite` then only names the whole."""
+    """Suites whose scores are averaged with equal weights. `suite` is then only a name."""
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
     metric: str = ""
-    """A view or a group of the suite instead of its headline (micro, eye-tracking)."""
+    """Name of a view or group of the suite that replaces its headline (micro, eye-tracking)."""
     over: str = ""
-    """A level: the unweighted mean over its groups instead of the headline."""
+    """Label level whose groups are averaged with equal weights instead of the headline."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,16 +48,16 @@ class MemberSpec(Declaration):
     @model_validator(mode="after")
     def _check_consistency(self) -> MemberSpec:
         if bool(self.tasks) != (self.made_by == "finetune"):
-            raise ValueError('`tasks` goes with made_by = "finetune", and that needs it')
+            raise ValueError('`tasks` and made_by = "finetune" must be used together')
         if self.suites and self.made_by != "score":
-            raise ValueError("`suites` are scored; what is finetuned has `tasks`")
+            raise ValueError(f'`suites` needs made_by = "score", not {self.made_by!r}')
         if self.over and (self.metric or self.made_by != "score"):
-            raise ValueError("`over` averages the groups of a scored suite, in its own metric")
+            raise ValueError('`over` needs made_by = "score", and cannot be used with `metric`')
         return self
 
     @property
     def task_type(self) -> str:
-        """The name of the task type that computes it; "" where nothing does."""
+        """The name of the task type that computes the score; "" = no command computes it."""
         return TASK_TYPE_OF_COMMAND[self.made_by]
 
     @property
@@ -67,24 +66,24 @@ class MemberSpec(Declaration):
 
     @property
     def suite_names(self) -> tuple[str, ...]:
-        """The suites behind the number."""
+        """The names of the suites that the score is computed from."""
         return self.suites or (self.suite,)
 
 
 class PublishedScoresSpec(Declaration):
-    """A row of a published table, as printed."""
+    """The published scores of a model: a row of a printed table."""
 
     name: Text
     values: Annotated[dict[Text, Percent], Field(min_length=1)]
-    """Member's label -> percent."""
+    """Label of a member -> percent."""
     source: Text
     macro: Percent | None = None
-    """The macro-average, if one was printed."""
+    """The macro-average in percent; None = not published."""
     notes: TomlTuple[Text] = ()
 
 
 class CollectionSpec(SuiteDeclaration):
-    """Suites that are reported together; the headline is the weighted mean of the members."""
+    """Suites that are reported together. The headline is the weighted mean of the members."""
 
     kind: Literal["collection"]
     name: Text
@@ -95,8 +94,9 @@ class CollectionSpec(SuiteDeclaration):
     @model_validator(mode="after")
     def _check_consistency(self) -> CollectionSpec:
         names = [member.name for member in self.members]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"two members are called {twice[0]!r}; give one a `label` of its own")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two members are called {name!r}; give one of them a `label`")
         for row in self.published:
             for label in row.values:
                 if label not in names:
@@ -107,7 +107,7 @@ class CollectionSpec(SuiteDeclaration):
         return self
 
     def list_suites(self, command: str = "score") -> list[str]:
-        """Return the suites that a command computes, in order; "" = that any command computes."""
+        """Return the suites that a command computes, in order; command "" = any command."""
         return list(
             dict.fromkeys(
                 suite

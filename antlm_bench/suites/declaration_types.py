@@ -1,7 +1,6 @@
-"""Types that the declarations of every kind of suite share: names, texts, data files, margins.
+"""Base class and shared tables of the declarations in tasks/*.toml: data files, sources, margins.
 
-A declaration is a TOML of tasks/. `SuiteDeclaration` is the base class of all kinds
-(suites/task_types.py says which kinds there are).
+`SuiteDeclaration` is the base class. Each task type has its subclass (suites/task_types.py).
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(validate_name)]
 Template = Annotated[Text, AfterValidator(validate_template)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Pair = Annotated[tuple[Text, Text], Strict(False)]
+TextPair = Annotated[tuple[Text, Text], Strict(False)]
 Points = Annotated[float, Field(gt=0, le=100)]
 
 
 class SuiteDeclaration(Declaration):
-    """Base of every declaration in tasks/: the keys that all kinds share."""
+    """Base class of declarations in tasks/: the keys of every kind of suite."""
 
     kind: str
-    """The name of a task type (suites.task_types.TASK_TYPES)."""
+    """Name of a task type (suites.task_types.TASK_TYPES)."""
     name: Name
     version: Text
     title: Text
@@ -36,85 +35,84 @@ class SuiteDeclaration(Declaration):
 
     @property
     def task_type(self) -> str:
-        """The name of the task type that scores it: `kind`, unless its other keys say more."""
+        """Name of the task type that scores the suite. Subclasses derive it from more keys."""
         return self.kind
 
 
 class CheckSpec(Declaration):
-    """The table [check]: how much worse a suite may get before `check` fails.
+    """The table [check]: how much worse a suite may get before `antlm-bench check` fails.
 
-    Margins are in points (hundredths, for correlations and nats).
+    Margins are in percentage points, or hundredths of a correlation or of a nat.
     """
 
     margin: Points | None = None
     """Margin of the headline."""
     every_group: Points | None = None
-    """Margin of every group of the level that explains a suite (its phenomena)."""
+    """Margin of every group of the level by which `check` explains a drop (BLiMP's phenomena)."""
     groups: dict[str, Points] = Field(default_factory=dict)
-    """Field, phenomenon, paradigm or task -> its margin. Groups without one are not judged."""
+    """Name of a field, phenomenon, paradigm or task -> its margin. Other groups are not checked."""
 
 
 class FileSpec(Declaration):
     """The published properties of an official file."""
 
     sha256: Sha256 | None = None
-    """Hash of the unpacked bytes; None if the file was never available to us."""
+    """sha256 of the unpacked bytes; None = not known."""
     rows: Annotated[int, Field(gt=0)] | None = None
 
 
 class SourceSpec(Declaration):
-    """An official source of files: one of `http`, `osf` and `hub`.
-
-    `config` and `split` may be templates of {config} and {split}, the two parts of a file's name:
-    rte.train.jsonl.
-    """
+    """An official source of files: one of `http`, `osf` and `hub`."""
 
     http: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """A URL, a template of {file}."""
+    """A URL, which may contain {file}."""
     osf: Annotated[str, Field(pattern=r"^[a-z0-9]{5}$")] | None = None
-    """A project of the Open Science Framework; `path` is the file's path in it."""
+    """Id of a project of the Open Science Framework."""
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
-    """A data set of the Hugging Face Hub; `split` is its split."""
+    """Id of a dataset of the Hugging Face Hub."""
     path: Text | None = None
+    """With `osf`: path of the file in the project. It may contain {file}."""
     revision: Text | None = None
+    """With `hub`: a commit, branch or tag."""
     config: Text | None = None
-    """The configuration of a hub data set whose rows are the files as they stand, one file per
-    configuration and split.
+    """With `hub`: configuration of the dataset, if each configuration and split is one file. A
+    template, in which a file called rte.train.jsonl has {config} = rte and {split} = train. None =
+    [data.derive] makes the files from the rows.
     """
     split: Text | None = None
+    """With `hub`: split of the dataset, a template like `config`."""
 
     @model_validator(mode="after")
     def _check_address(self) -> SourceSpec:
         if sum(address is not None for address in (self.http, self.osf, self.hub)) != 1:
-            raise ValueError("a source is one of http, osf and hub")
+            raise ValueError("a source needs exactly one of `http`, `osf` and `hub`")
         if not {*template_fields(self.http or ""), *template_fields(self.path or "")} <= {"file"}:
-            raise ValueError("only {file} may stand in the address of a source")
+            raise ValueError("`http` and `path` may contain only the field {file}")
         if (self.osf is None) != (self.path is None):
-            raise ValueError("`path` goes with `osf`, and `osf` needs it")
+            raise ValueError("`osf` and `path` must be used together")
         if (self.hub is None) != (self.split is None):
-            raise ValueError("`split` goes with `hub`, and `hub` needs it")
+            raise ValueError("`hub` and `split` must be used together")
         if self.config and not self.hub:
-            raise ValueError("`config` goes with `hub`")
+            raise ValueError("`config` needs `hub`")
         hub_fields = {*template_fields(self.config or ""), *template_fields(self.split or "")}
         if not hub_fields <= {"config", "split"}:
-            raise ValueError("only {config} and {split} may stand in `config` and `split`")
+            raise ValueError("`config` and `split` may contain only {config} and {split}")
         return self
 
     @property
     def location(self) -> str:
-        """The source as an error message names it."""
+        """The source, for error messages."""
         if self.osf:
             return f"https://osf.io/{self.osf} ({self.path})"
         return self.http or f"https://huggingface.co/datasets/{self.hub}"
 
 
 class VocabularySpec(Declaration):
-    """A word list, one word per line, that a derivation filters with; found and fetched like a file
-    of the suite.
-    """
+    """The vocabulary of a derivation: a file with one word per line."""
 
     file: Text
     where: Annotated[TomlTuple[Text], Field(min_length=1)]
+    """As in DataSpec."""
     sources: TomlTuple[SourceSpec] = ()
     sha256: Sha256 | None = None
 
@@ -122,14 +120,14 @@ class VocabularySpec(Declaration):
 
 
 class DerivationSpec(Declaration):
-    """How the rows of a hub data set become the official files."""
+    """The table [data.derive]: how the rows of a hub dataset become the official files."""
 
     partition: Text
-    """The field whose value names a row's file."""
+    """Name of the field whose value is the name of a row's file."""
     fields: Annotated[TomlTuple[Text], Field(min_length=1)]
-    """A row is kept if these fields use only words of the vocabulary."""
-    swap: TomlTuple[Pair] = ()
-    """Each row is followed by its twin, in which these pairs of fields are exchanged."""
+    """Names of text fields. A row is kept if all their words are in the vocabulary."""
+    swap: TomlTuple[TextPair] = ()
+    """Pairs of field names. Each row is followed by a copy in which these fields are exchanged."""
     vocabulary: VocabularySpec
 
 
@@ -137,25 +135,25 @@ class DataSpec(Declaration):
     """The table [data]: the files of a suite."""
 
     where: Annotated[TomlTuple[Text], Field(min_length=1)]
-    """Templates of the path below a data root, tried in order; the first is where a download is
-    kept. `.gz` is accepted beside plain; "archive.zip!member" is a member of a zip, which is read
-    in place with `password` and never unpacked.
+    """Templates of a file's path below a data root. They are tried in order, also with `.gz`
+    appended; downloads are stored at the first. "archive.zip!member" is a member of a zip, which is
+    read with `password` and never unpacked on disk.
     """
     files: Annotated[dict[Text, FileSpec], Field(min_length=1)]
+    """Name of each official file -> its properties."""
     sources: TomlTuple[SourceSpec] = ()
+    """Sources for downloads, in the order in which they are tried."""
     password: Text | None = None
+    """Published password of the zip archives."""
     derive: DerivationSpec | None = None
 
     _validate_paths = field_validator("where")(validate_paths)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> DataSpec:
-        paths = [f for f in self.files if "/" in f or "\\" in f or f.startswith(".")]
-        if paths:
-            raise ValueError(f"{paths[0]!r} is a path; `where` says in which folder the files lie")
+        for file in self.files:
+            if "/" in file or "\\" in file or file.startswith("."):
+                raise ValueError(f"{file!r} is a path, not a file name; put folders into `where`")
         if any(source.hub and not source.config for source in self.sources) and self.derive is None:
-            raise ValueError(
-                "a hub source needs `config`, or a [data.derive] table: "
-                "how its rows become the files"
-            )
+            raise ValueError("a hub source needs `config`, or a [data.derive] table")
         return self

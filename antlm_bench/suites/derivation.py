@@ -1,10 +1,10 @@
-"""Derive official files from a hub data set: EWoK's vocabulary filter and exchanged twins.
+"""Derive EWoK's official files from a hub dataset, with BabyLM's vocabulary filter.
 
 As in evaluation_pipeline/ewok/dl_and_filter.py of BabyLM 2025, a row is kept if every nltk word
-token of its lower-cased texts is in the word list, and is written twice, the second time with
-contexts and targets exchanged. nltk's sentence splitter needs a model that is fetched separately;
-EWoK's texts are plain sentences, so they are split after . ! ? here. The official counts in the
-suite's [expect] table would show a difference.
+token of its lower-cased texts is in the vocabulary, and is written twice, the second time with
+contexts and targets exchanged. nltk's sentence splitter needs a model that must be downloaded, so
+texts are split after . ! ? instead, which suffices for EWoK's plain sentences. The [expect] table
+of the suite has the official number of items, so that a difference would be noticed.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ def derive_files(
     vocabulary: Iterable[str],
     location: str,
 ) -> dict[str, bytes]:
-    """Return file name -> its bytes (JSONL). Raises DataError where a row lacks a field."""
+    """Return file name -> its bytes (JSONL). Raises DataError if a row lacks a field."""
     words = frozenset(vocabulary)
     tokenize = build_word_tokenizer()
-    files: dict[str, list[str]] = {}
+    lines_by_file: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        partition, *texts = (
-            _require_text(row, field, f"{location}:{number}")
-            for field in (spec.partition, *spec.fields)
-        )
-        if words.issuperset(token for text in texts for token in tokenize(text.lower())):
-            twin = dict(row)
+        row_location = f"{location}:{number}"
+        partition = _require_text(row, spec.partition, row_location)
+        texts = [_require_text(row, field, row_location) for field in spec.fields]
+        if not words.issuperset(token for text in texts for token in tokenize(text.lower())):
+            continue
+        lines = lines_by_file.setdefault(f"{partition}.jsonl", [])
+        lines.append(json.dumps(dict(row)))
+        if spec.swap:
+            swapped = dict(row)
             for first, second in spec.swap:
-                twin[first], twin[second] = row[second], row[first]
-            lines = files.setdefault(f"{partition}.jsonl", [])
-            lines += [json.dumps(dict(row)), *([json.dumps(twin)] if spec.swap else [])]
-    return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
+                swapped[first], swapped[second] = row[second], row[first]
+            lines.append(json.dumps(swapped))
+    return {file: ("\n".join(lines) + "\n").encode() for file, lines in lines_by_file.items()}
 
 
 def build_word_tokenizer() -> Callable[[str], list[str]]:
-    """Return nltk's word_tokenize without its sentence model. Importing nltk takes seconds."""
+    """Return a function that works as nltk's word_tokenize, without a model for sentences."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()
     return lambda text: [
-        token for part in _SENTENCE_END.split(text) for token in tokenizer.tokenize(part)
+        token for sentence in _SENTENCE_END.split(text) for token in tokenizer.tokenize(sentence)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Bytes of files: read, unpack in memory (gzip, zip), download, write whole or not at all."""
+"""Read, decompress (gzip, zip), download and atomically write files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from typing import Any
 from antlm_bench.errors import DataError
 
 REFETCH_HINT = "remove it and fetch it again: antlm-bench data fetch"
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds in which no byte arrives
 RETRY_DELAYS = (0.0, 1.0, 4.0)  # seconds before each attempt
 OSF_API = "https://api.osf.io/v2"
-# HTTP states that may be gone in a second.
+# HTTP errors after which a second attempt may succeed.
 TRANSIENT_STATUS_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked if it ends in .gz. Raises DataError."""
+    """Return the bytes of a file, decompressed if its name ends in .gz. Raises DataError."""
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
@@ -43,9 +43,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_zip_member(archive: bytes, name: str, password: str | None, location: str) -> bytes:
-    """Return a member of a zip, which is never written to disk. Raises DataError.
+    """Return the bytes of a member of a zip, without writing them to disk. Raises DataError.
 
-    location: the archive, as error messages name it.
+    archive: the bytes of the zip. location: name of the archive for error messages.
     """
     location = f"{location}!{name}"
     try:
@@ -55,8 +55,8 @@ def read_zip_member(archive: bytes, name: str, password: str | None, location: s
         raise DataError("the archive has no such member", location=location) from None
     except NotImplementedError as error:
         raise DataError(f"cannot be unpacked: {error}", location=location) from None
-    except RuntimeError:  # what zipfile raises for a missing or wrong password
-        message = "the password of the declaration does not open it"
+    except RuntimeError:  # zipfile's error for a missing or wrong password
+        message = "the password in the suite's TOML does not open the archive"
         raise DataError(message, location=location) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         # A wrong password passes zip's one-byte check once in 256 times and then looks like damage.
@@ -65,9 +65,9 @@ def read_zip_member(archive: bytes, name: str, password: str | None, location: s
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a file through a temporary one in the same folder, so that it is never half-written.
+    """Write a file so that it is complete or absent: to a temporary file that is then renamed.
 
-    Raises DataError where the folder cannot be written or the disk is full.
+    Raises DataError if the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -78,13 +78,13 @@ def write_atomically(path: Path, raw: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        quota = getattr(errno, "EDQUOT", None)  # Windows has none
-        is_full = error.errno in (errno.ENOSPC, quota)
+        quota_exceeded = getattr(errno, "EDQUOT", None)  # does not exist on Windows
+        is_full = error.errno in (errno.ENOSPC, quota_exceeded)
         reason = "the disk is full" if is_full else f"cannot be written: {error.strerror or error}"
-        hint = "the cache goes where ANTLM_BENCH_CACHE says"
+        hint = "ANTLM_BENCH_CACHE sets another folder for the cache"
         raise DataError(reason, location=str(path), hint=hint) from None
     finally:
-        with suppress(OSError):  # an unusable folder has its error already
+        with suppress(OSError):  # an error of the folder was raised above
             temporary.unlink(missing_ok=True)
 
 
@@ -94,15 +94,15 @@ def count_rows(raw: bytes) -> int:
 
 
 def fetch_url(url: str) -> bytes:
-    """Return the body behind a URL, after up to three attempts.
-
-    Raises DataError, which names the URL and what happened.
-    """
+    """Download a URL in up to three attempts. Raises DataError with the URL and the reason."""
     reason = ""
     for delay in RETRY_DELAYS:
         time.sleep(delay)
         try:
-            return _request_url(url)
+            request = urllib.request.Request(url, headers={"User-Agent": "antlm-bench"})
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                raw: bytes = response.read()
+            return raw
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
             if error.code not in TRANSIENT_STATUS_CODES:
@@ -116,9 +116,9 @@ def fetch_url(url: str) -> bytes:
 
 
 def fetch_osf_file(node: str, path: str) -> bytes:
-    """Return a file of an OSF project by its path; the OSF's API resolves it folder by folder.
+    """Download a file of an OSF project. Raises DataError as fetch_url.
 
-    Raises DataError as fetch_url.
+    OSF's API does not take paths, so that folders are searched one after another.
     """
     *folders, name = path.split("/")
     url = f"{OSF_API}/nodes/{node}/files/osfstorage/?page%5Bsize%5D=100"
@@ -126,13 +126,6 @@ def fetch_osf_file(node: str, path: str) -> bytes:
     for folder in folders:
         url = _find_osf_url(url, folder, folder_keys, path)
     return fetch_url(_find_osf_url(url, name, ("links", "download"), path))
-
-
-def _request_url(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "antlm-bench"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        raw: bytes = response.read()
-    return raw
 
 
 def _find_osf_url(url: str, name: str, key_path: tuple[str, ...], path: str) -> str:
@@ -144,15 +137,15 @@ def _find_osf_url(url: str, name: str, key_path: tuple[str, ...], path: str) -> 
             if isinstance(value, str):
                 return value
     raise DataError(
-        f"the OSF has no {name!r} on the way to {path!r}",
+        f"the OSF project has no {name!r}, part of the path {path!r}",
         location=url,
-        hint="it may have been moved",
+        hint="the file may have been moved or renamed",
     )
 
 
 @lru_cache(maxsize=64)
 def _list_osf_folder(url: str) -> tuple[dict[str, Any], ...]:
-    """Return the entries of an OSF folder, all pages; cached, for files of a suite share one."""
+    """Return the entries of an OSF folder from all its pages. Cached: many files share a folder."""
     entries: list[dict[str, Any]] = []
     page: str | None = url
     while page:

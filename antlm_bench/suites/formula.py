@@ -19,21 +19,23 @@ WHOLE_SENTENCE = "*"
 RTOL, ATOL = 1e-5, 1e-3
 TOKEN_PATTERN = re.compile(
     r"\s*(?:\(\s*(?P<region>\d+|\*)\s*;\s*%(?P<condition>[^%]+)%\s*\)"
-    r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
+    r"|(?P<literal>\d+(?:\.\d*)?|\.\d+)"
     r"|(?P<symbol>[-+<>=&|()\[\]]))"
 )
 BRACKETS = {"(": ")", "[": "]"}
 
 
 class Region(NamedTuple):
-    """A region of a condition's sentence; number WHOLE_SENTENCE = all regions."""
+    """A region of the sentence of a condition."""
 
-    number: str
+    region_id: str
+    """The region's number in digits, or WHOLE_SENTENCE for all regions."""
     condition: str
 
 
-# Takes a function that returns a region's surprisal; returns a value of the formula. All in bits.
 Evaluator = Callable[[Callable[[Region], float]], float]
+"""Takes a function that returns the surprisal of a region; returns the value of an expression. All
+values are in bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class Formula:
     text: str
     regions: tuple[Region, ...]
     """The regions in the formula, in order of appearance."""
-    surprisal_gap: Evaluator
-    """Computes the gap in bits: positive where the prediction holds, negative where it does not.
+    evaluate_gap: Evaluator
+    """Computes the gap in bits: positive if the prediction holds, negative if it does not.
     a > b: a - b. a = b: tolerance - |a - b|. x & y: the smaller of their gaps. x | y: the larger.
     """
 
@@ -61,7 +63,7 @@ def parse_formula(text: str) -> Formula:
 
 
 class _Expression(NamedTuple):
-    """A part of a formula."""
+    """A number, or a comparison of numbers."""
 
     is_comparison: bool
     evaluate: Evaluator
@@ -112,46 +114,49 @@ class _Parser:
         at_end = self.position >= len(self.tokens)
         return "" if at_end else self.tokens[self.position][0].strip()
 
-    def expect_error(self, expected: str) -> ValueError:
+    def make_expected_error(self, expected: str) -> ValueError:
         token = self.peek()
         actual = repr(token) if token else "the end of the formula"
         return self.make_error(f"expected {expected}, got {actual}")
 
     def parse_expression(self, min_precedence: int = 1) -> _Expression:
         left = self.parse_atom()
-        while (symbol := self.peek()) in OPERATORS and OPERATORS[
-            symbol
-        ].precedence >= min_precedence:
-            operator = OPERATORS[symbol]
+        while True:
+            symbol = self.peek()
+            operator = OPERATORS.get(symbol)
+            if operator is None or operator.precedence < min_precedence:
+                return left
             self.position += 1
             right = self.parse_expression(operator.precedence + 1)
             if {left.is_comparison, right.is_comparison} != {operator.takes_comparisons}:
                 expected = "comparisons" if operator.takes_comparisons else "numbers"
                 actual = " and ".join(
-                    "a comparison" if side.is_comparison else "a number" for side in (left, right)
+                    "a comparison" if operand.is_comparison else "a number"
+                    for operand in (left, right)
                 )
                 raise self.make_error(f"{symbol!r} joins {expected}, got {actual}")
             evaluate = _apply_operator(operator.apply, left.evaluate, right.evaluate)
             left = _Expression(operator.gives_comparison, evaluate)
-        return left
 
     def parse_atom(self) -> _Expression:
-        token = self.tokens[self.position] if self.position < len(self.tokens) else None
-        if token is None or not (token["region"] or token["number"] or token["symbol"] in BRACKETS):
-            raise self.expect_error("a region like (1;%condition%) or a number")
+        at_end = self.position >= len(self.tokens)
+        token = None if at_end else self.tokens[self.position]
+        if not token or (token["symbol"] and token["symbol"] not in BRACKETS):
+            raise self.make_expected_error("a region like (1;%condition%) or a number")
         self.position += 1
         if token["region"]:
             region = Region(token["region"], token["condition"].strip())
             self.regions.append(region)
             return _Expression(False, lambda surprisal: surprisal(region))
-        if token["number"]:
-            value = float(token["number"])
+        if token["literal"]:
+            value = float(token["literal"])
             return _Expression(False, lambda _: value)
-        inside, closing = self.parse_expression(), BRACKETS[token["symbol"]]
-        if self.peek() != closing:
-            raise self.expect_error(repr(closing))
+        expression = self.parse_expression()
+        closing_bracket = BRACKETS[token["symbol"]]
+        if self.peek() != closing_bracket:
+            raise self.make_expected_error(repr(closing_bracket))
         self.position += 1
-        return inside
+        return expression
 
 
 def _apply_operator(operator: BinaryOperator, left: Evaluator, right: Evaluator) -> Evaluator:

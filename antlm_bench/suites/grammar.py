@@ -1,7 +1,7 @@
-"""Small grammars: generate minimal pairs, and training text that holds none of their sentences.
+"""Small grammars: generate minimal pairs, and training text without their sentences.
 
-Random choices only use `random.Random(int).random()`, the one call whose sequence Python promises
-to keep for a seed, so that the pairs are the same on every version and platform.
+All random choices use `random.Random(int).random()`. Python guarantees the sequence of this
+function for a seed, so that the pairs are the same in every version and on every platform.
 """
 
 from __future__ import annotations
@@ -14,48 +14,67 @@ from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites.spec import GrammarSpec
 
-WordForms = dict[str, str]  # form -> how it is written
+WordForms = dict[str, str]  # name of a form (singular) -> its spelling (dog)
+MAX_DRAWS = 1000  # of words for one pair
 _SLOT_PATTERN = re.compile(r"\{([a-z_]+)(\d*)\.([a-z_]+)\}")  # {class.form}, {class1.form}
 
 
 def generate_pairs(spec: GrammarSpec) -> list[dict[str, str]]:
-    """Return records of sentence_good, sentence_bad, paradigm, phenomenon, field.
+    """Return records with the fields sentence_good, sentence_bad, paradigm, phenomenon, field.
 
-    No sentence stands in two pairs. Raises DeclarationError where a template is wrong or has too
-    few sentences for `pairs`.
+    No sentence is in two pairs. Raises DeclarationError if a template is invalid or has too few
+    sentences for `spec.pairs`.
     """
     records: list[dict[str, str]] = []
-    seen: set[str] = set()
+    used_sentences: set[str] = set()
     for index, paradigm in enumerate(spec.paradigm):
         rng = random.Random(spec.seed * 1000 + index)
-        templates = [
-            (good, bad, _parse_slots(spec, f"{good} {bad}")) for good, bad in paradigm.pairs
-        ]
+        slots_by_template = {
+            templates: _parse_slots(spec, " ".join(templates)) for templates in paradigm.pairs
+        }
         for number in range(spec.pairs):
-            good, bad, slots = templates[number % len(templates)]
-            for _ in range(1000):
-                words = _choose_words(slots, rng)
-                pair = _fill_slots(good, words), _fill_slots(bad, words)
-                if pair[0] != pair[1] and not seen.intersection(pair):
-                    break
-            else:
-                message = f"{good!r} has too few sentences for {spec.pairs} pairs"
+            templates = paradigm.pairs[number % len(paradigm.pairs)]
+            pair = _draw_pair(templates, slots_by_template[templates], used_sentences, rng)
+            if pair is None:
+                message = f"{templates[0]!r} has too few sentences for {spec.pairs} pairs"
                 raise DeclarationError(message, location=f"grammar.{paradigm.name}")
-            seen.update(pair)
-            record = {"sentence_good": pair[0], "sentence_bad": pair[1], "paradigm": paradigm.name}
-            record |= {"phenomenon": paradigm.phenomenon, "field": paradigm.field}
-            records.append(record)
+            used_sentences.update(pair)
+            records.append(
+                {
+                    "sentence_good": pair[0],
+                    "sentence_bad": pair[1],
+                    "paradigm": paradigm.name,
+                    "phenomenon": paradigm.phenomenon,
+                    "field": paradigm.field,
+                }
+            )
     return records
 
 
-def generate_sentences(spec: GrammarSpec, count: int, seed: int) -> Iterator[str]:
-    """Yield `count` grammatical sentences of the same grammar, none of which is in a pair.
+def _draw_pair(
+    templates: tuple[str, str],
+    slots: Mapping[str, tuple[str, list[WordForms]]],
+    used_sentences: set[str],
+    rng: random.Random,
+) -> tuple[str, str] | None:
+    """Return a pair of two different, unused sentences; None if MAX_DRAWS draws give none."""
+    good, bad = templates
+    for _ in range(MAX_DRAWS):
+        words = _choose_words(slots, rng)
+        pair = _fill_slots(good, words), _fill_slots(bad, words)
+        if pair[0] != pair[1] and not used_sentences.intersection(pair):
+            return pair
+    return None
 
-    Every template (the good side of each pair, and `also`) has the same share, and so has every
-    word of a class.
+
+def generate_sentences(spec: GrammarSpec, count: int, seed: int) -> Iterator[str]:
+    """Yield `count` grammatical sentences of the grammar, none of which is in a pair.
+
+    The templates (the good sentences of pairs, and `spec.also`) have equal probabilities, and so
+    have the words of a class.
     """
     pairs = generate_pairs(spec)
-    held_out = {pair[side] for pair in pairs for side in ("sentence_good", "sentence_bad")}
+    held_out = {pair[field] for pair in pairs for field in ("sentence_good", "sentence_bad")}
     templates = [good for paradigm in spec.paradigm for good, _ in paradigm.pairs] + list(spec.also)
     parsed = [(template, _parse_slots(spec, template)) for template in templates]
     rng = random.Random(seed)
@@ -69,17 +88,17 @@ def generate_sentences(spec: GrammarSpec, count: int, seed: int) -> Iterator[str
 
 
 def _parse_slots(spec: GrammarSpec, template: str) -> dict[str, tuple[str, list[WordForms]]]:
-    """Return the slots of a template: name without the form -> (class, its words)."""
+    """Return slot -> (word class, its words). A slot is named by class and number: noun1."""
     slots: dict[str, tuple[str, list[WordForms]]] = {}
-    for cls, number, form in _SLOT_PATTERN.findall(template):
-        words = _list_class_words(spec, cls, template)
+    for word_class, number, form in _SLOT_PATTERN.findall(template):
+        words = _list_class_words(spec, word_class, template)
         if form not in words[0]:
-            message = f"{cls!r} has no form {form!r}; it has {', '.join(words[0])}"
+            message = f"{word_class!r} has no form {form!r}; it has {', '.join(words[0])}"
             raise DeclarationError(message, location=f"grammar: {template!r}")
-        slots[cls + number] = cls, words
+        slots[word_class + number] = word_class, words
     if "{" in _SLOT_PATTERN.sub("", template):
         raise DeclarationError(
-            "a slot is written {class.form} or {class1.form}", location=f"grammar: {template!r}"
+            "invalid slot: write {class.form} or {class1.form}", location=f"grammar: {template!r}"
         )
     return slots
 
@@ -91,32 +110,33 @@ def _list_class_words(spec: GrammarSpec, word_class: str, template: str) -> list
             f"no word class {word_class!r}", location=f"grammar: {template!r}", hint=hint
         )
     entry = spec.lexicon[word_class]
-    for part in entry.of:
-        united = spec.lexicon.get(part)
-        if united is None or not united.words or united.forms != entry.forms:
+    words = list(entry.words)
+    for subclass in entry.of:
+        subclass_entry = spec.lexicon.get(subclass)
+        if not subclass_entry or not subclass_entry.words or subclass_entry.forms != entry.forms:
             raise DeclarationError(
-                f"{word_class!r} unites {part!r}, "
-                "which is not a class with its own words in the same forms",
+                f"`of` names {subclass!r}, which is not a class with `words` in the same forms",
                 location=f"grammar.lexicon.{word_class}",
             )
-    lists = [spec.lexicon[part].words for part in entry.of] or [entry.words]
-    return [dict(zip(entry.forms, word.split(), strict=True)) for words in lists for word in words]
+        words += subclass_entry.words
+    return [dict(zip(entry.forms, word.split(), strict=True)) for word in words]
 
 
 def _choose_words(
     slots: Mapping[str, tuple[str, list[WordForms]]], rng: random.Random
 ) -> dict[str, WordForms]:
-    """Choose a word for every slot; slots of one class get different words."""
-    chosen: dict[str, WordForms] = {}
-    for slot, (cls, words) in slots.items():
-        taken = [chosen[other] for other in chosen if slots[other][0] == cls]
-        free = [word for word in words if word not in taken]
-        if not free:
+    """Return a random word for every slot. Slots of the same class get different words."""
+    word_by_slot: dict[str, WordForms] = {}
+    for slot, (word_class, words) in slots.items():
+        used = [word for other, word in word_by_slot.items() if slots[other][0] == word_class]
+        unused = [word for word in words if word not in used]
+        if not unused:
             raise DeclarationError(
-                f"a template has more slots of {cls!r} than there are words", location="grammar"
+                f"a template has more slots of the class {word_class!r} than it has words",
+                location=f"grammar.lexicon.{word_class}",
             )
-        chosen[slot] = free[int(rng.random() * len(free))]
-    return chosen
+        word_by_slot[slot] = unused[int(rng.random() * len(unused))]
+    return word_by_slot
 
 
 def _fill_slots(template: str, words: Mapping[str, WordForms]) -> str:

@@ -1,4 +1,4 @@
-"""Load suites: from a name or a file to the items that a model is asked about."""
+"""Load suites: the items that are scored, from a name of the catalog or a file."""
 
 from __future__ import annotations
 
@@ -48,15 +48,19 @@ def load_suite(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """Load the suite behind a name of the catalog or a file, by the loader of its task type.
+    """Load a suite with the loader of its task type.
 
-    ref, limit, allow_incomplete, columns: see SuiteRequest. Raises DataError (absent, damaged,
-    unreadable, incomplete unless allowed), DeclarationError, UsageError.
+    ref, limit, allow_incomplete, columns: see SuiteRequest. Raises DataError (files are missing,
+    damaged or incomplete), DeclarationError, UsageError.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
     if columns and not pairs_csv.is_pairs_file(ref):
-        raise UsageError(f"columns are for a file of pairs; {ref!r} is none", location="--columns")
+        raise UsageError(
+            f"{ref!r} is not a file of pairs",
+            location="--columns",
+            hint="--columns is for a CSV, TSV or JSONL file of pairs; leave it out",
+        )
     task_type = find_task_type(ref)
     if task_type.load is None:
         raise _not_scored_error(ref)
@@ -65,7 +69,8 @@ def load_suite(
 
 def load_declared_suite(request: SuiteRequest) -> Suite:
     """Load a suite of a TOML of kind "suite", or of a file of pairs."""
-    ref, limit, times = request.ref, request.limit, None
+    ref, limit = request.ref, request.limit
+    reading_times = None
     origin: tuple[str, ...]
     if pairs_csv.is_pairs_file(ref):
         path = expand_user_path(ref)
@@ -77,7 +82,7 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         origin = find_origin(ref, spec)
         if spec.times:
             files = _iter_official_files(spec, folder)
-            times = reading_times_spec.build_reading_times(spec.times, items, files)
+            reading_times = reading_times_spec.build_reading_times(spec.times, items, files)
     notes = [*spec.notes, *check_completeness(spec, items, request.allow_incomplete)]
     if limit is not None:
         items = _limit_items(items, spec.finest_level, limit)
@@ -94,7 +99,7 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         digest=_digest(spec, items),
         task_type=spec.task_type,
         notes=tuple(notes),
-        reading_times=times,
+        reading_times=reading_times,
         tokenized_separately=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
         origin=origin,
@@ -103,9 +108,10 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
 
 def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
     """Load a SyntaxGym suite; the headline is the mean over its predictions."""
-    path, level, limit = expand_user_path(request.ref), syntaxgym.PREDICTION_LEVEL, request.limit
+    path, limit = expand_user_path(request.ref), request.limit
     gym = syntaxgym.read_suite(path)
     items, formulas = syntaxgym.build_items(gym)
+    level = syntaxgym.PREDICTION_LEVEL
     return Suite(
         name=gym.name,
         version="user",
@@ -124,10 +130,10 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
 
 
 def list_suite_refs(ref: str) -> list[str]:
-    """Return the scored suites behind a reference: the members of a collection, the words of an
-    age of acquisition, or the reference itself.
+    """Return the suites that `score` computes for a reference: the members of a collection, the
+    words of an age of acquisition, or the reference itself.
 
-    Raises UsageError where `score` computes nothing of it, DeclarationError for an unknown suite.
+    Raises UsageError if `score` computes none, DeclarationError for an unknown suite.
     """
     task_type = find_task_type(ref)
     if task_type.matches(ref):
@@ -139,8 +145,8 @@ def list_suite_refs(ref: str) -> list[str]:
 
 
 def read_suite_spec(ref: str) -> tuple[SuiteSpec, Path]:
-    """Return the declaration of a suite of kind "suite", and the folder of its TOML, where a
-    user's own data may lie.
+    """Return the declaration of a suite of kind "suite", and the folder of its TOML, which may
+    have the user's data.
     """
     return read_declaration_of_type(ref, SuiteSpec)
 
@@ -156,31 +162,33 @@ def _not_scored_error(ref: str) -> UsageError:
 
 
 def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
-    """Return the absolute path of a declaration that is the user's own, () for one of the catalog.
+    """Return the absolute path of a user's declaration, () for a declaration of the catalog.
 
-    A TOML is of the catalog if its name leads to that file, or if it is a copy of a declaration of
-    ours that asks the same questions.
+    A TOML belongs to the catalog if its name leads to the same file there, or if it equals the
+    shipped declaration of that name in all fields that decide a score.
     """
-    path, ours = find_declaration("tasks", ref), shipped_declaration("tasks", spec.name)
-    catalog_path = ours or catalog("tasks").get(spec.name)
-    if catalog_path is not None and (
-        path.samefile(catalog_path)
-        or (ours and _scoring_fields(spec) == _scoring_fields(read_declaration_file(ours)))
-    ):
+    path = find_declaration("tasks", ref)
+    shipped_path = shipped_declaration("tasks", spec.name)
+    catalog_path = shipped_path or catalog("tasks").get(spec.name)
+    if catalog_path is not None and path.samefile(catalog_path):
         return ()
+    if shipped_path:
+        shipped_spec = read_declaration_file(shipped_path)
+        if _scoring_fields(spec) == _scoring_fields(shipped_spec):
+            return ()
     return (absolute_path(path),)
 
 
 def _scoring_fields(spec: SuiteDeclaration) -> object:
-    """Return the fields that decide a score: no prose, no margins, no locations of files."""
-    prose = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
+    """Return the fields that decide a score, without prose, margins and locations of files."""
+    ignored = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
     return spec.kind, spec.model_dump(
-        exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}}
+        exclude={**dict.fromkeys(ignored, True), "data": {"where", "sources", "password"}}
     )
 
 
 def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
-    """Build the items of these files, in order. Raises DataError, naming the first wrong line."""
+    """Build the items of these files, in order. Raises DataError with the first invalid line."""
     builder = _ItemBuilder(spec)
     items: list[Item] = []
     locations: dict[str, str] = {}
@@ -191,20 +199,21 @@ def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
             if item is None:
                 continue
             if item.id in locations:
-                message = f"the id {item.id!r} is already that of {locations[item.id]}"
+                message = f"{locations[item.id]} has the same id {item.id!r}"
                 raise DataError(message, location=location)
             locations[item.id] = location
             items.append(item)
     if not items:
-        raise DataError("no items: every row is skipped, or there is none", location=spec.name)
+        message = "no items: the files have no rows, or all rows are skipped"
+        raise DataError(message, location=spec.name)
     return items
 
 
 def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool) -> list[str]:
-    """Return the note of an incomplete suite, [] for a complete one.
+    """Return a note if the suite is incomplete, [] if it is complete.
 
-    Raises DataError where a suite holds more items than it should, or fewer and that is not
-    allowed.
+    Raises DataError if the suite has more items than expected, or if it has fewer and
+    allow_incomplete is False.
     """
     if spec.expect is None:
         return []
@@ -218,23 +227,25 @@ def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete:
                 location=spec.name,
                 hint="these are not the files of this version of the suite",
             )
-    short = [group for group in expected if counts[group] < expected[group]]
-    if not short:
+    incomplete = [group for group in expected if counts[group] < expected[group]]
+    if not incomplete:
         return []
     unit = "pairs" if len(spec.item.options) == 2 and spec.times is None else "items"
-    groups = f"{len(short)} of {len(expected)} {spec.finest_level}s "
-    where = f"{groups if spec.finest_level else ''}short"
-    note = f"incomplete: {sum(counts.values())} of {spec.expect.items} {unit} ({where})"
+    reason = "short"
+    if spec.finest_level:
+        reason = f"{len(incomplete)} of {len(expected)} {spec.finest_level}s short"
+    note = f"incomplete: {sum(counts.values())} of {spec.expect.items} {unit} ({reason})"
     if not allow_incomplete:
-        examples = ", ".join(f"{group} {counts[group]}/{expected[group]}" for group in short[:3])
-        examples += ", ..." if len(short) > 3 else ""
-        hint = f"short: {examples}; get the rest, or accept what is there with --allow-incomplete"
+        examples = [f"{group} {counts[group]}/{expected[group]}" for group in incomplete[:3]]
+        if len(incomplete) > 3:
+            examples.append("...")
+        hint = f"short: {', '.join(examples)}; get the rest, or use --allow-incomplete"
         raise DataError(note, location=spec.name, hint=hint)
     return [note]
 
 
 class _ItemBuilder:
-    """Build items by one declaration; counts the items of each group for their running ids."""
+    """Builds items from the records of one suite; counts the items of each group for their ids."""
 
     def __init__(self, spec: SuiteSpec) -> None:
         self.spec = spec
@@ -246,7 +257,7 @@ class _ItemBuilder:
         }
 
     def build_item(self, file: str, record: records.Record, location: str) -> Item | None:
-        """Build the item of a record; None where the declaration skips it."""
+        """Build the item of a record; return None if the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
         record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
@@ -276,10 +287,11 @@ class _ItemBuilder:
                 yield self._build_option(rule.options[0], {**record, "each": entry}, location)
             return
         for template in rule.options:
-            exceptions = template.unless.items()
-            if not any(
-                get_field(record, field, location) in values for field, values in exceptions
-            ):
+            is_left_out = any(
+                get_field(record, field, location) in values
+                for field, values in template.unless.items()
+            )
+            if not is_left_out:
                 yield self._build_option(template, record, location)
 
     def _build_option(self, template: OptionSpec, record: records.Record, location: str) -> Option:
@@ -302,7 +314,7 @@ class _ItemBuilder:
             message = f"{field!r} must be {expected}, not {describe_value(value)}"
             raise DataError(message, location=location)
         if len(value) < 2:
-            message = f"{field!r} gives {len(value)} option; an item needs two or more"
+            message = f"the list {field!r} gives {len(value)} options; an item needs two or more"
             raise DataError(message, location=location)
         return value
 
@@ -312,11 +324,11 @@ class _ItemBuilder:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
             if not is_number or not 0 <= value <= 1:
-                message = f"{gold!r} must be a number in 0..1, not {value!r}"
+                message = f"the rating {gold!r} must be a number in 0..1, not {value!r}"
                 raise DataError(message, location=location)
             return float(value)
         if not is_number or not isinstance(value, int) or not 0 <= value < num_options:
-            message = f"the right option must be 0..{num_options - 1}, not {value!r}"
+            message = f"the index of the right option must be 0..{num_options - 1}, not {value!r}"
             raise DataError(message, location=location)
         return value
 

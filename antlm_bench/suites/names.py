@@ -1,4 +1,4 @@
-"""Names of suites, declared ones and those of users' files."""
+"""Names of suites: validation, names for users' files, suites with equal names in one call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from antlm_bench.errors import UsageError
 
 
 class LoadedSuite(Protocol):
-    """A suite, or a classification task, as it was loaded."""
+    """A loaded suite or classification task."""
 
     @property
     def name(self) -> str: ...
@@ -26,15 +26,18 @@ S = TypeVar("S", bound=LoadedSuite)
 
 
 def slugify_title(title: str) -> str:
-    """Return a title, or a file's name without its ending, as a suite's name.
+    """Return the name of a suite for a title, or for a file's name without its extension.
 
-    Letters with their marks and digits of every script stay, in composed form (NFC); everything
-    else becomes a hyphen. "" where there is no letter and no digit.
+    Letters (with combining marks) and digits of every script are kept, in composed form (NFC), and
+    so are '.', '_' and '-'. Any other sequence of characters becomes a hyphen. The name begins with
+    the first letter or digit; it is "" if there is none.
     """
     composed = unicodedata.normalize("NFC", title)
     name = re.sub("\0+", "-", "".join(c if _is_name_character(c) else "\0" for c in composed))
-    start = next((i for i, c in enumerate(name) if unicodedata.category(c)[0] in "LN"), len(name))
-    return name[start:]
+    for index, character in enumerate(name):
+        if unicodedata.category(character)[0] in "LN":
+            return name[index:]
+    return ""
 
 
 def validate_name(name: str) -> str:
@@ -42,17 +45,17 @@ def validate_name(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
     if not composed or slugify_title(composed) != composed:
         raise ValueError(
-            f"{name!r} should hold letters, digits, '.', '_' and '-', "
+            f"{name!r} is not a valid name: use letters, digits, '.', '_' and '-', "
             "and begin with a letter or a digit"
         )
     return composed
 
 
 def absolute_path(path: Path) -> str:
-    """Return the absolute path of a user's file as a text that JSON can hold.
+    """Return the absolute path of a user's file, as valid Unicode for JSON.
 
-    Links among its folders are followed, the file itself may be a link: people name links, caches
-    name their targets.
+    Links among its folders are resolved. A link in the last position is not: users choose its name,
+    while caches name its target by a hash.
     """
     return to_valid_unicode(str(path.parent.resolve() / path.name))
 
@@ -63,34 +66,35 @@ def to_valid_unicode(path: str) -> str:
 
 
 def deduplicate_suites(suites: Iterable[S]) -> list[S]:
-    """Return the suites (or tasks) of a call; a file that was named twice occurs once.
+    """Return the suites or tasks of a call without repetitions of a suite or file.
 
-    Raises UsageError for suites that would share a cell: two suites of one name that are not files
-    of the user's, or two files that hold the same items under one name.
+    Raises UsageError for two suites with the same key in a run folder: two suites of the catalog
+    with the same name, or two files of the user with the same name and items.
     """
     suites_by_key: dict[tuple[str, str], S] = {}
     for suite in suites:
         name = getattr(suite, "full_name", suite.name)
-        first = suites_by_key.setdefault((name, suite.digest if suite.origin else ""), suite)
-        if first is suite or (
-            first.digest == suite.digest and _same_files(first.origin, suite.origin)
-        ):
+        key = (name, suite.digest if suite.origin else "")
+        first = suites_by_key.setdefault(key, suite)
+        if first.digest == suite.digest and _have_same_files(first, suite):
             continue
         if suite.origin:
             raise UsageError(
-                f"{suite.origin[0]} holds the same questions as {first.origin[0]}, under the same"
-                " name",
+                f"{suite.origin[0]} and {first.origin[0]} have the same name and items",
                 location="--suite",
                 hint="name one of them only, or rename a file",
             )
-        hint = "score them in two commands, with an --out of its own for each"
-        raise UsageError(f"two suites are called {name!r}", location="--suite", hint=hint)
+        raise UsageError(
+            f"two suites are called {name!r}",
+            location="--suite",
+            hint="score them in two commands with different --out",
+        )
     return list(suites_by_key.values())
 
 
-def _same_files(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    """Whether two origins name the same files, perhaps through links."""
-    return [Path(path).resolve() for path in first] == [Path(path).resolve() for path in second]
+def _have_same_files(first: LoadedSuite, second: LoadedSuite) -> bool:
+    first_paths = [Path(path).resolve() for path in first.origin]
+    return first_paths == [Path(path).resolve() for path in second.origin]
 
 
 def _is_name_character(character: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files of minimal pairs (CSV, TSV, JSONL) as suites, without a TOML."""
+"""Users' files of minimal pairs (CSV, TSV, JSONL) as suites, without a TOML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import slugify_title, to_valid_unicode
 from antlm_bench.suites.spec import ItemSpec, OptionSpec, SuiteSpec
 
-# Our columns -> the names that are recognised (BLiMP's and lm-eval's, too).
+# Column -> its recognised names in a file, among them BLiMP's.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "good": ("good", "sentence_good"),
     "bad": ("bad", "sentence_bad"),
@@ -26,25 +26,26 @@ FILE_EXTENSIONS = tuple(f".{name}{gz}" for name in records.PARSERS for gz in (""
 
 
 def is_pairs_file(ref: str) -> bool:
-    """Return whether a reference to a suite is a CSV, TSV or JSONL file, by its ending."""
+    """Return whether a reference to a suite is a CSV, TSV or JSONL file, by its extension."""
     return ref.lower().endswith(FILE_EXTENSIONS)
 
 
 def columns_for_ref(
     ref: str, refs: Iterable[str], columns: Mapping[str, str] | None
 ) -> Mapping[str, str] | None:
-    """Return the --columns for one of several references: they are for files of pairs.
+    """Return the value of --columns for one of several references; None if it is no file of pairs.
 
-    Where no reference is a file, all get them, so that the loader refuses them.
+    If none of the references is one, all get the value, so that loading them raises an error.
     """
-    return columns if is_pairs_file(ref) or not any(map(is_pairs_file, refs)) else None
+    has_pairs_file = any(is_pairs_file(other) for other in refs)
+    return columns if is_pairs_file(ref) or not has_pairs_file else None
 
 
 def read_pairs(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.RecordFiles]:
     """Return a declaration of the pairs in a file, and its records for `loader.build_items`.
 
-    columns: our column -> the file's. Raises UsageError (an unknown column of ours), DataError
-    (absent, unreadable, no rows, a column missing).
+    columns: key of COLUMNS -> name in the file. Raises UsageError (an unknown key), DataError (the
+    file is missing or unreadable, has no rows, or lacks a column).
     """
     records.check_column_names(columns, COLUMNS)
     file = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
@@ -53,28 +54,29 @@ def read_pairs(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, recor
     if first is None:
         hint = "a file of pairs needs the columns good and bad"
         raise DataError("0 rows", location=str(path), hint=hint)
-    names = _match_columns(first[1], columns, f"{path}:{first[0]}")
+    line, record = first
+    names = _match_columns(record, columns, f"{path}:{line}")
     spec = _build_spec(file, path.name, set(names))
     return spec, [(file, str(path), _rename_columns(chain([first], rows), names, str(path)))]
 
 
 def suite_name_from_file(file: str) -> str:
-    """Return the name of a suite that is a user's file; "" where its name has no letter."""
+    """Return the name of a user's file as a suite; "" if it has no letter and no digit."""
     return slugify_title(file.rpartition(".")[0])
 
 
 def _match_columns(
     record: records.Record, columns: Mapping[str, str], location: str
 ) -> dict[str, str]:
-    """Return our column -> the file's, for those that the file has."""
+    """Return key of COLUMNS -> name in the file, for the columns that the file has."""
     names = {}
-    for ours, spellings in COLUMNS.items():
-        candidates = (columns[ours],) if ours in columns else spellings
-        present = [name for name in candidates if name in record]
-        if present:
-            names[ours] = present[0]
-        elif ours in columns or ours in ("good", "bad"):
-            advice = f"; say which with --columns {ours}=..."
+    for column, recognised_names in COLUMNS.items():
+        candidates = (columns[column],) if column in columns else recognised_names
+        matches = [name for name in candidates if name in record]
+        if matches:
+            names[column] = matches[0]
+        elif column in columns or column in ("good", "bad"):
+            advice = f"; name it with --columns {column}=..."
             raise records.missing_column_error(candidates[0], record, location, advice)
     return names
 
@@ -83,9 +85,10 @@ def _rename_columns(
     rows: Iterable[tuple[int, records.Record]], column_names: Mapping[str, str], location: str
 ) -> records.Records:
     for line, record in rows:
-        if missing := [name for name in column_names.values() if name not in record]:
-            raise DataError(f"the field {missing[0]!r} is missing", location=f"{location}:{line}")
-        yield line, {ours: record[name] for ours, name in column_names.items()}
+        for name in column_names.values():
+            if name not in record:
+                raise records.missing_column_error(name, record, f"{location}:{line}")
+        yield line, {column: record[name] for column, name in column_names.items()}
 
 
 def _build_spec(file: str, title: str, columns: set[str]) -> SuiteSpec:

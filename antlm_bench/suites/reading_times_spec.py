@@ -1,6 +1,4 @@
-"""Declarations of what people did with the words of a suite: reading times, and when they learned
-the words.
-"""
+"""Declarations of human reading times, and their values, one row per item of a suite."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.errors import DataError
@@ -20,62 +18,55 @@ if TYPE_CHECKING:
     from antlm_bench.metrics.reading_times import ReadingTimes
     from antlm_bench.types import Item
 
-# Columns that the model fills: the surprisal of an item's first and second option.
+# Columns that the model adds: the surprisal of an item's word, and of the word before it.
 MODEL_COLUMNS = ("surprisal", "previous_surprisal")
 
 
 class ReadingMeasureSpec(Declaration):
-    """Reading times of one kind, and the regressions that predict them."""
+    """One measure of reading (eye tracking), and the regressions that predict it."""
 
     name: Text
     outcomes: Annotated[TomlTuple[Text], Field(min_length=1)]
-    """Columns of times; each has a regression of its own."""
+    """Columns of reading times. Each has its regression."""
     predictors: Annotated[TomlTuple[Text], Field(min_length=1)]
-    """Columns of the baseline, each alone and in products of two. "previous_surprisal" is the
-    model's surprisal of the word before.
+    """Columns of the baseline predictors, which also enter in products of two.
+    "previous_surprisal" is the model's surprisal of the word before.
     """
 
     @model_validator(mode="after")
     def _check_columns(self) -> ReadingMeasureSpec:
-        if MODEL_COLUMNS[0] in self.predictors or set(MODEL_COLUMNS) & set(self.outcomes):
-            raise ValueError(f"{MODEL_COLUMNS[0]} is what is added, and no time is the model's")
+        surprisal, _ = MODEL_COLUMNS
+        if surprisal in self.predictors:
+            raise ValueError(f"`predictors` must not contain {surprisal!r}: it is always added")
+        for name in MODEL_COLUMNS:
+            if name in self.outcomes:
+                raise ValueError(f"`outcomes` must not contain {name!r}: the model computes it")
         return self
 
 
 class ReadingTimesSpec(Declaration):
-    """The table [times]."""
+    """The table [times]: human reading times of a suite of words."""
 
     words: Literal["whole", "glued"]
-    """How a word joins its context. "whole": context and word are tokenized as one text, the word
-    with the space before it. "glued": they are tokenized apart and joined without a space, as the
-    official pipelines of 2025 and 2026 do.
+    """How words are tokenized. "whole": context, space and word as one text. "glued": context and
+    word separately, their tokens joined without a space, as in the official pipelines of 2025 and
+    2026.
     """
     measure: Annotated[TomlTuple[ReadingMeasureSpec], Field(min_length=1)]
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the data, each once."""
+        """The columns of the suite's files that are used, without repetitions."""
         names = (name for m in self.measure for name in (*m.outcomes, *m.predictors))
         return list(dict.fromkeys(name for name in names if name not in MODEL_COLUMNS))
-
-
-class ChildVocabularySpec(Declaration):
-    """The table [children]: when children know words."""
-
-    human: Text
-    """A file of the suite with a row per word (column `word`) and a column per age in months: the
-    share of children who know the word.
-    """
-    ages: Annotated[tuple[int, int], Strict(False)]
-    """The first and the last age."""
 
 
 def build_reading_times(
     spec: ReadingTimesSpec, items: Iterable[Item], files: RecordFiles
 ) -> ReadingTimes:
-    """Return the columns of numbers beside the items, row by row; NaN where a field is empty.
+    """Return the columns of the files, one row per item; nan where a field is empty.
 
-    Raises DataError, naming the line.
+    Raises DataError, which names the line.
     """
     import numpy as np
 
@@ -89,7 +80,8 @@ def build_reading_times(
     ids = tuple(item.id for item in items)
     if len(ids) != len(rows):
         raise DataError(
-            f"{len(rows)} rows, but {len(ids)} words", hint="a suite of reading times skips no row"
+            f"{len(rows)} rows, but {len(ids)} items",
+            hint="a suite with a [times] table must not have an [item.skip] table",
         )
     columns = dict(zip(spec.columns, np.array(rows, float).T, strict=True))
     return ReadingTimes(

@@ -1,4 +1,4 @@
-"""Parse the bytes of a data file into records with line numbers; errors name file:line."""
+"""Parse data files (JSONL, CSV, TSV, JSON) into records with line numbers for error messages."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from typing import Any
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
 
-MAX_NAMES_SHOWN = 20  # column names in an error message
-Record = dict[str, Any]
+MAX_NAMES_SHOWN = 20  # names of columns in an error message
+Record = dict[str, Any]  # a row: name of a field -> value
 Records = Iterator[tuple[int, Record]]  # (line, record)
 RecordFiles = Iterable[tuple[str, str, Records]]  # (file name, location for errors, records)
 
 
-def check_column_names(columns: Iterable[str], ours: Collection[str]) -> None:
-    """Raise UsageError for a key of --columns that is none of our columns."""
+def check_column_names(columns: Iterable[str], valid_names: Collection[str]) -> None:
+    """Raise UsageError if a key of --columns is unknown."""
     for name in columns:
-        if name not in ours:
-            hint = suggest_name(name, ours) or f"ours are {', '.join(ours)}"
+        if name not in valid_names:
+            hint = suggest_name(name, valid_names) or f"use one of {', '.join(valid_names)}"
             raise UsageError(f"unknown column {name!r}", location="--columns", hint=hint)
 
 
 def missing_column_error(column: str, record: Record, location: str, advice: str = "") -> DataError:
-    """Return the error of a record without a column, with a suggestion or the columns there are."""
+    """Return an error for a record without a column. The hint suggests a similar name, or lists the
+    columns, followed by `advice`.
+    """
     names = ", ".join(map(repr, list(record)[:MAX_NAMES_SHOWN]))
     hint = suggest_name(column, record) or f"there are {names}{advice}"
     return DataError(f"the column {column!r} is missing", location=location, hint=hint)
@@ -36,18 +38,19 @@ def missing_column_error(column: str, record: Record, location: str, advice: str
 def read_records(raw: bytes, name: str, location: str) -> Records:
     """Return (line, record) of each row of a .jsonl, .csv, .tsv or .json file.
 
-    name: its ending tells the format (.json: parse_json_lists). location: the file in errors.
+    raw: the decompressed bytes. name: the file's name, whose extension decides the format (.json:
+    parse_json_lists). location: the file, for error messages.
 
-    Text is taken as it is, except that a byte order mark and blank lines are skipped. The first row
-    of a CSV or TSV holds the column names. A CSV is quoted as in RFC 4180: a quoted field may hold
-    the separator, line ends and doubled quotes. Whether a TSV is quoted depends on its quotes
-    (_is_quoted), for GLUE's files are not.
+    A byte order mark and blank lines are skipped; otherwise, texts are not changed. The first row
+    of a CSV or TSV has the column names. A CSV is quoted as in RFC 4180: a quoted field may contain
+    the separator, line ends and doubled quotes. A TSV may be quoted or not (_is_quoted), because
+    GLUE's files are not.
     """
     suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in (*PARSERS, "json"):
-        endings = ", ".join(f".{ending}" for ending in PARSERS)
-        hint = f"known endings: {endings}, each also with .gz"
-        raise DataError(f"cannot tell the format of {name!r}", location=location, hint=hint)
+        extensions = ", ".join(f".{extension}" for extension in PARSERS)
+        hint = f"use one of {extensions}, each also with .gz"
+        raise DataError(f"unknown file format {name!r}", location=location, hint=hint)
     text = decode_utf8(raw, location, DataError).removeprefix("\ufeff")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -69,35 +72,37 @@ def _parse_jsonl(text: str, location: str) -> Records:
         except (ValueError, RecursionError) as error:
             raise DataError(f"not a line of JSON: {error}", location=line_location) from None
         if not isinstance(record, dict):
-            message = f"a JSON object is expected, here is {type(record).__name__}"
+            message = f"expected a JSON object, got {type(record).__name__}"
             raise DataError(message, location=line_location)
         yield number, record
 
 
 def _parse_csv(text: str, location: str) -> Records:
-    hint = "a field with the separator in it must stand in double quotes"
+    hint = "a field that contains the separator must be in double quotes"
     return _rows_to_records(_parse_quoted_rows(text, ",", location), location, hint)
 
 
 def _parse_tsv(text: str, location: str) -> Records:
-    """Parse a TSV. GLUE's files hold stray quotes and no quoting; pandas and R quote as in CSV."""
+    """Parse a TSV. In GLUE's files, quotes are text; pandas and R quote fields as in a CSV."""
     lines = enumerate(re.split("\r\n|\r|\n", text), start=1)
     rows = [(number, line.split("\t")) for number, line in lines if line]
     if '"' in text and _is_quoted(text, [row for _, row in rows]):
-        hint = "a field with a tab in it must stand in double quotes"
+        hint = "a field that contains a tab must be in double quotes"
         return _rows_to_records(_parse_quoted_rows(text, "\t", location), location, hint)
-    hint = "its fields are not all quoted, so that a tab or a line end in a field ends it"
+    hint = "the file was read without quoting, so that each tab or line end ends a field"
     return _rows_to_records(rows, location, hint)
 
 
 def _is_quoted(text: str, rows: Sequence[Sequence[str]]) -> bool:
     """Return whether a TSV is quoted as in RFC 4180.
 
-    rows: the text split at every tab and line end. A TSV is quoted if its header is, or if rows
-    differ in length and become equal when quotes are honoured. Otherwise quotes are text, unless
-    every field that holds one is a quoted field with a doubled quote inside. A quoted field that
-    holds both a tab and a line end can look like two rows with stray quotes; it is taken for these,
-    for GLUE has many.
+    rows: the text split at every tab and line end.
+
+    - If all names in the header are quoted, it is.
+    - If the rows have different lengths, it is quoted if parsing quotes gives rows of one length.
+    - Otherwise it is quoted only if every field with a quote is a quoted field with a doubled quote
+      inside. So a quoted field with both a tab and a line end can be read as two rows in which
+      quotes are text, which occur often in GLUE.
     """
     quoted = re.compile(r'"(?:[^"]|"")*"')
     if all(map(quoted.fullmatch, rows[0])):
@@ -113,7 +118,7 @@ def _is_quoted(text: str, rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _parse_quoted_rows(text: str, delimiter: str, location: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, fields) of each row that is not empty."""
+    """Yield (number of its first line, fields) of each row that is not empty."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     while True:
@@ -130,17 +135,18 @@ def _parse_quoted_rows(text: str, delimiter: str, location: str) -> Iterator[tup
 
 
 def _rows_to_records(rows: Iterable[tuple[int, list[str]]], location: str, hint: str) -> Records:
-    """Yield records of rows; the first row names the columns.
+    """Yield (line, record) of each row after the first, which has the names of the columns.
 
-    hint: what to do about a row of another length.
+    hint: hint of the error for a row whose length differs from that of the first.
     """
     header: list[str] = []
     for line, row in rows:
         if not header:
             header = row
-            if duplicates := sorted({name for name in header if header.count(name) > 1}):
-                message = f"two columns are called {duplicates[0]!r}"
-                raise DataError(message, location=f"{location}:{line}")
+            for name in sorted(header):
+                if header.count(name) > 1:
+                    message = f"two columns are called {name!r}"
+                    raise DataError(message, location=f"{location}:{line}")
             continue
         if len(row) != len(header):
             message = f"{len(row)} fields, but the header has {len(header)} columns"
@@ -149,9 +155,10 @@ def _rows_to_records(rows: Iterable[tuple[int, list[str]]], location: str, hint:
 
 
 def parse_json_lists(text: str, location: str) -> Records:
-    """Parse a JSON object of lists of objects, the format of one official file.
+    """Parse a JSON object whose values are lists of objects, the format of one official file.
 
-    A record has its list's `key` and its `number` in the list; its line is its running number.
+    Each inner object is a record. The fields `key` and `number` are added: the key of its list, and
+    its index in it. Records are numbered from 1 instead of lines.
     """
     try:
         records = [

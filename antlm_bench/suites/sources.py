@@ -1,9 +1,9 @@
 """Find, verify and download the data files of suites.
 
-Order: ANTLM_BENCH_DATA, the folder of a user's own TOML, the cache (ANTLM_BENCH_CACHE, else the
-platform's), download. A file is accepted only if its unpacked bytes have the published sha256.
-Where none is published, its rows are counted and the sha256 of the first download is kept beside
-it. A download is verified before it is stored.
+Files are searched in ANTLM_BENCH_DATA, then in the folder of a user's TOML, then in the cache
+(ANTLM_BENCH_CACHE, else the platform's cache folder), and otherwise downloaded. The unpacked bytes
+of a file must have the published sha256. If none is published, rows are counted, and the sha256 of
+the first download is stored beside the file. A download is verified before it is stored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from antlm_bench.suites import derivation, files
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
 
 OFFLINE_VARIABLES = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
+WRONG_HASH = "wrong hash"  # begins the error message about a file with another sha256
 
 
 class SuiteWithData(Protocol):
-    """A declaration of a suite with files; `data` is None where it generates its items."""
+    """The declaration of a suite. `data` is None if a grammar generates the items."""
 
     @property
     def name(self) -> str: ...
@@ -39,10 +40,12 @@ class SuiteWithData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """The unpacked bytes of a file, and its location for error messages."""
+    """The content of a file."""
 
     raw: bytes
+    """Decompressed bytes."""
     location: str
+    """The file, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ class FileStatus:
 
     file: str
     state: str
-    """absent | here (present, not read) | verified (has the published sha256) | complete (no sha256
-    is published; all rows are there) | incomplete | differs | damaged
+    """One of "absent", "here" (present, but not read), "verified" (has the published sha256),
+    "complete" (has all rows; no sha256 is published), "incomplete", "differs" and "damaged".
     """
     path: Path | None = None
     size: int | None = None
@@ -62,7 +65,7 @@ class FileStatus:
 
 @dataclass(frozen=True, slots=True)
 class _FileQuery:
-    """A file to find: of the suite itself, or the word list of a derivation."""
+    """A file to find: a file of a suite, or the vocabulary of its derivation."""
 
     suite: str
     file: str
@@ -72,7 +75,7 @@ class _FileQuery:
     password: str | None = None
 
     def candidate_paths(self, root: Path) -> Iterator[tuple[Path, str]]:
-        """Yield (path, member of the zip there or "") under a root, in the order of search."""
+        """Yield (path, member of that zip or "") below a root, in the order of search."""
         stem = self.file.rpartition(".")[0]
         for pattern in self.where:
             path, _, member = pattern.format(file=self.file, stem=stem).partition("!")
@@ -80,74 +83,82 @@ class _FileQuery:
 
 
 def get_file(spec: SuiteWithData, file: str, folder: Path | None = None) -> DataFile:
-    """Return the bytes of one file, downloaded into the cache if need be.
+    """Return the content of a file of a suite, downloaded into the cache if it is missing.
 
-    folder: that of the suite's TOML. Raises DataError: absent (which file, from where, where to put
-    it), damaged, not the official bytes, not storable.
+    folder: folder of the suite's TOML. Raises DataError if the file cannot be downloaded (with a
+    hint where to put it), is damaged, is not the official file, or cannot be stored.
     """
-    wanted = _build_query(spec, file)
-    return _find_file(wanted, data_roots(folder)) or _download_file(spec, wanted, cache_dir())
+    query = _build_query(spec, file)
+    return _find_file(query, data_roots(folder)) or _download_file(spec, query, cache_dir())
 
 
 def find_local_file(
     spec: SuiteWithData, file: str, expected: FileSpec, folder: Path | None = None
 ) -> DataFile | None:
-    """Return the bytes of a file in the suite's folders that is not one of its official files.
+    """Return the content of another file in the folders of a suite; None if it is absent.
 
-    None where it is absent; it is never downloaded. Raises DataError as get_file.
+    It is never downloaded. Raises DataError if it is damaged or differs from `expected`.
     """
-    assert spec.data is not None  # as in _build_query
+    assert spec.data is not None  # a suite with substitutes has files
     query = _FileQuery(spec.name, file, spec.data.where, (), expected, spec.data.password)
     return _find_file(query, data_roots(folder))
 
 
 def list_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
-    """Return which files are present where, without reading them; [] for a generated suite."""
+    """Return the status of each file without reading it ("here" or "absent")."""
     return _list_files(spec, data_roots(folder))
 
 
 def verify_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
-    """Read every file and compare it with what is published.
+    """Return the status of each file after reading it.
 
-    Never downloads, and raises nothing for a bad file.
+    Never downloads; a damaged file is a status, not an error.
     """
     return _verify_files(spec, data_roots(folder))
 
 
 def fetch_files(spec: SuiteWithData, target_dir: Path | None = None) -> list[FileStatus]:
-    """Download what is missing or bad into a folder (default: the cache), and verify all files.
+    """Download missing or damaged files, and return the status of all files.
 
-    target_dir: can then serve as ANTLM_BENCH_DATA. Raises DataError as get_file.
+    target_dir: folder for the downloads, which can be used as ANTLM_BENCH_DATA. None = the cache.
+    Raises DataError as get_file.
     """
-    root, roots = (target_dir, [target_dir]) if target_dir else (cache_dir(), data_roots())
+    root = target_dir or cache_dir()
+    roots = [target_dir] if target_dir else data_roots()
     for file in spec.data.files if spec.data else ():
         query = _build_query(spec, file)
         try:
-            present = _find_file(query, roots)
+            data_file = _find_file(query, roots)
         except DataError as error:
             if not error.location.startswith(str(root)):
-                raise  # a bad file in the user's own folder is not replaced
-            present = None
-        if not present:
+                raise  # never replace a file in the user's folder
+            data_file = None
+        if not data_file:
             _download_file(spec, query, root)
     return _verify_files(spec, roots)
 
 
 def data_roots(folder: Path | None = None) -> list[Path]:
-    """Return the folders that are searched, in order.
+    """Return the folders in which files are searched, in order.
 
-    Raises UsageError where ANTLM_BENCH_DATA is not a folder.
+    folder: folder of a user's TOML. Raises UsageError if ANTLM_BENCH_DATA is not a folder.
     """
-    roots = [folder] if folder else []
-    if data_dir := os.environ.get("ANTLM_BENCH_DATA"):
-        roots.insert(0, expand_user_path(data_dir))
+    roots = []
+    data_dir = os.environ.get("ANTLM_BENCH_DATA")
+    if data_dir:
+        roots.append(expand_user_path(data_dir))
         if not roots[0].is_dir():
-            raise UsageError(f"{data_dir!r} is not a folder", location="ANTLM_BENCH_DATA")
+            hint = "set it to an existing folder, or unset it"
+            raise UsageError(
+                f"{data_dir!r} is not a folder", location="ANTLM_BENCH_DATA", hint=hint
+            )
+    if folder:
+        roots.append(folder)
     return [*roots, cache_dir()]
 
 
 def cache_dir() -> Path:
-    """Return the cache folder, which need not exist: ANTLM_BENCH_CACHE, else the platform's."""
+    """Return the cache folder, which may not exist yet: ANTLM_BENCH_CACHE, or the platform's."""
     if folder := os.environ.get("ANTLM_BENCH_CACHE"):
         return expand_user_path(folder)
     if sys.platform == "darwin":
@@ -160,7 +171,7 @@ def cache_dir() -> Path:
 
 
 def offline_variable() -> str:
-    """Return the environment variable that forbids downloads, "" where none does."""
+    """Return the name of the environment variable that forbids downloads; "" if none does."""
     for name in OFFLINE_VARIABLES:
         if os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}:
             return name
@@ -171,8 +182,8 @@ def offline_variable() -> str:
 
 
 def _build_query(spec: SuiteWithData, file: str) -> _FileQuery:
-    assert spec.data is not None  # callers come from spec.data.files
     data = spec.data
+    assert data is not None  # `file` is a key of data.files
     return _FileQuery(spec.name, file, data.where, data.sources, data.files[file], data.password)
 
 
@@ -200,17 +211,20 @@ def _find_file(query: _FileQuery, search_roots: Iterable[Path]) -> DataFile | No
 
 
 def _check_sha256(data_file: DataFile, expected: FileSpec, path: Path) -> None:
-    """Raise DataError where bytes are not the published ones, or not those of the first download
-    to `path`.
+    """Raise DataError if a file has not the published sha256, or that of the first download to
+    `path`.
     """
     sha256, reference = expected.sha256, "the published file"
     first_download = _sha256_path(path)
     if not sha256 and first_download.is_file():
         text = first_download.read_text(encoding="ascii", errors="replace")
         sha256, reference = text.split(" ")[0], "the first download"
-    if sha256 and (actual := hashlib.sha256(data_file.raw).hexdigest()) != sha256:
+    if not sha256:
+        return
+    actual = hashlib.sha256(data_file.raw).hexdigest()
+    if actual != sha256:
         message = (
-            f"wrong hash, not the bytes of {reference}: "
+            f"{WRONG_HASH}, not the bytes of {reference}: "
             f"sha256 {actual[:12]}..., expected {sha256[:12]}..."
         )
         raise DataError(message, location=data_file.location, hint=files.REFETCH_HINT)
@@ -244,9 +258,9 @@ def _verify_file(
     try:
         data_file = _find_file(query, search_roots)
     except BenchError as error:
-        state = "differs" if error.message.startswith("wrong hash") else "damaged"
+        state = "differs" if error.message.startswith(WRONG_HASH) else "damaged"
         return replace(file_status, state=state, detail=error.message)
-    assert data_file is not None  # _list_files saw it
+    assert data_file is not None  # callers check that it is present
     if query.expected.sha256:
         return replace(file_status, state="verified")
     num_rows, expected = files.count_rows(data_file.raw), query.expected.rows
@@ -260,11 +274,12 @@ def _verify_file(
 
 
 def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFile:
-    """Download a file from the first source that gives it, and store it under `root`."""
-    if variable := offline_variable():
-        raise _missing_file_error(query, f"and {variable} forbids to fetch it")
+    """Download a file from the first source that works, and store it below `root`."""
+    variable = offline_variable()
+    if variable:
+        raise _missing_file_error(query, f"and {variable} forbids downloads")
     if not query.sources:
-        raise _missing_file_error(query, "and its declaration names no source")
+        raise _missing_file_error(query, "and the suite's TOML names no source")
     errors: list[BenchError] = []
     for source in query.sources:
         try:
@@ -280,20 +295,20 @@ def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFi
             return _store_download(query, raw, root, source.location.format(file=query.file))
         except DataError as error:
             errors.append(error)
-    by_hand = _missing_file_error(query, "").hint
+    manual_hint = _missing_file_error(query, "").hint
     if len(errors) == 1:
-        hint = "; ".join(hint for hint in (errors[0].hint, by_hand) if hint)
+        hint = "; ".join(hint for hint in (errors[0].hint, manual_hint) if hint)
         raise DataError(errors[0].message, location=errors[0].location, hint=hint)
     reasons = "; ".join(f"{error.location}: {error.message}" for error in errors)
-    message = f"{query.file} could not be fetched from any of {len(errors)} places: {reasons}"
-    raise DataError(message, location=query.suite, hint=by_hand)
+    message = f"cannot download {query.file} from any of {len(errors)} sources: {reasons}"
+    raise DataError(message, location=query.suite, hint=manual_hint)
 
 
 def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> DataFile:
     """Verify a download, then store it.
 
-    An archive is stored as it is, any other file packed (EWoK and entity tracking ask that no plain
-    copies lie about), with its sha256 beside it where none is published.
+    A zip is stored unchanged. Other files are compressed, because EWoK and entity tracking ask for
+    no plain-text copies; if no sha256 is published, that of the download is stored beside them.
     """
     path, member = next(query.candidate_paths(root))
     if member:
@@ -306,7 +321,7 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
     if not query.expected.sha256:
         num_rows = files.count_rows(raw)
         if query.expected.rows not in (None, num_rows):
-            message = f"{num_rows} rows of {query.expected.rows}: not the official file"
+            message = f"not the official file: {num_rows} rows, expected {query.expected.rows}"
             raise DataError(message, location=origin)
         line = f"{hashlib.sha256(raw).hexdigest()}  {query.file}\n"
         files.write_atomically(_sha256_path(path), line.encode())
@@ -315,12 +330,11 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
 
 
 def _fetch_hub_file(query: _FileQuery, source: SourceSpec) -> bytes:
-    """Return the rows of one configuration and split of a hub data set, as JSONL."""
-    config, _, split = query.file.rpartition(".")[0].partition(".")
-    config, split = (
-        str(template).format(config=config, split=split)
-        for template in (source.config, source.split)
-    )
+    """Return the rows of one configuration and split of a hub dataset, as JSONL."""
+    stem = query.file.rpartition(".")[0]
+    file_config, _, file_split = stem.partition(".")
+    config = str(source.config).format(config=file_config, split=file_split)
+    split = str(source.split).format(config=file_config, split=file_split)
     rows = load_hub_rows(str(source.hub), split, source.revision, source.location, config)
     return "".join(f"{json.dumps(dict(row))}\n" for row in rows).encode()
 
@@ -328,18 +342,27 @@ def _fetch_hub_file(query: _FileQuery, source: SourceSpec) -> bytes:
 def _derive_files(
     spec: SuiteWithData, query: _FileQuery, source: SourceSpec, root: Path
 ) -> DataFile:
-    """Derive all files of a suite from a hub data set, store them, return the wanted one."""
-    assert spec.data is not None and spec.data.derive is not None  # DataSpec: hub goes with derive
-    rule = spec.data.derive.vocabulary
-    words = _FileQuery(spec.name, rule.file, rule.where, rule.sources, FileSpec(sha256=rule.sha256))
-    word_list = _find_file(words, [*data_roots(), root]) or _download_file(spec, words, root)
-    text = decode_utf8(word_list.raw, word_list.location, DataError)
+    """Derive all files of a suite from a hub dataset, store them, and return that of the query."""
+    # DataSpec requires `derive` for such a source.
+    assert spec.data is not None and spec.data.derive is not None
+    vocabulary_spec = spec.data.derive.vocabulary
+    vocabulary_query = _FileQuery(
+        spec.name,
+        vocabulary_spec.file,
+        vocabulary_spec.where,
+        vocabulary_spec.sources,
+        FileSpec(sha256=vocabulary_spec.sha256),
+    )
+    vocabulary_file = _find_file(vocabulary_query, [*data_roots(), root])
+    if vocabulary_file is None:
+        vocabulary_file = _download_file(spec, vocabulary_query, root)
+    text = decode_utf8(vocabulary_file.raw, vocabulary_file.location, DataError)
     vocabulary = (line.strip() for line in text.split("\n"))
     rows = load_hub_rows(str(source.hub), source.split, source.revision, source.location)
     derived = derivation.derive_files(rows, spec.data.derive, vocabulary, source.location)
     if derived.keys() != spec.data.files.keys():
         difference = ", ".join(sorted(derived.keys() ^ spec.data.files.keys()))
-        message = f"the hub's rows do not give the files that are declared: {difference}"
+        message = f"the hub's rows and the suite's TOML have different files: {difference}"
         raise DataError(message, location=source.location)
     stored = {
         file: _store_download(_build_query(spec, file), raw, root, source.location)
@@ -355,7 +378,10 @@ def load_hub_rows(
     location: str = "",
     config: str | None = None,
 ) -> Iterable[Mapping[str, Any]]:
-    """Return the rows of a hub dataset's split. Raises DataError, naming the location."""
+    """Return the rows of a split of a hub dataset. Raises DataError with the location.
+
+    location: the dataset, for error messages; "" = its URL.
+    """
     import datasets
 
     location = location or f"https://huggingface.co/datasets/{ref}"
@@ -365,8 +391,8 @@ def load_hub_rows(
         )
     except Exception as error:  # the hub's clients raise dozens of types
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        message = f"the hub does not give it ({reason})"
-        hint = f"if it is gated: accept the terms at {location}, and set HF_TOKEN"
+        message = f"the hub dataset cannot be loaded ({reason})"
+        hint = f"if it is gated, accept the terms at {location} and set HF_TOKEN"
         raise DataError(message, location=location, hint=hint) from None
     return rows
 
@@ -374,7 +400,8 @@ def load_hub_rows(
 def _missing_file_error(query: _FileQuery, reason: str) -> DataError:
     path, _ = next(query.candidate_paths(data_roots()[0]))
     locations = " or ".join(source.location.format(file=query.file) for source in query.sources)
-    hint = f"put it at {path} (or that with .gz)"
-    hint += f"; it comes from {locations}" if locations else ""
+    hint = f"put it at {path} (.gz may be appended)"
+    if locations:
+        hint += f"; its source is {locations}"
     message = f"{query.file} of {query.suite!r} is absent {reason}"
     return DataError(message, location=query.suite, hint=hint)

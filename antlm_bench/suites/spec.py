@@ -1,6 +1,6 @@
-"""Declarations of suites that are scored: the tables of a TOML whose kind is "suite".
+"""Declarations of kind "suite": how the records of data files become items that are scored.
 
-Texts are built by templates (suites/templates.py).
+Texts are templates of a record's fields (suites/templates.py).
 """
 
 from __future__ import annotations
@@ -13,87 +13,95 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.metrics.records import OPTION_KINDS, SCORED_ITEM_KINDS, validate_metric
+from antlm_bench.suites.acquisition import ChildVocabularySpec
 from antlm_bench.suites.declaration_types import (
     CheckSpec,
     DataSpec,
-    Pair,
     SuiteDeclaration,
     Template,
     Text,
+    TextPair,
 )
-from antlm_bench.suites.reading_times_spec import ChildVocabularySpec, ReadingTimesSpec
+from antlm_bench.suites.reading_times_spec import ReadingTimesSpec
 from antlm_bench.suites.templates import validate_template
 
-Metric = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
+MetricName = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
 
 
 class OptionSpec(Declaration):
-    """One candidate text: the model reads context + scored."""
+    """A candidate text. The model reads context + scored."""
 
     scored: Text
-    """The part whose probability counts (Option.span); without a context that is the whole text."""
+    """Template of the text whose log-probability is computed (Option.span)."""
     context: str = ""
+    """Template of the text before it, without a log-probability."""
     unless: dict[Text, TomlTuple[str]] = Field(default={})
-    """Field -> its values in the rows that have no such option (words before the first)."""
+    """Field -> values. Rows with one of these values do not have this option (the first word of a
+    text has no previous word).
+    """
 
     _validate_templates = field_validator("scored", "context")(validate_template)
 
 
 class SkipSpec(Declaration):
-    """Rows that are not items: `field` (a text, or any entry of a list) contains `containing`."""
+    """The table [item.skip]: rows that are left out."""
 
     field: Text
+    """A field with a text or a list of texts."""
     containing: Text
+    """Rows are left out if this string is in the text, or in any entry of the list."""
 
 
 class ItemSpec(Declaration):
     """The table [item]: how a record of a data file becomes an item."""
 
     options: Annotated[TomlTuple[OptionSpec], Field(min_length=1)]
-    """The candidates."""
+    """The candidate texts."""
     each: Text | None = None
-    """A list field that gives one option per entry. `options` then holds one template, with {each}.
+    """A field with a list. Each entry gives one option, by the only template in `options`, which
+    contains {each}.
     """
     split: Text | None = None
-    """With `each`: the text at which the field is cut into a list."""
+    """With `each`: separator at which the field, a text, is split into the list."""
     gold: Annotated[int, Field(ge=0)] | Text = 0
-    """Index of the right option, or the name of the field that holds it (spearman: a rating in
-    0..1).
+    """Index of the right option, or the name of a field with the index. For the metric spearman,
+    the name of a field with a rating in 0..1.
     """
     alone: bool = False
-    """Whether an item has one option, whose probability is wanted."""
+    """Whether items have a single option, for the metric surprisal."""
     id: Template | None = None
-    """None = "<finest group>_<running number in that group>", BabyLM's prediction id and lm-eval's
-    doc id.
+    """Template of the id. None = "<finest group>_<index in that group>", as in BabyLM's prediction
+    files; the index is lm-eval's doc id.
     """
     skip: SkipSpec | None = None
 
     @model_validator(mode="after")
     def _check_options(self) -> ItemSpec:
         if self.split and not self.each:
-            raise ValueError("`split` cuts the field that `each` names; `each` is missing")
+            raise ValueError("`split` needs `each`, the field that is split")
         if self.each and len(self.options) != 1:
-            raise ValueError("with `each`, `options` holds one template, applied to every entry")
-        if not self.each and len(self.options) < 1 + (not self.alone):
+            raise ValueError(f"with `each`, `options` must have one entry, not {len(self.options)}")
+        if not self.each and not self.alone and len(self.options) < 2:
             raise ValueError("an item needs two options or more")
         if not self.each and isinstance(self.gold, int) and self.gold >= len(self.options):
-            raise ValueError(f"gold = {self.gold}, but the options are 0..{len(self.options) - 1}")
+            raise ValueError(f"gold = {self.gold} must be 0..{len(self.options) - 1}")
         return self
 
 
 class WordClassSpec(Declaration):
-    """A word class: `words` lists its words, each with the forms named in `forms`, separated by
-    spaces.
-    """
+    """A word class of a grammar."""
 
     forms: Annotated[TomlTuple[Text], Field(min_length=1)]
+    """Names of the forms of each word (singular, plural)."""
     words: TomlTuple[Text] = ()
+    """The words: all forms of a word, separated by spaces ("dog dogs")."""
     of: TomlTuple[Text] = ()
+    """Instead of `words`: classes whose words this class has."""
 
     @model_validator(mode="after")
     def _check_words(self) -> WordClassSpec:
         if bool(self.words) == bool(self.of):
-            raise ValueError("a word class has either `words` or `of` (the classes that it unites)")
+            raise ValueError("a word class needs either `words` or `of`")
         for word in self.words:
             if len(word.split()) != len(self.forms):
                 raise ValueError(
@@ -103,35 +111,36 @@ class WordClassSpec(Declaration):
 
 
 class ParadigmSpec(Declaration):
-    """A contrast: (good, bad) templates with slots {class.form} or {class1.form}; a slot's word is
-    the same in both.
-    """
+    """A paradigm of a grammar."""
 
     name: Text
     phenomenon: Text
     field: Text
-    pairs: Annotated[TomlTuple[Pair], Field(min_length=1)]
+    pairs: Annotated[TomlTuple[TextPair], Field(min_length=1)]
+    """(good, bad) templates with slots {class.form} or {class1.form}. A slot has the same word in
+    both.
+    """
 
 
 class GrammarSpec(Declaration):
-    """A small grammar that generates its own pairs and training text; `also`: templates of the
-    training text only.
-    """
+    """The table [grammar]: a small grammar that generates minimal pairs and training text."""
 
     seed: int
     pairs: Annotated[int, Field(gt=0)]
+    """Number of pairs of each paradigm."""
     lexicon: dict[Text, WordClassSpec]
+    """Name of a word class -> its words."""
     paradigm: Annotated[TomlTuple[ParadigmSpec], Field(min_length=1)]
     also: TomlTuple[Text] = ()
+    """Templates of sentences that are only in the training text."""
 
 
 class ExpectedCountsSpec(Declaration):
-    """What the complete suite holds: all items, and how many in each finest group (or in the suite,
-    without groups).
-    """
+    """The table [expect]: number of items of the complete suite."""
 
     items: Annotated[int, Field(gt=0)]
     counts: dict[Text, Annotated[int, Field(gt=0)]] = Field(default={})
+    """Name of each finest group -> its number of items."""
 
     @model_validator(mode="after")
     def _check_total(self) -> ExpectedCountsSpec:
@@ -142,18 +151,20 @@ class ExpectedCountsSpec(Declaration):
 
 
 class ExampleSpec(Declaration):
-    """A self-test: this record of this file becomes these options (their scored parts, gold,
-    labels), or is skipped.
-    """
+    """A table [[example]]: a record, and the expected item. The tests of this package check it."""
 
     file: Text
+    """The file that the record is in."""
     record: dict[str, Any]
     options: TomlTuple[str] = ()
+    """Expected texts of the options, with their contexts."""
     scored: TomlTuple[str] | None = None
+    """Expected texts without their contexts. None = as in `options`."""
     gold: int | float = 0
     labels: dict[str, str] = Field(default={})
     id: str | None = None
     skipped: bool = False
+    """Whether no item is expected."""
 
 
 class SuiteSpec(SuiteDeclaration):
@@ -162,31 +173,31 @@ class SuiteSpec(SuiteDeclaration):
     kind: Literal["suite"]
     licence: Text
     citation: Text
-    metric: Metric = "accuracy"
+    metric: MetricName = "accuracy"
     reduction: Literal["sum", "per-token"] = "sum"
     """How an option's log-probabilities are normalised: their sum, or their mean per token."""
     groups: TomlTuple[Text] = ()
-    """Labels that group the items, from coarse to fine."""
+    """Label levels that group the items, coarse to fine."""
     macro: TomlTuple[Text] = ()
-    """Levels that the headline averages over, outermost first. Empty = the mean (or the
-    correlation) over all items.
+    """Levels of `groups` whose groups the headline averages with equal weights, outermost first. ()
+    = over all items.
     """
     item: ItemSpec
     labels: dict[Text, Template] = Field(default={})
+    """Label level -> template of an item's label."""
     rename: dict[Text, dict[str, str]] = Field(default={})
-    """Label -> {its value in the data: as we write it}."""
+    """Label level -> {label in the data: label in reports}."""
     fill: dict[Text, str] = Field(default={})
-    """Field -> the text that an empty one stands for."""
+    """Field -> text that replaces an empty one."""
     times: ReadingTimesSpec | None = None
-    """Reading times of people, for the metric delta-r2."""
+    """Human reading times, for the metric delta-r2."""
     children: ChildVocabularySpec | None = None
-    """When children know the words, for an age of acquisition."""
+    """Ages at which children know the words, for an age of acquisition."""
     data: DataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectedCountsSpec | None = None
     check: CheckSpec | None = None
     example: TomlTuple[ExampleSpec] = ()
-    """Self-tests."""
 
     @property
     def task_type(self) -> str:
@@ -197,32 +208,36 @@ class SuiteSpec(SuiteDeclaration):
     @model_validator(mode="after")
     def _check_consistency(self) -> SuiteSpec:
         if (self.data is None) == (self.grammar is None):
-            raise ValueError("a suite has either a [data] or a [grammar] table")
+            raise ValueError("a suite needs either a [data] or a [grammar] table")
         metric = METRICS[self.metric]
-        if (self.times is None) == metric.needs_suite_data:
-            raise ValueError("the metric delta-r2 and a [times] table go together")
-        if (metric.item_kind is ItemKind.TEXT) != self.item.alone or (
-            self.children and not self.item.alone
-        ):
-            raise ValueError("the metric surprisal is of items whose option is `alone`")
+        if (self.times is not None) != metric.needs_suite_data:
+            raise ValueError("a [times] table and the metric delta-r2 must be used together")
+        if (metric.item_kind is ItemKind.TEXT) != self.item.alone:
+            raise ValueError("`alone` and the metric surprisal must be used together")
+        if self.children and not self.item.alone:
+            raise ValueError("a [children] table needs items with `alone` and the metric surprisal")
         if self.reduction != "sum" and metric.item_kind not in OPTION_KINDS:
-            raise ValueError(f"`reduction` is for choices; {self.metric} has none")
-        for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
-            if unknown := [level for level in levels if level not in self.labels]:
-                known = ", ".join(self.labels)
-                raise ValueError(
-                    f"`{name}` names {unknown[0]!r}, which is not a label; labels are {known}"
-                )
-        if unknown := [level for level in self.macro if level not in self.groups]:
-            raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
-        if self.macro and not metric.averages_groups:
-            raise ValueError(
-                f"`macro` averages groups, and {self.metric} runs over all items of a suite: "
-                "leave it empty"
-            )
+            raise ValueError(f"`reduction` has no effect on the metric {self.metric}; remove it")
+        self._check_levels(metric.averages_groups)
         return self
+
+    def _check_levels(self, metric_averages_groups: bool) -> None:
+        for key, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
+            for level in levels:
+                if level not in self.labels:
+                    raise ValueError(
+                        f"`{key}` names {level!r}, which is not in `labels`: "
+                        f"{', '.join(self.labels)}"
+                    )
+        for level in self.macro:
+            if level not in self.groups:
+                raise ValueError(f"`macro` names {level!r}, which is not in `groups`")
+        if self.macro and not metric_averages_groups:
+            raise ValueError(
+                f"`macro` must be empty: {self.metric} is computed over all items of a suite"
+            )
 
     @property
     def finest_level(self) -> str | None:
-        """The label of the smallest groups: `[expect]` counts, ids and limits go by it."""
+        """The level of the smallest groups, None without groups. Used by ids, limits, [expect]."""
         return self.groups[-1] if self.groups else None

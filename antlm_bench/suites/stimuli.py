@@ -1,9 +1,9 @@
-"""Read stimuli: texts with regions and words, from lines, a row per text, a row per region, or
-SyntaxGym's JSON.
+"""Read stimuli: texts with words and regions whose surprisal is computed.
 
-Words are separated by white space, regions are declared in the file. Both include the white space
-before them, so that the segments of a text add up to it. Columns that are not ours are copied to
-the result.
+Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. Words
+are separated by white space; regions are named in the file. Both include the white space before
+them, so that the concatenated segments of a text are the text. Other columns of a file are copied
+to the result.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from antlm_bench.declarations import decode_utf8
@@ -19,9 +20,9 @@ from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Option
 
-COLUMNS = ("item", "condition", "region", "sentence", "text")
+COLUMNS = ("item", "condition", "region", "sentence", "text")  # with a meaning in a file
 UNITS = ("word", "region", "sentence")
-# Columns of the result, which no input may have.
+# Columns of the result, which a file must not have.
 RESULT_COLUMNS = ("word_index", "word", "region_text", "n_tokens", "surprisal_bits")
 WORD_PATTERN = re.compile(r"\S+")
 ExtraColumns = Mapping[str, str | None]
@@ -29,19 +30,19 @@ ExtraColumns = Mapping[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class StimulusSegment:
-    """A part of a text."""
+    """A segment of a text: text[start:end]."""
 
     region: str
     """Name of the region; "" = none."""
     start: int
     end: int
     extra_columns: ExtraColumns
-    """Columns of the input to copy."""
+    """Columns of the file that are copied to the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stimulus:
-    """A text that consists of its segments, one after the other."""
+    """A text and its segments, which add up to the text."""
 
     item: str
     condition: str | None
@@ -50,9 +51,10 @@ class Stimulus:
 
     @property
     def word_spans(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of each word, with the white space before it, and after the last one."""
-        bounds = [match.end() for match in WORD_PATTERN.finditer(self.text)][:-1]
-        return zip([0, *bounds], [*bounds, len(self.text)], strict=True)
+        """(start, end) of each word with the white space before it. The last word also includes the
+        white space after it."""
+        word_ends = [match.end() for match in WORD_PATTERN.finditer(self.text)][:-1]
+        return zip([0, *word_ends], [*word_ends, len(self.text)], strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,14 @@ class ScoringUnit:
 
     option: Option
     row: dict[str, str | int | None]
-    """Its row of the result, without the numbers."""
+    """Its row in the result, without surprisals."""
 
 
 def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[Stimulus]:
     """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (_parse_table) or .json (SyntaxGym).
 
-    columns: our column -> the file's. Raises UsageError (an unknown column of ours), DataError,
-    naming file and line.
+    columns: one of COLUMNS -> its name in the file. Raises UsageError (an unknown key of columns),
+    DataError with file and line.
     """
     records.check_column_names(columns or {}, COLUMNS)
     location, name = str(path), path.name.lower().removesuffix(".gz")
@@ -87,7 +89,7 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
 def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit]:
     """Split stimuli into words, regions or sentences (UNITS).
 
-    Raises UsageError for another unit, and where regions are wanted and there are none.
+    Raises UsageError for another unit, or for regions if the stimuli have none.
     """
     if unit not in UNITS:
         hint = f"one of {', '.join(UNITS)}"
@@ -120,29 +122,30 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit
 def _iter_unit_spans(
     stimulus: Stimulus, unit: str
 ) -> Iterator[tuple[int, int, StimulusSegment, ExtraColumns]]:
-    """Yield (start, end, segment, columns to copy) of each unit.
+    """Yield (start, end, segment, copied columns) of each unit.
 
-    A sentence copies the columns that all of its segments agree on; a word belongs to the segment
-    in which it begins.
+    A word belongs to the segment in which its first character is. A sentence copies a column only
+    if all its segments have the same value.
     """
     segments = stimulus.segments
     if unit == "sentence":
-        shared = {
-            name: value if all(s.extra_columns.get(name) == value for s in segments) else None
-            for name, value in segments[0].extra_columns.items()
-        }
-        yield 0, len(stimulus.text), segments[0], shared
+        common_values: dict[str, str | None] = {}
+        for name, value in segments[0].extra_columns.items():
+            is_common = all(s.extra_columns.get(name) == value for s in segments)
+            common_values[name] = value if is_common else None
+        yield 0, len(stimulus.text), segments[0], common_values
     elif unit == "region":
         yield from ((s.start, s.end, s, s.extra_columns) for s in segments if s.region)
     else:
         for start, end in stimulus.word_spans:
-            word = end - len(stimulus.text[start:end].lstrip())
-            segment = next(s for s in reversed(segments) if s.start <= word and s.start < s.end)
+            word_start = end - len(stimulus.text[start:end].lstrip())
+            segment = next(s for s in segments if s.start <= word_start < s.end)
             yield start, end, segment, segment.extra_columns
 
 
 def stimuli_from_texts(texts: Sequence[str]) -> list[Stimulus]:
-    """Return a stimulus per text, numbered from 1. Raises DataError for none, or for no text."""
+    """Return one stimulus per text, with items numbered from 1. Raises DataError if there is no
+    text, or one has characters that no tokenizer accepts."""
     if not texts:
         raise DataError("0 texts", location="texts")
     return [_whole_text(str(n), text, f"texts[{n - 1}]") for n, text in enumerate(texts, start=1)]
@@ -166,7 +169,7 @@ def _whole_text(item: str, text: str, location: str) -> Stimulus:
 def _read_syntaxgym(path: Path) -> list[Stimulus]:
     gym = syntaxgym.read_suite(path)
     stimuli = []
-    for sentence in (sentence for sentences in gym.sentences for sentence in sentences):
+    for sentence in chain.from_iterable(gym.sentences):
         segments = tuple(
             StimulusSegment(gym.region_names.get(number, number), start, end, {})
             for number, (start, end) in sentence.regions.items()
@@ -180,18 +183,19 @@ def _parse_table(rows: records.Records, columns: dict[str, str], location: str) 
     """Parse a table with a row per region or a row per text.
 
     A row per region has the columns `text` and `region`; the rows of an item and condition follow
-    each other. A row per text has the column `sentence`, or `text` without `region`; a `region`
-    beside a sentence is a part of it.
+    each other. A row per text has the column `sentence`, or `text` without `region`; the column
+    `region` of a sentence is a substring of it.
     """
     stimuli: list[Stimulus] = []
-    open_rows: list[tuple[str, dict[str, str]]] = []  # of one text: (location, row)
-    finished: dict[tuple[str, str | None], str] = {}  # text -> location of its first row
+    text_rows: list[tuple[str, dict[str, str]]] = []  # (location, row) of the current text
+    first_locations: dict[tuple[str, str | None], str] = {}  # text -> location of its first row
 
-    def close_text() -> None:
-        if open_rows:
-            stimuli.append(_stimulus_from_regions(open_rows))
-            finished[_text_key(open_rows[0][1])] = open_rows[0][0]
-            open_rows.clear()
+    def finish_text() -> None:
+        if text_rows:
+            stimuli.append(_stimulus_from_regions(text_rows))
+            location, row = text_rows[0]
+            first_locations[_text_key(row)] = location
+            text_rows.clear()
 
     for number, (line, record) in enumerate(rows, start=1):
         row_location = f"{location}:{line}"
@@ -200,14 +204,18 @@ def _parse_table(rows: records.Records, columns: dict[str, str], location: str) 
         if "sentence" in row or "region" not in row:
             stimuli.append(_stimulus_from_sentence(row, row_location))
             continue
-        if open_rows and _text_key(open_rows[0][1]) != _text_key(row):
-            close_text()
-        if _text_key(row) in finished:
-            message = f"item {row['item']!r} goes on, which began at {finished[_text_key(row)]}"
-            hint = "the rows of a text stand one after the other; sort the file"
+        key = _text_key(row)
+        if text_rows and _text_key(text_rows[0][1]) != key:
+            finish_text()
+        if key in first_locations:
+            message = (
+                f"item {row['item']!r} has other rows at {first_locations[key]}, "
+                "with rows of another item in between"
+            )
+            hint = "the rows of an item and condition must follow each other; sort the file"
             raise DataError(message, location=row_location, hint=hint)
-        open_rows.append((row_location, row))
-    close_text()
+        text_rows.append((row_location, row))
+    finish_text()
     return stimuli
 
 
@@ -218,25 +226,28 @@ def _text_key(row: Mapping[str, str]) -> tuple[str, str | None]:
 def _rename_columns(
     raw: records.Record, columns: Mapping[str, str], location: str
 ) -> dict[str, str]:
-    """Return a row under our names. Raises DataError where a column of --columns, or any text
-    column, is missing.
+    """Return a row with the names in COLUMNS and texts as values.
+
+    columns: one of COLUMNS -> its name in the file. Raises DataError if one of these columns, or
+    the column with the text, is missing, or if a column has a name of the result's columns.
     """
-    for theirs in columns.values():
-        if theirs not in raw:
-            raise records.missing_column_error(theirs, raw, location)
-    ours = {theirs: name for name, theirs in columns.items()}
+    for file_column in columns.values():
+        if file_column not in raw:
+            raise records.missing_column_error(file_column, raw, location)
+    new_names = {file_column: column for column, file_column in columns.items()}
     row = {
-        ours.get(name, name): value if isinstance(value, str) else str(value)
+        new_names.get(name, name): value if isinstance(value, str) else str(value)
         for name, value in raw.items()
     }
-    if taken := [name for name in row if name in RESULT_COLUMNS]:
-        hint = f"rename it, or say what it is: --columns text={taken[0]}"
-        message = f"the column {taken[0]!r} is one of the result's"
-        raise DataError(message, location=location, hint=hint)
+    for name in row:
+        if name in RESULT_COLUMNS:
+            message = f"the result has a column {name!r}, too"
+            hint = f"rename it in the file, or give its meaning: --columns text={name}"
+            raise DataError(message, location=location, hint=hint)
     if "sentence" not in row and "text" not in row:
+        advice = "; name it with --columns sentence=..., or --columns text=...,region=..."
         names = ", ".join(map(repr, list(raw)[: records.MAX_NAMES_SHOWN]))
-        hint = "say which with --columns sentence=..., or --columns text=...,region=..."
-        hint = f"there are {names}; {hint}"
+        hint = f"there are {names}{advice}"
         raise DataError("the column 'sentence' is missing", location=location, hint=hint)
     return row
 
@@ -246,43 +257,46 @@ def _stimulus_from_sentence(row: dict[str, str], location: str) -> Stimulus:
     text = check_text(row[column].strip(), column, location)
     if not text:
         raise DataError(f"{column!r} is empty", location=location)
-    copied = _columns_to_copy(row, column)
+    extra_columns = _get_extra_columns(row, column)
     region = row.get("region", "").strip()
-    if text.count(region) != 1 and region:
-        times = "not" if region not in text else "more than once"
-        raise DataError(f"the region {region!r} is {times} in the sentence", location=location)
-    segments: tuple[StimulusSegment, ...] = (StimulusSegment("", 0, len(text), copied),)
-    if region:
-        start = text.index(region)
-        bounds = (0, len(text[:start].rstrip()), start + len(region), len(text))
-        segments = tuple(
-            StimulusSegment(name, first, last, copied)
-            for name, first, last in zip(("", region, ""), bounds[:-1], bounds[1:], strict=True)
-            if first < last
-        )
+    if not region:
+        segments: tuple[StimulusSegment, ...] = (StimulusSegment("", 0, len(text), extra_columns),)
+        return Stimulus(row["item"], row.get("condition"), text, segments)
+    count = text.count(region)
+    if count != 1:
+        message = f"the sentence contains the region {region!r} {count} times, not once"
+        raise DataError(message, location=location)
+    start = text.index(region)
+    bounds = (0, len(text[:start].rstrip()), start + len(region), len(text))
+    segments = tuple(
+        StimulusSegment(name, first, last, extra_columns)
+        for name, first, last in zip(("", region, ""), bounds[:-1], bounds[1:], strict=True)
+        if first < last
+    )
     return Stimulus(row["item"], row.get("condition"), text, segments)
 
 
-def _columns_to_copy(row: dict[str, str], text_column: str) -> dict[str, str | None]:
-    known_columns = ("item", "condition", "region", text_column)
-    return {name: value for name, value in row.items() if name not in known_columns}
+def _get_extra_columns(row: dict[str, str], text_column: str) -> dict[str, str | None]:
+    own_columns = ("item", "condition", "region", text_column)
+    return {name: value for name, value in row.items() if name not in own_columns}
 
 
 def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
-    """Join (location, row) of regions by spaces; empty regions are left out."""
+    """Join the regions of a text by spaces, without empty ones. rows: (location, row) of each."""
     text = ""
     segments: list[StimulusSegment] = []
     for location, row in rows:
         region, content = row["region"], check_text(row["text"].strip(), "text", location)
-        if region in {s.region for s in segments[:-1]} and region != segments[-1].region:
-            message = f"the region {region!r} stands twice in item {row['item']!r}"
-            hint = "two texts under one item and condition? tell them apart in `item`"
+        is_new_region = not segments or region != segments[-1].region
+        if is_new_region and region in {segment.region for segment in segments}:
+            message = f"item {row['item']!r} has the region {region!r} again after other regions"
+            hint = "two texts must differ in `item` or `condition`"
             raise DataError(message, location=location, hint=hint)
         if content:
             start = len(text)
             text += f" {content}" if text else content
-            copied = _columns_to_copy(row, "text")
-            segments.append(StimulusSegment(region, start, len(text), copied))
+            extra_columns = _get_extra_columns(row, "text")
+            segments.append(StimulusSegment(region, start, len(text), extra_columns))
     first_location, first_row = rows[0]
     if not text:
         raise DataError("'text' is empty in all rows of this item", location=first_location)

@@ -1,8 +1,9 @@
-"""SyntaxGym suites (JSON): one item per prediction and item of the file, whose options are the
-regions that the prediction mentions.
+"""Read SyntaxGym suites (JSON).
 
-A sentence is its non-empty regions joined by one space (syntaxgym-core, get_sentences.py). A region
-is scored with the space before it; the surprisal of an empty region is 0.
+Each prediction (formula) of the file gives one item per item of the file. The options of an item
+are the regions in the formula. A sentence is its non-empty regions joined by spaces
+(syntaxgym-core, get_sentences.py). A region is scored with the space before it; the surprisal of an
+empty region is 0.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ class Sentence:
     condition: str
     text: str
     regions: Mapping[str, tuple[int, int]]
-    """Region number -> (start, end) in the text, including the space before it."""
+    """Region number -> (start, end) in the text, with the space before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyntaxGymSuite:
-    """A SyntaxGym suite as its file has it."""
+    """The content of a SyntaxGym file."""
 
     name: str
     region_names: Mapping[str, str]
     """Region number -> its name."""
     formulas: tuple[Formula, ...]
     sentences: tuple[tuple[Sentence, ...], ...]
-    """Per item, its sentences."""
+    """The sentences of each item, one per condition."""
     location: str
-    """The file, as error messages name it."""
+    """The file, for error messages."""
 
 
 def is_syntaxgym_file(ref: str) -> bool:
@@ -56,7 +57,7 @@ def is_syntaxgym_file(ref: str) -> bool:
 
 
 def read_suite(path: Path) -> SyntaxGymSuite:
-    """Read the suite in a file. Raises DataError, naming what is missing or wrong, and where."""
+    """Read a file. Raises DataError, which names the location of a missing or invalid value."""
     location = str(path)
     text = decode_utf8(files.read_bytes(path), location, DataError)
     try:
@@ -79,18 +80,19 @@ def read_suite(path: Path) -> SyntaxGymSuite:
 
 
 def build_items(suite: SyntaxGymSuite) -> tuple[tuple[Item, ...], dict[str, Formula]]:
-    """Return the items, and label of PREDICTION_LEVEL -> its formula.
+    """Return the items, and their labels of PREDICTION_LEVEL -> formula.
 
-    Raises DataError where a formula names a condition or region that an item does not have.
+    Raises DataError if a formula names a condition or region that an item does not have.
     """
     if not suite.formulas:
-        raise DataError("no predictions: nothing can be right or wrong", location=suite.location)
+        raise DataError("the list `predictions` is empty", location=suite.location)
     formulas = {f"{n}: {formula.text}": formula for n, formula in enumerate(suite.formulas, 1)}
-    numbers = [sentences[0].item for sentences in suite.sentences]
-    if duplicate := next((number for number in numbers if numbers.count(number) > 1), None):
-        raise DataError(f"two items have the `item_number` {duplicate}", location=suite.location)
+    item_names = [sentences[0].item for sentences in suite.sentences]
+    for name in item_names:
+        if item_names.count(name) > 1:
+            raise DataError(f"two items have the `item_number` {name}", location=suite.location)
     items: list[Item] = []
-    for name, sentences in zip(numbers, suite.sentences, strict=True):
+    for name, sentences in zip(item_names, suite.sentences, strict=True):
         by_condition = {sentence.condition: sentence for sentence in sentences}
         for n, (label, formula) in enumerate(formulas.items(), start=1):
             location = f"{suite.location}: item {name}, prediction {n}"
@@ -118,12 +120,12 @@ def _build_option(
         conditions = ", ".join(sentences_by_condition)
         hint = suggest_name(region.condition, sentences_by_condition) or f"there are {conditions}"
         raise DataError(f"there is no condition {region.condition!r}", location=location, hint=hint)
-    if region.number == WHOLE_SENTENCE:
+    if region.region_id == WHOLE_SENTENCE:
         return Option(sentence.text)
-    if region.number not in sentence.regions:
-        message = f"there is no region {region.number} in the condition {region.condition!r}"
+    if region.region_id not in sentence.regions:
+        message = f"there is no region {region.region_id} in the condition {region.condition!r}"
         raise DataError(message, location=location, hint=f"there are {', '.join(sentence.regions)}")
-    return Option(sentence.text, sentence.regions[region.number])
+    return Option(sentence.text, sentence.regions[region.region_id])
 
 
 def _parse_formulas(predictions: list[Any], location: str) -> Iterator[Formula]:
@@ -136,43 +138,44 @@ def _parse_formulas(predictions: list[Any], location: str) -> Iterator[Formula]:
         try:
             yield parse_formula(text)
         except (ValueError, RecursionError) as error:
-            deep = isinstance(error, RecursionError)
-            reason = "brackets are nested too deeply" if deep else error
-            raise DataError(f"no formula: {reason}", location=formula_location) from None
+            is_too_deep = isinstance(error, RecursionError)
+            reason = "brackets are nested too deeply" if is_too_deep else error
+            raise DataError(f"invalid formula: {reason}", location=formula_location) from None
 
 
 def _parse_sentences(item: Any, number: int, location: str) -> Iterator[Sentence]:
     conditions = _require_list(item, "conditions", location)
-    name = str(item.get("item_number", number + 1))
-    seen: set[str] = set()
+    item_name = str(item.get("item_number", number + 1))
+    condition_names: set[str] = set()
     for index, condition in enumerate(conditions):
         condition_location = f"{location}.conditions[{index}]"
         regions = [
             _parse_region(region, f"{condition_location}.regions[{n}]")
             for n, region in enumerate(_require_list(condition, "regions", condition_location))
         ]
-        title = str(condition.get("condition_name", ""))
-        if not title or title in seen:
-            message = f"{title!r} stands here twice" if title else "`condition_name` is missing"
-            raise DataError(message, location=condition_location)
-        seen.add(title)
-        yield Sentence(name, title, *join_regions(regions, condition_location))
-    if not seen:
-        raise DataError("no conditions", location=location)
+        name = str(condition.get("condition_name", ""))
+        if not name:
+            raise DataError("`condition_name` is missing", location=condition_location)
+        if name in condition_names:
+            raise DataError(f"two conditions are called {name!r}", location=condition_location)
+        condition_names.add(name)
+        yield Sentence(item_name, name, *join_regions(regions, condition_location))
+    if not conditions:
+        raise DataError("the list `conditions` is empty", location=location)
 
 
 def join_regions(
     regions: list[tuple[str, str]], location: str
 ) -> tuple[str, dict[str, tuple[int, int]]]:
-    """Join the texts of regions, given as (name, text), by spaces.
+    """Join the texts of regions by spaces. regions: (name, text) of each.
 
-    Returns the text, and name -> (start, end) in it. Raises DataError where there is no text, or a
-    name stands twice.
+    Returns the text, and name -> (start, end) in it. Raises DataError if there is no text, or if
+    two regions have the same name.
     """
     text, spans = "", {}
     for name, content in regions:
         if name in spans:
-            raise DataError(f"the region {name!r} stands here twice", location=location)
+            raise DataError(f"two regions are called {name!r}", location=location)
         start = len(text)
         if content.strip():
             text += (" " if text else "") + check_text(content.strip(), "text", location)
@@ -185,7 +188,7 @@ def join_regions(
 def _parse_region(region: Any, location: str) -> tuple[str, str]:
     content = region.get("content") if isinstance(region, dict) else None
     if not isinstance(content, str) or "region_number" not in region:
-        raise DataError("a region has `region_number` and `content`, a text", location=location)
+        raise DataError("a region needs `region_number` and `content`, a text", location=location)
     return str(region["region_number"]), content
 
 

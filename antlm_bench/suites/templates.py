@@ -1,7 +1,7 @@
-"""Templates in declarations: "{field}" is replaced by a field of the record.
+"""Templates in declarations, in which "{field}" is replaced by a field of a record.
 
-`{file}` and `{stem}` are the name of the data file with and without its ending, `{each}` is one
-entry of the list that `item.each` names. Braces hold nothing else.
+`{file}` and `{stem}` are the name of the data file with and without its extension. `{each}` is an
+entry of the list that `item.each` names. Format specifications and attributes are not allowed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from antlm_bench.errors import DataError
 
 
 def template_fields(template: str) -> list[str]:
-    """Return the field names in a template.
+    """Return the names of the fields in a template.
 
-    Raises ValueError where its braces do not close or hold more than a plain name.
+    Raises ValueError if braces are not closed, or contain more than the name of a field.
     """
     names = []
-    for _, name, form, conversion in Formatter().parse(template):
+    for _, name, format_spec, conversion in Formatter().parse(template):
         if name is None:
             continue
-        if not name or name.isdigit() or form or conversion or any(c in name for c in "{}[]."):
+        is_plain = name and not name.isdigit() and not any(c in name for c in "{}[].")
+        if not is_plain or format_spec or conversion:
             raise ValueError(
                 f"in the template {template!r}, "
                 "{...} must hold the name of a field and nothing else"
@@ -33,30 +34,30 @@ def template_fields(template: str) -> list[str]:
 
 
 def validate_template(text: str) -> str:
-    """Return the template. Raises ValueError as `template_fields`."""
+    """Return the template unchanged. Raises ValueError as `template_fields`."""
     template_fields(text)
     return text
 
 
 def validate_paths(path_templates: tuple[str, ...]) -> tuple[str, ...]:
-    """Return templates of paths below a data root.
+    """Return templates of paths below a data root, unchanged.
 
-    Raises ValueError where one has other fields than {file} and {stem}, or leaves the root.
+    Raises ValueError if one has fields other than {file} and {stem}, or leaves the root.
     """
     for path in path_templates:
         if not set(template_fields(path)) <= {"file", "stem"}:
-            raise ValueError(f"{path!r}: only {{file}} and {{stem}} stand in a path")
+            raise ValueError(f"{path!r} may contain only the fields {{file}} and {{stem}}")
         if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
-            raise ValueError(f"{path!r} leaves the data root")
+            raise ValueError(f"{path!r} must be a relative path without '..'")
     return path_templates
 
 
 def fill_template(
     template: str, fields: Iterable[str], record: Mapping[str, Any], location: str
 ) -> str:
-    """Fill the `fields` of a template with the texts of a record.
+    """Return a template filled with the texts of a record. fields: `template_fields` of it.
 
-    Raises DataError, naming the location, where a field is missing or no text.
+    Raises DataError with the location if a field is missing or not a text.
     """
     for field in fields:
         value = get_field(record, field, location)
@@ -67,15 +68,16 @@ def fill_template(
 
 
 def check_text(text: str, template: str, location: str) -> str:
-    """Return the text. Raises DataError where it holds characters that no tokenizer takes."""
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+    """Return the text. Raises DataError if it has characters that no tokenizer accepts."""
+    has_surrogate = not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+    if "\0" in text or has_surrogate:
         message = f"{template!r} gives a NUL or half a surrogate pair, which is not text"
         raise DataError(message, location=location)
     return text
 
 
 def get_field(record: Mapping[str, Any], field: str, location: str) -> Any:
-    """Return a field of a record. Raises DataError, with a suggestion, where it is missing."""
+    """Return a field of a record. Raises DataError with a suggestion if it is missing."""
     try:
         return record[field]
     except KeyError:
@@ -85,5 +87,5 @@ def get_field(record: Mapping[str, Any], field: str, location: str) -> Any:
 
 
 def describe_value(value: Any) -> str:
-    """Return a wrong value as an error message names it."""
+    """Return an invalid value with its type, for an error message."""
     return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"

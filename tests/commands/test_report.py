@@ -532,10 +532,10 @@ def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "complaint"),
     [
-        ('suite = "glue-2024"\nmade_by = "finetune"', "`tasks` goes with"),
-        ('suite = "blimp"\ntasks = ["rte"]', "`tasks` goes with"),
-        ('suite = "g"\nsuites = ["a"]\nmade_by = "nothing"', "`suites` are scored"),
-        ('suite = "blimp"\nover = "field"\nmetric = "micro"', "`over` averages"),
+        ('suite = "glue-2024"\nmade_by = "finetune"', "`tasks` and made_by"),
+        ('suite = "blimp"\ntasks = ["rte"]', "`tasks` and made_by"),
+        ('suite = "g"\nsuites = ["a"]\nmade_by = "nothing"', "`suites` needs made_by"),
+        ('suite = "blimp"\nover = "field"\nmetric = "micro"', "`over` needs made_by"),
         ('suite = "blimp"\nweight = 0', "greater than 0"),
         ('suite = "blimp"\nwieght = 2', "did you mean 'weight'?"),
         ('suite = "blimp"\n[[members]]\nsuite = "blimp"', "two members are called 'blimp'"),

@@ -126,7 +126,7 @@ def test_a_changed_file_replaces_its_score_and_says_so(
 
 def test_equal_files_of_one_name_are_refused_in_one_call(make_checkpoint, tmp_path: Path) -> None:
     refs = [pairs(tmp_path / folder / "a.csv", ("x y", "y x")) for folder in ("de", "fr")]
-    with pytest.raises(UsageError, match="holds the same questions as") as caught:
+    with pytest.raises(UsageError, match="have the same name and items") as caught:
         score(str(make_checkpoint()), refs, out=tmp_path / "run")
     assert all(ref in str(caught.value) for ref in refs) and "rename a file" in caught.value.hint
     [run] = score(

@@ -19,7 +19,7 @@ BITS = {
 
 
 def surprisal_gap(text: str) -> float:
-    return parse_formula(text).surprisal_gap(BITS.__getitem__)
+    return parse_formula(text).evaluate_gap(BITS.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_errors_in_a_formula_are_named(text: str, message: str) -> None:
 
 
 REGION = st.sampled_from(sorted(BITS)).map(
-    lambda r: (f"({r.number};%{r.condition}%)", f"BITS[{tuple(r)!r}]")
+    lambda r: (f"({r.region_id};%{r.condition}%)", f"BITS[{tuple(r)!r}]")
 )
 NUMBER = st.integers(0, 20).map(lambda n: (str(n), str(n)))
 

@@ -153,11 +153,11 @@ def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
         ({"items": []}, "0 items"),
         ({"items": None}, "the list `items` is missing"),
         ({"predictions": None}, "the list `predictions` is missing"),
-        ({"predictions": []}, "no predictions"),
+        ({"predictions": []}, "the list `predictions` is empty"),
         ({"predictions": [{"type": "formula"}]}, "predictions[0]: `formula` is missing"),
         (
             {"predictions": ["(1;%match%) >"]},
-            "predictions[0]: no formula: '(1;%match%) >': expected a region like",
+            "predictions[0]: invalid formula: '(1;%match%) >': expected a region like",
         ),
         ({"predictions": ["(" * 5000]}, "brackets are nested too deeply"),
         (
@@ -168,15 +168,15 @@ def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
             {"predictions": ["(1;%mach%) > 1"]},
             "there is no condition 'mach'\n  hint: did you mean 'match'?",
         ),
-        ({"items": [{"conditions": []}]}, "items[0]: no conditions"),
+        ({"items": [{"conditions": []}]}, "items[0]: the list `conditions` is empty"),
         (
             {"items": [{"conditions": [make_condition("a", "x"), make_condition("a", "x")]}]},
-            "'a' stands here twice",
+            "two conditions are called 'a'",
         ),
         ({"items": [{"conditions": [make_condition("a", " ", "")]}]}, "the text is empty"),
         (
             {"items": [{"conditions": [{"condition_name": "a", "regions": ["x"]}]}]},
-            "a region has `region_number`",
+            "a region needs `region_number`",
         ),
         ({"items": make_suite()["items"][:1] * 2}, "two items have the `item_number` 1"),
     ],

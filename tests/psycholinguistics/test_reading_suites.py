@@ -222,8 +222,8 @@ def test_a_declaration_without_times_is_refused(tmp_path):
     text = (TASKS / "reading.toml").read_text(encoding="utf-8")
     for old, new, message in (
         ("[times]", "[time]", "unknown key 'time'"),
-        ('metric = "delta-r2"', 'metric = "accuracy"', "go together"),
-        ('"prev_length", "previous_surprisal"', '"surprisal"', "surprisal is what is added"),
+        ('metric = "delta-r2"', 'metric = "accuracy"', "must be used together"),
+        ('"prev_length", "previous_surprisal"', '"surprisal"', "it is always added"),
     ):
         path = tmp_path / "own.toml"
         path.write_text(

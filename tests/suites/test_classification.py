@@ -155,7 +155,7 @@ SLIPS = [
     (
         "batch = 8 }",
         "floor = 0.5 }",
-        "preset.loud.training: floor is where a cosine ends; the schedule is 'linear'",
+        "preset.loud.training: floor needs schedule = 'cosine', not 'linear'",
     ),
     ("task.mood = {", "task.mod = {", "preset.loud.task: there is no 'mod': did you mean 'mood'"),
     ("task.mood = {", "task.mood-too = {", "preset.loud.task: there is no 'mood-too'"),
@@ -164,11 +164,11 @@ SLIPS = [
         'trains_with = "moody"',
         "task.mood-too: there is no 'moody': did you mean 'mood'",
     ),
-    ('trains_with = "mood"\n', "", "either a file `train` or a task that it `trains_with`"),
+    ('trains_with = "mood"\n', "", "a task needs either `train` or `trains_with`"),
     (
         'trains_with = "mood"',
         'trains_with = "mood"\ntraining = { lr = 1.0 }',
-        "there is nothing to add",
+        "are those of the task in `trains_with`",
     ),
     (
         'metric = "accuracy"\nclasses = ["bad", "good"]',
@@ -178,17 +178,17 @@ SLIPS = [
     (
         'metric = "f1"\nclasses = ["bad", "good"]',
         'metric = "f1"\nclasses = ["a", "b", "c"]',
-        "f1 is of two classes",
+        "f1 needs 2 classes",
     ),
     (
         'metric = "f1"\nclasses = ["bad", "good"]',
         'metric = "f1"\nclasses = ["a", "a"]',
-        "two classes have one name",
+        "two classes are called 'a'",
     ),
     (
         'metric = "f1"',
         'metric = "auc"',
-        "mine.toml: task.mood.metric: the metric is 'accuracy', 'f1', 'macro-f1' or 'mcc'",
+        "task.mood.metric: unknown metric 'auc': use 'accuracy', 'f1', 'macro-f1' or 'mcc'",
     ),
     (
         'valid = "mood.valid.jsonl"\ntr',

@@ -163,7 +163,7 @@ def test_ratings_are_no_classes(tmp_path: Path, decimals: str) -> None:
     there are.
     """
     rows = [f"t,{number}{decimals}\n" for number in range(21)] * 3
-    with pytest.raises(DataError, match="21 different numbers as labels, more than 20"):
+    with pytest.raises(DataError, match="21 distinct numbers as labels, more than 20"):
         own(tmp_path, "text,label\n" + "".join(rows), "text,label\nc,1\n")
     twenty = [row for row in rows if not row.startswith("t,20")]
     assert (
@@ -245,9 +245,9 @@ def test_a_csv_stays_quoted(tmp_path: Path) -> None:
 
 def test_a_table_alone_cannot_be_scored(tmp_path: Path) -> None:
     ref = str(tmp_path / "train.csv")
-    with pytest.raises(UsageError, match=r"--valid: .* needs a file to be scored on"):
+    with pytest.raises(UsageError, match=r"--valid: .* the file that is scored is missing"):
         classification_loader.load_task(ref, "train")
-    with pytest.raises(UsageError, match=r"--valid: 'valid.txt' is no .csv, .tsv or .jsonl"):
+    with pytest.raises(UsageError, match=r"--valid: 'valid.txt' has an unknown extension"):
         classification_loader.load_task(ref, "train", valid="valid.txt")
     with pytest.raises(DataError, match="cannot be read"):
         classification_loader.load_task(ref, "train", valid=ref)

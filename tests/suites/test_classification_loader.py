@@ -303,7 +303,7 @@ def test_what_cannot_be_learnt_of_or_scored_is_refused(tmp_path: Path) -> None:
         classification_loader.load_task(written(tmp_path, named, named, mine), "mood").valid[1].id
         == "n1"
     )
-    with pytest.raises(DataError, match=r"mood.valid.jsonl:2: the id 'n0' is there already"):
+    with pytest.raises(DataError, match=r"mood.valid.jsonl:2: an earlier row has the id 'n0'"):
         classification_loader.load_task(written(tmp_path, named, [named[0]] * 2, mine), "mood")
 
 
@@ -316,7 +316,7 @@ ASKED = [
     ({"overrides": ["batch=2.5"]}, "--set: batch: "),
     ({"limit_train": 0}, "--limit-train: limit is 0"),
     ({"limit_valid": -1}, "--limit-valid: limit is -1"),
-    ({"valid": "other.csv"}, "--valid: .* has a scored split of its own"),
+    ({"valid": "other.csv"}, "--valid: .* declares the file that is scored"),
 ]
 
 
@@ -453,5 +453,5 @@ def test_hub_rows_become_the_files_of_their_configuration_and_split(
         classification_loader.load_task(str(tmp_path / "glue.toml"), "rte") == task
         and len(asked) == 2
     )  # kept in the cache
-    with pytest.raises(DataError, match="4 rows of 3668: not the official file"):
+    with pytest.raises(DataError, match="not the official file: 4 rows, expected 3668"):
         classification_loader.load_task(str(tmp_path / "glue.toml"), "mrpc")

@@ -146,7 +146,7 @@ def test_no_bad_sentence_is_grammatical_by_another_rule() -> None:
                     {"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cat}", "x"),)},
                 )
             },
-            "is written",
+            "invalid slot",
         ),
         (
             {
@@ -154,7 +154,7 @@ def test_no_bad_sentence_is_grammatical_by_another_rule() -> None:
                     {"name": "p", "phenomenon": "q", "field": "r", "pairs": ((MANY, "x"),)},
                 )
             },
-            "more slots of 'cat'",
+            "more slots of the class 'cat'",
         ),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_class_unites_classes_of_words_with_its_forms() -> None:
         {"all": {"forms": ("sg", "pl"), "words": ("cat",)}},
     ):
         with pytest.raises(
-            (ValueError, DeclarationError), match=r"unites|either `words` or `of`|2 forms"
+            (ValueError, DeclarationError), match=r"`of` names|either `words` or `of`|2 forms"
         ):
             generate_pairs(small(lexicon=lexicon, paradigm=ALL))
 

@@ -82,11 +82,11 @@ def test_ratings_are_gold_where_the_metric_is_a_correlation(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"right": 2}, "the right option must be 0..1, not 2"),
+        ({"right": 2}, "the index of the right option must be 0..1, not 2"),
         ({"right": "1"}, "must be 0..1, not '1'"),
         ({"right": True}, "must be 0..1, not True"),
         ({"answers": "One."}, "'answers' must be a list"),
-        ({"answers": ["One."]}, "gives 1 option"),
+        ({"answers": ["One."]}, "gives 1 options"),
         ({"answers": ["One.", 2]}, "'each' must be a text, not 2 (int)"),
         ({"answers": ["One.", " "]}, "is empty"),
         ({"question": None}, "'question' must be a text"),
@@ -126,7 +126,7 @@ def test_skipped_rows_do_not_shift_ids(tmp_path: Path) -> None:
 def test_ids_of_one_s_own_are_unique(tmp_path: Path) -> None:
     body = LISTED.replace("[labels]", 'id = "q{part}"\n[labels]')
     assert [item.id for item in loader.load_suite(written(tmp_path, body)).items] == ["q1", "q2"]
-    with pytest.raises(DataError, match=r"the id 'q1' is already that of .*all\.jsonl:1"):
+    with pytest.raises(DataError, match=r"all\.jsonl:1 has the same id 'q1'"):
         loader.load_suite(written(tmp_path, body, [ROWS[0], ROWS[0]]))
 
 
@@ -170,7 +170,7 @@ def test_a_collection_is_named_by_its_members() -> None:
         ('kind = "suite"', 'kind = "suit"', "kind", "did you mean 'suite'?"),
         ('kind = "suite"', "", "kind", "missing"),
         ('kind = "suite"', "kind = 1", "kind", "kind is 1"),
-        ('name = "mine"', 'name = "../mine"', "name", "should hold letters"),
+        ('name = "mine"', 'name = "../mine"', "name", "is not a valid name"),
         ("[rename.half]", "[renam.half]", "", "did you mean 'rename'?"),
         ("[rename.half]", "[rename.whole]", "", "`rename` names 'whole'"),
         ('groups = ["half"]', 'groups = ["whole"]', "", "`groups` names 'whole'"),
@@ -178,8 +178,13 @@ def test_a_collection_is_named_by_its_members() -> None:
         ('macro = ["half"]', 'macro = ["whole"]', "", "`macro` names 'whole'"),
         ('gold = "right"', "gold = -1", "item.gold", "greater than or equal to 0"),
         ('each = "answers"', "", "item", "two options or more"),
-        ('each = "answers"', 'split = ";"', "item", "`each` is missing"),
-        ('scored = "{each}" }', 'scored = "{each}" }, { scored = "x" }', "item", "one template"),
+        ('each = "answers"', 'split = ";"', "item", "`split` needs `each`"),
+        (
+            'scored = "{each}" }',
+            'scored = "{each}" }, { scored = "x" }',
+            "item",
+            "must have one entry",
+        ),
         ('scored = "{each}"', 'scored = "{each"', "item.options.0.scored", "expected '}'"),
         (
             'scored = "{each}"',
@@ -195,14 +200,14 @@ def test_a_collection_is_named_by_its_members() -> None:
             "the name of a field",
         ),
         ('half = "{stem}-{part}"', 'half = "{"', "labels.half", ""),
-        ('where = ["mine/{file}"]', 'where = ["../{file}"]', "data.where", "leaves the data root"),
+        ('where = ["mine/{file}"]', 'where = ["../{file}"]', "data.where", "a relative path"),
         (
             'where = ["mine/{file}"]',
             'where = ["/etc/{file}"]',
             "data.where",
-            "leaves the data root",
+            "a relative path",
         ),
-        ('where = ["mine/{file}"]', 'where = ["{part}"]', "data.where", "only {file} and {stem}"),
+        ('where = ["mine/{file}"]', 'where = ["{part}"]', "data.where", "{file} and {stem}"),
         ('where = ["mine/{file}"]', "where = []", "data.where", "at least 1"),
         ('"all.jsonl" = {}', '"../all.jsonl" = {}', "data", "is a path"),
         (
@@ -222,10 +227,15 @@ def test_a_collection_is_named_by_its_members() -> None:
             "[data]",
             '[data]\nsources = [{ http = "http://x/{part}" }]',
             "data.sources.0",
-            "only {file}",
+            "only the field {file}",
         ),
-        ("[data]", "[data]\nsources = [{}]", "data.sources.0", "one of http, osf and hub"),
-        ("[data]", '[data]\nsources = [{ osf = "abcde" }]', "data.sources.0", "needs it"),
+        (
+            "[data]",
+            "[data]\nsources = [{}]",
+            "data.sources.0",
+            "a source needs exactly one of",
+        ),
+        ("[data]", '[data]\nsources = [{ osf = "abcde" }]', "data.sources.0", "used together"),
         ("[data]", '[data]\nsources = [{ hub = "a/b", split = "test" }]', "data", "[data.derive]"),
         ('kind = "suite"', 'kind = "suite"\nreduction = "per-word"', "reduction", "per-token"),
         ("[data]", "[expect]\nitems = 3\ncounts = { a = 1 }\n[data]", "expect", "add up to 1"),
@@ -251,7 +261,7 @@ def test_a_mistake_in_the_tables_is_named(
 def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
     declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
-    with pytest.raises(DeclarationError, match="`reduction` is for choices; delta-r2 has none"):
+    with pytest.raises(DeclarationError, match="`reduction` has no effect on the metric delta-r2"):
         read_declaration_file(tmp_path / "mine.toml")
 
 
@@ -260,7 +270,7 @@ def test_a_correlation_averages_no_groups(tmp_path: Path) -> None:
     assert declared.count("macro = []") == 1
     (tmp_path / "mine.toml").write_text(declared.replace("macro = []", 'macro = ["paradigm"]'))
     with pytest.raises(
-        DeclarationError, match="`macro` averages groups, and spearman runs over all items"
+        DeclarationError, match="`macro` must be empty: spearman is computed over all items"
     ):
         read_declaration_file(tmp_path / "mine.toml")
 

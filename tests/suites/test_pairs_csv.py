@@ -146,7 +146,7 @@ HEAD = "good,bad\n"
         ("a.csv", HEAD + "a,b\n,b\n", ":3", "the text of '{good}' is empty"),
         ("a.csv", HEAD + "a, \n", ":2", "the text of '{bad}' is empty"),
         ("a.csv", HEAD + "a,b\n\0,b\n", ":3", "a NUL character"),
-        ("a.csv", "good,bad,id\na,b,1\nc,d,1\n", ":3", "the id '1' is already that of"),
+        ("a.csv", "good,bad,id\na,b,1\nc,d,1\n", ":3", "has the same id '1'"),
         (
             "a.csv",
             "good,bad,paradigm\na,b,\n",
@@ -161,7 +161,7 @@ HEAD = "good,bad\n"
             "a.jsonl",
             '{"good": "a", "bad": "b"}\n["a", "b"]',
             ":2",
-            "a JSON object is expected, here is list",
+            "expected a JSON object, got list",
         ),
         ("a.jsonl", '{"good": "a", "bad": 3}', ":1", "'bad' must be a text, not 3 (int)"),
         ("a.jsonl", '{"good": "a", "bad": null}', ":1", "'bad' must be a text, not empty"),
@@ -169,7 +169,7 @@ HEAD = "good,bad\n"
             "a.jsonl",
             '{"good": "a", "bad": "b"}\n\n{"good": "a"}',
             ":3",
-            "the field 'bad' is missing",
+            "the column 'bad' is missing",
         ),
         ("a.jsonl", '{"good": "a", "bad": "\\ud800"}', ":1", "half a surrogate pair"),
         ("a.jsonl", '{"good": "a", "bad": "\\u0000x"}', ":1", "NUL"),
@@ -215,7 +215,7 @@ def test_columns_that_are_not_ours_or_not_theirs_are_suggested(tmp_path: Path) -
     with pytest.raises(DataError, match="the column 'gramatical' is missing") as caught:
         loader.load_suite(ref, columns={"good": "gramatical", "bad": "not"})
     assert caught.value.hint == "did you mean 'grammatical'?"
-    with pytest.raises(UsageError, match="columns are for a file of pairs"):
+    with pytest.raises(UsageError, match="is not a file of pairs"):
         loader.load_suite("nano", columns={"good": "x"})
 
 

@@ -88,7 +88,7 @@ def test_an_example_becomes_what_it_says(spec: SuiteSpec, example: ExampleSpec) 
         yield 1, dict(example.record)
 
     if example.skipped:
-        with pytest.raises(DataError, match="every row is skipped"):
+        with pytest.raises(DataError, match="all rows are skipped"):
             loader.build_items(spec, [(example.file, example.file, record())])
         return
     (item,) = loader.build_items(spec, [(example.file, example.file, record())])
@@ -268,7 +268,7 @@ def test_global_piqa_is_fetched_from_the_pinned_rows_of_the_hub(
     monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "")
     last = rows.pop()
     with pytest.raises(
-        DataError, match=f"{len(rows)} rows of {len(rows) + 1}: not the official file"
+        DataError, match=f"not the official file: {len(rows)} rows, expected {len(rows) + 1}"
     ):
         sources.fetch_files(SUITES[name])
     rows.append(last)

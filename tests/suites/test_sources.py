@@ -169,7 +169,7 @@ def test_without_a_hash_the_first_download_is_pinned(
 ) -> None:
     open_suite = suite(net.url, files={"wugs.jsonl": {"rows": 3}})
     net.bodies["/wugs.jsonl"] = b"<html>please log in</html>"
-    with pytest.raises(DataError, match="1 rows of 3"):
+    with pytest.raises(DataError, match="1 rows, expected 3"):
         sources.get_file(open_suite, "wugs.jsonl")
     assert left() == []
     net.bodies["/wugs.jsonl"] = BODY
@@ -190,7 +190,7 @@ def test_a_second_place_is_tried_and_all_failures_are_told(net: Net) -> None:
         sources=[{"http": net.url + "/gone/{file}"}, {"http": net.url + "/gone/{file}"}],
         where=["x/{file}"],
     )
-    with pytest.raises(DataError, match=r"from any of 2 places.*404.*404"):
+    with pytest.raises(DataError, match=r"from any of 2 sources.*404.*404"):
         sources.get_file(neither, "wugs.jsonl")
 
 
@@ -389,7 +389,7 @@ def test_an_osf_path_is_resolved_by_folder_and_page(
     assert sources.get_file(spec, "wugs.jsonl").raw == BODY
     assert net.asked[-1] == "/raw"
     gone = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/x/{file}"}], where=["y/{file}"])
-    with pytest.raises(DataError, match="the OSF has no 'x'"):
+    with pytest.raises(DataError, match="the OSF project has no 'x'"):
         sources.get_file(gone, "wugs.jsonl")
     files._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
@@ -461,7 +461,7 @@ def test_a_gated_hub_set_says_how_to_get_in(monkeypatch: pytest.MonkeyPatch) -> 
     ) as caught:
         sources.get_file(ewok(), "d.jsonl")
     assert (
-        "accept the terms at https://huggingface.co/datasets/some/set, and set HF_TOKEN"
+        "accept the terms at https://huggingface.co/datasets/some/set and set HF_TOKEN"
         in caught.value.hint
     )
 
@@ -471,7 +471,7 @@ def test_hub_rows_that_do_not_fit_the_declaration_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files.write_atomically(sources.cache_dir() / "words.txt", b"x\n")
-    for rows, says in (([], "do not give the files"), ([{"Domain": "d"}], "'Context1' is None")):
+    for rows, says in (([], "have different files"), ([{"Domain": "d"}], "'Context1' is None")):
         monkeypatch.setattr(sources, "load_hub_rows", lambda *_, rows=rows: rows)
         with pytest.raises(DataError, match=says):
             sources.get_file(ewok(), "d.jsonl")
