@@ -56,7 +56,7 @@ def train_command(
         bool,
         run_folder_option(
             "--resume",
-            help="Fail if there is no run to resume. Without it, the command also resumes a run.",
+            help="Fail if there is no run to resume. (A run is resumed without this option, too.)",
         ),
     ] = False,
     save_every: Annotated[
@@ -72,7 +72,8 @@ def train_command(
     ] = "float32",
     batch_tokens: BatchTokensOption = None,
     compiled: Annotated[
-        bool, scoring_option("--compile", help="torch.compile the model; pays on long runs.")
+        bool,
+        scoring_option("--compile", help="Use torch.compile; faster in long runs."),
     ] = False,
     track: Annotated[
         list[str] | None,
@@ -80,13 +81,15 @@ def train_command(
             metavar="NAME", help="Experiment tracker: tensorboard, wandb, trackio, ... Repeatable."
         ),
     ] = None,
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
-    """Pretrain a model by a recipe; write checkpoints by words seen, a log, a state to resume."""
+    """Pretrain a model by a recipe; write checkpoints by words seen, a log and a state to resume."""
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
+    # The arguments of this function have the names of the options' fields, or are renamed here.
     options = build_options(
         TrainOptions,
         locals(),

@@ -635,7 +635,7 @@ def test_the_table_is_printed_before_the_missing_members(
     ("line", "complaint"),
     [
         ([], "RUN..."),
-        (["x", "--member", "ewok"], "is not member=suite"),
+        (["x", "--member", "ewok"], "is not MEMBER=SUITE"),
         (["x", "--json", "--latex"], "exclude each other"),
         (["x", "--collection", "babylm-2O24"], "did you mean 'babylm-2024'?"),
     ],

@@ -1,4 +1,4 @@
-"""The command `acquisition`: correlate ages of word acquisition of a model and of children."""
+"""The commands `curve` and `acquisition`: results over the checkpoints of a training run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,53 @@ from typing import Annotated
 
 import typer
 
-from antlm_bench.cli.shared_options import model_option, table_option, with_table_format
+from antlm_bench.cli.shared_options import (
+    model_option,
+    split_names,
+    table_option,
+    with_table_format,
+)
+
+RunArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them."),
+]
+
+
+@with_table_format()
+def curve_command(
+    run: RunArgument,
+    suite: Annotated[
+        list[str] | None,
+        model_option(metavar="NAME", help="Only these suites. Repeatable, or a,b."),
+    ] = None,
+    svg: Annotated[
+        Path | None, table_option(metavar="FILE", help="Also draw the curves as one SVG figure.")
+    ] = None,
+    png: Annotated[
+        Path | None,
+        table_option(metavar="FILE", help="Also draw the curves as PNG, at 300 dots per inch."),
+    ] = None,
+    *,
+    table_format: str,
+) -> None:
+    """Show learning curves over the words seen, one line per suite and model."""
+    from antlm_bench.commands.curve import load_curves
+    from antlm_bench.reporting.curve_table import build_curve_table
+    from antlm_bench.reporting.writers import print_table
+
+    curves, unplaced_checkpoints = load_curves(run, split_names(suite))
+    for file, image_format in ((svg, "svg"), (png, "png")):
+        if file:
+            from antlm_bench.reporting.figure_export import write_curves  # slow to import
+
+            write_curves(curves, file, image_format)
+    print_table(build_curve_table(curves, unplaced_checkpoints), table_format)
 
 
 @with_table_format()
 def acquisition_command(
-    run: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them."),
-    ],
+    run: RunArgument,
     suite: Annotated[
         str, model_option(metavar="NAME", help="Rules to apply: aoa-2026 or aoa-2025.")
     ] = "aoa-2026",
@@ -23,7 +61,8 @@ def acquisition_command(
         Path | None,
         table_option("--out", metavar="FILE", help="Table of all words: .csv .tsv .parquet"),
     ] = None,
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
     """Correlate the ages at which a model and children acquire words.
 
