@@ -40,7 +40,7 @@ def list_command(
     table_format: str,
 ) -> None:
     """List suites, collections, training recipes, scoring methods or architectures."""
-    from antlm_bench.commands.list import list_catalog
+    from antlm_bench.commands.catalog import list_catalog
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
 
@@ -78,7 +78,7 @@ def show_command(
 
     For a recipe, also list the differences from its paper.
     """
-    from antlm_bench.commands.show import describe_entry, list_recipe_differences
+    from antlm_bench.commands.catalog import describe_entry, list_recipe_differences
     from antlm_bench.reporting.table import build_facts_table, build_records_table
     from antlm_bench.reporting.writers import print_table
 
@@ -93,7 +93,7 @@ def show_command(
 def doctor_command(model: ModelsOption, *, open_options: OptionValues, table_format: str) -> None:
     """Open checkpoints without scoring; print architecture, methods, special tokens and dtype."""
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.doctor import inspect_checkpoints
+    from antlm_bench.commands.catalog import inspect_checkpoints
     from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))

@@ -167,6 +167,7 @@ def check_command(
         )
 
     from antlm_bench.commands.check import check
+    from antlm_bench.commands.export import write_file
     from antlm_bench.reporting.check_table import build_check_table, exit_error
     from antlm_bench.reporting.writers import print_table, write_markdown
 
@@ -186,9 +187,9 @@ def check_command(
     if junit:
         from antlm_bench.reporting.junit import to_junit_xml
 
-        _write_file(junit, to_junit_xml(result, strict))
+        write_file(junit, to_junit_xml(result, strict))
     if markdown:
-        _write_file(markdown, write_markdown(table).encode())
+        write_file(markdown, write_markdown(table).encode())
     if github:
         from antlm_bench.reporting.github import append_summary, workflow_commands
 
@@ -215,7 +216,7 @@ def baseline_save_command(
     ] = False,
 ) -> None:
     """Save a small copy of a run (ids and numbers, no texts) as a baseline of `check`."""
-    from antlm_bench.commands.baseline import save_baseline
+    from antlm_bench.commands.check import save_baseline
 
     print(save_baseline(run, name, baselines_dir=to, overwrite=overwrite))
 
@@ -229,16 +230,9 @@ def baseline_list_command(
     table_format: str,
 ) -> None:
     """List the saved baselines."""
-    from antlm_bench.commands.baseline import list_baselines
+    from antlm_bench.commands.check import list_baselines
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
 
     table = build_records_table(list_baselines(folder), empty="no baseline yet")
     print_table(table, table_format)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    from antlm_bench.runs import make_folder, write_atomically
-
-    make_folder(path.parent)
-    write_atomically(path, data)

@@ -38,9 +38,9 @@ def curve_command(
     table_format: str,
 ) -> None:
     """Show learning curves over the words seen, one line per suite and model."""
-    from antlm_bench.commands.curve import load_curves
     from antlm_bench.reporting.curve_table import build_curve_table
     from antlm_bench.reporting.writers import print_table
+    from antlm_bench.results.checkpoint_series import load_curves
 
     curves, unplaced_checkpoints = load_curves(run, split_names(suite))
     for file, image_format in ((svg, "svg"), (png, "png")):

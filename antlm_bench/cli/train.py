@@ -84,7 +84,7 @@ def train_command(
     *,
     table_format: str,
 ) -> None:
-    """Pretrain a model by a recipe; write checkpoints by words seen, a log and a state to resume."""
+    """Pretrain a model by a recipe; write its checkpoints, a log and a state to resume."""
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table

@@ -22,7 +22,7 @@ from antlm_bench.checkpoints import (
     open_backbone,
     open_checkpoint,
 )
-from antlm_bench.commands.doctor import inspect_checkpoints
+from antlm_bench.commands.catalog import inspect_checkpoints
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.scoring import multiple_choice

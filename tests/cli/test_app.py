@@ -265,7 +265,7 @@ def test_what_did_finish_is_shown_before_the_error(
         ("show models blimp", "unknown recipe 'blimp'"),
         ("show cakes nano", "cannot be shown"),
         ("show suites nano blimp", "one at a time"),
-        ("show blimp --scale nano", "only a recipe"),
+        ("show blimp --scale nano", "only for recipes"),
         ("show babyllama --scale huge", "it has small, nano"),
         ("show babyllama --set model.layer=3", "did you mean 'layers'?"),
         ("data", "command"),
