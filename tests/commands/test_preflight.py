@@ -210,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: (m / "chck_5M/model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\n"
         ),
-        ["no safetensors file"],
+        ["not a safetensors file"],
     ),
     "no tokenizer": (lambda m: (m / "chck_9M/tokenizer.json").unlink(), ["chck_9M: no tokenizer"]),
     "no config": (lambda m: (m / "chck_9M/config.json").unlink(), ["chck_9M: no config.json"]),

@@ -332,7 +332,7 @@ def test_the_other_attention_of_a_checkpoint_is_only_ours(make_checkpoint, suite
     """A 4-D mask lets our engine read a causal checkpoint both ways; a peer reads it the one way it
     was saved.
     """
-    with pytest.raises(MethodNotSupported, match="own attention only"):
+    with pytest.raises(MethodNotSupported, match="native attention only"):
         verify(make_checkpoint("causal"), str(suite), methods="mlm")
     found = verify(make_checkpoint("causal"), str(suite), methods=["causal", "mlm"], limit=2)
     assert {a.method for a in found.agreements} == {"causal"}
@@ -345,7 +345,7 @@ def test_a_checkpoint_in_its_authors_layout_is_refused_because_a_peer_would_load
     from test_conversion import LTG, ltg_layout, saved, weights_for
 
     folder = saved(tmp_path / "public", ltg_layout(weights_for("")[0]), LTG)
-    with pytest.raises(MethodNotSupported, match="authors' own layout"):
+    with pytest.raises(MethodNotSupported, match="authors' original layout"):
         verify(folder, str(suite), limit=2)
 
 
