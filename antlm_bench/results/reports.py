@@ -20,31 +20,31 @@ class ReportColumn:
     model: str
     """Name of the checkpoint, or of the published row."""
     method: str
-    """Scoring method, or the finetuning method where nothing was scored; "" of a published row."""
+    """Scoring method, or the finetuning method if nothing was scored; "" for a published row."""
     results: tuple[MemberResult, ...]
     """One per member of the report."""
     macro: ReportedScore | None = None
-    """Macro-average over the members. None without a collection, and where a member is missing."""
+    """Macro-average over the members. None without a collection, or if a member is missing."""
     run: str = ""
-    """Run folder; "" of a published row."""
+    """Run folder; "" for a published row."""
     missing_members: tuple[str, ...] = ()
     """Members without a complete result, by name."""
     commands: tuple[str, ...] = ()
     """Command lines that compute what is missing."""
     source: str = ""
-    """Source of a published row; "" of a run."""
+    """Source of a published row; "" for a run."""
     caveats: Caveats = ()
     """Sentences that qualify all numbers of the column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Columns side by side."""
+    """The table of a report, and the caveats of its columns."""
 
     collection: CollectionSpec | None
-    """None: the suites of the runs stand side by side, without a macro-average."""
+    """The collection, or None for all suites of the runs, without a macro-average."""
     members: tuple[MemberSpec, ...]
-    """The collection's members, each under the name that is shown; stand-ins in their place."""
+    """Rows of the table: the collection's members (or their replacements), or the runs' suites."""
     columns: tuple[ReportColumn, ...]
 
     def _repr_html_(self) -> str:
@@ -80,12 +80,12 @@ def _all_caveats(column: ReportColumn) -> Iterator[str]:
 def build_model_card(report: Report) -> str:
     """Return the front matter of one checkpoint's model card, with the results of all methods.
 
-    Raises UsageError where the runs are of several checkpoints.
+    Raises UsageError for runs of several checkpoints.
     """
     columns = [column for column in report.columns if not column.source]
     num_runs = len({column.run for column in columns})
     if num_runs > 1:
-        hint = "one run folder at a time: a card is of one model"
+        hint = "give the runs of one checkpoint"
         raise UsageError(f"{num_runs} checkpoints", location="--model-index", hint=hint)
     results = [result for column in columns for result in _column_results(report, column)]
     missing = [

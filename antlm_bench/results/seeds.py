@@ -14,15 +14,15 @@ from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 def average_seeds(run: Run) -> Run:
     """Return the run with one cell per finetuned task instead of one per seed.
 
-    Its value is the mean over seeds, its interval is over seeds and items. Raises RunError where
-    predictions are damaged.
+    The cell's value is the mean over seeds; its interval is over seeds and items. Raises RunError
+    for damaged predictions.
     """
     cells = [cell for cell in run if cell.seed is None]
     for (suite, method), seeds in group_seeds(run).items():
         metric = seeds[0].summary.metric
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
         collapsed_seeds = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
-        notes = [note for cell in seeds[:1] for note in cell.summary.notes]
+        notes = list(seeds[0].summary.notes)
         if spread.num_seeds > 1:
             notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
         elif not seeds[0].is_frozen:
@@ -61,7 +61,7 @@ class FinetunedTaskSummary:
 
 
 def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each (suite, method), sorted by seed."""
+    """Return (suite, method) -> its cells with seeds, sorted by seed."""
     cells_by_task: dict[tuple[str, str], list[Cell]] = {}
     for cell in run:
         if cell.seed is not None:
@@ -73,7 +73,7 @@ def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
 
 
 def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
-    """Yield one summary per task and attention. Raises RunError where predictions are damaged."""
+    """Yield one summary per task and attention. Raises RunError for damaged predictions."""
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
@@ -93,7 +93,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
 
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """Yield the caveats of a mean: collapsed seeds, texts cut or trained on, choice of epochs."""
+    """Yield the caveats of a task's mean over these cells, which are its seeds."""
     collapsed = [cell for cell in cells if cell.history.get("collapsed")]
     if collapsed:
         reasons = dict.fromkeys(
@@ -101,15 +101,14 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
         )
         count = "" if cells[0].is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
         yield f"{count}collapsed ({', '.join(reasons)})"
-    if cut := max(cell.summary.headline.flags.get("cut", 0) for cell in cells):
-        yield f"{cut} texts cut"
+    num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)
+    if num_cut:
+        yield f"{num_cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
-    if any(
-        cell.method in (finetune_method("causal"), finetune_method("causal", frozen=True))
-        and cell.history.get("pooling") == "first"
-        for cell in cells
-    ):
+    causal_methods = (finetune_method("causal"), finetune_method("causal", frozen=True))
+    causal_cells = [cell for cell in cells if cell.method in causal_methods]
+    if any(cell.history.get("pooling") == "first" for cell in causal_cells):
         yield "position 0 of a causal model, which has seen the first token only"
     if any("substitute" in note for note in cells[0].summary.notes):
         yield "substitute train set"

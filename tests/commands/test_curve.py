@@ -237,7 +237,7 @@ def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
     log.write_text(whole + '{"step": 31, "wor')
     assert read_training_log(tmp_path / "t").steps == 30
     for bad, message in (
-        ('{"step"\n', "no JSON"),
+        ('{"step"\n', "not JSON"),
         ('{"words": "1", "loss": {}}\n', "not a step"),
         ("3\n", "not a step"),
     ):

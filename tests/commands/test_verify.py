@@ -274,7 +274,8 @@ def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monke
     )
     assert honest.is_within(1e-3) and good.is_within(1e-3) and not bad.is_within(1e-3)
     with pytest.raises(
-        EngineDisagreement, match=r"agree · causal: minicons .* decides 1 of 4 items otherwise"
+        EngineDisagreement,
+        match=r"agree · causal: minicons .* prefers another option in 1 of 4 items",
     ):
         found.raise_on_disagreement()
     assert run(["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]) == 1
