@@ -85,11 +85,14 @@ class _ChildData:
 
     spec: AcquisitionSpec
     word_suite: str
+    """Name of the suite of the words' surprisal, on which checkpoints are scored."""
     word_suite_origin: tuple[str, ...]
+    """The declaration of that suite, if it is a file of the user."""
     origin: tuple[str, ...]
-    """The declarations of the suite and of its words, if they are files of the user."""
+    """The declarations of both suites, as far as they are files of the user."""
     children_spec: ChildVocabularySpec
     data_file: sources.DataFile
+    """Shares of children that know each word, by age."""
 
 
 def compute_acquisition(
@@ -121,8 +124,8 @@ def compute_acquisition(
                 results.append(_load_or_compute(model, points, final_run, child_data))
     if not results:
         raise UsageError(
-            f"no model has {curves.MIN_POINTS} checkpoints, named by words seen, "
-            f"with {child_data.word_suite}",
+            f"no model has {curves.MIN_POINTS} checkpoints with known words seen and scores of "
+            f"{child_data.word_suite}",
             location=str(paths[0]),
             hint=f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}",
         )

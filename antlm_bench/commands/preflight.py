@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from antlm_bench.commands.portability import find_portability_problems, read_json_object
-from antlm_bench.commands.submit import MILESTONE_PATTERN
+from antlm_bench.commands.submit import OFFICIAL_MILESTONE_PATTERN
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, IncompleteError
 from antlm_bench.exports.leaderboard import load_leaderboard
@@ -67,7 +67,6 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     names = [f"chck_{number}M" for number in milestones]
     folders = {name: root / name for name in names} | ({"final": final} if final else {})
     problems += find_misnamed_folders(root, names)
-    name_by_digest: dict[str, str] = {}
     for name, path in folders.items():
         if not path.is_dir():
             fix = "train again and save it during training, as `antlm-bench train` does"
@@ -76,12 +75,8 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
         problems += find_file_problems(name, path)
         if final:
             problems += find_model_mismatches(name, path, final)
-        digest = weights_digest(path)
-        first_name = name_by_digest.setdefault(digest, name) if digest else name
-        is_last_milestone = name == "final" and first_name == names[-1]
-        if first_name != name and not is_last_milestone:
-            fix = "one of the two was saved under a wrong name, or a download ignored its revision"
-            problems.append(Problem(name, f"the same weights as {first_name}", fix))
+    digests = {name: weights_digest(path) for name, path in folders.items() if path.is_dir()}
+    problems += find_equal_weights(digests, names)
     if problems:
         lines = "\n".join(f"    {problem}" for problem in problems)
         hint = f"{track} of {year} requires {len(milestones)} milestones"
@@ -94,8 +89,23 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
         "track": f"{track}, {year}",
         "milestones": len(milestones),
         "final model": str(final),
-        "weights": len(name_by_digest),
+        "weights": len({digest for digest in digests.values() if digest}),
     }
+
+
+def find_equal_weights(digests: Mapping[str, str], milestones: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint with the weights of an earlier one.
+
+    digests: name of a checkpoint -> hash of its weights, "" if they cannot be read. The final model
+    may have the weights of the last milestone.
+    """
+    name_by_digest: dict[str, str] = {}
+    for name, digest in digests.items():
+        first_name = name_by_digest.setdefault(digest, name) if digest else name
+        is_last_milestone = name == "final" and first_name in milestones[-1:]
+        if first_name != name and not is_last_milestone:
+            fix = "one of the two was saved under a wrong name, or a download ignored its revision"
+            yield Problem(name, f"the same weights as {first_name}", fix)
 
 
 def find_misnamed_folders(root: Path, required_names: Sequence[str]) -> Iterator[Problem]:
@@ -105,7 +115,7 @@ def find_misnamed_folders(root: Path, required_names: Sequence[str]) -> Iterator
         looks_like_milestone = re.match(r"ch[a-z]*k|ckpt|step", name, re.IGNORECASE)
         if not path.is_dir() or name in required_names or not looks_like_milestone:
             continue
-        match = MILESTONE_PATTERN.fullmatch(name)
+        match = OFFICIAL_MILESTONE_PATTERN.fullmatch(name)
         if match and match[1] == str(int(match[1])):
             if required_names:
                 yield Problem(name, "not a milestone of this track", "do not upload it")
@@ -130,7 +140,7 @@ def find_file_problems(name: str, path: Path) -> Iterator[Problem]:
     yield from (Problem(name, message, fix) for message, fix in find_portability_problems(path))
     training = read_json_object(path / "config.json").get("antlm_bench")
     words_seen = training.get("words_seen") if isinstance(training, dict) else None
-    match = MILESTONE_PATTERN.fullmatch(name)
+    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(name)
     if match and isinstance(words_seen, int):
         words_in_name = int(match[1]) * 1_000_000
         if abs(words_seen - words_in_name) > WORDS_TOLERANCE * words_in_name:

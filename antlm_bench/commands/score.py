@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -108,8 +108,8 @@ class ScoreOptions:
 
     def open_options(self) -> OpenOptions:
         """Return the options for opening a checkpoint."""
-        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in shared - {"bos", "lengths"}}
+        names = {field.name for field in fields(OpenOptions)} - {"bos", "lengths"}
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         conventions = self.conventions()
         return OpenOptions(bos=conventions.bos, lengths=conventions.lengths, **values)
 
@@ -121,14 +121,14 @@ class ScoreOptions:
                 location="--precision",
                 hint=" or ".join(PRECISIONS),
             )
-        adaptive = self.precision == "adaptive"
-        if adaptive and self.dtype != "float32":
+        is_adaptive = self.precision == "adaptive"
+        if is_adaptive and self.dtype != "float32":
             raise UsageError(
-                "adaptive precision decides itself between bf16 and fp32",
+                "adaptive precision uses both bfloat16 and float32",
                 location="--dtype",
                 hint="leave --dtype out",
             )
-        if self.conventions().for_suite("sum").reduction != "sum" and adaptive:
+        if is_adaptive and self.conventions().for_suite("sum").reduction != "sum":
             message = (
                 f"{self.compat} compares means, and adaptive precision bounds the errors of sums"
             )
@@ -172,11 +172,15 @@ def score(
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
     names_by_weights: dict[str, str] = {}
+    open_model: Callable[..., Checkpoint | MiniconsCheckpoint] = (
+        open_checkpoint if options.engine == "native" else open_minicons_checkpoint
+    )
     for ref in refs:
         try:
-            run = _score_checkpoint(
-                ref, loader, method_names, out, options, names_by_weights, len(refs) > 1
-            )
+            checkpoint = open_model(ref, options.open_options())
+            notes = _describe_opening(checkpoint, names_by_weights)
+            folder = run_dir(checkpoint.metadata, out, len(refs) > 1)
+            run = _score_checkpoint(checkpoint, loader, method_names, folder, options, notes)
             finished.append(run)
         except BenchError as error:
             # An error of the suites or options would be the same for every checkpoint.
@@ -233,29 +237,35 @@ class _LazySuites:
         )
 
 
+def _describe_opening(
+    checkpoint: Checkpoint | MiniconsCheckpoint, names_by_weights: dict[str, str]
+) -> list[str]:
+    """Return notes on a checkpoint, also if an earlier one has the same weights.
+
+    names_by_weights: hash of the weights -> name of the first checkpoint with them; is updated.
+    """
+    weights = str(checkpoint.metadata["weights"])
+    first_name = names_by_weights.setdefault(weights, checkpoint.name)
+    notes = list(loading_notes(checkpoint))
+    if first_name != checkpoint.name:
+        notes.insert(0, f"same weights as {first_name}: this is not another checkpoint")
+    return notes
+
+
 def _score_checkpoint(
-    ref: str,
+    checkpoint: Checkpoint | MiniconsCheckpoint,
     loader: _LazySuites,
     methods: Sequence[str],
-    out: str | Path | None,
+    folder: Path,
     options: ScoreOptions,
-    names_by_weights: dict[str, str],
-    multiple_checkpoints: bool,
+    notes: Sequence[str],
 ) -> Run:
-    open_model = open_checkpoint if options.engine == "native" else open_minicons_checkpoint
-    checkpoint: Checkpoint | MiniconsCheckpoint = open_model(ref, options.open_options())
     # Methods with the same conventions score the same texts and share the model's forwards.
     method_groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
         conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         method_groups.setdefault(conventions, []).append(name)
     loaded_suites = loader.load([name for names in method_groups.values() for name in names])
-    weights = str(checkpoint.metadata["weights"])
-    first_name = names_by_weights.setdefault(weights, checkpoint.name)
-    notes = loading_notes(checkpoint)
-    if first_name != checkpoint.name:
-        notes = [f"same weights as {first_name}: this is not another checkpoint", *notes]
-    folder = run_dir(checkpoint.metadata, out, multiple_checkpoints)
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
         for suite, names in product(loaded_suites, method_groups.values()):
             _score_suite(checkpoint, suite, names, writer, options, notes)
@@ -306,24 +316,27 @@ def _score_suite(
     if options.again:
         for name in method_names:
             writer.discard_chunks(suite.name, name)
-    todo = [
+    pending_names = [
         name
         for name in method_names
         if options.again
         or not writer.is_complete(suite.name, name, keys[name], origin=suite.origin)
     ]
-    if not todo:
+    if not pending_names:
         return
-    methods = [resolve_method(name, checkpoint) for name in todo]
+    methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
-    pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)
-    label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
+    pending = _PendingCells(
+        suite, task_type, items, pending_names, methods, keys, conventions, chunks
+    )
+    label = f"{checkpoint.name} {suite.name} {'+'.join(pending_names)}"
     with Progress(len(items), label) as progress:
-        log_replaced_scores(progress.log, writer, suite.origin, [settings[name] for name in todo])
+        new_settings = [settings[name] for name in pending_names]
+        log_replaced_scores(progress.log, writer, suite.origin, new_settings)
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
-    for name in todo:
+    for name in pending_names:
         predictions, changed_predictions = predictions_by_method.pop(name), None
         if suite.task_metrics and suite.task_metrics.corpus_metrics:
             predictions = suite.task_metrics.with_corpus_metrics(predictions)
@@ -335,15 +348,8 @@ def _score_suite(
             conventions=conventions,
             notes=[*suite.notes, *checkpoint.notes(name), *notes],
         )
-        cell = Cell(
-            suite.name,
-            name,
-            keys[name],
-            settings[name],
-            summary,
-            history=history,
-            origin=suite.origin,
-        )
+        key, values = keys[name], settings[name]
+        cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
 
 

@@ -32,7 +32,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.types import Run, finetune_method
 
-MILESTONE_PATTERN = re.compile(r"chck_(\d+)M")
+OFFICIAL_MILESTONE_PATTERN = re.compile(r"chck_(\d+)M")
 """Official names of milestones: chck_<millions of words seen>M."""
 RESCORE_HINT = "run these commands (with the path of a checkpoint where they have only its name)"
 
@@ -217,7 +217,7 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
 
 def parse_official_milestone(run: Run) -> int | None:
     """Return the millions of words in a milestone's name, or None for another name."""
-    match = MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
+    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
     return int(match[1]) if match else None
 
 

@@ -48,6 +48,11 @@ def test_the_last_milestone_may_be_the_final_model(model: Path) -> None:
     assert preflight(model, track="strict-small", year="2026")
 
 
+def test_a_year_without_milestones_needs_the_final_model_only(model: Path) -> None:
+    facts = preflight(model, track="strict", year="2024")
+    assert (facts["milestones"], facts["weights"]) == (0, 1)
+
+
 def test_a_longer_track_lacks_nine(model: Path) -> None:
     with pytest.raises(IncompleteError, match="9 problems") as caught:
         preflight(model, track="strict", year="2026")
