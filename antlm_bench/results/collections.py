@@ -17,6 +17,7 @@ from antlm_bench.errors import UsageError
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
+from antlm_bench.results.seeds import describe_collapse
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import MemberSpec
@@ -278,13 +279,8 @@ def _collect_caveats(
     cells: the seeds of a finetuned task, or one scored cell. seen_digests is updated.
     """
     first, suite = cells[0], make_printable(cells[0].suite)
-    collapsed = [cell for cell in cells if cell.history.get("collapsed")]
-    if collapsed:
-        reasons = dict.fromkeys(
-            str(reason) for cell in collapsed for reason in cell.history["collapsed"]
-        )
-        count = "" if first.is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
-        yield f"{suite}: {count}collapsed ({'; '.join(reasons)})"
+    if collapse := describe_collapse(cells):
+        yield f"{suite}: {collapse}"
     if first.is_frozen:
         yield "a logistic regression on the features of the frozen backbone, not finetuned"
     elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
