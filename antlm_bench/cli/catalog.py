@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +12,10 @@ import typer
 from antlm_bench.cli.shared_options import (
     ModelsOption,
     OptionValues,
+    OverridesOption,
+    ScaleOption,
     build_options,
+    model_option,
     with_open_options,
     with_table_format,
 )
@@ -21,7 +23,6 @@ from antlm_bench.cli.shared_options import (
 if TYPE_CHECKING:
     from antlm_bench.reporting.table import Table
 
-recipe_option = partial(typer.Option, rich_help_panel="For a recipe")
 SuitesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[SUITE]...", help="Suites. Default: all.")
 ]
@@ -55,21 +56,16 @@ def show_command(
             metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml."
         ),
     ],
-    scale: Annotated[
-        str,
-        recipe_option(
-            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
-        ),
-    ] = "",
-    change: Annotated[
-        list[str] | None,
-        recipe_option(
-            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
-        ),
-    ] = None,
+    scale: ScaleOption = "",
+    overrides: OverridesOption = None,
     words: Annotated[
         int | None,
-        recipe_option(metavar="N", min=1, help="Words of the corpus.", show_default="10,000,000"),
+        model_option(
+            metavar="N",
+            min=1,
+            help="Number of words of the corpus of a recipe.",
+            show_default="10,000,000",
+        ),
     ] = None,
     *,
     table_format: str,
@@ -82,8 +78,8 @@ def show_command(
     from antlm_bench.reporting.table import build_facts_table, build_records_table
     from antlm_bench.reporting.writers import print_table
 
-    title, facts = describe_entry(name, scale=scale, overrides=change or (), corpus_words=words)
-    differences = list_recipe_differences(name, scale, change or ())
+    title, facts = describe_entry(name, scale, overrides or (), words)
+    differences = list_recipe_differences(name, scale, overrides or ())
     parts = [build_records_table(differences)] if differences else []
     print_table(build_facts_table(title, facts, parts), table_format)
 

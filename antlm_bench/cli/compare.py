@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.cli.shared_options import (
+    output_option,
     run_folder_option,
     split_names,
-    table_option,
     with_table_format,
 )
 from antlm_bench.errors import UsageError
@@ -70,11 +70,11 @@ def compare_command(
     allow_mixed: AllowMixedOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
-        table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
     flips: Annotated[
         int,
-        table_option(
+        output_option(
             metavar="[N]",
             min=0,
             help="List N items (20) per suite that the runs answer differently.",
@@ -82,7 +82,7 @@ def compare_command(
     ] = 0,
     show_texts: Annotated[
         bool,
-        table_option("--show-texts", help="Show the texts of these items, read from local data."),
+        output_option("--show-texts", help="Show the texts of these items, read from local data."),
     ] = False,
     *,
     table_format: str,
@@ -142,14 +142,14 @@ def check_command(
         run_option("--strict", help="Exit code 4 if there are too few items to decide."),
     ] = False,
     junit: Annotated[
-        Path | None, table_option(metavar="FILE", help="Also write JUnit XML.")
+        Path | None, output_option(metavar="FILE", help="Also write JUnit XML.")
     ] = None,
     markdown: Annotated[
-        Path | None, table_option(metavar="FILE", help="Also write Markdown.")
+        Path | None, output_option(metavar="FILE", help="Also write Markdown.")
     ] = None,
     github: Annotated[
         bool,
-        table_option("--github", help="Annotations and step summary for GitHub Actions."),
+        output_option("--github", help="Annotations and step summary for GitHub Actions."),
     ] = False,
     *,
     table_format: str,

@@ -13,7 +13,7 @@ from antlm_bench.cli.shared_options import (
     build_options,
     model_option,
     parse_row_limits,
-    scoring_option,
+    settings_option,
     split_names,
     with_open_options,
     with_table_format,
@@ -54,14 +54,14 @@ def finetune_command(
         model_option(metavar="N", help="Evaluate on N rows; TASK=N for one task. Repeatable."),
     ] = None,
     seeds: Annotated[
-        int, scoring_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
+        int, settings_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
     ] = 3,
     seed: Annotated[
-        list[int] | None, scoring_option(metavar="N", help="Only this seed. Repeatable.")
+        list[int] | None, settings_option(metavar="N", help="Only this seed. Repeatable.")
     ] = None,
     attention: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="causal, full, or all: both, for a hybrid.",
             show_default="the checkpoint's first method's",
@@ -69,7 +69,7 @@ def finetune_command(
     ] = None,
     preset: Annotated[
         str,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="Published settings: babylm-2025, babyllama, ...",
             show_default="none",
@@ -77,30 +77,30 @@ def finetune_command(
     ] = "",
     compat: Annotated[
         str,
-        scoring_option(metavar="NAME", help="The same as --preset.", show_default="none"),
+        settings_option(metavar="NAME", help="The same as --preset.", show_default="none"),
     ] = "",
-    change: Annotated[
+    overrides: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             "--set", metavar="KEY=VALUE", help="Change a hyper-parameter: lr=1e-4. Repeatable."
         ),
     ] = None,
     pooling: Annotated[
         Literal["auto", "first", "last", "mean"],
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="Tokens that the head reads: auto, first, last, mean.",
         ),
     ] = "auto",
     lora: Annotated[
         int,
-        scoring_option(
+        settings_option(
             metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft)."
         ),
     ] = 0,
     frozen: Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--frozen",
             help="Train no weights: fit a logistic regression on the checkpoint's features. "
             "Deterministic: one cell per task; the first seed only splits the training set.",
@@ -108,7 +108,7 @@ def finetune_command(
     ] = False,
     dtype: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
+        settings_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     out: OutOption = None,
     again: AgainOption = False,
@@ -137,7 +137,7 @@ def finetune_command(
         values,
         valid=valid and str(valid),
         preset=preset or compat,
-        changes=change,
+        changes=overrides,
         limit_train=parse_row_limits(limit_train, "--limit-train"),
         limit_valid=parse_row_limits(limit_valid, "--limit-valid"),
     )

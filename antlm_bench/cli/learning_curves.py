@@ -9,8 +9,8 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     model_option,
+    output_option,
     split_names,
-    table_option,
     with_table_format,
 )
 
@@ -28,11 +28,11 @@ def curve_command(
         model_option(metavar="NAME", help="Only these suites. Repeatable, or a,b."),
     ] = None,
     svg: Annotated[
-        Path | None, table_option(metavar="FILE", help="Also draw the curves as one SVG figure.")
+        Path | None, output_option(metavar="FILE", help="Also draw the curves as one SVG figure.")
     ] = None,
     png: Annotated[
         Path | None,
-        table_option(metavar="FILE", help="Also draw the curves as PNG, at 300 dots per inch."),
+        output_option(metavar="FILE", help="Also draw the curves as PNG, at 300 dots per inch."),
     ] = None,
     *,
     table_format: str,
@@ -59,7 +59,7 @@ def acquisition_command(
     ] = "aoa-2026",
     out: Annotated[
         Path | None,
-        table_option("--out", metavar="FILE", help="Table of all words: .csv .tsv .parquet"),
+        output_option("--out", metavar="FILE", help="Table of all words: .csv .tsv .parquet"),
     ] = None,
     *,
     table_format: str,

@@ -12,9 +12,9 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     model_option,
+    output_option,
     parse_assignments,
     split_names,
-    table_option,
     with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
@@ -22,7 +22,7 @@ from antlm_bench.errors import IncompleteError, UsageError
 if TYPE_CHECKING:
     from antlm_bench.results.reports import Report
 
-output_option = bind_arguments(typer.Option, rich_help_panel="Pages and figures")
+figure_option = bind_arguments(typer.Option, rich_help_panel="Pages and figures")
 
 
 @with_table_format()
@@ -47,40 +47,40 @@ def report_command(
         model_option("--partial", help="Average the members present, and mark the average."),
     ] = False,
     published: Annotated[
-        bool, table_option("--published", help="Add the collection's published rows.")
+        bool, output_option("--published", help="Add the collection's published rows.")
     ] = False,
     baseline: Annotated[
         list[str] | None,
-        table_option(
+        output_option(
             metavar="TEXT", help="Add published rows whose name contains this. Repeatable, or a,b."
         ),
     ] = None,
     model_index: Annotated[
         bool,
-        table_option(
+        output_option(
             "--model-index",
             help="Print the results as front matter for a model card.",
         ),
     ] = False,
     html: Annotated[
         Path | None,
-        output_option(
+        figure_option(
             metavar="FILE", help="Write one HTML page that works offline, instead of a table."
         ),
     ] = None,
     svg: Annotated[
         Path | None,
-        output_option(
+        figure_option(
             metavar="DIR", help="Write the page's figures as SVG files, instead of a table."
         ),
     ] = None,
     png: Annotated[
         Path | None,
-        output_option(metavar="DIR", help="Write the figures as PNG files, at 300 dots per inch."),
+        figure_option(metavar="DIR", help="Write the figures as PNG files, at 300 dots per inch."),
     ] = None,
     training: Annotated[
         list[Path] | None,
-        output_option(
+        figure_option(
             metavar="DIR", help="Folder that `train` wrote, to draw its losses. Repeatable."
         ),
     ] = None,

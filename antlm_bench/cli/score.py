@@ -12,10 +12,10 @@ from antlm_bench.cli.shared_options import (
     OutOption,
     build_options,
     model_option,
+    output_option,
     parse_column_map,
-    scoring_option,
+    settings_option,
     split_names,
-    table_option,
     with_open_options,
     with_table_format,
 )
@@ -51,7 +51,7 @@ def score_command(
     ] = False,
     method: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help=f"{', '.join(SHIPPED)}; all: those it was trained for. Repeatable, or a,b.",
             show_default="the checkpoint's first",
@@ -59,7 +59,7 @@ def score_command(
     ] = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
-        scoring_option(
+        settings_option(
             metavar="RULE",
             help="Value of a tie: half (1/k), strict (0), first, random.",
             show_default="half",
@@ -67,14 +67,14 @@ def score_command(
     ] = None,
     compat: Annotated[
         Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
-        scoring_option(
+        settings_option(
             metavar="PEER",
             help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026.",
         ),
     ] = None,
     precision: Annotated[
         Literal["exact", "adaptive"] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="exact, or adaptive: bfloat16, and float32 where two options are close.",
             show_default="exact",
@@ -82,7 +82,7 @@ def score_command(
     ] = None,
     engine: Annotated[
         Literal["native", "minicons"] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="native, or minicons: for models that native cannot run.",
             show_default="native",
@@ -92,7 +92,7 @@ def score_command(
     again: AgainOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
-        table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
     *,
     open_options: OptionValues,

@@ -108,10 +108,10 @@ def parse_token_budget(text: str) -> int | None:
     return int(text)
 
 
-model_option = partial(typer.Option, rich_help_panel="What is scored")
-scoring_option = partial(typer.Option, rich_help_panel="How it is scored")
-run_folder_option = partial(typer.Option, rich_help_panel="The run")
-table_option = partial(typer.Option, rich_help_panel="What is shown")
+model_option = partial(typer.Option, rich_help_panel="Model and data")
+settings_option = partial(typer.Option, rich_help_panel="Settings")
+run_folder_option = partial(typer.Option, rich_help_panel="Run folder")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
 ModelOption = Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")]
 ModelsOption = Annotated[
@@ -126,13 +126,23 @@ ColumnsOption = Annotated[
 ]
 BatchTokensOption = Annotated[
     int | None,
-    scoring_option(
+    settings_option(
         "--batch-tokens",
         metavar="N",
         help="Tokens per forward pass; changes speed and memory only.",
         show_default="auto",
         parser=parse_token_budget,
     ),
+]
+ScaleOption = Annotated[
+    str,
+    model_option(
+        "--scale", metavar="NAME", help="A smaller version that the recipe declares: nano, small."
+    ),
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    model_option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. Repeatable."),
 ]
 AgainOption = Annotated[
     bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")
@@ -147,7 +157,7 @@ OPEN_OPTIONS: dict[str, Any] = {
     "revision": Annotated[str | None, model_option(metavar="REV", help="Revision of a hub model.")],
     "bos": Annotated[
         Literal["auto", "always", "never", "tokenizer"] | None,
-        scoring_option(
+        settings_option(
             metavar="RULE",
             help="A BOS before each text: auto, always, never, tokenizer.",
             show_default="auto",
@@ -155,7 +165,7 @@ OPEN_OPTIONS: dict[str, Any] = {
     ],
     "max_length": Annotated[
         int | None,
-        scoring_option(
+        settings_option(
             metavar="N",
             min=1,
             help="Longest text in tokens; longer texts are counted and not scored.",
@@ -163,20 +173,20 @@ OPEN_OPTIONS: dict[str, Any] = {
     ],
     "device": Annotated[
         str | None,
-        scoring_option(
+        settings_option(
             metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best available"
         ),
     ],
     "dtype": Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        scoring_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+        settings_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
     ],
     "batch_tokens": BatchTokensOption,
     "trust_remote_code": Annotated[
-        bool, scoring_option("--trust-remote-code", help="Run Python code of the checkpoint.")
+        bool, settings_option("--trust-remote-code", help="Run Python code of the checkpoint.")
     ],
     "allow_pickle": Annotated[
-        bool, scoring_option("--allow-pickle", help="Open pickled weights, which can run code.")
+        bool, settings_option("--allow-pickle", help="Open pickled weights, which can run code.")
     ],
     "peft": Annotated[
         str | None,
@@ -194,19 +204,19 @@ OPEN_OPTIONS: dict[str, Any] = {
     ],
     "allow_unused": Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--allow-unused", help="Open files with tensors that the model does not use."
         ),
     ],
     "allow_missing": Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--allow-missing", help="Open files that lack parameters, initialized at random."
         ),
     ],
     "original_layout": Annotated[
         str | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="Code that wrote a published LTG- or ELC-BERT, if its files do not determine it: "
             "ltg-bert-bnc, ...",
@@ -216,7 +226,7 @@ OPEN_OPTIONS: dict[str, Any] = {
 """Options for opening a checkpoint: field of `checkpoints.OpenOptions` -> the option's type."""
 FormatOption = Annotated[
     str | None,
-    table_option(
+    output_option(
         "--format",
         metavar="NAME",
         help="table, markdown, csv, json, latex, or one that a package adds.",
@@ -243,7 +253,7 @@ def with_table_format(
     The command takes the name of the chosen format as its argument `table_format`.
     """
     short_options = {
-        name: Annotated[bool, table_option(f"--{name}", help=f"Short for --format {name}.")]
+        name: Annotated[bool, output_option(f"--{name}", help=f"Short for --format {name}.")]
         for name in SHORT_FORMATS
     }
     types: dict[str, Any] = {"format": FormatOption, **short_options}

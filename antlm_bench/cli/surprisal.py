@@ -12,7 +12,7 @@ from antlm_bench.cli.shared_options import (
     OptionValues,
     build_options,
     parse_column_map,
-    scoring_option,
+    settings_option,
     with_open_options,
     with_table_format,
 )
@@ -44,7 +44,7 @@ def surprisal_command(
     ] = None,
     method: Annotated[
         str | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="causal, mlm, mlm-l2r, mntp.",
             show_default="the checkpoint's first",
@@ -52,7 +52,7 @@ def surprisal_command(
     ] = None,
     bow_correction: Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--bow-correction",
             help="Add the end of a word to its surprisal (Pimentel & Meister 2024).",
         ),

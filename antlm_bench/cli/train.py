@@ -10,10 +10,12 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     BatchTokensOption,
+    OverridesOption,
+    ScaleOption,
     build_options,
     model_option,
     run_folder_option,
-    scoring_option,
+    settings_option,
     with_table_format,
 )
 
@@ -32,18 +34,8 @@ def train_command(
     out: Annotated[
         Path, run_folder_option(metavar="DIR", help="Folder for checkpoints, log and state.")
     ],
-    scale: Annotated[
-        str,
-        model_option(
-            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
-        ),
-    ] = "",
-    change: Annotated[
-        list[str] | None,
-        model_option(
-            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
-        ),
-    ] = None,
+    scale: ScaleOption = "",
+    overrides: OverridesOption = None,
     teacher: Annotated[
         list[str] | None,
         model_option(
@@ -64,16 +56,16 @@ def train_command(
     ] = 10.0,
     device: Annotated[
         Literal["auto", "cpu"],
-        scoring_option(metavar="NAME", help="auto (Accelerate's choice) or cpu."),
+        settings_option(metavar="NAME", help="auto (Accelerate's choice) or cpu."),
     ] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
+        settings_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     batch_tokens: BatchTokensOption = None,
     compiled: Annotated[
         bool,
-        scoring_option("--compile", help="Use torch.compile; faster in long runs."),
+        settings_option("--compile", help="Use torch.compile; faster in long runs."),
     ] = False,
     track: Annotated[
         list[str] | None,
@@ -93,7 +85,7 @@ def train_command(
     options = build_options(
         TrainOptions,
         locals(),
-        changes=change,
+        changes=overrides,
         teachers=teacher,
         micro_tokens=batch_tokens,
         trackers=track,

@@ -13,10 +13,10 @@ from antlm_bench.cli.shared_options import (
     OptionValues,
     build_options,
     model_option,
+    output_option,
     parse_column_map,
-    scoring_option,
+    settings_option,
     split_names,
-    table_option,
     with_open_options,
     with_table_format,
 )
@@ -43,7 +43,7 @@ def verify_command(
     columns: ColumnsOption = None,
     method: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="causal, mlm, mlm-l2r. Repeatable, or a,b.",
             show_default="the checkpoint's first",
@@ -51,7 +51,7 @@ def verify_command(
     ] = None,
     tolerance: Annotated[
         float,
-        table_option(metavar="NATS", help="Largest score difference that counts as agreement."),
+        output_option(metavar="NATS", help="Largest score difference that counts as agreement."),
     ] = 1e-3,
     *,
     open_options: OptionValues,
@@ -91,13 +91,13 @@ def noise_command(
     limit: Annotated[int, model_option(metavar="N", min=1, help="Items per paradigm.")] = 50,
     method: Annotated[
         str,
-        scoring_option(
+        settings_option(
             metavar="NAME", help="Scoring method.", show_default="the checkpoint's first"
         ),
     ] = "",
     condition: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16.",
         ),
