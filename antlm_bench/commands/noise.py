@@ -18,7 +18,7 @@ from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Bools, Names, Prediction, as_list
+from antlm_bench.types import Bools, Names, Prediction
 
 NoiseRow = dict[str, object]
 DEFAULT_LIMIT = 50
@@ -53,9 +53,7 @@ def measure_noise(
         if name not in CONDITIONS:
             hint = f"some of {', '.join(map(repr, CONDITIONS))}"
             raise UsageError(f"unknown condition {name!r}", location="--condition", hint=hint)
-    refs = dict.fromkeys(
-        ref for name in as_list(suite_names) for ref in suites.list_suite_refs(name)
-    )
+    refs = suites.list_suite_refs(suite_names)
     reference = next(iter(CONDITIONS))
     rows: list[NoiseRow] = []
     loaded_suites: list[Suite] = []

@@ -209,9 +209,7 @@ class _LazySuites:
             raise UsageError(
                 "no suite given", location="--suite", hint="see `antlm-bench list suites`"
             )
-        self.refs = list(
-            dict.fromkeys(ref for name in refs for ref in suites.list_suite_refs(name))
-        )
+        self.refs = suites.list_suite_refs(refs)
         self.options = options
         self.suites: list[Suite] | None = None
         self.error: BenchError | None = None

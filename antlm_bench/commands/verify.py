@@ -91,9 +91,7 @@ def verify(
         raise MethodNotSupported(
             f"no peer can score {checkpoint.name}:{reasons}", location="--model"
         )
-    refs = list(
-        dict.fromkeys(ref for name in as_list(suite) for ref in suites.list_suite_refs(name))
-    )
+    refs = suites.list_suite_refs(suite)
     agreements: list[PeerAgreement] = []
     for ref in refs:
         suite_columns = columns_for_ref(ref, refs, columns)
