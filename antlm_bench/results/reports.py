@@ -85,8 +85,11 @@ def build_model_card(report: Report) -> str:
     columns = [column for column in report.columns if not column.source]
     num_runs = len({column.run for column in columns})
     if num_runs > 1:
-        hint = "give the runs of one checkpoint"
-        raise UsageError(f"{num_runs} checkpoints", location="--model-index", hint=hint)
+        raise UsageError(
+            f"a model card is of one model, and there are {num_runs} runs",
+            location="--model-index",
+            hint="give one run",
+        )
     results = [result for column in columns for result in _column_results(report, column)]
     missing = [
         f"missing ({column.method}): {', '.join(column.missing_members)}"

@@ -238,8 +238,8 @@ def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
     assert read_training_log(tmp_path / "t").steps == 30
     for bad, message in (
         ('{"step"\n', "not JSON"),
-        ('{"words": "1", "loss": {}}\n', "not a step"),
-        ("3\n", "not a step"),
+        ('{"words": "1", "loss": {}}\n', "not a training step"),
+        ("3\n", "not a training step"),
     ):
         log.write_text(bad + whole)
         with pytest.raises(RunError, match=message) as caught:

@@ -468,7 +468,9 @@ def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path:
     assert "evaluation-pipeline-2024" in row.source and "doubtful" in marks(row)
     assert len(build_report([run], collection="babylm-2024", published=()).columns) == 1 + 10
     assert len(build_report([run], collection="babylm-2024").columns) == 1
-    with pytest.raises(UsageError, match="no published row of babylm-2024 holds 'palm'"):
+    with pytest.raises(
+        UsageError, match="no name of a published row of babylm-2024 contains 'palm'"
+    ):
         build_report([run], collection="babylm-2024", published=["palm"])
 
 
