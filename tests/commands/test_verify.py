@@ -286,7 +286,7 @@ def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monke
         and "agrees" in out.out
         and "lm-eval" in out.out
     )
-    assert out.err.startswith("error: ") and "within 0.001 nats" in out.err
+    assert out.err.startswith("error: ") and "by more than 0.001 nats" in out.err
 
 
 def test_an_offset_is_a_difference_even_where_no_decision_moves(
