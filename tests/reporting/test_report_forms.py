@@ -143,7 +143,7 @@ def test_the_hub_reads_the_model_card(made: Report) -> None:
     assert found["glue-2024.cola", "mntp"].task_type == "text-classification"
     assert {"babylm-2024", "glue-2024"} <= {name for name, _ in found}
     assert blimp.metric_args and blimp.metric_args["n"] == 100 and blimp.metric_args["low"] < 0.82
-    with pytest.raises(UsageError, match="2 checkpoints"):
+    with pytest.raises(UsageError, match="one model, and there are 2 runs"):
         show(made, "model-index")
 
 
