@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.commands.list import list_catalog
+from antlm_bench.commands.catalog import list_catalog
 from antlm_bench.errors import BenchError
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
 from antlm_bench.scoring.methods import METHODS

@@ -286,7 +286,7 @@ def test_wrong_arguments_name_the_fix():
         scorer.logprobs(TEXTS, method="clm")
     with pytest.raises(MethodNotSupported, match="mask token"):
         scorer.logprobs(TEXTS, method="mlm")
-    with pytest.raises(UsageError, match="a Scorer is open already"):
+    with pytest.raises(UsageError, match="options of an open Scorer"):
         surprisal(scorer, TEXTS, bos="never")
 
 

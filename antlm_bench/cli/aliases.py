@@ -1,7 +1,7 @@
-"""Translate option names of lm-eval and BabyLM into ours: their command lines work here.
+"""Translate options of lm-eval and BabyLM into ours, so that their command lines work here.
 
-`normalize_argv` is a pure function from argv to argv: the commands know one name per option. It
-also inserts the default number of options whose number is optional.
+`normalize_argv` maps argv to argv. It also inserts the default number of options whose number is
+optional.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ OPTION_ALIASES: dict[str, str] = {
     "--revision-name": "--revision",
 }
 """Option of lm-eval or BabyLM, hyphenated -> our option."""
-# What lm-eval calls a model type is not a checkpoint; the one thing it may say is how to score.
 LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
     "hf": [],
     "hf-auto": [],
     "huggingface": [],
     "hf-mlm": ["--method", "mlm"],
 }
-"""Value of lm-eval's `--model` -> our options. It is a model type, not a checkpoint."""
+"""Model type, lm-eval's value of `--model` -> our options. Its checkpoint is in --model_args."""
 DEFAULT_NUMBERS: dict[str, str] = {"--flips": "20"}
-"""Options with an optional number -> its default. typer has no such options."""
+"""Option whose number is optional -> its default number. typer has no such options."""
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
 NUMBER_PATTERN = re.compile(r"[-+]?\d+(\.\d*)?")
 TOKENS_PER_SEQUENCE = 128
-"""Tokens of our batch per sequence of lm-eval's --batch_size."""
+"""Factor from lm-eval's --batch_size (sequences) to our --batch-tokens."""
 
 
 def normalize_argv(argv: Sequence[str]) -> list[str]:
@@ -48,13 +47,10 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
         if not word.startswith("--"):
             out.append(word)
             continue
-        written, equals, value = word.partition("=")
-        name = written.replace("_", "-")
-        if (
-            name in DEFAULT_NUMBERS
-            and not equals
-            and not (words and NUMBER_PATTERN.fullmatch(words[0]))
-        ):
+        option, equals, value = word.partition("=")
+        name = option.replace("_", "-")
+        has_number = bool(equals) or bool(words and NUMBER_PATTERN.fullmatch(words[0]))
+        if name in DEFAULT_NUMBERS and not has_number:
             out += [name, DEFAULT_NUMBERS[name]]
             continue
         convert = OPTION_CONVERTERS.get(name)
@@ -62,7 +58,7 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
             out.append(OPTION_ALIASES.get(name, name) + equals + value)
             continue
         if not equals and not words:
-            raise UsageError("the option needs a value", location=written)
+            raise UsageError("the option needs a value", location=option)
         out += convert(value if equals else words.pop(0), has_model_args)
     return out
 
@@ -74,9 +70,9 @@ def _convert_model(value: str, has_model_args: bool) -> list[str]:
 
 
 def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
-    """Convert a number of sequences into a number of tokens. Scores depend on neither.
+    """Convert a batch size in sequences into one in tokens. Scores depend on neither.
 
-    lm-eval also accepts `auto:N`, which repeats its search N times.
+    `auto:N`, with which lm-eval repeats its search N times, is `auto` here.
     """
     if value.partition(":")[0] == "auto":
         return ["--batch-tokens", "auto"]
@@ -97,11 +93,10 @@ def _convert_model_args(text: str, _has_model_args: bool) -> list[str]:
         if not equals or key not in MODEL_ARG_CONVERTERS:
             near = get_close_matches(key, MODEL_ARG_CONVERTERS, 1)
             supported = "supported: " + ", ".join(MODEL_ARG_CONVERTERS)
-            hint = f"did you mean {near[0]}=...?" if near else supported
             raise UsageError(
-                f"{pair!r} is not understood" if equals else f"{pair!r} is not key=value",
+                f"{pair!r} is not supported" if equals else f"{pair!r} is not key=value",
                 location="--model_args",
-                hint=hint,
+                hint=f"did you mean {near[0]}=...?" if near else supported,
             )
         out += MODEL_ARG_CONVERTERS[key](value)
     return out
@@ -129,7 +124,7 @@ MODEL_ARG_CONVERTERS: dict[str, Callable[[str], list[str]]] = {
     "device": _renamed_option("--device"),
     "max_length": _renamed_option("--max-length"),
     "batch_size": _convert_batch_size,
-    # lm-eval puts a BOS (or EOS) before every sentence whatever the value is, as our `auto` does
+    # With False lm-eval still puts a BOS (or EOS) before every sentence, as our `auto` does.
     "add_bos_token": _boolean_option("add_bos_token", ["--bos", "always"], ["--bos", "auto"]),
     "trust_remote_code": _boolean_option("trust_remote_code", ["--trust-remote-code"], []),
 }

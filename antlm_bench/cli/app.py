@@ -1,7 +1,7 @@
-"""The command line application: the table of commands, and the entry point `main`.
+"""The command line application: the tables of commands, and the entry point `main`.
 
-Modules of this package import nothing heavy at the top. Each command imports what it needs when it
-runs, so that `--help` answers at once.
+Modules of this package import no slow library at the top, so that `--help` answers at once. Each
+command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,12 @@ import typer
 
 from antlm_bench import __version__
 from antlm_bench.cli import (
-    acquisition,
     catalog,
-    check,
     compare,
-    curve,
-    data,
     export,
     finetune,
-    noise,
+    learning_curves,
     score,
-    submit,
     surprisal,
     train,
     verify,
@@ -36,25 +31,24 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 finished · 1 worse, or disagreeing · 2 usage · 3 model or data · 4 inconclusive "
-    "· 5 incomplete · "
-    "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 "
-    "Ctrl-C"
+    "Exit codes: 0 finished · 1 regression, or disagreement with a peer · 2 usage · 3 model or "
+    "data · 4 inconclusive · 5 incomplete · 6 not comparable · 70 bug in antlm-bench · 75 stopped "
+    "by a signal, the same command resumes · 130 Ctrl-C"
 )
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
-    "score": (score.score_command, score.PEER_SPELLINGS_HELP),
+    "score": (score.score_command, score.PEER_OPTIONS_HELP),
     "finetune": (finetune.finetune_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
     "train": (train.train_command, ""),
     "verify": (verify.verify_command, ""),
-    "noise": (noise.noise_command, ""),
+    "noise": (verify.noise_command, ""),
     "compare": (compare.compare_command, ""),
-    "check": (check.check_command, ""),
-    "acquisition": (acquisition.acquisition_command, ""),
-    "curve": (curve.curve_command, ""),
+    "check": (compare.check_command, ""),
+    "acquisition": (learning_curves.acquisition_command, ""),
+    "curve": (learning_curves.curve_command, ""),
     "report": (report_command, ""),
-    "submit": (submit.submit_command, ""),
-    "preflight": (submit.preflight_command, ""),
+    "submit": (export.submit_command, ""),
+    "preflight": (export.preflight_command, ""),
     "export": (export.export_command, ""),
     "import": (export.import_command, ""),
     "list": (catalog.list_command, ""),
@@ -64,16 +58,16 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
 """Name -> (function, text below its help)."""
 COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "baseline": (
-        "Runs that others are checked against.",
-        {"save": check.baseline_save_command, "list": check.baseline_list_command},
+        "Save and list baselines: runs that `check` compares new runs with.",
+        {"save": compare.baseline_save_command, "list": compare.baseline_list_command},
     ),
     "data": (
-        "Where the benchmark files are, where they come from, and whether they are intact.",
+        "List, download and verify the data files of suites.",
         {
-            "list": data.data_list_command,
-            "fetch": data.data_fetch_command,
-            "verify": data.data_verify_command,
-            "where": data.data_where_command,
+            "list": catalog.data_list_command,
+            "fetch": catalog.data_fetch_command,
+            "verify": catalog.data_verify_command,
+            "where": catalog.data_where_command,
         },
     ),
 }

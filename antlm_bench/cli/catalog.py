@@ -1,27 +1,31 @@
-"""The commands `list`, `show` and `doctor`: describe suites, recipes and checkpoints."""
+"""The commands `list`, `show`, `doctor` and `data`: describe suites, recipes and checkpoints."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from antlm_bench.cli.shared_options import (
-    AdapterOption,
-    AllowMissingOption,
-    AllowPickleOption,
-    AllowUnusedOption,
     ModelsOption,
-    OriginalLayoutOption,
-    RevisionOption,
-    TokenizerOption,
-    TrustRemoteCodeOption,
+    OptionValues,
+    OverridesOption,
+    ScaleOption,
     build_options,
+    model_option,
+    with_open_options,
     with_table_format,
 )
 
-recipe_option = partial(typer.Option, rich_help_panel="For a recipe")
+if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
+
+SuitesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[SUITE]...", help="Suites. Default: all.")
+]
 
 
 @with_table_format()
@@ -33,10 +37,11 @@ def list_command(
             help="suites, collections, models (training recipes), methods or architectures.",
         ),
     ] = "suites",
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
     """List suites, collections, training recipes, scoring methods or architectures."""
-    from antlm_bench.commands.list import list_catalog
+    from antlm_bench.commands.catalog import list_catalog
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
 
@@ -51,57 +56,122 @@ def show_command(
             metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml."
         ),
     ],
-    scale: Annotated[
-        str,
-        recipe_option(
-            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
-        ),
-    ] = "",
-    change: Annotated[
-        list[str] | None,
-        recipe_option(
-            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
-        ),
-    ] = None,
+    scale: ScaleOption = "",
+    overrides: OverridesOption = None,
     words: Annotated[
         int | None,
-        recipe_option(metavar="N", min=1, help="Words of the corpus.", show_default="10,000,000"),
+        model_option(
+            metavar="N",
+            min=1,
+            help="Number of words of the corpus of a recipe.",
+            show_default="10,000,000",
+        ),
     ] = None,
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
-    """Show one declaration: its values, its size or cost, its citation, the location of its data.
+    """Show a suite, collection, recipe or method: its values, size or cost, citation, data files.
 
     For a recipe, also list the differences from its paper.
     """
-    from antlm_bench.commands.show import describe_entry, list_recipe_differences
+    from antlm_bench.commands.catalog import describe_entry, list_recipe_differences
     from antlm_bench.reporting.table import build_facts_table, build_records_table
     from antlm_bench.reporting.writers import print_table
 
-    title, facts = describe_entry(name, scale=scale, overrides=change or (), corpus_words=words)
-    differences = list_recipe_differences(name, scale, change or ())
+    title, facts = describe_entry(name, scale, overrides or (), words)
+    differences = list_recipe_differences(name, scale, overrides or ())
     parts = [build_records_table(differences)] if differences else []
     print_table(build_facts_table(title, facts, parts), table_format)
 
 
 @with_table_format()
-def doctor_command(
-    model: ModelsOption,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    allow_pickle: AllowPickleOption = False,
-    peft: AdapterOption = None,
-    tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnusedOption = False,
-    allow_missing: AllowMissingOption = False,
-    original_layout: OriginalLayoutOption = None,
-    table_format: str = "table",
-) -> None:
+@with_open_options(without=("bos", "max_length", "device", "dtype", "batch_tokens"))
+def doctor_command(model: ModelsOption, *, open_options: OptionValues, table_format: str) -> None:
     """Open checkpoints without scoring; print architecture, methods, special tokens and dtype."""
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.doctor import inspect_checkpoints
-    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.commands.catalog import inspect_checkpoints
     from antlm_bench.reporting.writers import print_tables
 
-    checkpoints = inspect_checkpoints(model, build_options(OpenOptions, locals()))
-    facts = ({**checkpoint} for checkpoint in checkpoints)
-    print_tables((build_facts_table(str(f.pop("name")), f) for f in facts), table_format)
+    checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))
+    print_tables(_facts_tables(checkpoints, "name"), table_format)
+
+
+@with_table_format()
+def data_list_command(suites: SuitesArgument = None, *, table_format: str) -> None:
+    """List the local data files: one row per suite, or one per file of the named suites."""
+    from antlm_bench.commands.data import list_file_status
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
+
+    rows = list_file_status(suites or ())
+    print_table(build_records_table([*_with_sizes(rows)], units={"size": "bytes"}), table_format)
+
+
+@with_table_format()
+def data_fetch_command(
+    suites: Annotated[list[str], typer.Argument(metavar="SUITE...", help="Suites or collections.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to download into.", show_default="the cache"),
+    ] = None,
+    *,
+    table_format: str,
+) -> None:
+    """Download the files of suites from their official sources and verify them.
+
+    Other commands read files in the folder of --to if ANTLM_BENCH_DATA names it.
+    """
+    from antlm_bench.commands.data import fetch_suites
+    from antlm_bench.reporting.writers import print_tables
+
+    print_tables(_facts_tables(_with_sizes(fetch_suites(suites, to)), "suite"), table_format)
+
+
+@with_table_format()
+def data_verify_command(suites: SuitesArgument = None, *, table_format: str) -> None:
+    """Compare every local file with the published one."""
+    from antlm_bench.commands.data import raise_on_bad_files, verify_files
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
+
+    suite_rows, bad_files = verify_files(suites or ())
+    parts = (build_records_table(bad_files),) if bad_files else ()
+    units = {"size": "bytes"}
+    table = build_records_table([*_with_sizes(suite_rows)], units=units, empty="no data files here")
+    print_table(replace(table, parts=parts), table_format)
+    raise_on_bad_files(bad_files, are_required=bool(suites))
+
+
+@with_table_format()
+def data_where_command(*, table_format: str) -> None:
+    """List the folders that are searched for data, in order."""
+    from antlm_bench.commands.data import list_data_dirs
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
+
+    print_table(build_records_table(list_data_dirs()), table_format)
+
+
+def _facts_tables(rows: Iterable[Mapping[str, Any]], title: str) -> Iterator[Table]:
+    """Yield a table of facts per row, whose title is the row's value of the column `title`."""
+    from antlm_bench.reporting.table import build_facts_table
+
+    for row in rows:
+        facts = {name: value for name, value in row.items() if name != title}
+        yield build_facts_table(str(row[title]), facts)
+
+
+def _with_sizes(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows with readable sizes: `12.3 MB`."""
+    from antlm_bench.reporting.table import TableCell
+
+    for row in rows:
+        size = row.get("size")
+        if size is None:
+            yield {**row}
+            continue
+        if size >= 1e6:
+            text = f"{size / 1e6:,.1f} MB"
+        else:
+            text = f"{size / 1e3:,.0f} kB" if size else "–"
+        yield {**row, "size": TableCell(size, text)}

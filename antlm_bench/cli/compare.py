@@ -1,7 +1,8 @@
-"""The command `compare`: compare run folders with a reference."""
+"""The commands `compare`, `check` and `baseline`: compare run folders with a reference."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,23 +10,28 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import split_names, table_option, with_table_format
+from antlm_bench.cli.shared_options import (
+    output_option,
+    run_folder_option,
+    split_names,
+    with_table_format,
+)
 from antlm_bench.errors import UsageError
 
 run_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
 def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Parse `causal=mlm` into ("causal", "mlm"): the reference's method and the run's.
+    """Parse `causal=mlm` into ("causal", "mlm"): the reference's method, and the run's.
 
-    A single name stands for both. Raises UsageError.
+    `mlm` is ("mlm", "mlm"). Raises UsageError.
     """
     pairs = [value.partition("=") for value in split_names(values)]
     if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
         raise UsageError(
             f"{wrong[0]!r} is not a method",
             location="--method",
-            hint="mlm, or REFERENCE'S=RUN'S: causal=mlm",
+            hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
         )
     return [(first, second or first) for first, _, second in pairs]
 
@@ -39,7 +45,7 @@ MethodOption = Annotated[
     run_option(
         "--method",
         metavar="NAME",
-        help="Only this method; causal=mlm: the reference's and the run's. Repeatable.",
+        help="Only this method; causal=mlm: the reference's causal with the run's mlm. Repeatable.",
     ),
 ]
 AllowMixedOption = Annotated[
@@ -64,11 +70,11 @@ def compare_command(
     allow_mixed: AllowMixedOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
-        table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
     flips: Annotated[
         int,
-        table_option(
+        output_option(
             metavar="[N]",
             min=0,
             help="List N items (20) per suite that the runs answer differently.",
@@ -76,9 +82,10 @@ def compare_command(
     ] = 0,
     show_texts: Annotated[
         bool,
-        table_option("--show-texts", help="Show the texts of these items, read from local data."),
+        output_option("--show-texts", help="Show the texts of these items, read from local data."),
     ] = False,
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
     """Compare runs item by item: paired differences with intervals and tests."""
     pairs = parse_method_pairs(method)
@@ -95,8 +102,137 @@ def compare_command(
     if show_texts:
         flips = flips or 10
         run_dirs = [run_comparisons[0].path_a, *(each.path_b for each in run_comparisons)]
-        flipped = [c.suite for each in run_comparisons for c in each.comparisons if c.flipped]
+        comparisons = [c for each in run_comparisons for c in each.comparisons]
         texts = {
-            name: load_item_texts(run_dirs, name, suite_files.get(name, "")) for name in flipped
+            c.suite: load_item_texts(run_dirs, c.suite, suite_files.get(c.suite, ""))
+            for c in comparisons
+            if c.flipped
         }
     print_table(build_comparison_table(run_comparisons, by, flips, texts), table_format)
+
+
+@with_table_format(options=("format", "json", "csv", "latex"))
+def check_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    against: Annotated[
+        str, run_option(metavar="BASELINE", help="A run folder, or the name of a saved baseline.")
+    ],
+    margin: Annotated[
+        float | None,
+        run_option(
+            metavar="POINTS",
+            help="Tolerated loss per suite; 1 point is 0.01 of the metric.",
+            show_default="policy, suite, 1.0",
+        ),
+    ] = None,
+    group_margin: Annotated[
+        float | None,
+        run_option(
+            metavar="POINTS", help="Tolerated loss per phenomenon.", show_default="not checked"
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, run_option(metavar="FILE", help="TOML with margins by suite and group.")
+    ] = None,
+    suite: SuiteOption = None,
+    method: MethodOption = None,
+    allow_mixed: AllowMixedOption = False,
+    strict: Annotated[
+        bool,
+        run_option("--strict", help="Exit code 4 if there are too few items to decide."),
+    ] = False,
+    junit: Annotated[
+        Path | None, output_option(metavar="FILE", help="Also write JUnit XML.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, output_option(metavar="FILE", help="Also write Markdown.")
+    ] = None,
+    github: Annotated[
+        bool,
+        output_option("--github", help="Annotations and step summary for GitHub Actions."),
+    ] = False,
+    *,
+    table_format: str,
+) -> None:
+    """Check whether a run is worse than its baseline by more than a margin.
+
+    The exit code is 0 if it is not, 1 if it is.
+    """
+    pairs = parse_method_pairs(method)
+    if github and table_format != "table":
+        raise UsageError(
+            f"--github and {table_format} are both written to stdout",
+            location=f"--{table_format}",
+            hint="run two commands",
+        )
+
+    from antlm_bench.commands.check import check
+    from antlm_bench.commands.export import write_file
+    from antlm_bench.reporting.check_table import build_check_table, exit_error
+    from antlm_bench.reporting.writers import print_table, write_markdown
+
+    result = check(
+        run,
+        against,
+        margin=margin,
+        group_margin=group_margin,
+        policy=policy or "",
+        suites=split_names(suite),
+        methods=pairs,
+        allow_mixed=allow_mixed,
+    )
+    error = exit_error(result, strict)
+    table = build_check_table(result, error.exit_code if error else 0)
+    print_table(table, table_format)
+    if junit:
+        from antlm_bench.reporting.junit import to_junit_xml
+
+        write_file(junit, to_junit_xml(result, strict))
+    if markdown:
+        write_file(markdown, write_markdown(table).encode())
+    if github:
+        from antlm_bench.reporting.github import append_summary, workflow_commands
+
+        print(workflow_commands(result), end="")
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            append_summary(summary, write_markdown(table))
+    if error:
+        raise error
+
+
+def baseline_save_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    name: Annotated[
+        str,
+        run_folder_option(
+            metavar="NAME", help="Name of the baseline.", show_default="the run folder's"
+        ),
+    ] = "",
+    to: Annotated[Path, run_folder_option(metavar="DIR", help="Folder of baselines.")] = Path(
+        "reports/baselines"
+    ),
+    overwrite: Annotated[
+        bool, run_folder_option("--overwrite", help="Replace an existing baseline.")
+    ] = False,
+) -> None:
+    """Save a small copy of a run (ids and numbers, no texts) as a baseline of `check`."""
+    from antlm_bench.commands.check import save_baseline
+
+    print(save_baseline(run, name, baselines_dir=to, overwrite=overwrite))
+
+
+@with_table_format()
+def baseline_list_command(
+    folder: Annotated[
+        Path, run_folder_option("--in", metavar="DIR", help="Folder of baselines.")
+    ] = Path("reports/baselines"),
+    *,
+    table_format: str,
+) -> None:
+    """List the saved baselines."""
+    from antlm_bench.commands.check import list_baselines
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
+
+    table = build_records_table(list_baselines(folder), empty="no baseline yet")
+    print_table(table, table_format)

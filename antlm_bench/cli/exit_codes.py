@@ -1,4 +1,4 @@
-"""Turn every way in which a command can end into one message and one exit code."""
+"""Run a command, and turn errors and signals into one message and one exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StopSignal(BaseException):
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does."""
+    """Raise StopSignal on Ctrl-C, SIGTERM, and SIGUSR1 (with which schedulers warn of the end)."""
 
     def raise_stop(signum: int, _frame: FrameType | None) -> None:
         raise StopSignal(signum)
@@ -48,7 +48,7 @@ def run_command(
     try:
         with raise_on_signals():
             code = command() or 0
-            # raises BrokenPipeError here rather than at exit, where nothing catches it
+            # Raise BrokenPipeError here rather than at exit, where nothing would catch it.
             sys.stdout.flush()
             return code
     except StopSignal as stop:
@@ -62,7 +62,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        # typer's usage errors have different classes in different versions, but all this method
+        # typer's usage errors differ in class between versions, but all have this method.
         if hasattr(error, "format_message"):
             message = error.format_message().replace("Value error, ", "")  # pydantic's prefix
             report_error(
@@ -72,7 +72,7 @@ def run_command(
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         hint = (
-            f"run it again with {TRACEBACK_VARIABLE}=1 and report what that prints, "
+            f"run it again with {TRACEBACK_VARIABLE}=1 and report the traceback, "
             "with the command line"
         )
         report_error(

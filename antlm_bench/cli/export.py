@@ -1,4 +1,6 @@
-"""The commands `export` and `import`: convert run folders to other tools' files, and back."""
+"""The commands `export`, `import`, `submit` and `preflight`: files of other tools, and of the
+BabyLM leaderboards.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import SHORT_FORMATS, with_table_format
+from antlm_bench.cli.shared_options import (
+    SHORT_FORMATS,
+    parse_assignments,
+    with_table_format,
+)
+
+YearOption = Annotated[str, typer.Option(metavar="YEAR", help="2024, 2025, 2026.")]
+TrackOption = Annotated[
+    str, typer.Option(metavar="NAME", help="strict-small, strict, multimodal, interaction.")
+]
 
 
 @with_table_format(options=SHORT_FORMATS)
@@ -28,9 +39,10 @@ def export_command(
     out: Annotated[
         Path, typer.Option(metavar="PATH", help="Folder to write; for csv and model-index a file.")
     ],
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
-    """Write runs in other tools' formats: ids and numbers, never the text of an item."""
+    """Write runs in the format of another tool: ids and numbers, never the text of an item."""
     from antlm_bench.commands.export import export
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
@@ -53,7 +65,8 @@ def import_command(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to write.")],
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
     """Convert lm-eval's results into a run folder, for `compare` and `check`."""
     from antlm_bench.commands.export import import_results
@@ -61,7 +74,122 @@ def import_command(
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
-    run, left_out = import_results(folder, out)
-    facts = {"tasks": "\n".join(left_out)}
-    parts = (build_facts_table("left out", facts),) if left_out else ()
+    run, skipped_tasks = import_results(folder, out)
+    facts = {"tasks": "\n".join(skipped_tasks)}
+    parts = (build_facts_table("left out", facts),) if skipped_tasks else ()
     print_table(replace(build_results_table([run], by="suite"), parts=parts), table_format)
+
+
+@with_table_format()
+def submit_command(
+    run: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders of the final model and its milestones, or a folder of them.",
+        ),
+    ],
+    year: YearOption,
+    track: TrackOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="File to write, or a folder: the file gets the official name."
+        ),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Zero-shot scoring method.",
+            show_default="the only one in the runs",
+        ),
+    ] = "",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Finetuning seed.",
+            show_default="the only one, or 42",
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=FILE", help="Predictions of a part, computed by another tool. Repeatable."
+        ),
+    ] = None,
+    ties: Annotated[
+        Literal["first", "random"] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Choice among several best options: first, random.",
+            show_default="the official rule",
+        ),
+    ] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial", help="Write the file even if parts are missing, and list them."
+        ),
+    ] = False,
+    allow_conventions: Annotated[
+        bool,
+        typer.Option(
+            "--allow-conventions",
+            help="Accept runs scored by other conventions, with a note.",
+        ),
+    ] = False,
+    *,
+    table_format: str,
+) -> None:
+    """Write a leaderboard's submission file from run folders and check it against the schema.
+
+    A missing part is an error, unless --allow-partial is given.
+    """
+    parts = parse_assignments(part, "--part", "KEY=FILE", "vqa=predictions.json")
+
+    from antlm_bench.commands.submit import submit
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
+
+    submission = submit(
+        run,
+        year=year,
+        track=track,
+        out=out,
+        method=method,
+        seed=seed,
+        parts=parts,
+        allow_partial=allow_partial,
+        allow_conventions=allow_conventions,
+        ties=ties,
+    )
+    facts: dict[str, object] = {
+        "sha256": submission.digest,
+        "notes": "\n".join(submission.notes),
+    }
+    if submission.missing:
+        facts["empty"] = {part.key: f"{part.reason}\n{part.hint}" for part in submission.missing}
+    print_table(build_facts_table(str(submission.path), facts), table_format)
+
+
+@with_table_format()
+def preflight_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="The folder that holds main, chck_1M, chck_2M, ..."),
+    ],
+    track: TrackOption,
+    year: YearOption = "2026",
+    *,
+    table_format: str,
+) -> None:
+    """Check milestones, names, weights and tokenizers of checkpoints against a track's rules."""
+    from antlm_bench.commands.preflight import preflight
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
+
+    facts = preflight(folder, track=track, year=year)
+    print_table(build_facts_table(str(folder), facts), table_format)

@@ -6,30 +6,23 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
-    AdapterOption,
     AgainOption,
-    AllowMissingOption,
-    AllowPickleOption,
-    AllowUnusedOption,
-    BatchTokensOption,
-    DeviceOption,
     ModelsOption,
-    OriginalLayoutOption,
+    OptionValues,
     OutOption,
-    RevisionOption,
-    TokenizerOption,
-    TrustRemoteCodeOption,
     build_options,
     model_option,
     parse_row_limits,
-    scoring_option,
+    settings_option,
     split_names,
+    with_open_options,
     with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 
 @with_table_format()
+@with_open_options(without=("bos", "max_length", "dtype"))
 def finetune_command(
     model: ModelsOption,
     suite: Annotated[
@@ -50,7 +43,6 @@ def finetune_command(
         Path | None,
         model_option(metavar="FILE", help="File to evaluate on, if the suite is a train.csv."),
     ] = None,
-    revision: RevisionOption = None,
     limit_train: Annotated[
         list[str] | None,
         model_option(
@@ -62,22 +54,22 @@ def finetune_command(
         model_option(metavar="N", help="Evaluate on N rows; TASK=N for one task. Repeatable."),
     ] = None,
     seeds: Annotated[
-        int, scoring_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
+        int, settings_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
     ] = 3,
     seed: Annotated[
-        list[int] | None, scoring_option(metavar="N", help="Only this seed. Repeatable.")
+        list[int] | None, settings_option(metavar="N", help="Only this seed. Repeatable.")
     ] = None,
     attention: Annotated[
         list[str] | None,
-        scoring_option(
-            metavar="WAY",
-            help="causal, full; all: both, for a hybrid.",
+        settings_option(
+            metavar="NAME",
+            help="causal, full, or all: both, for a hybrid.",
             show_default="the checkpoint's first method's",
         ),
     ] = None,
     preset: Annotated[
         str,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="Published settings: babylm-2025, babyllama, ...",
             show_default="none",
@@ -85,74 +77,70 @@ def finetune_command(
     ] = "",
     compat: Annotated[
         str,
-        scoring_option(metavar="NAME", help="The same as --preset.", show_default="none"),
+        settings_option(metavar="NAME", help="The same as --preset.", show_default="none"),
     ] = "",
-    change: Annotated[
+    overrides: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             "--set", metavar="KEY=VALUE", help="Change a hyper-parameter: lr=1e-4. Repeatable."
         ),
     ] = None,
     pooling: Annotated[
         Literal["auto", "first", "last", "mean"],
-        scoring_option(
-            metavar="NAME", help="What the head reads: the first or last token, or the mean."
+        settings_option(
+            metavar="NAME",
+            help="Tokens that the head reads: auto, first, last, mean.",
         ),
     ] = "auto",
     lora: Annotated[
         int,
-        scoring_option(
+        settings_option(
             metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft)."
         ),
     ] = 0,
     frozen: Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--frozen",
             help="Train no weights: fit a logistic regression on the checkpoint's features. "
             "Deterministic: one cell per task; the first seed only splits the training set.",
         ),
     ] = False,
-    device: DeviceOption = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
+        settings_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
-    batch_tokens: BatchTokensOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    allow_pickle: AllowPickleOption = False,
-    peft: AdapterOption = None,
-    tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnusedOption = False,
-    allow_missing: AllowMissingOption = False,
-    original_layout: OriginalLayoutOption = None,
     out: OutOption = None,
     again: AgainOption = False,
-    table_format: str = "table",
+    *,
+    open_options: OptionValues,
+    table_format: str,
 ) -> None:
     """Finetune checkpoints on classification tasks, several seeds each; write the run folder."""
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
     if preset and compat and preset != compat:
         raise UsageError(
-            f"two presets are named: --preset {preset} and --compat {compat}",
+            f"two presets are given: --preset {preset} and --compat {compat}",
             location="--preset",
-            hint="they are one option with two names: give one",
+            hint="give one: the two options are the same",
         )
-    typed_option = "--compat" if compat and not preset else "--preset"
-    preset = preset or compat
 
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
     from antlm_bench.reporting.results_table import build_finetune_table
     from antlm_bench.reporting.writers import print_table
 
-    parsed = {
-        "valid": valid and str(valid),
-        "changes": change,
-        "limit_train": parse_row_limits(limit_train, "--limit-train"),
-        "limit_valid": parse_row_limits(limit_valid, "--limit-valid"),
-    }
-    options = build_options(FinetuneOptions, locals(), **parsed)
+    # The arguments of this function have the names of the options' fields.
+    values = {**locals(), **open_options}
+    options = build_options(
+        FinetuneOptions,
+        values,
+        valid=valid and str(valid),
+        preset=preset or compat,
+        changes=overrides,
+        limit_train=parse_row_limits(limit_train, "--limit-train"),
+        limit_valid=parse_row_limits(limit_valid, "--limit-valid"),
+    )
     try:
         runs = finetune(
             model,
@@ -164,8 +152,8 @@ def finetune_command(
             options=options,
         )
     except UsageError as error:
-        if error.location == "--preset":
-            error.location = typed_option
+        if error.location == "--preset" and not preset:
+            error.location = "--compat"
         raise
     except IncompleteError as error:  # print the finished tasks before the error
         print_table(build_finetune_table(error.runs), table_format)

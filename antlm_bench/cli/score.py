@@ -5,43 +5,32 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
-    AdapterOption,
     AgainOption,
-    AllowMissingOption,
-    AllowPickleOption,
-    AllowUnusedOption,
-    BatchTokensOption,
-    BosOption,
     ColumnsOption,
-    DeviceOption,
-    DtypeOption,
-    MaxLengthOption,
     ModelsOption,
-    OriginalLayoutOption,
+    OptionValues,
     OutOption,
-    RevisionOption,
-    TokenizerOption,
-    TrustRemoteCodeOption,
     build_options,
     model_option,
+    output_option,
     parse_column_map,
-    scoring_option,
+    settings_option,
     split_names,
-    table_option,
+    with_open_options,
     with_table_format,
 )
 from antlm_bench.errors import IncompleteError
 from antlm_bench.scoring.methods import SHIPPED
 
-PEER_SPELLINGS_HELP = (
-    "lm-eval's and BabyLM's spellings work too: --model hf --model_args "
-    "pretrained=X,dtype=float32, --tasks, "
-    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or "
-    "hyphens."
+PEER_OPTIONS_HELP = (
+    "Options of lm-eval and BabyLM work too: --model hf --model_args pretrained=X,dtype=float32, "
+    "--tasks, --batch_size, --output_path, --backend, --model_path_or_name, --revision_name; with "
+    "underscores or hyphens."
 )
 
 
 @with_table_format()
+@with_open_options()
 def score_command(
     model: ModelsOption,
     suite: Annotated[
@@ -52,7 +41,6 @@ def score_command(
             "Or a,b.",
         ),
     ],
-    revision: RevisionOption = None,
     limit: Annotated[
         int | None,
         model_option(metavar="N", min=1, help="Only the first N items of every paradigm."),
@@ -63,16 +51,15 @@ def score_command(
     ] = False,
     method: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
-            help=f"{', '.join(SHIPPED)}; all that fit. Repeatable, or a,b.",
-            show_default="the checkpoint's own",
+            help=f"{', '.join(SHIPPED)}; all: those it was trained for. Repeatable, or a,b.",
+            show_default="the checkpoint's first",
         ),
     ] = None,
-    bos: BosOption = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
-        scoring_option(
+        settings_option(
             metavar="RULE",
             help="Value of a tie: half (1/k), strict (0), first, random.",
             show_default="half",
@@ -80,45 +67,36 @@ def score_command(
     ] = None,
     compat: Annotated[
         Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
-        scoring_option(
+        settings_option(
             metavar="PEER",
             help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026.",
         ),
     ] = None,
-    max_length: MaxLengthOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     precision: Annotated[
         Literal["exact", "adaptive"] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
-            help="exact, or adaptive: bfloat16, and float32 where the margin is small.",
+            help="exact, or adaptive: bfloat16, and float32 where two options are close.",
             show_default="exact",
         ),
     ] = None,
     engine: Annotated[
         Literal["native", "minicons"] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="native, or minicons: for models that native cannot run.",
             show_default="native",
         ),
     ] = None,
-    batch_tokens: BatchTokensOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    allow_pickle: AllowPickleOption = False,
-    peft: AdapterOption = None,
-    tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnusedOption = False,
-    allow_missing: AllowMissingOption = False,
-    original_layout: OriginalLayoutOption = None,
     out: OutOption = None,
     again: AgainOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
-        table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
-    table_format: str = "table",
+    *,
+    open_options: OptionValues,
+    table_format: str,
 ) -> None:
     """Score checkpoints on suites, print a table, write all predictions into a run folder."""
     from antlm_bench.commands.score import ScoreOptions, score
@@ -127,7 +105,9 @@ def score_command(
     from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.collections import describe_unscored_members
 
-    options = build_options(ScoreOptions, locals(), columns=parse_column_map(columns))
+    # The arguments of this function have the names of the options' fields.
+    values = {**locals(), **open_options}
+    options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
     try:
         runs = score(
             model, split_names(suite), methods=split_names(method), out=out, options=options

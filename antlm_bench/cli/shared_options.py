@@ -1,6 +1,7 @@
 """Options that several commands share: their types, help panels and parsers.
 
-Every UsageError names its option.
+Two decorators add options to a command: `with_open_options` and `with_table_format`. Every
+UsageError names its option.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from contextlib import suppress
 from dataclasses import fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
 from antlm_bench.errors import UsageError
 
 Options = TypeVar("Options")
+Command = Callable[..., None]
+OptionValues = Mapping[str, Any]
+"""Name of an option -> its value; None = not given."""
 
 
-def build_options(
-    options_class: type[Options], values: Mapping[str, Any], **parsed: Any
-) -> Options:
+def build_options(options_class: type[Options], values: OptionValues, **parsed: Any) -> Options:
     """Build an options dataclass from command-line values of the same names.
 
     `parsed` values replace raw ones. None means "not given" and keeps the dataclass's default.
@@ -48,35 +50,48 @@ def _path_exists(name: str) -> bool:
     return False
 
 
+def parse_assignments(
+    values: Sequence[str] | None, option: str, form: str, example: str
+) -> dict[str, str]:
+    """Parse `name=value` texts into {name: value}.
+
+    option, form, example: for the message of the UsageError, e.g. `--member`, `MEMBER=SUITE` and
+    `ewok=ewok-fast-2025`.
+    """
+    assignments = {}
+    for text in values or ():
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise UsageError(
+                f"{text!r} is not {form}", location=option, hint=f"e.g. {option} {example}"
+            )
+        assignments[name] = value
+    return assignments
+
+
 def parse_column_map(values: Sequence[str] | None) -> dict[str, str] | None:
     """Parse `good=A,bad=B` into {"good": "A", "bad": "B"}. Raises UsageError."""
     if not values:
         return None
-    pairs = [pair.partition("=") for value in values for pair in value.split(",")]
-    if wrong := [name for name, _, column in pairs if not column]:
-        raise UsageError(
-            f"{wrong[0]!r} is not ours=theirs",
-            location="--columns",
-            hint="e.g. --columns good=ok,bad=wrong",
-        )
-    return {name: column for name, _, column in pairs}
+    texts = [text for value in values for text in value.split(",")]
+    return parse_assignments(texts, "--columns", "OUR_COLUMN=YOUR_COLUMN", "good=ok,bad=wrong")
 
 
 def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int]:
-    """Parse limits of rows: `500` is for every task ("" -> 500), `qqp=2000` for one task.
+    """Parse limits of rows into {task: limit}: `500` is for every task (""), `qqp=2000` for one.
 
     Limits are repeated or separated by commas. Raises UsageError.
     """
     limits = {}
-    for value in ",".join(values or ()).split(",") if values else ():
-        name, _, count = value.rpartition("=")
+    for text in [text for value in values or () for text in value.split(",")]:
+        task, _, count = text.rpartition("=")
         if not count.isdecimal() or int(count) < 1:
             raise UsageError(
-                f"{value!r} is not a number of rows",
+                f"{text!r} is not a number of rows",
                 location=option,
                 hint="e.g. 500, or qqp=2000,mnli=2000",
             )
-        limits[name] = int(count)
+        limits[task] = int(count)
     return limits
 
 
@@ -93,66 +108,25 @@ def parse_token_budget(text: str) -> int | None:
     return int(text)
 
 
-model_option = partial(typer.Option, rich_help_panel="What is scored")
-scoring_option = partial(typer.Option, rich_help_panel="How it is scored")
-run_folder_option = partial(typer.Option, rich_help_panel="The run")
-table_option = partial(typer.Option, rich_help_panel="What is shown")
+model_option = partial(typer.Option, rich_help_panel="Model and data")
+settings_option = partial(typer.Option, rich_help_panel="Settings")
+run_folder_option = partial(typer.Option, rich_help_panel="Run folder")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
-# Options of every command that opens a checkpoint.
+ModelOption = Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")]
 ModelsOption = Annotated[
     list[str],
     model_option(
         "--model", metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable."
     ),
 ]
-RevisionOption = Annotated[str | None, model_option(metavar="REV", help="Revision of a hub model.")]
 ColumnsOption = Annotated[
     list[str] | None,
     model_option("--columns", metavar="good=A,bad=B", help="Column names of your file."),
 ]
-TrustRemoteCodeOption = Annotated[
-    bool, scoring_option("--trust-remote-code", help="Run Python code of the checkpoint.")
-]
-AllowPickleOption = Annotated[
-    bool, scoring_option("--allow-pickle", help="Open pickled weights, which can run code.")
-]
-AdapterOption = Annotated[
-    str | None,
-    model_option(
-        "--peft", metavar="CKPT", help="PEFT adapter to merge into the weights: folder or hub id."
-    ),
-]
-TokenizerOption = Annotated[
-    str | None,
-    model_option(
-        "--tokenizer",
-        metavar="CKPT",
-        help="Folder or hub id of the tokenizer.",
-        show_default="the checkpoint's",
-    ),
-]
-AllowUnusedOption = Annotated[
-    bool,
-    scoring_option("--allow-unused", help="Open files with tensors that the model does not use."),
-]
-AllowMissingOption = Annotated[
-    bool,
-    scoring_option(
-        "--allow-missing", help="Open files that lack parameters, initialized at random."
-    ),
-]
-OriginalLayoutOption = Annotated[
-    str | None,
-    scoring_option(
-        "--original-layout",
-        metavar="NAME",
-        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: "
-        "ltg-bert-bnc, ...",
-    ),
-]
 BatchTokensOption = Annotated[
     int | None,
-    scoring_option(
+    settings_option(
         "--batch-tokens",
         metavar="N",
         help="Tokens per forward pass; changes speed and memory only.",
@@ -160,31 +134,15 @@ BatchTokensOption = Annotated[
         parser=parse_token_budget,
     ),
 ]
-BosOption = Annotated[
-    Literal["auto", "always", "never", "tokenizer"] | None,
-    scoring_option(
-        metavar="RULE",
-        help="A BOS before each text: auto, always, never, tokenizer.",
-        show_default="auto",
+ScaleOption = Annotated[
+    str,
+    model_option(
+        "--scale", metavar="NAME", help="A smaller version that the recipe declares: nano, small."
     ),
 ]
-MaxLengthOption = Annotated[
-    int | None,
-    scoring_option(
-        metavar="N",
-        min=1,
-        help="Longest text in tokens; longer texts are counted and not scored.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    scoring_option(
-        metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best available"
-    ),
-]
-DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    scoring_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+OverridesOption = Annotated[
+    list[str] | None,
+    model_option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. Repeatable."),
 ]
 AgainOption = Annotated[
     bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")
@@ -195,10 +153,80 @@ OutOption = Annotated[
         "--out", metavar="DIR", help="Run folder.", show_default="a readable name in reports/"
     ),
 ]
-
+OPEN_OPTIONS: dict[str, Any] = {
+    "revision": Annotated[str | None, model_option(metavar="REV", help="Revision of a hub model.")],
+    "bos": Annotated[
+        Literal["auto", "always", "never", "tokenizer"] | None,
+        settings_option(
+            metavar="RULE",
+            help="A BOS before each text: auto, always, never, tokenizer.",
+            show_default="auto",
+        ),
+    ],
+    "max_length": Annotated[
+        int | None,
+        settings_option(
+            metavar="N",
+            min=1,
+            help="Longest text in tokens; longer texts are counted and not scored.",
+        ),
+    ],
+    "device": Annotated[
+        str | None,
+        settings_option(
+            metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best available"
+        ),
+    ],
+    "dtype": Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        settings_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+    ],
+    "batch_tokens": BatchTokensOption,
+    "trust_remote_code": Annotated[
+        bool, settings_option("--trust-remote-code", help="Run Python code of the checkpoint.")
+    ],
+    "allow_pickle": Annotated[
+        bool, settings_option("--allow-pickle", help="Open pickled weights, which can run code.")
+    ],
+    "peft": Annotated[
+        str | None,
+        model_option(
+            metavar="CKPT", help="PEFT adapter to merge into the weights: folder or hub id."
+        ),
+    ],
+    "tokenizer": Annotated[
+        str | None,
+        model_option(
+            metavar="CKPT",
+            help="Folder or hub id of the tokenizer.",
+            show_default="the checkpoint's",
+        ),
+    ],
+    "allow_unused": Annotated[
+        bool,
+        settings_option(
+            "--allow-unused", help="Open files with tensors that the model does not use."
+        ),
+    ],
+    "allow_missing": Annotated[
+        bool,
+        settings_option(
+            "--allow-missing", help="Open files that lack parameters, initialized at random."
+        ),
+    ],
+    "original_layout": Annotated[
+        str | None,
+        settings_option(
+            metavar="NAME",
+            help="Code that wrote a published LTG- or ELC-BERT, if its files do not determine it: "
+            "ltg-bert-bnc, ...",
+        ),
+    ],
+}
+"""Options for opening a checkpoint: field of `checkpoints.OpenOptions` -> the option's type."""
 FormatOption = Annotated[
     str | None,
-    table_option(
+    output_option(
         "--format",
         metavar="NAME",
         help="table, markdown, csv, json, latex, or one that a package adds.",
@@ -208,47 +236,71 @@ FormatOption = Annotated[
 SHORT_FORMATS = ("json", "csv", "markdown", "latex")
 
 
+def with_open_options(*, without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the options for opening a checkpoint, except those in `without`.
+
+    The command takes their values as its argument `open_options`, by names of OPEN_OPTIONS.
+    """
+    options = {name: option for name, option in OPEN_OPTIONS.items() if name not in without}
+    return lambda command: _add_options(command, options, "open_options", dict)
+
+
 def with_table_format(
     *, options: Sequence[str] = ("format", *SHORT_FORMATS)
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Command], Command]:
     """Give a command the options --format, --json, --csv, --markdown and --latex, or some of them.
 
     The command takes the name of the chosen format as its argument `table_format`.
     """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**values: Any) -> None:
-            chosen = {name: values.pop(f"{name}_format") for name in options}
-            command(**values, table_format=_choose_format(chosen))
-
-        signature = inspect.signature(command, eval_str=True)
-        parameters = [p for name, p in signature.parameters.items() if name != "table_format"]
-        parameters += map(_format_parameter, options)
-        # typer reads the signature; annotations of the command itself would be evaluated again
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {}
-        return run
-
-    return decorate
+    short_options = {
+        name: Annotated[bool, output_option(f"--{name}", help=f"Short for --format {name}.")]
+        for name in SHORT_FORMATS
+    }
+    types: dict[str, Any] = {"format": FormatOption, **short_options}
+    # The suffix keeps them apart from other arguments of a command, such as a file for Markdown.
+    format_options = {f"{name}_format": types[name] for name in options}
+    return lambda command: _add_options(command, format_options, "table_format", _choose_format)
 
 
-def _format_parameter(name: str) -> inspect.Parameter:
-    """Return the parameter of --format, or of a short form of it."""
-    short = Annotated[bool, table_option(f"--{name}", help=f"Short for --format {name}.")]
-    annotation, default = (FormatOption, None) if name == "format" else (short, False)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(f"{name}_format", kind, default=default, annotation=annotation)
+def _add_options(
+    command: Command,
+    options: Mapping[str, Any],
+    argument: str,
+    convert: Callable[[OptionValues], Any],
+) -> Command:
+    """Return `command` with more options, whose values it receives as one argument.
+
+    options: name -> type. convert: turns their values, by name, into that argument.
+    """
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        option_values = {name: values.pop(name) for name in options}
+        command(**values, **{argument: convert(option_values)})
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [p for name, p in signature.parameters.items() if name != argument]
+    for name, option in options.items():
+        default = False if get_args(option)[0] is bool else None
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=option))
+    # typer reads the signature; annotations of the command itself would be evaluated again
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {}
+    return run
 
 
-def _choose_format(chosen: Mapping[str, Any]) -> str:
+def _choose_format(values: OptionValues) -> str:
     """Return the one format that was given, else "table". Raises UsageError for several."""
-    options = {name: f"--{name}" for name, value in chosen.items() if value and name != "format"}
-    if long_form := chosen.get("format"):
-        options = {long_form: f"--format {long_form}", **options}
-    if len(options) > 1:
-        first, second, *_ = options.values()
+    flags_by_format = {}
+    if long_form := values.get("format_format"):
+        flags_by_format[long_form] = f"--format {long_form}"
+    for name in SHORT_FORMATS:
+        if values.get(f"{name}_format"):
+            flags_by_format.setdefault(name, f"--{name}")
+    if len(flags_by_format) > 1:
+        first, second, *_ = flags_by_format.values()
         raise UsageError(
             f"{first} and {second} exclude each other", hint="each prints the same rows"
         )
-    return next(iter(options), "table")
+    return next(iter(flags_by_format), "table")

@@ -9,22 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.cli.shared_options import (
-    AdapterOption,
-    AllowMissingOption,
-    AllowPickleOption,
-    AllowUnusedOption,
-    BatchTokensOption,
-    BosOption,
-    DeviceOption,
-    DtypeOption,
-    MaxLengthOption,
-    OriginalLayoutOption,
-    RevisionOption,
-    TokenizerOption,
-    TrustRemoteCodeOption,
+    OptionValues,
     build_options,
     parse_column_map,
-    scoring_option,
+    settings_option,
+    with_open_options,
     with_table_format,
 )
 
@@ -38,6 +27,7 @@ STIMULI_HELP = (
 
 
 @with_table_format()
+@with_open_options()
 def surprisal_command(
     model: Annotated[str, input_option(metavar="CKPT", help="Folder or hub id.")],
     source: Annotated[
@@ -52,62 +42,51 @@ def surprisal_command(
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),
     ] = None,
-    revision: RevisionOption = None,
     method: Annotated[
         str | None,
-        scoring_option(
-            metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"
+        settings_option(
+            metavar="NAME",
+            help="causal, mlm, mlm-l2r, mntp.",
+            show_default="the checkpoint's first",
         ),
     ] = None,
     bow_correction: Annotated[
         bool,
-        scoring_option(
+        settings_option(
             "--bow-correction",
             help="Add the end of a word to its surprisal (Pimentel & Meister 2024).",
         ),
     ] = False,
-    bos: BosOption = None,
-    max_length: MaxLengthOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    batch_tokens: BatchTokensOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    allow_pickle: AllowPickleOption = False,
-    peft: AdapterOption = None,
-    tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnusedOption = False,
-    allow_missing: AllowMissingOption = False,
-    original_layout: OriginalLayoutOption = None,
-    table_format: str = "table",
+    *,
+    open_options: OptionValues,
+    table_format: str,
 ) -> None:
     """Compute the surprisal, in bits, of every word, region or sentence of your stimuli.
 
     The result is a table for R or pandas.
     """
-    column_map = parse_column_map(columns)
-
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.reporting.results_table import FLAG_LABELS
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
-    options = build_options(OpenOptions, locals())
+    options = build_options(OpenOptions, open_options)
     result = surprisal(
         model,
         source,
         out,
         method=method,
         by=by,
-        columns=column_map,
+        columns=parse_column_map(columns),
         bow_correction=bow_correction,
         options=options,
     )
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
         "method": result.method,
+        "unit": "bits" + (", the end of a word counted to the word" if bow_correction else ""),
     }
-    facts["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
     if result.unscored:
         facts["without a number"] = (
             f"{result.unscored:,}: nothing stands before their first token (see --bos)"

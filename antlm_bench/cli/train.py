@@ -10,10 +10,12 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     BatchTokensOption,
+    OverridesOption,
+    ScaleOption,
     build_options,
     model_option,
     run_folder_option,
-    scoring_option,
+    settings_option,
     with_table_format,
 )
 
@@ -32,18 +34,8 @@ def train_command(
     out: Annotated[
         Path, run_folder_option(metavar="DIR", help="Folder for checkpoints, log and state.")
     ],
-    scale: Annotated[
-        str,
-        model_option(
-            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
-        ),
-    ] = "",
-    change: Annotated[
-        list[str] | None,
-        model_option(
-            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
-        ),
-    ] = None,
+    scale: ScaleOption = "",
+    overrides: OverridesOption = None,
     teacher: Annotated[
         list[str] | None,
         model_option(
@@ -56,7 +48,7 @@ def train_command(
         bool,
         run_folder_option(
             "--resume",
-            help="Fail if there is no run to resume. Without it, the command also resumes a run.",
+            help="Fail if there is no run to resume. (A run is resumed without this option, too.)",
         ),
     ] = False,
     save_every: Annotated[
@@ -64,15 +56,16 @@ def train_command(
     ] = 10.0,
     device: Annotated[
         Literal["auto", "cpu"],
-        scoring_option(metavar="NAME", help="auto (Accelerate's choice) or cpu."),
+        settings_option(metavar="NAME", help="auto (Accelerate's choice) or cpu."),
     ] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
+        settings_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     batch_tokens: BatchTokensOption = None,
     compiled: Annotated[
-        bool, scoring_option("--compile", help="torch.compile the model; pays on long runs.")
+        bool,
+        settings_option("--compile", help="Use torch.compile; faster in long runs."),
     ] = False,
     track: Annotated[
         list[str] | None,
@@ -80,17 +73,19 @@ def train_command(
             metavar="NAME", help="Experiment tracker: tensorboard, wandb, trackio, ... Repeatable."
         ),
     ] = None,
-    table_format: str = "table",
+    *,
+    table_format: str,
 ) -> None:
-    """Pretrain a model by a recipe; write checkpoints by words seen, a log, a state to resume."""
+    """Pretrain a model by a recipe; write its checkpoints, a log and a state to resume."""
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
+    # The arguments of this function have the names of the options' fields, or are renamed here.
     options = build_options(
         TrainOptions,
         locals(),
-        changes=change,
+        changes=overrides,
         teachers=teacher,
         micro_tokens=batch_tokens,
         trackers=track,

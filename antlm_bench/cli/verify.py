@@ -1,33 +1,34 @@
-"""The command `verify`: compare our scores with those of minicons and lm-eval."""
+"""The commands `verify` and `noise`: compare our scores with those of other tools, and with our own
+under other batch sizes and dtypes.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from antlm_bench.cli.shared_options import (
-    AdapterOption,
-    AllowMissingOption,
-    AllowPickleOption,
-    AllowUnusedOption,
-    BosOption,
     ColumnsOption,
-    MaxLengthOption,
-    RevisionOption,
-    TokenizerOption,
-    TrustRemoteCodeOption,
+    ModelOption,
+    OptionValues,
     build_options,
     model_option,
+    output_option,
     parse_column_map,
-    scoring_option,
+    settings_option,
     split_names,
-    table_option,
+    with_open_options,
     with_table_format,
 )
 
+if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
+
 
 @with_table_format()
+@with_open_options(without=("device", "dtype", "batch_tokens", "original_layout"))
 def verify_command(
-    model: Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")],
+    model: ModelOption,
     suite: Annotated[
         list[str],
         model_option(
@@ -39,31 +40,24 @@ def verify_command(
         int,
         model_option(metavar="N", min=1, help="Items per suite, evenly spaced."),
     ] = 100,
-    revision: RevisionOption = None,
     columns: ColumnsOption = None,
     method: Annotated[
         list[str] | None,
-        scoring_option(
+        settings_option(
             metavar="NAME",
             help="causal, mlm, mlm-l2r. Repeatable, or a,b.",
-            show_default="the checkpoint's own",
+            show_default="the checkpoint's first",
         ),
     ] = None,
-    bos: BosOption = None,
-    max_length: MaxLengthOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    allow_pickle: AllowPickleOption = False,
-    peft: AdapterOption = None,
-    tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnusedOption = False,
-    allow_missing: AllowMissingOption = False,
     tolerance: Annotated[
         float,
-        table_option(metavar="NATS", help="Largest score difference that counts as agreement."),
+        output_option(metavar="NATS", help="Largest score difference that counts as agreement."),
     ] = 1e-3,
-    table_format: str = "table",
+    *,
+    open_options: OptionValues,
+    table_format: str,
 ) -> None:
-    """Score a sample with our engine, minicons and lm-eval, and list all differences.
+    """Score a sample of items with our engine, minicons and lm-eval, and list all differences.
 
     All three run on the CPU in float32.
     """
@@ -72,7 +66,7 @@ def verify_command(
     from antlm_bench.reporting.verification_table import build_verification_table
     from antlm_bench.reporting.writers import print_table
 
-    options = build_options(OpenOptions, locals(), device="cpu")
+    options = build_options(OpenOptions, open_options, device="cpu")
     verification = verify(
         model,
         split_names(suite),
@@ -84,3 +78,63 @@ def verify_command(
     )
     print_table(build_verification_table(verification), table_format)
     verification.raise_on_disagreement()
+
+
+@with_table_format()
+@with_open_options(without=("bos", "max_length", "dtype", "batch_tokens"))
+def noise_command(
+    model: ModelOption,
+    suite: Annotated[
+        list[str],
+        model_option(metavar="NAME", help="Suite or collection of pairs. Repeatable, or a,b."),
+    ],
+    limit: Annotated[int, model_option(metavar="N", min=1, help="Items per paradigm.")] = 50,
+    method: Annotated[
+        str,
+        settings_option(
+            metavar="NAME", help="Scoring method.", show_default="the checkpoint's first"
+        ),
+    ] = "",
+    condition: Annotated[
+        list[str] | None,
+        settings_option(
+            metavar="NAME",
+            help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16.",
+        ),
+    ] = None,
+    *,
+    open_options: OptionValues,
+    table_format: str,
+) -> None:
+    """Score the same weights with other batch sizes and dtypes.
+
+    A difference between two models means nothing if it is smaller than these.
+    """
+    from antlm_bench.checkpoints import OpenOptions
+    from antlm_bench.commands.noise import CONDITIONS, measure_noise
+    from antlm_bench.reporting.writers import print_table
+
+    rows = measure_noise(
+        model,
+        split_names(suite),
+        method=method,
+        limit=limit,
+        conditions=condition or tuple(CONDITIONS),
+        options=build_options(OpenOptions, open_options),
+    )
+    print_table(_build_noise_table(rows), table_format)
+
+
+def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    from antlm_bench.reporting.table import TableCell, build_records_table
+
+    formats = {"rate": "{:.2%}", "largest move (nats)": "{:.2g}", "points": "{:+.2f}"}
+    records = [
+        {
+            **row,
+            **{key: TableCell(row[key], text.format(row[key])) for key, text in formats.items()},
+        }
+        for row in rows
+    ]
+    units = {"rate": "fraction", "largest move (nats)": "nats", "points": "points"}
+    return build_records_table(records, units=units)

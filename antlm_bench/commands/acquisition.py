@@ -1,7 +1,7 @@
-"""`acquisition`: from the runs of a model's checkpoints to the age at which it acquired each word,
-and the correlation with children.
+"""`acquisition`: compute when a model acquires each word, and correlate these ages with children's.
 
-The result is an ordinary cell in the run of the final model; its predictions are the words' curves.
+The input is the runs of the model's checkpoints. The result is a cell in the run of the final
+model; its predictions are the learning curves of the words.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,27 +42,30 @@ from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
 
 DEFAULT_SUITE = "aoa-2026"
-CONVENTIONS_VERSION = 1  # raised when the number of unchanged runs may move; enters the cell's key
+CONVENTIONS_VERSION = 1
+"""Part of the cell's key. Raised if the result of unchanged runs may change."""
 SEPARATE_FOLDERS_HINT = "keep the runs of each model in a folder of its own (score --out DIR)"
-CheckpointCell = tuple[Run, Cell]  # a checkpoint, and its cell of the words' surprisal
+CheckpointCell = tuple[Run, Cell]
+"""The run of a checkpoint, and its cell with the surprisal of the words."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionResult:
-    """The age of acquisition of one model under one method."""
+    """The ages of acquisition of one model under one method, and their correlation."""
 
     model: str
     run_dir: str
-    """The folder that keeps the number."""
+    """The run folder that has the cell."""
     cell: Cell
-    """Its settings name the checkpoints."""
+    """The correlation. Its settings name the checkpoints."""
 
     def word_rows(self) -> list[dict[str, TableValue]]:
-        """Return a row per word: the children's age in months, and log10 of the words that the
-        model had seen; None where its curve has no age.
+        """Return a row per word, with the children's age in months and the model's age.
+
+        The model's age is log10 of the words seen; None if the curve has no age.
         """
         predictions = runs.read_predictions(self.run_dir, self.cell)
-        ages = _compute_ages(predictions, _build_learner(self.cell.settings), self.model)
+        ages = _compute_ages(predictions, _build_curve_model(self.cell.settings), self.model)
         return [
             {
                 "word": p.id,
@@ -77,25 +80,28 @@ class AcquisitionResult:
 
 @dataclass(frozen=True, slots=True)
 class _ChildData:
-    """The declaration of an age of acquisition, and the children's data."""
+    """The declaration of an age-of-acquisition suite, and the children's data."""
 
     spec: AcquisitionSpec
     word_suite: str
+    """Name of the suite of the words' surprisal, on which checkpoints are scored."""
     word_suite_origin: tuple[str, ...]
+    """The declaration of that suite, if it is a file of the user."""
     origin: tuple[str, ...]
-    """The user's own files among the declaration and that of its words."""
+    """The declarations of both suites, as far as they are files of the user."""
     children_spec: ChildVocabularySpec
     data_file: sources.DataFile
+    """Shares of children that know each word, by age."""
 
 
 def compute_acquisition(
     paths: Sequence[str | Path], suite: str = DEFAULT_SUITE
 ) -> list[AcquisitionResult]:
-    """Compute the age of acquisition of each model from the runs of its checkpoints.
+    """Compute the ages of acquisition of each model from the runs of its checkpoints.
 
     paths: run folders, or folders of them, scored on the words of `suite`. The result is stored as
-    a cell in the run of the final model, whose name is not a milestone's, else of the last
-    checkpoint; a cell under the same content key is not computed again. Raises UsageError (no such
+    a cell in the run of the final model (its name is not that of a milestone), or else of the last
+    checkpoint. A cell under the same content key is not computed again. Raises UsageError (no such
     suite, too few checkpoints, scored with different settings), RunError, DataError.
     """
     child_data = _load_child_data(suite)
@@ -117,8 +123,8 @@ def compute_acquisition(
                 results.append(_load_or_compute(model, points, final_run, child_data))
     if not results:
         raise UsageError(
-            f"no model has {curves.MIN_POINTS} checkpoints, named by words seen, "
-            f"with {child_data.word_suite}",
+            f"no model has {curves.MIN_POINTS} checkpoints with known words seen and scores of "
+            f"{child_data.word_suite}",
             location=str(paths[0]),
             hint=f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}",
         )
@@ -126,19 +132,19 @@ def compute_acquisition(
 
 
 def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[str]:
-    """Return the references that name an age of acquisition.
+    """Return the references of age-of-acquisition suites.
 
-    Raises UsageError where the checkpoints are too few for one.
+    Raises UsageError if there are some, and too few checkpoints.
     """
     suites = [ref for ref in dict.fromkeys(refs) if find_task_type(ref).needs_checkpoint_series]
     for ref in suites:
         if num_checkpoints < curves.MIN_POINTS:
             words = read_declaration_of_type(ref, AcquisitionSpec)[0].words
             raise UsageError(
-                f"{ref} is of {curves.MIN_POINTS} or more checkpoints of a model, "
-                f"not of {num_checkpoints}",
+                f"{ref} needs {curves.MIN_POINTS} or more checkpoints of a model; "
+                f"{num_checkpoints} is too few",
                 location="--suite",
-                hint="--model FOLDER_OF_CHECKPOINTS; or one by one: "
+                hint="use --model FOLDER_OF_CHECKPOINTS; or score each checkpoint with "
                 f"--suite {words}, then antlm-bench acquisition RUN... --suite {ref}",
             )
     return suites
@@ -149,7 +155,9 @@ def _load_child_data(suite: str) -> _ChildData:
     spec, _ = read_declaration_of_type(suite, AcquisitionSpec, hint=hint)
     words, folder = loader.read_suite_spec(spec.words)
     if words.children is None:
-        raise UsageError(f"{spec.words!r} says nothing of children", location=f"{spec.name}: words")
+        raise UsageError(
+            f"{spec.words!r} declares no data of children", location=f"{spec.name}: words"
+        )
     words_origin = loader.find_origin(spec.words, words)
     origin = (*loader.find_origin(suite, spec), *words_origin)
     data_file = sources.get_file(words, words.children.human, folder)
@@ -157,29 +165,29 @@ def _load_child_data(suite: str) -> _ChildData:
 
 
 def _select_final_run(all_runs: Sequence[Run], checkpoint_runs: Sequence[Run]) -> Run:
-    """Return the run that keeps the number.
+    """Return the run in which the result is stored.
 
-    Raises UsageError where several final models belong to these checkpoints.
+    Raises UsageError if several final models belong to these checkpoints.
     """
-    last = checkpoint_runs[-1]
-    finals = [
+    last_checkpoint = checkpoint_runs[-1]
+    final_runs = [
         run
         for run in all_runs
         if not parse_milestone(run)
         and run not in checkpoint_runs
-        and checkpoint_series_key(run) == checkpoint_series_key(last)
+        and checkpoint_series_key(run) == checkpoint_series_key(last_checkpoint)
     ]
-    if len({run.manifest.model.get("weights") for run in finals}) > 1:
-        paths = ", ".join(run.path for run in finals)
-        message = f"{len(finals)} final models beside {last.path}: {paths}"
+    if len({run.manifest.model.get("weights") for run in final_runs}) > 1:
+        paths = ", ".join(run.path for run in final_runs)
+        message = f"{len(final_runs)} final models belong to {last_checkpoint.path}: {paths}"
         raise UsageError(message, location="RUN", hint=SEPARATE_FOLDERS_HINT)
-    return finals[0] if finals else last
+    return final_runs[0] if final_runs else last_checkpoint
 
 
 def _load_or_compute(
     model: str, checkpoint_cells: Sequence[CheckpointCell], final_run: Run, child_data: _ChildData
 ) -> AcquisitionResult:
-    """Return the cell in the final model's run, computed where it is not there yet."""
+    """Return the cell in the final model's run. Compute it if it is missing."""
     settings = _build_settings(model, checkpoint_cells, child_data)
     suite, method, key = child_data.spec.name, str(settings["method"]), content_key(settings)
     origin = child_data.origin
@@ -189,7 +197,7 @@ def _load_or_compute(
             predictions = _build_predictions(stored, child_data)
             summary = summarize_acquisition(
                 predictions,
-                _compute_ages(predictions, _build_learner(settings), model),
+                _compute_ages(predictions, _build_curve_model(settings), model),
                 significance=child_data.spec.significance,
                 suite=suite,
                 method=method,
@@ -204,14 +212,14 @@ def _load_or_compute(
 def _build_settings(
     model: str, checkpoint_cells: Sequence[CheckpointCell], child_data: _ChildData
 ) -> dict[str, Any]:
-    """Return all that the number depends on: stored beside it, and hashed into its key.
+    """Return everything that the result depends on. Its hash is the cell's key.
 
-    Raises UsageError where the cells are no curve of one model.
+    Raises UsageError if the cells cannot be points of one learning curve.
     """
     last, cell = checkpoint_cells[-1]
     for run, other in checkpoint_cells:
         if get_metric_spec(other.summary.metric).item_kind is not ItemKind.TEXT:
-            message = f"{other.suite} is no suite of surprisals in {run.path}"
+            message = f"{run.path} has no surprisals of {other.suite}"
             raise UsageError(message, hint="score it again")
         differing = [
             label
@@ -220,18 +228,19 @@ def _build_settings(
         ]
         if differing:
             raise UsageError(
-                f"two checkpoints of {model} were not scored alike: {', '.join(differing)}",
+                f"two checkpoints of {model} were scored with different {', '.join(differing)}",
                 location=f"{run.path} / {last.path}",
                 hint="score them again, with one command",
             )
     words_seen = [milestone_or_words_seen(run) for run, _ in checkpoint_cells]
     if len(set(words_seen)) < len(words_seen):
-        message = f"two checkpoints of {model} have seen as many words"
+        message = f"two checkpoints of {model} have seen the same number of words"
         raise UsageError(message, hint=SEPARATE_FOLDERS_HINT)
     vocabulary = int(last.manifest.model.get("vocabulary") or 0)
     if vocabulary < 2:
         raise UsageError(
-            f"the runs of {model} do not say how large its vocabulary is", hint="score them again"
+            f"the runs of {model} do not record the size of its vocabulary",
+            hint="score them again",
         )
     rules = child_data.spec.scoring_settings
     children_digest = hashlib.sha256(child_data.data_file.raw).hexdigest()
@@ -262,20 +271,20 @@ def _build_notes(checkpoint_cells: Sequence[CheckpointCell]) -> list[str]:
     return [f"over {len(checkpoint_cells)} checkpoints, {first} to {last} words", *inherited]
 
 
-def _build_learner(settings: dict[str, Any] | Any) -> AcquisitionSettings:
+def _build_curve_model(settings: Mapping[str, Any]) -> AcquisitionSettings:
     words_seen = tuple(int(checkpoint["words"]) for checkpoint in settings["checkpoints"])
     vocabulary, bounded = int(settings["vocabulary"]), bool(settings["bounded"])
     return AcquisitionSettings(words_seen, vocabulary, settings["chance"], bounded)
 
 
 def _compute_ages(
-    predictions: Sequence[Prediction], learner: AcquisitionSettings, model: str
+    predictions: Sequence[Prediction], curve_model: AcquisitionSettings, model: str
 ) -> list[float | None]:
     ages = []
     # A curve that does not converge takes seconds.
     with Progress(len(predictions), f"{model} curves", "words") as progress:
         for prediction in predictions:
-            ages.append(learner.age_of_acquisition(prediction))
+            ages.append(curve_model.age_of_acquisition(prediction))
             progress.advance(1)
     return ages
 
@@ -283,36 +292,45 @@ def _compute_ages(
 def _build_predictions(
     predictions_by_checkpoint: Sequence[Sequence[Prediction]], child_data: _ChildData
 ) -> list[Prediction]:
-    """Return the curve of each word that half of the children came to know, in the data's order.
+    """Return the learning curve of each word that half of the children know at some age.
 
     A context that did not fit one of the checkpoints is left out for all of them.
     """
-    children = compute_children_ages(child_data.children_spec, child_data.data_file)
-    by_checkpoint = [group_by_word(predictions) for predictions in predictions_by_checkpoint]
-    curves_by_word = []
-    for word, contexts in by_checkpoint[-1].items():
-        age = children.get(word)
-        shared = [name for name in contexts if all(name in c.get(word, {}) for c in by_checkpoint)]
-        if age is None or not shared:
+    children_ages = compute_children_ages(child_data.children_spec, child_data.data_file)
+    checkpoints = [group_by_word(predictions) for predictions in predictions_by_checkpoint]
+    word_predictions = []
+    for word, contexts in checkpoints[-1].items():
+        age = children_ages.get(word)
+        shared_contexts = [
+            name
+            for name in contexts
+            if all(name in checkpoint.get(word, {}) for checkpoint in checkpoints)
+        ]
+        if age is None or not shared_contexts:
             continue
-        scores = np.array([[c[word][name].scores[0] for name in shared] for c in by_checkpoint])
+        scores = np.array(  # (checkpoints, contexts)
+            [
+                [checkpoint[word][name].scores[0] for name in shared_contexts]
+                for checkpoint in checkpoints
+            ]
+        )
         if child_data.spec.points == "means":
             scores = scores.mean(axis=1)
         points = tuple(map(float, scores.reshape(-1)))
-        num_tokens = int(np.median([contexts[name].tokens[0] for name in shared]))
+        num_tokens = int(np.median([contexts[name].tokens[0] for name in shared_contexts]))
         best, tokens = int(np.argmax(points)), (num_tokens,) * len(points)
-        curves_by_word.append(
+        word_predictions.append(
             Prediction(word, age, best, points, tokens, (len(word),) * len(points))
         )
-    return curves_by_word
+    return word_predictions
 
 
 def compute_children_ages(
     spec: ChildVocabularySpec, data_file: sources.DataFile
 ) -> dict[str, float | None]:
-    """Return word -> the age in months at which half of the children know it.
+    """Return word -> age in months at which half of the children know it, or None.
 
-    Raises DataError, naming the line.
+    Raises DataError with the line.
     """
     ages = np.arange(spec.ages[0], spec.ages[1] + 1, dtype=float)
     ages_by_word = {}

@@ -1,20 +1,29 @@
-"""`check`: judge a run against its baseline. Needs neither a model nor torch."""
+"""`check` and `baseline`: check a run for a regression against a saved run. No model, no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.commands.baseline import find_baseline
+from antlm_bench.commands.compare import is_requested
 from antlm_bench.comparison import RunComparison, compare_runs
-from antlm_bench.comparison.join import group_cells, suite_matches
+from antlm_bench.comparison.join import group_cells
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
 from antlm_bench.comparison.runs import is_paired
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.comparison.verdict import CheckResult, judge
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import RunError, UsageError
 from antlm_bench.results.display_names import model_names
-from antlm_bench.types import Run, RunLike, run_folder
+from antlm_bench.types import Manifest, Run, RunLike, run_folder
+
+BASELINES_DIR = Path("reports/baselines")
+MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
+"""Facts of a manifest about the machine. They do not identify the model."""
+Facts = Mapping[str, Any]
 
 
 def check(
@@ -28,14 +37,14 @@ def check(
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> CheckResult:
-    """Judge whether a run is worse than a baseline by more than a margin, suite by suite.
+    """Check, suite by suite, whether a run is worse than a baseline by more than a margin.
 
     against: a run, its folder, or the name of a saved baseline. margin: how much worse a suite may
-    be, in points; a point is 0.01 of an accuracy, a correlation or a nat. By default the margin of
-    the policy, else of the suite's TOML, else 1 point. group_margin: the same for each phenomenon;
-    a phenomenon without a margin in any of these places is not judged. policy: a TOML of margins by
-    suite and group. methods: pairs (method of the baseline, method of the run). suites,
-    allow_mixed: see `compare`.
+    be, in points; a point is 0.01 of the metric (an accuracy, a correlation, nats). By default the
+    margin of the policy, else of the suite's TOML, else 1 point. group_margin: the same for each
+    phenomenon; a phenomenon for which none of these declares a margin is not checked. policy: a
+    TOML of margins by suite and group. methods: pairs (method of the baseline, method of the run).
+    suites, allow_mixed: see `compare`.
 
         result = antlm_bench.check("reports/new", against="main", margin=0.5)
         result.status  # "pass", "regression" or "inconclusive"
@@ -44,30 +53,17 @@ def check(
     not an error.
     """
     margins = load_margins(policy, margin, group_margin)
-    baseline_run, new_run = runs.open_runs([find_baseline(run_folder(against)), run_folder(run)])
-    existing = {suite for suite, _ in group_cells(baseline_run)}
-    if unknown := [
-        requested
-        for requested in suites
-        if not any(suite_matches(suite, requested) for suite in existing)
-    ]:
-        hint = f"it holds {', '.join(sorted(existing)) or 'nothing'}"
-        raise UsageError(f"the baseline has no suite {unknown[0]!r}", location="--suite", hint=hint)
-    missing, unpaired, comparable_suites = _classify_cells(baseline_run, new_run, suites, methods)
-    comparisons = (
-        compare_runs(
-            baseline_run,
-            new_run,
-            suites=comparable_suites,
-            methods=methods,
-            allow_mixed=allow_mixed,
+    baseline, new_run = runs.open_runs([find_baseline(run_folder(against)), run_folder(run)])
+    _check_suite_names(suites, baseline)
+    missing, unpaired, comparable_suites = _classify_cells(baseline, new_run, suites, methods)
+    comparisons = []
+    if comparable_suites:
+        comparisons = compare_runs(
+            baseline, new_run, suites=comparable_suites, methods=methods, allow_mixed=allow_mixed
         )
-        if comparable_suites
-        else []
-    )
-    names = model_names([baseline_run, new_run])
+    baseline_name, new_name = model_names([baseline, new_run])
     run_comparison = RunComparison(
-        names[0], names[1], baseline_run.path, new_run.path, tuple(comparisons)
+        baseline_name, new_name, baseline.path, new_run.path, tuple(comparisons)
     )
     # The first source that declares a margin wins: options, policy file, the suite's TOML.
     verdicts = tuple(
@@ -77,22 +73,32 @@ def check(
     return CheckResult(run_comparison, verdicts, tuple(missing), tuple(unpaired))
 
 
+def _check_suite_names(suites: Sequence[str], baseline: Run) -> None:
+    """Raise UsageError for a suite that the baseline lacks."""
+    suites_of_baseline = sorted({cell.suite for cell in baseline})
+    for suite in suites:
+        if not any(is_requested(name, [suite]) for name in suites_of_baseline):
+            raise UsageError(
+                f"the baseline has no suite {suite!r}",
+                location="--suite",
+                hint=f"its suites are {', '.join(suites_of_baseline) or 'none'}",
+            )
+
+
 def _classify_cells(
-    baseline_run: Run, new_run: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
+    baseline: Run, new_run: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[str], list[str]]:
     """Split the baseline's (suite, method) cells into missing, unpaired and comparable ones.
 
     Returns the cells that the new run lacks and those whose metric has no values per item to pair,
     as "suite · method", and the names of the suites that can be compared.
     """
-    new_cells, method_pairs = group_cells(new_run), dict(methods)
+    new_cells, new_method_by_method = group_cells(new_run), dict(methods)
     missing, unpaired, comparable_suites = [], [], []
-    for (suite, method), cells in group_cells(baseline_run).items():
-        if suites and not any(suite_matches(suite, requested) for requested in suites):
+    for (suite, method), cells in group_cells(baseline).items():
+        if not is_requested(suite, suites) or (methods and method not in new_method_by_method):
             continue
-        if method_pairs and method not in method_pairs:
-            continue
-        new_method = method_pairs.get(method, method)
+        new_method = new_method_by_method.get(method, method)
         if (suite, new_method) not in new_cells:
             missing.append(f"{suite} · {new_method}")
         elif not is_paired(cells[0].summary.metric):
@@ -100,3 +106,99 @@ def _classify_cells(
         else:
             comparable_suites.append(suite)
     return missing, unpaired, list(dict.fromkeys(comparable_suites))
+
+
+def save_baseline(
+    run: str | Path,
+    name: str = "",
+    *,
+    baselines_dir: str | Path = BASELINES_DIR,
+    overwrite: bool = False,
+) -> Path:
+    """Write a small copy of a run and return its folder.
+
+    The copy has every cell with its predictions (ids and numbers, no texts). It lacks facts about
+    the machine and training histories. The paths of the user's files are shortened as far as they
+    stay different. name: of the folder in `baselines_dir`; default the run folder's.
+
+    Raises RunError (no run, damaged predictions, a full disk), UsageError (an impossible name, an
+    existing baseline).
+    """
+    opened_run = read_run(run)
+    name = name or Path(run).resolve().name
+    if Path(name).name != name or name.startswith("."):
+        raise UsageError(
+            f"{name!r} cannot be the name of a folder",
+            location="--name",
+            hint="use letters, digits, - and _",
+        )
+    if not opened_run.cells:
+        raise RunError("the run has no finished cell", location=str(run), hint="score it first")
+    baseline_dir = Path(baselines_dir) / name
+    if baseline_dir.exists() and not overwrite:
+        raise UsageError(
+            f"there is a baseline {name!r} already",
+            location=str(baseline_dir),
+            hint="--overwrite replaces it",
+        )
+    temporary_dir = baseline_dir.with_name(f".{name}.new")
+    shutil.rmtree(temporary_dir, ignore_errors=True)
+    _write_baseline(opened_run, temporary_dir)
+    try:
+        if baseline_dir.exists():
+            shutil.rmtree(baseline_dir)
+        temporary_dir.rename(baseline_dir)
+    except OSError as error:
+        raise RunError(
+            f"cannot be replaced: {error.strerror}",
+            location=str(baseline_dir),
+            hint="is it in use?",
+        ) from error
+    return baseline_dir
+
+
+def _write_baseline(run: Run, baseline_dir: Path) -> None:
+    manifest = run.manifest
+    model = {key: value for key, value in manifest.model.items() if key not in MACHINE_KEYS}
+    manifest = Manifest(runs.SCHEMA_VERSION, model, manifest.software, manifest.created)
+    with runs.RunWriter(baseline_dir, manifest) as writer:
+        for cell in runs.portable_cells(run):
+            history = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
+            writer.write_cell(replace(cell, history=history), runs.read_predictions(run.path, cell))
+
+
+def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
+    """Return one row per baseline. The row of a damaged baseline has the error in column model."""
+    rows: list[Facts] = []
+    for path in sorted(Path(baselines_dir).glob("*/run.json")):
+        row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
+        try:
+            run = runs.open_run(path.parent)
+        except RunError as error:
+            row["model"] = f"unreadable: {error.message}"
+        else:
+            row["model"] = str(run.manifest.model.get("name", ""))
+            row["suites"] = ", ".join(dict.fromkeys(cell.suite for cell in run))
+            row["created"] = run.manifest.created[:10]
+        rows.append(row)
+    return rows
+
+
+def find_baseline(path_or_name: str | Path, baselines_dir: str | Path = BASELINES_DIR) -> Path:
+    """Return the folder of a run or of a baseline.
+
+    Raises UsageError, with the names of the baselines, if there is none.
+    """
+    for folder in (Path(path_or_name), Path(baselines_dir) / path_or_name):
+        if (folder / "run.json").exists():
+            return folder
+    names = [str(row["baseline"]) for row in list_baselines(baselines_dir)]
+    if names:
+        hint = f"baselines are {', '.join(names)}"
+    else:
+        hint = "antlm-bench baseline save RUN saves one"
+    raise UsageError(
+        f"there is no run folder and no baseline {str(path_or_name)!r}",
+        location="--against",
+        hint=hint,
+    )

@@ -1,4 +1,4 @@
-"""`compare`: runs in, their paired differences out; no model, no torch."""
+"""`compare`: paired differences of runs. No model, no torch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def compare(
     """Compare every run with the reference, item by item. Return one comparison per other run.
 
     folders: run folders or opened runs. against: the reference; default the first of `folders`.
-    suites: only these; "glue-2025" stands for its tasks. methods: pairs (of the reference, of the
-    run) that go together; () = equal ones. allow_mixed: compare what two differing cells share, and
-    note it.
+    suites: only these; "glue-2025" stands for its tasks. methods: pairs (method of the reference,
+    method of the run); () = the same method in both. allow_mixed: compare runs with different
+    settings on the items that they share, with a note.
 
     Differences are run minus reference, in the unit of the metric (fractions, correlations, nats).
 
@@ -47,7 +47,7 @@ def compare(
     if len(paths) < 2:
         raise UsageError(
             "one run cannot be compared",
-            hint="antlm-bench compare RUN_A RUN_B, the reference first",
+            hint="give two, the reference first: antlm-bench compare RUN_A RUN_B",
         )
     opened = runs.open_runs(paths)
     names = model_names(opened)
@@ -71,8 +71,8 @@ def compare(
 def resolve_suite_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, str]:
     """Return name -> reference of each suite.
 
-    A suite of the user's own is given by its file (a CSV, a TOML); its name is the one under which
-    `compare` shows it. Raises DataError, DeclarationError, RunError.
+    refs: names of the catalog, or files of the user (a CSV, a TOML). A file's suite has the name
+    under which `compare` shows it. Raises DataError, DeclarationError, RunError.
     """
     from antlm_bench.suites import loader
 
@@ -99,13 +99,13 @@ def resolve_suite_files(refs: Sequence[str], folders: Sequence[str | Path]) -> d
 
 
 def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") -> ItemTexts:
-    """Load the options of every item of a scored suite; a plus marks the right one.
+    """Load the options of every item of a scored suite; `+` marks the right option.
 
     A run holds no texts, so they are read from the data. folders: all runs that are compared. ref:
-    file of the suite, if neither the catalog nor the run has it.
+    the suite's file, if neither the catalog nor the run names it.
 
-    Raises DataError where the data is absent or is not what the run was scored on, UsageError where
-    nothing says where it is.
+    Raises DataError if the data is absent or is not what the run was scored on, UsageError if its
+    location is unknown.
     """
     from antlm_bench.suites import loader
 
@@ -114,16 +114,16 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
     )
     if cell.seed is not None:
         raise UsageError(
-            f"{suite} is finetuned",
+            f"{suite} is a finetuning task",
             location="--show-texts",
-            hint="texts are shown of scored suites",
+            hint="only the texts of scored suites can be shown: select them with --suite",
         )
     ref = ref or next(filter(is_file, cell.origin), suite)
     if not is_file(ref) and ref not in catalog("tasks"):
         raise UsageError(
-            f"no run says where the texts of {suite!r} stand",
+            f"no run names the file with the texts of {suite!r}",
             location="--show-texts",
-            hint="name its file, as for score: --suite FILE",
+            hint="name it, as for score: --suite FILE",
         )
     limit = cell.settings.get("limit")
     loaded = loader.load_suite(
@@ -136,7 +136,7 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
             else f"antlm-bench data verify {suite}"
         )
         raise DataError(
-            f"the data of {suite} here is not what was scored", location="--show-texts", hint=hint
+            f"the local data of {suite} is not what was scored", location="--show-texts", hint=hint
         )
     return {
         item.id: tuple(
@@ -147,8 +147,13 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
     }
 
 
+def is_requested(suite: str, requested_suites: Sequence[str]) -> bool:
+    """Return whether a cell's suite, or its collection, is requested; () requests every suite."""
+    return not requested_suites or any(suite_matches(suite, name) for name in requested_suites)
+
+
 def _covered_suites(comparison: Comparison) -> list[str]:
-    """Return the suites whose cells a comparison uses: its own, and the tasks of a collection."""
+    """Return the suite of a comparison and, if it is a collection, its tasks."""
     tasks = [group.name for group in comparison.groups if group.level == TASK_LEVEL]
     return [f"{comparison.suite}.{task}" for task in tasks] + [comparison.suite]
 
@@ -162,18 +167,14 @@ def _uncompared_cells(
     """
     cells_by_reason: dict[str, list[str]] = {}
     for (suite, method), cells in group_cells(run).items():
-        wanted = not suites or any(suite_matches(suite, requested) for requested in suites)
-        if not wanted or (suite, method) in compared:
+        if not is_requested(suite, suites) or (suite, method) in compared:
             continue
         metric = get_metric_spec(cells[0].summary.metric)
         if metric.comparison is None:
-            reason = "not compared, no metric of single items:"
+            reason = f"in {name}, not compared because the metric has no values per item:"
         elif metric.needs_suite_data:
-            reason = "not compared, its data is not at hand:"
+            reason = f"in {name}, not compared because the data is not here:"
         else:
             reason = f"only in {name}:"
         cells_by_reason.setdefault(reason, []).append(f"{suite} · {method}")
-    return [
-        f"{reason} {', '.join(cells)}" + f" of {name}" * (not reason.startswith("only"))
-        for reason, cells in cells_by_reason.items()
-    ]
+    return [f"{reason} {', '.join(cells)}" for reason, cells in cells_by_reason.items()]

@@ -1,4 +1,4 @@
-"""`export` and `import`: runs as files of other tools, and lm-eval's results as a run."""
+"""`export` and `import`: write runs as files of other tools, and lm-eval's results as a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ExportFormat = Literal["lm-eval", "csv", "model-index", "every-eval-ever"]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The files that were written."""
+    """The files that `export` wrote."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -32,22 +32,24 @@ def export(
     """Write runs in the format of another tool.
 
     out: the file for csv and model-index, the folder for other formats. Raises RunError for a
-    folder that is no run, UsageError for runs without cells, and for two runs that would write the
-    same file.
+    folder without a run, UsageError for runs without cells, and if two runs would write the same
+    file.
     """
     opened = read_runs(expand_run_dirs(folders))
     if not any(run.cells for run in opened):
-        raise UsageError("nothing is scored in these runs", location="RUN")
+        raise UsageError(
+            "these runs have no finished cell", location="RUN", hint="score them first"
+        )
     if export_format == "csv":
         from antlm_bench.exports.items_csv import format_items_csv
 
-        return ExportResult((_write_file(Path(out), format_items_csv(opened)),))
+        return ExportResult((write_file(Path(out), format_items_csv(opened)),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
-        from antlm_bench.results.model_card import build_model_card
+        from antlm_bench.results.reports import build_model_card
 
         card = build_model_card(build_report([run.path for run in opened]))
-        return ExportResult((_write_file(Path(out), card.encode()),))
+        return ExportResult((write_file(Path(out), card.encode()),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
     for run in opened:
@@ -58,33 +60,35 @@ def export(
         for name, data in files_of_run.items():
             if Path(out) / name in files:
                 raise UsageError(
-                    f"two runs want to be {name}",
+                    f"two runs would be written to {name}",
                     location=run.path,
-                    hint="export them into folders of their own",
+                    hint="export each run into its own folder",
                 )
             files[Path(out) / name] = data
     if not files:
         raise UsageError(
-            f"nothing to write as {export_format}: {'; '.join(notes)}",
+            f"nothing can be written as {export_format}: {'; '.join(notes)}",
             location="--format",
             hint="use --format csv",
         )
-    written = tuple(_write_file(path, data) for path, data in files.items())
-    return ExportResult(written, tuple(notes))
+    for path, data in files.items():
+        write_file(path, data)
+    return ExportResult(tuple(files), tuple(notes))
 
 
 def _lm_eval_files(run: Run, notes: list[str]) -> dict[str, bytes]:
-    """Return path -> bytes, below a folder of the model's name.
+    """Return relative path -> bytes. The files are in a folder with the name of the model.
 
-    lm-eval has one method per model, so several methods have folders of their own.
+    lm-eval has one method per model, so each of several methods has its own folder. Sentences on
+    what is left out are added to `notes`.
     """
     from antlm_bench.lm_eval_bridge import results_export
 
     methods = sorted({cell.method for cell in run if results_export.is_exportable(cell)})
     if not all(map(results_export.is_exportable, run)):
         notes.append(
-            f"{run.path}: finetuned tasks and reading times are left out: the harness has no such"
-            " thing"
+            f"{run.path}: finetuned tasks and reading times are left out, because lm-eval has no"
+            " such tasks"
         )
     files: dict[str, bytes] = {}
     for method in methods:
@@ -108,8 +112,8 @@ def _every_eval_ever_files(run: Run) -> dict[str, bytes]:
 def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str, ...]]:
     """Write lm-eval's results with samples as a run folder.
 
-    Returns the run, and the tasks that were left out with the reason. Raises DataError for results
-    that are absent or damaged, RunError for an `out` that holds another model's run.
+    Returns the run, and the tasks that were left out, with the reason. Raises DataError for absent
+    or damaged results, RunError if `out` has another model's run.
     """
     from antlm_bench.lm_eval_bridge import results_import
 
@@ -120,7 +124,8 @@ def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str,
     return read_run(out), imported.skipped_tasks
 
 
-def _write_file(path: Path, data: bytes) -> Path:
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a file, and its folder if need be. Return its path. Raises RunError."""
     runs.make_folder(path.parent)
     runs.write_atomically(path, data)
     return path

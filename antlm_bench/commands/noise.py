@@ -1,4 +1,4 @@
-"""`noise`: how much scores move when only the arithmetic changes. No margin should be smaller."""
+"""`noise`: measure how scores change with batch size and dtype, for the same weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Bools, Names, Prediction, as_list
+from antlm_bench.types import Bools, Names, Prediction
 
 NoiseRow = dict[str, object]
-DEFAULT_LIMIT = 50  # items per paradigm
-# Condition -> options for opening the checkpoint. The first is the reference.
+DEFAULT_LIMIT = 50
+"""Items per paradigm."""
 CONDITIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, small batches": {"batch_tokens": 256},
@@ -30,6 +30,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "adaptive": {},
     "bfloat16": {"dtype": "bfloat16"},
 }
+"""Condition -> options for opening the checkpoint. The first condition is the reference."""
 
 
 def measure_noise(
@@ -43,30 +44,31 @@ def measure_noise(
 ) -> list[NoiseRow]:
     """Return a row per suite and condition: how many decisions flip, and how far scores move.
 
-    suite_names: suites whose options are compared. method: one of the checkpoint's, "" = its first.
-    limit: items per finest group. In the column `points` stands the difference of the headlines; a
-    margin of `check` below its largest value tests nothing. Raises UsageError (an unknown
-    condition), and as `commands.score.score`.
+    suite_names: suites of minimal pairs or multiple choice. method: a scoring method of the
+    checkpoint; "" = its first. limit: items per paradigm. The column `points` is the difference of
+    the headlines from those of the reference; a margin of `check` should not be smaller than its
+    largest value. Raises UsageError for an unknown condition, and all errors of `score`.
     """
     for name in conditions:
         if name not in CONDITIONS:
             hint = f"some of {', '.join(map(repr, CONDITIONS))}"
             raise UsageError(f"unknown condition {name!r}", location="--condition", hint=hint)
-    parts = (part for ref in as_list(suite_names) for part in suites.list_suite_refs(ref))
-    refs = list(dict.fromkeys(parts))
+    refs = suites.list_suite_refs(suite_names)
     reference = next(iter(CONDITIONS))
     rows: list[NoiseRow] = []
-    loaded: list[Suite] = []
+    loaded_suites: list[Suite] = []
     reference_predictions: dict[str, list[Prediction]] = {}
     for name in dict.fromkeys([reference, *conditions]):
         checkpoint = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
-        if not loaded:
-            loaded = [suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in refs]
+        if not loaded_suites:  # loaded after the model, so that a wrong --model costs no time
+            loaded_suites = [
+                suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in refs
+            ]
         method_name = method or default_method(checkpoint, checkpoint.methods)
-        for suite in loaded:
+        for suite in loaded_suites:
             if not TASK_TYPES[suite.task_type].compares_options:
-                message = f"{suite.name} holds no choices that could flip"
-                raise UsageError(message, location="--suite", hint="a suite of pairs or options")
+                message = f"the items of {suite.name} are no choices between options"
+                raise UsageError(message, location="--suite", hint="use a suite of pairs")
             texts = [option.text for item in suite.items for option in item.options]
             checkpoint.run_self_test(texts, [resolve_method(method_name, checkpoint)])
             predictions = _predict(checkpoint, suite, method_name, adaptive=name == "adaptive")
@@ -106,11 +108,10 @@ def _compare_predictions(
 ) -> NoiseRow:
     """Compare two predictions of the same items.
 
-    A decision is the set of options that share the best score, so that a tie that breaks is a flip.
+    A flip is a change of the set of options that share the best score, such as a tie that breaks.
     """
-    best_before, best_after = (
-        _find_best_options(predictions, suite.reduction) for predictions in (before, after)
-    )
+    best_before = _find_best_options(before, suite.reduction)
+    best_after = _find_best_options(after, suite.reduction)
     flips = int((best_before != best_after).any(axis=1).sum())
     moves = [
         np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)
@@ -125,7 +126,7 @@ def _compare_predictions(
 
 
 def _find_best_options(predictions: Sequence[Prediction], reduction: str) -> Bools:
-    """Return which options (n, options) have their item's best score."""
+    """Return a mask (items, options) of the options with the best score of their item."""
     return build_table(predictions, set(), reduction).best_options(reduction)
 
 

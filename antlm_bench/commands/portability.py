@@ -1,8 +1,8 @@
-"""Find what keeps a checkpoint from opening in the environment of BabyLM's official pipelines.
+"""Find reasons why BabyLM's official pipelines, which pin transformers 4.51.3, cannot open a
+checkpoint.
 
-They pin transformers 4.51.3. Everything here is read from files: no weight is loaded, no code is
-run. What that version knows is listed in `official_environment.json`, which a slow test compares
-with the version itself.
+Only files are read: no weight is loaded, no code is run. `official_environment.json` lists the
+model types and tokenizer classes of that version; a slow test compares it with the version itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Modules and names that code for transformers 5 imports, and 4.51.3 does not have.
+# Modules and names of transformers 5 that 4.51.3 does not have.
 NEWER_MODULES = frozenset(
     f"transformers.{name}"
     for name in [
@@ -60,7 +60,7 @@ DEFAULT_ROPE_THETA = 10_000.0
 
 @cache
 def official_environment() -> Mapping[str, Any]:
-    """Return the version of transformers that the official pipelines pin, and what it knows.
+    """Return the pinned version of transformers, its model types and its tokenizer classes.
 
     Keys: transformers (version), model_types, tokenizer_classes.
     """
@@ -72,23 +72,23 @@ def official_environment() -> Mapping[str, Any]:
 def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (problem, fix) for each reason why the pinned version cannot open a checkpoint.
 
-    Settings that it would open, but read otherwise, are problems too.
+    A setting that the pinned version would ignore is a problem, too.
     """
-    config = _read_json(folder / "config.json")
-    tokenizer = _read_json(folder / "tokenizer_config.json")
+    config = read_json_object(folder / "config.json")
+    tokenizer = read_json_object(folder / "tokenizer_config.json")
     auto_map = config.get("auto_map")
-    carried = auto_map if isinstance(auto_map, dict) else {}
-    yield from _tokenizer_problems(tokenizer, _read_json(folder / "tokenizer.json"))
-    yield from _config_problems(config, carried)
-    own_modules = {
-        str(name).partition(".")[0] for name in carried.values() if "--" not in str(name)
-    }
-    for module in sorted(own_modules):
+    if not isinstance(auto_map, dict):
+        auto_map = {}
+    yield from _tokenizer_problems(tokenizer, read_json_object(folder / "tokenizer.json"))
+    yield from _config_problems(config, auto_map)
+    # A value with "--" names code in another repository of the hub.
+    modules = {str(name).partition(".")[0] for name in auto_map.values() if "--" not in str(name)}
+    for module in sorted(modules):
         file = folder / f"{module}.py"
         if not file.is_file():
             yield (
-                f"config.json names code in {file.name}, which is not here",
-                "put it beside the weights",
+                f"config.json names code in {file.name}, which is missing",
+                f"copy {file.name} into the folder",
             )
     for file in sorted(folder.glob("*.py")):
         yield from _import_problems(file)
@@ -103,28 +103,19 @@ def _tokenizer_problems(
     has_remote_code = isinstance(auto_map, list) or (
         isinstance(auto_map, dict) and "AutoTokenizer" in auto_map
     )
-    if (
-        isinstance(name, str)
-        and not has_remote_code
-        and name not in environment["tokenizer_classes"]
-    ):
+    is_unknown = isinstance(name, str) and name not in environment["tokenizer_classes"]
+    if is_unknown and not has_remote_code:
         yield (
             f"tokenizer_config.json names the class {name}, which transformers "
             f"{environment['transformers']} (of the official pipelines) does not know",
-            'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json is beside'
-            " it",
+            'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json exists',
         )
-    splitting = fast_tokenizer.get("pre_tokenizer")
-    space = splitting.get("add_prefix_space") if isinstance(splitting, dict) else None
-    if (
-        splitting
-        and space is True
-        and not tokenizer.get("add_prefix_space", False)
-        and not has_remote_code
-    ):
+    pre_tokenizer = fast_tokenizer.get("pre_tokenizer")
+    adds_space = isinstance(pre_tokenizer, dict) and pre_tokenizer.get("add_prefix_space") is True
+    if adds_space and not tokenizer.get("add_prefix_space", False) and not has_remote_code:
         yield (
-            f"transformers {environment['transformers']} (of the official pipelines) would not put"
-            " the space before a text that tokenizer.json asks for, and would read other tokens",
+            f"tokenizer.json adds a space before a text, and transformers "
+            f"{environment['transformers']} (of the official pipelines) would not",
             'write "add_prefix_space": true into tokenizer_config.json',
         )
 
@@ -144,82 +135,72 @@ def _config_problems(
             "save the checkpoint with its code and an auto_map for AutoConfig and its models",
         )
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and rope.get("rope_theta") not in (
-        None,
-        config.get("rope_theta", DEFAULT_ROPE_THETA),
-    ):
+    if not isinstance(rope, dict):
+        return
+    if rope.get("rope_theta") not in (None, config.get("rope_theta", DEFAULT_ROPE_THETA)):
         yield (
-            f"the base of rotary positions is {rope['rope_theta']}, and only transformers 5 reads"
-            " it there",
-            f'write "rope_theta": {rope["rope_theta"]} into config.json, too',
+            f"rope_theta is {rope['rope_theta']} in rope_parameters: only transformers 5 reads it",
+            f'also write "rope_theta": {rope["rope_theta"]} at the top level of config.json',
         )
-    if (
-        isinstance(rope, dict)
-        and rope.get("rope_type", "default") != "default"
-        and "rope_scaling" not in config
-    ):
+    if rope.get("rope_type", "default") != "default" and "rope_scaling" not in config:
         yield (
-            f"rotary positions are scaled ({rope['rope_type']}), and only transformers 5 reads it"
-            " there",
-            'write the same table as "rope_scaling" into config.json, too',
+            f"rope_type is {rope['rope_type']} in rope_parameters, which only transformers 5 reads",
+            'also write the same table as "rope_scaling" at the top level of config.json',
         )
 
 
 def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
     """Yield the imports of names that the pinned version lacks.
 
-    Imports inside a `try` with `except ImportError` are left out.
+    Imports inside a `try` with `except ImportError` are no problem.
     """
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError) as error:
         yield f"{file.name} cannot be read as Python ({error})", "save the checkpoint again"
         return
-    caught = {
+    nodes_in_try = {
         node
-        for attempt in ast.walk(tree)
-        if isinstance(attempt, ast.Try)
-        and any(_catches_import_error(handler) for handler in attempt.handlers)
-        for statement in attempt.body
+        for try_statement in ast.walk(tree)
+        if isinstance(try_statement, ast.Try)
+        and any(map(_catches_import_error, try_statement.handlers))
+        for statement in try_statement.body
         for node in ast.walk(statement)
     }
     for node in ast.walk(tree):
-        missing = [] if node in caught else _newer_imports(node)
+        missing = [] if node in nodes_in_try else _newer_imports(node)
         if missing:
             yield (
                 f"{file.name}:{getattr(node, 'lineno', 1)} imports {', '.join(missing)}, which "
                 f"transformers {official_environment()['transformers']} (of the official pipelines)"
                 " does not have",
-                "import it inside try, with a substitute under except ImportError",
+                "import it in a try block, and handle ImportError",
             )
 
 
 def _catches_import_error(handler: ast.ExceptHandler) -> bool:
-    names = (
-        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
-        if handler.type
-        else {"ImportError"}
-    )
+    if handler.type is None:  # a bare except
+        return True
+    names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
     return bool(names & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
 def _newer_imports(node: ast.AST) -> list[str]:
-    """Return the names that an import statement takes from newer versions of transformers."""
+    """Return the names in an import statement that only newer versions of transformers have."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name in NEWER_MODULES]
-    if (
-        not isinstance(node, ast.ImportFrom)
-        or node.level
-        or not (node.module or "").startswith("transformers")
-    ):
+    if not isinstance(node, ast.ImportFrom) or node.level:
         return []
-    if node.module in NEWER_MODULES:
-        return [str(node.module)]
-    return [f"{node.module}.{alias.name}" for alias in node.names if alias.name in NEWER_NAMES]
+    module = node.module or ""
+    if module in NEWER_MODULES:
+        return [module]
+    if not module.startswith("transformers"):
+        return []
+    return [f"{module}.{alias.name}" for alias in node.names if alias.name in NEWER_NAMES]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or {} if it cannot be read (`preflight` reports that)."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or {} if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,16 +1,16 @@
-"""`preflight`: check the files of a model's checkpoints against a track. No weight is loaded."""
+"""`preflight`: check a model's checkpoints against the rules of a track. No weight is loaded."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.commands.portability import find_portability_problems
-from antlm_bench.commands.submit import MILESTONE_PATTERN
+from antlm_bench.commands.portability import find_portability_problems, read_json_object
+from antlm_bench.commands.submit import OFFICIAL_MILESTONE_PATTERN
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, IncompleteError
 from antlm_bench.exports.leaderboard import load_leaderboard
@@ -19,9 +19,9 @@ from antlm_bench.weight_files import hash_files, list_weight_sets, select_weight
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
 FINAL_MODEL_DIRS = ("main", "final", "")
-"""Where the final model may lie in the folder; "" = in the folder itself."""
+"""Subfolders in which the final model may be; "" = the folder itself."""
 WORDS_TOLERANCE = 0.1
-"""Share of a milestone by which the words seen may miss it. They miss it by less than a step."""
+"""Tolerated relative difference between the words seen and the words in a milestone's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,12 @@ class Problem:
 
 
 def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
-    """Check a folder of checkpoints, and return facts about it as names and values.
+    """Check a folder of checkpoints. Return facts about it: name -> value.
 
-    Checked are names and number of milestones, weights (safetensors, whole, no two equal),
-    configuration and tokenizer (those of the final model in all), the words seen (where a
-    checkpoint records them), and whether the official pipelines' environment can open it.
+    It checks the names and number of the milestones; that weights are complete safetensors and
+    differ between checkpoints; that configuration and tokenizer are those of the final model; the
+    words seen, if a checkpoint records them; and whether the official pipelines' version of
+    transformers can open it.
 
     Raises IncompleteError with every problem and its fix, CheckpointError if there is no folder,
     UsageError for an unknown year or track.
@@ -66,90 +67,92 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     names = [f"chck_{number}M" for number in milestones]
     folders = {name: root / name for name in names} | ({"final": final} if final else {})
     problems += find_misnamed_folders(root, names)
-    name_by_digest: dict[str, str] = {}
     for name, path in folders.items():
         if not path.is_dir():
-            fix = (
-                "save it while training: our trainer does; it cannot be made afterwards without"
-                " training again"
-            )
+            fix = "train again and save it during training, as `antlm-bench train` does"
             problems.append(Problem(name, "missing", fix))
             continue
         problems += find_file_problems(name, path)
         if final:
             problems += find_model_mismatches(name, path, final)
-        digest = weights_digest(path)
-        first = name_by_digest.setdefault(digest, name) if digest else name
-        if first != name and (name != "final" or first != names[-1]):
-            fix = "one of the two was saved under a wrong name, or a download ignored its revision"
-            problems.append(Problem(name, f"the same weights as {first}", fix))
+    digests = {name: weights_digest(path) for name, path in folders.items() if path.is_dir()}
+    problems += find_equal_weights(digests, names)
     if problems:
-        listed = "\n".join(f"    {problem}" for problem in problems)
-        hint = f"{track} of {year} wants {len(milestones)} milestones" + (
-            f" and {FINAL_MODEL_DIRS[0]}" if milestones else ""
-        )
+        lines = "\n".join(f"    {problem}" for problem in problems)
+        hint = f"{track} of {year} requires {len(milestones)} milestones"
+        if milestones:
+            hint += f" and {FINAL_MODEL_DIRS[0]}"
         raise IncompleteError(
-            f"{len(problems)} problems:\n{listed}", location=str(folder), hint=hint
+            f"{len(problems)} problems:\n{lines}", location=str(folder), hint=hint
         )
     return {
         "track": f"{track}, {year}",
         "milestones": len(milestones),
         "final model": str(final),
-        "weights": len(name_by_digest),
+        "weights": len({digest for digest in digests.values() if digest}),
     }
 
 
-def find_misnamed_folders(root: Path, wanted: Sequence[str]) -> Iterator[Problem]:
-    """Yield the folders that look like milestones and are not among those of the track."""
+def find_equal_weights(digests: Mapping[str, str], milestones: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each checkpoint with the weights of an earlier one.
+
+    digests: name of a checkpoint -> hash of its weights, "" if they cannot be read. The final model
+    may have the weights of the last milestone.
+    """
+    name_by_digest: dict[str, str] = {}
+    for name, digest in digests.items():
+        first_name = name_by_digest.setdefault(digest, name) if digest else name
+        is_last_milestone = name == "final" and first_name in milestones[-1:]
+        if first_name != name and not is_last_milestone:
+            fix = "one of the two was saved under a wrong name, or a download ignored its revision"
+            yield Problem(name, f"the same weights as {first_name}", fix)
+
+
+def find_misnamed_folders(root: Path, required_names: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each folder that looks like a milestone but is not one of the track."""
     for path in sorted(root.iterdir()):
         name = path.name
         looks_like_milestone = re.match(r"ch[a-z]*k|ckpt|step", name, re.IGNORECASE)
-        if not path.is_dir() or name in wanted or not looks_like_milestone:
+        if not path.is_dir() or name in required_names or not looks_like_milestone:
             continue
-        match = MILESTONE_PATTERN.fullmatch(name)
+        match = OFFICIAL_MILESTONE_PATTERN.fullmatch(name)
         if match and match[1] == str(int(match[1])):
-            if wanted:
-                message = "a milestone that the track does not have"
-                yield Problem(name, message, "leave it out of what you upload")
+            if required_names:
+                yield Problem(name, "not a milestone of this track", "do not upload it")
         else:
-            close = suggest_name(name, wanted).removeprefix("did you mean ").strip("?'")
-            fix = "a milestone is called chck_<millions of words seen>M"
-            yield Problem(
-                name, "not the name of a milestone", f"rename it to {close}" if close else fix
-            )
+            close_name = suggest_name(name, required_names)
+            close_name = close_name.removeprefix("did you mean ").strip("?'")
+            fix = f"rename it to {close_name or 'chck_<millions of words seen>M'}"
+            yield Problem(name, "not the name of a milestone", fix)
 
 
 def find_file_problems(name: str, path: Path) -> Iterator[Problem]:
     """Yield the problems of one checkpoint's files."""
-    config: Any = None
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         yield Problem(name, "no config.json", "save the model with save_pretrained")
     except (OSError, ValueError, RecursionError) as error:
         yield Problem(name, f"config.json cannot be read ({error})", "save the checkpoint again")
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
-        yield Problem(
-            name, "no tokenizer", f"save it too: tokenizer.save_pretrained({str(path)!r})"
-        )
+        yield Problem(name, "no tokenizer", f"save it: tokenizer.save_pretrained({str(path)!r})")
     yield from _find_weight_problems(name, path)
     yield from (Problem(name, message, fix) for message, fix in find_portability_problems(path))
-    training = config.get("antlm_bench") if isinstance(config, dict) else None
+    training = read_json_object(path / "config.json").get("antlm_bench")
     words_seen = training.get("words_seen") if isinstance(training, dict) else None
-    if (match := MILESTONE_PATTERN.fullmatch(name)) and isinstance(words_seen, int):
-        wanted = int(match[1]) * 1_000_000
-        if abs(words_seen - wanted) > WORDS_TOLERANCE * wanted:
-            yield Problem(
-                name,
-                f"its config.json records {words_seen:,} words seen",
-                "a milestone is named for words, not for steps",
-            )
+    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(name)
+    if match and isinstance(words_seen, int):
+        words_in_name = int(match[1]) * 1_000_000
+        if abs(words_seen - words_in_name) > WORDS_TOLERANCE * words_in_name:
+            message = f"its config.json records {words_seen:,} words seen"
+            yield Problem(name, message, "name a milestone for its words, not for its steps")
 
 
 def find_model_mismatches(name: str, path: Path, final: Path) -> Iterator[Problem]:
-    """Yield the differences between a milestone and the final model, which it should belong to."""
-    fix = "a submission is of one model: save the milestones of its own training"
-    expected, actual = read_config(final), read_config(path)
+    """Yield a problem for each sign that a milestone does not belong to the final model."""
+    fix = "save the milestones while the final model is trained"
+    expected = read_json_object(final / "config.json")
+    actual = read_json_object(path / "config.json")
     nouns = {
         "model_type": "model type",
         "architectures": "architecture",
@@ -159,23 +162,14 @@ def find_model_mismatches(name: str, path: Path, final: Path) -> Iterator[Proble
         if expected and actual and expected.get(key) != actual.get(key):
             message = f"another {noun} ({actual.get(key)}) than the final model"
             yield Problem(name, f"{message} ({expected.get(key)})", fix)
-    for file in TOKENIZER_FILES:
-        ours, final_file = path / file, final / file
-        if ours.is_file() and final_file.is_file() and ours.read_bytes() != final_file.read_bytes():
-            yield Problem(name, f"another tokenizer than the final model's ({file})", fix)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the object in config.json, or {} if it cannot be read."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    for file_name in TOKENIZER_FILES:
+        file, final_file = path / file_name, final / file_name
+        if file.is_file() and final_file.is_file() and file.read_bytes() != final_file.read_bytes():
+            yield Problem(name, f"another tokenizer than the final model's ({file_name})", fix)
 
 
 def _find_weight_problems(name: str, path: Path) -> Iterator[Problem]:
-    """Yield the problems of all sets of weight files, whichever would be loaded."""
+    """Yield the problems of all sets of weight files, not only of the one that would be loaded."""
     try:
         sets = [weights for weights in list_weight_sets(path) if not weights.is_pickle]
         files = [file for weights in sets for file in weights.files]
@@ -184,34 +178,31 @@ def _find_weight_problems(name: str, path: Path) -> Iterator[Problem]:
         return
     if not files:
         pickled = any(any(path.glob(pattern)) for pattern in PICKLED_PATTERNS)
-        message = (
-            "weights are pickled, not safetensors" if pickled else "no weights (*.safetensors)"
-        )
-        yield Problem(name, message, "model.save_pretrained(folder) writes safetensors")
+        message = "pickled weights, not safetensors" if pickled else "no weights (*.safetensors)"
+        yield Problem(name, message, "save the model with model.save_pretrained(folder)")
         return
     for file in dict.fromkeys(files):
         shown, fix = file.relative_to(path), "save or download it again"
         if not (file.is_file() or file.is_symlink()):
-            yield Problem(name, f"a part of the weights is missing: {shown}", fix)
+            yield Problem(name, f"a file of the weights is missing: {shown}", fix)
         elif not is_complete_safetensors(file):
-            yield Problem(name, f"{shown} is cut short or no safetensors file", fix)
+            yield Problem(name, f"{shown} is truncated or not a safetensors file", fix)
 
 
 def is_complete_safetensors(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says.
+    """Return whether a safetensors file has the length that its header implies.
 
-    It consists of 8 bytes (the header's length), the header (JSON), and the tensors.
+    The file consists of 8 bytes (the header's length), the header (JSON), and the tensors.
     """
     try:
         with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if length > min(file.stat().st_size, 100_000_000):
+            header_length = int.from_bytes(handle.read(8), "little")
+            if header_length > min(file.stat().st_size, 100_000_000):
                 return False
-            table = json.loads(handle.read(length))
-            ends = [
-                entry["data_offsets"][1] for key, entry in table.items() if key != "__metadata__"
-            ]
-            return bool(ends) and file.stat().st_size == 8 + length + max(ends)
+            header = json.loads(handle.read(header_length))
+            tensors = [entry for key, entry in header.items() if key != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for tensor in tensors]
+            return bool(ends) and file.stat().st_size == 8 + header_length + max(ends)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
 
@@ -219,11 +210,9 @@ def is_complete_safetensors(file: Path) -> bool:
 def weights_digest(path: Path) -> str:
     """Return the hash of the weights that would be loaded, or "" if not all can be read."""
     try:
-        chosen = select_weights(path)
+        weights = select_weights(path)
     except CheckpointError:
         return ""
-    return (
-        hash_files(chosen.files)
-        if chosen and all(map(is_complete_safetensors, chosen.files))
-        else ""
-    )
+    if weights is None or not all(map(is_complete_safetensors, weights.files)):
+        return ""
+    return hash_files(weights.files)

@@ -31,8 +31,11 @@ class ProgressLog:
         settings: RuntimeSettings,
         trainer: Trainer,
     ) -> None:
-        self.folder, self.recipe, self.trainer = folder, recipe, trainer
-        self.stop_signals, self.trackers = stop_signals, settings.trackers
+        self.folder = folder
+        self.recipe = recipe
+        self.trainer = trainer
+        self.stop_signals = stop_signals
+        self.trackers = settings.trackers
         self.log_writer = TrainingLogWriter(folder)
         self.label = f"{recipe.name} {recipe.scale}".strip()
         self.progress_bar: Progress | None = None
@@ -48,9 +51,8 @@ class ProgressLog:
             self.trainer.accelerator.end_training()
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None:
-        records = self.log_writer.rewind(steps_done)
-        losses = (dict(record["loss"]) for record in reversed(records) if "loss" in record)
-        self.smoothed_losses = next(losses, {})
+        step_records = [r for r in self.log_writer.rewind(steps_done) if "loss" in r]
+        self.smoothed_losses = dict(step_records[-1]["loss"]) if step_records else {}
         self.progress_bar = Progress(total_tokens, self.label, "tokens")
         self.progress_bar.__enter__()
         self.progress_bar.skip(tokens_seen)
@@ -62,6 +64,7 @@ class ProgressLog:
             )
 
     def on_step_end(self, record: dict[str, Any]) -> None:
+        """Log a step. record["switch"]: whether its objectives are not those of the last step."""
         assert self.progress_bar
         step, objectives = f"step {record['step']:,}", "+".join(record["loss"])
         if record.pop("switch"):
@@ -74,7 +77,7 @@ class ProgressLog:
             self.progress_bar.log(
                 f"{self.label}: held-out loss {record['held_out']:.4f} after {step}"
             )
-        for name, loss in record["loss"].items():  # only the progress bar smooths losses
+        for name, loss in record["loss"].items():  # the log has the losses without smoothing
             earlier_loss = self.smoothed_losses.get(name, loss)
             self.smoothed_losses[name] = LOSS_SMOOTHING * earlier_loss + (1 - LOSS_SMOOTHING) * loss
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in self.smoothed_losses.items())
@@ -107,10 +110,10 @@ class ProgressLog:
         self.log_writer.append({"step": step, "checkpoint": checkpoint.name, "scores": scores})
         if self.progress_bar:
             duration = format_duration(time.monotonic() - start_time)
-            numbers = ", ".join(
+            text = ", ".join(
                 f"{entry['suite']} {entry['method']} {100 * entry['score']:.1f}" for entry in scores
             )
-            self.progress_bar.log(f"{self.label}: {checkpoint.name}: {numbers} ({duration})")
+            self.progress_bar.log(f"{self.label}: {checkpoint.name}: {text} ({duration})")
 
     def stop_requested(self) -> bool:
         return bool(self.stop_signals)

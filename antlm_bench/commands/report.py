@@ -1,7 +1,7 @@
-"""`report`: runs -> a report of suites, their macro-average, and what is missing.
+"""`report`: build a report of runs, with suites, macro-average and missing members.
 
-A column with a missing member has no macro-average, unless `partial` is given, which is marked.
-Scores that must not be compared are marked here, and refused by `compare`.
+A column with a missing member has no macro-average; with `partial` it has one, marked. Scores that
+must not be compared get a caveat here, and an error from `compare`.
 """
 
 from __future__ import annotations
@@ -54,29 +54,30 @@ def build_report(
     runs: opened runs, run folders, or folders of run folders. collection: a name of the catalog or
     a TOML; "" = the suites of the runs, without a macro-average. published: show the published rows
     whose name contains one of these words; () = all, None = none. stand_ins: member -> suite that
-    takes its place, which every output names. partial: average the members that are there, marked.
+    replaces it; every output names the replacement. partial: average the members that are present,
+    with a caveat.
 
         report = antlm_bench.report(["reports/a", "reports/b"], collection="babylm-2024")
         report.columns[0].macro.value  # a fraction
 
-    Raises IncompleteError where a member is missing without `partial` (its `runs` hold the report),
+    Raises IncompleteError if a member is missing without `partial` (its `runs` hold the report),
     RunError, NotComparable (seeds of different items), DeclarationError, UsageError.
     """
     spec = _load_collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
         raise UsageError(
             "only a collection has members and published rows",
-            hint="name one: --collection babylm-2024",
+            hint="name a collection, e.g. --collection babylm-2024",
         )
-    opened = read_runs(expand_run_dirs([run_folder(run) for run in runs]))
-    if not opened:
+    all_runs = read_runs(expand_run_dirs([run_folder(run) for run in runs]))
+    if not all_runs:
         raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
     if spec is None:
-        return _report_without_collection(opened)
+        return _report_without_collection(all_runs)
     members = _apply_stand_ins(spec, stand_ins or {})
     seen_digests: SeenDigests = {}
     columns = []
-    for opened_run, name in zip(opened, model_names(opened), strict=True):
+    for opened_run, name in zip(all_runs, model_names(all_runs), strict=True):
         run, caveats = exclude_other_versions(opened_run, members)
         for column in _build_columns(run, name, members, seen_digests, partial=partial):
             column = replace(column, caveats=(*column.caveats, *caveats))
@@ -90,13 +91,13 @@ def build_report(
     return report
 
 
-def _report_without_collection(opened: Sequence[Run]) -> Report:
+def _report_without_collection(all_runs: Sequence[Run]) -> Report:
     """Return the report of all suites of some runs."""
-    members = _members_from_runs(opened)
+    members = _members_from_runs(all_runs)
     seen_digests: SeenDigests = {}
     columns = [
         column
-        for run, name in zip(opened, model_names(opened), strict=True)
+        for run, name in zip(all_runs, model_names(all_runs), strict=True)
         for column in _build_columns(
             run, name, members, seen_digests, partial=True, include_all_finetuned=True
         )
@@ -112,7 +113,7 @@ def _load_collection(ref: str) -> CollectionSpec | None:
 
 
 def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
-    """Return the members. The label of one with a stand-in names the stand-in."""
+    """Return the members with their replaced suites. The label of such a member names its suite."""
     member_names = {
         key.lower(): member.name for member in spec.members for key in (member.suite, member.name)
     }
@@ -135,13 +136,15 @@ def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tupl
 
 
 def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
-    """Return every suite of the runs as a member; the tasks of one finetuned suite together."""
+    """Return a member per suite of the runs. The tasks of a finetuned suite are one member."""
     tasks_by_suite: dict[tuple[str, bool], list[str]] = {}
     for cell in (cell for run in all_runs for cell in run):
-        is_finetuned = cell.seed is not None
-        suite, task = cell.finetuned_task if is_finetuned else (cell.suite, "")
-        tasks = tasks_by_suite.setdefault((suite, is_finetuned), [])
-        if is_finetuned and task not in tasks:
+        if cell.seed is None:
+            tasks_by_suite.setdefault((cell.suite, False), [])
+            continue
+        suite, task = cell.finetuned_task
+        tasks = tasks_by_suite.setdefault((suite, True), [])
+        if task not in tasks:
             tasks.append(task)
     return tuple(
         MemberSpec(suite=suite, made_by="finetune", tasks=tuple(tasks))
@@ -165,29 +168,29 @@ def _build_columns(
     partial: average finetuned tasks even if some are missing. include_all_finetuned: see
     `_pair_methods`.
     """
-    seeds = group_seeds(run)
+    cells_by_task = group_seeds(run)
     pairs = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
-    not_shown = {method for _, method in seeds} - {finetuned for _, finetuned, _ in pairs}
+    not_shown = {method for _, method in cells_by_task} - {finetuned for _, finetuned, _ in pairs}
     caveats = tuple(
         f"also a classifier on the frozen backbone ({method}), not shown"
         if method.startswith("frozen-")
         else f"also finetuned with {method.removeprefix('finetune-')} attention, not shown"
         for method in sorted(not_shown)
     )
-    for method, finetuned, remark in pairs:
+    for method, finetuned, caveat in pairs:
         label = f"{name} ({method or finetuned})"
         scored = {cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)}
         results = []
         for member in members:
             if member.tasks:
                 cells = {
-                    task: seeds.get((task_full_name(member.suite, task), finetuned), [])
+                    task: cells_by_task.get((task_full_name(member.suite, task), finetuned), [])
                     for task in member.tasks
                 }
                 result = summarize_finetuned_member(
                     run, member, cells, label, seen_digests, partial=partial
                 )
-                score = result.score.with_caveats(remark) if result.score else None
+                score = result.score.with_caveats(caveat) if result.score else None
                 results.append(replace(result, score=score))
             else:
                 results.append(
@@ -199,45 +202,41 @@ def _build_columns(
 def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[str, str, str]]:
     """Yield (scoring method, finetuning method, caveat) for each column of a run.
 
-    GLUE stands beside zero-shot scores of the same attention. If a checkpoint was finetuned with
-    one attention only, that stands beside each of its methods, with a caveat. `fused` has both
-    attentions and takes the full one, never the better one.
+    Finetuned results stand beside the zero-shot scores of the same attention. If a checkpoint was
+    finetuned with one attention only, these results stand beside every scoring method, with a
+    caveat. `fused` has both attentions; beside it stand the results with full attention.
 
-    include_all_finetuned: a finetuning method that goes with no scoring method has a column of its
-    own. So has a frozen backbone; it never stands for a finetuned one in a collection.
+    include_all_finetuned: a finetuning method without a scoring method, or a frozen backbone, gets
+    a column. In a collection a frozen backbone never replaces a finetuned one.
     """
     scored = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
-    seeded = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
-    finetuned = [method for method in seeded if method.startswith("finetune-")]
-    if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
-        seeded = finetuned or [method.replace("frozen-", "finetune-") for method in seeded]
+    with_seeds = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    finetuned = [method for method in with_seeds if method.startswith("finetune-")]
+    if not include_all_finetuned:
+        # With only frozen backbones, the column of finetuned results is there, and empty.
+        with_seeds = finetuned or [method.replace("frozen-", "finetune-") for method in with_seeds]
     full_first: tuple[Attention, ...] = ("full", "causal")
-    shown = set()
+    paired_methods = set()
     for method in scored:
         attentions = METHODS[method].attentions if method in METHODS else set(full_first)
         fitting = [finetune_method(name) for name in full_first if name in attentions]
         partner = next((name for name in (*fitting, *finetuned) if name in finetuned), "")
         attention = partner.removeprefix("finetune-")
         caveat = f"scored by {method}, finetuned with {attention} attention"
-        shown.add(partner)
+        paired_methods.add(partner)
         yield method, partner, caveat if partner and fitting != [partner] else ""
-    for method in seeded:
-        if not scored or (include_all_finetuned and method not in shown):
+    for method in with_seeds:
+        if not scored or (include_all_finetuned and method not in paired_methods):
             yield "", method, ""
 
 
 def _with_macro_average(
     column: ReportColumn, members: Sequence[MemberSpec], run: Run, *, partial: bool
 ) -> ReportColumn:
-    """Add the macro-average, the missing members, and the commands that compute them."""
+    """Add the macro-average, the missing members, and the commands that compute these."""
     pairs = list(zip(members, column.results, strict=True))
     incomplete = [(member, result) for member, result in pairs if not result.is_complete]
-    missing = tuple(
-        f"{member.name} ({', '.join(result.missing)})"
-        if len(result.missing) < len(member.tasks or member.suite_names)
-        else member.name
-        for member, result in incomplete
-    )
+    missing = tuple(_describe_missing(member, result) for member, result in incomplete)
     commands = tuple(_completion_commands(column.method, incomplete, run))
     column = replace(column, missing_members=missing, commands=commands)
     weights = [member.weight for member, result in pairs if result.score]
@@ -250,11 +249,18 @@ def _with_macro_average(
     return replace(column, macro=macro)
 
 
+def _describe_missing(member: MemberSpec, result: MemberResult) -> str:
+    """Return the member's name, with the missing tasks or suites if others are present."""
+    if len(result.missing) == len(member.tasks or member.suite_names):
+        return member.name
+    return f"{member.name} ({', '.join(result.missing)})"
+
+
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """Add a caveat to the averages where not all columns are averaged over the same members."""
+    """Add a caveat to the averages if they are not all over the same members."""
     if len({column.missing_members for column in columns if column.macro}) <= 1:
         return list(columns)
-    caveat = "averaged over other members than some column beside it: do not compare"
+    caveat = "averaged over other members than another column: do not compare"
     return [
         replace(column, macro=column.macro.with_caveats(caveat)) if column.macro else column
         for column in columns
@@ -264,7 +270,7 @@ def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn
 def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
-    """Yield the command lines that add what is missing to the same run folder."""
+    """Yield the command lines that compute the missing members into the same run folder."""
     is_scored = scoring_method in METHODS
     options = {
         "model": shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT")))),
@@ -273,23 +279,22 @@ def _completion_commands(
         "out": f" --out {shlex.quote(make_printable(run.path))}",
         "out_of_all": shlex.quote(make_printable(str(Path(run.path).parent))),
     }
-    scored: dict[str, list[str]] = {}  # the suites of one command, by its template
-    for member, entry in incomplete_members:
+    suites_by_template: dict[str, list[str]] = {}  # one command scores several suites
+    for member, result in incomplete_members:
         if member.task_type and TASK_TYPES[member.task_type].load:
-            scored.setdefault(TASK_TYPES[member.task_type].completion_commands, []).extend(
-                entry.missing
-            )
-    for template, suites in scored.items():
+            template = TASK_TYPES[member.task_type].completion_commands
+            suites_by_template.setdefault(template, []).extend(result.missing)
+    for template, suites in suites_by_template.items():
         names = ",".join(map(shlex.quote, dict.fromkeys(suites)))
         yield template.format(suite=names, tasks="", **options)
-    for member, entry in incomplete_members:
+    for member, result in incomplete_members:
         if not member.task_type:
-            yield f"{member.name}: nothing here computes {member.suite} yet"
+            yield f"{member.name}: antlm-bench cannot compute {member.suite} yet"
         elif not TASK_TYPES[member.task_type].load:
-            names = ",".join(map(shlex.quote, entry.missing))
+            names = ",".join(map(shlex.quote, result.missing))
             lines = TASK_TYPES[member.task_type].completion_commands.format(
                 suite=shlex.quote(member.suite),
-                tasks=f" --task {names}" if entry.task_scores else "",
+                tasks=f" --task {names}" if result.task_scores else "",
                 **options,
             )
             yield from lines.split("\n")
@@ -300,7 +305,7 @@ def _select_published(
 ) -> list[PublishedScoresSpec]:
     """Return the published rows whose names contain one of these words; () = all, None = none.
 
-    Raises UsageError for a word that is in no name.
+    Raises UsageError for a word that no name contains.
     """
     if name_parts is None:
         return []
@@ -310,7 +315,7 @@ def _select_published(
         if not any(word.lower() in row.name.lower() for row in spec.published):
             close = suggest_name(word, [row.name for row in spec.published])
             raise UsageError(
-                f"no published row of {spec.name} holds {word!r}",
+                f"no name of a published row of {spec.name} contains {word!r}",
                 location="--baseline",
                 hint=close or "--published shows all of them",
             )
@@ -324,19 +329,21 @@ def _select_published(
 def _build_published_column(
     row: PublishedScoresSpec, spec: CollectionSpec, members: Sequence[MemberSpec]
 ) -> ReportColumn:
-    """Return a published row as a column. Its numbers have no interval: their items are unknown."""
+    """Return a published row as a column. Its scores have no interval: their items are unknown."""
 
     def to_score(percent: float | None) -> ReportedScore | None:
         return None if percent is None else ReportedScore(percent / 100, "published")
 
-    results = tuple(
-        MemberResult(
-            to_score(row.values.get(declared.name) if shown.suite == declared.suite else None)
+    results = []
+    for declared, shown in zip(spec.members, members, strict=True):
+        is_replaced = shown.suite != declared.suite
+        results.append(
+            MemberResult(to_score(None if is_replaced else row.values.get(declared.name)))
         )
-        for declared, shown in zip(spec.members, members, strict=True)
-    )
     macro = to_score(row.macro)
-    return ReportColumn(row.name, "", results, macro, source=row.source, caveats=tuple(row.notes))
+    return ReportColumn(
+        row.name, "", tuple(results), macro, source=row.source, caveats=tuple(row.notes)
+    )
 
 
 def _build_incomplete_error(
@@ -350,9 +357,11 @@ def _build_incomplete_error(
                 f"  {column.model} ({column.method}) lacks {', '.join(column.missing_members)}"
             )
             lines += [f"    {line}" for line in (*column.caveats, *column.commands)]
-    message = "some of it is missing, and no macro-average is taken over a hole:\n" + "\n".join(
+    message = "members are missing, and so there is no macro-average:\n" + "\n".join(
         dict.fromkeys(lines)
     )
     return IncompleteError(
-        message, hint="--partial averages what is there, marked", runs=[partial_report]
+        message,
+        hint="--partial averages the members that are present, and marks the average",
+        runs=[partial_report],
     )

@@ -1,8 +1,8 @@
-"""`score`: checkpoints and suites in, run folders out. Prints nothing but progress."""
+"""`score`: score checkpoints on suites, and write run folders. It prints only progress."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -51,13 +51,14 @@ if TYPE_CHECKING:
 
     from antlm_bench.keywords import ScoreKeywords
 
-ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
+ALL_METHODS = "all"
+"""Stands for every method that a checkpoint was trained for."""
 PRECISIONS = ("exact", "adaptive")
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """Options of `score`, see the command line's help. None = the default, or `compat`'s value."""
+    """Options of `score`: see its --help. None = the value of `compat`, else the default."""
 
     revision: str | None = None
     limit: int | None = None
@@ -82,7 +83,7 @@ class ScoreOptions:
     again: bool = False
 
     def conventions(self) -> ScoringConventions:
-        """Return the conventions: a peer's bundle, with the options given explicitly on top."""
+        """Return the conventions of `compat`, with explicitly given options in their place."""
         if self.compat is not None and self.compat not in PEER_CONVENTIONS:
             raise UsageError(
                 f"unknown peer {self.compat!r}",
@@ -107,8 +108,8 @@ class ScoreOptions:
 
     def open_options(self) -> OpenOptions:
         """Return the options for opening a checkpoint."""
-        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in shared - {"bos", "lengths"}}
+        names = {field.name for field in fields(OpenOptions)} - {"bos", "lengths"}
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         conventions = self.conventions()
         return OpenOptions(bos=conventions.bos, lengths=conventions.lengths, **values)
 
@@ -120,16 +121,16 @@ class ScoreOptions:
                 location="--precision",
                 hint=" or ".join(PRECISIONS),
             )
-        adaptive = self.precision == "adaptive"
-        if adaptive and self.dtype != "float32":
+        is_adaptive = self.precision == "adaptive"
+        if is_adaptive and self.dtype != "float32":
             raise UsageError(
-                "adaptive precision uses bf16 and fp32",
+                "adaptive precision uses both bfloat16 and float32",
                 location="--dtype",
                 hint="leave --dtype out",
             )
-        if self.conventions().for_suite("sum").reduction != "sum" and adaptive:
+        if is_adaptive and self.conventions().for_suite("sum").reduction != "sum":
             message = (
-                f"{self.compat} decides by means, and adaptive precision measures errors of sums"
+                f"{self.compat} compares means, and adaptive precision bounds the errors of sums"
             )
             raise UsageError(message, location="--compat", hint="use --precision exact")
         validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
@@ -151,19 +152,16 @@ def score(
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
     pairs, TOMLs. methods: scoring methods (`antlm-bench list methods`); () = the checkpoint's
-    first, "all" = each that it was made for. out: the run folder, or for several checkpoints the
-    folder of their run folders; default reports/<name>-<weights>. settings: options of the command
-    line by their names, on top of `options`.
-
-    A cell that the run folder already has under the same content key is not computed again. A call
-    that was killed continues.
+    first, "all" = each that it was trained for. out: the run folder, or for several checkpoints the
+    folder of their run folders; default reports/<name>-<weights>. settings: fields of ScoreOptions,
+    which replace those of `options`.
 
         [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
         run["blimp"].estimate.value  # a fraction
 
-    A cell that is already there under the same content key is not computed again; a killed call
-    resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
-    and IncompleteError follows.
+    A cell that the run folder already has under the same content key is not computed again; a call
+    that was killed continues. With one checkpoint, its BenchError is raised. With several, the
+    others are scored first, and then IncompleteError is raised.
     """
     options = replace(options or ScoreOptions(), **settings)
     method_names = as_list(methods)
@@ -174,11 +172,15 @@ def score(
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
     names_by_weights: dict[str, str] = {}
+    open_model: Callable[..., Checkpoint | MiniconsCheckpoint] = (
+        open_checkpoint if options.engine == "native" else open_minicons_checkpoint
+    )
     for ref in refs:
         try:
-            run = _score_checkpoint(
-                ref, loader, method_names, out, options, names_by_weights, len(refs) > 1
-            )
+            checkpoint = open_model(ref, options.open_options())
+            notes = _describe_opening(checkpoint, names_by_weights)
+            folder = run_dir(checkpoint.metadata, out, len(refs) > 1)
+            run = _score_checkpoint(checkpoint, loader, method_names, folder, options, notes)
             finished.append(run)
         except BenchError as error:
             # An error of the suites or options would be the same for every checkpoint.
@@ -189,7 +191,7 @@ def score(
         raise IncompleteError(
             f"{len(failures)} of {len(refs)} checkpoints were not scored:\n"
             + "\n".join(f"  {ref}: {error}" for ref, error in failures),
-            hint="mend them and repeat the command: what is finished is kept",
+            hint="fix them and repeat the command: finished cells are kept",
             runs=runs.distinguish_suites(finished),
         )
     for name in acquisition_suites:
@@ -198,8 +200,8 @@ def score(
 
 
 class _LazySuites:
-    """The suites of a call: references are checked at once, items are loaded once, when the first
-    model has been opened.
+    """The suites of a call. References are checked at once; items are loaded once, when the first
+    model is open.
     """
 
     def __init__(self, refs: Sequence[str], options: ScoreOptions) -> None:
@@ -207,15 +209,13 @@ class _LazySuites:
             raise UsageError(
                 "no suite given", location="--suite", hint="see `antlm-bench list suites`"
             )
-        self.refs = list(
-            dict.fromkeys(part for ref in refs for part in suites.list_suite_refs(ref))
-        )
+        self.refs = suites.list_suite_refs(refs)
         self.options = options
         self.suites: list[Suite] | None = None
         self.error: BenchError | None = None
 
     def load(self, methods: Sequence[str]) -> list[Suite]:
-        """Load the suites. Raises MethodNotSupported before any data are looked for."""
+        """Load the suites. Raises MethodNotSupported before it opens any data file."""
         for ref in self.refs:
             find_task_type(ref).check_methods(ref, methods)
         if self.suites is None:
@@ -235,31 +235,37 @@ class _LazySuites:
         )
 
 
+def _describe_opening(
+    checkpoint: Checkpoint | MiniconsCheckpoint, names_by_weights: dict[str, str]
+) -> list[str]:
+    """Return notes on a checkpoint, also if an earlier one has the same weights.
+
+    names_by_weights: hash of the weights -> name of the first checkpoint with them; is updated.
+    """
+    weights = str(checkpoint.metadata["weights"])
+    first_name = names_by_weights.setdefault(weights, checkpoint.name)
+    notes = list(loading_notes(checkpoint))
+    if first_name != checkpoint.name:
+        notes.insert(0, f"same weights as {first_name}: this is not another checkpoint")
+    return notes
+
+
 def _score_checkpoint(
-    ref: str,
+    checkpoint: Checkpoint | MiniconsCheckpoint,
     loader: _LazySuites,
     methods: Sequence[str],
-    out: str | Path | None,
+    folder: Path,
     options: ScoreOptions,
-    names_by_weights: dict[str, str],
-    multiple_checkpoints: bool,
+    notes: Sequence[str],
 ) -> Run:
-    open_model = open_checkpoint if options.engine == "native" else open_minicons_checkpoint
-    checkpoint: Checkpoint | MiniconsCheckpoint = open_model(ref, options.open_options())
-    # Methods with the same conventions ask about the same texts and share the model's forwards.
-    groups: dict[ScoringConventions, list[str]] = {}
+    # Methods with the same conventions score the same texts and share the model's forwards.
+    method_groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
         conventions = options.conventions().for_method(resolve_method(name, checkpoint))
-        groups.setdefault(conventions, []).append(name)
-    loaded = loader.load([name for names in groups.values() for name in names])
-    weights = str(checkpoint.metadata["weights"])
-    twin = names_by_weights.setdefault(weights, checkpoint.name)
-    notes = loading_notes(checkpoint)
-    if twin != checkpoint.name:
-        notes = [f"same weights as {twin}: this is not another checkpoint", *notes]
-    folder = run_dir(checkpoint.metadata, out, multiple_checkpoints)
+        method_groups.setdefault(conventions, []).append(name)
+    loaded_suites = loader.load([name for names in method_groups.values() for name in names])
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
-        for suite, names in product(loaded, groups.values()):
+        for suite, names in product(loaded_suites, method_groups.values()):
             _score_suite(checkpoint, suite, names, writer, options, notes)
     return read_run(folder)
 
@@ -267,16 +273,17 @@ def _score_checkpoint(
 def _resolve_methods(
     requested_methods: Sequence[str], checkpoint: Checkpoint | MiniconsCheckpoint
 ) -> list[str]:
-    """Return the requested methods, "all" replaced by every method that the checkpoint was made
-    for; without a request its default.
+    """Return the requested methods, or else the checkpoint's default method.
+
+    "all" is replaced by every method that the checkpoint was trained for.
     """
-    made_for = checkpoint.trained_methods or checkpoint.methods
-    names = [
-        method
-        for name in requested_methods
-        for method in (made_for if name == ALL_METHODS else [name])
-    ]
-    return list(dict.fromkeys(names or [default_method(checkpoint, checkpoint.methods)]))
+    if not requested_methods:
+        return [default_method(checkpoint, checkpoint.methods)]
+    names: list[str] = []
+    for name in requested_methods:
+        trained_methods = checkpoint.trained_methods or checkpoint.methods
+        names += trained_methods if name == ALL_METHODS else [name]
+    return list(dict.fromkeys(names))
 
 
 def _score_suite(
@@ -307,27 +314,31 @@ def _score_suite(
     if options.again:
         for name in method_names:
             writer.discard_chunks(suite.name, name)
-    todo = [
+    pending_names = [
         name
         for name in method_names
         if options.again
         or not writer.is_complete(suite.name, name, keys[name], origin=suite.origin)
     ]
-    if not todo:
+    if not pending_names:
         return
-    methods = [resolve_method(name, checkpoint) for name in todo]
+    methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
-    pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)
-    label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
+    pending = _PendingCells(
+        suite, task_type, items, pending_names, methods, keys, conventions, chunks
+    )
+    label = f"{checkpoint.name} {suite.name} {'+'.join(pending_names)}"
     with Progress(len(items), label) as progress:
-        log_replaced_scores(progress.log, writer, suite.origin, [settings[name] for name in todo])
+        new_settings = [settings[name] for name in pending_names]
+        log_replaced_scores(progress.log, writer, suite.origin, new_settings)
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
-    for name in todo:
-        predictions, settled = predictions_by_method.pop(name), None
+    for name in pending_names:
+        predictions, changed_predictions = predictions_by_method.pop(name), None
         if suite.task_metrics and suite.task_metrics.corpus_metrics:
-            predictions = settled = suite.task_metrics.with_corpus_metrics(predictions)
+            predictions = suite.task_metrics.with_corpus_metrics(predictions)
+            changed_predictions = predictions
         summary = task_type.summarize(
             suite,
             predictions,
@@ -335,16 +346,9 @@ def _score_suite(
             conventions=conventions,
             notes=[*suite.notes, *checkpoint.notes(name), *notes],
         )
-        cell = Cell(
-            suite.name,
-            name,
-            keys[name],
-            settings[name],
-            summary,
-            history=history,
-            origin=suite.origin,
-        )
-        writer.finish_cell(cell, len(chunks), settled)
+        key, values = keys[name], settings[name]
+        cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
+        writer.finish_cell(cell, len(chunks), changed_predictions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +374,10 @@ def _predict_chunks(
     options: ScoreOptions,
     progress: Progress,
 ) -> dict[str, list[Prediction]]:
-    """Return method name -> predictions, chunk by chunk from the run folder or the model.
+    """Return method name -> predictions. Each chunk comes from the run folder or from the model.
 
-    A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one.
+    A chunk is computed for all methods or none, so that a resumed run has the same batches as an
+    uninterrupted one.
     """
     results: dict[str, list[Prediction]] = {name: [] for name in pending.method_names}
     adaptive: AdaptiveScorer | None = None
@@ -415,18 +420,16 @@ def _check_supported(
     method_names: Sequence[str],
     options: ScoreOptions,
 ) -> None:
-    """Raise UsageError or MethodNotSupported where precision, engine or methods cannot score this
-    kind of suite.
-    """
+    """Raise UsageError or MethodNotSupported if the options cannot score this kind of suite."""
     if options.precision == "adaptive" and not task_type.compares_options:
         raise UsageError(
-            f"{suite.name} asks for probabilities, not choices",
+            f"{suite.name} needs exact probabilities, not choices between options",
             location="--precision",
             hint=f"use --precision exact{task_type.exact_reason}",
         )
     if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {task_type.answer_noun}, which no other engine answers",
+            f"{suite.name} asks for {task_type.answer_noun}, which only the native engine computes",
             location="--engine",
             hint=f"use --engine native{task_type.exact_reason}",
         )
@@ -438,8 +441,9 @@ def _check_supported(
 def _self_test(
     checkpoint: Checkpoint | MiniconsCheckpoint, items: Sequence[Item], methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """Compare our engine with the model's plain forward on texts of these items; return what the
-    cell keeps of it.
+    """Compare our engine with the model's plain forward on texts of these items.
+
+    Returns the result, as the cell's history stores it.
     """
     if isinstance(checkpoint, MiniconsCheckpoint):
         return {}
@@ -455,8 +459,9 @@ def _load_stored_chunk(
     chunk_index: int,
     chunk: Sequence[Item],
 ) -> list[Prediction] | None:
-    """Return a chunk of an earlier call if it holds these items; with other methods beside it,
-    chunks had another size.
+    """Return the predictions of a chunk that an earlier call stored, or None.
+
+    A call with other methods may have had chunks of another size; they are not used.
     """
     key = pending.keys[method_name]
     stored = writer.load_chunk(pending.suite.name, method_name, key, chunk_index)
@@ -466,7 +471,7 @@ def _load_stored_chunk(
 
 
 class _ChunkProgress:
-    """Report shares of a chunk's work as whole items of a progress bar."""
+    """A progress callback: converts fractions of a chunk into items of the progress bar."""
 
     def __init__(self, progress: Progress, num_items: int) -> None:
         self.progress, self.num_items = progress, num_items
@@ -486,7 +491,7 @@ def _build_settings(
     conventions: ScoringConventions,
     options: ScoreOptions,
 ) -> dict[str, Any]:
-    """Return all that a cell depends on; it is stored, and hashed into the cell's key."""
+    """Return everything that the predictions of a cell depend on. Its hash is the cell's key."""
     return {
         **key_settings(checkpoint),
         "suite": suite.name,
@@ -500,7 +505,7 @@ def _build_settings(
         "compat": options.compat,
         "limit": options.limit,
         "conventions": CONVENTIONS_VERSION,
-        # Our own choices add no keys, so that runs from before there was a choice stay valid.
+        # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
         **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
         **conventions.non_default_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING

@@ -1,4 +1,4 @@
-"""`submit`: run folders -> the leaderboard's file, as the official collator writes it."""
+"""`submit`: write the file of a leaderboard from run folders, as the official collator does."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.types import Run, finetune_method
 
-MILESTONE_PATTERN = re.compile(r"chck_(\d+)M")
-RESCORE_HINT = "make them (a local checkpoint goes by its folder's name here: give its path)"
+OFFICIAL_MILESTONE_PATTERN = re.compile(r"chck_(\d+)M")
+"""Official names of milestones: chck_<millions of words seen>M."""
+RESCORE_HINT = "run these commands (with the path of a checkpoint where they have only its name)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Submission:
 
     path: Path
     digest: str
-    """sha256 of the file."""
+    """SHA-256 of the file."""
     missing: tuple[MissingPart, ...]
     """Parts that the file lacks; only with `allow_partial`."""
     notes: tuple[str, ...]
@@ -65,15 +66,15 @@ def submit(
     """Write the leaderboard file of a year and track.
 
     folders: run folders (or folders of them) of the final model and of its milestones. out: the
-    file, or a folder, in which it gets the official name. method: of the zero-shot parts; "" = the
-    only one of the run. seed: of the GLUE labels. parts: (dotted) key -> JSON file that was made
-    elsewhere. allow_partial: write a file with missing parts. allow_conventions: accept cells that
-    were not scored by the year's conventions. ties: which of the best options is answered; None =
-    as the year's official code.
+    file, or a folder, in which the file gets the official name. method: scoring method of the
+    zero-shot parts; "" = the only one of the run. seed: finetuning seed of the GLUE predictions.
+    parts: (dotted) key -> JSON file of another tool. allow_partial: write a file with missing
+    parts. allow_conventions: accept cells that were scored by other conventions than the year's.
+    ties: which of several best options is the answer; None = as the year's official code.
 
     Raises IncompleteError for missing parts (nothing is written), NotComparable for other
-    conventions than the year's, UsageError for an ambiguous choice, RunError and DataError for
-    what cannot be read.
+    conventions than the year's, UsageError if method, seed or model are ambiguous, RunError and
+    DataError for unreadable files.
     """
     board = leaderboard.load_leaderboard(year)
     milestones = board.milestones(track)
@@ -82,86 +83,92 @@ def submit(
     )
     method = choose_method(method, final, board)
     check_same_model(final, [checkpoints[number] for number in milestones if number in checkpoints])
-    given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
-    # Every milestone needs the same suite.
+    external_parts = {
+        key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()
+    }
+    # All milestones need the same suite, one after another: keep the last one.
     load_suite = lru_cache(1)(partial(loader.load_suite, allow_incomplete=True))
-    collation = LeaderboardFileBuilder(
+    leaderboard_file = LeaderboardFileBuilder(
         board, track, final, checkpoints, load_suite, method, seed, ties
-    ).build(given)
-    deviations = conventions.find_deviations(board, collation.written_sources, final)
-    own_files = own_file_notes(board, [final, *checkpoints.values()])
-    empty = not any(map(is_filled, collation.document.values()))
-    if collation.missing and (empty or not allow_partial):
+    ).build(external_parts)
+    deviations = conventions.find_deviations(board, leaderboard_file.written_sources, final)
+    user_file_notes = describe_user_files(board, [final, *checkpoints.values()])
+    is_empty = not any(map(is_filled, leaderboard_file.document.values()))
+    if leaderboard_file.missing and (is_empty or not allow_partial):
         shown_deviations = [] if allow_conventions else deviations
-        raise _missing_parts_error(board, collation, own_files, shown_deviations)
+        raise _missing_parts_error(board, leaderboard_file, user_file_notes, shown_deviations)
     if deviations and not allow_conventions:
         raise conventions.deviation_error(board, deviations, method)
     leaderboard.validate_document(
-        collation.document, board.name, missing_keys=[part.key for part in collation.missing]
+        leaderboard_file.document,
+        board.name,
+        missing_keys=[part.key for part in leaderboard_file.missing],
     )
-    notes = [f"as {board.source} writes it", *collation.notes, *own_files]
+    notes = [f"in the format of {board.source}", *leaderboard_file.notes, *user_file_notes]
     notes += [
         f"NOT by the conventions of {board.name}: {line}"
         for line in conventions.describe_deviations(deviations)
     ]
-    if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
+    unused = sorted(checkpoints.keys() - set(milestones))
+    if milestones and unused:
         names = ", ".join(f"chck_{number}M" for number in unused)
-        notes.append(f"{track} has no milestone {names}: left out")
+        notes.append(f"left out, because {track} does not have these milestones: {names}")
     official_name = board.file.format(method=method, name=Path(model_name(final)).name or "model")
     path = output_path(Path(out), official_name)
-    notes += _write_document(path, collation.document, board)
+    notes += _write_document(path, leaderboard_file.document, board)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Submission(path, digest, collation.missing, tuple(notes))
+    return Submission(path, digest, leaderboard_file.missing, tuple(notes))
 
 
 def _missing_parts_error(
     board: LeaderboardSpec,
-    collation: LeaderboardFile,
-    own_files: Sequence[str],
+    leaderboard_file: LeaderboardFile,
+    user_file_notes: Sequence[str],
     deviations: Sequence[Deviation],
 ) -> IncompleteError:
-    """Return the error that lists the missing parts, with the commands that make them."""
-    listed = "\n".join(f"    {part}" for part in collation.missing)
-    listed += "".join(f"\n  {sentence}" for sentence in own_files)
-    if not any(map(is_filled, collation.document.values())):
-        message = f"no part of the {board.year} file is there; nothing was written:\n{listed}"
+    """Return the error that lists the missing parts, with the commands that compute them."""
+    listed = "\n".join(f"    {part}" for part in leaderboard_file.missing)
+    listed += "".join(f"\n  {sentence}" for sentence in user_file_notes)
+    if not any(map(is_filled, leaderboard_file.document.values())):
+        message = f"all parts of the {board.year} file are missing; nothing was written:\n{listed}"
         return IncompleteError(message, hint=RESCORE_HINT)
     message = (
-        f"{len(collation.missing)} parts of the {board.year} file are missing; "
+        f"{len(leaderboard_file.missing)} parts of the {board.year} file are missing; "
         f"nothing was written:\n{listed}"
     )
     if deviations:
         lines = "\n    ".join(conventions.describe_deviations(deviations))
-        message += f"\n  what is there is not all by the conventions of {board.name}:\n    {lines}"
+        message += f"\n  some parts are not by the conventions of {board.name}:\n    {lines}"
     hint = (
-        f"{RESCORE_HINT}, or write what there is with --allow-partial;"
-        " the leaderboard counts holes as 0"
+        f"{RESCORE_HINT}, or write the other parts with --allow-partial;"
+        " the leaderboard counts missing parts as 0"
     )
     return IncompleteError(message, hint=hint)
 
 
 def _write_document(path: Path, document: Mapping[str, Any], board: LeaderboardSpec) -> list[str]:
-    """Write the file, as gzip in years that want it. Return notes for the user."""
+    """Write the file, compressed in years whose official file is. Return notes for the user."""
     data = json.dumps(document).encode()
-    packed = ".gz" in (path.suffix, Path(board.file).suffix)
-    runs.write_atomically(path, gzip.compress(data, mtime=0) if packed else data)
-    if packed and path.suffix != ".gz":
-        return ["the file is gzip, whatever its name: the official scorer of the year unpacks it"]
+    is_gzip = ".gz" in (path.suffix, Path(board.file).suffix)
+    runs.write_atomically(path, gzip.compress(data, mtime=0) if is_gzip else data)
+    if is_gzip and path.suffix != ".gz":
+        return ["the file is compressed with gzip, because the official scorer expects it"]
     return []
 
 
 def split_final_and_milestones(opened_runs: Sequence[Run]) -> tuple[Run, dict[int, Run]]:
     """Return the final model's run, and milestone (millions of words) -> its run.
 
-    A run is a milestone's if its checkpoint is called chck_<n>M. Where all are, the last one is the
-    final model's too. Raises UsageError for none, for several final models, and for two milestones
-    with equal weights: a download that ignores its revision gives the same checkpoint every time.
+    A run belongs to a milestone if its checkpoint is called chck_<n>M. Without another run, the
+    last milestone is the final model, too. Raises UsageError without runs, for several final
+    models, and for two milestones with equal weights (as after a download that ignored the
+    revision).
     """
     milestones: dict[int, Run] = {}
     run_by_weights: dict[str, Run] = {}
     final_runs: list[Run] = []
     for run in opened_runs:
-        number = parse_milestone(run)
+        number = parse_official_milestone(run)
         if number is None:
             final_runs.append(run)
             continue
@@ -169,14 +176,14 @@ def split_final_and_milestones(opened_runs: Sequence[Run]) -> tuple[Run, dict[in
             raise UsageError(
                 f"two runs of chck_{number}M: {milestones[number].path} and {run.path}",
                 location="RUN",
-                hint="give the one that counts",
+                hint="give only one of them",
             )
         first = run_by_weights.setdefault(str(run.manifest.model.get("weights")), run)
         if first is not run:
             raise UsageError(
                 f"{model_name(first)} and {model_name(run)} have the same weights",
                 location=run.path,
-                hint="score the checkpoints themselves: antlm-bench preflight",
+                hint="check the checkpoints with antlm-bench preflight, and score them again",
             )
         milestones[number] = run
     if len(final_runs) > 1:
@@ -184,17 +191,17 @@ def split_final_and_milestones(opened_runs: Sequence[Run]) -> tuple[Run, dict[in
         raise UsageError(
             f"{len(final_runs)} runs of final models: {paths}",
             location="RUN",
-            hint="a file holds one model",
+            hint="give the runs of one model",
         )
     if not final_runs and not milestones:
         raise UsageError(
-            "no run given", location="RUN", hint="antlm-bench score ... writes run folders"
+            "no run given", location="RUN", hint="antlm-bench score writes run folders"
         )
     return (final_runs[0] if final_runs else milestones[max(milestones)]), milestones
 
 
 def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
-    """Raise UsageError where a milestone is of another model than the final one."""
+    """Raise UsageError if a milestone belongs to another model than the final one."""
     nouns = {"architecture": "architecture", "vocabulary": "vocabulary", "parameters": "size"}
     for run in milestone_runs:
         for key, noun in nouns.items():
@@ -204,30 +211,26 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
                     f"{model_name(run)} has another {noun} ({actual}) than the final model "
                     f"{model_name(final_run)} ({expected})",
                     location=run.path,
-                    hint="a file holds one model: give the runs of its own milestones",
+                    hint="give the milestones of the final model",
                 )
 
 
-def parse_milestone(run: Run) -> int | None:
+def parse_official_milestone(run: Run) -> int | None:
     """Return the millions of words in a milestone's name, or None for another name."""
-    match = MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
+    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
     return int(match[1]) if match else None
 
 
-def own_file_notes(board: LeaderboardSpec, opened_runs: Sequence[Run]) -> list[str]:
-    """Return a sentence for each file of the user's with the name of a suite of the leaderboard."""
-    wanted = {part.suite for part in (*board.part, *board.fast)}
-    own = [
-        (cell.suite, runs.base_suite_name(cell).partition(".")[0])
-        for run in opened_runs
-        for cell in run
-        if runs.is_user_suite(cell)
-    ]
-    return [
-        f"{make_printable(shown)} is a file of the user's and not the suite {name}: not counted"
-        for shown, name in dict.fromkeys(own)
-        if name in wanted
-    ]
+def describe_user_files(board: LeaderboardSpec, opened_runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each file of the user with the name of a suite of the leaderboard."""
+    official_suites = {part.suite for part in (*board.part, *board.fast)}
+    sentences = []
+    for cell in (cell for run in opened_runs for cell in run):
+        name = runs.base_suite_name(cell).partition(".")[0]
+        if runs.is_user_suite(cell) and name in official_suites:
+            file = make_printable(cell.suite)
+            sentences.append(f"{file} is a file of the user and not the suite {name}: not counted")
+    return list(dict.fromkeys(sentences))
 
 
 def choose_method(requested: str, run: Run, board: LeaderboardSpec) -> str:
@@ -245,7 +248,7 @@ def choose_method(requested: str, run: Run, board: LeaderboardSpec) -> str:
 
 
 def only_method(run: Run, board: LeaderboardSpec) -> str:
-    """Return the zero-shot method of a run. Raises UsageError for several, or none."""
+    """Return the zero-shot method of a run. Raises UsageError if it has several, or none."""
     methods = sorted({cell.method for cell in run if cell.seed is None})
     if len(methods) == 1:
         return methods[0]
@@ -253,18 +256,16 @@ def only_method(run: Run, board: LeaderboardSpec) -> str:
         raise UsageError(
             f"{run.path} was scored by {', '.join(methods)}",
             location="--method",
-            hint=f"--method {methods[0]}: a file holds one; hybrids are submitted once per method",
+            hint=f"select one, e.g. --method {methods[0]}; submit each method on its own",
         )
-    hint = ""
-    if any(cell.seed is not None for cell in run):
-        causal = any(cell.method == finetune_method("causal") for cell in run)
-        attention = "causal" if causal else "full"
+    hint = "score the suites with antlm-bench score"
+    finetuned = [cell for cell in run if cell.seed is not None and not cell.is_frozen]
+    if finetuned:
+        is_causal = any(cell.method == finetune_method("causal") for cell in finetuned)
+        attention = "causal" if is_causal else "full"
         fitting = [name for name in board.methods if METHODS[name].main_attention == attention]
-        hint = (
-            "score the suites, or write the labels of the finetuned tasks alone: "
-            f"--method {fitting[0]} --allow-partial"
-        )
-    raise UsageError(f"{run.path} holds no scored suite", location="--method", hint=hint)
+        hint += f", or write only the finetuned tasks: --method {fitting[0]} --allow-partial"
+    raise UsageError(f"no suite was scored in {run.path}", location="--method", hint=hint)
 
 
 def read_json(path: Path, location: str) -> Any:
@@ -276,11 +277,11 @@ def read_json(path: Path, location: str) -> Any:
             f"cannot be read: {error.strerror or error}", location=f"{location} {path}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"no JSON: {error}", location=f"{location} {path}") from None
+        raise DataError(f"not JSON: {error}", location=f"{location} {path}") from None
 
 
 def output_path(out: Path, official_name: str) -> Path:
-    """Return the file to write: `out`, or the official name in it if it is a folder."""
+    """Return the file to write: `out`, or the official name in `out` if that is a folder."""
     path = out / official_name if out.is_dir() else out
     runs.make_folder(path.parent)
     return path

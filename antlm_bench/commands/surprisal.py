@@ -1,4 +1,4 @@
-"""`surprisal`: stimuli -> one row per word, region or sentence, in bits, for a mixed model."""
+"""`surprisal`: compute the surprisal of words, regions or sentences, e.g. for a mixed model."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class SurprisalTable:
     """One row per unit: item, condition, region, word_index, word, the columns of the input,
     n_tokens, surprisal_bits."""
     texts: int
-    """Number of texts that the units are parts of."""
+    """Number of texts of the stimuli."""
     unscored: int
-    """Rows without a number because nothing stands before their first token."""
+    """Number of rows without a surprisal because their first token has no context."""
     too_long: int
-    """Rows without a number because their text does not fit into the model."""
+    """Number of rows without a surprisal because their text does not fit into the model."""
     flags: Mapping[str, int]
-    """Name out of types.FLAGS -> number of different texts with it."""
+    """Name of types.FLAGS -> number of different texts with that flag."""
     notes: tuple[str, ...] = ()
-    """Sentences that qualify the numbers: see checkpoints.loading_notes and Checkpoint.notes."""
+    """Sentences that qualify the values: see checkpoints.loading_notes and Checkpoint.notes."""
 
     @property
     def table(self) -> ArrowTable:
@@ -90,86 +90,82 @@ def surprisal(
     """Compute the surprisal of each word, region or sentence of some stimuli, in bits.
 
     model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), or a list
-    of texts. out: a .csv, .tsv or .parquet file to write. method: default the checkpoint's first.
-    by: word, region or sentence. columns: for a file, our column -> its column. bow_correction: see
-    scoring.surprisal; causal only. settings: how to open a checkpoint, on top of `options`.
+    of texts. out: a .csv, .tsv or .parquet file to write. method: scoring method; None = the
+    checkpoint's first. by: word, region or sentence. columns: for a file, our column -> its column.
+    bow_correction: see scoring.surprisal; causal only. settings: options for opening a checkpoint,
+    which replace those of `options`.
 
-    surprisal_bits is the sum over the unit's tokens of -log2 P(token | what the method shows), None
-    where one of them cannot be scored.
+    surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
+    what the method lets the model see. It is None if a token cannot be scored.
 
         antlm_bench.surprisal("gpt2", ["The cats sleep."]).table.to_pandas()
 
-    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. No file is written
-    then.
+    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
+    file is written.
     """
     options = replace(options or OpenOptions(), **settings)
     path = None if out is None else Path(out)
     if path:
         check_table_suffix(path)
-    in_memory = not isinstance(stimuli, str | Path)
-    if in_memory and columns:
+    if method:
+        single_part(get_method(method))
+    if isinstance(stimuli, str | Path):
+        source, texts = str(stimuli), read_stimuli(Path(stimuli), columns)
+    elif columns:
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
-    source = "the texts" if in_memory else str(stimuli)
-    if method:
-        single_part(get_method(method))
-    texts = (
-        read_stimuli(Path(stimuli), columns)
-        if isinstance(stimuli, str | Path)
-        else stimuli_from_texts(stimuli)
-    )
+    else:
+        source, texts = "the texts", stimuli_from_texts(stimuli)
     units = split_into_units(texts, by)
-    if method:
-        single_part(get_method(method))
     if isinstance(model, Scorer):
         if options != OpenOptions():
             raise UsageError(
-                "a Scorer is open already", location="surprisal", hint="Scorer(model, bos=...)"
+                "options of an open Scorer cannot be changed",
+                location="surprisal",
+                hint="give them to the Scorer: Scorer(model, bos=...)",
             )
         checkpoint = model.checkpoint
     else:
         checkpoint = open_checkpoint(str(model), options)
     with evaluation_mode(checkpoint.engine.model):
-        made = _score_units(checkpoint, units, method, source, bow_correction)
-    made = replace(made, path=path, texts=len(texts))
+        result = _score_units(checkpoint, units, method, source, bow_correction)
     if path:
-        write_table(path, made.rows)
-    return made
+        write_table(path, result.rows)
+    return replace(result, path=path, texts=len(texts))
 
 
 def _score_units(
     checkpoint: Checkpoint,
     units: Sequence[ScoringUnit],
-    method: str | None,
+    method_name: str | None,
     source: str,
     bow_correction: bool,
 ) -> SurprisalTable:
-    name = method or default_method(checkpoint, checkpoint.methods)
-    chosen = resolve_method(name, checkpoint)
-    single_part(chosen)
+    """Return the table of some units, without its path and number of texts."""
+    name = method_name or default_method(checkpoint, checkpoint.methods)
+    method = resolve_method(name, checkpoint)
+    single_part(method)
     if bow_correction:
         _set_word_beginnings(checkpoint, name)
-    checkpoint.run_self_test([unit.option.text for unit in units], [chosen])
+    checkpoint.run_self_test([unit.option.text for unit in units], [method])
     rows: list[SurprisalRow] = []
     unscored = too_long = 0
     texts_by_flag: dict[str, set[str]] = {}
     with Progress(len(units), f"{checkpoint.name} {Path(source).name} {name}") as progress:
-        for chunk in _iter_chunks(units, chosen):
+        for chunk in _iter_chunks(units, method):
             scores = span_logprobs(
-                checkpoint, [unit.option for unit in chunk], chosen, bow_correction=bow_correction
+                checkpoint, [unit.option for unit in chunk], method, bow_correction=bow_correction
             )
             rows += _build_rows(chunk, scores)
             num_too_long = int(scores.too_long.sum())
             too_long += num_too_long
-            unscored += sum(math.isnan(number) for number in scores.logp) - num_too_long
+            unscored += sum(math.isnan(logp) for logp in scores.logp) - num_too_long
             for index, unit in enumerate(chunk):
                 for flag in scores.encodings.collect_flags([index]):
                     texts_by_flag.setdefault(flag, set()).add(unit.option.text)
             progress.advance(len(chunk))
     if unscored + too_long == len(rows):
-        hint = (
-            "raise --max-length" if too_long else "give texts of more than one token, or see --bos"
-        )
-        raise DataError("nothing can be scored", location=source, hint=hint)
+        hint = "raise --max-length" if too_long else "use longer texts, or --bos always"
+        raise DataError("no unit can be scored", location=source, hint=hint)
     flags = {flag: len(texts_by_flag[flag]) for flag in FLAGS if flag in texts_by_flag}
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
     return SurprisalTable(None, name, tuple(rows), 0, unscored, too_long, flags, notes)
@@ -178,12 +174,13 @@ def _score_units(
 def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
     """Tell the engine which tokens begin a word.
 
-    Raises MethodNotSupported for masked methods, and for tokenizers whose tokens do not say so.
+    Raises MethodNotSupported for masked methods, and for tokenizers whose tokens do not mark the
+    beginnings of words.
     """
     if not get_method(method_name).is_left_to_right:
         raise MethodNotSupported(
-            "the correction divides by what a left-to-right model expects next; "
-            f"{method_name} sees the next word",
+            "the correction divides by the probability that a left-to-right model gives to a new "
+            f"word; {method_name} sees the next word",
             location="--bow-correction",
             hint="use --method causal, or leave it out",
         )
@@ -191,12 +188,12 @@ def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
 
 
 def _iter_chunks(units: Sequence[ScoringUnit], method: Method) -> Iterator[Sequence[ScoringUnit]]:
-    """Yield the units in blocks, as those of suites, so that memory does not grow with the file."""
+    """Yield the units in chunks, so that memory does not grow with the file."""
     start = 0
     items = [Item(str(index), (unit.option,), 0) for index, unit in enumerate(units)]
-    for part in iter_chunks(items, [method]):
-        yield units[start : start + len(part)]
-        start += len(part)
+    for chunk in iter_chunks(items, [method]):
+        yield units[start : start + len(chunk)]
+        start += len(chunk)
 
 
 def _build_rows(units: Sequence[ScoringUnit], span_scores: SpanScores) -> Iterator[SurprisalRow]:

@@ -1,7 +1,8 @@
-"""`verify`: score a sample of a suite with our engine and with its peers, and compare all numbers.
+"""`verify`: score a sample of a suite with our engine and with peers, and compare all scores.
 
-The peers load the same folder by themselves, in fp32 on the CPU. What can be aligned is aligned
-(sums, the BOS of `--bos`, the characters that count); the rest is stated beside the numbers.
+Peers are other tools (minicons, lm-eval). They load the same folder themselves, in fp32 on the CPU.
+Conventions are aligned as far as possible (sums, the BOS of `--bos`, the scored characters); the
+remaining differences are listed in the result.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Floats, Item, Names, Prediction, as_list
 
-# In nats. Peers agree to 3e-5 where the inputs are the same: batches of other shapes round
-# differently.
 DEFAULT_TOLERANCE = 1e-3
+"""Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
 Peer = MiniconsScorer | LmEvalScorer
 
 
@@ -57,15 +57,16 @@ def verify(
 ) -> Verification:
     """Score `limit` items of every suite, evenly spaced, with our engine and with every peer.
 
-    methods: those that a peer has; () = the checkpoint's first. columns: of files of pairs, our
-    column -> theirs. options: how our engine opens the checkpoint (revision, bos, max_length,
-    allow_pickle, trust_remote_code), in fp32 on the CPU, as the peers do.
+    methods: scoring methods that a peer has; () = the checkpoint's first. columns: for a file of
+    pairs, our column -> its column. options: how our engine opens the checkpoint; device and dtype
+    must be those of the peers, cpu and float32.
 
-    Raises UsageError, MethodNotSupported (no peer has that method; before any data is loaded),
-    DataError, CheckpointError. A disagreement raises nothing here, see raise_on_disagreement.
+    Raises UsageError, MethodNotSupported (no peer has the method; raised before data is loaded),
+    DataError, CheckpointError. A disagreement is no error here: see
+    Verification.raise_on_disagreement.
     """
     if not tolerance > 0:
-        raise UsageError(f"{tolerance:g} is not a number of nats above 0", location="--tolerance")
+        raise UsageError(f"{tolerance:g} nats is not above 0", location="--tolerance")
     if limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
     for name in as_list(methods):
@@ -73,48 +74,47 @@ def verify(
     options = options or OpenOptions(device="cpu")
     checkpoint = open_checkpoint(str(model), options)
     default = [default_method(checkpoint, checkpoint.methods)]
-    names = list(dict.fromkeys(as_list(methods) or default))
-    for name in names:
+    method_names = list(dict.fromkeys(as_list(methods) or default))
+    for name in method_names:
         resolve_method(name, checkpoint)
     sources = locate_sources(str(model), options)
     if conversion.detect_original(sources.base, options) is not None:
-        # Transformers would trust its "model_type": "bert", and leave most weights random.
+        # transformers would load it as "model_type": "bert", with most weights random.
         raise MethodNotSupported(
-            f"{checkpoint.name} is saved in its authors' own layout, which no peer can load",
+            f"{checkpoint.name} is in its authors' original layout, which no peer can load",
             location="--model",
-            hint="only our engine converts it: there is nothing to compare ours with",
+            hint="only our engine can score it (docs/layouts.md)",
         )
-    opened, refused = _open_peers(checkpoint, sources, names, options)
-    if not opened:
+    peers, refused = _open_peers(checkpoint, sources, method_names, options)
+    if not peers:
         reasons = "".join(f"\n  {peer}, {name}: {why}" for peer, name, why in refused)
         raise MethodNotSupported(
-            f"no peer can score {checkpoint.name} this way:{reasons}", location="--model"
+            f"no peer can score {checkpoint.name}:{reasons}", location="--model"
         )
-    parts = (part for ref in as_list(suite) for part in suites.list_suite_refs(ref))
-    refs = list(dict.fromkeys(parts))
+    refs = suites.list_suite_refs(suite)
     agreements: list[PeerAgreement] = []
     for ref in refs:
         suite_columns = columns_for_ref(ref, refs, columns)
         # A sample does not need a complete suite.
         loaded = suites.load_suite(ref, allow_incomplete=True, columns=suite_columns)
         texts = [option.text for item in loaded.items for option in item.options]
-        checkpoint.run_self_test(texts, [get_method(name) for name in names])
-        agreements += _compare_suite(checkpoint, loaded, limit, names, opened, tolerance)
+        checkpoint.run_self_test(texts, [get_method(name) for name in method_names])
+        agreements += _compare_suite(checkpoint, loaded, limit, peers, tolerance)
     return Verification(checkpoint.name, tolerance, tuple(agreements), tuple(refused))
 
 
 def _find_peers(method_name: str) -> list[str]:
-    """Return the peers that have a method.
+    """Return the names of the peers that have a method.
 
-    Raises MethodNotSupported where there is none, UsageError for an unknown method.
+    Raises MethodNotSupported if there is none, UsageError for an unknown method.
     """
     peers = list(get_method(method_name).peer_names)
     if not peers:
         names = [method.name for method in METHODS if method.peer_names]
         raise MethodNotSupported(
-            f"no peer scores with {method_name!r}: there is nothing to compare ours with",
+            f"no peer has the method {method_name!r}",
             location="--method",
-            hint=f"one of {', '.join(names)}",
+            hint=f"methods that a peer has: {', '.join(names)}",
         )
     return peers
 
@@ -125,36 +125,40 @@ def _open_peers(
     method_names: Sequence[str],
     options: OpenOptions,
 ) -> tuple[dict[tuple[str, str], Peer], list[tuple[str, str, str]]]:
-    """Return (peer, method) -> the peer, opened once; and (peer, method, why not) of others."""
-    opened: dict[str, Peer] = {}
-    pairs: dict[tuple[str, str], Peer] = {}
+    """Return (peer, method) -> the opened peer, and (peer, method, reason) for each that cannot be.
+
+    Each peer is opened once.
+    """
+    peer_by_name: dict[str, Peer] = {}
+    peers: dict[tuple[str, str], Peer] = {}
     refused = []
     kind: ModelKind = "causal" if checkpoint.kind == "causal" else "masked"
-    candidates = [(method, peer) for method in method_names for peer in _find_peers(method)]
-    for name, peer in candidates:
-        encoder = checkpoint.encoders[get_method(name).main_attention]
-        reason = _refusal_reason(peer, name, kind, encoder, sources)
-        if not reason:
+    candidates = [(method, name) for method in method_names for name in _find_peers(method)]
+    for method, name in candidates:
+        encoder = checkpoint.encoders[get_method(method).main_attention]
+        reason = _refusal_reason(name, method, kind, encoder, sources)
+        if not reason and name not in peer_by_name:
             try:
-                opened[peer] = opened.get(peer) or _open_peer(peer, sources, kind, encoder, options)
-                pairs[peer, name] = opened[peer]
+                peer_by_name[name] = _open_peer(name, sources, kind, encoder, options)
             except CheckpointError as error:
                 reason = error.message
         if reason:
-            refused.append((peer, name, reason))
-    return pairs, refused
+            refused.append((name, method, reason))
+        else:
+            peers[name, method] = peer_by_name[name]
+    return peers, refused
 
 
 def _refusal_reason(
     peer: str, method_name: str, kind: ModelKind, encoder: TextEncoder, sources: CheckpointSources
 ) -> str:
-    """Return why a peer cannot score a checkpoint with a method; "" where it can."""
+    """Return why a peer cannot score a checkpoint with a method; "" if it can."""
     if get_method(method_name).main_attention != ("causal" if kind == "causal" else "full"):
-        return f"it runs a {kind} checkpoint with its own attention only"
+        return f"it runs a {kind} checkpoint with its native attention only"
     if peer != "lm-eval":
         return "" if sources.adapter is None else "it cannot open a PEFT adapter"
     if not _starts_with_bos_or_eos(encoder.tokenizer, encoder.specials.before):
-        return "it always reads one BOS or EOS before a text, which --bos does not want here"
+        return "it always puts a BOS or EOS before a text, which --bos excludes here"
     cuts_vocabulary = encoder.vocab_size != len(encoder.tokenizer)
     if sources.adapter not in (None, sources.base) and cuts_vocabulary:
         sizes = f"{len(encoder.tokenizer)} of {encoder.vocab_size} tokens"
@@ -172,16 +176,15 @@ def _open_peer(
     """Open a peer with the same weights, adapter and tokenizer. Raises CheckpointError."""
     trusted = options.trust_remote_code
     if peer_name == "lm-eval":
-        adapter = (
-            sources.adapter if sources.adapter != sources.base else None
-        )  # transformers loads one beside weights
-        parts = {
-            "peft": adapter,
-            "tokenizer": sources.tokenizer if sources.tokenizer != sources.base else None,
+        # transformers loads an adapter and a tokenizer in the checkpoint's own folder by itself.
+        folders = {"peft": sources.adapter, "tokenizer": sources.tokenizer}
+        arguments = {
+            name: str(path)
+            for name, path in folders.items()
+            if path is not None and path != sources.base
         }
-        more = {name: str(path) for name, path in parts.items() if path is not None}
-        return open_lm_eval(sources.base, trusted, more)
-    # Otherwise minicons loads the tokenizer from the folder itself.
+        return open_lm_eval(sources.base, trusted, arguments)
+    # With None, minicons loads the tokenizer from the folder itself.
     tokenizer = encoder.tokenizer if trusted or options.tokenizer else None
     return open_minicons(
         sources.base, kind, encoder.specials, encoder.max_length, tokenizer, trusted
@@ -189,7 +192,7 @@ def _open_peer(
 
 
 def _starts_with_bos_or_eos(tokenizer: object, prefix_ids: tuple[int, ...]) -> bool:
-    """Whether a row begins as lm-eval's does: with BOS, or EOS where there is none."""
+    """Return whether texts begin as in lm-eval: with the BOS, or the EOS of a tokenizer without."""
     bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     return prefix_ids == ((eos if bos is None else bos),)
 
@@ -198,21 +201,24 @@ def _compare_suite(
     checkpoint: Checkpoint,
     suite: Suite,
     limit: int,
-    method_names: Sequence[str],
     peers: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[PeerAgreement]:
+    """Compare our scores of a sample of a suite with those of each peer.
+
+    peers: (peer, method) -> the opened peer. Raises UsageError, DataError, CheckpointError.
+    """
     task_type = TASK_TYPES[suite.task_type]
     if not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {task_type.answer_noun}, not for texts",
+            f"{suite.name} asks for {task_type.answer_noun}, which peers do not compute",
             location="--suite",
-            hint="give a suite of choices",
+            hint="give a suite of pairs",
         )
     sample = sample_evenly(suite.items, limit)
     agreements = []
     with Progress(len(peers) * len(sample), f"{checkpoint.name} {suite.name}") as progress:
-        for name in method_names:
+        for name in dict.fromkeys(method for _, method in peers):
             method = resolve_method(name, checkpoint)
             [predictions] = multiple_choice.predict(checkpoint, sample, [method])
             pairs = zip(sample, predictions, strict=True)
@@ -221,25 +227,23 @@ def _compare_suite(
                 message = f"none of {len(sample)} items fits the model"
                 raise DataError(message, location=suite.name, hint="raise --max-length")
             items, ours = [item for item, _ in fitting], [p for _, p in fitting]
-            note = (
-                f"{len(sample) - len(fitting)} of {len(sample)} items do not fit the model, "
-                "and were left out"
-            )
-            notes = (note,) if len(fitting) < len(sample) else ()
-            for (peer, peer_method), scorer in peers.items():
+            notes = []
+            if num_left_out := len(sample) - len(fitting):
+                notes = [f"left out: {num_left_out} of {len(sample)} items do not fit the model"]
+            for (peer_name, peer_method), peer in peers.items():
                 if peer_method == name:
                     agreement = _compare_with_peer(
-                        peer, scorer, suite.name, name, items, ours, tolerance
+                        peer_name, peer, suite.name, name, items, ours, tolerance
                     )
-                    agreements.append(replace(agreement, apart=notes + agreement.apart))
+                    agreements.append(replace(agreement, apart=(*notes, *agreement.apart)))
                     progress.advance(len(sample))
     return agreements
 
 
 def sample_evenly(items: Sequence[Item], limit: int) -> list[Item]:
-    """Return `limit` items, evenly spaced over a suite, so that each paradigm gets its share."""
-    n = min(limit, len(items))
-    return [items[i * len(items) // n] for i in range(n)]
+    """Return `limit` evenly spaced items, so that each paradigm has its share of the sample."""
+    sample_size = min(limit, len(items))
+    return [items[i * len(items) // sample_size] for i in range(sample_size)]
 
 
 def _compare_with_peer(
@@ -253,24 +257,27 @@ def _compare_with_peer(
 ) -> PeerAgreement:
     texts = [option.text for item in items for option in item.options]
     spans = [option.span for item in items for option in item.options]
-    flat = peer.scores(texts, spans, method_name)
-    bounds = np.cumsum([0, *(len(item.options) for item in items)])
-    theirs = [flat[start:end] for start, end in pairwise(bounds)]
-    gaps = np.abs(flat - np.array([score for prediction in ours for score in prediction.scores]))
+    their_scores = peer.scores(texts, spans, method_name)
+    our_scores = np.array([score for prediction in ours for score in prediction.scores])
+    gaps = np.abs(their_scores - our_scores)
     if not np.isfinite(gaps).all():
-        message = f"{peer_name} gives scores that are not finite"
+        message = f"{peer_name} returns scores that are not finite"
         raise CheckpointError(message, location=f"{suite} · {method_name}")
-    worst = int(np.searchsorted(bounds, int(gaps.argmax()), side="right")) - 1
-    flips = (_find_flip(p, q, tolerance) for p, q in zip(ours, theirs, strict=True))
+    bounds = np.cumsum([0, *(len(item.options) for item in items)])
+    worst_item = int(np.searchsorted(bounds, int(gaps.argmax()), side="right")) - 1
+    flips = (
+        _find_flip(prediction, their_scores[start:end], tolerance)
+        for prediction, (start, end) in zip(ours, pairwise(bounds), strict=True)
+    )
     aligned, apart = _alignment_notes(peer, spans)
     return PeerAgreement(
         peer=peer_version(peer_name),
         suite=suite,
         method=method_name,
         items=len(items),
-        options=len(flat),
+        options=len(their_scores),
         largest=float(gaps.max()),
-        worst=items[worst].id,
+        worst=items[worst_item].id,
         mean=float(gaps.mean()),
         flips=tuple(flip for flip in flips if flip),
         aligned=aligned,
@@ -278,41 +285,42 @@ def _compare_with_peer(
     )
 
 
-def _find_flip(prediction: Prediction, theirs: Floats, tolerance: float) -> PeerFlip | None:
-    our_option, their_option = prediction.pred, int(theirs.argmax())
+def _find_flip(prediction: Prediction, their_scores: Floats, tolerance: float) -> PeerFlip | None:
+    """Return the flip of an item on which the peer prefers another option, else None."""
+    our_option, their_option = prediction.pred, int(their_scores.argmax())
     if our_option == their_option:
         return None
-    margin = prediction.scores[our_option] - prediction.scores[their_option]
-    their_margin = float(theirs[their_option] - theirs[our_option])
-    tie = max(margin, their_margin) <= 2 * tolerance
-    return PeerFlip(prediction.id, our_option, their_option, margin, their_margin, tie)
+    our_gap = prediction.scores[our_option] - prediction.scores[their_option]
+    their_gap = float(their_scores[their_option] - their_scores[our_option])
+    is_tie = max(our_gap, their_gap) <= 2 * tolerance
+    return PeerFlip(prediction.id, our_option, their_option, our_gap, their_gap, is_tie)
 
 
 def _alignment_notes(
     peer: Peer, spans: Sequence[tuple[int, int] | None]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what was aligned for the comparison, and what the peer does in its own way."""
+    """Return sentences on the aligned conventions, and on those in which the peer still differs."""
     has_contexts = any(span is not None and span[0] for span in spans)
     if not isinstance(peer, MiniconsScorer):
         aligned = ["sums of log-probabilities", "one BOS or EOS before every text"]
         if not has_contexts:
             return tuple(aligned), ()
-        return (*aligned, "a BOS before contexts: spelled"), (
-            "context and option are told apart by counting the context's own tokens, "
-            "not by characters",
+        return (*aligned, "a BOS before contexts, written into the text"), (
+            "the option starts after as many tokens as the context has alone, not at its first "
+            "character",
         )
     specials = "what the tokenizer adds"
     if peer.spells_specials:
-        specials = "none" if peer.specials == Specials() else "spelled into the text"
+        specials = "none" if peer.specials == Specials() else "written into the text"
     aligned = ["sums of log-probabilities (its default is the mean)", f"special tokens: {specials}"]
     if has_contexts:
         aligned.append(
-            "the same characters count: its scores per token, added up (not its conditional_score)"
+            "the same characters are scored: its scores per token, added up (not conditional_score)"
         )
     scores_suffix = peer.kind == "causal" and not peer.spells_specials
     if scores_suffix and detect_template(peer.scorer.tokenizer).after:
         return tuple(aligned), (
-            "it scores the special tokens that the tokenizer adds after a text: "
-            "as --compat minicons",
+            "it scores the special tokens that the tokenizer adds after a text, as we do under "
+            "--compat minicons",
         )
     return tuple(aligned), ()

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import model_name
+from antlm_bench.results.seeds import average_seeds
 from antlm_bench.types import Cell, Estimate, Run
 
 MILLION = 10**6
 MILESTONES = tuple(sorted({n * scale * MILLION for scale in (1, 10, 100) for n in range(1, 11)}))
-"""BabyLM's, in words: every million up to ten, every ten up to a hundred, every hundred up to a
-thousand."""
+"""BabyLM's milestones in words: 1M, 2M, ..., 10M, 20M, ..., 100M, 200M, ..., 1000M."""
 MILESTONE_PATTERN = re.compile(
     r"(?:chck|ckpt|checkpoint|words)[_-]?(\d+(?:\.\d+)?)([KMB])$", re.IGNORECASE
 )
@@ -29,7 +30,7 @@ class CurvePoint:
 
     words_seen: int
     milestone: int
-    """The milestone (in words) that the checkpoint is named for, or else its words seen."""
+    """Words in the checkpoint's name (`chck_10M`: 10,000,000), or else its words seen."""
     checkpoint: str
     """Name of the checkpoint."""
     estimate: Estimate
@@ -39,7 +40,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """The headline of one suite under one method over the checkpoints of one series."""
+    """The headline of one suite and method for each checkpoint of one series."""
 
     series_name: str
     suite: str
@@ -48,7 +49,8 @@ class LearningCurve:
     points: tuple[CurvePoint, ...]
     """In order of words seen."""
     milestones: tuple[int, ...]
-    """Where the series has a checkpoint or should have one. One without a point is a gap."""
+    """Milestones at which the series has a checkpoint or should have one. A milestone without a
+    point is a gap."""
 
     @property
     def segments(self) -> list[list[CurvePoint]]:
@@ -64,39 +66,75 @@ class LearningCurve:
 
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
-    """Return run folders: a folder of run folders is replaced by these, one level down."""
+    """Return run folders. A folder of run folders is replaced by the run folders in it."""
     run_dirs: list[Path] = []
     for path in map(Path, paths):
-        is_run = (path / "run.json").exists()
-        inside = [] if is_run else [file.parent for file in path.glob("*/run.json")]
-        run_dirs += sorted(inside, key=_natural_sort_key) or [path]
+        if (path / "run.json").exists():
+            run_dirs.append(path)
+            continue
+        subfolders = [file.parent for file in path.glob("*/run.json")]
+        run_dirs += sorted(subfolders, key=_natural_sort_key) or [path]
     return list(dict.fromkeys(run_dirs))
 
 
 def _natural_sort_key(path: Path) -> list[tuple[int, str]]:
-    """Sort chck_2M before chck_10M."""
+    """Return a key that sorts chck_2M before chck_10M."""
     return [
         (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)
     ]
 
 
+def load_curves(
+    paths: Sequence[str | Path], suites: Sequence[str] = ()
+) -> tuple[list[LearningCurve], list[str]]:
+    """Return learning curves, and the names of the models whose words seen are unknown.
+
+    paths: run folders, or folders of them. suites: only these. Raises RunError, and UsageError if
+    no run records words seen, if a suite was not scored, or if two checkpoints of a series have
+    seen the same number of words.
+    """
+    all_runs = [average_seeds(run) for run in read_runs(expand_run_dirs(paths))]
+    curves = build_curves(all_runs)
+    unplaced_models = [model_name(run) for run in all_runs if words_seen(run) is None]
+    if not curves:
+        raise UsageError(
+            "no run records how many words its checkpoint has seen",
+            location=str(paths[0]),
+            hint="name the checkpoints chck_1M, chck_2M, ..., as `train` and BabyLM do",
+        )
+    suites_of_curves = list(dict.fromkeys(curve.suite for curve in curves))
+    for suite in suites:
+        if suite not in suites_of_curves:
+            raise UsageError(
+                f"no checkpoint was scored on {suite!r}",
+                location="--suite",
+                hint=f"there are {', '.join(suites_of_curves)}",
+            )
+    return [curve for curve in curves if not suites or curve.suite in suites], unplaced_models
+
+
 def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
     """Return a learning curve per series, suite and method.
 
-    Runs that do not tell their words seen are left out, and so are finetuned cells whose seeds were
-    not averaged before. Raises UsageError where two checkpoints of a series have seen the same
-    number of words.
+    Runs whose words seen are unknown are left out, and so are single finetuning seeds (see
+    average_seeds). Raises UsageError if two checkpoints of a series have seen the same number of
+    words.
     """
     runs_by_series = group_checkpoints(all_runs)
-    in_any_series = {
-        milestone_or_words_seen(run) for members in runs_by_series.values() for run in members
+    milestones_by_series = {
+        name: {milestone_or_words_seen(run) for run in members}
+        for name, members in runs_by_series.items()
     }
+    milestones_of_all = set().union(*milestones_by_series.values())
     curves = []
     for series_name, members in runs_by_series.items():
-        seen = {milestone_or_words_seen(run) for run in members}
-        expected = in_any_series | set(MILESTONES if seen & set(MILESTONES) else ())
-        between = {milestone for milestone in expected if min(seen) < milestone < max(seen)}
-        milestones = tuple(sorted(seen | between))
+        own_milestones = milestones_by_series[series_name]
+        expected = set(milestones_of_all)
+        if own_milestones & set(MILESTONES):
+            expected |= set(MILESTONES)
+        first, last = min(own_milestones), max(own_milestones)
+        expected = {milestone for milestone in expected if first < milestone < last}
+        milestones = tuple(sorted(own_milestones | expected))
         for suite, method in dict.fromkeys(
             (cell.suite, cell.method) for run in members for cell in run if cell.seed is None
         ):
@@ -106,10 +144,10 @@ def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
 
 
 def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return series name -> runs by words seen.
+    """Return name of a series -> its runs, sorted by words seen.
 
-    A series is the checkpoints of one hub id, or those whose runs share a folder, an architecture
-    and a tokenizer.
+    A series consists of the checkpoints of one hub id, or of those whose runs share a folder, an
+    architecture and a tokenizer. Runs whose words seen are unknown are left out.
     """
     runs_by_key: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in all_runs:
@@ -122,8 +160,7 @@ def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def words_seen(run: Run) -> int | None:
-    """Return the words seen that config.json records, else those of the name (`chck_10M`), or
-    None."""
+    """Return the words seen from config.json, else from the name (`chck_10M`), or None."""
     words = run.manifest.model.get("words_seen")
     if isinstance(words, int | float) and not isinstance(words, bool) and 0 < words < float("inf"):
         return round(words)
@@ -131,31 +168,31 @@ def words_seen(run: Run) -> int | None:
 
 
 def milestone_or_words_seen(run: Run) -> int:
-    """Return the milestone that a checkpoint is named for, or else its words seen.
+    """Return the words in a checkpoint's name (`chck_10M`), or else its words seen.
 
-    A milestone's checkpoint is saved after the first step that passes it, so it has seen more.
+    chck_10M is saved after the first step that passes 10M words, so it has seen slightly more.
     """
     return parse_milestone(run) or words_seen(run) or 0
 
 
 def format_word_count(words: float) -> str:
-    """Return `300k`, `10M`, `1.5B` words."""
+    """Format a number of words: `300k`, `10M`, `1.5B`."""
     units = ((10**9, "B"), (MILLION, "M"), (10**3, "k"), (1, ""))
     size, suffix = next((unit for unit in units if words >= unit[0]), units[-1])
     return f"{words / size:.3g}{suffix}"
 
 
 def parse_milestone(run: Run) -> int | None:
-    """Return the words seen from the checkpoint's name (`chck_10M`), or None (`main`)."""
+    """Return the words in the checkpoint's name: 10,000,000 for `chck_10M`, None for `main`."""
     match = MILESTONE_PATTERN.search(str(run.manifest.model.get("name", "")))
     words = round(float(match[1]) * WORD_COUNT_UNITS[match[2].upper()]) if match else 0
     return words or None
 
 
 def checkpoint_series_key(run: Run) -> tuple[str, ...]:
-    """Return (hub id, or the folders around the run; architecture, tokenizer).
+    """Return (hub id, architecture, tokenizer), or (*parts of the run's parent folder, ...).
 
-    A training folder keeps its runs in `scores`, which does not count.
+    The folder `scores`, in which `train` writes runs, does not count.
     """
     model = run.manifest.model
     name = str(model.get("name", ""))
@@ -166,7 +203,10 @@ def checkpoint_series_key(run: Run) -> tuple[str, ...]:
 
 
 def _name_series(series_keys: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return short name -> key: the folder, with architecture or folders above where needed."""
+    """Return name -> key: as many last parts of the folder as make all names different.
+
+    The architecture is added if two series share a folder.
+    """
     for depth in range(1, max(map(len, series_keys), default=0) + 1):
         short = ["/".join(key[:-2][-depth:]) for key in series_keys]
         full = [
@@ -186,22 +226,21 @@ def _build_points(
 ) -> tuple[tuple[CurvePoint, ...], str]:
     """Return the points of a suite's curve by words seen, and its metric.
 
-    Raises UsageError where two checkpoints have seen the same number of words.
+    Raises UsageError if two checkpoints have seen the same number of words.
     """
-    first_by_weights: dict[str, str] = {}
-    points: dict[int, tuple[str, CurvePoint]] = {}  # milestone -> (weights, point)
+    first_name_by_weights: dict[str, str] = {}
+    points: dict[int, tuple[str, CurvePoint]] = {}  # milestone -> (hash of the weights, point)
     metric = ""
     for run, cell in _iter_matching_cells(checkpoint_runs, suite, method):
         name, metric = model_name(run), cell.summary.metric
         weights = str(run.manifest.model.get("weights") or run.path)
-        first = first_by_weights.setdefault(weights, name)
+        first_name = first_name_by_weights.setdefault(weights, name)
         milestone = milestone_or_words_seen(run)
-        duplicate_of = "" if first == name else first
+        duplicate_of = "" if first_name == name else first_name
         point = CurvePoint(words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of)
         if points.setdefault(milestone, (weights, point))[0] != weights:
             raise UsageError(
-                f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words:"
-                " which one is on the curve?",
+                f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words",
                 location=run.path,
                 hint="keep the runs of each model in a folder of its own (score --out DIR)",
             )

@@ -17,6 +17,7 @@ from antlm_bench.errors import UsageError
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
+from antlm_bench.results.seeds import describe_collapse
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import MemberSpec
@@ -36,14 +37,15 @@ CAVEAT_PATTERN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ReportedScore:
-    """A number of a report with its 95% interval."""
+    """A score in a report, with its 95% interval."""
 
     value: float
     """In the unit of the metric: a fraction, a correlation, nats."""
     metric: str
     low: float | None = None
-    """Lower end of the interval; None for published numbers, whose interval is unknown."""
+    """Lower end of the interval. None for published scores, whose interval is unknown."""
     high: float | None = None
+    """Upper end of the interval."""
     n: int = 0
     """Number of items."""
     seeds: int = 0
@@ -52,7 +54,7 @@ class ReportedScore:
     """Standard deviation over seeds; nan for one seed."""
     caveats: Caveats = ()
     value_with_variance: UncertainValue | None = None
-    """What averages over members compute with."""
+    """The same value with its variance, from which averages over members are computed."""
 
     def with_caveats(self, *sentences: str) -> ReportedScore:
         """Return the score with further caveats. Empty sentences are left out."""
@@ -78,30 +80,31 @@ class MemberResult:
 
 
 def subtasks(member: MemberSpec) -> tuple[str, ...]:
-    """Return the tasks that a member averages. A user's own file has none below it."""
+    """Return the tasks over which a member is averaged. A file of the user is a single task."""
     return tuple(task for task in member.tasks if task != member.suite)
 
 
 def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Caveats]:
-    """Rename the cells of other versions of the members' suites, so that they are not counted.
+    """Rename cells that have the name of a member's suite but are not that suite.
 
-    A member is the suite of the catalog in the catalog's version, and no file of the user's.
-    Returns the run, and a sentence for each suite that is not counted.
+    They are other versions than the catalog's, or files of the user. Returns the run, and a
+    sentence for each suite that is not counted.
     """
     versions = {name: version for member in members for name, version in _iter_versions(member)}
-    members_names = {suite for member in members for suite in (member.suite, *member.suite_names)}
+    member_suites = {suite for member in members for suite in (member.suite, *member.suite_names)}
     cells, sentences = [], []
     for cell in run:
         name, version = runs.base_suite_name(cell), cell.settings.get("suite_version")
-        shown = make_printable(cell.suite)
+        printable_suite = make_printable(cell.suite)
         if name in versions and runs.is_user_suite(cell):
-            if cell.suite not in members_names:
+            if cell.suite not in member_suites:
                 sentences.append(
-                    f"{shown} is a file of the user's and not the suite {name}: not counted"
+                    f"{printable_suite} is a file of the user and not the suite {name}: not counted"
                 )
         elif name in versions and version not in (None, versions[name]):
             sentences.append(
-                f"{shown} was scored in version {version}, here it is {versions[name]}: not counted"
+                f"{printable_suite} was scored in version {version}, the catalog has version "
+                f"{versions[name]}: not counted"
             )
             cell = replace(cell, suite=f"{cell.suite}@{version}")
         cells.append(cell)
@@ -125,10 +128,10 @@ def summarize_scored_member(
     *,
     partial: bool = False,
 ) -> MemberResult:
-    """Return the score of a member that is scored: of its suite, or the mean over its suites.
+    """Return the result of a scored member: the score of its suite, or the mean over its suites.
 
-    cells: suite -> its cell. partial: average even if suites are missing. Raises UsageError where
-    the run lacks the number that the member names.
+    cells: suite -> its cell. partial: average even if suites are missing. Raises UsageError if the
+    run lacks the metric or level that the member names.
     """
     scores = [
         _score_cell(cells[suite], member, column_label, seen_digests)
@@ -157,9 +160,9 @@ def _partial_mean_caveat(
 def _score_cell(
     cell: Cell, member: MemberSpec, column_label: str, seen_digests: SeenDigests
 ) -> ReportedScore:
-    """Return the headline of a cell, or the number that the member names instead.
+    """Return the score of a member in a cell: the metric or level that it names, or the headline.
 
-    Raises UsageError if the cell lacks it.
+    Raises UsageError if the cell lacks that metric or level.
     """
     summary = cell.summary
     if member.over:
@@ -174,8 +177,8 @@ def _score_cell(
         raise UsageError(
             f"the run has no {member.over or member.metric!r} of {cell.suite}",
             location=f"member {member.name}",
-            hint=f"there are the views {', '.join(summary.views)} and the levels"
-            f" {', '.join(levels)}",
+            hint=f"it has the metrics {', '.join(summary.views)}"
+            f" and the levels {', '.join(levels)}",
         )
     values = [_to_value_with_variance(estimate) for estimate in estimates]
     if member.over:
@@ -203,11 +206,11 @@ def summarize_finetuned_member(
     *,
     partial: bool = False,
 ) -> MemberResult:
-    """Return the score of a finetuned member: the mean over tasks of each task's mean over seeds.
+    """Return the result of a finetuned member: the mean over tasks of each task's mean over seeds.
 
     cells: task -> the cells of its seeds. partial: average even if tasks are missing. The interval
-    is over seeds and items (metrics.classification), with tasks taken as independent; that of a
-    task with one seed is over items alone, which is a caveat.
+    is over seeds and items (metrics.classification); tasks count as independent. The interval of a
+    task with one seed is over items only, which is a caveat.
 
     Raises RunError (damaged predictions), NotComparable (seeds that answered different items).
     """
@@ -248,7 +251,8 @@ def average_scores(
 ) -> ReportedScore:
     """Return the weighted mean of independent scores, with the caveats of all of them.
 
-    Its variance is the sum of w^2 var, with weights w that add up to 1. Default: equal weights.
+    Its variance is the sum of w^2 var over the scores; the weights w add up to 1. Default: equal
+    weights.
     """
     shares = [weight / sum(weights) for weight in weights] if weights else None
     values = [score.value_with_variance or UncertainValue(score.value) for score in scores]
@@ -275,13 +279,8 @@ def _collect_caveats(
     cells: the seeds of a finetuned task, or one scored cell. seen_digests is updated.
     """
     first, suite = cells[0], make_printable(cells[0].suite)
-    collapsed = [cell for cell in cells if cell.history.get("collapsed")]
-    if collapsed:
-        reasons = dict.fromkeys(
-            str(reason) for cell in collapsed for reason in cell.history["collapsed"]
-        )
-        count = "" if first.is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
-        yield f"{suite}: {count}collapsed ({'; '.join(reasons)})"
+    if collapse := describe_collapse(cells):
+        yield f"{suite}: {collapse}"
     if first.is_frozen:
         yield "a logistic regression on the features of the frozen backbone, not finetuned"
     elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
@@ -291,11 +290,10 @@ def _collect_caveats(
     if preset := first.settings.get("preset"):
         yield f"finetuned with the settings of {preset}"
     if any(_settings_without_seed(cell) != _settings_without_seed(first) for cell in cells):
-        yield f"{suite}: its seeds were not finetuned with the same settings"
-    for note in dict.fromkeys(
-        note for cell in cells for note in cell.summary.notes if CAVEAT_PATTERN.search(note)
-    ):
-        yield f"{suite}: {note}"
+        yield f"{suite}: its seeds were finetuned with different settings"
+    for note in dict.fromkeys(note for cell in cells for note in cell.summary.notes):
+        if CAVEAT_PATTERN.search(note):
+            yield f"{suite}: {note}"
     if compat := first.settings.get("compat"):
         yield f"scored with the conventions of {compat}"
     elif (ties := str(first.settings.get("ties", "half"))) != "half":
@@ -303,7 +301,7 @@ def _collect_caveats(
     digest = str(first.settings.get("suite_digest", ""))
     first_digest, first_label = seen_digests.setdefault(first.suite, (digest, column_label))
     if digest != first_digest:
-        yield f"{suite}: other items than {first_label} answered; do not compare"
+        yield f"{suite}: not the items of {first_label}; do not compare"
 
 
 def _settings_without_seed(cell: Cell) -> dict[str, object]:
@@ -311,7 +309,7 @@ def _settings_without_seed(cell: Cell) -> dict[str, object]:
 
 
 def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
-    """Yield a line per collection: members that `score` does not compute, and their commands."""
+    """Yield a line per collection with members that `score` cannot compute, and their commands."""
     names = as_list(models)
     model = shlex.quote(names[0]) if len(names) == 1 else "CKPT"
     for ref in as_list(suites):
@@ -322,10 +320,10 @@ def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
             if not (member.task_type and TASK_TYPES[member.task_type].load)
         ]
         if members:
-            yield f"{ref}: not scored, and no part of the table: {'; '.join(members)}"
+            yield f"{ref}: not scored, and not in the table: {'; '.join(members)}"
 
 
 def _describe_computation(member: MemberSpec, model: str) -> str:
     if not member.task_type:
-        return "nothing here computes it yet"
+        return "antlm-bench cannot compute it yet"
     return TASK_TYPES[member.task_type].example_command.format(model=model, suite=member.suite)

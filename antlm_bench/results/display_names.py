@@ -1,4 +1,4 @@
-"""Names of models and rules in tables and messages: short, printable, different from each other."""
+"""Names of models and tie rules for tables and messages: printable and, for models, unique."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def model_name(run: Run) -> str:
 
 
 def model_names(runs: Sequence[Run]) -> list[str]:
-    """Return the name of each run's model without the folders that all of them share.
+    """Return the name of each run's model, without the leading folders that all names share.
 
-    Models that still have the same name are told apart by the names of their run folders.
+    If two names are the same, the name of the run folder is added.
     """
     parts_by_run = [PurePath(model_name(run)).parts or ("",) for run in runs]
     shortest = min(map(len, parts_by_run), default=1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from antlm_bench.errors import UsageError
+from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
 from antlm_bench.notebook import to_html_table
-from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore
+from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore, subtasks
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
+from antlm_bench.types import task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,31 +20,31 @@ class ReportColumn:
     model: str
     """Name of the checkpoint, or of the published row."""
     method: str
-    """Scoring method, or the finetuning method where nothing was scored; "" of a published row."""
+    """Scoring method, or the finetuning method if nothing was scored; "" for a published row."""
     results: tuple[MemberResult, ...]
     """One per member of the report."""
     macro: ReportedScore | None = None
-    """Macro-average over the members. None without a collection, and where a member is missing."""
+    """Macro-average over the members. None without a collection, or if a member is missing."""
     run: str = ""
-    """Run folder; "" of a published row."""
+    """Run folder; "" for a published row."""
     missing_members: tuple[str, ...] = ()
     """Members without a complete result, by name."""
     commands: tuple[str, ...] = ()
     """Command lines that compute what is missing."""
     source: str = ""
-    """Source of a published row; "" of a run."""
+    """Source of a published row; "" for a run."""
     caveats: Caveats = ()
     """Sentences that qualify all numbers of the column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Columns side by side."""
+    """The table of a report, and the caveats of its columns."""
 
     collection: CollectionSpec | None
-    """None: the suites of the runs stand side by side, without a macro-average."""
+    """The collection, or None for all suites of the runs, without a macro-average."""
     members: tuple[MemberSpec, ...]
-    """The collection's members, each under the name that is shown; stand-ins in their place."""
+    """Rows of the table: the collection's members (or their replacements), or the runs' suites."""
     columns: tuple[ReportColumn, ...]
 
     def _repr_html_(self) -> str:
@@ -72,3 +75,54 @@ def _all_caveats(column: ReportColumn) -> Iterator[str]:
     for score in (*(result.score for result in column.results), column.macro):
         if score:
             yield from score.caveats
+
+
+def build_model_card(report: Report) -> str:
+    """Return the front matter of one checkpoint's model card, with the results of all methods.
+
+    Raises UsageError for runs of several checkpoints.
+    """
+    columns = [column for column in report.columns if not column.source]
+    num_runs = len({column.run for column in columns})
+    if num_runs > 1:
+        raise UsageError(
+            f"a model card is of one model, and there are {num_runs} runs",
+            location="--model-index",
+            hint="give one run",
+        )
+    results = [result for column in columns for result in _column_results(report, column)]
+    missing = [
+        f"missing ({column.method}): {', '.join(column.missing_members)}"
+        for column in columns
+        if column.missing_members
+    ]
+    return build_model_index(columns[0].model if columns else "", results, missing)
+
+
+def _column_results(report: Report, column: ReportColumn) -> list[ModelIndexResult]:
+    scores: list[tuple[str, str, ReportedScore | None]] = []
+    for member, result in zip(report.members, column.results, strict=True):
+        scores.append((member.suite, member.name, result.score))
+        for task in subtasks(member):
+            name = task_full_name(member.suite, task)
+            scores.append((name, f"{member.name}: {task}", result.task_scores.get(task)))
+    if column.macro and report.collection:
+        # A mean over members is not a classification, even where some of them were finetuned.
+        macro = replace(column.macro, seeds=0)
+        scores.append((report.collection.name, report.collection.title, macro))
+    return [
+        ModelIndexResult(
+            suite,
+            title,
+            column.method,
+            score.metric,
+            score.value,
+            score.low,
+            score.high,
+            score.n,
+            score.seeds,
+            score.caveats,
+        )
+        for suite, title, score in scores
+        if score
+    ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from antlm_bench import runs
+from antlm_bench.comparison.join import group_cells
 from antlm_bench.metrics.classification import summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
@@ -14,28 +15,29 @@ from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 def average_seeds(run: Run) -> Run:
     """Return the run with one cell per finetuned task instead of one per seed.
 
-    Its value is the mean over seeds, its interval is over seeds and items. Raises RunError where
-    predictions are damaged.
+    The cell's value is the mean over seeds; its interval is over seeds and items. Raises RunError
+    for damaged predictions.
     """
-    cells = [cell for cell in run if cell.seed is None]
-    for (suite, method), seeds in group_seeds(run).items():
-        metric = seeds[0].summary.metric
-        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
-        collapsed_seeds = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
-        notes = [note for cell in seeds[:1] for note in cell.summary.notes]
-        if spread.num_seeds > 1:
-            notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
-        elif not seeds[0].is_frozen:
+    averaged_cells = [cell for cell in run if cell.seed is None]
+    for (suite, method), cells in group_seeds(run).items():
+        first = cells[0]
+        metric = first.summary.metric
+        seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+        collapsed_seeds = [str(cell.seed) for cell in cells if cell.history.get("collapsed")]
+        notes = list(first.summary.notes)
+        if seeds.num_seeds > 1:
+            notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
+        elif not first.is_frozen:
             notes.append("one seed")
         if collapsed_seeds:
             notes.append(f"collapsed with seed {', '.join(collapsed_seeds)}")
-        if any(cell.settings.get("select") == "valid" for cell in seeds):
+        if any(cell.settings.get("select") == "valid" for cell in cells):
             notes.append(
                 "epochs were selected on the scored examples, as BabyLM's official recipe does"
             )
-        summary = Summary(suite, method, metric, (), spread.mean, {}, (), tuple(notes))
-        cells.append(Cell(suite, method, seeds[0].key, seeds[0].settings, summary, seeds[0].digest))
-    return replace(run, cells=tuple(cells))
+        summary = Summary(suite, method, metric, (), seeds.mean, {}, (), tuple(notes))
+        averaged_cells.append(Cell(suite, method, first.key, first.settings, summary, first.digest))
+    return replace(run, cells=tuple(averaged_cells))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,55 +63,58 @@ class FinetunedTaskSummary:
 
 
 def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each (suite, method), sorted by seed."""
-    cells_by_task: dict[tuple[str, str], list[Cell]] = {}
-    for cell in run:
-        if cell.seed is not None:
-            cells_by_task.setdefault((cell.suite, cell.method), []).append(cell)
+    """Return (suite, method) -> its cells with seeds, sorted by seed."""
     return {
-        task: sorted(cells, key=lambda cell: cell.seed or 0)
-        for task, cells in cells_by_task.items()
+        key: [cell for cell in cells if cell.seed is not None]
+        for key, cells in group_cells(run).items()
+        if any(cell.seed is not None for cell in cells)
     }
 
 
 def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
-    """Yield one summary per task and attention. Raises RunError where predictions are damaged."""
+    """Yield one summary per task and attention. Raises RunError for damaged predictions."""
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
-        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
-        has_several_seeds = spread.num_seeds > 1
+        seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+        has_several_seeds = seeds.num_seeds > 1
         yield FinetunedTaskSummary(
             model=str(run.manifest.model.get("name", run.path)),
             task=suite,
             attention=method.removeprefix("finetune-"),
             metric=metric,
-            mean=spread.mean,
-            sd=spread.sd if has_several_seeds else None,
-            worst=spread.low if has_several_seeds else None,
+            mean=seeds.mean,
+            sd=seeds.sd if has_several_seeds else None,
+            worst=seeds.low if has_several_seeds else None,
             majority=cells[0].summary.views["majority"].value,
-            num_seeds=spread.num_seeds,
+            num_seeds=seeds.num_seeds,
             flags=tuple(_collect_flags(cells)),
         )
 
 
-def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """Yield the caveats of a mean: collapsed seeds, texts cut or trained on, choice of epochs."""
+def describe_collapse(cells: Sequence[Cell]) -> str:
+    """Return how many seeds of a task collapsed, and why; "" if none did."""
     collapsed = [cell for cell in cells if cell.history.get("collapsed")]
-    if collapsed:
-        reasons = dict.fromkeys(
-            str(text) for cell in collapsed for text in cell.history["collapsed"]
-        )
-        count = "" if cells[0].is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
-        yield f"{count}collapsed ({', '.join(reasons)})"
-    if cut := max(cell.summary.headline.flags.get("cut", 0) for cell in cells):
-        yield f"{cut} texts cut"
+    if not collapsed:
+        return ""
+    reasons = dict.fromkeys(
+        str(reason) for cell in collapsed for reason in cell.history["collapsed"]
+    )
+    count = "" if cells[0].is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
+    return f"{count}collapsed ({'; '.join(reasons)})"
+
+
+def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield the caveats of a task's mean over these cells, which are its seeds."""
+    if collapse := describe_collapse(cells):
+        yield collapse
+    num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)
+    if num_cut:
+        yield f"{num_cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
-    if any(
-        cell.method in (finetune_method("causal"), finetune_method("causal", frozen=True))
-        and cell.history.get("pooling") == "first"
-        for cell in cells
-    ):
+    causal_methods = (finetune_method("causal"), finetune_method("causal", frozen=True))
+    causal_cells = [cell for cell in cells if cell.method in causal_methods]
+    if any(cell.history.get("pooling") == "first" for cell in causal_cells):
         yield "position 0 of a causal model, which has seen the first token only"
     if any("substitute" in note for note in cells[0].summary.notes):
         yield "substitute train set"

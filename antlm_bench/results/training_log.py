@@ -1,7 +1,4 @@
-"""The log of a training run: write one record per step, read losses over the words seen.
-
-Losses are thinned to as many points as an eye can tell apart.
-"""
+"""The log of a training run: write one record per step, and read the losses for figures."""
 
 from __future__ import annotations
 
@@ -19,31 +16,32 @@ from antlm_bench.errors import RunError
 from antlm_bench.printable import make_printable
 
 LOG_FILE = "train.jsonl"
-POINTS_PER_RUN = 240  # points per training run: about one per two pixels of a page
+POINTS_PER_RUN = 240
+"""Points per training run and objective: about one per two pixels of a page."""
 
 
 class TrainingLogWriter:
-    """Writes the log of a training folder: one JSON record per line, of a step or of scores."""
+    """Write the log of a training folder: JSON Lines, one record per step or scored checkpoint."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / LOG_FILE
 
     def rewind(self, steps_done: int) -> list[dict[str, Any]]:
-        """Remove the records after step `steps_done`, which a kill has undone; return the others.
+        """Remove the records after step `steps_done`. Return the remaining records.
 
-        Else these steps would be in the log twice. Lines that are not JSON are removed too: the
-        last one may be half.
+        A resumed training repeats these steps. Lines that are not JSON are removed, too: a kill may
+        have truncated the last one.
         """
-        kept = []
+        records = []
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
         for line in lines:
             with suppress(ValueError):
                 record = json.loads(line)
                 if record["step"] <= steps_done:
-                    kept.append(record)
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+                    records.append(record)
+        text = "".join(json.dumps(record) + "\n" for record in records)
         runs.write_atomically(self.path, text.encode())
-        return kept
+        return records
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record. Raises RunError if the file cannot be written."""
@@ -62,11 +60,11 @@ class LossPoint:
 
     objective: str
     words: float
-    """Words seen: the mean over these steps."""
+    """Mean number of words seen over these steps."""
     value: float
-    """Nats per target."""
+    """Mean loss over these steps, in nats per target."""
     stretch: int
-    """How many switches of objective came before."""
+    """Number of earlier switches between objectives. Points of different numbers are not joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,9 @@ class TrainingLog:
     name: str
     losses: tuple[LossPoint, ...]
     switches: tuple[tuple[float, str], ...]
-    """(words seen, objectives from here on)."""
+    """(words seen, objectives from there on) of each switch."""
     steps: int
-    """How many steps the log holds."""
+    """Number of steps in the log."""
 
 
 def read_training_log(run_dir: str | Path) -> TrainingLog:
@@ -94,18 +92,19 @@ def read_training_log(run_dir: str | Path) -> TrainingLog:
     steps = list(_parse_steps(lines, path))
     if not steps:
         raise RunError(
-            "no step in this log", location=str(path), hint="the training has not begun yet"
+            "the log has no step",
+            location=str(path),
+            hint="wait for the first step of the training",
         )
-    width = steps[-1]["words"] / POINTS_PER_RUN or 1
+    bin_width = steps[-1]["words"] / POINTS_PER_RUN or 1  # in words
     bins: dict[tuple[int, str, int], list[tuple[float, float]]] = defaultdict(list)
-    switches, stretch = [], 0
+    switches = []
     for step in steps:
         words = step["words"]
         if "switch" in step:
-            stretch += 1
             switches.append((words, make_printable(str(step["switch"]))))
         for objective, value in step["loss"].items():
-            key = (stretch, make_printable(str(objective)), int(words / width))
+            key = (len(switches), make_printable(str(objective)), int(words / bin_width))
             bins[key].append((words, value))
     losses = tuple(
         LossPoint(
@@ -121,7 +120,7 @@ def read_training_log(run_dir: str | Path) -> TrainingLog:
 
 
 def _parse_steps(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of steps. A half last line is left out: the run may still write it."""
+    """Yield the records of steps. A damaged last line is left out: it may not be written yet."""
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -129,21 +128,19 @@ def _parse_steps(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines):
                 return
             raise RunError(
-                "no JSON", location=f"{path}:{number}", hint="the log was edited or damaged"
+                "not JSON", location=f"{path}:{number}", hint="the log was edited or damaged"
             ) from error
         if isinstance(record, dict) and "loss" not in record:
             continue  # scores of a checkpoint
-        if not (
-            isinstance(record, dict)
-            and isinstance(record["loss"], dict)
-            and _has_finite_numbers(record)
-        ):
-            hint = "a step has numbers: words, and a loss per objective"
-            raise RunError("not a step of a training", location=f"{path}:{number}", hint=hint)
+        if not _is_step(record):
+            hint = "a step has finite numbers: words, and a loss per objective"
+            raise RunError("not a training step", location=f"{path}:{number}", hint=hint)
         yield record
 
 
-def _has_finite_numbers(record: dict[str, Any]) -> bool:
+def _is_step(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record["loss"], dict):
+        return False
     numbers = [record.get("words"), *record["loss"].values()]
     return all(
         isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers

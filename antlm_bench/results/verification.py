@@ -21,7 +21,8 @@ class PeerFlip:
     their_margin: float
     """log P(its option) - log P(our option) by the peer, in nats."""
     tie: bool
-    """Neither margin exceeds twice the tolerance: two scores within the tolerance explain it."""
+    """Whether differences of scores within the tolerance explain the flip: neither margin exceeds
+    twice the tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,49 +33,50 @@ class PeerAgreement:
     suite: str
     method: str
     items: int
+    """Number of items."""
     options: int
-    """Number of options of all items; each has a score."""
+    """Number of options of all items. Each option has a score."""
     largest: float
-    """Largest absolute difference of an option's score (nats)."""
+    """Largest absolute difference between our score and the peer's score of an option (nats)."""
     worst: str
     """Id of the item with the largest difference."""
     mean: float
-    """Mean absolute difference of the options' scores (nats)."""
+    """Mean absolute difference over the options (nats)."""
     flips: tuple[PeerFlip, ...]
     aligned: tuple[str, ...]
-    """Conventions that both sides followed."""
+    """Conventions that were made equal for the comparison."""
     apart: tuple[str, ...]
-    """What could not be aligned or computed."""
+    """Conventions that still differ, and items that were left out."""
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether all scores agree within `tolerance` (nats), and all flips are ties."""
+        """Return whether all scores agree within `tolerance` (nats), and all flips are ties."""
         return self.largest <= tolerance and all(flip.tie for flip in self.flips)
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The agreement of one checkpoint's scores with every peer that can compute them."""
+    """The scores of one checkpoint beside those of every peer that can compute them."""
 
     model: str
     tolerance: float
     agreements: tuple[PeerAgreement, ...]
     refused: tuple[tuple[str, str, str], ...]
-    """(peer, method, reason) of what a peer cannot compute."""
+    """(peer, method, reason) of each method with which a peer cannot score the checkpoint."""
 
     def raise_on_disagreement(self) -> None:
         """Raise EngineDisagreement if a peer's scores differ by more than the tolerance."""
         lines = [
             f"  {agreement.suite} · {agreement.method}: {agreement.peer} differs by up to "
-            f"{agreement.largest:.3g} nats (item {agreement.worst}), and decides "
-            f"{sum(not flip.tie for flip in agreement.flips)} of {agreement.items} items otherwise"
+            f"{agreement.largest:.3g} nats (item {agreement.worst}), and prefers another option in "
+            f"{sum(not flip.tie for flip in agreement.flips)} of {agreement.items} items"
             for agreement in self.agreements
             if not agreement.is_within(self.tolerance)
         ]
         if lines:
             raise EngineDisagreement(
-                f"our scores are not the peers' within {self.tolerance:g} nats:\n"
+                f"our scores differ from those of peers by more than {self.tolerance:g} nats:\n"
                 + "\n".join(lines),
                 location=self.model,
-                hint="see what could not be aligned above; if nothing explains it, report it with"
-                " this command",
+                hint="see above what could not be aligned; if that does not explain it, report this"
+                " command",
             )

@@ -38,7 +38,7 @@ from antlm_bench.suites.templates import (
     get_field,
     template_fields,
 )
-from antlm_bench.types import Item, Option
+from antlm_bench.types import Item, Names, Option, as_list
 
 
 def load_suite(
@@ -129,12 +129,17 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
     )
 
 
-def list_suite_refs(ref: str) -> list[str]:
-    """Return the suites that `score` computes for a reference: the members of a collection, the
-    words of an age of acquisition, or the reference itself.
+def list_suite_refs(names: Names) -> list[str]:
+    """Return the references of the suites that `score` computes for some names, each once.
 
-    Raises UsageError if `score` computes none, DeclarationError for an unknown suite.
+    A collection stands for its members, an age-of-acquisition suite for the suite of its words.
+    Raises UsageError for a name for which `score` computes nothing, DeclarationError for an unknown
+    suite.
     """
+    return list(dict.fromkeys(ref for name in as_list(names) for ref in _list_members(name)))
+
+
+def _list_members(ref: str) -> list[str]:
     task_type = find_task_type(ref)
     if task_type.matches(ref):
         return list(task_type.list_refs(ref))

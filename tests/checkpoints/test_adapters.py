@@ -20,7 +20,7 @@ from antlm_bench.checkpoints import (
     open_backbone,
     open_checkpoint,
 )
-from antlm_bench.commands.doctor import inspect_checkpoints
+from antlm_bench.commands.catalog import inspect_checkpoints
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.scoring import multiple_choice
@@ -289,10 +289,10 @@ def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
 def test_every_command_that_opens_a_checkpoint_takes_both_flags():
     import inspect
 
-    from antlm_bench.cli import catalog, finetune, noise, surprisal, verify
+    from antlm_bench.cli import catalog, finetune, surprisal, verify
     from antlm_bench.cli import score as scoring
 
-    verbs = (catalog.doctor_command, finetune.finetune_command, noise.noise_command,
+    verbs = (catalog.doctor_command, finetune.finetune_command, verify.noise_command,
     surprisal.surprisal_command,
              verify.verify_command, scoring.score_command)  # fmt: skip
     for verb in verbs:

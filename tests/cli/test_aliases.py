@@ -67,7 +67,7 @@ def test_their_command_line_in_our_words(theirs: str, expected: str) -> None:
         ("score --model_args pretrained=x,dtyp=float32", "did you mean dtype=...?"),
         ("score --model_args pretrained", "is not key=value"),
         ("score --model_args pretrained=x,trust_remote_code=perhaps", "neither True nor False"),
-        ("score --model_args parallelize=y", "is not understood"),
+        ("score --model_args parallelize=y", "is not supported"),
         ("score --model_args", "needs a value"),
         ("score --batch_size many", "is not a number of sequences"),
         ("score --batch_size 0", "is not a number of sequences"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import inspect
 import io
 import json
 import os
@@ -13,11 +14,11 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
@@ -28,6 +29,7 @@ from antlm_bench.cli.score import score_command
 from antlm_bench.errors import IncompleteError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS
+from antlm_bench.scoring.methods import METHODS, SHIPPED, Method
 from antlm_bench.scoring.text import BOS_POLICIES
 from antlm_bench.training.recipe import read_recipe
 
@@ -141,10 +143,27 @@ def test_every_score_option_has_a_flag_with_help(capsys: pytest.CaptureFixture[s
 
 def test_choices_are_those_that_the_code_knows() -> None:
     known = {"bos": BOS_POLICIES, "ties": TIE_RULES, "compat": PEER_CONVENTIONS}
-    hints = get_type_hints(score_command.__wrapped__)
+    parameters = inspect.signature(score_command).parameters
     for name, table in known.items():
-        literal, _none = get_args(hints[name])
+        option_type, _info = get_args(parameters[name].annotation)
+        literal, _none = get_args(option_type)
         assert set(get_args(literal)) == set(table), name
+
+
+@pytest.mark.parametrize(
+    ("command", "is_accepted"),
+    [
+        ("surprisal", lambda method: len(method.parts) == 1),
+        ("verify", lambda method: bool(method.peer_names)),
+    ],
+)
+def test_help_lists_the_methods_that_a_command_accepts(
+    command: str, is_accepted: Callable[[Method], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = [name for name in SHIPPED if is_accepted(METHODS[name])]
+    assert f"--method NAME {', '.join(names)}." in text
 
 
 def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> None:
@@ -235,7 +254,7 @@ def test_what_did_finish_is_shown_before_the_error(
         ("score --model m --suite nano --limit 0", "limit"),
         ("score --model m --suite nano --bos sometimes", "sometimes"),
         ("score --model m --suite nano --batch-tokens lots", "is not a number of tokens"),
-        ("score --model m --suite nano --columns good", "is not ours=theirs"),
+        ("score --model m --suite nano --columns good", "is not OUR_COLUMN=YOUR_COLUMN"),
         ("score --model m --suite nano --json --csv", "exclude each other"),
         ("score --model m --suite nano --bacth-tokens 3", "--bacth-tokens"),
         ("score --model_args pretraned=m --suite nano", "did you mean pretrained"),
@@ -246,7 +265,7 @@ def test_what_did_finish_is_shown_before_the_error(
         ("show models blimp", "unknown recipe 'blimp'"),
         ("show cakes nano", "cannot be shown"),
         ("show suites nano blimp", "one at a time"),
-        ("show blimp --scale nano", "only a recipe"),
+        ("show blimp --scale nano", "only for recipes"),
         ("show babyllama --scale huge", "it has small, nano"),
         ("show babyllama --set model.layer=3", "did you mean 'layers'?"),
         ("data", "command"),

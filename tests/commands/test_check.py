@@ -31,7 +31,7 @@ from pair_runs import (
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
-from antlm_bench.commands import baseline
+from antlm_bench.commands.check import find_baseline, save_baseline
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest, Prediction
 
@@ -154,18 +154,18 @@ def test_the_verdict_as_json_has_stdout_alone(
     assert (suite["suite"], [group["name"] for group in suite["worse"]]) == ("toy", ["islands"])
     assert suite["headline"]["margin"] == 0.01 and suite["headline"]["margin_by"] == "default"
     assert run(["check", "base", "--against", "base", "--json", "--github"]) == 2
-    assert "--json: annotations and JSON" in capsys.readouterr().err
+    assert "--json: --github and json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("line", "code", "complaint"),
     [
-        ("check base --against nowhere", 2, "no run folder and no baseline: 'nowhere'"),
+        ("check base --against nowhere", 2, "no run folder and no baseline 'nowhere'"),
         ("check nowhere --against base", 3, "not a run folder"),
         ("check base --against base --margin 0", 2, "a margin is above 0"),
         ("check base --against base --policy nowhere.toml", 2, "cannot be read"),
         ("check base", 2, "--against"),
-        ("baseline save base --name ../x", 2, "is no name of a folder"),
+        ("baseline save base --name ../x", 2, "cannot be the name of a folder"),
         ("baseline save nowhere", 3, "not a run folder"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
                 runs.read_predictions("worse", one),
             )
     (Path("seen") / "partial").mkdir()
-    saved = baseline.save_baseline("seen", "main")
+    saved = save_baseline("seen", "main")
     assert saved == Path("reports/baselines/main")
     read = runs.open_run(saved)
     assert not {"source", "device", "layout"} & read.manifest.model.keys()
@@ -223,14 +223,14 @@ def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
     )
     assert {p.name for p in saved.iterdir()} == {"run.json", "predictions"}
     assert "/home/me" not in (saved / "run.json").read_text()
-    assert baseline.find_baseline("main") == saved
+    assert find_baseline("main") == saved
     with pytest.raises(UsageError, match="there is a baseline 'main' already"):
-        baseline.save_baseline("base", "main")
-    baseline.save_baseline("base", "main", overwrite=True)
+        save_baseline("base", "main")
+    save_baseline("base", "main", overwrite=True)
     assert runs.open_run(saved).manifest.model["name"] == "base"
     assert not list(Path("reports/baselines").glob(".*"))
     with pytest.raises(UsageError, match="baselines are main"):
-        baseline.find_baseline("mian")
+        find_baseline("mian")
 
 
 def test_baselines_are_listed_and_a_damaged_one_says_so(
@@ -238,7 +238,7 @@ def test_baselines_are_listed_and_a_damaged_one_says_so(
 ) -> None:
     assert run(["baseline", "list"]) == 0 and "no baseline yet" in capsys.readouterr().out
     for name in ("good", "bad"):
-        baseline.save_baseline("base", name)
+        save_baseline("base", name)
     (Path("reports/baselines/bad/run.json")).write_text("{}")
     assert run(["baseline", "list", "--json"]) == 0
     bad, good = json.loads(capsys.readouterr().out)["table"]["rows"]
@@ -250,7 +250,7 @@ def test_baselines_are_listed_and_a_damaged_one_says_so(
         (Path("empty") / "run.json").write_text(
             '{"schema": 2, "manifest": {"model": {}, "software": {}, "created": ""}, "cells": []}'
         )
-        baseline.save_baseline("empty")
+        save_baseline("empty")
 
 
 def commands_of_the_docs() -> list[str]:

@@ -273,7 +273,7 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
         )
         runs.append(write_run(tmp_path / name, told).path)
     assert run(["compare", *runs, "--show-texts"]) == 2
-    assert "name its file, as for score: --suite FILE" in " ".join(capsys.readouterr().err.split())
+    assert "name it, as for score: --suite FILE" in " ".join(capsys.readouterr().err.split())
     assert run(["compare", *runs, "--suite", str(file), "--show-texts"]) == 0
     out = capsys.readouterr().out
     assert "+ the cat sleeps" in out and "- the dogs barks" in out

@@ -17,7 +17,6 @@ import large_runs
 import pytest
 
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands.curve import load_curves
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.reporting.curve_table import collect_notes, sparkline
 from antlm_bench.results.checkpoint_series import (
@@ -26,6 +25,7 @@ from antlm_bench.results.checkpoint_series import (
     build_curves,
     format_word_count,
     group_checkpoints,
+    load_curves,
     words_seen,
 )
 from antlm_bench.results.training_log import POINTS_PER_RUN, read_training_log
@@ -194,7 +194,7 @@ def test_csv_and_json_hold_a_row_per_checkpoint(
 
 
 def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no checkpoint has 'nope'"):
+    with pytest.raises(UsageError, match="no checkpoint was scored on 'nope'"):
         load_curves([family], ["nope"])
     large_runs.write_model_run(tmp_path / "r", "plain", 0.7, items=1)
     with pytest.raises(UsageError, match="how many words"):
@@ -237,9 +237,9 @@ def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
     log.write_text(whole + '{"step": 31, "wor')
     assert read_training_log(tmp_path / "t").steps == 30
     for bad, message in (
-        ('{"step"\n', "no JSON"),
-        ('{"words": "1", "loss": {}}\n', "not a step"),
-        ("3\n", "not a step"),
+        ('{"step"\n', "not JSON"),
+        ('{"words": "1", "loss": {}}\n', "not a training step"),
+        ("3\n", "not a training step"),
     ):
         log.write_text(bad + whole)
         with pytest.raises(RunError, match=message) as caught:

@@ -93,15 +93,15 @@ COMMANDS = [
 REFUSED = {
     "report three other --model-index": (2, "one model"),
     "report three --collection babylm-2025": (5, "--partial"),
-    "export three --format lm-eval --out out/harness": (2, "nothing to write"),
+    "export three --format lm-eval --out out/harness": (2, "nothing can be written"),
     "export three other --format model-index --out out/card": (2, "one model"),
     "compare three masked": (6, "--method"),
-    "compare three other --flips --show-texts": (2, "finetuned"),
+    "compare three other --flips --show-texts": (2, "finetuning task"),
     "curve three": (2, "words"),
     "curve three other --csv": (2, "words"),
     "check three --against masked": (5, "lacks"),
     "acquisition three other": (2, "checkpoints"),
-    "show three": (2, "nothing is called"),
+    "show three": (2, "no suite, recipe or method"),
     "submit three --year 2025 --track strict-small --out out/s.json": (2, "scored"),
     "preflight three --track strict-small": (5, "config.json"),
 }

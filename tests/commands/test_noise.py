@@ -95,7 +95,7 @@ def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> 
 
 
 def test_a_suite_without_choices_is_refused(make_checkpoint: Make, data_root: Path) -> None:
-    with pytest.raises(UsageError, match="reading holds no choices"):
+    with pytest.raises(UsageError, match="items of reading are no choices"):
         measure_noise(str(make_checkpoint()), "reading")
 
 

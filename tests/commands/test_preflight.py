@@ -48,6 +48,11 @@ def test_the_last_milestone_may_be_the_final_model(model: Path) -> None:
     assert preflight(model, track="strict-small", year="2026")
 
 
+def test_a_year_without_milestones_needs_the_final_model_only(model: Path) -> None:
+    facts = preflight(model, track="strict", year="2024")
+    assert (facts["milestones"], facts["weights"]) == (0, 1)
+
+
 def test_a_longer_track_lacks_nine(model: Path) -> None:
     with pytest.raises(IncompleteError, match="9 problems") as caught:
         preflight(model, track="strict", year="2026")
@@ -81,7 +86,7 @@ UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda m: (m / "chck_5M/tokenizer.json").write_text(
             '{"pre_tokenizer": {"add_prefix_space": true}}'
         ),
-        "would not put the space before a text that tokenizer.json asks for",
+        "tokenizer.json adds a space before a text",
     ),
     "model type": (
         in_config("model_type", "antlm_gpt_bert"),
@@ -93,11 +98,11 @@ UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "rotary base": (
         in_config("rope_parameters", {"rope_theta": 5e5}),
-        "the base of rotary positions is 500000.0",
+        "rope_theta is 500000.0 in rope_parameters",
     ),
     "rotary scale": (
         in_config("rope_parameters", {"rope_type": "yarn"}),
-        "rotary positions are scaled (yarn)",
+        "rope_type is yarn in rope_parameters",
     ),
     "a name": (
         code("import torch\nfrom transformers import PreTrainedModel, initialization as init\n"),
@@ -157,7 +162,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "too many": (
         lambda m: shutil.copytree(m / "main", m / "chck_200M"),
-        ["a milestone that the track does not have"],
+        ["not a milestone of this track"],
     ),
     "twice": (
         lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "chck_2M/model.safetensors"),
@@ -186,31 +191,31 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
             (m / "chck_5M/model.safetensors").unlink(),
             (m / "chck_5M/model.safetensors").symlink_to(m / "blobs" / "gone"),
         ),
-        ["chck_5M: model.safetensors is cut short or no safetensors file"],
+        ["chck_5M: model.safetensors is truncated or not a safetensors file"],
     ),
     "a shard is missing": (
         lambda m: (m / "chck_5M/model.safetensors.index.json").write_text(
             '{"metadata": {}, "weight_map": '
             '{"w": "model.safetensors", "v": "model-00002-of-00002.safetensors"}}'
         ),
-        ["chck_5M: a part of the weights is missing: model-00002-of-00002.safetensors"],
+        ["chck_5M: a file of the weights is missing: model-00002-of-00002.safetensors"],
     ),
     "pickled": (
         lambda m: (m / "chck_5M/model.safetensors").rename(m / "chck_5M/pytorch_model.bin"),
-        ["chck_5M: weights are pickled"],
+        ["chck_5M: pickled weights, not safetensors"],
     ),
     "no weights": (lambda m: (m / "chck_5M/model.safetensors").unlink(), ["chck_5M: no weights"]),
     "cut short": (
         lambda m: (m / "chck_5M/model.safetensors").write_bytes(
             (m / "chck_5M/model.safetensors").read_bytes()[:-1]
         ),
-        ["model.safetensors is cut short"],
+        ["model.safetensors is truncated"],
     ),
     "pointer": (
         lambda m: (m / "chck_5M/model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\n"
         ),
-        ["no safetensors file"],
+        ["not a safetensors file"],
     ),
     "no tokenizer": (lambda m: (m / "chck_9M/tokenizer.json").unlink(), ["chck_9M: no tokenizer"]),
     "no config": (lambda m: (m / "chck_9M/config.json").unlink(), ["chck_9M: no config.json"]),

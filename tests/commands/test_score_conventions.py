@@ -301,7 +301,7 @@ def test_adaptive_precision_is_exact_where_a_mean_decides(
     assert [p.scores for p in found] == [p.scores for p in right]
     assert cell.summary.headline.value == exact.summary.headline.value
     assert all("float32" in p.flags for p in found)
-    with pytest.raises(UsageError, match="minicons decides by means") as caught:
+    with pytest.raises(UsageError, match="minicons compares means") as caught:
         score(
             make_checkpoint(), "nano", out=tmp_path / "run", precision="adaptive", compat="minicons"
         )

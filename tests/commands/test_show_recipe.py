@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from antlm_bench.cli import app
-from antlm_bench.commands.show import list_recipe_differences
+from antlm_bench.commands.catalog import list_recipe_differences
 
 
 def test_a_recipe_shows_what_differs_and_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -553,7 +553,7 @@ def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
     done = submit(
         [*complete, extra], year="2025", track="strict-small", out=tmp_path / "f.json", parts=parts
     )
-    assert "strict-small has no milestone chck_200M: left out" in done.notes
+    assert "left out, because strict-small does not have these milestones: chck_200M" in done.notes
 
 
 @pytest.mark.parametrize(
@@ -666,7 +666,7 @@ def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path:
         [(leaderboard_runs.make_cell("blimp-fast", predictions), predictions)],
     )
     with pytest.raises(
-        IncompleteError, match=f"no part of the {year} file is there; nothing was written"
+        IncompleteError, match=f"all parts of the {year} file are missing; nothing was written"
     ) as caught:
         submit(
             [run],
@@ -678,6 +678,15 @@ def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path:
         )
     assert caught.value.exit_code == 5 and "--allow-partial" not in caught.value.hint
     assert not (tmp_path / "f.json").exists()
+
+
+def test_a_run_with_only_a_frozen_backbone_is_not_submitted(tmp_path: Path) -> None:
+    cell = leaderboard_runs.make_finetuned_cell("rte", 1, "frozen-causal")
+    predictions = leaderboard_runs.make_class_predictions("rte", 3)
+    run = leaderboard_runs.write_run(tmp_path / "run", "m", [(cell, predictions)])
+    with pytest.raises(UsageError, match="no suite was scored in") as caught:
+        submit([run], year="2026", track="strict", out=tmp_path / "f.json")
+    assert caught.value.hint == "score the suites with antlm-bench score"
 
 
 @pytest.mark.parametrize(("way", "name"), [("finetune-causal", "causal"), ("finetune-full", "mlm")])
@@ -694,7 +703,7 @@ def test_a_run_of_finetuned_tasks_alone_is_told_the_method(
             )
         ],
     )
-    with pytest.raises(UsageError, match="holds no scored suite") as caught:
+    with pytest.raises(UsageError, match="no suite was scored in") as caught:
         submit([run], year="2026", track="strict", out=tmp_path / "f.json")
     assert f"--method {name} --allow-partial" in caught.value.hint
     done = submit(
@@ -720,7 +729,7 @@ def test_a_file_of_the_user_is_not_counted_and_said(
             (Cell(name, "causal", "k", cell.settings, cell.summary, origin=origin), predictions)
         )
     run = leaderboard_runs.write_run(tmp_path / "run", "m", cells)
-    words = "is a file of the user's and not the suite blimp-filtered: not counted"
+    words = "is a file of the user and not the suite blimp-filtered: not counted"
     options: dict[str, Any] = {
         "year": "2025",
         "track": "strict",

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands import baseline
-from antlm_bench.commands.check import check
+from antlm_bench.commands.check import check, save_baseline
 from antlm_bench.commands.compare import compare
-from antlm_bench.commands.curve import load_curves
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.report import build_report
 from antlm_bench.commands.score import score
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
+from antlm_bench.results.checkpoint_series import load_curves
 from antlm_bench.suites import loader
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
@@ -171,7 +170,7 @@ def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, fi
         assert cell.suite not in catalog("tasks") and not any(
             cell.suite.startswith(f"{n}.") for n in catalog("tasks")
         )
-    saved = runs.open_run(baseline.save_baseline(run.path, "slim", baselines_dir=folder / "base"))
+    saved = runs.open_run(save_baseline(run.path, "slim", baselines_dir=folder / "base"))
     assert values(saved) == values(run)  # told apart by ends of paths alone
 
 
@@ -234,9 +233,7 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(
     assert [member.suite for member in build_report([run.path]).members] == [
         cell.suite for cell in run
     ]
-    [versus] = compare(
-        [run.path, baseline.save_baseline(run.path, "slim", baselines_dir=tmp_path / "base")]
-    )
+    [versus] = compare([run.path, save_baseline(run.path, "slim", baselines_dir=tmp_path / "base")])
     assert [one.suite for one in versus.comparisons] == [cell.suite for cell in run]
 
 
@@ -296,9 +293,7 @@ def test_a_collection_takes_no_file_of_the_same_name(tmp_path: Path) -> None:
     keep(tmp_path / "run", own, 1.0)
     with pytest.raises(IncompleteError) as caught:
         build_report([tmp_path / "run"], collection="zero-shot-2025")
-    said = (
-        "mine/blimp-filtered is a file of the user's and not the suite blimp-filtered: not counted"
-    )
+    said = "mine/blimp-filtered is a file of the user and not the suite blimp-filtered: not counted"
     assert said in str(caught.value)
     (column,) = build_report([tmp_path / "run"], collection="zero-shot-2025", partial=True).columns
     assert (
@@ -320,7 +315,10 @@ def test_a_collection_takes_no_other_version_of_its_suite(tmp_path: Path) -> Non
             [tmp_path / version], collection="zero-shot-2025", partial=True
         ).columns
         assert (column.macro is not None) == counted
-        assert any("version 2031, here it is 2025" in mark for mark in column.caveats) != counted
+        assert (
+            any("version 2031, the catalog has version 2025" in mark for mark in column.caveats)
+            != counted
+        )
 
 
 def test_runs_of_older_versions_keep_reading(tmp_path: Path) -> None:
@@ -401,7 +399,7 @@ def test_other_files_of_one_name_are_not_compared(tmp_path: Path) -> None:
 def test_a_file_that_changed_between_runs_is_one_suite_of_other_items(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     keep(tmp_path / "a", pairs(path, ("one", "bad")), 0.5)
-    baseline.save_baseline(tmp_path / "a", "old", baselines_dir=tmp_path / "base")
+    save_baseline(tmp_path / "a", "old", baselines_dir=tmp_path / "base")
     keep(tmp_path / "b", pairs(path, ("two", "bad")), 0.5)
     for reference in (tmp_path / "a", tmp_path / "base" / "old"):
         with pytest.raises(NotComparable, match=r"items of the suite \(digest\)"):

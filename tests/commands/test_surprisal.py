@@ -172,7 +172,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
         surprisal(masked, stimuli, out, method="mlm", bow_correction=True)
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         surprisal(causal, stimuli, out, method="fused")
-    with pytest.raises(DataError, match="nothing can be scored"):
+    with pytest.raises(DataError, match="no unit can be scored"):
         surprisal(causal, stimuli, out, options=command.OpenOptions(max_length=2))
     with pytest.raises(BenchError):
         surprisal(str(tmp_path / "absent"), stimuli, out)

@@ -394,7 +394,7 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
 
 def test_a_run_twice_is_no_two_runs(ours: Path, tmp_path: Path) -> None:
     shutil.copytree(ours, tmp_path / "copy")
-    with pytest.raises(UsageError, match="two runs want to be"):
+    with pytest.raises(UsageError, match="two runs would be written to"):
         export([ours, tmp_path / "copy"], "lm-eval", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -405,5 +405,5 @@ def test_nothing_scored_is_nothing_to_export(tmp_path: Path) -> None:
     )
     document = json.loads((empty / "run.json").read_text())
     (empty / "run.json").write_text(json.dumps({**document, "cells": []}))
-    with pytest.raises(UsageError, match="nothing is scored"):
+    with pytest.raises(UsageError, match="have no finished cell"):
         export([empty], "csv", tmp_path / "x.csv")

@@ -272,7 +272,7 @@ def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
         "aoa-words-2026",
         out=scored / "other",
     )
-    with pytest.raises(UsageError, match="2 final models beside"):
+    with pytest.raises(UsageError, match="2 final models belong to"):
         compute_acquisition([scored])
 
 
@@ -323,7 +323,7 @@ def test_invalid_requests_are_refused(scored, own_words, tmp_path):
         out=open_run_of(scored, "chck_2M").path,
         limit=5,
     )
-    with pytest.raises(UsageError, match=r"not scored alike: .*--limit"):
+    with pytest.raises(UsageError, match=r"scored with different .*--limit"):
         compute_acquisition([scored])
     (own_words / "cdi_human.csv").write_text(
         "word," + ",".join(map(str, range(16, 31))) + "\ncat" + ",2" * 15 + "\n"

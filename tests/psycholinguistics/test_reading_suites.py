@@ -275,7 +275,7 @@ def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, dec
     Path(suite_refs[0]).parent.rename(tmp_path / "elsewhere")
     (versus,) = compare(folders)
     assert [comparison.suite for comparison in versus.comparisons] == ["pairs"]
-    assert all("not compared, its data is not at hand" in note for note in versus.unmatched)
+    assert all("not compared because the data is not here" in note for note in versus.unmatched)
     with pytest.raises(NotComparable, match=r"reading times are not at hand|not what was scored"):
         compare(folders, suites=["own-reading/reading"])
 

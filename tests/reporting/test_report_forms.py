@@ -37,8 +37,7 @@ from antlm_bench.reporting.report_table import (
 )
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.results.collections import ReportedScore
-from antlm_bench.results.model_card import build_model_card
-from antlm_bench.results.reports import Report
+from antlm_bench.results.reports import Report, build_model_card
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = (
@@ -144,7 +143,7 @@ def test_the_hub_reads_the_model_card(made: Report) -> None:
     assert found["glue-2024.cola", "mntp"].task_type == "text-classification"
     assert {"babylm-2024", "glue-2024"} <= {name for name, _ in found}
     assert blimp.metric_args and blimp.metric_args["n"] == 100 and blimp.metric_args["low"] < 0.82
-    with pytest.raises(UsageError, match="2 checkpoints"):
+    with pytest.raises(UsageError, match="one model, and there are 2 runs"):
         show(made, "model-index")
 
 

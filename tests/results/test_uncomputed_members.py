@@ -8,7 +8,7 @@ from antlm_bench.results.collections import describe_unscored_members
 def test_members_that_are_not_scored_are_named_with_their_commands() -> None:
     (line,) = describe_unscored_members(["out/my model"], ["blimp", "babylm-2024"])
     assert line == (
-        "babylm-2024: not scored, and no part of the table: "
+        "babylm-2024: not scored, and not in the table: "
         "GLUE (antlm-bench finetune --model 'out/my model' --suite glue-2024)"
     )
     (later,) = describe_unscored_members(["a", "b"], ["babylm-2025"])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from classification_suites import DECLARATION, SHIPPED, write_declaration
 
-from antlm_bench.commands.list import list_catalog
-from antlm_bench.commands.show import describe_entry
+from antlm_bench.commands.catalog import describe_entry, list_catalog
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.suites import classification_loader, loader
 from antlm_bench.suites.classification import ClassificationExampleSpec, ClassificationSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.commands.show import describe_entry as show
+from antlm_bench.commands.catalog import describe_entry as show
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
 from antlm_bench.suites import classification_loader, loader, records, sources

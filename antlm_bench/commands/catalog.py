@@ -1,0 +1,315 @@
+"""`list`, `show` and `doctor`: describe suites, recipes, methods and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from antlm_bench.architectures.records import ARCHITECTURES
+from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
+from antlm_bench.errors import DeclarationError, UsageError, map_collecting_errors
+from antlm_bench.scoring.methods import METHODS, get_method
+from antlm_bench.suites import pairs_csv
+from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, read_declaration
+from antlm_bench.training.flops import compute_model_size, training_flops
+from antlm_bench.training.recipe import (
+    EXCLUSIVE_KEYS,
+    PhaseSpec,
+    Recipe,
+    list_scales,
+    read_recipe,
+)
+from antlm_bench.training.schedule import plan_steps
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import OpenOptions
+
+DEFAULT_CORPUS_WORDS = 10_000_000
+"""Words of the corpus of BabyLM's strict-small track."""
+TOKENS_PER_WORD = 1.4
+"""Tokens per word of that corpus, about, with a BPE vocabulary of 16,000."""
+
+
+def list_catalog(kind: str = "suites") -> list[CatalogRow]:
+    """Return a row per name of a kind (a key of CATALOG_LISTINGS), sorted by name.
+
+    Raises DeclarationError, and UsageError for an unknown kind.
+    """
+    if kind not in CATALOG_LISTINGS:
+        raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}")
+    return CATALOG_LISTINGS[kind]()
+
+
+def _declaration_rows(listing: str) -> list[CatalogRow]:
+    """Return a row per declaration in tasks/ whose task type belongs to a listing."""
+    rows = []
+    for name in catalog("tasks"):
+        spec, _ = read_declaration(name)
+        task_type = TASK_TYPES[spec.task_type]
+        if task_type.listing == listing:
+            rows.append(task_type.list_row(spec))
+    return rows
+
+
+def describe_objective(recipe: Recipe) -> str:
+    """Return the objectives of a recipe's phases and their lengths.
+
+    Examples: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15 steps`.
+    """
+    masked = recipe.objective.masked.upper()
+
+    def describe_phase(phase: PhaseSpec) -> str:
+        length = f"{phase.epochs or phase.steps or 0:,}"
+        if phase.causal and phase.masked:
+            return f"{length} CLM:{masked} {phase.causal:g}:{phase.masked:g}"
+        return f"{length} {'CLM' if phase.causal else masked}"
+
+    unit = "epochs" if recipe.phase[0].epochs else "steps"
+    distilled = ", distilled" if recipe.distil else ""
+    return f"{' + '.join(map(describe_phase, recipe.phase))} {unit}{distilled}"
+
+
+def count_parameters(recipe: Recipe) -> int:
+    """Return the number of parameters of a recipe's model, if its vocabulary is full."""
+    return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
+
+
+def _model_rows() -> list[CatalogRow]:
+    rows: list[CatalogRow] = []
+    for name in catalog("models"):
+        recipe = read_recipe(name)
+        row: CatalogRow = {
+            "model": name,
+            "parameters": count_parameters(recipe),
+            "objective": describe_objective(recipe),
+            "scales": ", ".join(list_scales(name)),
+            "title": recipe.title,
+        }
+        rows.append(row)
+    return rows
+
+
+def _method_rows() -> list[CatalogRow]:
+    return [
+        {
+            "method": method.name,
+            "what it is": method.description,
+            "attention": " and ".join(sorted(method.attentions)),
+        }
+        for method in METHODS
+    ]
+
+
+def _architecture_rows() -> list[CatalogRow]:
+    return [
+        {
+            "architecture": architecture.name,
+            "model type": architecture.model_type,
+            "what it is": architecture.title,
+        }
+        for architecture in ARCHITECTURES
+    ]
+
+
+CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
+    "suites": partial(_declaration_rows, "suites"),
+    "collections": partial(_declaration_rows, "collections"),
+    "models": _model_rows,
+    "methods": _method_rows,
+    "architectures": _architecture_rows,
+}
+
+
+def describe_entry(
+    kind_and_name: Sequence[str],
+    scale: str = "",
+    overrides: Sequence[str] = (),
+    corpus_words: int | None = None,
+) -> tuple[str, Facts]:
+    """Return (name, facts in reading order) of a suite, a collection, a recipe or a method.
+
+    kind_and_name: [KIND] NAME, with a KIND of `list`. scale, overrides, corpus_words: only for a
+    recipe, see describe_recipe. Raises DeclarationError, DataError, UsageError.
+    """
+    if len(kind_and_name) > 2:
+        raise UsageError(
+            f"{len(kind_and_name)} names", hint="give one at a time: antlm-bench show [KIND] NAME"
+        )
+    name = kind_and_name[-1]
+    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
+    if kind not in CATALOG_LISTINGS:
+        raise UsageError(
+            f"{kind!r} cannot be shown",
+            hint=suggest_name(kind, CATALOG_LISTINGS) or f"one of {', '.join(CATALOG_LISTINGS)}",
+        )
+    if kind == "models":
+        return describe_recipe(name, scale, overrides, corpus_words or DEFAULT_CORPUS_WORDS)
+    if scale or overrides or corpus_words:
+        raise UsageError("--scale, --set and --words are only for recipes", location=f"show {name}")
+    if kind == "methods":
+        return _describe_method(name)
+    if pairs_csv.is_pairs_file(name):
+        return name, {
+            "kind": "a file of pairs: score it with --suite, name its columns with --columns",
+            "or": "of texts and labels: finetune on it with --suite, score --valid",
+        }
+    spec, _ = read_declaration(name)
+    facts = TASK_TYPES[spec.task_type].describe(spec)
+    return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
+
+
+def detect_kind(name: str) -> str:
+    """Return the kind of a name or a .toml: "models", "methods" or "suites".
+
+    A .toml with a key that only recipes have is a recipe. Raises DeclarationError for an unknown
+    name.
+    """
+    if name in METHODS:
+        return "methods"
+    models, suites = catalog("models"), catalog("tasks")
+    if name in models:
+        return "models"
+    if name in suites or pairs_csv.is_pairs_file(name):
+        return "suites"
+    if not name.endswith(".toml"):
+        hint = (
+            suggest_name(name, [*suites, *models, *METHODS.names()])
+            or "list the names: antlm-bench list suites, list models, list methods"
+        )
+        raise DeclarationError(f"no suite, recipe or method is called {name!r}", hint=hint)
+    keys = parse_toml(find_declaration("models", name)).keys()
+    return "models" if {"model", "extends"} & keys else "suites"
+
+
+def describe_recipe(
+    name: str,
+    scale: str = "",
+    overrides: Sequence[str] = (),
+    corpus_words: int = DEFAULT_CORPUS_WORDS,
+) -> tuple[str, Facts]:
+    """Return (name, facts) of a recipe: its costs on a corpus, then all its settings.
+
+    corpus_words: size of the corpus. A smaller limit of the recipe takes precedence. Raises
+    DeclarationError, UsageError, DataError.
+    """
+    recipe = read_recipe(name, scale, overrides)
+    shown_elsewhere = {"name", "title", "scale", "sources", "notes", "difference", "phase"}
+    settings = recipe.model_dump(exclude=shown_elsewhere, exclude_none=True)
+    phases = [phase.model_dump(exclude_none=True) for phase in recipe.phase]
+    facts = {
+        "title": recipe.title,
+        "objective": describe_objective(recipe),
+        "parameters": count_parameters(recipe),
+        "estimate": _estimate_costs(recipe, corpus_words),
+        "sources": "\n".join(recipe.sources),
+        "notes": "\n".join(recipe.notes),
+    }
+    tables = {f"phase {number}": phase for number, phase in enumerate(phases, 1)}
+    return recipe.name + (f" ({scale})" if scale else ""), facts | {"recipe": settings | tables}
+
+
+def list_recipe_differences(
+    kind_and_name: Sequence[str], scale: str = "", overrides: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the differences of a recipe from its paper: rows of number, paper, ours, why.
+
+    Declared differences come first, then the settings that `scale` and `overrides` replace. Empty
+    for other names than recipes. Raises as describe_recipe.
+    """
+    name = kind_and_name[-1]
+    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
+    if kind != "models":
+        return []
+    recipe = read_recipe(name, scale, overrides)
+    rows = {}
+    for difference in recipe.difference:
+        why = difference.why
+        if difference.option:
+            options = " ".join(f"--set {override}" for override in difference.option.split())
+            why += f"; alternative: {options}"
+        rows[difference.number] = {
+            "number": difference.number,
+            "paper": difference.paper,
+            "ours": difference.ours,
+            "why": why,
+        }
+    declared = _flatten_settings(read_recipe(name).model_dump(mode="json"))
+    used = _flatten_settings(recipe.model_dump(mode="json"))
+    overridden_keys = {override.partition("=")[0].strip() for override in overrides}
+    overridden_keys |= {  # setting one of two exclusive keys removes the other
+        f"{table}.{other_key}"
+        for table, key, other_key in EXCLUSIVE_KEYS
+        if f"{table}.{key}" in overridden_keys
+    }
+    for key in dict.fromkeys([*declared, *used]):
+        if declared.get(key) == used.get(key):
+            continue
+        is_overridden = any(f"{key}.".startswith(f"{prefix}.") for prefix in overridden_keys)
+        rows[key] = {
+            "number": key,
+            "paper": rows.get(key, {}).get("paper", declared.get(key, "none")),
+            "ours": used.get(key, "none"),
+            "why": "--set" if is_overridden else f"scale {scale}",
+        }
+    return list(rows.values())
+
+
+def _flatten_settings(tables: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the training settings of a recipe by dotted key: `optimizer.lr`."""
+    texts = ("name", "title", "scale", "sources", "notes", "difference")
+    flat: dict[str, str] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten_settings(value, f"{prefix}{key}.")
+        elif prefix or key not in texts:
+            flat[prefix + key] = _format_phases(value) if key == "phase" else str(value)
+    return flat
+
+
+def _format_phases(phases: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line such as `4 epochs: causal, 16 epochs: masked`."""
+    parts = []
+    for phase in phases:
+        unit = "epochs" if phase["epochs"] is not None else "steps"
+        shares = [f"{phase[name]:g} {name}" for name in ("causal", "masked") if phase[name]]
+        parts.append(f"{phase[unit]:,} {unit}: {' and '.join(shares)}")
+    return ", ".join(parts)
+
+
+def _estimate_costs(recipe: Recipe, corpus_words: int) -> Facts:
+    """Return tokens, steps and FLOPs. The tokens are estimated: there is no tokenizer yet."""
+    words = min(corpus_words, recipe.corpus.words or corpus_words)
+    tokens = round(words * TOKENS_PER_WORD)
+    steps = plan_steps(recipe, tokens)
+    trained_tokens = steps[-1].tokens_before + steps[-1].num_tokens
+    num_epochs = trained_tokens / tokens
+    return {
+        "corpus": f"{words:,} words, assumed to be {TOKENS_PER_WORD} tokens each",
+        "tokens": f"{tokens:,} per epoch, {trained_tokens:,} in all ({num_epochs:,.1f} epochs)",
+        "steps": len(steps),
+        "FLOPs": f"{training_flops(recipe, steps):.1e}"
+        + (", of teachers too" if recipe.distil else ""),
+    }
+
+
+def _describe_method(name: str) -> tuple[str, Facts]:
+    method = get_method(name)
+    needs = f"{' and '.join(sorted(method.attentions))} attention"
+    needs += ", a mask token" if method.needs_mask else ""
+    return f"{name} (method)", {"score": method.description, "needs": needs}
+
+
+def inspect_checkpoints(
+    models: Sequence[str], options: OpenOptions | None = None
+) -> Iterator[Mapping[str, object]]:
+    """Open checkpoints without scoring, and yield the facts of each.
+
+    models: references that `checkpoints.expand_refs` expands. Raises as
+    `checkpoints.open_checkpoint`, after all other checkpoints were opened.
+    """
+    from antlm_bench.checkpoints import expand_refs, open_checkpoint
+
+    return map_collecting_errors(
+        expand_refs(models), lambda ref: open_checkpoint(ref, options).describe_for_doctor()
+    )
