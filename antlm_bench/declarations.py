@@ -43,11 +43,12 @@ class Declaration(BaseModel):
     @classmethod
     def _reject_unknown_keys(cls, table: Any) -> Any:
         if isinstance(table, dict):
+            known_keys = [field.alias or name for name, field in cls.model_fields.items()]
             for key in table:
-                if key not in cls.model_fields:
+                if key not in known_keys:
                     close = (
-                        suggest_name(key, cls.model_fields)
-                        or f"known are {', '.join(sorted(cls.model_fields))}"
+                        suggest_name(key, known_keys)
+                        or f"known are {', '.join(sorted(known_keys))}"
                     )
                     raise ValueError(f"unknown key {key!r}: {close}")
         return table

@@ -15,17 +15,20 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, IncompleteError, UsageError
-from antlm_bench.exports import conventions, leaderboard
-from antlm_bench.exports.command_hints import model_name
-from antlm_bench.exports.conventions import Deviation
-from antlm_bench.exports.leaderboard import LeaderboardSpec
+from antlm_bench.exports import leaderboard
+from antlm_bench.exports.deviations import (
+    Deviation,
+    build_deviation_error,
+    describe_deviations,
+    find_deviations,
+)
+from antlm_bench.exports.leaderboard import LeaderboardSpec, TieRule, get_model_name
 from antlm_bench.exports.leaderboard_file import (
     LeaderboardFile,
     LeaderboardFileBuilder,
     MissingPart,
-    is_filled,
+    has_content,
 )
-from antlm_bench.exports.tie_rules import TieRule
 from antlm_bench.printable import make_printable
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.scoring.methods import METHODS
@@ -76,7 +79,7 @@ def submit(
     what cannot be read.
     """
     board = leaderboard.load_leaderboard(year)
-    milestones = board.milestones(track)
+    milestones = board.milestones_of_track(track)
     final, checkpoints = split_final_and_milestones(
         [runs.open_run(run_dir) for run_dir in expand_run_dirs(folders)]
     )
@@ -88,30 +91,32 @@ def submit(
     collation = LeaderboardFileBuilder(
         board, track, final, checkpoints, load_suite, method, seed, ties
     ).build(given)
-    deviations = conventions.find_deviations(board, collation.written_sources, final)
+    deviations = find_deviations(board, collation.written_sources, final)
     own_files = own_file_notes(board, [final, *checkpoints.values()])
-    empty = not any(map(is_filled, collation.document.values()))
-    if collation.missing and (empty or not allow_partial):
+    empty = not any(map(has_content, collation.document.values()))
+    if collation.missing_parts and (empty or not allow_partial):
         shown_deviations = [] if allow_conventions else deviations
         raise _missing_parts_error(board, collation, own_files, shown_deviations)
     if deviations and not allow_conventions:
-        raise conventions.deviation_error(board, deviations, method)
+        raise build_deviation_error(board, deviations, method)
     leaderboard.validate_document(
-        collation.document, board.name, missing_keys=[part.key for part in collation.missing]
+        collation.document, board.name, missing_keys=[part.key for part in collation.missing_parts]
     )
     notes = [f"as {board.source} writes it", *collation.notes, *own_files]
     notes += [
         f"NOT by the conventions of {board.name}: {line}"
-        for line in conventions.describe_deviations(deviations)
+        for line in describe_deviations(deviations)
     ]
     if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
         names = ", ".join(f"chck_{number}M" for number in unused)
         notes.append(f"{track} has no milestone {names}: left out")
-    official_name = board.file.format(method=method, name=Path(model_name(final)).name or "model")
+    official_name = board.file_name.format(
+        method=method, name=Path(get_model_name(final)).name or "model"
+    )
     path = output_path(Path(out), official_name)
     notes += _write_document(path, collation.document, board)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Submission(path, digest, collation.missing, tuple(notes))
+    return Submission(path, digest, collation.missing_parts, tuple(notes))
 
 
 def _missing_parts_error(
@@ -121,17 +126,17 @@ def _missing_parts_error(
     deviations: Sequence[Deviation],
 ) -> IncompleteError:
     """Return the error that lists the missing parts, with the commands that make them."""
-    listed = "\n".join(f"    {part}" for part in collation.missing)
+    listed = "\n".join(f"    {part}" for part in collation.missing_parts)
     listed += "".join(f"\n  {sentence}" for sentence in own_files)
-    if not any(map(is_filled, collation.document.values())):
+    if not any(map(has_content, collation.document.values())):
         message = f"no part of the {board.year} file is there; nothing was written:\n{listed}"
         return IncompleteError(message, hint=RESCORE_HINT)
     message = (
-        f"{len(collation.missing)} parts of the {board.year} file are missing; "
+        f"{len(collation.missing_parts)} parts of the {board.year} file are missing; "
         f"nothing was written:\n{listed}"
     )
     if deviations:
-        lines = "\n    ".join(conventions.describe_deviations(deviations))
+        lines = "\n    ".join(describe_deviations(deviations))
         message += f"\n  what is there is not all by the conventions of {board.name}:\n    {lines}"
     hint = (
         f"{RESCORE_HINT}, or write what there is with --allow-partial;"
@@ -143,7 +148,7 @@ def _missing_parts_error(
 def _write_document(path: Path, document: Mapping[str, Any], board: LeaderboardSpec) -> list[str]:
     """Write the file, as gzip in years that want it. Return notes for the user."""
     data = json.dumps(document).encode()
-    packed = ".gz" in (path.suffix, Path(board.file).suffix)
+    packed = ".gz" in (path.suffix, Path(board.file_name).suffix)
     runs.write_atomically(path, gzip.compress(data, mtime=0) if packed else data)
     if packed and path.suffix != ".gz":
         return ["the file is gzip, whatever its name: the official scorer of the year unpacks it"]
@@ -174,7 +179,7 @@ def split_final_and_milestones(opened_runs: Sequence[Run]) -> tuple[Run, dict[in
         first = run_by_weights.setdefault(str(run.manifest.model.get("weights")), run)
         if first is not run:
             raise UsageError(
-                f"{model_name(first)} and {model_name(run)} have the same weights",
+                f"{get_model_name(first)} and {get_model_name(run)} have the same weights",
                 location=run.path,
                 hint="score the checkpoints themselves: antlm-bench preflight",
             )
@@ -201,8 +206,8 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
             expected, actual = final_run.manifest.model.get(key), run.manifest.model.get(key)
             if expected != actual:
                 raise UsageError(
-                    f"{model_name(run)} has another {noun} ({actual}) than the final model "
-                    f"{model_name(final_run)} ({expected})",
+                    f"{get_model_name(run)} has another {noun} ({actual}) than the final model "
+                    f"{get_model_name(final_run)} ({expected})",
                     location=run.path,
                     hint="a file holds one model: give the runs of its own milestones",
                 )
@@ -210,13 +215,13 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
 
 def parse_milestone(run: Run) -> int | None:
     """Return the millions of words in a milestone's name, or None for another name."""
-    match = MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
+    match = MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", get_model_name(run).rstrip("/"))[-1])
     return int(match[1]) if match else None
 
 
 def own_file_notes(board: LeaderboardSpec, opened_runs: Sequence[Run]) -> list[str]:
     """Return a sentence for each file of the user's with the name of a suite of the leaderboard."""
-    wanted = {part.suite for part in (*board.part, *board.fast)}
+    wanted = {part.suite for part in (*board.parts, *board.milestone_parts)}
     own = [
         (cell.suite, runs.base_suite_name(cell).partition(".")[0])
         for run in opened_runs
