@@ -646,7 +646,7 @@ def test_commands_of_the_document_are_understood(line: str) -> None:
 
 
 def test_the_document_names_the_parts_that_others_make() -> None:
-    assert "made elsewhere" in DOCUMENT
+    assert "parts from other tools" in DOCUMENT
     for year in ("2025", "2026"):
         for part in leaderboard.load_leaderboard(year).parts:
             assert part.suite or part.hint, f"{year} {part.key}: nobody knows who makes it"
