@@ -39,10 +39,11 @@ class Declaration(BaseModel):
     @classmethod
     def _reject_unknown_keys(cls, table: Any) -> Any:
         if isinstance(table, dict):
+            known_keys = [field.alias or name for name, field in cls.model_fields.items()]
             for key in table:
-                if key not in cls.model_fields:
-                    valid_keys = f"known are {', '.join(sorted(cls.model_fields))}"
-                    hint = suggest_name(key, cls.model_fields) or valid_keys
+                if key not in known_keys:
+                    valid_keys = f"known are {', '.join(sorted(known_keys))}"
+                    hint = suggest_name(key, known_keys) or valid_keys
                     raise ValueError(f"unknown key {key!r}: {hint}")
         return table
 

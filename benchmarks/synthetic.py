@@ -114,7 +114,7 @@ def load_leaderboard_specs() -> dict[str, SuiteSpec | ClassificationSpec]:
     parts = [
         part
         for year in list_years()
-        for part in (*load_leaderboard(year).part, *load_leaderboard(year).fast)
+        for part in (*load_leaderboard(year).parts, *load_leaderboard(year).milestone_parts)
     ]
     declared = {
         part.suite: task_types.read_declaration(part.suite)[0] for part in parts if part.suite

@@ -27,7 +27,7 @@ TEXT_SUITE_SPECS = {
     name: spec for name, spec in SUITE_SPECS.items() if not spec.times and not spec.item.alone
 }  # choices of texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
-load_shipped_schema = leaderboard.schema  # tests replace the name
+load_shipped_schema = leaderboard.load_schema  # tests replace the name
 # Settings of a causal run by a year's conventions, as `score --compat babylm-YEAR` records them.
 CONVENTIONS: dict[str, dict[str, Any]] = {
     "2024": {"bos": "auto", "bos_before_context": "never", "context": "", "delimiter": " "},
@@ -205,13 +205,13 @@ def write_final_run(
     settings = CONVENTIONS[year] | settings
     cells: list[tuple[Cell, list[Prediction]]] = []
     for part in board.parts_of_track("strict-small"):
-        if part.writes == "class":
-            sizes = leaderboard.expected_counts(board.name, part.key)
+        if part.answer_format == "class":
+            sizes = leaderboard.count_expected_answers(board.name, part.key)
             cells += [
                 (make_finetuned_cell(task, 42, suite=part.suite), make_class_predictions(task, n))
                 for task, n in sizes.items()
             ]
-        elif part.writes == "surprisal":
+        elif part.answer_format == "surprisal":
             words = [make_word_prediction(i) for i in range(count_reading_words(year))]
             cells.append((make_cell(part.suite, words, **settings), words))
         elif part.suite in TEXT_SUITE_SPECS and part.suite != without:
@@ -226,7 +226,7 @@ def write_final_run(
 def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
     """Write the run of a milestone: summaries of the fast suites, with one prediction each."""
     cells = []
-    for part in leaderboard.load_leaderboard(year).fast:
+    for part in leaderboard.load_leaderboard(year).milestone_parts:
         if part.suite in TEXT_SUITE_SPECS:
             value = milestone / 1000
             estimate = Estimate(value, 2, 0, 1)
@@ -235,8 +235,8 @@ def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -
             cell = make_cell(part.suite, [], groups)
             cell = replace(cell, summary=replace(cell.summary, headline=estimate))
             cells.append((cell, [make_prediction(make_suite(part.suite, 1).items[0])]))
-        elif part.names:
-            groups = tuple(Group("measure", name, Estimate(0.01, 2, 0, 1)) for name in part.names)
+        elif part.subkeys:
+            groups = tuple(Group("measure", name, Estimate(0.01, 2, 0, 1)) for name in part.subkeys)
             cells.append((make_cell(part.suite, [], groups), [make_word_prediction(0)]))
     return write_run(path, name or f"out/llama/chck_{milestone}M", cells)
 
@@ -244,7 +244,7 @@ def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -
 def write_acquisition_files(folder: Path, year: str) -> dict[str, str]:
     """Write the official files of the age of acquisition for one word; part -> path."""
     word = {"target_word": "dog", "context": "a", "context_id": 0, "surprisal": 1.5}
-    milestones = leaderboard.load_leaderboard(year).milestones("strict-small")
+    milestones = leaderboard.load_leaderboard(year).milestones_of_track("strict-small")
     rows = [
         word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones
     ]
@@ -261,7 +261,7 @@ def write_acquisition_files(folder: Path, year: str) -> dict[str, str]:
 
 
 def count_reading_words(year: str) -> int:
-    return leaderboard.expected_counts(f"babylm-{year}", "reading")["reading"]
+    return leaderboard.count_expected_answers(f"babylm-{year}", "reading")["reading"]
 
 
 def shrink_schema(name: str, most: int) -> dict[str, Any]:

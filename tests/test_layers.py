@@ -108,6 +108,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("declarations",),
     "pydantic": (
         "declarations",
+        "exports.leaderboard",
         "suites.spec",
         "suites.classification",
         "suites.collection",

@@ -47,12 +47,12 @@ REGISTRIES: dict[str, RegistryRule] = {
                     "Literal[('scored', 'continuation', 'sentence', 'share', 'class', "
                     "'surprisal', 'curves', 'headline')]",
                 ),
-                ("exports.given_parts", "{'surprisal': }"),
-                ("exports.given_parts", "name in NAN_ALLOWED_KEYS"),
-                ("exports.leaderboard_file", "part.writes == 'surprisal'"),
+                ("exports.external_parts", "part.answer_format == 'surprisal'"),
+                ("exports.external_parts", "key in NAN_ALLOWED_KEYS"),
+                ("exports.leaderboard_file", "part.answer_format == 'surprisal'"),
                 ("exports.leaderboard_file", "row['surprisal']"),
                 ("exports.leaderboard_answers", "{'surprisal': }"),
-                ("exports.given_parts", "name != 'surprisal'"),
+                ("exports.external_parts", "key != 'surprisal'"),
                 # commands and kinds of suite
                 ("__init__", "{'surprisal': }"),
                 ("cli.app", "{'surprisal': , 'acquisition': }"),

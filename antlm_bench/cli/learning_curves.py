@@ -45,7 +45,7 @@ def curve_command(
     curves, unplaced_checkpoints = load_curves(run, split_names(suite))
     for file, image_format in ((svg, "svg"), (png, "png")):
         if file:
-            from antlm_bench.reporting.figure_export import write_curves  # slow to import
+            from antlm_bench.reporting.figures import write_curves  # slow to import
 
             write_curves(curves, file, image_format)
     print_table(build_curve_table(curves, unplaced_checkpoints), table_format)

@@ -106,7 +106,7 @@ def _every_eval_ever_files(run: Run) -> dict[str, bytes]:
     record = every_eval_ever.build_record(run)
     leaderboard.validate_document(record, "every-eval-ever")
     data = json.dumps(record, indent=1, ensure_ascii=False).encode()
-    return {every_eval_ever.file_name(run): data + b"\n"}
+    return {every_eval_ever.build_file_name(run): data + b"\n"}
 
 
 def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str, ...]]:

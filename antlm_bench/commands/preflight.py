@@ -49,7 +49,7 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     UsageError for an unknown year or track.
     """
     root = Path(folder)
-    milestones = load_leaderboard(year).milestones(track)
+    milestones = load_leaderboard(year).milestones_of_track(track)
     if not root.is_dir():
         raise CheckpointError(
             "no such folder",

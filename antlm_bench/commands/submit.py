@@ -15,17 +15,20 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, IncompleteError, UsageError
-from antlm_bench.exports import conventions, leaderboard
-from antlm_bench.exports.command_hints import model_name
-from antlm_bench.exports.conventions import Deviation
-from antlm_bench.exports.leaderboard import LeaderboardSpec
+from antlm_bench.exports import leaderboard
+from antlm_bench.exports.deviations import (
+    Deviation,
+    build_deviation_error,
+    describe_deviations,
+    find_deviations,
+)
+from antlm_bench.exports.leaderboard import LeaderboardSpec, TieRule, get_model_name
 from antlm_bench.exports.leaderboard_file import (
     LeaderboardFile,
     LeaderboardFileBuilder,
     MissingPart,
-    is_filled,
+    has_content,
 )
-from antlm_bench.exports.tie_rules import TieRule
 from antlm_bench.printable import make_printable
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.scoring.methods import METHODS
@@ -77,7 +80,7 @@ def submit(
     DataError for unreadable files.
     """
     board = leaderboard.load_leaderboard(year)
-    milestones = board.milestones(track)
+    milestones = board.milestones_of_track(track)
     final, checkpoints = split_final_and_milestones(
         [runs.open_run(run_dir) for run_dir in expand_run_dirs(folders)]
     )
@@ -91,33 +94,35 @@ def submit(
     leaderboard_file = LeaderboardFileBuilder(
         board, track, final, checkpoints, load_suite, method, seed, ties
     ).build(external_parts)
-    deviations = conventions.find_deviations(board, leaderboard_file.written_sources, final)
+    deviations = find_deviations(board, leaderboard_file.written_sources, final)
     user_file_notes = describe_user_files(board, [final, *checkpoints.values()])
-    is_empty = not any(map(is_filled, leaderboard_file.document.values()))
-    if leaderboard_file.missing and (is_empty or not allow_partial):
+    is_empty = not any(map(has_content, leaderboard_file.document.values()))
+    if leaderboard_file.missing_parts and (is_empty or not allow_partial):
         shown_deviations = [] if allow_conventions else deviations
         raise _missing_parts_error(board, leaderboard_file, user_file_notes, shown_deviations)
     if deviations and not allow_conventions:
-        raise conventions.deviation_error(board, deviations, method)
+        raise build_deviation_error(board, deviations, method)
     leaderboard.validate_document(
         leaderboard_file.document,
         board.name,
-        missing_keys=[part.key for part in leaderboard_file.missing],
+        missing_keys=[part.key for part in leaderboard_file.missing_parts],
     )
     notes = [f"in the format of {board.source}", *leaderboard_file.notes, *user_file_notes]
     notes += [
         f"NOT by the conventions of {board.name}: {line}"
-        for line in conventions.describe_deviations(deviations)
+        for line in describe_deviations(deviations)
     ]
     unused = sorted(checkpoints.keys() - set(milestones))
     if milestones and unused:
         names = ", ".join(f"chck_{number}M" for number in unused)
         notes.append(f"left out, because {track} does not have these milestones: {names}")
-    official_name = board.file.format(method=method, name=Path(model_name(final)).name or "model")
+    official_name = board.file_name.format(
+        method=method, name=Path(get_model_name(final)).name or "model"
+    )
     path = output_path(Path(out), official_name)
     notes += _write_document(path, leaderboard_file.document, board)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Submission(path, digest, leaderboard_file.missing, tuple(notes))
+    return Submission(path, digest, leaderboard_file.missing_parts, tuple(notes))
 
 
 def _missing_parts_error(
@@ -127,17 +132,17 @@ def _missing_parts_error(
     deviations: Sequence[Deviation],
 ) -> IncompleteError:
     """Return the error that lists the missing parts, with the commands that compute them."""
-    listed = "\n".join(f"    {part}" for part in leaderboard_file.missing)
+    listed = "\n".join(f"    {part}" for part in leaderboard_file.missing_parts)
     listed += "".join(f"\n  {sentence}" for sentence in user_file_notes)
-    if not any(map(is_filled, leaderboard_file.document.values())):
+    if not any(map(has_content, leaderboard_file.document.values())):
         message = f"all parts of the {board.year} file are missing; nothing was written:\n{listed}"
         return IncompleteError(message, hint=RESCORE_HINT)
     message = (
-        f"{len(leaderboard_file.missing)} parts of the {board.year} file are missing; "
+        f"{len(leaderboard_file.missing_parts)} parts of the {board.year} file are missing; "
         f"nothing was written:\n{listed}"
     )
     if deviations:
-        lines = "\n    ".join(conventions.describe_deviations(deviations))
+        lines = "\n    ".join(describe_deviations(deviations))
         message += f"\n  some parts are not by the conventions of {board.name}:\n    {lines}"
     hint = (
         f"{RESCORE_HINT}, or write the other parts with --allow-partial;"
@@ -149,7 +154,7 @@ def _missing_parts_error(
 def _write_document(path: Path, document: Mapping[str, Any], board: LeaderboardSpec) -> list[str]:
     """Write the file, compressed in years whose official file is. Return notes for the user."""
     data = json.dumps(document).encode()
-    is_gzip = ".gz" in (path.suffix, Path(board.file).suffix)
+    is_gzip = ".gz" in (path.suffix, Path(board.file_name).suffix)
     runs.write_atomically(path, gzip.compress(data, mtime=0) if is_gzip else data)
     if is_gzip and path.suffix != ".gz":
         return ["the file is compressed with gzip, because the official scorer expects it"]
@@ -181,7 +186,7 @@ def split_final_and_milestones(opened_runs: Sequence[Run]) -> tuple[Run, dict[in
         first = run_by_weights.setdefault(str(run.manifest.model.get("weights")), run)
         if first is not run:
             raise UsageError(
-                f"{model_name(first)} and {model_name(run)} have the same weights",
+                f"{get_model_name(first)} and {get_model_name(run)} have the same weights",
                 location=run.path,
                 hint="check the checkpoints with antlm-bench preflight, and score them again",
             )
@@ -208,8 +213,8 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
             expected, actual = final_run.manifest.model.get(key), run.manifest.model.get(key)
             if expected != actual:
                 raise UsageError(
-                    f"{model_name(run)} has another {noun} ({actual}) than the final model "
-                    f"{model_name(final_run)} ({expected})",
+                    f"{get_model_name(run)} has another {noun} ({actual}) than the final model "
+                    f"{get_model_name(final_run)} ({expected})",
                     location=run.path,
                     hint="give the milestones of the final model",
                 )
@@ -217,13 +222,15 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
 
 def parse_official_milestone(run: Run) -> int | None:
     """Return the millions of words in a milestone's name, or None for another name."""
-    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
+    match = OFFICIAL_MILESTONE_PATTERN.fullmatch(
+        re.split(r"[/@]", get_model_name(run).rstrip("/"))[-1]
+    )
     return int(match[1]) if match else None
 
 
 def describe_user_files(board: LeaderboardSpec, opened_runs: Sequence[Run]) -> list[str]:
     """Return a sentence for each file of the user with the name of a suite of the leaderboard."""
-    official_suites = {part.suite for part in (*board.part, *board.fast)}
+    official_suites = {part.suite for part in (*board.parts, *board.milestone_parts)}
     sentences = []
     for cell in (cell for run in opened_runs for cell in run):
         name = runs.base_suite_name(cell).partition(".")[0]

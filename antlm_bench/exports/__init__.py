@@ -1,4 +1,4 @@
-"""Runs as other people's documents: leaderboard files, lm-eval's results, tables, model cards.
+"""Export runs to the formats of other tools: leaderboard submissions, item tables, model cards.
 
-Takes run folders and the suites' data, gives bytes and dictionaries; knows no model and no torch.
+Reads run folders and the data of suites; returns bytes and dictionaries. Does not import torch.
 """

@@ -1,7 +1,7 @@
-"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json).
+"""Export runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json).
 
-Instance-level records need the text of every item. Runs hold none, so there are aggregate records
-only: numbers with their uncertainty.
+Only aggregate records are written: scores with their uncertainty. Instance-level records need the
+texts of the items, which runs do not store.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from antlm_bench.declarations import catalog
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.suites.task_types import read_declaration
-from antlm_bench.types import Cell, Estimate, Group, Run
+from antlm_bench.types import Cell, Estimate, Run
 
 SCHEMA_VERSION = "0.3.0"
 
 
 def build_record(run: Run) -> dict[str, Any]:
-    """Return the record of a run: a result per suite, method and seed, and one per item group."""
+    """Build the record of a run: a result per suite, method and seed, and one per item group."""
     model, created = run.manifest.model, run.manifest.created
     name = str(model.get("name", ""))
     seconds = str(datetime.fromisoformat(created).timestamp())
@@ -49,8 +49,8 @@ def build_record(run: Run) -> dict[str, Any]:
     }
 
 
-def file_name(run: Run) -> str:
-    """Return <uuid>.json, the same for the same record."""
+def build_file_name(run: Run) -> str:
+    """Return <uuid>.json. The UUID depends on the weights and on the run's creation time."""
     identity = json.dumps([str(run.manifest.model.get("weights")), run.manifest.created])
     return f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json"
 
@@ -58,30 +58,22 @@ def file_name(run: Run) -> str:
 def _build_results(cell: Cell) -> Iterator[dict[str, Any]]:
     seed = "" if cell.seed is None else f", seed {cell.seed}"
     name = f"{cell.suite} ({cell.method}{seed})"
-    yield _build_result(
-        cell,
-        name,
-        cell.summary.headline,
-        _describe_average(cell.summary.macro),
-    )
-    for group in cell.summary.groups:
-        yield _build_result(
-            cell, f"{name}: {_group_path(group)}", group.estimate, f"one {group.level}"
-        )
+    summary = cell.summary
+    yield _build_result(cell, name, summary.headline, _describe_average(summary.macro))
+    for group in summary.groups:
+        path = f"{group.within}/{group.name}" if group.within else group.name
+        yield _build_result(cell, f"{name}: {path}", group.estimate, f"one {group.level}")
 
 
 def _describe_average(macro_levels: Sequence[str]) -> str:
-    """Return over what a headline averages, innermost level first, in the schema's 200 characters.
+    """Describe how a headline averages over items or groups, in at most 200 characters.
 
-    macro_levels: outermost first; () = there is one value over all items.
+    macro_levels: levels of the macro-average, outermost first; () = all items count equally.
     """
     if not macro_levels:
         return "over all items"
-    return ("average over " + ", then ".join(macro_levels[::-1]))[:200]
-
-
-def _group_path(group: Group) -> str:
-    return f"{group.within}/{group.name}" if group.within else group.name
+    innermost_first = macro_levels[::-1]
+    return ("average over " + ", then ".join(innermost_first))[:200]  # the schema's limit
 
 
 def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -> dict[str, Any]:
@@ -94,13 +86,13 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
     }
     return {
         "evaluation_name": name,
-        "source_data": _source_data(cell),
+        "source_data": _build_source_data(cell),
         "metric_config": {
             "evaluation_description": f"{metric.name}, {description}",
             "metric_id": metric.name,
             "lower_is_better": metric.lower_is_better,
             "score_type": "continuous",
-            # The schema requires bounds. A metric without them gets 0..1, widened to its interval.
+            # The schema requires bounds. An unbounded metric gets 0..1, widened to this interval.
             "min_score": min(lowest, estimate.low),
             "max_score": max(highest, estimate.high),
         },
@@ -112,17 +104,16 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
     }
 
 
-def _source_data(cell: Cell) -> dict[str, Any]:
-    """Return the source of the suite's data: its homepage if we ship the suite."""
-    suite = cell.suite
-    # A finetuned cell is named after a task of a collection, which is the declared suite.
-    name = suite if cell.seed is None else cell.finetuned_task[0]
-    page = read_declaration(name)[0].homepage if name in catalog("tasks") else ""
-    if page:
-        return {"dataset_name": suite, "source_type": "url", "url": [page]}
-    return {"dataset_name": suite, "source_type": "other"}
+def _build_source_data(cell: Cell) -> dict[str, Any]:
+    """Return the homepage of a shipped suite as the source of its data, else "other"."""
+    # A finetuned cell is named SUITE.TASK; the declaration is named SUITE.
+    suite = cell.suite if cell.seed is None else cell.finetuned_task[0]
+    homepage = read_declaration(suite)[0].homepage if suite in catalog("tasks") else ""
+    if homepage:
+        return {"dataset_name": cell.suite, "source_type": "url", "url": [homepage]}
+    return {"dataset_name": cell.suite, "source_type": "other"}
 
 
 def _to_strings(values: Mapping[str, object]) -> dict[str, str]:
-    """Return the values as strings, because the schema requires them; None is left out."""
+    """Return the values as strings, which the schema requires, without those that are None."""
     return {name: str(value) for name, value in values.items() if value is not None}

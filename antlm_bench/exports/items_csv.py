@@ -1,8 +1,7 @@
-"""Every item of every run as one row of a table: what R, pandas and mixed models want. Ids and
-numbers, no texts.
+"""Export the items of runs as a CSV table with one row per item, for R, pandas, mixed models.
 
-What a row holds depends on the metric: its record names one of the functions here
-(`MetricSpec.export_rows`).
+The table has ids and numbers, no texts. The content of a row depends on the metric:
+`MetricSpec.export_rows` names one of the functions of this module.
 """
 
 from __future__ import annotations
@@ -33,30 +32,44 @@ NUMBER_COLUMNS = (
     "share",
 )
 Row = Mapping[str, float]
-"""Some of NUMBER_COLUMNS; a column that is missing or not finite stays empty."""
+"""Column of NUMBER_COLUMNS -> value. Columns without a finite value stay empty."""
 
 
 def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
-    """Return CSV with a header (UTF-8): KEY_COLUMNS (weights: 8 digits of their sha256), the labels
-    of all suites (empty where a suite lacks one), NUMBER_COLUMNS, flags.
+    """Return the table as UTF-8 CSV with a header.
 
-    score: summed log-probability (nats) of the right option, score_other of the best other one,
-    margin the difference. correct: credit in 0..1, a tie under the run's tie rule; where a task
-    has metrics of its own, its value (then score is the preferred option's). share:
-    probability of the first option among the options, where humans rated it (then gold is that
-    rating and there is no right option). Empty: not defined.
+    Columns, in order; a value that is not defined is empty:
+    KEY_COLUMNS: what identifies an item of a run; `weights` is 8 digits of their sha256.
+    One column per label level of any suite.
+    gold, pred: indices of the correct and of the preferred option; gold is the rating if the items
+    have human ratings.
+    correct: credit in 0..1, for ties by the run's tie rule; or the value of the lm-eval task's
+    metric.
+    score, score_other: summed log-probabilities (nats) of the correct option and of the best other
+    option. Without a correct option, `score` is that of the preferred one.
+    margin: score - score_other.
+    tokens, tokens_other: numbers of tokens of the two options.
+    share: probability of the first option among the options, for items with ratings.
+    flags: separated by spaces.
     """
-    cells = [
+    cells_with_predictions = [
         (run, cell, runs.read_predictions(run.path, cell))
         for run in opened_runs
         for cell in run
         if get_metric_spec(cell.summary.metric).export_rows is not None
     ]
-    levels = sorted({level for *_, predictions in cells for p in predictions for level in p.labels})
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+    levels = sorted(
+        {
+            level
+            for _, _, predictions in cells_with_predictions
+            for prediction in predictions
+            for level in prediction.labels
+        }
+    )
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*KEY_COLUMNS, *levels, *NUMBER_COLUMNS, "flags"])
-    for run, cell, predictions in cells:
+    for run, cell, predictions in cells_with_predictions:
         model = run.manifest.model
         key = [
             model.get("name", ""),
@@ -66,19 +79,19 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
             "" if cell.seed is None else cell.seed,
         ]
         table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
-        write_rows = load_target(get_metric_spec(cell.summary.metric).export_rows or "")
-        rows: Iterator[Row] = write_rows(cell, predictions, table)
+        build_rows = load_target(get_metric_spec(cell.summary.metric).export_rows or "")
+        rows: Iterator[Row] = build_rows(cell, predictions, table)
         for prediction, row in zip(predictions, rows, strict=True):
             labels = [prediction.labels.get(level, "") for level in levels]
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
             writer.writerow([*key, prediction.id, *labels, *numbers, " ".join(prediction.flags)])
-    return sink.getvalue().encode("utf-8", "surrogatepass")
+    return buffer.getvalue().encode("utf-8", "surrogatepass")
 
 
 def choice_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
-    """Yield the right option against the best other one; of one option its score."""
+    """Yield the scores of the correct option and of the best other option, if there is one."""
     settings = MetricSettings.of_cell(cell)
     credits = gold_credits(table, settings.ties, settings.reduction)
     for index, prediction in enumerate(predictions):
@@ -93,17 +106,22 @@ def choice_rows(
 def rating_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
-    """Yield the first option's score and probability, beside the rating."""
-    shares = load_cell_metric(cell).per_item(table)
-    for prediction, share in zip(predictions, shares, strict=True):
-        row = {"gold": prediction.gold, "pred": prediction.pred, "share": share}
-        yield row | {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
+    """Yield the rating of each item with the score and the probability of the first option."""
+    probabilities = load_cell_metric(cell).per_item(table)
+    for prediction, probability in zip(predictions, probabilities, strict=True):
+        yield {
+            "gold": prediction.gold,
+            "pred": prediction.pred,
+            "share": probability,
+            "score": prediction.scores[0],
+            "tokens": prediction.tokens[0],
+        }
 
 
 def value_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
-    """Yield the item's own value, beside the preferred option's score."""
+    """Yield the metric's value of each item with the score of the preferred option."""
     values = load_cell_metric(cell).per_item(table)
     rows = preference_rows(cell, predictions, table)
     for row, value in zip(rows, values, strict=True):
@@ -113,16 +131,17 @@ def value_rows(
 def preference_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
-    """Yield the preferred option's score: no option is right, no item has a value of its own."""
+    """Yield the score of the preferred option, for items without a correct option."""
     del cell, table
-    for p in predictions:
-        yield {"pred": p.pred, "score": p.scores[p.pred], "tokens": p.tokens[p.pred]}
+    for prediction in predictions:
+        pred = prediction.pred
+        yield {"pred": pred, "score": prediction.scores[pred], "tokens": prediction.tokens[pred]}
 
 
 def logprob_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
-    """Yield the first option's score: further options are questions of their own."""
+    """Yield the score of the first option; further options are other texts, not alternatives."""
     del cell, table
     for prediction in predictions:
         yield {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
@@ -133,13 +152,16 @@ def _gold_and_best_other(table: PredictionTable, index: int, gold: int) -> Row:
         return {}
     scores, tokens = table.scores[index], table.tokens[index]
     row = {"score": scores[gold], "tokens": int(tokens[gold])}
-    others = np.where(table.valid[index], scores, -np.inf)
-    others[gold] = -np.inf
-    other = int(others.argmax())
-    if not np.isfinite(others[other]):
-        return row
-    margin = {"margin": scores[gold] - scores[other]}
-    return row | margin | {"score_other": scores[other], "tokens_other": int(tokens[other])}
+    other_scores = np.where(table.valid[index], scores, -np.inf)
+    other_scores[gold] = -np.inf
+    other = int(other_scores.argmax())
+    if not np.isfinite(other_scores[other]):
+        return row  # there is no other option
+    return row | {
+        "margin": scores[gold] - scores[other],
+        "score_other": scores[other],
+        "tokens_other": int(tokens[other]),
+    }
 
 
 def _format_number(value: float) -> float | str:

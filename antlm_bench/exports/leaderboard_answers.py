@@ -1,4 +1,8 @@
-"""A run's answers in the form of a leaderboard's file: chosen texts, numbers, surprisals."""
+"""The answers of a run in the form of a submission file: chosen texts, scores, surprisals.
+
+Runs store the score of every option, so the answers to items with ties follow the leaderboard's tie
+rule, even if the run's own scores were computed by another rule.
+"""
 
 from __future__ import annotations
 
@@ -7,67 +11,78 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from antlm_bench.errors import IncompleteError
-from antlm_bench.exports.leaderboard import AnswerFormat, PartSpec
-from antlm_bench.exports.tie_rules import (
-    TIE_RULE_DESCRIPTIONS,
-    TieRule,
-    accuracy_by_group,
-    choose_options,
-    describe_ties,
-)
+from antlm_bench.exports.leaderboard import AnswerFormat, PartSpec, TieRule
 from antlm_bench.metrics import ItemKind, MetricSettings, get_metric_spec, load_metric
-from antlm_bench.metrics.prediction_table import build_table
+from antlm_bench.metrics.prediction_table import (
+    PredictionTable,
+    assign_strata,
+    build_table,
+    choice_weights,
+    gold_indices,
+)
+from antlm_bench.statistics import macro_weights
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Cell, Item, Option, Prediction
+from antlm_bench.types import Bools, Cell, Floats, Ints, Item, Option, Prediction
 
 LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]
 """Subkey -> {"predictions": rows}."""
 MilestoneScores = dict[str, float]
+"""Subkey -> score in 0..1."""
+
+# The official code of 2024 (numpy.argmax in collect_results.py) and 2025 (torch.max in
+# rank_and_evaluate) takes the first option, which is the correct one in all suites. The code of
+# 2026 draws an option, without a seed.
+TIE_RULE_DESCRIPTIONS: dict[TieRule, str] = {
+    "first": "given to the first option",
+    "random": "drawn by the item's id",
+}
 
 
 def require_complete(cell: Cell) -> Cell:
-    """Return the cell. IncompleteError where items are missing."""
-    if short := [note for note in cell.summary.notes if note.startswith("incomplete")]:
-        raise IncompleteError(
-            short[0], hint="get all data (antlm-bench data fetch), then score again"
-        )
+    """Return the cell. Raises IncompleteError if the run's data lacked items of the suite."""
+    for note in cell.summary.notes:
+        if note.startswith("incomplete"):
+            hint = "get all data (antlm-bench data fetch), then score again"
+            raise IncompleteError(note, hint=hint)
     return cell
 
 
-def milestone_scores(
+def compute_milestone_scores(
     cell: Cell,
     part: PartSpec,
-    rule: TieRule,
+    tie_rule: TieRule,
     softmax: str,
     load_predictions: Callable[[], Sequence[Prediction]],
 ) -> MilestoneScores:
-    """Return the numbers of a fast suite at a milestone, in 0..1: accuracies, Spearman's rho,
-    partial R2.
+    """Return the scores of a fast suite at a milestone: accuracies, Spearman's rho, partial R2.
 
-    Accuracies with ties, and correlations for which the run ranked probabilities of another
-    precision than `softmax`, are recomputed from the predictions as the official collator has them.
+    Scores are recomputed from the predictions if the official collator would compute others:
+    accuracies with ties, and correlations whose probabilities were computed in another precision
+    than `softmax`.
     """
     groups, metric = cell.summary.groups, get_metric_spec(cell.summary.metric)
     settings = MetricSettings.of_cell(cell)
-    if part.names:
+    if part.subkeys:
         return {
-            part.names[group.name]: group.estimate.value
+            part.subkeys[group.name]: group.estimate.value
             for group in groups
-            if group.name in part.names
+            if group.name in part.subkeys
         }
     if metric.tie_rule_matters and cell.summary.headline.flags.get("tie"):
         level = groups[-1].level if groups else ""
         table = build_table(load_predictions(), {level} if level else set(), settings.reduction)
-        answers = choose_options(table, rule, settings.reduction)
-        shares = accuracy_by_group(table, answers, level)
-        return {name or part.key: share for name, share in shares.items()}
-    rated = metric.item_kind is ItemKind.RATING
-    if rated and settings.softmax != softmax:
+        chosen = choose_options(table, tie_rule, settings.reduction)
+        accuracies = compute_group_accuracies(table, chosen, level)
+        return {name or part.key: accuracy for name, accuracy in accuracies.items()}
+    has_ratings = metric.item_kind is ItemKind.RATING
+    if has_ratings and settings.softmax != softmax:
         table = build_table(load_predictions(), set(), settings.reduction)
         correlation = load_metric(metric.name, replace(settings, softmax=softmax))
         return {part.key: correlation.headline(table, ()).estimate.value}
-    if rated or not groups:
+    if has_ratings or not groups:
         return {part.key: cell.summary.headline.value}
     return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
@@ -77,108 +92,167 @@ def build_text_answers(
     predictions: Sequence[Prediction],
     suite: Suite,
     cell: Cell,
-    rule: TieRule,
+    tie_rule: TieRule,
     softmax: str = "float64",
 ) -> tuple[LeaderboardAnswers, list[str]]:
-    """Return the chosen texts under the keys of their part, in the suite's order, and notes about
-    ties and items that do not fit the model.
+    """Return the chosen texts by subkey, in the suite's order, and notes about ties and long items.
 
-    An item that does not fit the model is written as wrong. IncompleteError where the file also
-    needs its probability.
+    An item that is too long for the model is answered with a wrong option. Raises IncompleteError
+    for such an item if the file also needs its probability.
     """
     reduction = str(cell.settings.get("reduction", "sum"))
-    rated = part.writes == "share"
-    table = build_table(predictions, set() if rated else set(suite.macro), reduction)
-    lost, ties = int(table.get_flag("too-long").sum()), int(table.get_flag("tie").sum())
-    if rated and lost:
-        raise IncompleteError(f"{lost} items do not fit the model, and have no probability")
-    answers = choose_options(table, rule, reduction)
-    probability = None
-    if rated:
+    has_probabilities = part.answer_format == "share"
+    levels = set() if has_probabilities else set(suite.macro)
+    table = build_table(predictions, levels, reduction)
+    num_too_long = int(table.get_flag("too-long").sum())
+    if has_probabilities and num_too_long:
+        raise IncompleteError(
+            f"{num_too_long} items are too long for the model and have no probability"
+        )
+    chosen = choose_options(table, tie_rule, reduction)
+    probabilities = None
+    if has_probabilities:
         settings = replace(MetricSettings.of_cell(cell), softmax=softmax)
-        probability = load_metric(cell.summary.metric, settings).per_item(table)
-    level = part.by or suite.groups[-1]
+        probabilities = load_metric(cell.summary.metric, settings).per_item(table)
+    level = part.group_level or suite.groups[-1]
     items = {item.id: item for item in suite.items}
-    rows: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
+    answers: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
     for n, prediction in enumerate(predictions):
         item = items[prediction.id]
         row: dict[str, Any] = {
             "id": item.id,
-            "pred": option_text(part.writes, item, int(answers[n])),
+            "pred": get_option_text(part.answer_format, item, int(chosen[n])),
         }
-        if probability is not None:
-            row["prob"] = float(probability[n])
-        rows[item.labels[level]]["predictions"].append(row)
+        if probabilities is not None:
+            row["prob"] = float(probabilities[n])
+        answers[item.labels[level]]["predictions"].append(row)
     notes = []
-    if ties:
-        description = (
-            f"{ties} ties, {TIE_RULE_DESCRIPTIONS[rule]}; "
-            "a correlation with ratings does not depend on it"
-            if rated
-            else describe_ties(table, rule, reduction, suite.macro)
-        )
+    if num_ties := int(table.get_flag("tie").sum()):
+        if has_probabilities:
+            description = f"{num_ties} ties, {TIE_RULE_DESCRIPTIONS[tie_rule]}; "
+            description += "a correlation with ratings does not depend on it"
+        else:
+            description = describe_ties(table, tie_rule, reduction, suite.macro)
         notes.append(f"{suite.name}: {description}")
-    if lost:
-        notes.append(f"{suite.name}: {lost} items do not fit the model and are written as wrong")
-    return dict(rows), notes
+    if num_too_long:
+        notes.append(
+            f"{suite.name}: {num_too_long} items are too long for the model and answered wrong"
+        )
+    return dict(answers), notes
 
 
-def option_text(answer_format: AnswerFormat, item: Item, option_index: int) -> str:
-    """Return the text that stands for an option: all of it, or the part that was scored."""
+def get_option_text(answer_format: AnswerFormat, item: Item, option_index: int) -> str:
+    """Return the text of an option as the submission file holds it."""
     option = item.options[option_index]
     if answer_format == "continuation":
-        return continuation_text(option)
-    return (
-        option.text
-        if answer_format == "sentence" or option.span is None
-        else option.text[slice(*option.span)]
-    )
+        return get_continuation(option)
+    if answer_format == "sentence" or option.span is None:
+        return option.text
+    return option.text[slice(*option.span)]
 
 
-def continuation_text(option: Option) -> str:
-    r"""Return what lm-eval requests after a context: a text without context behind one space, its
-    delimiter; a scored part has that space already.
+def get_continuation(option: Option) -> str:
+    r"""Return the continuation of the lm-eval request for an option.
 
-    The collator of 2024 (_add_to_dict) turns the two characters \n into a line end.
+    A text without context is requested behind a space, its delimiter. A scored part of a text
+    starts with that space already. The collator of 2024 (_add_to_dict) turns the two characters \n
+    into a newline.
     """
     continuation = option.text[slice(*option.span)] if option.span else f" {option.text}"
     return continuation.replace("\\n", "\n")
 
 
-def surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """Yield surprisals in nats of each word and of the word before it; nan where there is none, as
-    officially.
+def build_surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+    """Yield the surprisals in nats of each word and of the word before it; nan without such a word.
 
-    IncompleteError for words that do not fit the model: the file cannot express that.
+    Raises IncompleteError for words that are too long for the model, because the file has no
+    value for them.
     """
-    if lost := [p.id for p in predictions if "too-long" in p.flags]:
+    too_long = [prediction.id for prediction in predictions if "too-long" in prediction.flags]
+    if too_long:
         raise IncompleteError(
-            f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}"
+            f"{len(too_long)} words are too long for the model",
+            hint=f"the first is {too_long[0]}",
         )
     for n, prediction in enumerate(predictions):
-        before = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
-        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": before}
+        previous = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
+        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": previous}
 
 
-def curve_rows(
+def build_curve_rows(
     predictions: Sequence[Prediction], suite: Suite, milestone: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the surprisal in nats of every word in its contexts at a milestone (millions of words);
-    nan where a text does not fit the model, as officially."""
+    """Yield the surprisal in nats of every word in its contexts at a milestone (millions of words).
+
+    As in the official file, nan stands for a text that is too long for the model.
+    """
     items = {item.id: item for item in suite.items}
     for prediction in predictions:
-        option, (word, _, number) = items[prediction.id].options[0], prediction.id.rpartition("_")
+        option = items[prediction.id].options[0]
+        word, _, context_id = prediction.id.rpartition("_")
         context = option.text[: option.span[0]] if option.span else ""
+        is_too_long = "too-long" in prediction.flags
         yield {
             "step": f"chck_{milestone}M",
             "word_count": milestone * 10**6,
             "target_word": word,
-            "context_id": int(number),
-            "context": context.removesuffix(" "),  # the template's
-            "surprisal": float("nan") if "too-long" in prediction.flags else -prediction.scores[0],
+            "context_id": int(context_id),
+            "context": context.removesuffix(" "),  # the space that precedes the word
+            "surprisal": float("nan") if is_too_long else -prediction.scores[0],
         }
 
 
-def count_answers(answers: LeaderboardAnswers, key: str) -> int:
-    """Return how many answers stand under a key."""
-    return len(answers[key]["predictions"]) if key in answers else 0
+# ---- ties
+
+
+def choose_options(table: PredictionTable, tie_rule: TieRule, reduction: str) -> Ints:
+    """Return the index of the chosen option of each item, (n,).
+
+    An item that is too long for the model was not scored; a wrong option is chosen for it.
+    """
+    chosen = choice_weights(table, tie_rule, reduction).argmax(axis=1)
+    # Items with ratings have no wrong option. Any index will do for them.
+    wrong = (table.gold == 0).astype(int)
+    return np.asarray(np.where(table.get_flag("too-long"), wrong, chosen), np.int32)
+
+
+def mark_correct(table: PredictionTable, chosen: Ints) -> Bools:
+    """Return whether each chosen option, (n,), is correct.
+
+    Official scorers compare texts, so both options are correct if their texts are equal.
+    """
+    equal_texts = table.get_flag("identical") & (table.valid.sum(axis=1) == 2)
+    is_gold = chosen == gold_indices(table)
+    return np.asarray((is_gold | equal_texts) & ~table.get_flag("too-long"))
+
+
+def compute_group_accuracies(table: PredictionTable, chosen: Ints, level: str) -> dict[str, float]:
+    """Return the accuracy, 0..1, of each group of a level; if level is "", of all items as ""."""
+    correct = mark_correct(table, chosen)
+    if not level:
+        return {"": float(correct.mean())}
+    codes, names = table.levels[level]
+    return {name: float(correct[codes == code].mean()) for code, name in enumerate(names)}
+
+
+def describe_ties(
+    table: PredictionTable, tie_rule: TieRule, reduction: str, macro_levels: Sequence[str]
+) -> str:
+    """Describe the ties of a table: their number, and the score under both tie rules.
+
+    Scores are in percent, averaged over the macro levels. Returns "" if there are no ties.
+    """
+    ties = table.get_flag("tie")
+    if not ties.any():
+        return ""
+    codes, paths = assign_strata(table, macro_levels)
+    weights, sizes = macro_weights(paths), np.bincount(codes, minlength=len(paths))
+
+    def describe_score(rule: TieRule) -> str:
+        correct: Floats = mark_correct(table, choose_options(table, rule, reduction)).astype(float)
+        score = 100 * float(weights @ (np.bincount(codes, correct, len(paths)) / sizes))
+        description = TIE_RULE_DESCRIPTIONS[rule]
+        return f"{description}: {int(correct[ties].sum())} right, {score:.2f} in all"
+
+    other_rule: TieRule = "random" if tie_rule == "first" else "first"
+    return f"{int(ties.sum())} ties, {describe_score(tie_rule)}; {describe_score(other_rule)}"

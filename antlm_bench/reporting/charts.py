@@ -1,7 +1,8 @@
-"""Altair charts: dots with intervals, lines over words seen, heat maps. Nothing is computed here.
+"""Draw charts with Altair: dots with intervals, lines over words seen, heat maps.
 
-Each row describes its mark in words (`says`), for screen readers and for hovering. Names come from
-outside: they are only values of a fixed field, never part of an expression.
+The functions take rows with computed values. `description` of a row describes its mark in words,
+for screen readers and tooltips. Names of models and suites come from outside, so they are used as
+data values only, never in a Vega expression.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from antlm_bench.reporting import palette
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
+"""A mark: field -> value. Each function lists the fields that it needs."""
 POINT_AREA = 46
 """Area of a point in square pixels."""
 
@@ -28,7 +30,7 @@ class ChartStyle:
     """Total width in px."""
     colours: palette.Colours
     legend: bool = False
-    """Whether the chart has its own legend."""
+    """Whether to draw a legend into the chart. The HTML page has its own."""
 
     @property
     def is_narrow(self) -> bool:
@@ -36,7 +38,7 @@ class ChartStyle:
 
     @property
     def label_width(self) -> int:
-        """Width in px of the names on the left."""
+        """Width in px of the row names on the left."""
         return round(self.width * (0.42 if self.is_narrow else 0.32))
 
 
@@ -45,12 +47,15 @@ def dot_plot(
     names: Sequence[str],
     style: ChartStyle,
     title: str,
-    zero: bool = False,
+    rule_at_zero: bool = False,
 ) -> alt.Chart:
-    """Draw dots with 95% intervals: a line per `row`, a dot per series.
+    """Draw dots with 95% intervals: a line per name in `row`, a dot per series.
 
-    rows: row, series, value, low, high (None = no interval), says, hollow (draw an outline), faint
-    (one of several seeds). zero: draw a rule at 0, for differences.
+    Fields of rows: row, series, value, low, high (None = no interval), description, hollow (whether
+    the dot is an outline), faint (whether the dot is one of several seeds).
+
+    names: all series, which fixes their colours. rule_at_zero: draw a vertical line at 0, for
+    differences.
     """
     order = list(dict.fromkeys(row["row"] for row in rows))
     axis = alt.Axis(
@@ -76,7 +81,7 @@ def dot_plot(
         intervals.encode(x=alt.X("low:Q", title=title), x2="high:Q"),
         _draw_points(base, names, style, present).encode(x=x),
     ]
-    if zero:
+    if rule_at_zero:
         rule = alt.Chart(_inline_data([{"zero": 0}])).mark_rule(
             color=style.colours["strong-rule"], aria=False
         )
@@ -90,9 +95,10 @@ def line_plot(
 ) -> alt.Chart:
     """Draw values over words seen (log axis) with a band of 95% intervals.
 
-    Lines are dashed where checkpoints are missing. rows: series, stretch (number of the segment
-    without missing checkpoints), words, value, low, high, says, hollow (weights of an earlier
-    checkpoint).
+    A dashed line bridges missing checkpoints.
+
+    Fields of rows: series, segment (index of a series of checkpoints without gaps), words, value,
+    low, high, description, hollow (whether the weights equal those of an earlier checkpoint).
     """
     x = _words_axis(rows, style)
     y = alt.Y(
@@ -101,14 +107,14 @@ def line_plot(
     base = alt.Chart(_inline_data(rows)).encode(
         x=x, color=_series_colour(names, style, _present_series(rows, names))
     )
-    neighbours = [alt.Detail("series:N"), alt.Detail("stretch:N")]
+    segments = [alt.Detail("series:N"), alt.Detail("segment:N")]
     band = base.mark_area(opacity=0.14, aria=False).encode(
-        alt.Y("low:Q", title=title), y2="high:Q", detail=neighbours
+        alt.Y("low:Q", title=title), y2="high:Q", detail=segments
     )
     bridge = base.mark_line(strokeDash=[2, 3], strokeWidth=1, aria=False).encode(
         y=y, detail="series:N"
     )
-    line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=neighbours)
+    line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=segments)
     points = _draw_points(base, names, style, _present_series(rows, names), 0.55).encode(y=y)
     return alt.layer(band, bridge, line, points).properties(height=170, width=style.width)
 
@@ -116,9 +122,12 @@ def line_plot(
 def loss_plot(
     rows: Sequence[ChartRow], switches: Sequence[ChartRow], names: Sequence[str], style: ChartStyle
 ) -> alt.Chart:
-    """Draw the losses of a training run over words seen, with a labelled rule at each switch.
+    """Draw the losses of a training run over words seen.
 
-    rows: series (the objective), stretch, words, value, says. switches: words, label.
+    A labelled vertical line marks each switch between objectives.
+
+    Fields of rows: series (the objective), segment (index of the part of the run between two
+    switches), words, value, description. Fields of switches: words, label.
     """
     x = alt.X(
         "words:Q",
@@ -131,9 +140,9 @@ def loss_plot(
         x=x, y=y, color=_series_colour(names, style, _present_series(rows, names))
     )
     line = base.mark_line(strokeWidth=1.5, aria=False).encode(
-        detail=[alt.Detail("series:N"), alt.Detail("stretch:N")]
+        detail=[alt.Detail("series:N"), alt.Detail("segment:N")]
     )
-    points = base.mark_point(size=30, opacity=0, filled=True).encode(description="says:N")
+    points = base.mark_point(size=30, opacity=0, filled=True).encode(description="description:N")
     layers: list[alt.Chart] = [line, points]
     if switches:
         switch_base = alt.Chart(_inline_data(switches)).encode(x=x)
@@ -153,11 +162,11 @@ def loss_plot(
 
 
 def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -> alt.Chart:
-    """Draw a heat map of percentages: a tile with its number per `row` and series.
+    """Draw a heat map of percentages: a tile with its value per name in `row` and series.
 
     Tiles are orange below 50 and blue above.
 
-    rows: row, series, value (percent), text, says.
+    Fields of rows: row, series, value (percent), text (shown on the tile), description.
     """
     order = list(dict.fromkeys(row["row"] for row in rows))
     y = alt.Y(
@@ -175,7 +184,7 @@ def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -
     )
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
     text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="text:N")
-    tiles = alt.layer(base.mark_rect().encode(color=colour, description="says:N"), text)
+    tiles = alt.layer(base.mark_rect().encode(color=colour, description="description:N"), text)
     return tiles.properties(height=18 * len(order), width=style.width)
 
 
@@ -193,28 +202,30 @@ SHORT_NUMBER_EXPR = (
 
 
 def _words_axis(rows: Sequence[ChartRow], style: ChartStyle) -> alt.X:
-    """Build the log axis of words seen, with ticks at round numbers only."""
-    first, last = min(row["words"] for row in rows), max(row["words"] for row in rows)
-    steps = (1, 3) if style.width > 300 and last / first < 1e4 else (1,)
-    ticks = [
-        n * 10**power
-        for power in range(3, 13)
-        for n in steps
-        if 0.7 * first <= n * 10**power <= 1.5 * last
+    """Build the log axis of words seen, with ticks at 1 and 3 (if there is room) times 10^n."""
+    words = [row["words"] for row in rows]
+    first, last = min(words), max(words)
+    has_room = style.width > 300 and last / first < 1e4
+    candidates = [
+        digit * 10**power for power in range(3, 13) for digit in ((1, 3) if has_room else (1,))
     ]
+    ticks = [tick for tick in candidates if 0.7 * first <= tick <= 1.5 * last]
     axis = alt.Axis(values=ticks, labelExpr=SHORT_NUMBER_EXPR, grid=False, ticks=True, domain=True)
     scale = alt.Scale(type="log", nice=False, padding=8)
     return alt.X("words:Q", title="words seen", scale=scale, axis=axis)
 
 
 def _present_series(rows: Sequence[ChartRow], names: Sequence[str]) -> list[str]:
-    """Return the series that have a row, in the order of names."""
+    """Return the series that have rows, in the order of `names`."""
     present = {row["series"] for row in rows}
     return [name for name in names if name in present]
 
 
 def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[str]) -> alt.Color:
-    """Encode the series as a colour. The domain is all names: colours agree between figures."""
+    """Encode the series as a colour.
+
+    The domain is all names, so that a series has the same colour in every figure.
+    """
     colours = [style.colours[palette.colour_role(index)] for index in range(len(names))]
     return alt.Color(
         "series:N",
@@ -244,7 +255,7 @@ def _draw_points(
     present: Sequence[str],
     scale: float = 1,
 ) -> alt.Chart:
-    """Draw points in the shape of their series, filled, or as an outline if the row is hollow."""
+    """Draw points in the shape of their series: an outline if the row is hollow, else filled."""
     shapes = alt.Scale(
         domain=list(names), range=[palette.shape(index) for index in range(len(names))]
     )
@@ -253,7 +264,7 @@ def _draw_points(
         opacity=alt.condition("datum.faint", alt.value(0.45), alt.value(1)),
         shape=alt.Shape("series:N", scale=shapes, legend=_series_legend(style, present)),
         fill=alt.condition("datum.hollow", hollow, _series_colour(names, style, present)),
-        description="says:N",
+        description="description:N",
     )
 
 
@@ -295,11 +306,11 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
 
 
 def _escape_for_vega(value: Any) -> Any:
-    """Replace texts in a specification that Vega cannot draw.
+    """Replace strings in a specification that Vega cannot draw.
 
-    Characters beyond 16 bits become their code points: Vega may cut a long label through the middle
-    of one. The name `if` gets a zero-width space: in the order of a scale Vega would read it as the
-    function.
+    Characters above U+FFFF are replaced by their code points, because Vega may cut a long label
+    between the two halves of one. The name `if` gets a zero-width space, because Vega would read it
+    as a function in the domain of a scale.
     """
     if isinstance(value, dict):
         return {_escape_for_vega(key): _escape_for_vega(item) for key, item in value.items()}

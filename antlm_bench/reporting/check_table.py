@@ -1,8 +1,8 @@
-"""The table of `check`: per suite the difference, the margin and the verdict."""
+"""Build the table of `check`: the difference, the margin and the verdict of each suite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from antlm_bench.comparison import Difference
@@ -22,43 +22,78 @@ from antlm_bench.reporting.comparison_table import (
     unit_suffix,
 )
 from antlm_bench.reporting.results_table import raw_unit
-from antlm_bench.reporting.table import Table, TableCell, TableColumn, TableRow, Tone, build_row
+from antlm_bench.reporting.table import (
+    Table,
+    TableCell,
+    TableColumn,
+    TableRow,
+    Tone,
+    build_records_table,
+    build_row,
+)
 
 TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "inconclusive": "doubtful"}
-UNPAIRED_NOTE = "single items contribute nothing to it that could be compared"
-HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
+UNPAIRED_NOTE = "its metric has no values of single items that could be paired"
+NUMERIC_HEADERS = ("base", "run", "diff", "95% CI", "margin")
 MAX_NAMED_GROUPS = 3
-"""Most groups that a sentence names."""
+"""Number of groups that a sentence names at most."""
+LONG_KEYS = (
+    "suite",
+    "method_baseline",
+    "method_run",
+    "metric",
+    "level",
+    "name",
+    "n",
+    "baseline",
+    "run",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "margin",
+    "margin_by",
+    "status",
+)
+"""Columns of the long form."""
 VERDICT_LEGEND = (
-    "pass: the 95% interval of the difference holds no loss as large as the margin. "
-    "regression: it holds losses only, and the difference is the margin or more. "
-    "inconclusive: too few items to tell."
+    "pass: the 95% interval of the difference contains no loss as large as the margin. "
+    "regression: the interval contains losses only, and the observed loss is at least the margin. "
+    "inconclusive: too few items to decide."
 )
 
 
 def summarize_verdict(verdict: Verdict) -> str:
     """Describe a verdict in one printable line, with the groups that explain a drop."""
-    judged, metric = verdict.headline, verdict.comparison.metric
-    head = judged.difference
-    before, after, margin = (format_number(x, metric) for x in (head.a, head.b, judged.tolerance))
-    line = f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
-    line += f"{format_change(head, metric)}, margin {margin}"
-    failed = [group.difference for group in verdict.groups if group.status == "regression"]
-    if judged.status != "regression" and failed:
-        line += f"; {len(failed)} with margins of their own failed"
-    elif judged.status == "pass" and judged.is_significantly_worse:
-        line += "; significantly worse, within the margin"
-    failed = sorted(failed, key=lambda d: d.gain)
-    groups = [*failed, *(group for group in verdict.worse_groups if group not in failed)]
-    changes = [f"{d.name} {format_change(d, metric)}" for d in groups[:MAX_NAMED_GROUPS]]
-    line += f"; {', '.join(changes)}" if changes else ""
-    return make_printable(line)
+    headline, metric = verdict.headline, verdict.comparison.metric
+    difference = headline.difference
+    before, after = format_number(difference.a, metric), format_number(difference.b, metric)
+    parts = [
+        f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
+        f"{format_change(difference, metric)}, margin {format_number(headline.tolerance, metric)}"
+    ]
+    failed_groups = [group.difference for group in verdict.groups if group.status == "regression"]
+    if headline.status != "regression" and failed_groups:
+        parts.append(f"groups beyond their own margins: {len(failed_groups)}")
+    elif headline.status == "pass" and headline.is_significantly_worse:
+        parts.append("significantly worse, within the margin")
+    failed_groups.sort(key=lambda group: group.gain)
+    other_groups = [group for group in verdict.worse_groups if group not in failed_groups]
+    shown_groups = [*failed_groups, *other_groups][:MAX_NAMED_GROUPS]
+    if shown_groups:
+        parts.append(_list_changes(shown_groups, metric))
+    return make_printable("; ".join(parts))
+
+
+def _list_changes(groups: Sequence[Difference], metric: str) -> str:
+    return ", ".join(f"{group.name} {format_change(group, metric)}" for group in groups)
 
 
 def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
-    """Return the error that the command ends with, or None if the check passed.
+    """Return the error that sets the exit code of the command; None if the check passed.
 
-    A regression precedes missing cells, which precede too little data (an error only if `strict`).
+    A regression takes precedence over missing cells, and these over inconclusive verdicts, which
+    are errors only if `strict`.
     """
     lines = {
         status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
@@ -68,11 +103,11 @@ def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
         hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
         return PerformanceRegression("\n".join(lines["regression"]), hint=hint)
     if result.missing_cells:
-        message = f"the run lacks what its baseline has: {', '.join(result.missing_cells)}"
-        hint = "score it, or choose suites with --suite"
+        message = f"the run lacks results of its baseline: {', '.join(result.missing_cells)}"
+        hint = "score these suites, or choose others with --suite"
         return IncompleteError(message, location=result.run_comparison.path_b, hint=hint)
     if lines["inconclusive"] and strict:
-        hint = "a wider --margin, or suites with more items; without --strict this passes"
+        hint = "use a wider --margin, or suites with more items; without --strict this passes"
         return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
     return None
 
@@ -89,27 +124,27 @@ def list_judgements(verdict: Verdict) -> list[Judgement]:
 
 
 def build_check_table(checked: CheckResult, exit_code: int) -> Table:
-    """Build the table of a check. exit_code: exit code of the command, for JSON."""
-    versus = checked.run_comparison
+    """Build the table of a check. exit_code: of the command; JSON contains it."""
+    run_names = checked.run_comparison
     rows = [
         _build_judgement_row(verdict, judgement)
         for verdict in checked.verdicts
         for judgement in list_judgements(verdict)
     ]
-    blanks = [TableCell(text="")] * 5
+    blanks = [TableCell(text="")] * len(NUMERIC_HEADERS)
     rows += [
         build_row(cell, *blanks, TableCell("missing", tone="bad")) for cell in checked.missing_cells
     ]
-    unpaired = TableCell("not judged", notes=(UNPAIRED_NOTE,))
+    unpaired = TableCell("not compared", notes=(UNPAIRED_NOTE,))
     rows += [build_row(cell, *blanks, unpaired) for cell in checked.unpaired_cells]
     return Table(
         (
             TableColumn("suite", ""),
-            *(TableColumn(key, align="right") for key in HEADERS[:-1]),
-            TableColumn(HEADERS[-1]),
+            *(TableColumn(key, align="right") for key in NUMERIC_HEADERS),
+            TableColumn("verdict"),
         ),
         tuple(rows),
-        title=f"{overall_status(checked)}: {versus.name_b} against baseline {versus.name_a}",
+        title=f"{overall_status(checked)}: {run_names.name_b} against baseline {run_names.name_a}",
         legend=(*_describe_margin_sources(checked), VERDICT_LEGEND),
         long=_build_long_table(checked),
         document=_build_document(checked, exit_code),
@@ -135,52 +170,49 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
 
 
 def _verdict_notes(verdict: Verdict) -> Iterator[str]:
-    """Yield the notes of a verdict."""
-    metric, judged = verdict.comparison.metric, verdict.headline
-    if worse := verdict.worse_groups:
-        groups = ", ".join(f"{d.name} {format_change(d, metric)}" for d in worse[:MAX_NAMED_GROUPS])
-        more = len(worse) - MAX_NAMED_GROUPS
-        yield f"significantly worse in {groups}" + (f" and {more} more" if more > 0 else "")
-    if judged.status == "pass" and judged.is_significantly_worse:
+    metric, headline = verdict.comparison.metric, verdict.headline
+    if verdict.worse_groups:
+        changes = _list_changes(verdict.worse_groups[:MAX_NAMED_GROUPS], metric)
+        num_more = len(verdict.worse_groups) - MAX_NAMED_GROUPS
+        yield f"significantly worse in {changes}" + (
+            f" and {num_more} more" if num_more > 0 else ""
+        )
+    if headline.status == "pass" and headline.is_significantly_worse:
         yield "significantly worse, within the margin"
-    if verdict.status == "inconclusive" and (needed := judged.difference.detectable):
-        least = f"{format_number(needed, metric)}{unit_suffix(metric)}"
-        yield f"so many items resolve differences from {least} on"
+    detectable = headline.difference.detectable
+    if verdict.status == "inconclusive" and detectable:
+        least = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
+        yield f"this number of items resolves differences of {least} or more"
     yield from verdict.comparison.notes
 
 
 def _describe_margin_sources(checked: CheckResult) -> list[str]:
-    sources: dict[str, dict[str, None]] = {}
+    """Return a line that names the sources of margins, without the default margin."""
+    suites_by_source: dict[str, dict[str, None]] = {}
     for verdict in checked.verdicts:
-        sources.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
+        suites_by_source.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
     margins = [
         f"{', '.join(suites)} by {source}"
-        for source, suites in sources.items()
+        for source, suites in suites_by_source.items()
         if source != FALLBACK_MARGINS.source
     ]
     return [f"margin of {'; of '.join(margins)}"] if margins else []
 
 
 def _build_long_table(checked: CheckResult) -> Table:
-    """Build the long form: a row per difference that was judged."""
-    rows = []
-    for verdict in checked.verdicts:
-        c = verdict.comparison
-        for judgement in list_judgements(verdict):
-            values = _judgement_fields(judgement).values()
-            rows.append(build_row(c.suite, c.method_a, c.method_b, c.metric, *values))
-    keys: tuple[str, ...] = (
-        "suite",
-        "method_baseline",
-        "method_run",
-        "metric",
-        "level",
-        "name",
-        "n",
-        "baseline",
-    )
-    keys += ("run", "difference", "low", "high", "p", "margin", "margin_by", "status")
-    return Table(tuple(map(TableColumn, keys)), tuple(rows))
+    """Build the long form: a row per headline and per group with a margin."""
+    records = [
+        {
+            "suite": verdict.comparison.suite,
+            "method_baseline": verdict.comparison.method_a,
+            "method_run": verdict.comparison.method_b,
+            "metric": verdict.comparison.metric,
+        }
+        | _judgement_fields(judgement)
+        for verdict in checked.verdicts
+        for judgement in list_judgements(verdict)
+    ]
+    return build_records_table(records, keys=LONG_KEYS)
 
 
 def overall_status(checked: CheckResult) -> str:
@@ -192,7 +224,7 @@ def overall_status(checked: CheckResult) -> str:
 
 def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
     """Return all verdicts as a JSON object, in full precision."""
-    versus = checked.run_comparison
+    runs = checked.run_comparison
     suites = [
         {
             "suite": verdict.comparison.suite,
@@ -210,8 +242,8 @@ def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
     return {
         "status": overall_status(checked),
         "exit_code": exit_code,
-        "baseline": {"name": versus.name_a, "path": versus.path_a},
-        "run": {"name": versus.name_b, "path": versus.path_b},
+        "baseline": {"name": runs.name_a, "path": runs.path_a},
+        "run": {"name": runs.name_b, "path": runs.path_b},
         "suites": suites,
         "missing": checked.missing_cells,
         "unjudged": checked.unpaired_cells,

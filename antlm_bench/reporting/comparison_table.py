@@ -1,4 +1,4 @@
-"""The table of `compare`: per suite and group the paired difference of two runs."""
+"""Build the table of `compare`: the paired difference of two runs per suite and group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
     MISSING,
-    Emphasis,
     Table,
     TableCell,
     TableColumn,
@@ -26,13 +25,13 @@ TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Suite -> id of an item -> its texts."""
 WORSE, BETTER = "▼", "▲"
 LEGEND = (
-    "Values in percent, differences in points (correlations, nats, bits and tasks' own scores"
-    " as they are) with their 95% interval: items resampled within each group for an "
-    "unweighted mean of groups, Bonett and Price's interval for one group, sentences "
-    "resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where "
-    "tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where"
-    " they are many), a suite is tested first and alone. ▼ worse, ▲ better: p < .05, or, "
-    "where none is tested, an interval without 0."
+    "Values are in percent and differences in points; correlations, nats, bits and scores of "
+    "lm-eval tasks are not scaled. 95% intervals: items resampled within each group for an "
+    "unweighted mean of groups, Bonett and Price's interval for one group, sentences resampled for "
+    "100 ΔR², words as a sample for surprisal, t over seeds and items for finetuned tasks. The p "
+    "values of groups are corrected within families of tests by Holm, or for many groups by "
+    "Benjamini-Hochberg (BH); the p value of a suite is not corrected. ▼ worse, ▲ better: p < .05, "
+    "or an interval without 0 if there is no test."
 )
 
 
@@ -44,17 +43,18 @@ def build_comparison_table(
 ) -> Table:
     """Build the table of runs against a reference, one part per run.
 
-    by: "suite", or a level of labels. flips: most flipped items to list per suite (JSON has all of
-    them). texts: the texts of the items to show.
+    by: "suite", or a level of labels. flips: number of flipped items to list per suite (JSON
+    contains all). texts: texts of items, to print with the flipped items.
     """
-    parts = [_build_part(each, by, flips, texts or {}) for each in run_comparisons]
+    parts = [_build_part(comparison, by, flips, texts or {}) for comparison in run_comparisons]
     parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, LEGEND))
-    whole = parts[0] if len(parts) == 1 else Table((TableColumn("name"),), parts=tuple(parts))
-    document = {"comparisons": [asdict(each) for each in run_comparisons]}
-    return replace(whole, long=_build_long_table(run_comparisons), document=document)
+    table = parts[0] if len(parts) == 1 else Table((TableColumn("name"),), parts=tuple(parts))
+    document = {"comparisons": [asdict(comparison) for comparison in run_comparisons]}
+    return replace(table, long=_build_long_table(run_comparisons), document=document)
 
 
 def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: TextsBySuite) -> Table:
+    """Build the table of one run against the reference, with its flipped items as parts."""
     columns = [TableColumn("name", "")]
     columns += [
         TableColumn(key, align="right") for key in ("reference", "run", "difference", "95% CI", "p")
@@ -64,9 +64,16 @@ def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: Texts
         notes = tuple(collect_notes(comparison, by))
         name = TableCell(comparison.suite, format_title(comparison), notes=notes)
         for depth, difference in select_differences(comparison, by):
-            cells = (difference.name if depth else name, *_difference_cells(comparison, difference))
-            emphasis: Emphasis = "" if depth else "strong"
-            rows.append(build_row(*cells, depth=depth, emphasis=emphasis, space_above=not depth))
+            is_headline = depth == 0
+            rows.append(
+                build_row(
+                    name if is_headline else difference.name,
+                    *_difference_cells(comparison, difference),
+                    depth=depth,
+                    emphasis="strong" if is_headline else "",
+                    space_above=is_headline,
+                )
+            )
     return Table(
         tuple(columns),
         tuple(rows),
@@ -85,7 +92,7 @@ def _difference_cells(comparison: Comparison, difference: Difference) -> list[Ta
     symbol = change_symbol(difference)
     change = f"{symbol} {format_number(difference.value, metric, '+')}".strip()
     p = difference.p if difference.adjusted is None else difference.adjusted
-    tone: Tone = "" if not symbol else "bad" if symbol == WORSE else "good"
+    tones: dict[str, Tone] = {"": "", WORSE: "bad", BETTER: "good"}
     return [
         TableCell(difference.a, format_number(difference.a, metric), unit=raw_unit(metric)),
         TableCell(difference.b, format_number(difference.b, metric), unit=raw_unit(metric)),
@@ -95,7 +102,7 @@ def _difference_cells(comparison: Comparison, difference: Difference) -> list[Ta
             difference.low,
             difference.high,
             unit=raw_unit(metric),
-            tone=tone,
+            tone=tones[symbol],
         ),
         TableCell(text=format_interval(difference, metric)),
         TableCell(p, format_p_value(p)),
@@ -106,25 +113,24 @@ def _build_flips_table(
     comparison: Comparison, flips: int, texts: Mapping[str, tuple[str, ...]]
 ) -> Table:
     """Build the table of items that the two runs answer differently."""
-    return build_records_table(
-        [
-            {
-                "item": flip.id,
-                "reference": flip.a,
-                "run": flip.b,
-                "margin (nats)": TableCell(
-                    flip.margin, None if flip.margin is None else f"{flip.margin:+.2f}"
-                ),
-            }
-            | ({"texts": "\n".join(texts.get(flip.id, ()))} if texts else {})
-            for flip in comparison.flipped[:flips]
-        ],
-        title=f"{comparison.suite}: items that the runs answer differently",
-    )
+    records = []
+    for flip in comparison.flipped[:flips]:
+        margin_text = None if flip.margin is None else f"{flip.margin:+.2f}"
+        record: dict[str, object] = {
+            "item": flip.id,
+            "reference": flip.a,
+            "run": flip.b,
+            "margin (nats)": TableCell(flip.margin, margin_text),
+        }
+        if texts:
+            record["texts"] = "\n".join(texts.get(flip.id, ()))
+        records.append(record)
+    title = f"{comparison.suite}: items that the runs answer differently"
+    return build_records_table(records, title=title)
 
 
 def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
-    """Build the long form: a row per difference, every level."""
+    """Build the long form: a row per difference, for headlines and groups of every level."""
     labels = ("reference", "run", "suite", "method_a", "method_b", "metric", "seeds_a", "seeds_b")
     numbers = (
         "level",
@@ -161,30 +167,35 @@ def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
 def select_differences(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
     """Return (depth, difference) to show: the headline, then the groups of level `by`.
 
-    Paradigms stand below the groups of the level above them.
+    Each paradigm follows the group of the outer level that contains it.
     """
     levels = list(dict.fromkeys(group.level for group in comparison.groups))
     differences = [(0, comparison.headline)]
     if by == results_table.SUITE_LEVEL or not levels:
         return differences
     level = by if by in levels else explanatory_level(comparison)
-    inner = [group for group in comparison.groups if group.level == level]
-    above = levels[levels.index(level) - 1] if by == "paradigm" and level in levels[1:] else ""
-    for outer in [group for group in comparison.groups if group.level == above]:
-        differences += [(1, outer), *((2, group) for group in inner if group.within == outer.name)]
-    shown = {id(group) for _, group in differences}
-    return differences + [(1, group) for group in inner if id(group) not in shown]
+    groups = [group for group in comparison.groups if group.level == level]
+    outer_groups: list[Difference] = []
+    if by == "paradigm" and level != levels[0]:
+        outer_level = levels[levels.index(level) - 1]
+        outer_groups = [group for group in comparison.groups if group.level == outer_level]
+    for outer in outer_groups:
+        children = [group for group in groups if group.within == outer.name]
+        differences += [(1, outer), *((2, child) for child in children)]
+    outer_names = {outer.name for outer in outer_groups}
+    return differences + [(1, group) for group in groups if group.within not in outer_names]
 
 
 def format_number(value: float, metric: str, sign: str = "") -> str:
     """Return a value or difference in the metric's scale. sign: "+" also marks positive numbers."""
     spec = get_metric_spec(metric)
     text = f"{spec.scale * value:{sign}.{spec.decimals}f}"
-    return text if text.strip("+-0.") else text.lstrip("+-")  # no "-0.0"
+    is_zero = not text.strip("+-0.")
+    return text.lstrip("+-") if is_zero else text  # "0.0", never "-0.0"
 
 
 def unit_suffix(metric: str) -> str:
-    """Return the unit of a difference with a space before it, or ""."""
+    """Return the unit of a difference after a space, e.g. " points"; "" if it has none."""
     return f" {get_metric_spec(metric).difference_unit}".rstrip()
 
 
@@ -203,20 +214,20 @@ def format_p_value(p: float | None) -> str:
 
 
 def change_symbol(difference: Difference) -> str:
-    """Return the mark of a significant change, else ""."""
+    """Return the symbol of a significant change; "" if it is not significant."""
     if not is_significant(difference):
         return ""
     return WORSE if difference.gain < 0 else BETTER
 
 
 def describe_families(comparison: Comparison, by: str) -> str:
-    """Name the families of tests of the groups shown, each once."""
-    shown = select_differences(comparison, by)
-    return "; ".join(dict.fromkeys(d.family for depth, d in shown if depth and d.family))
+    """Name the families of tests that the groups shown belong to."""
+    groups = [difference for depth, difference in select_differences(comparison, by) if depth > 0]
+    return "; ".join(dict.fromkeys(group.family for group in groups if group.family))
 
 
 def format_title(comparison: Comparison) -> str:
-    """Return `blimp · causal / mlm`: the suite, its methods, and what is special about them."""
+    """Return `blimp · causal / mlm`: the suite and its methods, with seeds and unit if needed."""
     parts = [
         comparison.suite,
         " / ".join(dict.fromkeys((comparison.method_a, comparison.method_b))),
@@ -230,29 +241,30 @@ def format_title(comparison: Comparison) -> str:
 
 
 def collect_notes(comparison: Comparison, by: str) -> list[str]:
-    """Return the notes on a headline: items, power, views, tests, and the comparison's own."""
+    """Return the notes on a headline: items, power, other intervals, tests, further notes."""
     head, metric = comparison.headline, comparison.metric
     counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
     changes = ", ".join(f"{n:,} {label}" for n, label in counts)
     notes = [f"{head.n:,} items: {changes}".removesuffix(": ")]
     if head.detectable is not None:
         least = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
-        notes[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"
+        notes[0] += f"; a true difference of {least} is detected with a power of 80%"
     if clustered := head.views.get("clustered"):
         low, high = (format_number(end, metric, "+") for end in (clustered.low, clustered.high))
         notes.append(
-            f"were the {results_table.pluralize(comparison.macro[-1])} themselves a sample: "
+            f"if the {results_table.pluralize(comparison.macro[-1])} are a sample themselves: "
             f"95% CI {low}..{high}"
         )
     if head.margin:
         m = head.margin
         notes.append(
-            f"margin of the right option: {m.value:+.3f} nats (95% CI {m.low:+.3f}..{m.high:+.3f})"
+            f"log-probability margin of the right option: {m.value:+.3f} nats (95% CI "
+            f"{m.low:+.3f}..{m.high:+.3f})"
         )
     if tests := describe_families(comparison, by):
         notes.append(f"p of groups: {tests}")
     if not is_significant(head) and any(is_significant(group) for group in comparison.groups):
         notes.append(
-            "the headline shows no difference: differences of single groups are for exploration"
+            "the headline is not significant: treat differences of single groups as exploratory"
         )
     return notes + list(comparison.notes)

@@ -1,4 +1,4 @@
-"""The table of learning curves: a sparkline per suite and model."""
+"""Build the table of learning curves: a sparkline per suite and model."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ from antlm_bench.reporting.results_table import estimate_cell
 from antlm_bench.reporting.table import Table, TableCell, build_records_table
 from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, format_word_count
 
-BARS, GAP_SIGN, TWIN_SIGN = "▁▂▃▄▅▆▇█", "·", "="
+BARS = "▁▂▃▄▅▆▇█"
+MISSING_SIGN = "·"
+DUPLICATE_SIGN = "="
 LEGEND = (
     f"One sign per checkpoint, from the suite's lowest value ({BARS[0]}) to its highest "
-    f"({BARS[-1]}); {GAP_SIGN} no such checkpoint, {TWIN_SIGN} the weights of an earlier one. "
-    "The last value stands with half its 95% interval."
+    f"({BARS[-1]}); {MISSING_SIGN} a missing checkpoint, {DUPLICATE_SIGN} a checkpoint with the "
+    "weights of an earlier one. The last value has half its 95% interval after ±."
 )
 
 
 def sparkline(curve: LearningCurve, low: float, high: float) -> str:
-    """Draw one sign per milestone: a bar of eight heights in [low, high], a gap, or a duplicate."""
+    """Draw one sign per milestone: a bar whose height shows where the value lies in [low, high], or
+    the sign of a missing or duplicate checkpoint."""
     points = {point.milestone: point for point in curve.points}
-    signs = []
+    signs = ""
     for milestone in curve.milestones:
         point = points.get(milestone)
-        level = (point.estimate.value - low) / (high - low) if point and high > low else 0.5
-        bar = BARS[min(int(level * len(BARS)), len(BARS) - 1)]
-        signs.append(GAP_SIGN if point is None else TWIN_SIGN if point.duplicate_of else bar)
-    return "".join(signs)
+        if point is None:
+            signs += MISSING_SIGN
+        elif point.duplicate_of:
+            signs += DUPLICATE_SIGN
+        else:
+            height = (point.estimate.value - low) / (high - low) if high > low else 0.5
+            signs += BARS[min(int(height * len(BARS)), len(BARS) - 1)]
+    return signs
 
 
 def build_curve_table(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> Table:
-    """Build the table of curves. Curves of one suite are grouped and share a scale.
+    """Build the table of curves. Curves of one suite are next to each other and share a scale.
 
-    unplaced_checkpoints: names of runs without a number of words seen. The long form has a row per
-    checkpoint.
+    unplaced_checkpoints: names of runs of which the number of words seen is unknown. The long form
+    has a row per checkpoint.
     """
     return replace(
         build_records_table(list(_summarize_curves(curves))),
@@ -46,25 +53,26 @@ def build_curve_table(
 
 
 def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, object]]:
-    several_methods = len({curve.method for curve in curves}) > 1
+    has_several_methods = len({curve.method for curve in curves}) > 1
     for suite in dict.fromkeys(curve.suite for curve in curves):
-        same_scale = [curve for curve in curves if curve.suite == suite]
-        values = [point.estimate.value for curve in same_scale for point in curve.points]
-        for curve in same_scale:
+        suite_curves = [curve for curve in curves if curve.suite == suite]
+        values = [point.estimate.value for curve in suite_curves for point in curve.points]
+        for curve in suite_curves:
             first, last = curve.points[0], curve.points[-1]
             best = max(curve.points, key=lambda point: point.estimate.value)
-            words = [format_word_count(point.words_seen) for point in (first, last, best)]
+            first_words, last_words, best_words = (
+                format_word_count(point.words_seen) for point in (first, last, best)
+            )
+            best_text = f"{_format_value(curve, best)} at {best_words}"
             yield {
                 "suite": suite,
                 "model": curve.series_name,
-                **({"method": curve.method} if several_methods else {}),
-                "words": f"{words[0]} – {words[1]}",
+                **({"method": curve.method} if has_several_methods else {}),
+                "words": f"{first_words} – {last_words}",
                 "curve": sparkline(curve, min(values), max(values)),
                 "first": TableCell(first.estimate.value, _format_value(curve, first)),
                 "last": estimate_cell(last.estimate, curve.metric),
-                "best": TableCell(
-                    best.estimate.value, f"{_format_value(curve, best)} at {words[2]}"
-                ),
+                "best": TableCell(best.estimate.value, best_text),
             }
 
 
@@ -96,28 +104,26 @@ def collect_notes(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> list[str]:
     """Describe checkpoints that are duplicates, missing, or without a number of words seen."""
-    notes = []
-    twins = {
-        (c.series_name, p.checkpoint, p.duplicate_of): None
-        for c in curves
-        for p in c.points
-        if p.duplicate_of
-    }
-    notes += [f"{series}: {name} has the same weights as {other}." for series, name, other in twins]
-    gaps = {
-        (c.series_name, m): None
-        for c in curves
-        for m in c.milestones
-        if m not in {p.milestone for p in c.points}
-    }
-    for series in dict.fromkeys(series for series, _ in gaps):
-        missing = ", ".join(format_word_count(words) for name, words in gaps if name == series)
-        notes.append(f"{series}: no result at {missing} words.")
+    duplicate_notes: list[str] = []
+    missing_by_series: dict[str, dict[int, None]] = {}  # series -> words; a dict as ordered set
+    for curve in curves:
+        for point in curve.points:
+            if point.duplicate_of:
+                duplicate_notes.append(
+                    f"{curve.series_name}: {point.checkpoint} has the same weights as "
+                    f"{point.duplicate_of}."
+                )
+        present = {point.milestone for point in curve.points}
+        for milestone in curve.milestones:
+            if milestone not in present:
+                missing_by_series.setdefault(curve.series_name, {})[milestone] = None
+    notes = list(dict.fromkeys(duplicate_notes))
+    for series, milestones in missing_by_series.items():
+        words = ", ".join(map(format_word_count, milestones))
+        notes.append(f"{series}: no result at {words} words.")
     if unplaced_checkpoints:
-        notes.append(
-            "Left out, nothing says how many words they have seen: "
-            f"{', '.join(unplaced_checkpoints)}."
-        )
+        names = ", ".join(unplaced_checkpoints)
+        notes.append(f"Left out, because the number of words seen is unknown: {names}.")
     return notes
 
 

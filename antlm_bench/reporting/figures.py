@@ -1,4 +1,4 @@
-"""Build the figures of a report, for the HTML page and for files."""
+"""Build the figures of a report, for the HTML page and for SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import vl_convert
+
+from antlm_bench import runs
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
-from antlm_bench.reporting import charts, results_table
+from antlm_bench.reporting import charts, palette, results_table
 from antlm_bench.reporting.report_data import (
     Figure,
     FigureTable,
@@ -24,14 +28,43 @@ from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
     from antlm_bench.comparison.results import Comparison, Difference
-    from antlm_bench.results.checkpoint_series import LearningCurve
+    from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve
     from antlm_bench.results.training_log import TrainingLog
 
 SIGNIFICANCE_LEVEL = 0.05
+FILE_WIDTH, PANEL_WIDTH = 640, 300
+"""Width in px of a single figure in a file, and of each figure if there are several."""
+PANELS_PER_ROW = 3
+DPI = 300
+
+
+def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
+    """Render figures for a paper: on white, with a legend, in a font that every system has.
+
+    Several figures become the panels of one image. image_format: "svg" or "png".
+    """
+    width = PANEL_WIDTH if len(figures) > 1 else FILE_WIDTH
+    style = charts.ChartStyle(width, palette.PAPER, legend=True)
+    if len(figures) == 1:
+        chart = figures[0].draw(style)
+    else:
+        panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
+        chart = charts.concatenate(panels, PANELS_PER_ROW)
+    specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
+    specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
+    if image_format == "svg":
+        return str(vl_convert.vegalite_to_svg(specification)).encode()
+    return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))
+
+
+def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:
+    """Write learning curves as one image ("svg" or "png"), a panel per suite. Raises RunError."""
+    figures = list(learning_curve_figures(curves))
+    runs.write_atomically(path, render_figures(figures, image_format))
 
 
 def build_figures(report_data: ReportData) -> Iterator[Figure]:
-    """Yield all figures that have data, in reading order, with unique names."""
+    """Yield all figures that have data, in the order of the page, with unique names."""
     counts: Counter[str] = Counter()
     for figure in _iter_figures(report_data):
         counts[figure.name] += 1
@@ -59,8 +92,8 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
             section="phenomena",
             name=f"phenomena.{block.suite}",
             title=make_printable(block.suite),
-            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest "
-            "stands last.",
+            caption=f"{_axis_title(block.metric)}, with 95% intervals over the items; the hardest "
+            "phenomenon is last.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
@@ -75,22 +108,27 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
         rows = _estimate_rows([row for row in groups if row.depth == 2], block.metric, names)
         if get_metric_spec(block.metric).trivial_baseline != "chance" or not rows:
             continue
-        present = [index for index, name in enumerate(names) if name in _present_series(rows)]
+        present_series = _present_series(rows)
+        present_names = [name for name in names if name in present_series]
         table_rows = []
         for row in groups:
             is_group = row.depth == 1
-            cells = [_heatmap_cell(row.estimates[i], block.metric, is_group) for i in present]
+            cells = [
+                _heatmap_cell(estimate, block.metric, is_group)
+                for name, estimate in zip(names, row.estimates, strict=True)
+                if name in present_series
+            ]
             table_rows.append((HeatmapCell(row.name, is_group=is_group), *cells))
         yield Figure(
             section="paradigms",
             name=f"paradigms.{block.suite}",
             title=make_printable(block.suite),
-            caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is "
-            "over all its items.",
+            caption="Accuracy in % per paradigm: blue above 50, orange below. The row of a "
+            "phenomenon is over all its items.",
             series=names,
-            present_series=_present_series(rows),
-            draw=partial(charts.heatmap, rows, [names[index] for index in present]),
-            table=FigureTable(("", *(names[index] for index in present)), tuple(table_rows)),
+            present_series=present_series,
+            draw=partial(charts.heatmap, rows, present_names),
+            table=FigureTable(("", *present_names), tuple(table_rows)),
             is_heatmap=True,
         )
 
@@ -114,47 +152,36 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 section="differences",
                 name=f"differences.{suite}",
                 title=make_printable(suite),
-                caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: "
-                "p below 5% after "
-                "correction for the number of rows; an outline may be chance.",
+                caption=f"Difference from {reference}, paired by item, with 95% intervals. A "
+                "filled mark is significant: p < .05, corrected for the number of rows.",
                 series=names,
                 present_series=_present_series(rows),
-                draw=partial(charts.dot_plot, rows, names, title=rows[0]["axis_title"], zero=True),
+                draw=partial(
+                    charts.dot_plot, rows, names, title=rows[0]["axis_title"], rule_at_zero=True
+                ),
                 table=_series_table(rows, names),
             )
 
 
 def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
     """Yield one small figure per suite: every series and method over the words seen."""
-    several_methods = len({curve.method for curve in curves}) > 1
-    display_names = {
-        (c.series_name, c.method): f"{c.series_name} · {c.method}"
-        if several_methods
-        else c.series_name
-        for c in curves
-    }
+    has_several_methods = len({curve.method for curve in curves}) > 1
+    display_names = {}
+    for curve in curves:
+        name = curve.series_name
+        display_names[curve.series_name, curve.method] = (
+            f"{name} · {curve.method}" if has_several_methods else name
+        )
     names = tuple(display_names.values())
     for suite in dict.fromkeys(curve.suite for curve in curves):
         suite_curves = [curve for curve in curves if curve.suite == suite]
         metric = suite_curves[0].metric
         rows = [
-            _scaled_values(point.estimate, metric)
-            | {
-                "row": point.checkpoint,
-                "series": display_names[c.series_name, c.method],
-                "words": point.words_seen,
-                "stretch": segment,
-                "hollow": bool(point.duplicate_of),
-                "faint": False,
-                "text": _format_estimate(point.estimate, metric)
-                + (f", the weights of {point.duplicate_of}" if point.duplicate_of else ""),
-            }
-            for c in suite_curves
-            for segment, points in enumerate(c.segments)
+            _curve_row(point, display_names[curve.series_name, curve.method], segment, metric)
+            for curve in suite_curves
+            for segment, points in enumerate(curve.segments)
             for point in points
         ]
-        for row in rows:
-            row["says"] = f"{row['series']}, {row['row']}: {row['text']}"
         cells = [(row["series"], row["row"], f"{row['words']:,}", row["text"]) for row in rows]
         yield Figure(
             section="curves",
@@ -169,20 +196,37 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
         )
 
 
+def _curve_row(point: CurvePoint, series: str, segment: int, metric: str) -> dict[str, Any]:
+    """Return the chart row of a checkpoint. segment: index in the curve's segments."""
+    text = _format_estimate(point.estimate, metric)
+    if point.duplicate_of:
+        text += f", the weights of {point.duplicate_of}"
+    return _scaled_values(point.estimate, metric) | {
+        "row": point.checkpoint,
+        "series": series,
+        "words": point.words_seen,
+        "segment": segment,
+        "hollow": bool(point.duplicate_of),
+        "faint": False,
+        "text": text,
+        "description": f"{series}, {point.checkpoint}: {text}",
+    }
+
+
 def _training_figure(training: TrainingLog) -> Figure:
     names = tuple(dict.fromkeys(loss.objective for loss in training.losses))
     rows = [
         {
             "series": loss.objective,
-            "stretch": loss.stretch,
+            "segment": loss.stretch,
             "words": loss.words,
             "value": loss.value,
-            "says": f"{loss.objective}, {loss.words:,.0f} words: {loss.value:.3f}",
+            "description": f"{loss.objective}, {loss.words:,.0f} words: {loss.value:.3f}",
         }
         for loss in training.losses
     ]
     switches = [{"words": words, "label": f"→ {name}"} for words, name in training.switches]
-    final_losses = {loss.objective: loss for loss in training.losses}  # the last one stays
+    final_losses = {loss.objective: loss for loss in training.losses}
     cells = [
         (loss.objective, f"{loss.words:,.0f}", f"{loss.value:.3f}")
         for loss in final_losses.values()
@@ -193,8 +237,8 @@ def _training_figure(training: TrainingLog) -> Figure:
         name=f"training.{training.name}",
         title=training.name,
         caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A "
-        "dashed rule is a "
-        "switch of objectives; losses of different objectives cannot be compared with one another.",
+        "dashed line marks a switch of objectives. Losses of different objectives cannot be "
+        "compared.",
         series=names,
         present_series=_present_series(rows),
         draw=partial(charts.loss_plot, rows, switches, names),
@@ -206,9 +250,10 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
     for suite in dict.fromkeys(seed.suite for seed in seeds):
         rows = []
         for seed in (seed for seed in seeds if seed.suite == suite):
-            collapsed = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
+            symptoms = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
             task = f"{seed.task.removeprefix(f'{suite}.')} ({seed.metric})"
             value = get_metric_spec(seed.metric).scale * seed.estimate.value
+            text = f"{value:.1f}{symptoms}"
             rows.append(
                 {
                     "value": value,
@@ -216,19 +261,19 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
                     "high": None,
                     "row": make_printable(task),
                     "series": seed.series,
-                    "hollow": bool(collapsed),
-                    "faint": not collapsed,
-                    "text": f"{value:.1f}{'×' if collapsed else ''}",
-                    "says": f"{task}, {seed.series}, seed {seed.seed}: {value:.1f}{collapsed}",
+                    "hollow": bool(seed.collapsed),
+                    "faint": not seed.collapsed,
+                    "text": f"{value:.1f}{'×' if seed.collapsed else ''}",
+                    "description": f"{task}, {seed.series}, seed {seed.seed}: {text}",
                 }
             )
         yield Figure(
             section="seeds",
             name=f"seeds.{suite}",
             title=make_printable(suite),
-            caption="One mark per seed. An outline (× in the table) is a run that collapsed: one "
-            "constant answer, or "
-            "no better than the most frequent class. Collapsed runs are counted in every mean.",
+            caption="One mark per seed. An outline (× in the table) is a collapsed run: it gives "
+            "the same answer to every item, or is no better than the most frequent class. Means "
+            "include collapsed runs.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title="score"),
@@ -244,20 +289,23 @@ def _estimate_rows(
     result_rows: Sequence[results_table.ResultsRow], metric: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return a chart row per result row and series with a value."""
-    return [
-        _scaled_values(estimate, metric)
-        | {
-            "row": row.name,
-            "series": name,
-            "hollow": False,
-            "faint": False,
-            "text": f"{get_metric_spec(metric).scale * estimate.value:.0f}",
-            "says": f"{row.name}, {name}: {_format_estimate(estimate, metric)}, n {estimate.n:,}",
-        }
-        for row in result_rows
-        for name, estimate in zip(names, row.estimates, strict=True)
-        if estimate
-    ]
+    rows = []
+    for result_row in result_rows:
+        for name, estimate in zip(names, result_row.estimates, strict=True):
+            if estimate:
+                text = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
+                rows.append(
+                    _scaled_values(estimate, metric)
+                    | {
+                        "row": result_row.name,
+                        "series": name,
+                        "hollow": False,
+                        "faint": False,
+                        "text": f"{get_metric_spec(metric).scale * estimate.value:.0f}",
+                        "description": f"{result_row.name}, {name}: {text}",
+                    }
+                )
+    return rows
 
 
 def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> HeatmapCell:
@@ -269,14 +317,13 @@ def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> Hea
 
 
 def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
-    """Return a chart row of a difference, in the metric's scale."""
+    """Return the chart row of a difference, in the metric's scale."""
     spec = get_metric_spec(comparison.metric)
     digits = spec.decimals
     p = difference.adjusted if difference.adjusted is not None else difference.p
     name = "headline" if difference.level == "headline" else make_printable(difference.name)
-    value, low, high = (
-        spec.scale * number for number in (difference.value, difference.low, difference.high)
-    )
+    value = spec.scale * difference.value
+    low, high = spec.scale * difference.low, spec.scale * difference.high
     p_text = "" if p is None else f", p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
     text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}{p_text})"
     return {
@@ -285,10 +332,10 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
         "value": value,
         "low": low,
         "high": high,
-        "hollow": p >= SIGNIFICANCE_LEVEL if p is not None else low <= 0 <= high,
+        "hollow": low <= 0 <= high if p is None else p >= SIGNIFICANCE_LEVEL,
         "faint": False,
         "text": text,
-        "says": f"{name}, {other}: {text}",
+        "description": f"{name}, {other}: {text}",
         "axis_title": spec.difference_axis_title,
     }
 
@@ -301,16 +348,17 @@ def _coarsest_groups(groups: Sequence[Difference]) -> list[Difference]:
 
 
 def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FigureTable:
-    """Build the table of chart rows by series. Several values of a cell (seeds) are listed."""
+    """Build a table with a column per series. A cell lists the values of several seeds."""
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         cells.setdefault((row["row"], row["series"]), []).append(_cell_text(row))
-    present = [name for name in names if name in _present_series(rows)]
+    present_series = _present_series(rows)
+    present_names = [name for name in names if name in present_series]
     body = [
-        (label, *(", ".join(cells.get((label, name), ["–"])) for name in present))
+        (label, *(", ".join(cells.get((label, name), ["–"])) for name in present_names))
         for label in dict.fromkeys(row["row"] for row in rows)
     ]
-    return _figure_table(("", *present), body)
+    return _figure_table(("", *present_names), body)
 
 
 def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> FigureTable:
@@ -318,7 +366,7 @@ def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
 
 
 def _cell_text(row: Mapping[str, Any]) -> str:
-    if row.get("low") is None or "correlation" in row:
+    if row.get("low") is None:
         return str(row["text"])
     return f"{row['value']:.1f} ({row['low']:.1f}–{row['high']:.1f})"
 

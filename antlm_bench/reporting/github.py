@@ -1,4 +1,4 @@
-"""Write a check's result for GitHub Actions: workflow commands (annotations), and a job summary."""
+"""Write the result of `check` for GitHub Actions: annotations and a step summary."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import summarize_verdict
 
 MAX_ANNOTATIONS = 10
-"""Annotations per kind and step. GitHub drops further ones silently."""
+"""Number of errors and of warnings that GitHub shows per step; it drops further ones silently."""
 MAX_SUMMARY_BYTES = 1024 * 1024
-"""Size of a step's summary. GitHub shows nothing of a larger one."""
+"""Largest summary of a step; GitHub shows nothing of a larger one."""
 
 
 def workflow_commands(checked: CheckResult) -> str:
-    """Return workflow commands, one per line.
+    """Return workflow commands that create annotations, one per line.
 
-    Regressions and missing cells are errors. Inconclusive suites and drops within the margin are
+    Regressions and missing cells become errors, inconclusive suites and drops within the margin
     warnings.
     """
     errors = [
@@ -60,12 +60,12 @@ def escape_message(text: str) -> str:
 
 
 def escape_property(text: str) -> str:
-    """Escape a property of a workflow command, e.g. its title."""
+    """Escape a property of a workflow command, such as its title."""
     return escape_message(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def append_summary(summary_file: str | Path, text: str) -> None:
-    """Append Markdown to the step's summary, cut at a line end to fit MAX_SUMMARY_BYTES.
+    """Append Markdown to the step's summary, cut after a line to fit MAX_SUMMARY_BYTES.
 
     Raises UsageError if the file cannot be written.
     """
@@ -75,8 +75,8 @@ def append_summary(summary_file: str | Path, text: str) -> None:
         size = path.stat().st_size if path.exists() else 0
         room = MAX_SUMMARY_BYTES - size - len(note.encode())
         if len(text.encode()) > room:
-            kept = text.encode()[: max(room, 0)].decode(errors="ignore")
-            text = kept[: kept.rfind("\n") + 1] + note if room > 0 else ""
+            fitting = text.encode()[: max(room, 0)].decode(errors="ignore")
+            text = fitting[: fitting.rfind("\n") + 1] + note if room > 0 else ""
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:

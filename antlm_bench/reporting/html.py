@@ -1,9 +1,10 @@
 """Render a report as one HTML file that works offline, on a phone and without scripts.
 
-Charts are static SVG, drawn for two widths (laptop and phone). The style sheet sets their colours.
-A chart library in the page would weigh 0.9 MB, need `eval` and draw nothing without scripts. It
-would add hovering only, which a short script does here. Names come from outside: Jinja escapes
-everything, and a Content-Security-Policy forbids requests and every script but ours.
+Charts are static SVG, drawn in two widths (for a laptop and a phone) and coloured by the style
+sheet. A chart library would add 0.9 MB to the page, need `eval` and draw nothing without scripts;
+tooltips, its only advantage, are shown by a short script. Names of models and suites come from
+outside, so Jinja escapes everything, and a Content-Security-Policy forbids requests and every
+script but ours.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from antlm_bench.types import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = 880, 340, 290
-"""Widths of figures in px: on a laptop, on a phone, and of a small one beside others."""
+"""Widths in px: of a figure on a laptop, of a figure on a phone, of a small figure."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 ALLOWED_ELEMENTS = frozenset(
     ["svg", "g", "path", "line", "rect", "text", "tspan", "circle", "defs", "clipPath", "title"]
@@ -42,22 +43,22 @@ ALLOWED_ELEMENTS = frozenset(
 DROPPED_ATTRIBUTES = frozenset(
     ["role", "aria-roledescription", "aria-hidden", "class", "pointer-events"]
 )
-"""Attributes that Vega writes. The page sets its own."""
+"""Attributes that Vega writes and the page replaces by others."""
 SECTIONS: dict[str, tuple[str, str]] = {
     "phenomena": ("Phenomena", "Where models differ: one line per phenomenon, one mark per model."),
     "paradigms": ("Paradigms", "Every paradigm, by phenomenon."),
     "differences": (
         "Differences",
-        "Whether a difference is more than chance: each item is its own control.",
+        "Whether models differ by more than chance. Models are compared item by item.",
     ),
     "curves": (
         "Learning curves",
-        "What a suite says of a model's checkpoints, over the words they have seen.",
+        "The results of a model's checkpoints, over the words that they have seen.",
     ),
-    "training": ("Training", "The loss of the run that made the checkpoints."),
-    "seeds": ("Finetuning, seed by seed", "How far the seeds of one task lie apart."),
+    "training": ("Training", "The loss of the training run, over the words seen."),
+    "seeds": ("Finetuning, seed by seed", "How much the results of one task vary between seeds."),
 }
-"""Section of the page -> (its title, its introduction)."""
+"""Key of a section of the page -> (title, introduction)."""
 
 
 def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
@@ -80,7 +81,7 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
             "key": key,
             "title": title,
             "lead": lead,
-            "figures": [_figure_context(f) for f in figures if f.section == key],
+            "figures": [_build_figure_context(f) for f in figures if f.section == key],
         }
         for key, (title, lead) in SECTIONS.items()
     ]
@@ -94,17 +95,17 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
         dark=palette.DARK,
         names=names,
         keys=[_legend_key(index, name) for index, name in enumerate(names)],
-        collected=_collection_context(report_data),
+        collected=_build_collection_context(report_data),
         blocks=[
-            _headline_context(block)
+            _build_headline_context(block)
             for block in results_table.build_blocks(report_data.columns, results_table.SUITE_LEVEL)
         ],
         sections=[section for section in sections if section["figures"]],
         legend=results_table.build_legend(report_data.columns),
-        rules=_settings_in_force(report_data),
+        rules=_collect_settings(report_data),
         methods=methods,
         manifests=[
-            _manifest_context(run, name)
+            _build_manifest_context(run, name)
             for run, name in zip(report_data.runs, report_data.display_names, strict=True)
         ],
         data=build_page_data(report_data),
@@ -113,12 +114,12 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
 
 
 def add_break_points(text: str) -> Markup:
-    """Escape text and allow a line break after each underscore: names of paradigms are long."""
+    """Escape text and allow a line break after each underscore, because paradigm names are long."""
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
 def build_page_data(report_data: ReportData) -> dict[str, Any]:
-    """Return all numbers of the page for reuse: values as fractions, in full precision."""
+    """Return the results of the page as JSON for reuse: unscaled, in full precision."""
     return {
         "runs": [
             {
@@ -129,9 +130,10 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
             for run in report_data.runs
         ],
         "comparisons": [
-            {"reference": pair.reference, "other": pair.other, **asdict(replace(each, flipped=()))}
+            {"reference": pair.reference, "other": pair.other}
+            | asdict(replace(comparison, flipped=()))
             for pair in report_data.pairs
-            for each in pair.comparisons
+            for comparison in pair.comparisons
         ],
         "collection": report_to_dict(report_data.report) if report_data.report else None,
         "curves": to_tidy_rows(report_data.curves),
@@ -139,16 +141,16 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
     }
 
 
-def _figure_context(figure: Figure) -> dict[str, Any]:
-    """Return what the template needs of a figure: its keys, and (width, SVG) of its drawings."""
+def _build_figure_context(figure: Figure) -> dict[str, Any]:
+    """Return the template's values for a figure: legend keys, and (width, SVG) per drawing."""
     widths = (SMALL_WIDTH,) if figure.small else (WIDE_WIDTH, NARROW_WIDTH)
     styles = [charts.ChartStyle(width, palette.PAGE) for width in widths]
     keys = [
-        _legend_key(i, name)
-        for i, name in enumerate(figure.series)
+        _legend_key(index, name)
+        for index, name in enumerate(figure.series)
         if name in figure.present_series
     ]
-    label = f"{figure.title}: {figure.caption} The numbers follow as a table."
+    label = f"{figure.title}: {figure.caption} A table with the values follows."
     return {
         "figure": figure,
         "keys": keys if len(figure.series) > 1 else [],
@@ -167,17 +169,18 @@ def _figure_context(figure: Figure) -> dict[str, Any]:
 
 
 def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Markup:
-    """Render Vega-Lite as an <svg> element with unique ids, a label, and shapes and text only.
+    """Render Vega-Lite as an <svg> element that contains only shapes and text.
 
-    Vega's SVG is parsed and serialized again, so that the page is well-formed whatever names it
-    shows. Raises ValueError for an element that is not allowed.
+    Vega's SVG is parsed and serialized again, so that the page is well-formed for any name.
+    name: unique in the page; prefixes the ids. label: description for screen readers. Raises
+    ValueError for an element that is not allowed.
     """
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(specification)))
     id_prefix = f"d{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG_NAMESPACE}}}")
         if element.tag not in ALLOWED_ELEMENTS:
-            raise ValueError(f"a chart with <{element.tag}>")
+            raise ValueError(f"Vega's SVG contains <{element.tag}>, which is not allowed")
         for key, value in list(element.attrib.items()):
             is_axis_label = key == "aria-label" and element.tag == "g"
             if key in DROPPED_ATTRIBUTES or is_axis_label:
@@ -194,48 +197,48 @@ def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Marku
 
 def _round_coordinates(value: str) -> str:
     """Round the coordinates in an attribute to a hundredth of a pixel."""
-    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value)
+    return re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", value)
 
 
 def _legend_key(index: int, name: str) -> dict[str, str]:
     return {"name": name, "role": palette.colour_role(index), "glyph": palette.glyph(index)}
 
 
-def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
-    """Return what the template needs of a collection: table, headers with keys of series, gaps."""
+def _build_collection_context(report_data: ReportData) -> dict[str, Any] | None:
+    """Return the template's values for a collection: table, headers with legend keys, gaps."""
     report = report_data.report
     if report is None:
         return None
-    context = _table_context(build_report_table(report))
-    heads = []
-    for column, (model, reading) in zip(report.columns, context.pop("heads"), strict=True):
+    context = _build_table_context(build_report_table(report))
+    headers = []
+    for column, (model, method) in zip(report.columns, context.pop("headers"), strict=True):
         indices = [
             index
             for index, series in enumerate(report_data.columns)
             if column.model == series.model and column.method in series.method.split(" + ")
         ]
         key = _legend_key(indices[0], model) if indices and not column.source else None
-        heads.append({"name": model, "reading": reading, "key": key})
+        headers.append({"name": model, "method": method, "key": key})
     gaps = [
-        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average "
-        "is taken over a hole"
+        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}, so it has "
+        "no average"
         for c in report.columns
         if c.missing_members and not c.macro
     ]
-    return {"sheet": context, "heads": heads, "holes": gaps}
+    return {"table": context, "headers": headers, "gaps": gaps}
 
 
-def _table_context(table: Table) -> dict[str, Any]:
-    """Return what the template needs of a report's table: printable, with letters for its notes."""
+def _build_table_context(table: Table) -> dict[str, Any]:
+    """Return the template's values for a report's table, with letters that mark its notes."""
     marks = NoteMarks()
-    heads = []
+    headers = []
     for column in table.columns[1:]:
         model, method = map(make_printable, column.label_lines)
-        heads.append((model, {"text": method, "letters": marks.mark(column.notes)}))
-    kinds = {"strong": "macro", "faint": "aside"}
+        headers.append((model, {"text": method, "letters": marks.mark(column.notes)}))
+    css_classes = {"strong": "macro", "faint": "aside"}
     rows = [
         {
-            "kind": kinds.get(row.emphasis) or ("task" if row.depth else "member"),
+            "css_class": css_classes.get(row.emphasis) or ("task" if row.depth else "member"),
             "name": make_printable(row.cells[0].shown),
             "cells": [
                 {"text": make_printable(cell.shown), "letters": marks.mark(cell.notes)}
@@ -247,7 +250,7 @@ def _table_context(table: Table) -> dict[str, Any]:
     *sentences, legend = map(make_printable, table.legend)
     return {
         "title": make_printable(table.title),
-        "heads": heads,
+        "headers": headers,
         "rows": rows,
         "remarks": {mark: make_printable(sentence) for mark, sentence in marks},
         "sentences": sentences,
@@ -255,8 +258,8 @@ def _table_context(table: Table) -> dict[str, Any]:
     }
 
 
-def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
-    """Return a row of the first table: per column its value, half its interval, and a bar in %."""
+def _build_headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
+    """Return the template's values for a suite: its headline per column, with a bar in %."""
     headline = block.rows[0]
     cells = []
     for estimate in headline.estimates:
@@ -269,7 +272,7 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
                 "at": 100 * estimate.value,
             }
         cells.append({"value": value, "half": half.strip(), "bar": bar})
-    asides = [
+    annotations = [
         f"{label}: {' / '.join(cell.shown for cell in cells_of_label)}"
         for label, cells_of_label in results_table.headline_annotations(block)
     ]
@@ -278,12 +281,12 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
         "average": block.average,
         "count": results_table.format_item_count(headline),
         "cells": cells,
-        "notes": (*block.notes, *asides),
+        "notes": (*block.notes, *annotations),
     }
 
 
-def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
-    """Return the settings that numbers depend on: (label, values used in any cell)."""
+def _collect_settings(report_data: ReportData) -> list[tuple[str, list[str]]]:
+    """Return (label, values) of the settings that affect results; values of all cells."""
     labels = {
         "suite_digest": "suite (version, digest)",
         "bos": "BOS before a text",
@@ -316,8 +319,8 @@ def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
     return [(label, list(values)) for label, values in values_by_label.items() if values]
 
 
-def _manifest_context(run: Run, name: str) -> dict[str, Any]:
-    """Return a run's checkpoint and software as rows of text."""
+def _build_manifest_context(run: Run, name: str) -> dict[str, Any]:
+    """Return the template's values for a run: its checkpoint and software as rows of text."""
     facts = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
     rows = [
         (make_printable(str(key)), _plain_text(value))

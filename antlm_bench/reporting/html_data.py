@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 IMAGE_FORMATS = ("svg", "png")
 MIN_CURVE_CHECKPOINTS = 3
-"""Checkpoints of one model that make a curve. Only the last one is compared with other models."""
+"""Fewest checkpoints of one model that are drawn as a curve. Only the last one of them is compared
+with other models."""
 
 
 def write_page(
@@ -46,15 +47,15 @@ def write_page(
 ) -> Path:
     """Write the report of run folders (or folders of them) as one HTML file. Return its path.
 
-    training_dirs: folders that `train` wrote. report: the report of the same runs. If it is of a
-    collection, its table opens the page. Raises RunError (a folder is no run or damaged, a file
-    cannot be written), UsageError.
+    training_dirs: folders that `train` wrote. report: the report of the same runs; the page starts
+    with its table if it reports a collection. Raises RunError (a folder is no run or damaged, a
+    file cannot be written), UsageError.
     """
     from antlm_bench.reporting.html import render_page  # slow to import
 
     report_data = gather_report_data(paths, training_dirs, title, report)
-    used = {method for column in report_data.columns for method in column.method.split(" + ")}
-    descriptions = {method.name: method.description for method in METHODS if method.name in used}
+    methods = {method for column in report_data.columns for method in column.method.split(" + ")}
+    descriptions = {spec.name: spec.description for spec in METHODS if spec.name in methods}
     runs.write_atomically(out, render_page(report_data, descriptions).encode())
     return out
 
@@ -66,24 +67,23 @@ def write_figures(
     *,
     training_dirs: Sequence[str | Path] = (),
 ) -> list[Path]:
-    """Write each figure of the report into the folder as `phenomena.blimp.svg`, ...
+    """Write each figure of the report into a folder, e.g. as `phenomena.blimp.svg`.
 
-    image_format: "svg" or "png". Raises RunError, UsageError.
+    image_format: "svg" or "png". Return the paths. Raises RunError, UsageError.
     """
-    from antlm_bench.reporting.figure_export import render_figures  # slow to import
-    from antlm_bench.reporting.figures import build_figures
+    from antlm_bench.reporting.figures import build_figures, render_figures  # slow to import
 
     if image_format not in IMAGE_FORMATS:
         raise UsageError(
             f"unknown image format {image_format!r}", hint=f"one of {', '.join(IMAGE_FORMATS)}"
         )
     runs.make_folder(folder)
-    written = []
+    image_paths = []
     for figure in build_figures(gather_report_data(paths, training_dirs)):
         path = folder / f"{quote(figure.name, safe='')}.{image_format}"
         runs.write_atomically(path, render_figures([figure], image_format))
-        written.append(path)
-    return written
+        image_paths.append(path)
+    return image_paths
 
 
 def gather_report_data(
@@ -101,21 +101,23 @@ def gather_report_data(
         for name, checkpoints in group_checkpoints(averaged_runs).items()
         if len(checkpoints) >= MIN_CURVE_CHECKPOINTS
     }
-    early = [run for checkpoints in checkpoint_series.values() for run in checkpoints[:-1]]
-    shown_runs = [run for run in averaged_runs if all(run is not other for other in early)]
+    early_paths = {
+        run.path for checkpoints in checkpoint_series.values() for run in checkpoints[:-1]
+    }
+    shown_runs = [run for run in averaged_runs if run.path not in early_paths]
     shown_paths = {run.path for run in shown_runs}
     series_by_path = {run.path: name for name, group in checkpoint_series.items() for run in group}
     names = _name_runs(shown_runs, checkpoint_series)
-    columns, owners = _build_columns(shown_runs, names)
+    columns, column_runs = _build_columns(shown_runs, names)
     display_names = {
-        (owner.path, method): name
-        for name, owner, column in zip(series_names(columns), owners, columns, strict=True)
+        (run.path, method): name
+        for name, run, column in zip(series_names(columns), column_runs, columns, strict=True)
         for method in column.method.split(" + ")
     }
     pairs = list(_compare_to_first(shown_runs, all_runs, display_names))
     remarks = [
-        f"Of {len(checkpoints)} checkpoints of {name} the last stands beside other models; all are "
-        "in the learning curves."
+        f"{name} has {len(checkpoints)} checkpoints: only the last one is compared with other "
+        "models; the learning curves show all of them."
         for name, checkpoints in checkpoint_series.items()
     ]
     remarks += [
@@ -145,9 +147,9 @@ def gather_report_data(
 
 
 def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> Report | None:
-    """Return the report of a collection with published columns and those of the runs in names.
+    """Return the report with the published columns and the columns of the runs in `names`.
 
-    names: path of a run -> its name. None if the report is of no collection.
+    names: path of a run -> its display name. None if the report has no collection.
     """
     if report is None or report.collection is None:
         return None
@@ -161,14 +163,16 @@ def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> R
 
 def _default_title(names: Sequence[str]) -> str:
     """Return `a, b and c`, or `a, b and 4 more`."""
-    few = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
-    return " and ".join(part for part in (", ".join(few[:-1]), *few[-1:]) if part) or "Nothing yet"
+    parts = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    if len(parts) < 2:
+        return parts[0] if parts else "Nothing yet"
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _name_runs(
     shown_runs: Sequence[Run], checkpoint_series: Mapping[str, Sequence[Run]]
 ) -> list[str]:
-    """Name the runs. The last checkpoint of a series gets the series' name and its words seen."""
+    """Name the runs. The last checkpoint of a series is named `SERIES (100M words)`."""
     series_by_path = {group[-1].path: name for name, group in checkpoint_series.items()}
     return [
         f"{series_by_path[run.path]} ({format_word_count(words_seen(run) or 0)} words)"
@@ -183,9 +187,9 @@ def _build_columns(
 ) -> tuple[list[results_table.ResultsColumn], list[Run]]:
     """Build a column per checkpoint and method. Return the columns and the run of each.
 
-    The methods of a run share a column if there is one scoring method and one kind of finetuning.
+    A scoring method and a kind of finetuning share a column if the run has only one of each.
     """
-    columns, owners = [], []
+    columns, column_runs = [], []
     for run, name in zip(shown_runs, names, strict=True):
         methods = list(dict.fromkeys(cell.method for cell in run))
         kinds = [_method_kind(method) for method in methods]
@@ -193,8 +197,8 @@ def _build_columns(
         for method in [" + ".join(methods)] if share_column and methods else methods:
             cells = {cell.suite: cell for cell in run if cell.method in method.split(" + ")}
             columns.append(results_table.ResultsColumn(name, method, cells))
-            owners.append(run)
-    return columns, owners
+            column_runs.append(run)
+    return columns, column_runs
 
 
 def _iter_seed_scores(
@@ -205,7 +209,7 @@ def _iter_seed_scores(
         for cell in run:
             if cell.seed is None:
                 continue
-            reasons = cell.history.get("collapsed", ())
+            symptoms = cell.history.get("collapsed", ())
             yield SeedResult(
                 suite=cell.finetuned_task[0],
                 task=cell.suite,
@@ -213,17 +217,17 @@ def _iter_seed_scores(
                 seed=cell.seed,
                 metric=cell.summary.metric,
                 estimate=cell.summary.headline,
-                collapsed=tuple(make_printable(str(reason)) for reason in reasons),
+                collapsed=tuple(make_printable(str(symptom)) for symptom in symptoms),
             )
 
 
 def _compare_to_first(
     shown_runs: Sequence[Run], all_runs: Sequence[Run], display_names: Mapping[tuple[str, str], str]
 ) -> Iterator[SeriesPair]:
-    """Compare the first run with each other one, suite by suite.
+    """Compare the first run with each other run, suite by suite.
 
-    Suites that cannot be compared yield a pair with a refusal. display_names: (path, method) ->
-    series.
+    Yields a pair with a refusal for each suite that cannot be compared. display_names:
+    (path, method) -> series.
     """
     from antlm_bench.comparison.runs import compare_runs
 
@@ -257,15 +261,16 @@ def _method_kind(method: str) -> str:
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """Pair the methods of each kind of which both runs have exactly one.
+    """Pair the methods of a kind if each run has exactly one method of that kind.
 
-    Without any such kind, `compare_runs` pairs methods of equal names.
+    If the result is empty, `compare_runs` pairs methods of equal names.
     """
     pairs: list[tuple[str, str]] = []
     for kind in ("score", "finetune", "frozen"):
-        a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))
-        if len(a) == len(b) == 1:
-            pairs.append((a.pop(), b.pop()))
+        first_methods = {cell.method for cell in first if _method_kind(cell.method) == kind}
+        other_methods = {cell.method for cell in other if _method_kind(cell.method) == kind}
+        if len(first_methods) == len(other_methods) == 1:
+            pairs.append((first_methods.pop(), other_methods.pop()))
     return pairs
 
 

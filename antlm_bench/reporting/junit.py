@@ -1,4 +1,4 @@
-"""Write a check's result as JUnit XML: a test suite per suite, a case per judged difference."""
+"""Write the result of `check` as JUnit XML: a test suite per suite, a test case per verdict."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from antlm_bench.reporting.comparison_table import format_number
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
     """Return the XML document (UTF-8).
 
-    A regression is a failure, a missing cell is an error, an inconclusive case is skipped (if
-    `strict`, a failure). Names are made printable: XML 1.0 has no control characters, not even
-    escaped.
+    A regression is a failure, a missing cell an error, an inconclusive case is skipped (a failure
+    if `strict`). Names are made printable, because XML 1.0 forbids control characters.
     """
     root = Xml.Element("testsuites", name="antlm-bench check")
     for verdict in checked.verdicts:
@@ -71,15 +70,15 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    change = format_change(judgement.difference, metric)[:-1]
+    change = format_change(judgement.difference, metric).removesuffix(")")
     message = f"{change}, margin {format_number(judgement.tolerance, metric)})"
-    headline = judgement.difference.level == HEADLINE
+    is_headline = judgement.difference.level == HEADLINE
     if judgement.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)
-        failure.text = make_printable(summarize_verdict(verdict)) if headline else None
+        failure.text = make_printable(summarize_verdict(verdict)) if is_headline else None
     elif judgement.status == "inconclusive":
-        # only a headline fails: a group may be too small for its margin
-        if strict and headline:
+        # An inconclusive group never fails, because it may be too small for its margin.
+        if strict and is_headline:
             Xml.SubElement(case, "failure", type="inconclusive", message=message)
         else:
             Xml.SubElement(case, "skipped", message=f"inconclusive: {message}")

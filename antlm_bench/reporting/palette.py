@@ -1,8 +1,9 @@
-"""Colours of pages and figures by role, so that one drawing serves light, dark and paper.
+"""Define the colours and shapes of pages and figures.
 
-Series colours are from Okabe & Ito (2008, "Color Universal Design"), darkened or lightened to a
+Drawings name a colour by its role, so that one drawing serves light, dark and printed pages. The
+colours of series are from Okabe & Ito (2008, "Color Universal Design"), darkened or lightened to a
 contrast of at least 3:1 with the background (WCAG 2.1, 1.4.11). Every series also has its own
-shape, so that colour is never the only difference.
+shape, because some readers cannot tell the colours apart.
 """
 
 from __future__ import annotations
@@ -84,15 +85,18 @@ def colour_role(index: int) -> str:
 
 
 def _shape_index(index: int) -> int:
-    """Return an index that is shifted each time the colours repeat: each pair occurs once."""
+    """Return the index of a series' shape.
+
+    It is shifted each time the colours repeat, so that every pair of colour and shape is unique.
+    """
     return (index + index // len(_VEGA_SHAPES)) % len(_VEGA_SHAPES)
 
 
 def shape(index: int) -> str:
-    """Return Vega's name of the index-th series' shape."""
+    """Return Vega's name for the shape of the index-th series."""
     return _VEGA_SHAPES[_shape_index(index)]
 
 
 def glyph(index: int) -> str:
-    """Return the same shape as a character (text presentation, never an emoji)."""
+    """Return the shape of the index-th series as a character (as text, never as an emoji)."""
     return _GLYPHS[_shape_index(index)] + "\N{VARIATION SELECTOR-15}"

@@ -1,7 +1,8 @@
-"""The data of an HTML report and its figures, before rendering."""
+"""Define the data of an HTML report and of its figures, before rendering."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,12 @@ class SeedResult:
     task: str
     """Full name: "glue-2025.rte"."""
     series: str
-    """Name of the column, see `series_names`."""
+    """Name of the series, see `series_names`."""
     seed: int
     metric: str
     estimate: Estimate
     collapsed: tuple[str, ...]
-    """Why the run counts as collapsed. Empty if it did not collapse."""
+    """Symptoms of a collapsed run; empty if it did not collapse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class SeriesPair:
     comparisons: tuple[Comparison, ...]
     """One per suite: `other` minus `reference`."""
     refusal: str = ""
-    """Why the two could not be compared, or ""."""
+    """Why the two cannot be compared; "" if they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ class ReportData:
 
     title: str
     runs: tuple[Run, ...]
-    """The runs as read."""
+    """All runs, with separate seeds and all checkpoints."""
     display_names: tuple[str, ...]
-    """Names of `runs`."""
+    """A name per run of `runs`."""
     columns: tuple[results_table.ResultsColumn, ...]
-    """The columns that are shown side by side, seeds averaged."""
+    """The compared models and methods, averaged over seeds."""
     seeds: tuple[SeedResult, ...] = ()
     pairs: tuple[SeriesPair, ...] = ()
     """Comparisons of the first run with each other one."""
@@ -64,7 +65,7 @@ class ReportData:
     remarks: tuple[str, ...] = ()
     """Sentences about runs that are not shown or not compared."""
     report: Report | None = None
-    """The report of a collection, if one was given."""
+    """The report of a collection, if the page shows one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,18 @@ class HeatmapCell:
 
     text: str
     share: float | None = None
-    """Value in 0..1 that sets the colour. None = no colour."""
+    """Accuracy in 0..1 that sets the colour. None = no colour."""
     is_group: bool = False
     """Whether the cell belongs to the row of a group."""
     tooltip: str = ""
-    """Text shown on hovering."""
+    """Text shown when the pointer is on the cell."""
 
 
 @dataclass(frozen=True, slots=True)
 class FigureTable:
-    """The numbers of a figure, for readers who cannot see the drawing."""
+    """The values of a figure, for readers who cannot see the drawing."""
 
-    heads: tuple[str, ...]
-    """Headers of the columns."""
+    headers: tuple[str, ...]
     rows: tuple[tuple[HeatmapCell, ...], ...]
 
 
@@ -96,23 +96,26 @@ class Figure:
     section: str
     """Key of its section of the page, see `html.SECTIONS`."""
     name: str
-    """Name of its file without suffix, unique in the report."""
+    """Name of the figure's file without suffix, unique in the report."""
     title: str
     caption: str
     series: tuple[str, ...]
-    """All series of the page: each has its colour and shape in every figure."""
+    """All series of the page, so that a series has the same colour and shape in every figure."""
     present_series: frozenset[str]
     """The series that appear in this figure."""
     draw: Callable[[ChartStyle], Any]
-    """Return the Altair chart."""
+    """Function that returns the Altair chart in a style."""
     table: FigureTable
     small: bool = False
-    """Whether several such figures fit side by side."""
+    """Whether the page shows several of these figures side by side."""
     is_heatmap: bool = False
     """Whether the page shows the coloured table instead of a drawing."""
 
 
 def series_names(columns: Sequence[results_table.ResultsColumn]) -> list[str]:
-    """Name the columns: by model, and by method where one model has several columns."""
-    models = [column.model for column in columns]
-    return [c.model if models.count(c.model) == 1 else f"{c.model} · {c.method}" for c in columns]
+    """Name the columns by model, and also by method if the model has several columns."""
+    num_columns = Counter(column.model for column in columns)
+    return [
+        f"{column.model} · {column.method}" if num_columns[column.model] > 1 else column.model
+        for column in columns
+    ]

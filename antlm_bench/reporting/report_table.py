@@ -1,4 +1,4 @@
-"""The table of a report: a row per member, a column per checkpoint and method."""
+"""Build the table of `report`: a row per member, a column per checkpoint and method."""
 
 from __future__ import annotations
 
@@ -44,10 +44,7 @@ LONG_KEYS: tuple[str, ...] = (
 
 
 def build_report_table(report: Report) -> Table:
-    """Build the table of a report: members down the side, a column per checkpoint and method.
-
-    `narrow` has a row per checkpoint and method.
-    """
+    """Build the table of a report. Its narrow form has a row per checkpoint and method."""
     columns = report.columns
     if not report.members or not columns:
         return Table((TableColumn("member"),), empty="nothing scored yet")
@@ -69,17 +66,17 @@ def build_report_table(report: Report) -> Table:
         *_describe_sources(columns),
         *(report.collection.notes if report.collection else ()),
     )
-    models = (
+    model_columns = (
         TableColumn(
-            f"{i}",
-            "\n".join(map(make_printable, (c.model, c.method))),
+            f"{index}",
+            f"{make_printable(column.model)}\n{make_printable(column.method)}",
             align="right",
-            notes=c.caveats,
+            notes=column.caveats,
         )
-        for i, c in enumerate(columns)
+        for index, column in enumerate(columns)
     )
     return Table(
-        (TableColumn("member", ""), *models),
+        (TableColumn("member", ""), *model_columns),
         tuple(rows),
         title=report.collection.title if report.collection else "",
         legend=(*sentences, build_legend(report)),
@@ -91,21 +88,25 @@ def build_report_table(report: Report) -> Table:
 
 def _build_narrow_table(report: Report, sentences: Sequence[str]) -> Table:
     """Build the form for narrow terminals: a row per checkpoint and method, members only."""
-    members = [TableColumn(f"{i}", m.name, align="right") for i, m in enumerate(report.members)]
-    macro = [TableColumn(MACRO, align="right")] if report.collection else []
+    value_columns = [
+        TableColumn(f"{index}", member.name, align="right")
+        for index, member in enumerate(report.members)
+    ]
+    if report.collection:
+        value_columns.append(TableColumn(MACRO, align="right"))
     rows = []
     for column in report.columns:
         name = " · ".join(filter(None, (column.model, column.method)))
         cells = [score_cell(result.score) for result in column.results]
-        cells += [score_cell(column.macro)] if macro else []
+        cells += [score_cell(column.macro)] if report.collection else []
         rows.append(build_row(TableCell(name, notes=column.caveats), *cells))
     hint = "For tasks and seeds: --format csv or --format markdown, or fewer checkpoints at once."
-    tasks = any(result.task_scores for column in report.columns for result in column.results)
+    has_tasks = any(result.task_scores for column in report.columns for result in column.results)
     return Table(
-        (TableColumn("model", ""), *members, *macro),
+        (TableColumn("model", ""), *value_columns),
         tuple(rows),
         title=report.collection.title if report.collection else "",
-        legend=(*([hint] if tasks else []), *sentences, build_legend(report)),
+        legend=(*([hint] if has_tasks else []), *sentences, build_legend(report)),
     )
 
 
@@ -129,18 +130,20 @@ def _task_cell(result: MemberResult, task: str) -> TableCell:
 
 
 def _describe_sources(columns: Sequence[ReportColumn]) -> Iterator[str]:
-    """Yield one line per source of published numbers, with the models that it covers."""
-    published = [column for column in columns if column.source]
-    for source in dict.fromkeys(column.source for column in published):
-        models = [column.model for column in published if column.source == source]
-        covers_all = 1 < len(models) == len(published)
+    """Yield one line per source of published scores, with the models that it covers."""
+    models_by_source: dict[str, list[str]] = {}
+    for column in columns:
+        if column.source:
+            models_by_source.setdefault(column.source, []).append(column.model)
+    for source, models in models_by_source.items():
+        covers_all = len(models_by_source) == 1 and len(models) > 1
         yield f"{'all published rows' if covers_all else '; '.join(models)}: {source}"
 
 
 def format_value(score: ReportedScore | None) -> str:
     """Return `63.4 ±0.4`: a value and half the width of its interval, if it has one.
 
-    Values are in percent, correlations times 100, or in nats.
+    Values are in percent (correlations times 100), or in the metric's unit.
     """
     if score is None:
         return MISSING
@@ -154,37 +157,42 @@ def _seed_rows(results: Sequence[MemberResult]) -> Iterator[TableRow]:
     """Yield the rows below finetuned tasks: number of seeds, largest standard deviation."""
     if not any(result.task_scores for result in results):
         return
-    counts = [sorted({score.seeds for score in r.task_scores.values()}) for r in results]
-    cells = [
-        TableCell(text=f"{sizes[0]}–{sizes[-1]}")
-        if len(sizes) > 1
-        else TableCell(sizes[0] if sizes else None, f"{sizes[0]}" if sizes else "")
-        for sizes in counts
-    ]
+    cells = [_seed_count_cell(result) for result in results]
     yield build_row("seeds", *cells, depth=1, emphasis="faint")
-    spreads = [
-        [score.sd for score in r.task_scores.values() if not math.isnan(score.sd)] for r in results
+    sds_by_result = [
+        [score.sd for score in result.task_scores.values() if not math.isnan(score.sd)]
+        for result in results
     ]
-    if any(spreads):
+    if any(sds_by_result):
         cells = [
-            TableCell(max(sd), f"{100 * max(sd):.1f}") if sd else TableCell(text="")
-            for sd in spreads
+            TableCell(max(sds), f"{100 * max(sds):.1f}") if sds else TableCell(text="")
+            for sds in sds_by_result
         ]
         yield build_row("sd of seeds, at most", *cells, depth=1, emphasis="faint")
 
 
+def _seed_count_cell(result: MemberResult) -> TableCell:
+    """Build the cell of the number of seeds, `1–3` if tasks differ in it."""
+    counts = sorted({score.seeds for score in result.task_scores.values()})
+    if not counts:
+        return TableCell(text="")
+    if len(counts) == 1:
+        return TableCell(counts[0], f"{counts[0]}")
+    return TableCell(text=f"{counts[0]}–{counts[-1]}")
+
+
 def build_legend(report: Report) -> str:
-    """Describe the numbers, their intervals and the macro-average."""
+    """Describe the values, their intervals and the macro-average."""
     results = [result for column in report.columns for result in column.results]
     scores = [result.score for result in results if result.score]
     is_finetuned = any(result.task_scores for result in results)
-    over = "items, and over seeds where there are several" if is_finetuned else "items"
+    sampled = "items, and over seeds where there are several" if is_finetuned else "items"
     specs = [get_metric_spec(metric) for metric in dict.fromkeys(s.metric for s in scores)]
     percent_names = [spec.percent_name for spec in specs if spec.percent_name]
-    like = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
-    units = [spec.label for spec in specs if not spec.is_bounded]
-    others = "".join(f", {unit[0].lower()}{unit[1:]}" for unit in units)
-    sentences = [f"Percent ({like} times 100{others}) ± half the 95% interval over {over}."]
+    scaled = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
+    labels = [spec.label for spec in specs if not spec.is_bounded]
+    others = "".join(f", {label[0].lower()}{label[1:]}" for label in labels)
+    sentences = [f"Percent ({scaled} times 100{others}) ± half the 95% interval over {sampled}."]
     if any(score.low is None for score in scores):
         sentences.append("Published numbers have no interval.")
     if report.collection:
@@ -243,7 +251,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
 
 
 def _iter_rows(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield a record with LONG_KEYS per column and member, task and macro-average."""
+    """Yield a record with LONG_KEYS per column and member, per task and per macro-average."""
     for column in report.columns:
         for member, result in zip(report.members, column.results, strict=True):
             weight = member.weight if report.collection else None
@@ -271,7 +279,7 @@ def _row_fields(
     }
     numbers = {"value": score.value, "low": score.low, "high": score.high, "sd": score.sd}
     fields |= {
-        key: round(number, 12)  # as metrics round their values
+        key: round(number, 12)  # metrics round their values alike
         for key, number in numbers.items()
         if number is not None and not math.isnan(number)
     }

@@ -1,4 +1,4 @@
-"""The table of what `score` and `finetune` computed: suites down the side, a column per model."""
+"""Build the tables of scored and finetuned runs: a row per suite, a column per model and method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE_LEVEL = "suite"
-"""The level `by` that shows headlines only."""
+"""Value of `by` for headlines without groups."""
 FLAG_LABELS: dict[str, str] = {
     "tie": "ties",
     "unk": "unknown tokens",
@@ -39,7 +39,7 @@ FLAG_LABELS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ResultsColumn:
-    """One checkpoint under one method: a column of numbers."""
+    """The results of one checkpoint by one method."""
 
     model: str
     method: str
@@ -55,7 +55,7 @@ class ResultsRow:
     depth: int
     """0: a headline, 1: a group, 2: a group within another group."""
     estimates: tuple[Estimate | None, ...]
-    """One per column, None where the column lacks it."""
+    """One per column; None if the column has no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,19 @@ class SuiteBlock:
     suite: str
     metric: str
     average: str
-    """What the headline is, in words: "mean of 12 phenomena"."""
+    """Description of the headline, e.g. "mean of 12 phenomena"."""
     notes: tuple[str, ...]
-    """Notes on the suite, from all columns."""
+    """Notes on the suite in any column."""
     rows: tuple[ResultsRow, ...]
     """The headline, then its groups."""
     clustered: tuple[Estimate | None, ...]
-    """Per column, the headline with an interval that treats the groups as a sample."""
+    """Per column, the headline with the interval that treats the groups as a sample."""
 
 
 def build_columns(runs: Sequence[Run]) -> list[ResultsColumn]:
-    """Build a column per checkpoint and method, in the order given.
+    """Build a column per checkpoint and method, without finetuned tasks.
 
-    Seeds of finetuned tasks are left out: `build_finetune_table` shows them.
+    For those see `build_finetune_table`.
     """
     columns = []
     for run, name in zip(runs, model_names(runs), strict=True):
@@ -99,16 +99,18 @@ def build_blocks(columns: Sequence[ResultsColumn], by: str) -> list[SuiteBlock]:
 def select_levels(summary: Summary, by: str) -> tuple[str, ...]:
     """Return the levels of labels to show for `by`, outer level first.
 
-    A suite without the level `by` shows the level that its headline averages over. Paradigms are
-    shown within the level above them.
+    If the suite has no level `by`, this is the level over which its headline averages. Paradigms
+    are shown with the level that contains them.
     """
     levels = tuple(dict.fromkeys(group.level for group in summary.groups))
     if by == SUITE_LEVEL or not levels:
         return ()
-    averaged = next((level for level in summary.macro if level in levels), levels[0])
-    level = by if by in levels else averaged
+    macro_level = next((level for level in summary.macro if level in levels), levels[0])
+    level = by if by in levels else macro_level
     index = levels.index(level)
-    return levels[index - 1 : index + 1] if by == "paradigm" and index else (level,)
+    if by == "paradigm" and index > 0:
+        return levels[index - 1 : index + 1]
+    return (level,)
 
 
 def _build_block(suite: str, columns: Sequence[ResultsColumn], by: str) -> SuiteBlock:
@@ -117,19 +119,17 @@ def _build_block(suite: str, columns: Sequence[ResultsColumn], by: str) -> Suite
     ]
     present = [summary for summary in summaries if summary]
     levels = select_levels(present[0], by)
-    rows: list[tuple[int, Group]] = []
-    for summary in present:
-        rows += [(level, group) for level, group in _nested_groups(summary, levels)]
-    result_rows = [
-        ResultsRow(make_printable(suite), 0, tuple(s.headline if s else None for s in summaries))
-    ]
-    for level, name, within in dict.fromkeys(
-        (level, group.name, group.within) for level, group in rows
-    ):
-        estimates = tuple(_group_estimate(s, levels[level], name) for s in summaries)
-        result_rows.append(
-            ResultsRow(make_printable(name), 2 if level and within else 1, estimates)
-        )
+    headlines = tuple(summary.headline if summary else None for summary in summaries)
+    result_rows = [ResultsRow(make_printable(suite), 0, headlines)]
+    groups = {
+        (level_index, group.name, group.within): None  # a dict as ordered set
+        for summary in present
+        for level_index, group in _nested_groups(summary, levels)
+    }
+    for level_index, name, within in groups:
+        estimates = tuple(_group_estimate(s, levels[level_index], name) for s in summaries)
+        depth = 2 if level_index == 1 and within else 1
+        result_rows.append(ResultsRow(make_printable(name), depth, estimates))
     return SuiteBlock(
         suite=suite,
         metric=present[0].metric,
@@ -143,24 +143,24 @@ def _build_block(suite: str, columns: Sequence[ResultsColumn], by: str) -> Suite
 
 
 def _nested_groups(summary: Summary, levels: tuple[str, ...]) -> Iterator[tuple[int, Group]]:
-    """Yield (index of the level, group): outer groups, each followed by the groups within it."""
-    outer = [group for group in summary.groups if levels and group.level == levels[0]]
-    inner = [group for group in summary.groups if len(levels) > 1 and group.level == levels[1]]
-    for group in outer:
+    """Yield (index in levels, group): outer groups, each followed by the groups within it."""
+    outer_groups = [group for group in summary.groups if group.level in levels[:1]]
+    inner_groups = [group for group in summary.groups if group.level in levels[1:]]
+    for group in outer_groups:
         yield 0, group
-        yield from ((1, child) for child in inner if child.within == group.name)
-    yield from ((1, orphan) for orphan in inner if not orphan.within)
+        yield from ((1, child) for child in inner_groups if child.within == group.name)
+    yield from ((1, group) for group in inner_groups if not group.within)
 
 
 def _group_estimate(summary: Summary | None, level: str, name: str) -> Estimate | None:
-    groups = summary.groups if summary else ()
-    return next(
-        (group.estimate for group in groups if (group.level, group.name) == (level, name)), None
-    )
+    for group in summary.groups if summary else ():
+        if group.level == level and group.name == name:
+            return group.estimate
+    return None
 
 
 def describe_headline(summary: Summary) -> str:
-    """Describe the headline in words. The metric is named, unless it is accuracy."""
+    """Describe the headline, e.g. "F1, mean of 3 tasks". Accuracy is not named."""
     spec = get_metric_spec(summary.metric)
     parts = [spec.heading if spec.headline_name is None else spec.headline_name]
     if summary.macro:
@@ -186,7 +186,7 @@ def format_estimate(estimate: Estimate | None, metric: str) -> str:
 
 
 def raw_unit(metric: str) -> str:
-    """Return the unit of a metric's unscaled values, as JSON names it."""
+    """Return the unit of a metric's unscaled values, for CSV and JSON."""
     spec = get_metric_spec(metric)
     return "fraction" if spec.scale == 100 else spec.heading
 
@@ -207,8 +207,8 @@ def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
 def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
     """Build the table of scored runs: a row per suite and group, a column per model and method.
 
-    by: "suite", or a level of labels. The long form has a row per estimate, `narrow` a row per
-    model and method.
+    by: "suite", or a level of labels. The long form has a row per estimate, the narrow form a row
+    per model and method.
     """
     from antlm_bench.runs import cell_to_dict  # pyarrow is slow to import
 
@@ -221,11 +221,9 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
         document = {"runs": documents}
         return Table((TableColumn("suite"),), empty="nothing scored yet", document=document)
     blocks = build_blocks(columns, by)
-    shared = [
-        names.pop()
-        for names in ({c.model for c in columns}, {c.method for c in columns})
-        if len(names) == 1
-    ]
+    models = {column.model for column in columns}
+    methods = {column.method for column in columns}
+    common_names = [names.pop() for names in (models, methods) if len(names) == 1]
     return Table(
         columns=(
             TableColumn("suite", ""),
@@ -240,7 +238,7 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
             TableColumn("items", align="right"),
         ),
         rows=tuple(row for block in blocks for row in _block_rows(block)),
-        title=" · ".join(shared),
+        title=" · ".join(common_names),
         legend=(build_legend(columns),),
         long=_build_long_table(runs, by),
         narrow=_build_overview(columns),
@@ -249,14 +247,14 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
 
 
 def _column_label(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> list[str]:
-    """Return what distinguishes a column from the others: its model, its method, or both.
+    """Return the lines that distinguish a column from the others: its model, its method, or both.
 
-    If nothing does, the label is the unit of its numbers.
+    A single column is labelled with the unit of its values.
     """
-    label = [column.model] if len({c.model for c in columns}) > 1 else []
-    label += [column.method] if len({c.method for c in columns}) > 1 else []
+    lines = [column.model] if len({c.model for c in columns}) > 1 else []
+    lines += [column.method] if len({c.method for c in columns}) > 1 else []
     units = {get_metric_spec(cell.summary.metric).heading for cell in column.cells.values()}
-    return label or [units.pop() if len(units) == 1 else "value"]
+    return lines or [units.pop() if len(units) == 1 else "value"]
 
 
 def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
@@ -273,15 +271,15 @@ def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
 
 
 def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[TableCell]]]:
-    """Return the annotations of a headline: (label, a cell per column).
+    """Return (label, a cell per column) of the rows below a headline.
 
     They are the counts of flags, and half the interval that treats the groups as a sample.
     """
     rows = [(label, list(map(TableCell, counts))) for label, counts in count_flags(block)]
     if any(block.clustered):
-        members = block.average.removeprefix("mean of ").lstrip("0123456789 ")
-        halves = [_half_width_cell(estimate, block.metric) for estimate in block.clustered]
-        rows.append((f"for {members} like these", halves))
+        groups = block.average.removeprefix("mean of ").lstrip("0123456789 ")
+        half_widths = [_half_width_cell(estimate, block.metric) for estimate in block.clustered]
+        rows.append((f"for {groups} like these", half_widths))
     return rows
 
 
@@ -300,10 +298,10 @@ def _item_count(row: ResultsRow) -> TableCell:
 def _build_overview(columns: Sequence[ResultsColumn]) -> Table:
     """Build the form for narrow terminals: headlines only, a row per model and method."""
     blocks = build_blocks(columns, SUITE_LEVEL)
-    several_methods = len({column.method for column in columns}) > 1
+    has_several_methods = len({column.method for column in columns}) > 1
     rows = []
     for index, column in enumerate(columns):
-        name = f"{column.model} · {column.method}" if several_methods else column.model
+        name = f"{column.model} · {column.method}" if has_several_methods else column.model
         cells = [estimate_cell(block.rows[0].estimates[index], block.metric) for block in blocks]
         rows.append(build_row(name, *cells))
     suites = [
@@ -325,33 +323,40 @@ def _describe_block(block: SuiteBlock) -> str:
 
 
 def _build_long_table(runs: Sequence[Run], by: str) -> Table:
-    """Build the long form: a row per estimate, headlines and their views included."""
+    """Build the long form: a row per estimate of headlines, their views and groups."""
     flags = ["tie", *FLAGS]
-    keys = ("model", "suite", "method", "metric", "level", "name", "within")
+    labels = ("model", "suite", "method", "metric", "level", "name", "within")
     rows = []
     for run in runs:
-        for cell in (cell for cell in run if cell.seed is None):
+        for cell in run:
+            if cell.seed is not None:
+                continue
             metric = cell.summary.metric
-            labels = (model_name(run), cell.suite, cell.method, metric)
-            for level, name, within, e in _iter_estimates(cell.summary, by):
-                value = TableCell(e.value, format_estimate(e, metric), unit=raw_unit(metric))
-                counts = [e.flags.get(flag, 0) for flag in flags]
+            for level, name, within, estimate in _iter_estimates(cell.summary, by):
+                text = format_estimate(estimate, metric)
                 rows.append(
-                    build_row(*labels, level, name, within, value, e.low, e.high, e.n, *counts)
+                    build_row(
+                        *(model_name(run), cell.suite, cell.method, metric, level, name, within),
+                        TableCell(estimate.value, text, unit=raw_unit(metric)),
+                        estimate.low,
+                        estimate.high,
+                        estimate.n,
+                        *(estimate.flags.get(flag, 0) for flag in flags),
+                    )
                 )
     numbers = ("value", "low", "high", "n", *flags)
-    return Table(tuple(map(TableColumn, (*keys, *numbers))), tuple(rows))
+    return Table(tuple(map(TableColumn, (*labels, *numbers))), tuple(rows))
 
 
 def build_finetune_table(runs: Sequence[Run]) -> Table:
     """Build the table of finetuned tasks: a row per checkpoint, task and attention.
 
-    Raises RunError where predictions are damaged.
+    Raises RunError if predictions are damaged.
     """
     summaries = [summary for run in runs for summary in summarize_finetuned_tasks(run)]
     records = []
     for summary in summaries:
-        # with one run, the column would be the same in every row
+        # The model of a single run would be the same in every row.
         record: dict[str, object] = {"model": summary.model} if len(runs) > 1 else {}
         record |= {
             "task": summary.task,
@@ -375,48 +380,49 @@ def _fraction_cell(value: float | None, metric: str) -> TableCell:
 
 
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
-    """Describe the numbers, their averages and their intervals."""
+    """Describe the values, their intervals, and how options were compared."""
     cells = [cell for column in columns for cell in column.cells.values()]
-    units = dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells)
-    numbers = " ".join(
-        f"{u.label}{' ± half the 95% interval' * (i == 0)}: {u.interval}."
-        for i, u in enumerate(units)
+    sentences: list[str] = []
+    for spec in dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells):
+        interval = "" if sentences else " ± half the 95% interval"
+        sentences.append(f"{spec.label}{interval}: {spec.interval}.")
+    if explain_clustered and any("clustered" in cell.summary.views for cell in cells):
+        sentences.append("“Like these”: were the groups themselves a sample.")
+    reductions = dict.fromkeys(
+        str(cell.settings.get("reduction", "sum"))
+        for cell in cells
+        if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
     )
-    option_cells = [
-        cell for cell in cells if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
+    sentences += [
+        f"Options are compared by log-probability {reduction.replace('-', ' ')}."
+        for reduction in reductions
+        if reduction != "sum"
     ]
-    reductions = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in option_cells)
-    reduction_note = "".join(
-        f" Options are compared by log-probability {r.replace('-', ' ')}."
-        for r in reductions
-        if r != "sum"
-    )
     tie_rules = dict.fromkeys(
         str(cell.settings.get("ties", "half"))
         for cell in cells
         if get_metric_spec(cell.summary.metric).tie_rule_matters
     )
-    clustered_note = ""
-    if explain_clustered and any("clustered" in cell.summary.views for cell in cells):
-        clustered_note = " “Like these”: were the groups themselves a sample."
-    ties = "".join(f" {TIE_RULE_TEXTS.get(rule, rule)}." for rule in tie_rules)
-    return f"{numbers}{clustered_note}{reduction_note}{ties}"
+    sentences += [f"{TIE_RULE_TEXTS.get(rule, rule)}." for rule in tie_rules]
+    return " ".join(sentences)
 
 
 def format_item_count(row: ResultsRow) -> str:
     """Return the number of items of a row, `a–b` if columns differ."""
-    n = sorted({estimate.n for estimate in row.estimates if estimate})
-    return f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,}–{n[-1]:,}" if n else ""
+    counts = sorted({estimate.n for estimate in row.estimates if estimate})
+    if not counts:
+        return ""
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
 
 
 def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
-    """Return each flag that was raised in some column of a headline, with its count per column."""
+    """Return (label of a flag, its count per column) for the flags of a headline."""
     estimates = block.rows[0].estimates
-    raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
-    order = [flag for flag in FLAG_LABELS if flag in raised]
-    order += sorted(raised - FLAG_LABELS.keys())
-    counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in order}
-    labels = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in order}
+    present = {flag for estimate in estimates if estimate for flag in estimate.flags}
+    flags = [flag for flag in FLAG_LABELS if flag in present]
+    flags += sorted(present - FLAG_LABELS.keys())
+    counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in flags}
+    labels = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in flags}
     if "too-long" in labels:
         labels["too-long"] += f", {get_metric_spec(block.metric).too_long_outcome}"
     if "tie" in counts and counts.get("identical") == counts["tie"]:
@@ -428,6 +434,9 @@ def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
 def _iter_estimates(summary: Summary, by: str) -> Iterator[tuple[str, str, str, Estimate]]:
     """Yield (level, name, name of the outer group, estimate): headline, views, groups of `by`."""
     yield "headline", summary.suite, "", summary.headline
-    yield from (("view", name, "", estimate) for name, estimate in summary.views.items())
-    shown = select_levels(summary, by)
-    yield from ((g.level, g.name, g.within, g.estimate) for g in summary.groups if g.level in shown)
+    for name, estimate in summary.views.items():
+        yield "view", name, "", estimate
+    levels = select_levels(summary, by)
+    for group in summary.groups:
+        if group.level in levels:
+            yield group.level, group.name, group.within, group.estimate

@@ -1,6 +1,6 @@
-"""Describe any output as a table of typed cells: columns, rows and notes.
+"""Define `Table`, the typed form of what a command prints: columns, rows and notes.
 
-Commands build a `Table`, `antlm_bench.reporting.writers` turns it into a format.
+Commands build a `Table`; `antlm_bench.reporting.writers` writes it in a format.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A typed value with the text that people read."""
+    """A value for CSV and JSON, and its text in formats for people."""
 
     value: Value = None
-    """The value in CSV and JSON: unrounded, in the unit of the column."""
+    """The unrounded value, in `unit`."""
     text: str | None = None
-    """The text shown. None = `value` as text, "" = nothing."""
+    """The text. None = `value` as text, "" = nothing."""
     low: float | None = None
     """Lower end of the 95% interval, in the unit of `value`."""
     high: float | None = None
@@ -34,36 +34,36 @@ class TableCell:
     unit: str = ""
     """Unit of `value`. "" = the column's unit."""
     detail: str = ""
-    """A few words that explain the text, in a lighter style behind it."""
+    """A few words that explain the text; printed after it in a lighter style."""
     notes: tuple[str, ...] = ()
-    """Caveats of the value. Writers mark them with letters and print them below the table."""
+    """Sentences about the value. Writers mark them with letters and print them below the table."""
     tone: Tone = ""
-    """Colour on a terminal. No other format shows it."""
+    """Colour on a terminal. Other formats ignore it."""
 
     @property
     def shown(self) -> str:
-        """The text that people read."""
+        """The text in formats for people."""
         return describe_value(self.value) if self.text is None else self.text
 
     @property
     def is_number(self) -> bool:
-        """Whether the value is a number. Writers never cut or wrap the text of a number."""
+        """Whether the value is a number. The text of a number is never cut or wrapped."""
         return isinstance(self.value, int | float) and not isinstance(self.value, bool)
 
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column: its name for machines, its label for people."""
+    """A column: its key in CSV and JSON, and its label in formats for people."""
 
     key: str
     """Header in CSV and key in JSON, unique in the table."""
     label: str | None = None
-    """Header shown above the column, lines separated by newlines. None = `key`."""
+    """Header of the column; may have several lines. None = `key`."""
     unit: str = ""
-    """Unit of the values, e.g. "fraction", "nats". "" = none, or a unit per cell."""
+    """Unit of the values, e.g. "fraction", "nats". "" = none, or each cell has its own."""
     align: Alignment = "left"
     notes: tuple[str, ...] = ()
-    """Sentences that hold for every cell of the column."""
+    """Sentences about all values of the column."""
 
     @property
     def label_lines(self) -> list[str]:
@@ -78,31 +78,32 @@ class TableRow:
     depth: int = 0
     """Indentation of the first cell, in steps."""
     emphasis: Emphasis = ""
-    """"strong": a headline or total, "faint": a remark about the rows above."""
+    """"strong" for a headline or total, "faint" for a remark about the rows above."""
     space_above: bool = False
-    """Whether a gap (in LaTeX a rule) separates the row from the one above."""
+    """Whether a gap (in LaTeX a rule) separates the row from the row above."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What a command prints, in whatever format."""
+    """What a command prints, in any format."""
 
     columns: tuple[TableColumn, ...]
     """The first column names the rows."""
     rows: tuple[TableRow, ...] = ()
     title: str = ""
     legend: tuple[str, ...] = ()
-    """Sentences about the whole table. No cell refers to them."""
+    """Sentences about the whole table."""
     empty: str = "nothing"
-    """What people read instead of a table without rows."""
+    """Text that replaces a table without rows in formats for people."""
     header: bool = True
-    """Whether people see the labels of the columns."""
+    """Whether formats for people show the labels of the columns."""
     long: Table | None = None
-    """The same numbers with one estimate per row, for CSV and JSON. None = this table."""
+    """The same values with one estimate per row, for CSV and JSON. None = this table."""
     narrow: Table | None = None
-    """The whole that a terminal shows if this table is too wide. None = columns are folded."""
+    """The table for terminals on which this one is too wide. None = this one is broken into
+    blocks of columns."""
     parts: tuple[Table, ...] = ()
-    """Tables that follow. CSV, which has one header, leaves them out."""
+    """Tables that follow this one. CSV omits them, because it has one header."""
     document: Mapping[str, Any] = field(default_factory=dict)
     """Further top-level members of the JSON document."""
 
@@ -110,17 +111,15 @@ class Table:
         keys = [column.key for column in self.columns]
         if len(set(keys)) < len(keys):
             raise ValueError(f"two columns have the same key: {keys}")
-        if wrong := [row for row in self.rows if len(row.cells) != len(keys)]:
-            raise ValueError(f"a row has {len(wrong[0].cells)} cells in {len(keys)} columns")
+        for row in self.rows:
+            if len(row.cells) != len(keys):
+                raise ValueError(f"a row has {len(row.cells)} cells in {len(keys)} columns")
 
 
 def describe_value(value: object) -> str:
-    """Return a value in plain words: `58,000,000`, `yes`, `a, b`; "–" for nothing."""
-    if (
-        value is None
-        or value == ""
-        or (isinstance(value, Sequence | Mapping | set | frozenset) and not value)
-    ):
+    """Return a value as text: `58,000,000`, `yes`, `a, b`; "–" for None and empty values."""
+    is_empty = isinstance(value, Sequence | Mapping | set | frozenset) and not value
+    if value is None or is_empty:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -134,7 +133,7 @@ def describe_value(value: object) -> str:
 
 
 def to_cell(value: object) -> TableCell:
-    """Wrap a value in a cell. What is neither text nor a number is held as text."""
+    """Wrap a value in a cell. Values other than strings and numbers become strings."""
     if isinstance(value, TableCell):
         return value
     if value is None or isinstance(value, str | int | float):
@@ -158,10 +157,9 @@ def build_records_table(
     empty: str = "nothing",
     legend: Sequence[str] = (),
 ) -> Table:
-    """Build a table with a row per record.
+    """Build a table with a row per record. Columns of numbers are aligned on the right.
 
-    Columns are `keys`, or the keys of the first record, and headed by them. A column of numbers is
-    aligned on the right. units: key -> unit of the values.
+    keys: columns; () = the keys of the first record. units: key -> unit of the values.
     """
     names = list(keys or (records[0] if records else ()))
     rows = tuple(build_row(*(record.get(name) for name in names)) for record in records)
@@ -186,7 +184,7 @@ def build_facts_table(
 ) -> Table:
     """Build a table of names and values, without a header.
 
-    A nested mapping is indented below its name. JSON holds the facts as one object besides.
+    A nested mapping is indented below its name. JSON also has the facts as an object.
     """
     columns = (TableColumn("name"), TableColumn("value"))
     document = {"facts": to_json_value(facts)}
@@ -204,7 +202,7 @@ def _fact_rows(facts: Mapping[str, object], depth: int) -> Iterator[TableRow]:
 
 
 def build_long_facts_table(tables: Sequence[Table]) -> Table:
-    """Build one table of all names and values of several tables of facts, with their titles."""
+    """Combine tables of facts into one table with the columns title, name and value."""
     columns = (TableColumn("title"), TableColumn("name"), TableColumn("value"))
     rows = [
         TableRow((TableCell(table.title), *row.cells)) for table in tables for row in table.rows
@@ -213,7 +211,7 @@ def build_long_facts_table(tables: Sequence[Table]) -> Table:
 
 
 def to_json_value(value: object) -> Any:
-    """Return a value in JSON's types. Sets are sorted, cells are their values, NaN is None."""
+    """Convert a value to JSON types: sets to sorted lists, cells to their values, NaN to None."""
     if isinstance(value, TableCell):
         return to_json_value(value.value)
     if isinstance(value, Mapping):
@@ -238,33 +236,28 @@ class NoteMarks:
             self.mark([sentence])
 
     def mark(self, notes: Iterable[str]) -> str:
-        """Return the marks of these notes: `a,c-e`. Three neighbours or more become a range."""
+        """Return the marks of these notes, e.g. `a,c-e`. Three consecutive marks form a range."""
         unique = list(dict.fromkeys(notes))
         self.sentences += [note for note in unique if note not in self.sentences]
-        runs: list[list[int]] = []
+        ranges: list[list[int]] = []
         for index in sorted(self.sentences.index(note) for note in unique):
-            if runs and index == runs[-1][-1] + 1:
-                runs[-1].append(index)
+            if ranges and index == ranges[-1][-1] + 1:
+                ranges[-1].append(index)
             else:
-                runs.append([index])
-        return ",".join(
-            f"{letters(run[0])}-{letters(run[-1])}" if len(run) > 2 else ",".join(map(letters, run))
-            for run in runs
-        )
+                ranges.append([index])
+        texts = []
+        for indices in ranges:
+            marks = list(map(index_to_letters, indices))
+            texts.append(f"{marks[0]}-{marks[-1]}" if len(marks) > 2 else ",".join(marks))
+        return ",".join(texts)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (mark, sentence)."""
-        return ((letters(index), note) for index, note in enumerate(self.sentences))
+        return ((index_to_letters(index), note) for index, note in enumerate(self.sentences))
 
 
-def letters(index: int) -> str:
+def index_to_letters(index: int) -> str:
     """Return `a` for 0, `z` for 25, `aa` for 26."""
-    for size in range(1, 10):
-        if index < 26**size:
-            break
-        index -= 26**size
-    name = ""
-    for _ in range(size):
-        index, letter = divmod(index, 26)
-        name = string.ascii_lowercase[letter] + name
-    return name
+    rest, letter = divmod(index, 26)
+    prefix = index_to_letters(rest - 1) if rest else ""
+    return prefix + string.ascii_lowercase[letter]

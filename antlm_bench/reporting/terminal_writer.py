@@ -1,6 +1,6 @@
-"""Lay out a `Table` on a terminal of any width: numbers are never cut.
+"""Print a `Table` on a terminal of any width, without cutting numbers.
 
-`printable.clean_lines` makes text safe for a terminal.
+All text passes through `printable.clean_lines`, because names could contain control characters.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from antlm_bench.reporting.table import NoteMarks, Table, TableCell, TableColumn
 GAP = 2
 """Spaces between two columns."""
 LABEL_WIDTH = 16
-"""Characters at which the label of a column is folded, unless its cells are wider."""
+"""Width in characters to which column labels are wrapped, unless the cells are wider."""
 NAME_WIDTH, TEXT_WIDTH = 24, 12
-"""Fewest characters of a wrapped first column, and of another column of text."""
+"""Least width in characters of a wrapped first column, and of other wrapped columns."""
 STYLES = {"": "", "strong": "bold", "faint": "dim"}
 TONES = {"": "", "good": "green", "bad": "red", "doubtful": "yellow"}
 
 
 def write_terminal(table: Table) -> str:
-    """Write a table for the terminal of stdout: in its width, and coloured if it has colours.
+    """Write a table in the width of stdout's terminal, with colours if the terminal has them.
 
-    Numbers are never cut. If the table is too wide, columns of text wrap. If that is not enough,
-    the table's `narrow` form replaces it, then columns are folded into blocks below each other, and
-    at last the cells of a row are stacked.
+    If the table is too wide, columns of text are wrapped. If that is not enough, its narrow form is
+    used; then the columns are split into blocks, one below the other; finally, the cells of each
+    row are printed below each other.
     """
     out = open_console()
     with out.capture() as capture:
@@ -85,19 +85,19 @@ def _print_blocks(out: Console, table: Table) -> NoteMarks:
 
 
 class _Block:
-    """The first column and some others side by side, all cells as text with note marks."""
+    """The first column and some others as text with note marks, to be printed side by side."""
 
     def __init__(self, table: Table, indices: Iterable[int], sentences: Iterable[str]) -> None:
-        """sentences: notes that the blocks above have already marked."""
+        """indices: the other columns. sentences: notes that earlier blocks have marked."""
         self.table = table
         self.marks = NoteMarks(sentences)
-        chosen = [0, *indices]
-        self.columns = [table.columns[index] for index in chosen]
-        self.cells = [[row.cells[index] for index in chosen] for row in table.rows]
+        column_indices = [0, *indices]
+        self.columns = [table.columns[index] for index in column_indices]
+        self.cells = [[row.cells[index] for index in column_indices] for row in table.rows]
         label_marks = [self.marks.mark(column.notes) for column in self.columns]
         cell_marks = [[self.marks.mark(cell.notes) for cell in cells] for cells in self.cells]
         self.texts = [
-            _column_texts(
+            _align_texts(
                 column, [row[index] for row in self.cells], [row[index] for row in cell_marks]
             )
             for index, column in enumerate(self.columns)
@@ -111,7 +111,7 @@ class _Block:
         ]
         self.widths: list[int] = []
 
-    def is_right(self, index: int) -> bool:
+    def is_right_aligned(self, index: int) -> bool:
         return index > 0 and self.columns[index].align == "right"
 
     def fit(self, width: int) -> bool:
@@ -124,16 +124,18 @@ class _Block:
         room = width - 1 - GAP * (len(natural) - 1) - sum(self.widths)
         if room < 0:
             return False
-        missing = [size - least for size, least in zip(natural, self.widths, strict=True)]
-        wrapped = sorted((i for i, size in enumerate(missing) if size > 0), key=missing.__getitem__)
+        # Distribute the room evenly; columns that need least come first and leave the rest.
+        lacking = [size - least for size, least in zip(natural, self.widths, strict=True)]
+        wrapped = [index for index, size in enumerate(lacking) if size > 0]
+        wrapped.sort(key=lambda index: lacking[index])
         for position, index in enumerate(wrapped):
-            share = min(missing[index], room // (len(wrapped) - position))
-            self.widths[index] += share
-            room -= share
+            extra = min(lacking[index], room // (len(wrapped) - position))
+            self.widths[index] += extra
+            room -= extra
         return True
 
     def _least_width(self, index: int, natural: int) -> int:
-        if self.is_right(index):
+        if self.is_right_aligned(index):
             return natural
         pairs = zip(self.texts[index], self.cells, strict=True)
         numbers = [_width(text) for text, cells in pairs if cells[index].is_number]
@@ -155,15 +157,13 @@ class _Block:
 
     def _lines(self, out: Console, index: int, number: int) -> list[Text]:
         """Return a cell as lines that fit its column. Numbers stay on one line."""
-        row, cell, text = (
-            self.table.rows[number],
-            self.cells[number][index],
-            self.texts[index][number],
-        )
+        row = self.table.rows[number]
+        cell = self.cells[number][index]
+        text = self.texts[index][number]
         styled = Text(text, style=TONES[cell.tone] or STYLES[row.emphasis])
         if cell.detail:
             styled.stylize("not bold dim", len(text) - len(clean_lines(cell.detail)))
-        if cell.is_number or self.is_right(index):
+        if cell.is_number or self.is_right_aligned(index):
             return [styled]
         indent = 0 if index else 2 * row.depth
         lines = _wrap_text(out, styled[indent:], self.widths[index] - indent)
@@ -174,31 +174,33 @@ class _Block:
         for index, (part, width) in enumerate(zip(parts, self.widths, strict=True)):
             line.append(" " * GAP if index else " ")
             padding = Text(" " * (width - part.cell_len))
-            line.append_text(padding + part if self.is_right(index) else part + padding)
+            line.append_text(padding + part if self.is_right_aligned(index) else part + padding)
         line.stylize_before(style)
         line.rstrip()
         out.print(line)
 
 
-def _column_texts(
+def _align_texts(
     column: TableColumn, cells: Sequence[TableCell], marks: Sequence[str]
 ) -> list[str]:
     """Return the cells of a column as text.
 
-    In a column of numbers, numbers stand under numbers, half-widths of intervals under half-widths,
-    and marks of notes under marks.
+    In a right-aligned column, the values, the half-widths of intervals and the marks of notes are
+    each aligned.
     """
     if column.align == "left":
         return [_with_detail(cell, mark) for cell, mark in zip(cells, marks, strict=True)]
     parts = [clean_lines(cell.shown).partition(" ±") for cell in cells]
-    half = max((cell_len(right) for _, _, right in parts), default=0)
-    texts = [f"{left} {'±' + right:>{half + 1}}" if right else left for left, _, right in parts]
-    width = max(map(cell_len, texts), default=0)
-    room = max(map(cell_len, marks), default=0)
-    tails = [f" {mark:<{room}}" if room else "" for mark in marks]
+    half_width = max((cell_len(half) for _, _, half in parts), default=0)
+    texts = [
+        f"{value} {'±' + half:>{half_width + 1}}" if half else value for value, _, half in parts
+    ]
+    text_width = max(map(cell_len, texts), default=0)
+    mark_width = max(map(cell_len, marks), default=0)
+    padded_marks = [f" {mark:<{mark_width}}" if mark_width else "" for mark in marks]
     return [
-        " " * (width - cell_len(text)) + text + tail
-        for text, tail in zip(texts, tails, strict=True)
+        " " * (text_width - cell_len(text)) + text + padded_mark
+        for text, padded_mark in zip(texts, padded_marks, strict=True)
     ]
 
 
@@ -219,35 +221,35 @@ def _width(text: str) -> int:
 
 
 def _fold_label(column: TableColumn, mark: str, width: int) -> list[str]:
-    """Return the label of a column as lines: at most as wide as its cells, or LABEL_WIDTH."""
+    """Return the label of a column as lines of at most `width` or LABEL_WIDTH characters."""
     labels = [clean_lines(label) for label in column.label_lines]
     labels[-1] = " ".join(filter(None, (labels[-1], mark)))
     lines: list[str] = []
     for label in filter(None, labels):
-        folded = Text(label).wrap(FOLDING, max(LABEL_WIDTH, width), overflow="fold")
-        lines += [str(line).rstrip() for line in folded]
+        wrapped = Text(label).wrap(WRAPPING_CONSOLE, max(LABEL_WIDTH, width), overflow="fold")
+        lines += [str(line).rstrip() for line in wrapped]
     return lines
 
 
-FOLDING = Console(file=io.StringIO(), width=80)
+WRAPPING_CONSOLE = Console(file=io.StringIO(), width=80)
 
 
 def _print_stacked(out: Console, table: Table) -> NoteMarks:
-    """Print every row as its name and, line by line, the other columns with their labels."""
+    """Print the cells of each row below each other: its name, then the labelled other cells."""
     marks = NoteMarks()
     label_marks = [marks.mark(column.notes) for column in table.columns]
     for row in table.rows:
         if row.space_above:
             out.print()
-        name = _with_detail(row.cells[0], marks.mark(row.cells[0].notes))
-        print_paragraph(out, name, STYLES[row.emphasis] or "bold")
+        row_name = _with_detail(row.cells[0], marks.mark(row.cells[0].notes))
+        print_paragraph(out, row_name, STYLES[row.emphasis] or "bold")
         for index, column in enumerate(table.columns[1:], 1):
             cell = row.cells[index]
             text = " ".join(filter(None, (clean_lines(cell.shown), marks.mark(cell.notes))))
-            words = " · ".join(map(clean_lines, filter(None, column.label_lines)))
-            label = (
-                f"{' '.join(filter(None, (words, label_marks[index])))}:" if table.header else ""
-            )
+            label = ""
+            if table.header:
+                name = " · ".join(map(clean_lines, filter(None, column.label_lines)))
+                label = " ".join(filter(None, (name, label_marks[index]))) + ":"
             line = " ".join(filter(None, (label, text)))
             if line and 3 + cell_len(line) <= out.width:
                 out.print(Text(f"   {line}", style=TONES[cell.tone]))

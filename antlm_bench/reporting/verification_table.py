@@ -1,4 +1,4 @@
-"""The table of `verify`: a row per peer, then each flipped decision, then the conventions."""
+"""Build the table of `verify`: a row per peer, then the flipped items, then the conventions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from antlm_bench.reporting.table import (
 from antlm_bench.results.verification import PeerAgreement, Verification
 
 VerificationRow = dict[str, object]
+"""Column -> value."""
 
 
 def build_verification_table(verification: Verification) -> Table:
@@ -68,12 +69,12 @@ def _flip_rows(agreement: PeerAgreement) -> list[VerificationRow]:
 
 
 def _conventions_by_peer(verification: Verification) -> list[tuple[str, list[str]]]:
-    """Return per peer its aligned conventions, those not aligned, and refused methods."""
+    """Return (peer, lines): conventions that were aligned, that were not, and refused methods."""
     lines_by_peer: dict[str, dict[str, None]] = {}
     for agreement in verification.agreements:
         lines = lines_by_peer.setdefault(agreement.peer, {})
         lines.update(dict.fromkeys(agreement.aligned))
         lines.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
     for peer, method, reason in verification.refused:
-        lines_by_peer.setdefault(peer, {})[f"not asked about {method}: {reason}"] = None
+        lines_by_peer.setdefault(peer, {})[f"not compared by {method}: {reason}"] = None
     return [(peer, list(lines)) for peer, lines in lines_by_peer.items()]

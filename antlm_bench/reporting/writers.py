@@ -1,7 +1,7 @@
-"""Write a `Table` as Markdown, CSV, JSON or LaTeX, and list all output formats.
+"""Write a `Table` as Markdown, CSV, JSON or LaTeX, and register all output formats.
 
-Each writer makes text safe for its own format: names come from outside, and must not break out of
-a cell. Packages add formats through the entry point group `antlm_bench.formats`.
+Each writer escapes text for its format, because names of models and suites come from outside.
+Packages add formats through the entry point group `antlm_bench.formats`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from antlm_bench.printable import make_printable
@@ -32,12 +32,12 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """A writer of tables."""
+    """An output format and its writer."""
 
     name: str
     """The value of `--format`."""
     write: Callable[[Table], str]
-    """Return the table as text."""
+    """Function that returns a table as text."""
 
 
 # Markdown
@@ -89,16 +89,15 @@ def _superscript(mark: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Escape text for Markdown.
+    """Escape text for GitHub-flavoured Markdown. Newlines become <br>.
 
-    GitHub's own markup ($ for formulas, ~ for strikethrough) and entities are escaped too. Newlines
-    become line breaks.
+    This includes markup that only GitHub has: $ for formulas, ~ for strikethrough.
     """
     lines = (make_printable(line).strip() for line in text.splitlines())
     escaped = "<br>".join(
         "".join(f"\\{c}" if c in "\\`*|[]<>$~&" else c for c in line) for line in lines
     )
-    # an underscore inside a word is no markup
+    # An underscore inside a word is not markup.
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
 
 
@@ -109,18 +108,18 @@ def write_csv(table: Table) -> str:
     """Write the long form as CSV: one header, raw numbers, "" for missing values."""
     source = table.long or table
     keys = [key for key, _, _ in _flat_columns(source)]
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     if keys:
         writer.writerow(map(csv_text, keys))
     writer.writerows(map(csv_text, record.values()) for record in _flatten(source))
-    return sink.getvalue()
+    return buffer.getvalue()
 
 
 def csv_text(value: Any) -> str:
-    """Return a value for a CSV field: numbers in full precision, text without control characters.
+    """Return a value as a CSV field: numbers in full precision, text without control characters.
 
-    The csv writer adds the quotes.
+    The csv module quotes it.
     """
     if value is None:
         return ""
@@ -130,9 +129,9 @@ def csv_text(value: Any) -> str:
 
 
 def _flat_columns(table: Table) -> Iterator[tuple[str, int, str]]:
-    """Yield (key, index of the column, attribute of the cell).
+    """Yield (key, index of the column, attribute of TableCell) of each column of CSV and JSON.
 
-    A column with intervals is followed by their two ends.
+    A column with intervals is followed by columns of their lower and upper ends.
     """
     for index, column in enumerate(table.columns):
         yield column.key, index, "value"
@@ -142,21 +141,23 @@ def _flat_columns(table: Table) -> Iterator[tuple[str, int, str]]:
 
 
 def _flatten(table: Table) -> Iterator[dict[str, Any]]:
-    """Yield the rows as records of plain values."""
+    """Yield each row as key -> plain value."""
     columns = list(_flat_columns(table))
     for row in table.rows:
-        yield {key: to_json_value(getattr(row.cells[i], name)) for key, i, name in columns}
+        yield {
+            key: to_json_value(getattr(row.cells[index], attribute))
+            for key, index, attribute in columns
+        }
 
 
 # JSON
 
 
 def write_json(table: Table) -> str:
-    """Write a JSON document: the table's own members, and `table` with `columns` and `rows`.
+    """Write a JSON object: the members of `Table.document`, and `table` with columns and rows.
 
-    Numbers are numbers. In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text`
-    is the value as text for people, `KEY_unit` is the unit of a value if it differs from its
-    column's, and `KEY_notes` are the notes on the value.
+    In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text` is the text for
+    people, `KEY_unit` the unit if it differs from the column's, `KEY_notes` the notes on the value.
     """
     members = {**to_json_value(table.document), "table": _json_table(table)}
     document = {"schema_version": SCHEMA_VERSION, **members}
@@ -171,10 +172,10 @@ def _json_table(table: Table) -> dict[str, Any]:
         for column in source.columns
     ]
     members["rows"] = [
-        record | _json_additions(source, row)
+        record | _json_details(source, row)
         for record, row in zip(_flatten(source), source.rows, strict=True)
     ]
-    notes = NoteMarks(_notes_of(table))
+    notes = NoteMarks(_iter_notes(table))
     members["notes"] = [{"mark": mark, "text": sentence} for mark, sentence in notes]
     members["legend"] = list(table.legend)
     if table.parts:
@@ -184,20 +185,20 @@ def _json_table(table: Table) -> dict[str, Any]:
     return members
 
 
-def _json_additions(table: Table, row: TableRow) -> dict[str, Any]:
+def _json_details(table: Table, row: TableRow) -> dict[str, Any]:
     """Return the texts, units and notes of the values of a row."""
-    additions: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for column, cell in zip(table.columns, row.cells, strict=True):
         if cell.text is not None and cell.text != cell.value:
-            additions[f"{column.key}_text"] = cell.text
+            details[f"{column.key}_text"] = cell.text
         if cell.unit and cell.unit != column.unit:
-            additions[f"{column.key}_unit"] = cell.unit
+            details[f"{column.key}_unit"] = cell.unit
         if cell.notes:
-            additions[f"{column.key}_notes"] = list(cell.notes)
-    return additions
+            details[f"{column.key}_notes"] = list(cell.notes)
+    return details
 
 
-def _notes_of(table: Table) -> Iterator[str]:
+def _iter_notes(table: Table) -> Iterator[str]:
     """Yield the notes of a table in reading order."""
     for column in table.columns:
         yield from column.notes
@@ -207,7 +208,7 @@ def _notes_of(table: Table) -> Iterator[str]:
 
 
 def json_text(document: str) -> str:
-    """Escape control characters in a JSON document. The document means the same."""
+    """Escape control characters in a JSON document, without a change of its content."""
     return "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in document)
 
 
@@ -220,7 +221,7 @@ def _json_escape(character: str) -> str:
 
 
 def write_latex(table: Table) -> str:
-    """Write a tabular with booktabs' rules, notes below it, then the table's parts."""
+    """Write a tabular with the rules of booktabs, notes below it, then the table's parts."""
     return "% \\usepackage{booktabs}\n" + "\n".join(_latex_blocks(table))
 
 
@@ -228,14 +229,14 @@ def _latex_blocks(table: Table) -> Iterator[str]:
     marks = NoteMarks()
     if table.rows:
         yield _latex_tabular(table, marks)
-    sentences = [f"{_latex_power(mark)} {latex_text(sentence)}" for mark, sentence in marks]
+    sentences = [f"{_latex_superscript(mark)} {latex_text(sentence)}" for mark, sentence in marks]
     sentences += [latex_text(sentence) for sentence in table.legend]
     if not (table.rows or table.parts):
         sentences.insert(0, latex_text(table.empty))
     if sentences:
         yield "{\\footnotesize\n" + "\\\\\n".join(sentences) + "\n\\par}\n"
     for part in table.parts:
-        if part.title:  # the title of the whole table is left to the caption in the paper
+        if part.title:  # the title of the whole table belongs into the paper's caption
             yield f"\\paragraph{{{latex_text(part.title)}}}\n"
         yield from _latex_blocks(part)
 
@@ -244,22 +245,21 @@ def _latex_tabular(table: Table, marks: NoteMarks) -> str:
     alignment = "".join(column.align[0] for column in table.columns)
     lines = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule"]
     if table.header:
-        powers = [_latex_power(marks.mark(column.notes)) for column in table.columns]
+        superscripts = [_latex_superscript(marks.mark(column.notes)) for column in table.columns]
         height = max(len(column.label_lines) for column in table.columns)
         for number in range(height):
             labels = [(column.label_lines + [""] * height)[number] for column in table.columns]
             texts = map(latex_text, labels)
-            last = powers if number == height - 1 else [""] * len(powers)
-            lines.append(
-                _latex_line([text + power for text, power in zip(texts, last, strict=True)])
-            )
+            if number == height - 1:
+                texts = map("".join, zip(texts, superscripts, strict=True))
+            lines.append(_latex_line(list(texts)))
         lines.append("\\midrule")
     for number, row in enumerate(table.rows):
         lines += ["\\midrule"] if row.space_above and number else []
         cells = [
             latex_text(cell.shown)
             + (f" ({latex_text(cell.detail)})" if cell.detail else "")
-            + _latex_power(marks.mark(cell.notes))
+            + _latex_superscript(marks.mark(cell.notes))
             for cell in row.cells
         ]
         lines.append(_latex_line(["\\quad " * row.depth + cells[0], *cells[1:]]))
@@ -270,18 +270,18 @@ def _latex_line(cells: Sequence[str]) -> str:
     return f"{' & '.join(cells)} \\\\"
 
 
-def _latex_power(mark: str) -> str:
+def _latex_superscript(mark: str) -> str:
     return f"$^{{{mark}}}$" if mark else ""
 
 
-# LaTeX commands for characters that it would read as a command or a ligature, or cannot read.
+# Commands for characters that LaTeX would read as markup or as a ligature, or cannot read.
 _COMMANDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
 _COMMANDS |= {"|": "bar", "–": "endash", "“": "quotedblleft", "”": "quotedblright"}
 _COMMANDS |= {'"': "quotedblright", "’": "quoteright", "`": "quoteleft", "'": "quoteright"}
 _LATEX = {c: f"\\text{word}{{}}" for c, word in _COMMANDS.items()} | {
     c: f"\\{c}" for c in "{}$&#_%"
 }
-# A row that begins with [ or * would be read as an argument of the \\ before it.
+# At the start of a row, [ or * would be read as an argument of the preceding \\.
 _LATEX |= {"±": "$\\pm$", "[": "{[}", "]": "{]}", "*": "{*}"}
 _LATEX |= {
     "\n": " ",
@@ -290,17 +290,14 @@ _LATEX |= {
     "Δ": "$\\Delta$",
     "²": "$^{2}$",
 }
-# Latin letters that pdflatex's default encoding (OT1) cannot set.
+# Latin letters that pdflatex cannot print in its default encoding (OT1).
 _UNSUPPORTED = frozenset("«»ÐðÞþĄąĘęĮįŲųĐđĦħĲĳĸĿŀŉŊŋŦŧſ")
 
 
 def latex_text(text: str) -> str:
-    """Escape text for LaTeX so that pdflatex sets it.
-
-    Characters beyond Latin letters become their code points.
-    """
-    spelled = "".join(map(_latex_character, "\n".join(text.splitlines())))
-    return re.sub("([-,])(?=\\1)", "\\1{}", spelled)  # two hyphens stay two
+    """Escape text for pdflatex. Characters other than Latin letters become their code points."""
+    escaped = "".join(map(_latex_character, "\n".join(text.splitlines())))
+    return re.sub("([-,])(?=\\1)", "\\1{}", escaped)  # no ligatures of -- and ,,
 
 
 def _latex_character(character: str) -> str:
@@ -323,9 +320,9 @@ LATEX = OutputFormat("latex", write_latex)
 
 
 def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
-    """Print tables on stdout: in the terminal format one by one, else as parts of one table.
+    """Print tables on stdout: for terminals one by one, in other formats as parts of one table.
 
-    If the iterable raises an error, the tables before it are printed first.
+    If the iterable raises an error, the tables that it yielded before are printed.
     """
     if output_format == "table":
         for table in tables:
@@ -336,10 +333,11 @@ def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
     try:
         parts.extend(tables)
     finally:
-        first = parts[0] if parts else Table((TableColumn("name"),))
-        whole = Table((TableColumn("name"),), parts=tuple(parts)) if len(parts) > 1 else first
-        long = build_long_facts_table(parts) if len(parts) > 1 else None
-        print_table(replace(whole, long=long), output_format)
+        table = parts[0] if parts else Table((TableColumn("name"),))
+        if len(parts) > 1:
+            long = build_long_facts_table(parts)
+            table = Table((TableColumn("name"),), parts=tuple(parts), long=long)
+        print_table(table, output_format)
 
 
 def print_table(table: Table, output_format: str = "table") -> None:

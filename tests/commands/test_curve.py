@@ -111,7 +111,7 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
     assert collect_notes([found], ["main"]) == [
         "a: chck_10M has the same weights as chck_9M.",
         "a: no result at 20M words.",
-        "Left out, nothing says how many words they have seen: main.",
+        "Left out, because the number of words seen is unknown: main.",
     ]
 
 

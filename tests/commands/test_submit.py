@@ -26,7 +26,7 @@ from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.submit import submit
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.command_hints import model_arguments
+from antlm_bench.exports.leaderboard import build_model_arguments
 from antlm_bench.suites import loader
 from antlm_bench.types import Cell
 
@@ -36,7 +36,9 @@ STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three items per group instead of the official numbers, in schema, data and runs alike."""
-    monkeypatch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 3))
+    monkeypatch.setattr(
+        leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, 3)
+    )
     monkeypatch.setattr(
         loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, 3)
     )
@@ -48,7 +50,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folders of a complete submission of 2025, three items per group; to be copied."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 3))
+        patch.setattr(
+            leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, 3)
+        )
         leaderboard_runs.write_final_run(root / "main", "2025", 3)
         milestones(root, "2025")
     return root
@@ -336,14 +340,16 @@ def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path:
         writer.write_cell(
             leaderboard_runs.make_cell("comps", predictions, suite_digest="another"), predictions
         )
-    with pytest.raises(IncompleteError, match=r"not those that .* was scored on"):
+    with pytest.raises(IncompleteError, match=r"differ from the data that .* was scored on"):
         send(complete, tmp_path)
 
 
 def test_a_suite_that_lacks_items_is_a_hole(
     complete: list[Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 4))
+    monkeypatch.setattr(
+        leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, 4)
+    )
     with pytest.raises(
         IncompleteError, match="adjunct_island 3 of 4, anaphor_gender_agreement 3 of 4"
     ):
@@ -613,8 +619,13 @@ def test_no_torch_is_loaded() -> None:
 
 
 def test_a_hub_model_s_command_names_its_revision() -> None:
-    assert model_arguments("lab/model@chck_3M") == ["--model", "lab/model", "--revision", "chck_3M"]
-    assert model_arguments("out@home") == ["--model", "out@home"]
+    assert build_model_arguments("lab/model@chck_3M") == [
+        "--model",
+        "lab/model",
+        "--revision",
+        "chck_3M",
+    ]
+    assert build_model_arguments("out@home") == ["--model", "out@home"]
 
 
 def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -> None:
@@ -635,9 +646,9 @@ def test_commands_of_the_document_are_understood(line: str) -> None:
 
 
 def test_the_document_names_the_parts_that_others_make() -> None:
-    assert "made elsewhere" in DOCUMENT
+    assert "parts from other tools" in DOCUMENT
     for year in ("2025", "2026"):
-        for part in leaderboard.load_leaderboard(year).part:
+        for part in leaderboard.load_leaderboard(year).parts:
             assert part.suite or part.hint, f"{year} {part.key}: nobody knows who makes it"
 
 

@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     track = TrackSpec(names=("strict-small",), milestones=MILESTONES)
     boards = {year: leaderboard.load_leaderboard(year) for year in YEARS}
     boards |= {
-        year: boards[year].model_copy(update={"track": (track,)})
+        year: boards[year].model_copy(update={"track_specs": (track,)})
         for year, curves in YEARS.items()
         if curves
     }
@@ -50,7 +50,7 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     }
     monkeypatch.setattr(leaderboard, "load_leaderboard", boards.__getitem__)
     monkeypatch.setattr(preflight, "load_leaderboard", boards.__getitem__)
-    monkeypatch.setattr(leaderboard, "schema", schemas.__getitem__)
+    monkeypatch.setattr(leaderboard, "load_schema", schemas.__getitem__)
     synthetic_suites.serve_synthetic_data(monkeypatch, ITEMS)
 
 
@@ -59,7 +59,7 @@ def small_schema(name: str, curves: str) -> dict[str, Any]:
     if not curves:
         return made
     parts = made["properties"]
-    parts["reading"] = leaderboard.schema(name)["properties"]["reading"]
+    parts["reading"] = leaderboard.load_schema(name)["properties"]["reading"]
     words = len(MILESTONES) * synthetic_suites.NUM_WORDS * synthetic_suites.CONTEXTS_PER_WORD
     parts[curves]["properties"]["results"] |= {"minItems": words, "maxItems": words}
     for part in parts["fast_eval_results"]["properties"].values():
@@ -131,7 +131,7 @@ def test_a_text_becomes_whole_submissions(
         ]
         call(*submit, code=6)  # one epoch is not the official finetuning, and the only deviation
         assert capsys.readouterr().err.count("officially") == len(
-            leaderboard.expected_counts(f"babylm-{year}", "glue")
+            leaderboard.count_expected_answers(f"babylm-{year}", "glue")
         )
         call(*submit, "--allow-conventions")
         raw = file.read_bytes()

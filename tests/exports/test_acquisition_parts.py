@@ -54,7 +54,7 @@ def words(milestone: int, **settings: Any) -> tuple[Cell, list[Prediction]]:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> dict[int, Run]:
-    milestones = leaderboard.load_leaderboard("2026").milestones("strict-small")
+    milestones = leaderboard.load_leaderboard("2026").milestones_of_track("strict-small")
     return {
         m: runs.open_run(leaderboard_runs.write_run(tmp_path / f"r{m}", f"chck_{m}M", [words(m)]))
         for m in milestones
@@ -86,7 +86,7 @@ def final_of(path: Path, cells: list[tuple[Cell, list[Prediction]]]) -> Run:
 
 
 def why(collation: LeaderboardFile, key: str) -> str:
-    return next(str(missing) for missing in collation.missing if missing.key == key)
+    return next(str(missing) for missing in collation.missing_parts if missing.key == key)
 
 
 def test_every_word_of_every_milestone_is_in_the_file(
@@ -119,13 +119,13 @@ def test_every_word_of_every_milestone_is_in_the_file(
     )
     lost = [row for row in whole["results"] if math.isnan(row["surprisal"])]
     assert [(row["step"], row["target_word"]) for row in lost] == [("chck_3M", "ice cream")]
-    assert any("1 words do not fit" in note for note in made.notes)
+    assert any("1 words are too long" in note for note in made.notes)
     assert repr(collated(final, checkpoints, "2025").document["aoa"]) == repr(whole)  # NaN
 
 
 def test_the_schema_requires_every_word_of_all_milestones() -> None:
     for year, key in (("2025", "aoa"), ("2026", "aoa_surprisals")):
-        rows = leaderboard.schema(f"babylm-{year}")["properties"][key]["properties"]["results"]
+        rows = leaderboard.load_schema(f"babylm-{year}")["properties"][key]["properties"]["results"]
         assert (rows["minItems"], rows["maxItems"]) == (19 * 8005, 28 * 8005)
 
 
@@ -160,10 +160,14 @@ def test_a_number_of_other_surprisals_is_not_sent(
     made[0] = replace(made[0], scores=(-0.5,))
     again = runs.open_run(leaderboard_runs.write_run(tmp_path / "r5", "chck_5M", [(changed, made)]))
     said = collated(final_of(tmp_path / "main", [(kept, curves)]), checkpoints | {5: again})
-    assert "is of 19 checkpoints, not of these 19 as they are scored now" in why(said, "aoa")
+    assert "was computed from 19 checkpoints, not from the current surprisals of the 19" in why(
+        said, "aoa"
+    )
     some = {m: run for m, run in checkpoints.items() if m < 10}
     said = collated(final_of(tmp_path / "few", [number(some)]), checkpoints)
-    assert "is of 9 checkpoints, not of these 19" in why(said, "aoa")
+    assert "was computed from 9 checkpoints, not from the current surprisals of the 19" in why(
+        said, "aoa"
+    )
     said = collated(final_of(tmp_path / "none", [words(100)]), checkpoints)
     assert "no run has aoa-2026 by causal" in why(said, "aoa")
 
@@ -185,4 +189,6 @@ def test_other_texts_or_not_all_of_them_are_refused(
             tmp_path / "r2", "chck_2M", [(replace(old, settings=settings), made)]
         )
     )
-    assert "not those that" in why(collated(final, checkpoints | {2: other}), "aoa_surprisals")
+    assert "differ from the data that" in why(
+        collated(final, checkpoints | {2: other}), "aoa_surprisals"
+    )

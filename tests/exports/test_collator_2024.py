@@ -26,7 +26,9 @@ PAIRS = [
     ("Who sleeps", "who sleeps"),
 ]
 PARTS = [
-    part for part in leaderboard.load_leaderboard("2024").part if part.writes == "continuation"
+    part
+    for part in leaderboard.load_leaderboard("2024").parts
+    if part.answer_format == "continuation"
 ]
 GROUPS = {"blimp": "wh_island", "blimp_supplement": "turn_taking", "ewok": "physical-dynamics"}
 
@@ -90,7 +92,7 @@ def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) 
         predictions,
         suite,
         leaderboard_runs.make_cell(spec.name, []),
-        leaderboard.load_leaderboard("2024").ties,
+        leaderboard.load_leaderboard("2024").tie_rule,
     )
     samples = [sample(part.key, line, pair) for line, pair in zip(lines, scores, strict=True)]
     assert answers == {group: {"predictions": collated(group, samples)}}

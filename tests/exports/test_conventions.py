@@ -21,8 +21,8 @@ from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.submit import Submission, submit
 from antlm_bench.errors import DataError, IncompleteError, NotComparable, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.given_parts import check_external_part
-from antlm_bench.exports.leaderboard_answers import milestone_scores
+from antlm_bench.exports.external_parts import check_external_part
+from antlm_bench.exports.leaderboard_answers import compute_milestone_scores
 from antlm_bench.suites import loader, task_types
 from antlm_bench.types import Cell, Group, Item, Manifest, Option
 
@@ -39,7 +39,7 @@ SAME = {"auto": {"causal": "<s> ...", "full": "<s> ... </s>"}} | {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
+        leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
     )
     monkeypatch.setattr(
         loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, MOST)
@@ -103,7 +103,7 @@ def sent(
             "blimp-filtered",
             "2025",
             {"reduction": "per-token"},
-            "decided by per-token, officially sum",
+            "options compared by per-token scores, officially by sum scores",
         ),
         ("blimp-filtered", "2025", {"dtype": "bfloat16"}, "scored in bfloat16, officially float32"),
         (
@@ -135,7 +135,7 @@ def sent(
             "global-piqa-parallel-2026",
             "2026",
             {"reduction": "sum"},
-            "decided by sum, officially per-token",
+            "options compared by sum scores, officially by per-token scores",
         ),
         (
             "blimp-filtered",
@@ -297,8 +297,12 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
     assert [row["prob"] for row in rows] == pytest.approx(probabilities, abs=1e-7)
     assert rows[0]["prob"] == rows[1]["prob"] == 1.0
     wanted = spearmanr(probabilities, [item.gold for item in toys])[0]
-    part = next(part for part in leaderboard.load_leaderboard("2025").fast if part.key == "wug_adj")
-    assert milestone_scores(cell, part, "first", "float32", lambda: predictions) == {
+    part = next(
+        part
+        for part in leaderboard.load_leaderboard("2025").milestone_parts
+        if part.key == "wug_adj"
+    )
+    assert compute_milestone_scores(cell, part, "first", "float32", lambda: predictions) == {
         "wug_adj": pytest.approx(wanted)
     }
 
@@ -543,7 +547,7 @@ def test_2024_is_what_its_scorer_opens_whatever_the_name(name: str, tmp_path: Pa
 
 
 def part(key: str, year: str = "2025") -> leaderboard.PartSpec:
-    return next(part for part in leaderboard.load_leaderboard(year).part if part.key == key)
+    return next(part for part in leaderboard.load_leaderboard(year).parts if part.key == key)
 
 
 def supplement(**change: Any) -> dict[str, Any]:
@@ -592,7 +596,7 @@ def check(key: str, value: Any, milestones: list[int], texts: Any) -> list[str]:
     """Of devbench small arrays."""
     spec = part(key)
     spec = spec.model_copy(update={"shapes": SHAPES}) if spec.shapes else spec
-    return check_external_part(key, value, spec, milestones, texts, is_milestone_part=False)
+    return check_external_part(key, value, spec, milestones, texts, False)
 
 
 WRONG_PARTS: list[tuple[str, Callable[[], Any], str]] = [
@@ -688,7 +692,7 @@ def test_parts_made_elsewhere_that_are_right_pass() -> None:
     reading = {"reading": {"predictions": rows}}
     assert check("reading", reading, [1], lambda _: reading_suite()) == []
     rows[1]["prev_pred"] = float("nan")
-    with pytest.raises(DataError, match="a word stands before this one"):
+    with pytest.raises(DataError, match="not the surprisal of the preceding word"):
         check("reading", reading, [1], lambda _: reading_suite())
 
 
@@ -698,7 +702,7 @@ def test_texts_that_cannot_be_checked_are_said() -> None:
 
     [note] = check("blimp_supplement", supplement(), [1], absent)
     assert (
-        note == "blimp_supplement: made elsewhere, and its texts were not checked: it is not here"
+        note == "blimp_supplement: computed elsewhere; its texts were not checked: it is not here"
     )
 
 
@@ -741,7 +745,7 @@ def test_words_in_contexts_made_elsewhere_are_those_of_the_suite() -> None:
         with pytest.raises(DataError) as caught:
             given(**dict([change]))
         assert words in caught.value.message
-    with pytest.raises(DataError, match="not each of 3 words in contexts once"):
+    with pytest.raises(DataError, match="not each of the 3 words in context once"):
         given(context_id=1, context="an old")
 
 
@@ -772,7 +776,7 @@ ODD += [
 ]
 
 
-@pytest.mark.parametrize("key", [p.key for p in leaderboard.load_leaderboard("2025").part])
+@pytest.mark.parametrize("key", [p.key for p in leaderboard.load_leaderboard("2025").parts])
 def test_odd_json_is_an_error_or_left_to_the_schema(key: str) -> None:
     def texts(name: str) -> Any:
         return (

@@ -31,7 +31,7 @@ YEARS = leaderboard.list_years()
 PARTS = [
     pytest.param(board, part, id=f"{board.year}-{part.key}")
     for board in map(leaderboard.load_leaderboard, YEARS)
-    for part in board.part
+    for part in board.parts
     if part.suite in leaderboard_runs.TEXT_SUITE_SPECS
 ]
 
@@ -39,30 +39,32 @@ PARTS = [
 @pytest.mark.parametrize("year", YEARS)
 def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
     board = leaderboard.load_leaderboard(year)
-    Draft202012Validator.check_schema(leaderboard.schema(board.name))
-    known = leaderboard.schema(board.name)["properties"]
-    assert {part.key for part in board.part} | (
-        {board.milestones_in} if board.fast else set()
+    Draft202012Validator.check_schema(leaderboard.load_schema(board.name))
+    known = leaderboard.load_schema(board.name)["properties"]
+    assert {part.key for part in board.parts} | (
+        {board.milestones_key} if board.milestone_parts else set()
     ) == set(known)
-    if board.fast:
-        assert {part.key for part in board.fast} == set(known[board.milestones_in]["properties"])
+    if board.milestone_parts:
+        assert {part.key for part in board.milestone_parts} == set(
+            known[board.milestones_key]["properties"]
+        )
 
 
 @pytest.mark.parametrize(("board", "part"), PARTS)
 def test_official_counts_are_those_of_our_suites(board: Any, part: Any) -> None:
-    assert leaderboard.expected_counts(board.name, part.key) == leaderboard_runs.group_sizes(
+    assert leaderboard.count_expected_answers(board.name, part.key) == leaderboard_runs.group_sizes(
         part.suite
     )
-    assert leaderboard.expected_subkeys(board.name, part.key) == (
-        leaderboard_runs.TEXT_SUITE_SPECS[part.suite].expect.items if part.by else None
+    assert leaderboard.count_expected_subkeys(board.name, part.key) == (
+        leaderboard_runs.TEXT_SUITE_SPECS[part.suite].expect.items if part.group_level else None
     )
 
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
 def test_fast_keys_are_those_of_our_suites(year: str) -> None:
     board = leaderboard.load_leaderboard(year)
-    known = leaderboard.schema(board.name)["properties"]["fast_eval_results"]["properties"]
-    for part in board.fast:
+    known = leaderboard.load_schema(board.name)["properties"]["fast_eval_results"]["properties"]
+    for part in board.milestone_parts:
         if part.suite in leaderboard_runs.TEXT_SUITE_SPECS:
             groups = set(leaderboard_runs.group_sizes(part.suite)) or {part.key}
             assert set(known[part.key]["items"]["properties"]) == groups
@@ -81,25 +83,28 @@ def test_official_counts_of_the_finetuned_tasks() -> (
         "wsc": 52,
     }
     assert (
-        leaderboard.expected_counts("babylm-2025", "glue")
-        == leaderboard.expected_counts("babylm-2026", "glue")
+        leaderboard.count_expected_answers("babylm-2025", "glue")
+        == leaderboard.count_expected_answers("babylm-2026", "glue")
         == official
     )
-    assert sum(leaderboard.expected_counts("babylm-2025", "blimp").values()) == 59_875
+    assert sum(leaderboard.count_expected_answers("babylm-2025", "blimp").values()) == 59_875
 
 
 def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
     for year in ("2025", "2026"):
         board = leaderboard.load_leaderboard(year)
-        small, large = board.milestones("strict-small"), board.milestones("strict")
+        small, large = (
+            board.milestones_of_track("strict-small"),
+            board.milestones_of_track("strict"),
+        )
         assert small == (*range(1, 10), *range(10, 101, 10)) and len(small) == 19
         assert (
             large == (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
             and len(large) == 28
         )
-    assert leaderboard.load_leaderboard("2024").milestones("strict") == ()
+    assert leaderboard.load_leaderboard("2024").milestones_of_track("strict") == ()
     with pytest.raises(UsageError, match="tracks of 2024: strict-small, strict"):
-        leaderboard.load_leaderboard("2024").milestones("multimodal")
+        leaderboard.load_leaderboard("2024").milestones_of_track("multimodal")
 
 
 def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
@@ -111,8 +116,12 @@ def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
     collation = LeaderboardFileBuilder(
         board, "strict-small", final, {}, leaderboard_runs.make_suite, "causal"
     ).build({})
-    absent = {missing.key for missing in collation.missing}
-    assert absent == {"aoa", "comps", *(f"fast_eval_results.{part.key}" for part in board.fast)}
+    absent = {missing.key for missing in collation.missing_parts}
+    assert absent == {
+        "aoa",
+        "comps",
+        *(f"fast_eval_results.{part.key}" for part in board.milestone_parts),
+    }
     leaderboard.validate_document(collation.document, board.name, missing_keys=absent)
 
 
@@ -132,7 +141,7 @@ def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
     collation = LeaderboardFileBuilder(
         board, "strict-small", final, {}, leaderboard_runs.make_suite, "causal"
     ).build({})
-    document, absent = collation.document, [missing.key for missing in collation.missing]
+    document, absent = collation.document, [missing.key for missing in collation.missing_parts]
     leaderboard.validate_document(document, board.name, missing_keys=absent)
     assert [len(document[f"global_piqa_{kind}"]) for kind in ("parallel", "nonparallel")] == [
         103,
@@ -149,11 +158,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(document, schema) of 2025 with two items per group."""
     root = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 2))
+        patch.setattr(
+            leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, 2)
+        )
         final = runs.open_run(leaderboard_runs.write_final_run(root / "main", "2025", 2))
         milestone = runs.open_run(leaderboard_runs.write_milestone_run(root / "fast", "2025", 1))
         board = leaderboard.load_leaderboard("2025")
-        runs_of = dict.fromkeys(board.milestones("strict-small"), milestone)
+        runs_of = dict.fromkeys(board.milestones_of_track("strict-small"), milestone)
         given = {
             key: json.loads(Path(file).read_text())
             for key, file in leaderboard_runs.write_acquisition_files(root / "p", "2025").items()
@@ -162,8 +173,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
         collation = LeaderboardFileBuilder(
             board, "strict-small", final, runs_of, texts, "causal"
         ).build(given)
-        assert not collation.missing
-        return collation.document, leaderboard.schema("babylm-2025")
+        assert not collation.missing_parts
+        return collation.document, leaderboard.load_schema("babylm-2025")
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {
@@ -199,7 +210,7 @@ def test_the_unbroken_document_is_right(small: Any) -> None:
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     document, schema = deepcopy(small[0]), small[1]
-    monkeypatch.setattr(leaderboard, "schema", lambda name: schema)
+    monkeypatch.setattr(leaderboard, "load_schema", lambda name: schema)
     WRONG[wrong](document)
     with pytest.raises(DataError, match=r"does not match the schema babylm-2025\.json"):
         leaderboard.validate_document(document, "babylm-2025")
@@ -266,7 +277,7 @@ def test_texts_are_those_of_the_official_files(
     )
     assert {
         group: len(rows["predictions"]) for group, rows in groups.items()
-    } == leaderboard.expected_counts(board.name, key)
+    } == leaderboard.count_expected_answers(board.name, key)
     answered = [row["pred"] for rows in groups.values() for row in rows["predictions"]]
     possible = [
         option.text[slice(*option.span)] if option.span else option.text
@@ -284,7 +295,7 @@ def test_texts_are_those_of_the_official_files(
 def test_official_counts_are_those_of_the_official_collators(year: str) -> None:
     """Their tables against our schemas, which say nothing of each other."""
     for part, wanted in official_collators.expected_sizes(year).items():
-        ours = leaderboard.expected_counts(f"babylm-{year}", part)
+        ours = leaderboard.count_expected_answers(f"babylm-{year}", part)
         assert {key.lower(): n for key, n in ours.items()} == wanted
     for part, n in official_collators.GLOBAL_PIQA.items() if year == "2026" else ():
-        assert leaderboard.expected_subkeys(f"babylm-{year}", part) == n
+        assert leaderboard.count_expected_subkeys(f"babylm-{year}", part) == n

@@ -28,7 +28,7 @@ MOST = 8  # items per group
 PARTS = [
     pytest.param(year, part, id=f"{year}-{part.key}")
     for year in ("2024", "2025")
-    for part in leaderboard.load_leaderboard(year).part
+    for part in leaderboard.load_leaderboard(year).parts
     if part.suite in leaderboard_runs.TEXT_SUITE_SPECS
 ]
 
@@ -36,7 +36,7 @@ PARTS = [
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
+        leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
     )
     monkeypatch.setattr(
         loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, MOST)
@@ -88,7 +88,7 @@ def texts_of(answers: Any) -> dict[str, list[str]]:
 def text(year: str, part: leaderboard.PartSpec, item: Item, option: int) -> str:
     """The option's text, as the part has it (2024: behind lm-eval's delimiter)."""
     chosen = item.options[option]
-    if chosen.span and part.writes != "sentence":
+    if chosen.span and part.answer_format != "sentence":
         return chosen.text[slice(*chosen.span)]
     return chosen.text if year != "2024" else f" {chosen.text}"
 
@@ -118,7 +118,7 @@ def test_a_tie_is_answered_as_the_official_code_answers_it(
 def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path) -> None:
     """Against files of both rules, marked by the official scorer."""
     predictions, marks = planted(suite), {}
-    part = next(part for part in leaderboard.load_leaderboard("2025").part if part.suite == suite)
+    part = next(part for part in leaderboard.load_leaderboard("2025").parts if part.suite == suite)
     toys = leaderboard_runs.make_suite(suite, MOST).items
     ties = {p.id for p in predictions if Counter(p.scores)[max(p.scores)] > 1}
     targets: dict[str, list[str]] = {}
@@ -148,7 +148,7 @@ def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "part", leaderboard.load_leaderboard("2025").fast[:4], ids=lambda part: part.key
+    "part", leaderboard.load_leaderboard("2025").milestone_parts[:4], ids=lambda part: part.key
 )
 def test_fast_scores_are_the_official_collators(part: leaderboard.PartSpec, tmp_path: Path) -> None:
     checkpoints, wanted = {}, []
@@ -176,7 +176,7 @@ def test_fast_scores_are_the_official_collators(part: leaderboard.PartSpec, tmp_
 def fast_entries(part: leaderboard.PartSpec, checkpoints: Mapping[int, Run]) -> list[Any]:
     """What stands in the file of a track with three milestones."""
     track = leaderboard.TrackSpec(names=("strict-small",), milestones=(1, 2, 3))
-    board = leaderboard.load_leaderboard("2025").model_copy(update={"track": (track,)})
+    board = leaderboard.load_leaderboard("2025").model_copy(update={"track_specs": (track,)})
     collation = LeaderboardFileBuilder(
         board, "strict-small", checkpoints[3], checkpoints, leaderboard_runs.make_suite, "causal"
     )
@@ -226,5 +226,5 @@ def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> 
     (hole,) = [missing for missing in done.missing if missing.key == "wug_adj"]
     assert (
         "wug_adj" not in document
-        and hole.reason == "1 items do not fit the model, and have no probability"
+        and hole.reason == "1 items are too long for the model and have no probability"
     )

@@ -28,7 +28,8 @@ def row(name: str, series: str, value: float, **more: Any) -> dict[str, Any]:
     }
     return (
         about
-        | {"faint": False, "says": f"{name}, {series}: {value}", "text": "t", "words": value * 1e6}
+        | {"faint": False, "text": "t", "words": value * 1e6}
+        | {"description": f"{name}, {series}: {value}"}
         | more
     )
 
@@ -94,7 +95,7 @@ def test_a_dot_and_an_interval_per_row(look: ChartStyle) -> None:
     rows = [row(f"phenomenon_{i}", name, 50 + i) for i in range(4) for name in NAMES]
     root = svg(charts.dot_plot(rows, NAMES, look, "% right"), look)
     assert sorted(mark.get("aria-label", "") for mark in marks(root)) == sorted(
-        r["says"] for r in rows
+        r["description"] for r in rows
     )
     assert float(root.get("width", "0")) <= look.width + 5  # padding
     colours = {mark.get("stroke") for mark in marks(root)}
@@ -117,7 +118,7 @@ def test_what_may_be_chance_is_an_outline_and_a_seed_has_no_interval() -> None:
         row("b", "one", 2),
         row("c", "one", 3, low=None, high=None, faint=True),
     ]
-    root = svg(charts.dot_plot(rows, ["one"], WIDE, "points", zero=True), WIDE)
+    root = svg(charts.dot_plot(rows, ["one"], WIDE, "points", rule_at_zero=True), WIDE)
     fills = {
         mark.get("aria-label", "")[0]: (mark.get("fill"), mark.get("opacity"))
         for mark in marks(root)
@@ -130,7 +131,7 @@ def test_what_may_be_chance_is_an_outline_and_a_seed_has_no_interval() -> None:
 def test_lines_are_cut_at_gaps_and_bridged_by_dashes() -> None:
     look = ChartStyle(290, palette.LIGHT)
     rows = [
-        row(f"chck_{n}M", "one", n, stretch=0 if n < 4 else 1, hollow=n == 2)
+        row(f"chck_{n}M", "one", n, segment=0 if n < 4 else 1, hollow=n == 2)
         for n in (1, 2, 3, 6, 7)
     ]
     root = svg(charts.line_plot(rows, ["one"], look, "% right"), look)
@@ -148,9 +149,9 @@ def test_lines_are_cut_at_gaps_and_bridged_by_dashes() -> None:
 
 def test_switches_of_objectives_are_ruled_and_named() -> None:
     rows = [
-        row("", "clm", 3, stretch=0),
-        row("", "clm", 4, stretch=0),
-        row("", "mlm", 5, stretch=1),
+        row("", "clm", 3, segment=0),
+        row("", "clm", 4, segment=0),
+        row("", "mlm", 5, segment=1),
     ]
     look = ChartStyle(880, palette.LIGHT)
     root = svg(

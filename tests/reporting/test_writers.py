@@ -27,7 +27,7 @@ from antlm_bench.reporting.table import (
     build_facts_table,
     build_records_table,
     build_row,
-    letters,
+    index_to_letters,
 )
 from antlm_bench.reporting.writers import FORMATS, OutputFormat, latex_text
 
@@ -156,7 +156,7 @@ def test_notes_are_lettered_in_reading_order(table: Table, width: int) -> None:
     body, _, below = text.partition("\n\n a  ")
     marks = re.findall(r"±[\d.]+ ([a-c])\b", body)
     notes = {cell.notes[0] for row in table.rows for cell in row.cells if cell.notes}
-    assert list(dict.fromkeys(marks)) == [letters(index) for index in range(len(notes))]
+    assert list(dict.fromkeys(marks)) == [index_to_letters(index) for index in range(len(notes))]
     assert len(below.splitlines()) == len(notes)
 
 
@@ -219,7 +219,7 @@ def test_no_name_steers_the_terminal(name: str) -> None:
 
 
 def test_notes_have_letters_then_pairs_of_letters() -> None:
-    assert [letters(n) for n in (0, 25, 26, 51, 52, 26 + 26**2)] == [
+    assert [index_to_letters(n) for n in (0, 25, 26, 51, 52, 26 + 26**2)] == [
         "a",
         "z",
         "aa",

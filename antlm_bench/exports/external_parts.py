@@ -1,8 +1,8 @@
-"""Checks of parts of a leaderboard's file that were made elsewhere (`submit --part KEY=FILE`).
+"""Check parts of a submission file that another tool computed (`submit --part KEY=FILE`).
 
-The schema checks counts and names of keys (leaderboard.validate_document). This module checks what
-a schema cannot: missing values, numbers that are not finite, ids out of order, labels that are not
-a class, texts that are not an option, words that are not in the suite.
+leaderboard.validate_document checks names of keys and counts against the JSON Schema. This module
+checks what a schema cannot express: missing and non-finite values, the order of ids, labels that
+are no class, texts that are no option, words that are not in the suite.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 from antlm_bench.errors import BenchError, DataError
 from antlm_bench.exports.leaderboard import PartSpec
-from antlm_bench.exports.leaderboard_answers import option_text
+from antlm_bench.exports.leaderboard_answers import get_option_text
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.task_types import Suite, read_declaration_of_type
 
-NAN_ALLOWED_KEYS = ("surprisal", "prev_pred")
-"""May be NaN: the text does not fit the model, or no word comes before it."""
 SuiteLoader = Callable[[str], Suite]
+NAN_ALLOWED_KEYS = ("surprisal", "prev_pred")
+"""Keys whose value may be NaN: the text is too long for the model, or no word precedes it."""
 
 
 def check_external_part(
@@ -30,14 +30,12 @@ def check_external_part(
     part: PartSpec,
     milestones: Sequence[int],
     load_suite: SuiteLoader,
-    *,
     is_milestone_part: bool,
 ) -> list[str]:
-    """Check a part made elsewhere; return notes for the file's reader.
+    """Check a part that another tool computed; return notes for the user.
 
-    key: of the part, dotted for one of milestones. milestones: of the track, in millions of words.
-    is_milestone_part: it holds a number per milestone. Raises DataError, naming the first wrong
-    value.
+    key: the part's (dotted) key. milestones: millions of words, of the track. is_milestone_part:
+    whether the part holds one score per milestone. Raises DataError for the first wrong value.
     """
     location = f"--part {key}"
     _check_missing_values(value, location)
@@ -46,80 +44,87 @@ def check_external_part(
         return []
     if part.shapes:
         _check_shapes(value, part.shapes, location)
-    elif part.writes == "class":
+    elif part.answer_format == "class":
         _check_labels(value, part.suite, location)
     elif not part.suite:
         _check_ids(value, location)
-    elif part.writes != "headline":
+    elif part.answer_format != "headline":
         try:
             suite = load_suite(part.suite)
         except BenchError as error:
-            return [f"{key}: made elsewhere, and its texts were not checked: {error.message}"]
-        check = {"surprisal": _check_surprisals, "curves": _check_curve_words}.get(part.writes)
-        if check is None:
-            _check_option_texts(value, part, suite, location)
+            return [f"{key}: computed elsewhere; its texts were not checked: {error.message}"]
+        if part.answer_format == "surprisal":
+            _check_surprisals(value, suite, location)
+        elif part.answer_format == "curves":
+            _check_curve_words(value, suite, location)
         else:
-            check(value, suite, location)
+            _check_option_texts(value, part, suite, location)
     return []
 
 
 def _check_missing_values(value: Any, location: str) -> None:
-    """Raise DataError for a null, which the schema of years with optional parts accepts, and for
-    nan and infinity."""
+    """Raise DataError for null, NaN and infinity.
+
+    A schema that allows missing parts accepts null anywhere.
+    """
     try:
-        path, what = next(_find_missing_values(value), ("", ""))
+        path, description = next(_find_missing_values(value), ("", ""))
     except RecursionError:
         raise DataError("nested too deeply", location=location) from None
-    if what:
+    if description:
         raise DataError(
-            f"{what}{f' at {path}' if path else ''}, where an answer belongs",
+            f"{description}{f' at {path}' if path else ''}, where an answer belongs",
             location=location,
-            hint="make it whole, or leave the option out: --allow-partial then says what stays "
-            "empty",
+            hint="complete the part, or omit this --part and use --allow-partial",
         )
 
 
 def _find_missing_values(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (path, what it is) of each value that is not an answer."""
-    name = path.rpartition(".")[2]
-    if value is None and name != "surprisal":
+    """Yield (path, description) of each value that is not an answer."""
+    key = path.rpartition(".")[2]
+    if value is None and key != "surprisal":
         yield path, "null"
     elif isinstance(value, float) and not math.isfinite(value):
-        if not (math.isnan(value) and name in NAN_ALLOWED_KEYS):
+        if not (math.isnan(value) and key in NAN_ALLOWED_KEYS):
             yield path, "NaN" if math.isnan(value) else "an infinite number"
     elif isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if not isinstance(inner, str | int):
-                yield from _find_missing_values(inner, f"{path}.{key}" if path else str(key))
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, child in children:
+            if not isinstance(child, str | int):
+                yield from _find_missing_values(child, f"{path}.{name}" if path else str(name))
 
 
 def _check_milestones(value: Any, milestones: Sequence[int], location: str) -> None:
-    """Raise DataError unless the part holds the milestones of the track."""
+    """Raise DataError unless rows or entries stand for exactly the milestones of the track."""
     rows = value.get("results") if isinstance(value, dict) else None
     if isinstance(rows, list):
         counts = Counter(str(row.get("step")) for row in rows if isinstance(row, dict))
-        words = len(rows) // max(len(milestones), 1)
-        expected = {f"chck_{number}M": words for number in milestones}
+        num_words = len(rows) // max(len(milestones), 1)
+        expected = {f"chck_{number}M": num_words for number in milestones}
         if milestones and counts != expected:
-            odd = ", ".join(sorted(counts.keys() ^ expected.keys())[:3])
+            differing = ", ".join(sorted(counts.keys() ^ expected.keys())[:3])
             raise DataError(
                 f"not the {len(milestones)} milestones of the track: "
-                f"{odd or 'some have more words than others'}",
+                f"{differing or 'some have more words than others'}",
                 location=location,
             )
     if isinstance(value, list) and len(value) != len(milestones):
         raise DataError(
-            f"{len(value)} entries, the track has {len(milestones)} milestones", location=location
+            f"{len(value)} entries, the track has {len(milestones)} milestones",
+            location=location,
         )
 
 
 def _iter_answers(value: Any) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yield (key, index, row) of every answer; other forms are left to the schema."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
+    """Yield (key, index, row) of every answer. The schema rejects values of other shapes."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
         rows = inner.get("predictions") if isinstance(inner, dict) else None
-        for index, row in enumerate(rows if isinstance(rows, list) else ()):
-            if isinstance(row, dict):
-                yield key, index, row
+        if isinstance(rows, list):
+            for index, row in enumerate(rows):
+                if isinstance(row, dict):
+                    yield key, index, row
 
 
 def _answer_error(
@@ -131,7 +136,7 @@ def _answer_error(
 
 
 def _check_ids(value: Any, location: str) -> None:
-    """Raise DataError unless ids are running numbers and no answer is empty."""
+    """Raise DataError unless ids are `key_index` and no answer is empty."""
     for key, index, row in _iter_answers(value):
         if row.get("id") != f"{key}_{index}":
             raise _answer_error(location, key, index, "id", row.get("id"), f"'{key}_{index}'")
@@ -140,7 +145,7 @@ def _check_ids(value: Any, location: str) -> None:
 
 
 def _check_labels(value: Any, suite: str, location: str) -> None:
-    """Raise DataError unless ids are running numbers and labels are classes of the task."""
+    """Raise DataError unless ids are `task_index` and labels are classes of the task."""
     spec, _ = read_declaration_of_type(suite, ClassificationSpec)
     for task, index, row in _iter_answers(value):
         if task not in spec.task:
@@ -153,46 +158,46 @@ def _check_labels(value: Any, suite: str, location: str) -> None:
 
 
 def _check_option_texts(value: Any, part: PartSpec, suite: Suite, location: str) -> None:
-    """Raise DataError unless ids are those of the suite's items in its order and every answer is
-    the text of an option."""
-    level = part.by or suite.groups[-1]
-    groups = defaultdict(list)
+    """Raise DataError unless ids follow the suite's items and each answer is an option's text."""
+    level = part.group_level or suite.groups[-1]
+    items_by_group = defaultdict(list)
     for item in suite.items:
-        groups[item.labels[level]].append(item)
+        items_by_group[item.labels[level]].append(item)
     for key, index, row in _iter_answers(value):
-        if index >= len(groups.get(key, ())):
+        if index >= len(items_by_group.get(key, ())):
             continue  # the schema checks counts
-        item = groups[key][index]
+        item = items_by_group[key][index]
         if row.get("id") != item.id:
             raise _answer_error(location, key, index, "id", row.get("id"), repr(item.id))
-        texts = {option_text(part.writes, item, i).strip() for i in range(len(item.options))}
+        texts = {
+            get_option_text(part.answer_format, item, i).strip() for i in range(len(item.options))
+        }
         if isinstance(row.get("pred"), str) and row["pred"].strip() not in texts:
             expected = f"an option of {item.id}"
             raise _answer_error(location, key, index, "pred", row["pred"], expected)
 
 
 def _check_surprisals(value: Any, suite: Suite, location: str) -> None:
-    """Raise DataError unless ids are running numbers and only a word without a word before it lacks
-    that surprisal."""
+    """Raise DataError unless ids are indices and each word's predecessor has a surprisal."""
     for key, index, row in _iter_answers(value):
         if row.get("id") != index:
             raise _answer_error(location, key, index, "id", row.get("id"), str(index))
         previous = row.get("prev_pred")
         has_previous = index < len(suite.items) and len(suite.items[index].options) > 1
         if has_previous and isinstance(previous, float) and math.isnan(previous):
-            expected = "a surprisal: a word stands before this one"
+            expected = "the surprisal of the preceding word"
             raise _answer_error(location, key, index, "prev_pred", previous, expected)
 
 
 def _check_curve_words(value: Any, suite: Suite, location: str) -> None:
-    """Raise DataError unless every milestone has each word in each of its contexts, once."""
+    """Raise DataError unless every milestone has each word once in each of its contexts."""
     contexts: dict[tuple[str, str], str] = {}
     for item in suite.items:
-        word, _, number = item.id.rpartition("_")
+        word, _, context_id = item.id.rpartition("_")
         option = item.options[0]
-        contexts[word, number] = option.text[: option.span[0] if option.span else 0].strip()
+        contexts[word, context_id] = option.text[: option.span[0] if option.span else 0].strip()
     rows = value.get("results") if isinstance(value, dict) else None
-    seen: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()  # (step, word, context id)
     for index, row in enumerate(rows if isinstance(rows, list) else ()):
         if not isinstance(row, dict):
             continue  # the schema checks rows
@@ -202,38 +207,39 @@ def _check_curve_words(value: Any, suite: Suite, location: str) -> None:
             raise _answer_error(
                 location, "results", index, "the word in context", word_id, f"one of {suite.name}"
             )
-        words_seen = re.sub(r"^chck_(\d+)M$", r"\g<1>000000", step)
-        if str(row.get("word_count")) != words_seen:
+        num_words_seen = re.sub(r"^chck_(\d+)M$", r"\g<1>000000", step)
+        if str(row.get("word_count")) != num_words_seen:
             raise _answer_error(
-                location, "results", index, "word_count", row.get("word_count"), words_seen
+                location, "results", index, "word_count", row.get("word_count"), num_words_seen
             )
-        seen[(step, *word_id)] += 1
-    steps = {step for step, _, _ in seen}
-    if set(seen.values()) - {1} or len(seen) != len(steps) * len(contexts):
+        counts[(step, *word_id)] += 1
+    steps = {step for step, _, _ in counts}
+    has_repetitions = any(count > 1 for count in counts.values())
+    if has_repetitions or len(counts) != len(steps) * len(contexts):
         raise DataError(
-            f"not each of {len(contexts)} words in contexts once at every milestone",
+            f"not each of the {len(contexts)} words in context once at every milestone",
             location=location,
         )
 
 
 def _check_shapes(value: Any, shapes: Mapping[str, Sequence[int]], location: str) -> None:
-    """Raise DataError unless each key holds nested lists of numbers of the official lengths."""
+    """Raise DataError unless each key holds nested lists of numbers of the official shape."""
     if not isinstance(value, dict) or value.keys() != shapes.keys():
         raise DataError(f"its keys are not {', '.join(shapes)}", location=location)
-    for key, lengths in shapes.items():
-        inner = value[key].get("predictions") if isinstance(value[key], dict) else None
-        if not _has_shape(inner, lengths):
+    for key, shape in shapes.items():
+        array = value[key].get("predictions") if isinstance(value[key], dict) else None
+        if not _has_shape(array, shape):
             raise DataError(
-                f"{key}: predictions are not {' x '.join(map(str, lengths))} numbers",
+                f"{key}: predictions are not {' x '.join(map(str, shape))} numbers",
                 location=location,
             )
 
 
-def _has_shape(value: Any, lengths: Sequence[int]) -> bool:
-    if not lengths:
+def _has_shape(value: Any, shape: Sequence[int]) -> bool:
+    if not shape:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return (
         isinstance(value, list)
-        and len(value) == lengths[0]
-        and all(_has_shape(v, lengths[1:]) for v in value)
+        and len(value) == shape[0]
+        and all(_has_shape(entry, shape[1:]) for entry in value)
     )
