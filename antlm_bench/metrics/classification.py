@@ -24,7 +24,6 @@ tests check every value against scikit-learn's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -47,9 +46,10 @@ from antlm_bench.metrics.summary import (
     load_metric,
     rounded_estimate,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
-from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction
+from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 MAJORITY = "majority"
 BINARY_VIEWS = ("accuracy", "f1", "mcc")
@@ -344,7 +344,7 @@ class SeedSummary:
 
 
 def summarize_seeds(
-    predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Predictions], metric: str, ties: str = "half"
 ) -> SeedSummary:
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
 
@@ -371,7 +371,7 @@ def summarize_seeds(
 
 
 def contributions_by_seed(
-    predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Predictions], metric: str, ties: str = "half"
 ) -> Floats:
     """Return what each item contributes under each seed (S, n); the means of rows are the metric.
 
@@ -382,11 +382,12 @@ def contributions_by_seed(
     loaded = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION))
     first, rows = predictions_by_seed[0], []
     for predictions in predictions_by_seed:
-        for ours, theirs in zip(first, predictions, strict=False):
-            if (ours.id, ours.gold) != (theirs.id, theirs.gold):
+        ours, theirs = (zip(p.ids, p.gold, strict=True) for p in (first, predictions))
+        for (our_id, our_gold), (their_id, their_gold) in zip(ours, theirs, strict=False):
+            if (our_id, our_gold) != (their_id, their_gold):
                 raise NotComparable(
                     "the seeds do not answer the same items in the same order",
-                    location=f"item {ours.id} against {theirs.id}",
+                    location=f"item {our_id} against {their_id}",
                     hint="finetune them again",
                 )
         if len(predictions) != len(first):
@@ -395,18 +396,19 @@ def contributions_by_seed(
     return np.stack(rows)
 
 
-def collapse_warnings(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+def collapse_warnings(predictions: Predictions) -> tuple[str, ...]:
     """Return what shows that a run has learnt nothing, in words for a table; () where it seems to
     have learnt.
 
     "constant prediction": one class for all items. "no better than the majority class (52.7%)": an
     accuracy not above that of always answering the most frequent gold class of the same items.
     """
-    if not predictions:
+    if not len(predictions):
         return ()
-    if len(predictions) > 1 and len({p.pred for p in predictions}) == 1:
+    pred, gold = predictions.pred, predictions.gold
+    if len(pred) > 1 and len(np.unique(pred)) == 1:
         return ("constant prediction",)
-    majority = max(Counter(p.gold for p in predictions).values())
-    if sum(p.pred == p.gold for p in predictions) <= majority:
+    majority = int(np.unique(gold, return_counts=True)[1].max())
+    if (pred == gold).sum() <= majority:
         return (f"no better than the majority class ({100 * majority / len(predictions):.1f}%)",)
     return ()

@@ -19,7 +19,8 @@ from antlm_bench.metrics.item_mean import weighted_mean
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata, build_table
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import MetricSettings
-from antlm_bench.types import Floats, Prediction, Summary
+from antlm_bench.predictions import Predictions
+from antlm_bench.types import Floats, Summary
 
 
 def first_task_value(table: PredictionTable, settings: MetricSettings) -> Floats:
@@ -38,14 +39,14 @@ def task_values(table: PredictionTable, column: int) -> Floats:
     return table.task_values[:, column]
 
 
-def add_views(summary: Summary, predictions: Sequence[Prediction], names: Sequence[str]) -> Summary:
+def add_views(summary: Summary, predictions: Predictions, names: Sequence[str]) -> Summary:
     """Return a Summary with the task's other values as views, and a note that lists them.
 
     names: name of each column of `task_values`, "" = no view. A value that all items of a stratum
     lack gives a note and no view.
     """
     wanted = [(column, name) for column, name in enumerate(names) if name]
-    if not wanted or not predictions[0].judged:
+    if not wanted or not predictions.task_values.shape[1]:
         missing = ", ".join(name for _, name in wanted)
         note = f"not computed by this engine: {missing}"
         return replace(summary, notes=(*summary.notes, *([note] if wanted else [])))

@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from antlm_bench.errors import DataError
+from antlm_bench.predictions import OptionColumns, Predictions, any_option, item_flags
 from antlm_bench.scoring.methods import Method
-from antlm_bench.scoring.surprisal import span_logprobs
+from antlm_bench.scoring.surprisal import count_scored_characters, span_logprobs
 from antlm_bench.suites.formula import Formula
 from antlm_bench.suites.syntaxgym import PREDICTION_LEVEL
-from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
+from antlm_bench.types import Floats, Item, LanguageModel, ProgressCallback
 
 NATS_PER_BIT = math.log(2)
 
@@ -24,8 +27,8 @@ def predict(
     tick: ProgressCallback | None = None,
     *,
     formulas: Mapping[str, Formula],
-) -> list[list[Prediction]]:
-    """Return one list of Predictions per method, with the options "it holds" and "it does not".
+) -> list[Predictions]:
+    """Return the predictions of each method, with the options "it holds" and "it does not".
 
     The score of the first is the surprisal gap of the formula in nats, that of the second 0, so
     that a gap of exactly 0 is a tie (SyntaxGym: wrong, --ties strict). formulas: by the label
@@ -41,38 +44,43 @@ def _predict_with_method(
     method: Method,
     formulas: Mapping[str, Formula],
     tick: ProgressCallback | None,
-) -> list[Prediction]:
+) -> Predictions:
     options = [option for item in items for option in item.options]
     spans = span_logprobs(model, options, method, tick)
-    predictions, top = [], 0
-    for item in items:
-        texts = slice(top, top + len(item.options))
-        flags = spans.encodings.collect_flags(range(top, texts.stop))
-        top = texts.stop
-        formula = formulas[item.labels[PREDICTION_LEVEL]]
-        fits = not spans.too_long[texts].any()
-        bits = (-spans.logp[texts] / NATS_PER_BIT).tolist()
-        surprisal = dict(zip(formula.regions, bits, strict=True))
-        unscored = [region for region, value in surprisal.items() if math.isnan(value)]
-        if fits and unscored:
-            raise DataError(
-                f"region {unscored[0].number} of {unscored[0].condition!r} cannot be scored",
-                location=f"item {item.id}",
-                hint="nothing stands before its first token (see --bos)",
-            )
-        gap = formula.surprisal_gap(surprisal.__getitem__) * NATS_PER_BIT if fits else -1.0
-        num_tokens = int(spans.token_counts[texts].sum()) if fits else 0
-        characters = sum(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options)
-        predictions.append(
-            Prediction(
-                id=item.id,
-                gold=item.gold,
-                pred=int(gap < 0),
-                scores=(gap, 0.0 if fits else -1.0),
-                tokens=(num_tokens, num_tokens),
-                characters=(characters, characters),
-                labels=item.labels,
-                flags=flags if fits else (*flags, "too-long"),
-            )
+    counts = np.array([len(item.options) for item in items], np.int32)
+    too_long = any_option(spans.too_long, counts)
+    gaps = np.full(len(items), -1.0)
+    for index, end in enumerate(np.cumsum(counts)):
+        if not too_long[index]:
+            logp = spans.logp[end - counts[index] : end]
+            gaps[index] = _surprisal_gap(items[index], logp, formulas)
+    # Two options per item: the gap of the formula, and the 0 that it is compared with.
+    scores = np.stack([gaps, np.where(too_long, -1.0, 0.0)], axis=1)
+    rows = np.repeat(np.arange(len(items)), counts)
+    tokens = np.bincount(rows, spans.token_counts, minlength=len(items))
+    characters = np.bincount(rows, count_scored_characters(options), minlength=len(items))
+    return Predictions.build(
+        items,
+        gaps < 0,
+        OptionColumns(
+            np.full(len(items), 2, np.int32),
+            scores.reshape(-1),
+            np.repeat(np.where(too_long, 0, tokens), 2),
+            np.repeat(characters, 2),
+        ),
+        [*item_flags([spans.encodings], counts), ("too-long", too_long)],
+    )
+
+
+def _surprisal_gap(item: Item, logp: Floats, formulas: Mapping[str, Formula]) -> float:
+    """Return by how many nats an item's formula holds. logp: of the formula's regions, in order."""
+    formula = formulas[item.labels[PREDICTION_LEVEL]]
+    if np.isnan(logp).any():
+        region = formula.regions[int(np.isnan(logp).argmax())]
+        raise DataError(
+            f"region {region.number} of {region.condition!r} cannot be scored",
+            location=f"item {item.id}",
+            hint="nothing stands before its first token (see --bos)",
         )
-    return predictions
+    surprisal = dict(zip(formula.regions, (-logp / NATS_PER_BIT).tolist(), strict=True))
+    return formula.surprisal_gap(surprisal.__getitem__) * NATS_PER_BIT

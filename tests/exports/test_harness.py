@@ -12,6 +12,7 @@ from typing import Any
 
 import leaderboard_runs
 import pytest
+from prediction_rows import from_rows, read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -59,11 +60,11 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     run, left_out = import_results(GOLDEN / model, tmp_path / "run")
     (cell,) = run.cells
     assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.toy", "lm-eval", 21)
-    predictions = runs.read_predictions(run.path, cell)
+    predictions = read_rows(run.path, cell)
     # lm-eval's own conventions give lm-eval's own numbers: the first of a tie, and (acc_norm) by
     # characters
     first = summarize(
-        predictions,
+        from_rows(predictions),
         suite="x",
         method="x",
         metric="accuracy",
@@ -76,7 +77,9 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     for group in first.groups:
         assert group.estimate.value == pytest.approx(said[group.name]["acc,none"])
     by_task = {"metric": "accuracy", "macro": ("task",), "groups": ("task",), "ties": "first"}
-    norm = summarize(predictions, suite="x", method="x", reduction="per-character", **by_task)
+    norm = summarize(
+        from_rows(predictions), suite="x", method="x", reduction="per-character", **by_task
+    )
     assert {g.name: pytest.approx(g.estimate.value) for g in norm.groups} == {
         task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
     }
@@ -219,7 +222,7 @@ def assert_same_scores(path: Path) -> None:
     """The imported accuracies are those that lm-eval reports of these very results."""
     [(cell, predictions)] = read_results(path).cells
     by_task = {"metric": "accuracy", "macro": ("task",), "groups": ("task",), "ties": "first"}
-    first = summarize(predictions, suite="x", method="x", **by_task)
+    first = summarize(from_rows(predictions), suite="x", method="x", **by_task)
     said = theirs()["results"]
     assert cell.suite == "lm-eval.toy" and first.headline.value == pytest.approx(
         said["toy"]["acc,none"]
@@ -311,7 +314,7 @@ def ours(tmp_path: Path) -> Path:
     cells = []
     for method in ("causal", "mntp"):
         summary = summarize(
-            predictions,
+            from_rows(predictions),
             suite="blimp-fast",
             method=method,
             metric="accuracy",
@@ -331,7 +334,12 @@ def ours(tmp_path: Path) -> Path:
         for item in leaderboard_runs.make_suite("wug-past", 5).items
     ]
     summary = summarize(
-        wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",)
+        from_rows(wug),
+        suite="wug-past",
+        method="causal",
+        metric="spearman",
+        macro=(),
+        groups=("paradigm",),
     )
     cells.append((Cell("wug-past", "causal", "k", {"reduction": "sum"}, summary), wug))
     cells.append(
@@ -386,8 +394,8 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
     (cell,) = run.cells
     before = next(cell for cell in runs.open_run(ours) if cell.method == "mntp")
     assert cell.summary.headline == before.summary.headline
-    assert [p.scores for p in runs.read_predictions(run.path, cell)] == [
-        p.scores for p in runs.read_predictions(ours, before)
+    assert [p.scores for p in read_rows(run.path, cell)] == [
+        p.scores for p in read_rows(ours, before)
     ]
 
 

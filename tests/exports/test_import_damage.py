@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import read_rows
 
-from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import import_results
 from antlm_bench.errors import BenchError, DataError
@@ -292,4 +292,4 @@ def test_any_damage_is_an_error_of_ours_or_comes_in(
         assert error.message
         return
     for cell in run:
-        assert runs.read_predictions(run.path, cell)
+        assert read_rows(run.path, cell)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prediction_rows import PredictionRow, from_rows
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 
@@ -28,23 +29,29 @@ from antlm_bench.metrics.classification import (
     load_confusion_metric,
     summarize_seeds,
 )
-from antlm_bench.types import Floats, Ints, Prediction, Summary
+from antlm_bench.types import Floats, Ints, Summary
 
 
 def answered(
     gold: Sequence[int] | Ints, said: Sequence[int] | Ints, k: int = 2
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """Texts of a gold class and a class that a model answered."""
     scores = np.full((k, k), -3.0) + 2.5 * np.eye(k)
     return [
-        Prediction(str(i), int(g), int(s), tuple(scores[s]), (5,) * k, (20,) * k, {"task": "toy"})
+        PredictionRow(
+            str(i), int(g), int(s), tuple(scores[s]), (5,) * k, (20,) * k, {"task": "toy"}
+        )
         for i, (g, s) in enumerate(zip(gold, said, strict=True))
     ]
 
 
-def summary(predictions: Sequence[Prediction], metric: str = "accuracy", **options: Any) -> Summary:
+def summary(
+    predictions: Sequence[PredictionRow], metric: str = "accuracy", **options: Any
+) -> Summary:
     made: dict[str, Any] = {"macro": (), "groups": (), "reduction": "class", **options}
-    return summarize(predictions, suite="toy.task", method="finetune-full", metric=metric, **made)
+    return summarize(
+        from_rows(predictions), suite="toy.task", method="finetune-full", metric=metric, **made
+    )
 
 
 def scikit(name: str, gold: Sequence[int], said: Sequence[int]) -> float:
@@ -102,7 +109,7 @@ def test_majority_is_the_metric_of_the_most_frequent_class(metric: str, expected
 def test_the_headline_is_the_requested_metric_with_flags() -> None:
     predictions = answered([0, 1, 1, 0, 1], [0, 1, 0, 1, 1])
     cut = [
-        Prediction(p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, p.labels, ("cut",))
+        PredictionRow(p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, p.labels, ("cut",))
         for p in predictions
     ]
     found = summary([*predictions[:3], *cut[3:]], "f1")
@@ -179,7 +186,7 @@ def test_a_metric_that_is_undefined_is_said_to_be(
 
 
 def test_ties_share_an_answer() -> None:
-    tied = [Prediction(str(i), i % 2, 0, (-0.7, -0.7), (5, 5), (9, 9)) for i in range(10)]
+    tied = [PredictionRow(str(i), i % 2, 0, (-0.7, -0.7), (5, 5), (9, 9)) for i in range(10)]
     found = summary(tied)
     assert found.headline.value == 0.5 and found.headline.flags == {"tie": 10}
     assert summary(tied, "f1").headline.value == pytest.approx(0.5)
@@ -188,7 +195,7 @@ def test_ties_share_an_answer() -> None:
 
 def test_groups_have_the_metric_of_their_items() -> None:
     labelled = [
-        Prediction(
+        PredictionRow(
             p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, {"genre": "a" if i < 3 else "b"}
         )
         for i, p in enumerate(answered([1, 1, 0, 0, 1], [1, 0, 0, 1, 1]))
@@ -206,16 +213,16 @@ def test_groups_have_the_metric_of_their_items() -> None:
         (answered([0, 1], [1, 0]), "f1", {"reduction": "sum"}, UsageError, "metric of classified"),
         (answered([0, 1], [1, 0]), "f1", {"macro": ("task",)}, UsageError, "macro"),
         (
-            [*answered([0], [1]), Prediction("q", 0, 0, (-1.0, -2.0, -3.0), (1,) * 3, (1,) * 3)],
+            [*answered([0], [1]), PredictionRow("q", 0, 0, (-1.0, -2.0, -3.0), (1,) * 3, (1,) * 3)],
             "mcc",
             {},
             DataError,
             "item q",
         ),
-        ([Prediction("q", 0, 0, (-1.0,), (1,), (1,))], "accuracy", {}, DataError, "two classes"),
-        ([Prediction("q", 2, 0, (-1.0, -2.0), (1, 1), (1, 1))], "mcc", {}, DataError, "item q"),
+        ([PredictionRow("q", 0, 0, (-1.0,), (1,), (1,))], "accuracy", {}, DataError, "two classes"),
+        ([PredictionRow("q", 2, 0, (-1.0, -2.0), (1, 1), (1, 1))], "mcc", {}, DataError, "item q"),
         (
-            [Prediction("q", 1, 0, (-1.0, -1.0), (1, 1), (1, 1))],
+            [PredictionRow("q", 1, 0, (-1.0, -1.0), (1, 1), (1, 1))],
             "mcc",
             {"ties": "strict"},
             DataError,
@@ -224,7 +231,7 @@ def test_groups_have_the_metric_of_their_items() -> None:
     ],
 )
 def test_a_misfit_is_a_typed_error(
-    predictions: list[Prediction],
+    predictions: list[PredictionRow],
     metric: str,
     options: dict[str, Any],
     error: type[Exception],
@@ -235,12 +242,14 @@ def test_a_misfit_is_a_typed_error(
 
 
 def test_collapse_is_named() -> None:
-    assert collapse_warnings(answered([0, 1, 1, 0], [1, 1, 1, 1])) == ("constant prediction",)
-    assert collapse_warnings(answered([0, 1, 1, 1], [0, 1, 0, 1])) == (
+    assert collapse_warnings(from_rows(answered([0, 1, 1, 0], [1, 1, 1, 1]))) == (
+        "constant prediction",
+    )
+    assert collapse_warnings(from_rows(answered([0, 1, 1, 1], [0, 1, 0, 1]))) == (
         "no better than the majority class (75.0%)",
     )
-    assert collapse_warnings(answered([0, 1, 1, 1], [0, 1, 1, 1])) == ()
-    assert collapse_warnings([]) == ()
+    assert collapse_warnings(from_rows(answered([0, 1, 1, 1], [0, 1, 1, 1]))) == ()
+    assert collapse_warnings(from_rows([])) == ()
 
 
 @settings(max_examples=25, deadline=None)
@@ -252,7 +261,7 @@ def test_contributions_are_jackknifed_and_average_to_the_metric(
     pairs: list[tuple[int, int]], metric: str
 ) -> None:
     gold, said, n = [g for g, _ in pairs], [s for _, s in pairs], len(pairs)
-    found = contributions_by_seed([answered(gold, said)], metric)[0]
+    found = contributions_by_seed([from_rows(answered(gold, said))], metric)[0]
     value = scikit(metric, gold, said)
     without = [scikit(metric, gold[:i] + gold[i + 1 :], said[:i] + said[i + 1 :]) for i in range(n)]
     assert found == pytest.approx(
@@ -263,7 +272,7 @@ def test_contributions_are_jackknifed_and_average_to_the_metric(
         assert found == pytest.approx([float(g == s) for g, s in pairs])
 
 
-def seeds(rng: np.random.Generator, count: int, n: int, luck: float) -> list[list[Prediction]]:
+def seeds(rng: np.random.Generator, count: int, n: int, luck: float) -> list[list[PredictionRow]]:
     """Seeds that answer the same items: items differ in difficulty, seeds in how good they are by
     chance.
     """
@@ -278,7 +287,7 @@ def seeds(rng: np.random.Generator, count: int, n: int, luck: float) -> list[lis
 def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
     runs = seeds(np.random.default_rng(0), 4, 200, 0.5)
     each = [summary(run, "f1").headline.value for run in runs]
-    spread = summarize_seeds(runs, "f1")
+    spread = summarize_seeds(list(map(from_rows, runs)), "f1")
     assert spread.mean.value == pytest.approx(np.mean(each))
     assert (spread.low, spread.high) == pytest.approx((min(each), max(each)))
     assert spread.sd == pytest.approx(np.std(each, ddof=1))
@@ -291,7 +300,7 @@ def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
 
 def test_one_seed_keeps_its_own_interval() -> None:
     (run,) = seeds(np.random.default_rng(0), 1, 200, 0.5)
-    spread, alone = summarize_seeds([run], "mcc"), summary(run, "mcc").headline
+    spread, alone = summarize_seeds([from_rows(run)], "mcc"), summary(run, "mcc").headline
     assert spread.num_seeds == 1 and math.isnan(spread.sd)
     assert (spread.mean.value, spread.mean.low, spread.mean.high) == (
         alone.value,
@@ -303,7 +312,7 @@ def test_one_seed_keeps_its_own_interval() -> None:
 
 def test_a_single_item_is_anything() -> None:
     for runs in ([answered([1], [1])], [answered([1], [1])] * 3):
-        spread = summarize_seeds(runs, "accuracy")
+        spread = summarize_seeds(list(map(from_rows, runs)), "accuracy")
         assert (
             spread.mean.value == spread.mean.high == 1
             and spread.mean.low < 0.3
@@ -312,7 +321,7 @@ def test_a_single_item_is_anything() -> None:
 
 
 def test_seeds_that_all_collapsed_alike_are_not_certain() -> None:
-    spread = summarize_seeds([answered([0, 1] * 20, [1] * 40)] * 3, "mcc")
+    spread = summarize_seeds([from_rows(answered([0, 1] * 20, [1] * 40))] * 3, "mcc")
     assert spread.mean.value == 0 and spread.mean.low < -0.02 and spread.mean.high > 0.02
     assert spread.uncertain_mean.variance > 0
 
@@ -325,7 +334,7 @@ def test_interval_over_seeds_and_items_covers_the_truth() -> None:
     right = (w / (1 + np.exp(-0.8 - x - 0.4 * x[:, None]))).sum(axis=1) / w.sum()
     truth = float((w * 1.2 * right / (1 + 0.2 * right)).sum() / w.sum())  # 60% are of class 1
     for _ in range(500):
-        spread = summarize_seeds(seeds(rng, 5, 120, 0.4), "f1")
+        spread = summarize_seeds(list(map(from_rows, seeds(rng, 5, 120, 0.4))), "f1")
         hits += spread.mean.low <= truth <= spread.mean.high
     assert 0.93 <= hits / 500 <= 0.97
 
@@ -333,13 +342,13 @@ def test_interval_over_seeds_and_items_covers_the_truth() -> None:
 def test_seeds_of_other_items_cannot_be_averaged() -> None:
     run = answered([0, 1, 1], [0, 1, 0])
     with pytest.raises(NotComparable, match="item 0 against 1"):
-        summarize_seeds([run, run[1:]], "accuracy")
+        summarize_seeds([from_rows(run), from_rows(run[1:])], "accuracy")
     with pytest.raises(NotComparable, match="3 items, another 2"):
-        summarize_seeds([run, run[:2]], "accuracy")
+        summarize_seeds([from_rows(run), from_rows(run[:2])], "accuracy")
     with pytest.raises(UsageError, match="no seed"):
         summarize_seeds([], "accuracy")
     with pytest.raises(UsageError, match="not a metric"):
-        summarize_seeds([run], "spearman")
+        summarize_seeds([from_rows(run)], "spearman")
 
 
 def test_the_bootstrap_draws_counts_of_confusions(monkeypatch: pytest.MonkeyPatch) -> None:
