@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,26 @@ class OptionColumns(NamedTuple):
     """(sum of counts,) number of tokens that a score sums over."""
     characters: NDArray[Any]
     """(sum of counts,) number of characters."""
+
+
+class IdColumn(Sequence[str]):
+    """Ids of n items. A text is made when it is asked for, which error messages do for one item."""
+
+    def __init__(self, array: Any) -> None:
+        """Wrap an Arrow array of strings."""
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return IdColumn(self._array[index])
+        return str(self._array[index].as_py())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +127,11 @@ class Predictions:
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(self.table["id"].to_pylist())
+
+    @property
+    def id_column(self) -> IdColumn:
+        """The ids, for readers that need few of them."""
+        return IdColumn(self._array("id"))
 
     @property
     def gold(self) -> Floats:
@@ -244,6 +269,11 @@ class Predictions:
             columns["judged"] = _list_array(offsets, _to_arrow(values.reshape(-1), "float64"))
         if kept is not None:
             columns["kept"] = kept
+        return _assemble(columns, self._label_columns(), self._gold_kind)
+
+    def with_column(self, column: PredictionColumn, values: Sequence[object]) -> Predictions:
+        """Return the predictions with one more column. values (n,): its cells."""
+        columns = {**self._columns(), column.name: pa.array(values, arrow_type(column.type))}
         return _assemble(columns, self._label_columns(), self._gold_kind)
 
     def with_flag(self, name: str, raised: Bools) -> Predictions:

@@ -11,8 +11,15 @@ import pyarrow as pa
 
 from antlm_bench import runs
 from antlm_bench.prediction_schema import CHOICES
-from antlm_bench.predictions import GOLD_OPTION, GOLD_RATING, Predictions, arrow_type
+from antlm_bench.predictions import (
+    GOLD_OPTION,
+    GOLD_RATING,
+    Predictions,
+    arrow_type,
+    check_predictions,
+)
 from antlm_bench.scoring import multiple_choice
+from antlm_bench.suites.task_types import TASK_TYPES
 from antlm_bench.types import Cell
 
 
@@ -82,3 +89,17 @@ def rows_per_method(predictions: Sequence[Predictions]) -> list[list[PredictionR
 def predict_rows(*arguments: Any, **options: Any) -> list[list[PredictionRow]]:
     """Return what `multiple_choice.predict` returns for several methods as rows."""
     return rows_per_method(multiple_choice.predict(*arguments, **options))
+
+
+def assert_columns_declared(
+    task_type: str, predictions: Predictions, without: Sequence[str] = ()
+) -> None:
+    """Check that predictions have exactly the columns that their task type declares, and labels.
+
+    without: optional columns that they lack.
+    """
+    schema = TASK_TYPES[task_type].prediction_schema
+    assert schema is not None
+    check_predictions(predictions, schema, task_type)
+    names = [column.name for column in schema.columns if column.name not in without]
+    assert [name for name in predictions.table.column_names if name != "labels"] == names

@@ -158,7 +158,7 @@ def join_tables(
         )
     tables_a = [load_table(a, cell) for cell in cells_a]
     tables_b = [load_table(b, cell) for cell in cells_b]
-    ids = _intersect_ids([table.ids for table in (*tables_a, *tables_b)])
+    ids = _intersect_ids([tuple(table.ids) for table in (*tables_a, *tables_b)])
     if len(ids) < max(len(table.ids) for table in (*tables_a, *tables_b)):
         counts = f"{len(tables_a[0].ids)} / {len(tables_b[0].ids)}"
         line = f"items: {len(ids)} shared of {counts}"
@@ -211,7 +211,7 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
         raise RunError("a gold answer is not a number", location=location, hint=RESCORE_HINT)
     # A level that is missing is reported where it is used (assign_strata).
     missing = {level: (np.full(len(table.ids), -1, np.int32), ()) for level in cell.summary.macro}
-    return replace(table, levels={**missing, **table.levels})
+    return replace(table, ids=predictions.ids, levels={**missing, **table.levels})
 
 
 def _pair_methods(

@@ -18,7 +18,7 @@ from antlm_bench.types import Bools, Floats, Ints
 class PredictionTable:
     """Predictions of one suite: n items with at most k options."""
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     gold: Floats
     """(n,): index of the right option, or a rating."""
     scores: Floats
@@ -103,7 +103,7 @@ def decode_table(predictions: Predictions, levels: Collection[str]) -> Predictio
     Raises DataError where an item has lists of different lengths.
     """
     return PredictionTable(
-        ids=predictions.ids,
+        ids=predictions.id_column,
         gold=predictions.gold,
         scores=predictions.padded("scores"),
         tokens=predictions.padded("tokens"),
@@ -158,7 +158,7 @@ def choice_weights(table: PredictionTable, ties: str, reduction: str) -> Floats:
         weights = np.eye(best.shape[1])[best.argmax(axis=1)]
         if ties == "random":
             for i in np.flatnonzero(num_best > 1):
-                drawn = _draw_option(table.ids[i], np.flatnonzero(best[i]))
+                drawn = _draw_option(table.ids[int(i)], np.flatnonzero(best[i]))
                 weights[i] = np.arange(best.shape[1]) == drawn
     return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, weights))
 

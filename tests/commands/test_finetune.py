@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prediction_rows import read_rows
+from prediction_rows import assert_columns_declared, read_rows
 from tiny_models import WORDS, train_tokenizer
 
 from antlm_bench import runs
@@ -89,6 +89,7 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(
         ("train", "finetune-causal", 2),
     ]
     for cell in result:
+        assert_columns_declared("classification", runs.read_predictions(result.path, cell))
         predictions = read_rows(result.path, cell)
         right = sum(p.pred == p.gold for p in predictions) / len(predictions)
         assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)

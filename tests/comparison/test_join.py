@@ -77,7 +77,7 @@ def test_columns_say_what_the_predictions_say(
 ) -> None:
     run = write_run(tmp_path_factory.mktemp("run"), (Cell("toy", "causal", "k", {}, SUMMARY), made))
     fast, slow = load_table(run, run.cells[0]), build_table(from_rows(made), {"field", "paradigm"})
-    assert fast.ids == slow.ids
+    assert fast.ids == tuple(slow.ids)
     for name in ("gold", "scores", "tokens", "characters", "valid"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
     assert fast.flags.keys() == slow.flags.keys() - {"tie"}

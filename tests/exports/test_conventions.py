@@ -299,7 +299,7 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
     assert rows[0]["prob"] == rows[1]["prob"] == 1.0
     wanted = spearmanr(probabilities, [item.gold for item in toys])[0]
     part = next(part for part in leaderboard.load_leaderboard("2025").fast if part.key == "wug_adj")
-    assert milestone_scores(cell, part, "first", "float32", lambda: predictions) == {
+    assert milestone_scores(cell, part, "first", "float32", lambda: from_rows(predictions)) == {
         "wug_adj": pytest.approx(wanted)
     }
 

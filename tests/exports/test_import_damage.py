@@ -135,15 +135,15 @@ def test_a_target_that_is_a_number_may_be_a_text(write: Write) -> None:
         sample(n, [-1.0, -2.0, -3.0], "3" if n else "1", float(not n), ["1", "2", "3"])
         for n in range(4)
     ]
-    (cell,) = read_results(write(t=rows)).cells
-    assert [prediction.gold for prediction in cell[1]] == [0, 2, 2, 2]
+    [(_, predictions)] = read_results(write(t=rows)).cells
+    assert predictions.gold.tolist() == [0, 2, 2, 2]
 
 
 def test_a_target_that_is_an_index_stays_one_among_numbers(write: Write) -> None:
     """The second option, "1", is best; as a text the target 1 would be it, and every acc 1."""
     rows = [sample(n, [-2.0, -3.0, -1.0], "2", 1.0, ["2", "0", "1"]) for n in range(3)]
-    (cell,) = read_results(write(t=rows)).cells
-    assert [prediction.gold for prediction in cell[1]] == [2, 2, 2]
+    [(_, predictions)] = read_results(write(t=rows)).cells
+    assert predictions.gold.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import yaml
 from lm_eval_reference import evaluate_tasks, task_ref
-from prediction_rows import read_rows
+from prediction_rows import assert_columns_declared, read_rows
 from task_runs import run_every_command
 from task_runs import score_task as scored_by
 
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
+from antlm_bench.runs import read_predictions
 from antlm_bench.statistics import wilson_interval
 from antlm_bench.suites.loader import load_suite
 
@@ -125,6 +126,7 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
         results["toy_mass"]["pair,none"],
         5,
     )
+    assert_columns_declared("lm-eval", read_predictions(run.path, cell))
     found = read_rows(run.path, cell)
     assert [len(p.scores) for p in found] == [2, 3, 2, 2, 2]
     assert all((len(p.judged), len(p.kept)) == (6, 1) for p in found)

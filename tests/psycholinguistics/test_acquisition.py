@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prediction_rows import read_rows
+from prediction_rows import assert_columns_declared, read_rows
 from scipy.stats import pearsonr
 
 from antlm_bench.cli.app import run
@@ -19,7 +19,7 @@ from antlm_bench.commands.data import _resolve_specs as specs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import summarize_acquisition
-from antlm_bench.runs import base_suite_name, open_run
+from antlm_bench.runs import base_suite_name, open_run, read_predictions
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites import task_types
@@ -203,6 +203,7 @@ def test_contexts_are_items_and_words_without_any_are_none():
 def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
     (result,) = compute_acquisition([scored], suite)
     assert (result.cell.suite, result.cell.method) == (suite, "causal")
+    assert_columns_declared("acquisition", read_predictions(result.run_dir, result.cell))
     predictions = read_rows(result.run_dir, result.cell)
     assert [p.id for p in predictions] == ["cat", "dog", "house", "boy", "girl"]
     assert [p.gold for p in predictions] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
