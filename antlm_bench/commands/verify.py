@@ -21,6 +21,7 @@ from antlm_bench.errors import (
     MethodNotSupported,
     UsageError,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.progress import Progress
 from antlm_bench.results.verification import PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
@@ -37,7 +38,7 @@ from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Floats, Item, Names, Prediction, as_list
+from antlm_bench.types import Floats, Item, Names, as_list
 
 # In nats. Peers agree to 3e-5 where the inputs are the same: batches of other shapes round
 # differently.
@@ -215,12 +216,11 @@ def _compare_suite(
         for name in method_names:
             method = resolve_method(name, checkpoint)
             [predictions] = multiple_choice.predict(checkpoint, sample, [method])
-            pairs = zip(sample, predictions, strict=True)
-            fitting = [(item, p) for item, p in pairs if "too-long" not in p.flags]
-            if not fitting:
+            fitting = np.flatnonzero(~predictions.has_flag("too-long"))
+            if not len(fitting):
                 message = f"none of {len(sample)} items fits the model"
                 raise DataError(message, location=suite.name, hint="raise --max-length")
-            items, ours = [item for item, _ in fitting], [p for _, p in fitting]
+            items, ours = [sample[index] for index in fitting.tolist()], predictions.take(fitting)
             note = (
                 f"{len(sample) - len(fitting)} of {len(sample)} items do not fit the model, "
                 "and were left out"
@@ -248,7 +248,7 @@ def _compare_with_peer(
     suite: str,
     method_name: str,
     items: Sequence[Item],
-    ours: Sequence[Prediction],
+    ours: Predictions,
     tolerance: float,
 ) -> PeerAgreement:
     texts = [option.text for item in items for option in item.options]
@@ -256,12 +256,17 @@ def _compare_with_peer(
     flat = peer.scores(texts, spans, method_name)
     bounds = np.cumsum([0, *(len(item.options) for item in items)])
     theirs = [flat[start:end] for start, end in pairwise(bounds)]
-    gaps = np.abs(flat - np.array([score for prediction in ours for score in prediction.scores]))
+    gaps = np.abs(flat - ours.flat("scores"))
     if not np.isfinite(gaps).all():
         message = f"{peer_name} gives scores that are not finite"
         raise CheckpointError(message, location=f"{suite} · {method_name}")
     worst = int(np.searchsorted(bounds, int(gaps.argmax()), side="right")) - 1
-    flips = (_find_flip(p, q, tolerance) for p, q in zip(ours, theirs, strict=True))
+    flips = (
+        _find_flip(item_id, our_scores, their_scores, tolerance)
+        for item_id, our_scores, their_scores in zip(
+            ours.ids, ours.iter_options("scores"), theirs, strict=True
+        )
+    )
     aligned, apart = _alignment_notes(peer, spans)
     return PeerAgreement(
         peer=peer_version(peer_name),
@@ -278,14 +283,16 @@ def _compare_with_peer(
     )
 
 
-def _find_flip(prediction: Prediction, theirs: Floats, tolerance: float) -> PeerFlip | None:
-    our_option, their_option = prediction.pred, int(theirs.argmax())
+def _find_flip(
+    item_id: str, ours: Sequence[float], theirs: Floats, tolerance: float
+) -> PeerFlip | None:
+    our_option, their_option = int(np.argmax(ours)), int(theirs.argmax())
     if our_option == their_option:
         return None
-    margin = prediction.scores[our_option] - prediction.scores[their_option]
+    margin = ours[our_option] - ours[their_option]
     their_margin = float(theirs[their_option] - theirs[our_option])
     tie = max(margin, their_margin) <= 2 * tolerance
-    return PeerFlip(prediction.id, our_option, their_option, margin, their_margin, tie)
+    return PeerFlip(item_id, our_option, their_option, margin, their_margin, tie)
 
 
 def _alignment_notes(

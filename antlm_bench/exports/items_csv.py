@@ -17,8 +17,9 @@ import numpy as np
 from antlm_bench import runs
 from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, gold_credits
+from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
-from antlm_bench.types import Cell, Prediction, Run
+from antlm_bench.types import Cell, Run
 
 KEY_COLUMNS = ("model", "weights", "suite", "method", "seed", "id")
 NUMBER_COLUMNS = (
@@ -52,7 +53,7 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         for cell in run
         if get_metric_spec(cell.summary.metric).export_rows is not None
     ]
-    levels = sorted({level for *_, predictions in cells for p in predictions for level in p.labels})
+    levels = sorted({level for *_, predictions in cells for level in predictions.label_levels})
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow([*KEY_COLUMNS, *levels, *NUMBER_COLUMNS, "flags"])
@@ -68,41 +69,42 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
         write_rows = load_target(get_metric_spec(cell.summary.metric).export_rows or "")
         rows: Iterator[Row] = write_rows(cell, predictions, table)
-        for prediction, row in zip(predictions, rows, strict=True):
-            labels = [prediction.labels.get(level, "") for level in levels]
+        # One list per level; without levels each item has no label.
+        labels = list(zip(*(predictions.labels(level) for level in levels), strict=True))
+        item_labels = labels if levels else [()] * len(predictions)
+        for item_id, labels_of_item, row, flags in zip(
+            predictions.ids, item_labels, rows, predictions.flag_lists(), strict=True
+        ):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
-            writer.writerow([*key, prediction.id, *labels, *numbers, " ".join(prediction.flags)])
+            writer.writerow([*key, item_id, *labels_of_item, *numbers, " ".join(flags)])
     return sink.getvalue().encode("utf-8", "surrogatepass")
 
 
-def choice_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def choice_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the right option against the best other one; of one option its score."""
     settings = MetricSettings.of_cell(cell)
     credits = gold_credits(table, settings.ties, settings.reduction)
-    for index, prediction in enumerate(predictions):
+    golds = predictions.gold.tolist()
+    for index, (gold, pred) in enumerate(zip(golds, predictions.pred.tolist(), strict=True)):
         yield {
-            "gold": prediction.gold,
-            "pred": prediction.pred,
+            "gold": gold if predictions.has_ratings else int(gold),
+            "pred": pred,
             "correct": credits[index],
-            **_gold_and_best_other(table, index, int(prediction.gold)),
+            **_gold_and_best_other(table, index, int(gold)),
         }
 
 
-def rating_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def rating_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the first option's score and probability, beside the rating."""
     shares = load_cell_metric(cell).per_item(table)
-    for prediction, share in zip(predictions, shares, strict=True):
-        row = {"gold": prediction.gold, "pred": prediction.pred, "share": share}
-        yield row | {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
+    rows = logprob_rows(cell, predictions, table)
+    golds = predictions.gold.tolist()
+    for gold, pred, share, row in zip(golds, predictions.pred.tolist(), shares, rows, strict=True):
+        gold = gold if predictions.has_ratings else int(gold)
+        yield {"gold": gold, "pred": pred, "share": share, **row}
 
 
-def value_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def value_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the item's own value, beside the preferred option's score."""
     values = load_cell_metric(cell).per_item(table)
     rows = preference_rows(cell, predictions, table)
@@ -110,22 +112,20 @@ def value_rows(
         yield {**row, "correct": value}
 
 
-def preference_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def preference_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the preferred option's score: no option is right, no item has a value of its own."""
     del cell, table
-    for p in predictions:
-        yield {"pred": p.pred, "score": p.scores[p.pred], "tokens": p.tokens[p.pred]}
+    columns = (predictions.iter_options(name) for name in ("scores", "tokens"))
+    for pred, scores, tokens in zip(predictions.pred.tolist(), *columns, strict=True):
+        yield {"pred": pred, "score": scores[pred], "tokens": tokens[pred]}
 
 
-def logprob_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def logprob_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the first option's score: further options are questions of their own."""
     del cell, table
-    for prediction in predictions:
-        yield {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
+    scores, tokens = (predictions.first(name).tolist() for name in ("scores", "tokens"))
+    for score, num_tokens in zip(scores, tokens, strict=True):
+        yield {"score": score, "tokens": num_tokens}
 
 
 def _gold_and_best_other(table: PredictionTable, index: int, gold: int) -> Row:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from antlm_bench.errors import IncompleteError
 from antlm_bench.exports.leaderboard import AnswerFormat, PartSpec
@@ -18,8 +20,9 @@ from antlm_bench.exports.tie_rules import (
 )
 from antlm_bench.metrics import ItemKind, MetricSettings, get_metric_spec, load_metric
 from antlm_bench.metrics.prediction_table import build_table
+from antlm_bench.predictions import Predictions
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Cell, Item, Option, Prediction
+from antlm_bench.types import Cell, Item, Option
 
 LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]
 """Subkey -> {"predictions": rows}."""
@@ -40,7 +43,7 @@ def milestone_scores(
     part: PartSpec,
     rule: TieRule,
     softmax: str,
-    load_predictions: Callable[[], Sequence[Prediction]],
+    load_predictions: Callable[[], Predictions],
 ) -> MilestoneScores:
     """Return the numbers of a fast suite at a milestone, in 0..1: accuracies, Spearman's rho,
     partial R2.
@@ -74,7 +77,7 @@ def milestone_scores(
 
 def build_text_answers(
     part: PartSpec,
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
     suite: Suite,
     cell: Cell,
     rule: TieRule,
@@ -100,8 +103,8 @@ def build_text_answers(
     level = part.by or suite.groups[-1]
     items = {item.id: item for item in suite.items}
     rows: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
-    for n, prediction in enumerate(predictions):
-        item = items[prediction.id]
+    for n, item_id in enumerate(predictions.ids):
+        item = items[item_id]
         row: dict[str, Any] = {
             "id": item.id,
             "pred": option_text(part.writes, item, int(answers[n])),
@@ -145,29 +148,30 @@ def continuation_text(option: Option) -> str:
     return continuation.replace("\\n", "\n")
 
 
-def surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+def surprisal_rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
     """Yield surprisals in nats of each word and of the word before it; nan where there is none, as
     officially.
 
     IncompleteError for words that do not fit the model: the file cannot express that.
     """
-    if lost := [p.id for p in predictions if "too-long" in p.flags]:
+    too_long = predictions.has_flag("too-long")
+    if too_long.any():
         raise IncompleteError(
-            f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}"
+            f"{int(too_long.sum())} words do not fit the model",
+            hint=f"the first is {predictions.ids[int(too_long.argmax())]}",
         )
-    for n, prediction in enumerate(predictions):
-        before = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
-        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": before}
+    for n, scores in enumerate(predictions.iter_options("scores")):
+        before = -scores[1] if len(scores) > 1 else float("nan")
+        yield {"id": n, "pred": -scores[0], "prev_pred": before}
 
 
-def curve_rows(
-    predictions: Sequence[Prediction], suite: Suite, milestone: int
-) -> Iterator[dict[str, Any]]:
+def curve_rows(predictions: Predictions, suite: Suite, milestone: int) -> Iterator[dict[str, Any]]:
     """Yield the surprisal in nats of every word in its contexts at a milestone (millions of words);
     nan where a text does not fit the model, as officially."""
     items = {item.id: item for item in suite.items}
-    for prediction in predictions:
-        option, (word, _, number) = items[prediction.id].options[0], prediction.id.rpartition("_")
+    surprisal = np.where(predictions.has_flag("too-long"), np.nan, -predictions.first("scores"))
+    for item_id, nats in zip(predictions.ids, surprisal.tolist(), strict=True):
+        option, (word, _, number) = items[item_id].options[0], item_id.rpartition("_")
         context = option.text[: option.span[0]] if option.span else ""
         yield {
             "step": f"chck_{milestone}M",
@@ -175,7 +179,7 @@ def curve_rows(
             "target_word": word,
             "context_id": int(number),
             "context": context.removesuffix(" "),  # the template's
-            "surprisal": float("nan") if "too-long" in prediction.flags else -prediction.scores[0],
+            "surprisal": nats,
         }
 
 

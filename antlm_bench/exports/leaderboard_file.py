@@ -346,7 +346,8 @@ class LeaderboardFileBuilder:
             )
         return {
             "predictions": [
-                {"id": f"{task}_{n}", "pred": p.pred} for n, p in enumerate(predictions)
+                {"id": f"{task}_{n}", "pred": pred}
+                for n, pred in enumerate(predictions.pred.tolist())
             ]
         }
 
