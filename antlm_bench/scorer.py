@@ -21,7 +21,7 @@ from antlm_bench.checkpoints import (
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.notebook import ArrowTable, to_html_table
-from antlm_bench.runs.predictions_parquet import predictions_to_table
+from antlm_bench.predictions import concat_predictions
 from antlm_bench.runs.table_files import build_arrow_table
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method, default_method, resolve_method
@@ -219,13 +219,11 @@ class Scorer:
             raise UsageError(f"unknown reduction {reduction!r}", location="compare", hint=hint)
         items = _pairs_to_items(pairs)
         with self._prepare(items, method, bos) as (checkpoint, resolved):
-            predictions = [
-                prediction
+            chunks = [
+                multiple_choice.predict(checkpoint, chunk, [resolved], None, reduction)[0]
                 for chunk in iter_chunks(items, [resolved])
-                for prediction in multiple_choice.predict(
-                    checkpoint, chunk, [resolved], None, reduction
-                )[0]
             ]
+        predictions = concat_predictions(chunks)
         summary = summarize(
             predictions,
             suite=SUITE_NAME,
@@ -236,7 +234,7 @@ class Scorer:
             ties=ties,
             reduction=reduction,
         )
-        return PairScores(summary, ArrowTable(predictions_to_table(predictions)))
+        return PairScores(summary, ArrowTable(predictions.table))
 
     @contextmanager
     def _prepare(

@@ -106,34 +106,6 @@ class Probes:
     """(k,) index of the caller's text whose score the read is added to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A model's scores and choice for one item: ids and numbers, never the text of the item.
-
-    For a classified text the options are the classes, `scores` their log-probabilities, and
-    `tokens` and `characters` tell how much of the text was read.
-    """
-
-    id: str
-    gold: int | float
-    """See Item."""
-    pred: int
-    """Index of the preferred option, the first one of a tie."""
-    scores: tuple[float, ...]
-    """Summed log-probability of each option (nats)."""
-    tokens: tuple[int, ...]
-    """Number of tokens that each score sums over."""
-    characters: tuple[int, ...]
-    """Number of characters of each option (see Option.length)."""
-    labels: Labels = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    """Names out of FLAGS."""
-    judged: tuple[float, ...] = ()
-    """Values of the task's own metrics for this item, nan where there is none; () = no metrics."""
-    kept: tuple[str, ...] = ()
-    """JSON of the item's results that a task's metric over all items needs; "" = none."""
-
-
 FLAGS: dict[str, str] = {
     "unk": "an option holds a token that the tokenizer does not know",
     "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a"

@@ -100,7 +100,7 @@ def time_our_loop(
     settings = FinetuneSettings(arguments.device, arguments.precision, arguments.batch_tokens)
     outcome = finetune(backbone, task, SEED, ATTENTION[name], settings)
     seconds = sum(epoch["seconds"] for epoch in outcome.history["epochs"])
-    return seconds, statistics.mean(p.pred == p.gold for p in outcome.predictions)
+    return seconds, float((outcome.predictions.pred == outcome.predictions.gold).mean())
 
 
 def time_trainer(

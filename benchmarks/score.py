@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from checkpoints import read_lines, train
@@ -129,9 +130,7 @@ def compare(
     exact_scores: list[float] = []
 
     def exact() -> None:
-        exact_scores[:] = [
-            s for p in multiple_choice.predict(opened, items, methods)[0] for s in p.scores
-        ]
+        exact_scores[:] = multiple_choice.predict(opened, items, methods)[0].flat("scores").tolist()
 
     bf16_model = with_bf16_body(opened)
 
@@ -181,7 +180,7 @@ def compare(
             )
         times["ours adaptive"].append(measure_seconds(adaptive, device))
     pipe.send(None)
-    tokens = sum(sum(p.tokens) for p in multiple_choice.predict(opened, items, methods)[0])
+    tokens = int(multiple_choice.predict(opened, items, methods)[0].flat("tokens").sum())
     median = {name: statistics.median(t) for name, t in times.items()}
     print(
         "# seconds: "
@@ -212,7 +211,7 @@ def compare(
         rows.append(
             {**row, "tokens/s": tokens / median[peer], "largest difference": max_difference[peer]}
         )
-    rescored = sum("float32" in p.flags for p in adaptive_scorer.predict(items, methods)[0])
+    rescored = int(adaptive_scorer.predict(items, methods)[0].has_flag("float32").sum())
     print(
         f"# adaptive: bound {adaptive_scorer.bounds[0]:.3f} nats, "
         f"{rescored} of {len(items)} pairs scored again in fp32",
@@ -239,22 +238,16 @@ def count_flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[st
         predictions = adaptive.predict(chunk, methods)[0]
         seconds["exact"] += exact_end - start
         seconds["adaptive"] += time.perf_counter() - exact_end
-        changed += sum(a.pred != b.pred for a, b in zip(exact, predictions, strict=True))
-        right += sum(p.pred == p.gold for p in exact)
-        rescored_indices = [
-            number for number, p in enumerate(predictions) if "float32" in p.flags
-        ]  # the others are bf16's already
+        changed += int((exact.pred != predictions.pred).sum())
+        right += int((exact.pred == exact.gold).sum())
+        rescored_indices = np.flatnonzero(predictions.has_flag("float32"))
         rescored += len(rescored_indices)
-        bf16_predictions = (
-            multiple_choice.predict(
-                adaptive.bf16_model, [chunk[number] for number in rescored_indices], methods
-            )[0]
-            if rescored_indices
-            else []
-        )
-        for number, prediction in zip(rescored_indices, bf16_predictions, strict=True):
-            predictions[number] = prediction
-        bf16_flips += sum(a.pred != b.pred for a, b in zip(exact, predictions, strict=True))
+        bf16_pred = predictions.pred.copy()  # the others are bf16's already
+        if len(rescored_indices):
+            rescored_items = [chunk[index] for index in rescored_indices.tolist()]
+            bf16 = multiple_choice.predict(adaptive.bf16_model, rescored_items, methods)[0]
+            bf16_pred[rescored_indices] = bf16.pred
+        bf16_flips += int((exact.pred != bf16_pred).sum())
     return {
         "kind": kind,
         "pairs": len(items),

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import metrics, runs
-from antlm_bench.types import Cell, Manifest, Prediction
+from antlm_bench.types import Cell, Manifest
 
 FIELDS = ("morphology", "semantics", "syntax", "syntax/semantics")
 PHENOMENON_LIST = """
@@ -52,7 +53,7 @@ def make_manifest(name: str, weights: str = "", **more: Any) -> Manifest:
 
 def draw_pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """Draw predictions: the chance of a right one depends on the skill and on the paradigm."""
     predictions = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
@@ -68,20 +69,22 @@ def draw_pairs(
             }
             scores = (-20.0, -21.5) if right else (-21.0, -20.25)
             predictions.append(
-                Prediction(f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels)
+                PredictionRow(
+                    f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels
+                )
             )
     return predictions
 
 
 def write_suite(
-    writer: runs.RunWriter, name: str, method: str, answers: list[Prediction], digest: str = "d"
+    writer: runs.RunWriter, name: str, method: str, answers: list[PredictionRow], digest: str = "d"
 ) -> None:
     options = {
         "metric": "accuracy",
         "macro": ["paradigm"],
         "groups": ["field", "phenomenon", "paradigm"],
     }
-    summary = metrics.summarize(answers, suite=name, method=method, **options)  # type: ignore[arg-type]
+    summary = metrics.summarize(from_rows(answers), suite=name, method=method, **options)  # type: ignore[arg-type]
     settings = {
         "suite_digest": digest,
         "suite_version": "1",
@@ -89,7 +92,7 @@ def write_suite(
         "bos": "auto",
         "dtype": "float32",
     }
-    writer.write_cell(Cell(name, method, "k", settings, summary), answers)
+    writer.write_cell(Cell(name, method, "k", settings, summary), from_rows(answers))
 
 
 def write_task(
@@ -101,7 +104,7 @@ def write_task(
         not constant
     )
     answers = [
-        Prediction(
+        PredictionRow(
             f"{i}",
             int(g),
             int(p),
@@ -114,7 +117,7 @@ def write_task(
     ]
     options = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
     summary = metrics.summarize(
-        answers, suite=f"glue-2025.{name}", method="finetune-causal", **options
+        from_rows(answers), suite=f"glue-2025.{name}", method="finetune-causal", **options
     )  # type: ignore[arg-type]
     settings = {
         "task": name,
@@ -127,7 +130,7 @@ def write_task(
     cell = Cell(
         f"glue-2025.{name}", "finetune-causal", "k", settings, summary, seed=seed, history=history
     )
-    writer.write_cell(cell, answers)
+    writer.write_cell(cell, from_rows(answers))
 
 
 def write_model_run(

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prediction_rows import PredictionRow, from_rows
+
 from antlm_bench import runs
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
@@ -16,7 +18,7 @@ from antlm_bench.exports import leaderboard
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import SuiteSpec
 from antlm_bench.suites.task_types import Suite, read_declaration_file
-from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
+from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Summary
 
 SUITE_SPECS = {
     name: spec
@@ -95,7 +97,7 @@ def make_ungrouped_suite(name: str, most: int | None = None) -> Suite:
     return Suite(name, "1", "", "", spec.metric, (), (), tuple(items), f"digest of {name}")
 
 
-def make_prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
+def make_prediction(item: Item, pred: int = 1, **changes: Any) -> PredictionRow:
     k = len(item.options)
     fields: dict[str, Any] = {
         "scores": tuple(-1.0 if i == pred else -2.0 for i in range(k)),
@@ -104,11 +106,11 @@ def make_prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
         "labels": item.labels,
         **changes,
     }
-    return Prediction(item.id, item.gold, pred, **fields)
+    return PredictionRow(item.id, item.gold, pred, **fields)
 
 
 def make_cell(
-    suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any
+    suite: str, predictions: list[PredictionRow], groups: tuple[Group, ...] = (), **settings: Any
 ) -> Cell:
     metric = TEXT_SUITE_SPECS[suite].metric if suite in TEXT_SUITE_SPECS else "accuracy"
     summary = Summary(
@@ -124,10 +126,10 @@ def make_cell(
     return Cell(suite, "causal", "k", defaults | CONVENTIONS["2025"] | settings, summary)
 
 
-def make_word_prediction(i: int) -> Prediction:
+def make_word_prediction(i: int) -> PredictionRow:
     """Make the prediction of a word of a reading suite; every tenth has no previous word."""
     k = 1 if i % 10 == 0 else 2
-    return Prediction(
+    return PredictionRow(
         f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)}
     )
 
@@ -163,16 +165,16 @@ def preset_settings(suite: str, task: str, preset: str) -> dict[str, Any]:
     }
 
 
-def make_class_predictions(task: str, n: int) -> list[Prediction]:
+def make_class_predictions(task: str, n: int) -> list[PredictionRow]:
     row = {"scores": (-1.0, -0.5), "tokens": (4, 4), "characters": (9, 9)}
     return [
-        Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row)
+        PredictionRow(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row)
         for i in range(n)
     ]
 
 
 def write_run(
-    path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = ""
+    path: Path, name: str, cells: list[tuple[Cell, list[PredictionRow]]], weights: str = ""
 ) -> Path:
     """Write the run folder of a checkpoint called `name`."""
     with runs.RunWriter(
@@ -185,7 +187,7 @@ def write_run(
         ),
     ) as writer:
         for cell, predictions in cells:
-            writer.write_cell(cell, predictions)
+            writer.write_cell(cell, from_rows(predictions))
     return path
 
 
@@ -203,7 +205,7 @@ def write_final_run(
     """
     board = leaderboard.load_leaderboard(year)
     settings = CONVENTIONS[year] | settings
-    cells: list[tuple[Cell, list[Prediction]]] = []
+    cells: list[tuple[Cell, list[PredictionRow]]] = []
     for part in board.parts_of_track("strict-small"):
         if part.answer_format == "class":
             sizes = leaderboard.count_expected_answers(board.name, part.key)

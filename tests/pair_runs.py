@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
 from antlm_bench.metrics import summarize
-from antlm_bench.types import Cell, Manifest, Prediction, Run
+from antlm_bench.types import Cell, Manifest, Run
 
 SETTINGS = {
     "suite_digest": "d",
@@ -32,7 +33,7 @@ PARADIGMS_BY_PHENOMENON = {
 
 def make_predictions(
     gaps_by_paradigm: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """Make one minimal pair per gap (log P of the good minus that of the bad option).
 
     `gaps_by_paradigm`: paradigm -> gaps; `phenomenon`: paradigm -> phenomenon.
@@ -43,7 +44,7 @@ def make_predictions(
         for i, gap in enumerate(gaps):
             pred = 0 if gap >= 0 else 1
             predictions.append(
-                Prediction(
+                PredictionRow(
                     f"{paradigm}_{i}", 0, pred, (float(gap) - 9, -9.0), (3, 3), (9, 9), labels
                 )
             )
@@ -72,27 +73,33 @@ PHENOMENON_BY_PARADIGM = {
 
 
 def make_cell(
-    predictions: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
     suite: str = "toy",
     method: str = "causal",
     metric: str = "accuracy",
     macro: Sequence[str] = ("paradigm",),
     groups: Sequence[str] = ("phenomenon", "paradigm"),
     **settings: Any,
-) -> tuple[Cell, Sequence[Prediction]]:
+) -> tuple[Cell, Sequence[PredictionRow]]:
     rules = {
         "ties": "half",
         "reduction": "sum",
         **{k: v for k, v in settings.items() if k in ("ties", "reduction")},
     }
     summary = summarize(
-        predictions, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **rules
+        from_rows(predictions),
+        suite=suite,
+        method=method,
+        metric=metric,
+        macro=macro,
+        groups=groups,
+        **rules,
     )
     return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), predictions
 
 
 def write_run(
-    folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = ""
+    folder: Path, *cells: tuple[Cell, Sequence[PredictionRow]], name: str = "toy", weights: str = ""
 ) -> Run:
     """Write a run folder of these cells and read it back."""
     manifest = Manifest(
@@ -103,7 +110,7 @@ def write_run(
     )
     with runs.RunWriter(folder, manifest) as writer:
         for cell, predictions in cells:
-            writer.write_cell(cell, predictions)
+            writer.write_cell(cell, from_rows(predictions))
     return runs.open_run(folder)
 
 

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
 from antlm_bench.metrics import summarize
-from antlm_bench.types import Cell, Manifest, Prediction
+from antlm_bench.types import Cell, Manifest
 
 TASK_LIST = "boolq cola mnli mnli-mm mrpc multirc qnli qqp rte sst2 wsc"
 TASKS_2024 = tuple(TASK_LIST.split())
 METRIC_BY_TASK = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
-def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
+def make_pairs(right: int, n: int, labels: str = "p") -> list[PredictionRow]:
     """Make n minimal pairs in two paradigms, the first `right` of them right."""
     scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
     return [
-        Prediction(
+        PredictionRow(
             f"{labels}_{i}",
             0,
             int(s[0] < s[1]),
@@ -36,7 +37,7 @@ def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
 
 def make_class_predictions(
     task: str, right: int, n: int, seed: int = 0, constant: bool = False
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """Make predictions of n texts of two classes, `right` of them right (chosen by the seed).
 
     `constant`: class 0 is predicted for all of them.
@@ -48,7 +49,7 @@ def make_class_predictions(
         pred = 0 if constant else gold if order[i] < right else 1 - gold
         scores = (-0.1, -2.4) if pred == 0 else (-2.4, -0.1)
         predictions.append(
-            Prediction(f"{task}_{i}", gold, pred, scores, (9, 9), (40, 40), {"task": task})
+            PredictionRow(f"{task}_{i}", gold, pred, scores, (9, 9), (40, 40), {"task": task})
         )
     return predictions
 
@@ -58,7 +59,7 @@ def make_cell(
 ) -> tuple[Any, ...]:
     predictions = make_pairs(right, n)
     summary = summarize(
-        predictions,
+        from_rows(predictions),
         suite=suite,
         method=method,
         metric="accuracy",
@@ -85,7 +86,7 @@ def make_finetuned_cell(
     predictions = make_class_predictions(task, right, n, seed, bool(collapsed))
     metric = METRIC_BY_TASK.get(task, "accuracy")
     summary = summarize(
-        predictions,
+        from_rows(predictions),
         suite=name,
         method=method,
         metric=metric,
@@ -121,7 +122,7 @@ def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **
         ),
     ) as writer:
         for cell, predictions in cells:
-            writer.write_cell(cell, predictions)
+            writer.write_cell(cell, from_rows(predictions))
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prediction_rows import read_rows
 
 from antlm_bench import runs
 from antlm_bench.architectures import registration
@@ -81,7 +82,7 @@ def test_a_metric_of_a_package(
     means = []
     for folder in folders:
         (cell,) = runs.open_run(folder)
-        scores = np.array([p.scores for p in runs.read_predictions(folder, cell)])
+        scores = np.array([p.scores for p in read_rows(folder, cell)])
         wrong = 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
         means.append(np.mean(wrong**2))
         assert cell.summary.metric == "brier"
@@ -155,7 +156,7 @@ def test_a_kind_of_suite_is_one_record_of_a_package(
     assert "Words in gaps" in capsys.readouterr().out
     assert run(["score", "--model", model, "--suite", "gaps", "--out", out]) == 0
     (cell,) = runs.open_run(out)
-    predictions = runs.read_predictions(out, cell)
+    predictions = read_rows(out, cell)
     assert [p.id for p in predictions] == ["gaps_0", "gaps_1"]
     right = [p.scores[0] > p.scores[1] for p in predictions]
     assert cell.summary.headline.value == sum(right) / 2
@@ -216,7 +217,7 @@ def test_a_scoring_method_of_a_package(
     [cell] = runs.open_run(out).cells
     assert cell.method == "mlm-neighbour"
     for prediction, line in zip(
-        runs.read_predictions(out, cell), pairs.read_text().splitlines()[1:], strict=True
+        read_rows(out, cell), pairs.read_text().splitlines()[1:], strict=True
     ):
         expected = [two_hidden(folder, text) for text in line.split(",")]
         assert prediction.scores == pytest.approx(expected, abs=1e-4)

@@ -16,12 +16,13 @@ from antlm_bench.checkpoints.loader import load_runnable_model
 from antlm_bench.checkpoints.metadata import add_scored_eos, describe_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.predictions import Predictions
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
 from antlm_bench.scoring.multiple_choice import build_predictions
 from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores, Span
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
-from antlm_bench.types import Encodings, Item, Prediction, ProgressCallback
+from antlm_bench.types import Encodings, Item, ProgressCallback
 
 ENGINES = ("native", "minicons")
 
@@ -85,8 +86,8 @@ class MiniconsCheckpoint:
         methods: Sequence[Method],
         tick: ProgressCallback | None = None,
         reduction: str = "sum",
-    ) -> list[list[Prediction]]:
-        """Return predictions per method and item, as `multiple_choice.predict`.
+    ) -> list[Predictions]:
+        """Return the predictions of each method, as `multiple_choice.predict`.
 
         Raises MethodNotSupported (a method that minicons does not have) and CheckpointError.
         """

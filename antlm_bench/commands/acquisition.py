@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.acquisition import AcquisitionSettings, summarize_acquisition
-from antlm_bench.metrics.surprisal import group_by_word
+from antlm_bench.metrics.records import WORD_LABEL
+from antlm_bench.predictions import OptionColumns, Predictions
 from antlm_bench.progress import Progress
 from antlm_bench.results.checkpoint_series import (
     checkpoint_series_key,
@@ -34,12 +35,13 @@ from antlm_bench.results.checkpoint_series import (
 )
 from antlm_bench.runs.layout import content_key
 from antlm_bench.runs.table_files import TableValue
+from antlm_bench.scoring.multiple_choice import find_best_options
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec, ChildVocabularySpec
 from antlm_bench.suites.task_types import find_task_type, read_declaration_of_type
 from antlm_bench.suites.templates import get_field
-from antlm_bench.types import Cell, Prediction, Run
+from antlm_bench.types import Cell, Item, Run
 
 DEFAULT_SUITE = "aoa-2026"
 CONVENTIONS_VERSION = 1
@@ -68,13 +70,20 @@ class AcquisitionResult:
         ages = _compute_ages(predictions, _build_curve_model(self.cell.settings), self.model)
         return [
             {
-                "word": p.id,
-                "n_tokens": p.tokens[-1],
-                "children_months": p.gold,
+                "word": word,
+                "n_tokens": num_tokens,
+                "children_months": months,
                 "model_log10_words": age,
-                "lowest_surprisal_nats": -max(p.scores),
+                "lowest_surprisal_nats": -max(scores),
             }
-            for p, age in zip(predictions, ages, strict=True)
+            for word, num_tokens, months, age, scores in zip(
+                predictions.ids,
+                predictions.first("tokens").tolist(),
+                predictions.gold.tolist(),
+                ages,
+                predictions.iter_options("scores"),
+                strict=True,
+            )
         ]
 
 
@@ -196,7 +205,7 @@ def _load_or_compute(
             stored = [runs.read_predictions(run.path, cell) for run, cell in checkpoint_cells]
             predictions = _build_predictions(stored, child_data)
             summary = summarize_acquisition(
-                predictions,
+                predictions.gold,
                 _compute_ages(predictions, _build_curve_model(settings), model),
                 significance=child_data.spec.significance,
                 suite=suite,
@@ -278,27 +287,28 @@ def _build_curve_model(settings: Mapping[str, Any]) -> AcquisitionSettings:
 
 
 def _compute_ages(
-    predictions: Sequence[Prediction], curve_model: AcquisitionSettings, model: str
+    predictions: Predictions, curve_model: AcquisitionSettings, model: str
 ) -> list[float | None]:
     ages = []
     # A curve that does not converge takes seconds.
     with Progress(len(predictions), f"{model} curves", "words") as progress:
-        for prediction in predictions:
-            ages.append(curve_model.age_of_acquisition(prediction))
+        num_tokens = predictions.first("tokens").tolist()
+        for scores, tokens in zip(predictions.iter_options("scores"), num_tokens, strict=True):
+            ages.append(curve_model.age_of_acquisition(-np.array(scores), tokens))
             progress.advance(1)
     return ages
 
 
 def _build_predictions(
-    predictions_by_checkpoint: Sequence[Sequence[Prediction]], child_data: _ChildData
-) -> list[Prediction]:
+    predictions_by_checkpoint: Sequence[Predictions], child_data: _ChildData
+) -> Predictions:
     """Return the learning curve of each word that half of the children know at some age.
 
     A context that did not fit one of the checkpoints is left out for all of them.
     """
     children_ages = compute_children_ages(child_data.children_spec, child_data.data_file)
     checkpoints = [group_by_word(predictions) for predictions in predictions_by_checkpoint]
-    word_predictions = []
+    items, curves, num_tokens = [], [], []
     for word, contexts in checkpoints[-1].items():
         age = children_ages.get(word)
         shared_contexts = [
@@ -308,21 +318,47 @@ def _build_predictions(
         ]
         if age is None or not shared_contexts:
             continue
-        scores = np.array(  # (checkpoints, contexts)
+        logprobs = np.array(  # (checkpoints, contexts)
             [
-                [checkpoint[word][name].scores[0] for name in shared_contexts]
+                [checkpoint[word][name].logprob for name in shared_contexts]
                 for checkpoint in checkpoints
             ]
         )
         if child_data.spec.points == "means":
-            scores = scores.mean(axis=1)
-        points = tuple(map(float, scores.reshape(-1)))
-        num_tokens = int(np.median([contexts[name].tokens[0] for name in shared_contexts]))
-        best, tokens = int(np.argmax(points)), (num_tokens,) * len(points)
-        word_predictions.append(
-            Prediction(word, age, best, points, tokens, (len(word),) * len(points))
-        )
-    return word_predictions
+            logprobs = logprobs.mean(axis=1)
+        items.append(Item(word, (), age))
+        curves.append(logprobs.reshape(-1))
+        num_tokens.append(int(np.median([contexts[name].num_tokens for name in shared_contexts])))
+    num_points = np.array([len(curve) for curve in curves], np.int32)
+    options = OptionColumns(
+        num_points,
+        np.concatenate([*curves, np.empty(0)]),
+        np.repeat(np.array(num_tokens, np.int32), num_points),
+        np.repeat(np.array([len(item.id) for item in items], np.int32), num_points),
+    )
+    return Predictions.build(items, find_best_options(options.scores, num_points), options)
+
+
+class WordInContext(NamedTuple):
+    """The score of a word in one of its contexts."""
+
+    logprob: float
+    """Natural log-probability of the word."""
+    num_tokens: int
+
+
+def group_by_word(predictions: Predictions) -> dict[str, dict[str, WordInContext]]:
+    """Return word -> item id -> score in that context, without contexts that were too long."""
+    by_word: dict[str, dict[str, WordInContext]] = {}
+    logprobs = predictions.first("scores").tolist()
+    num_tokens = predictions.first("tokens").tolist()
+    words = predictions.labels(WORD_LABEL)
+    too_long = predictions.has_flag("too-long").tolist()
+    rows = zip(predictions.ids, words, logprobs, num_tokens, too_long, strict=True)
+    for item_id, word, logprob, tokens, is_too_long in rows:
+        if word is not None and not is_too_long:
+            by_word.setdefault(word, {})[item_id] = WordInContext(logprob, tokens)
+    return by_word
 
 
 def compute_children_ages(

@@ -12,13 +12,14 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, wi
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
+from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Bools, Names, Prediction
+from antlm_bench.types import Bools, Names
 
 NoiseRow = dict[str, object]
 DEFAULT_LIMIT = 50
@@ -57,7 +58,7 @@ def measure_noise(
     reference = next(iter(CONDITIONS))
     rows: list[NoiseRow] = []
     loaded_suites: list[Suite] = []
-    reference_predictions: dict[str, list[Prediction]] = {}
+    reference_predictions: dict[str, Predictions] = {}
     for name in dict.fromkeys([reference, *conditions]):
         checkpoint = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
         if not loaded_suites:  # loaded after the model, so that a wrong --model costs no time
@@ -82,15 +83,13 @@ def measure_noise(
     return rows
 
 
-def _predict(
-    checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: bool
-) -> list[Prediction]:
+def _predict(checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: bool) -> Predictions:
     methods = [resolve_method(method_name, checkpoint)]
     scorer: AdaptiveScorer | None = None
     if adaptive:
         scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
         scorer = scorer.calibrate(suite.items, methods)
-    predictions: list[Prediction] = []
+    chunks: list[Predictions] = []
     label = f"{checkpoint.name} {suite.name} {method_name}"
     with Progress(len(suite.items), label) as progress:
         for chunk in multiple_choice.iter_chunks(suite.items, methods):
@@ -99,13 +98,11 @@ def _predict(
             else:
                 [chunk_predictions] = multiple_choice.predict(checkpoint, chunk, methods)
             progress.advance(len(chunk))
-            predictions += chunk_predictions
-    return predictions
+            chunks.append(chunk_predictions)
+    return concat_predictions(chunks)
 
 
-def _compare_predictions(
-    suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]
-) -> NoiseRow:
+def _compare_predictions(suite: Suite, before: Predictions, after: Predictions) -> NoiseRow:
     """Compare two predictions of the same items.
 
     A flip is a change of the set of options that share the best score, such as a tie that breaks.
@@ -113,24 +110,22 @@ def _compare_predictions(
     best_before = _find_best_options(before, suite.reduction)
     best_after = _find_best_options(after, suite.reduction)
     flips = int((best_before != best_after).any(axis=1).sum())
-    moves = [
-        np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)
-    ]
+    moves = np.abs(before.flat("scores") - after.flat("scores"))
     return {
         "items": len(after),
         "flips": flips,
         "rate": flips / len(after),
-        "largest move (nats)": float(max(moves)),
+        "largest move (nats)": float(moves.max()),
         "points": 100 * (_headline(suite, after) - _headline(suite, before)),
     }
 
 
-def _find_best_options(predictions: Sequence[Prediction], reduction: str) -> Bools:
+def _find_best_options(predictions: Predictions, reduction: str) -> Bools:
     """Return a mask (items, options) of the options with the best score of their item."""
     return build_table(predictions, set(), reduction).best_options(reduction)
 
 
-def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:
+def _headline(suite: Suite, predictions: Predictions) -> float:
     summary = summarize(
         predictions,
         suite=suite.name,

@@ -28,6 +28,7 @@ from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
+from antlm_bench.predictions import Predictions, check_predictions, concat_predictions
 from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.scoring import multiple_choice
@@ -43,8 +44,15 @@ from antlm_bench.scoring.peers import peer_version
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
-from antlm_bench.suites.task_types import TASK_TYPES, Suite, TaskType, find_task_type
-from antlm_bench.types import Cell, Item, Names, Prediction, Run, as_list
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    PredictRequest,
+    Suite,
+    SummarizeRequest,
+    TaskType,
+    find_task_type,
+)
+from antlm_bench.types import Cell, Item, Names, Run, as_list
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -339,12 +347,9 @@ def _score_suite(
         if suite.task_metrics and suite.task_metrics.corpus_metrics:
             predictions = suite.task_metrics.with_corpus_metrics(predictions)
             changed_predictions = predictions
+        reader_notes = [*suite.notes, *checkpoint.notes(name), *notes]
         summary = task_type.summarize(
-            suite,
-            predictions,
-            method=name,
-            conventions=conventions,
-            notes=[*suite.notes, *checkpoint.notes(name), *notes],
+            SummarizeRequest(suite, predictions, name, conventions, reader_notes)
         )
         key, values = keys[name], settings[name]
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
@@ -366,6 +371,13 @@ class _PendingCells:
     conventions: ScoringConventions
     chunks: Sequence[Sequence[Item]]
 
+    def check_columns(self, predictions: Predictions, method_name: str) -> None:
+        """Raise DataError for predictions without the columns that the task type declares."""
+        schema = self.task_type.prediction_schema
+        if schema is not None:
+            location = f"{self.suite.name}.{method_name}, predicted by {self.task_type.name!r}"
+            check_predictions(predictions, schema, location)
+
 
 def _predict_chunks(
     checkpoint: Checkpoint | MiniconsCheckpoint,
@@ -373,13 +385,13 @@ def _predict_chunks(
     writer: runs.RunWriter,
     options: ScoreOptions,
     progress: Progress,
-) -> dict[str, list[Prediction]]:
+) -> dict[str, Predictions]:
     """Return method name -> predictions. Each chunk comes from the run folder or from the model.
 
     A chunk is computed for all methods or none, so that a resumed run has the same batches as an
     uninterrupted one.
     """
-    results: dict[str, list[Prediction]] = {name: [] for name in pending.method_names}
+    chunks: dict[str, list[Predictions]] = {name: [] for name in pending.method_names}
     adaptive: AdaptiveScorer | None = None
     for number, chunk in enumerate(pending.chunks):
         stored = {
@@ -397,7 +409,7 @@ def _predict_chunks(
                 adaptive = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint).calibrate(
                     pending.items, pending.methods
                 )
-            computed = pending.task_type.predict(
+            request = PredictRequest(
                 adaptive or checkpoint,
                 pending.suite,
                 chunk,
@@ -405,12 +417,15 @@ def _predict_chunks(
                 pending.conventions,
                 _ChunkProgress(progress, len(chunk)),
             )
-            for name, predictions in zip(pending.method_names, computed, strict=True):
-                writer.save_chunk(pending.suite.name, name, pending.keys[name], number, predictions)
-                stored[name] = predictions
-        for name in pending.method_names:
-            results[name] += stored[name] or []
-    return results
+            computed = pending.task_type.predict(request)
+            for name, batch in zip(pending.method_names, computed, strict=True):
+                pending.check_columns(batch, name)
+                writer.save_chunk(pending.suite.name, name, pending.keys[name], number, batch)
+                stored[name] = batch
+        for name, predictions in stored.items():
+            if predictions is not None:
+                chunks[name].append(predictions)
+    return {name: concat_predictions(batches) for name, batches in chunks.items()}
 
 
 def _check_supported(
@@ -458,14 +473,14 @@ def _load_stored_chunk(
     method_name: str,
     chunk_index: int,
     chunk: Sequence[Item],
-) -> list[Prediction] | None:
+) -> Predictions | None:
     """Return the predictions of a chunk that an earlier call stored, or None.
 
     A call with other methods may have had chunks of another size; they are not used.
     """
     key = pending.keys[method_name]
     stored = writer.load_chunk(pending.suite.name, method_name, key, chunk_index)
-    if stored is None or [p.id for p in stored] != [item.id for item in chunk]:
+    if stored is None or stored.ids != tuple(item.id for item in chunk):
         return None
     return stored
 

@@ -22,6 +22,7 @@ from antlm_bench.errors import (
     MethodNotSupported,
     UsageError,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.progress import Progress
 from antlm_bench.results.verification import PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
@@ -38,7 +39,7 @@ from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Floats, Item, Names, Prediction, as_list
+from antlm_bench.types import Floats, Item, Names, as_list
 
 DEFAULT_TOLERANCE = 1e-3
 """Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
@@ -221,12 +222,12 @@ def _compare_suite(
         for name in dict.fromkeys(method for _, method in peers):
             method = resolve_method(name, checkpoint)
             [predictions] = multiple_choice.predict(checkpoint, sample, [method])
-            pairs = zip(sample, predictions, strict=True)
-            fitting = [(item, p) for item, p in pairs if "too-long" not in p.flags]
-            if not fitting:
+            fitting = np.flatnonzero(~predictions.has_flag("too-long"))
+            if not len(fitting):
                 message = f"none of {len(sample)} items fits the model"
                 raise DataError(message, location=suite.name, hint="raise --max-length")
-            items, ours = [item for item, _ in fitting], [p for _, p in fitting]
+            items = [sample[index] for index in fitting.tolist()]
+            ours = predictions.take(fitting)
             notes = []
             if num_left_out := len(sample) - len(fitting):
                 notes = [f"left out: {num_left_out} of {len(sample)} items do not fit the model"]
@@ -252,22 +253,23 @@ def _compare_with_peer(
     suite: str,
     method_name: str,
     items: Sequence[Item],
-    ours: Sequence[Prediction],
+    ours: Predictions,
     tolerance: float,
 ) -> PeerAgreement:
     texts = [option.text for item in items for option in item.options]
     spans = [option.span for item in items for option in item.options]
     their_scores = peer.scores(texts, spans, method_name)
-    our_scores = np.array([score for prediction in ours for score in prediction.scores])
-    gaps = np.abs(their_scores - our_scores)
+    gaps = np.abs(their_scores - ours.flat("scores"))
     if not np.isfinite(gaps).all():
         message = f"{peer_name} returns scores that are not finite"
         raise CheckpointError(message, location=f"{suite} · {method_name}")
     bounds = np.cumsum([0, *(len(item.options) for item in items)])
     worst_item = int(np.searchsorted(bounds, int(gaps.argmax()), side="right")) - 1
     flips = (
-        _find_flip(prediction, their_scores[start:end], tolerance)
-        for prediction, (start, end) in zip(ours, pairwise(bounds), strict=True)
+        _find_flip(item_id, our_scores, their_scores[start:end], tolerance)
+        for item_id, our_scores, (start, end) in zip(
+            ours.ids, ours.iter_options("scores"), pairwise(bounds), strict=True
+        )
     )
     aligned, apart = _alignment_notes(peer, spans)
     return PeerAgreement(
@@ -285,15 +287,17 @@ def _compare_with_peer(
     )
 
 
-def _find_flip(prediction: Prediction, their_scores: Floats, tolerance: float) -> PeerFlip | None:
+def _find_flip(
+    item_id: str, our_scores: Sequence[float], their_scores: Floats, tolerance: float
+) -> PeerFlip | None:
     """Return the flip of an item on which the peer prefers another option, else None."""
-    our_option, their_option = prediction.pred, int(their_scores.argmax())
+    our_option, their_option = int(np.argmax(our_scores)), int(their_scores.argmax())
     if our_option == their_option:
         return None
-    our_gap = prediction.scores[our_option] - prediction.scores[their_option]
+    our_gap = our_scores[our_option] - our_scores[their_option]
     their_gap = float(their_scores[their_option] - their_scores[our_option])
     is_tie = max(our_gap, their_gap) <= 2 * tolerance
-    return PeerFlip(prediction.id, our_option, their_option, our_gap, their_gap, is_tie)
+    return PeerFlip(item_id, our_option, their_option, our_gap, their_gap, is_tie)
 
 
 def _alignment_notes(

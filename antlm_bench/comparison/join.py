@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.errors import NotComparable, RunError, UsageError
-from antlm_bench.metrics.prediction_table import PredictionTable
+from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
+from antlm_bench.metrics.prediction_table import (
+    PredictionTable,
+    decode_table,
+    find_broken_scores,
+)
+from antlm_bench.predictions import find_damage
 from antlm_bench.runs.predictions_parquet import RESCORE_HINT
 from antlm_bench.types import Cell, Ints, Run
 
@@ -47,8 +52,6 @@ NOTED_SETTINGS: dict[str, str] = {
     "lora": "--lora",
 }
 """Settings that move a score by numerical noise, or are part of what is compared."""
-MAX_SCORES = 100_000_000
-"""Items x options of one suite; a file with more is damaged."""
 MIXED_PREFIX = "mixed"
 """How a note begins that names a difference in spite of which cells were compared."""
 
@@ -155,7 +158,7 @@ def join_tables(
         )
     tables_a = [load_table(a, cell) for cell in cells_a]
     tables_b = [load_table(b, cell) for cell in cells_b]
-    ids = _intersect_ids([table.ids for table in (*tables_a, *tables_b)])
+    ids = _intersect_ids([tuple(table.ids) for table in (*tables_a, *tables_b)])
     if len(ids) < max(len(table.ids) for table in (*tables_a, *tables_b)):
         counts = f"{len(tables_a[0].ids)} / {len(tables_b[0].ids)}"
         line = f"items: {len(ids)} shared of {counts}"
@@ -181,55 +184,34 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
 
     Raises RunError where the file is damaged or holds what no model says (an empty cell, nan).
     """
-    columns = runs.read_predictions_table(run.path, cell)
+    predictions = runs.read_predictions(run.path, cell)
     location = f"{run.path}: {cell.suite}.{cell.method}"
-    arrays = {name: columns[name].combine_chunks() for name in columns.column_names}
-    if empty := [name for name, array in arrays.items() if name != "labels" and array.null_count]:
-        raise RunError(f"column {empty[0]} has empty cells", location=location, hint=RESCORE_HINT)
-    ids = tuple(arrays["id"].to_pylist())
-    if not ids or len(set(ids)) < len(ids):
+    if problem := find_damage(predictions):
+        raise RunError(problem, location=location, hint=RESCORE_HINT)
+    try:
+        table = decode_table(predictions, predictions.label_levels)
+    except DataError as error:
         raise RunError(
-            "an id occurs twice" if ids else "no predictions", location=location, hint=RESCORE_HINT
+            error.message, location=f"{location}: {error.location}", hint=RESCORE_HINT
+        ) from error
+    broken = find_broken_scores(table)
+    if broken.any():
+        raise RunError(
+            f"the score of {table.ids[int(broken.argmax())]!r} is not a number",
+            location=location,
         )
-    sizes = np.diff(_to_numpy(arrays["scores"].offsets))
-    if len(sizes) * int(sizes.max()) > MAX_SCORES:
+    empty = ~table.valid.any(axis=1) & ~table.get_flag("too-long")
+    if empty.any():
         raise RunError(
-            f"{int(sizes.max())} options of one item are too many",
+            f"{table.ids[int(empty.argmax())]!r} has no scores",
             location=location,
             hint=RESCORE_HINT,
         )
-    valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
-    flags = _decode_flags(arrays["flags"], len(ids))
-    padded = {
-        name: _pad_lists(arrays[name], valid, location)
-        for name in ("scores", "tokens", "characters")
-    }
-    broken = (np.isnan(padded["scores"]) | (padded["scores"] == np.inf)) & valid
-    if broken.any():
-        raise RunError(
-            f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is not a number",
-            location=location,
-        )
-    if int(sizes.min()) < 1 and not np.all(
-        (sizes > 0) | flags.get("too-long", np.zeros(len(ids), bool))
-    ):
-        raise RunError(
-            f"{ids[int(sizes.argmin())]!r} has no scores", location=location, hint=RESCORE_HINT
-        )
-    gold = _to_numpy(arrays["gold"])
-    if np.isnan(gold).any():
+    if np.isnan(table.gold).any():
         raise RunError("a gold answer is not a number", location=location, hint=RESCORE_HINT)
     # A level that is missing is reported where it is used (assign_strata).
-    missing = {level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro}
-    levels = missing | (_decode_labels(arrays["labels"], location) if "labels" in arrays else {})
-    task_values = (
-        _decode_task_metrics(arrays["judged"], len(ids), location)
-        if "judged" in arrays
-        else np.empty((len(ids), 0))
-    )
-    return PredictionTable(
-        ids, gold, **padded, valid=valid, flags=flags, levels=levels, task_values=task_values
-    )
+    missing = {level: (np.full(len(table.ids), -1, np.int32), ()) for level in cell.summary.macro}
+    return replace(table, ids=predictions.ids, levels={**missing, **table.levels})
 
 
 def _pair_methods(
@@ -303,79 +285,3 @@ def _compact_codes(codes: Ints, names: tuple[str, ...]) -> tuple[Ints, tuple[str
     table = np.full(len(names) + 1, -1, np.int32)  # index -1 is the last one, and stays -1
     table[kept] = np.arange(len(kept))
     return table[codes], tuple(names[code] for code in kept)
-
-
-def _pad_lists(array: Any, valid: Any, location: str) -> Any:
-    """Return a list column as (n, k), 0 beyond an item's options."""
-    values = array.flatten()
-    if values.null_count or not np.array_equal(
-        np.diff(_to_numpy(array.offsets)), valid.sum(axis=1)
-    ):
-        raise RunError(
-            "scores, tokens and characters are of different numbers of options",
-            location=location,
-            hint=RESCORE_HINT,
-        )
-    column = np.zeros(valid.shape)
-    column[valid] = _to_numpy(values)
-    return column
-
-
-def _decode_task_metrics(array: Any, n: int, location: str) -> Any:
-    """Return the values (n, m) of a task's own metrics for each item."""
-    if len(set(np.diff(_to_numpy(array.offsets)).tolist())) > 1:
-        raise RunError(
-            "items have different numbers of task metric values (column judged)",
-            location=location,
-            hint=RESCORE_HINT,
-        )
-    return _to_numpy(array.flatten()).reshape(n, -1)
-
-
-def _decode_flags(array: Any, n: int) -> dict[str, Any]:
-    """Return flag -> (n,) True where raised."""
-    encoded = array.flatten().dictionary_encode()
-    rows, codes = (
-        np.repeat(np.arange(n), np.diff(_to_numpy(array.offsets))),
-        _to_numpy(encoded.indices),
-    )
-    return {
-        name: np.isin(np.arange(n), rows[codes == code])
-        for code, name in enumerate(encoded.dictionary.to_pylist())
-    }
-
-
-def _decode_labels(labels: Any, location: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
-    """Return level -> codes (n,) and names in order of appearance, as in a PredictionTable."""
-    if not str(labels.type).startswith("struct<"):
-        raise RunError(
-            f"labels should be a struct of texts, are {labels.type}",
-            location=location,
-            hint=RESCORE_HINT,
-        )
-    levels = {}
-    for field, column in zip(labels.type, labels.flatten(), strict=True):
-        if str(field.type) != "string":
-            raise RunError(
-                f"label {field.name!r} should hold texts, holds {field.type}",
-                location=location,
-                hint=RESCORE_HINT,
-            )
-        encoded = column.dictionary_encode()
-        codes = _to_numpy(encoded.indices)
-        levels[field.name] = (codes, tuple(encoded.dictionary.to_pylist()))
-    return levels
-
-
-def _to_numpy(array: Any) -> Any:
-    """Return the numbers of an Arrow array (n,), -1 where it is empty.
-
-    They are read from its memory: pyarrow's own `to_numpy` imports pandas first, which takes half
-    of the time that a verdict has.
-    """
-    if array.null_count:
-        return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)
-    kind = np.dtype({"double": "f8", "int32": "i4"}[str(array.type)])
-    if not len(array):
-        return np.empty(0, kind)
-    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind.itemsize)

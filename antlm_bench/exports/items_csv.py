@@ -16,8 +16,9 @@ import numpy as np
 from antlm_bench import runs
 from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, gold_credits
+from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
-from antlm_bench.types import Cell, Prediction, Run
+from antlm_bench.types import Cell, Run
 
 KEY_COLUMNS = ("model", "weights", "suite", "method", "seed", "id")
 NUMBER_COLUMNS = (
@@ -62,8 +63,7 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         {
             level
             for _, _, predictions in cells_with_predictions
-            for prediction in predictions
-            for level in prediction.labels
+            for level in predictions.label_levels
         }
     )
     buffer = io.StringIO()
@@ -81,46 +81,42 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
         build_rows = load_target(get_metric_spec(cell.summary.metric).export_rows or "")
         rows: Iterator[Row] = build_rows(cell, predictions, table)
-        for prediction, row in zip(predictions, rows, strict=True):
-            labels = [prediction.labels.get(level, "") for level in levels]
+        # One list per level; without levels each item has no label.
+        labels = list(zip(*(predictions.labels(level) for level in levels), strict=True))
+        item_labels = labels if levels else [()] * len(predictions)
+        for item_id, labels_of_item, row, flags in zip(
+            predictions.ids, item_labels, rows, predictions.flag_lists(), strict=True
+        ):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
-            writer.writerow([*key, prediction.id, *labels, *numbers, " ".join(prediction.flags)])
+            writer.writerow([*key, item_id, *labels_of_item, *numbers, " ".join(flags)])
     return buffer.getvalue().encode("utf-8", "surrogatepass")
 
 
-def choice_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def choice_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the scores of the correct option and of the best other option, if there is one."""
     settings = MetricSettings.of_cell(cell)
     credits = gold_credits(table, settings.ties, settings.reduction)
-    for index, prediction in enumerate(predictions):
+    golds = predictions.gold.tolist()
+    for index, (gold, pred) in enumerate(zip(golds, predictions.pred.tolist(), strict=True)):
         yield {
-            "gold": prediction.gold,
-            "pred": prediction.pred,
+            "gold": gold if predictions.has_ratings else int(gold),
+            "pred": pred,
             "correct": credits[index],
-            **_gold_and_best_other(table, index, int(prediction.gold)),
+            **_gold_and_best_other(table, index, int(gold)),
         }
 
 
-def rating_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def rating_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the rating of each item with the score and the probability of the first option."""
     probabilities = load_cell_metric(cell).per_item(table)
-    for prediction, probability in zip(predictions, probabilities, strict=True):
-        yield {
-            "gold": prediction.gold,
-            "pred": prediction.pred,
-            "share": probability,
-            "score": prediction.scores[0],
-            "tokens": prediction.tokens[0],
-        }
+    rows = logprob_rows(cell, predictions, table)
+    golds, preds = predictions.gold.tolist(), predictions.pred.tolist()
+    for gold, pred, probability, row in zip(golds, preds, probabilities, rows, strict=True):
+        rating = gold if predictions.has_ratings else int(gold)
+        yield {"gold": rating, "pred": pred, "share": probability, **row}
 
 
-def value_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def value_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the metric's value of each item with the score of the preferred option."""
     values = load_cell_metric(cell).per_item(table)
     rows = preference_rows(cell, predictions, table)
@@ -128,23 +124,20 @@ def value_rows(
         yield {**row, "correct": value}
 
 
-def preference_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def preference_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the score of the preferred option, for items without a correct option."""
     del cell, table
-    for prediction in predictions:
-        pred = prediction.pred
-        yield {"pred": pred, "score": prediction.scores[pred], "tokens": prediction.tokens[pred]}
+    columns = (predictions.iter_options(name) for name in ("scores", "tokens"))
+    for pred, scores, tokens in zip(predictions.pred.tolist(), *columns, strict=True):
+        yield {"pred": pred, "score": scores[pred], "tokens": tokens[pred]}
 
 
-def logprob_rows(
-    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
-) -> Iterator[Row]:
+def logprob_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
     """Yield the score of the first option; further options are other texts, not alternatives."""
     del cell, table
-    for prediction in predictions:
-        yield {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
+    scores, tokens = (predictions.first(name).tolist() for name in ("scores", "tokens"))
+    for score, num_tokens in zip(scores, tokens, strict=True):
+        yield {"score": score, "tokens": num_tokens}
 
 
 def _gold_and_best_other(table: PredictionTable, index: int, gold: int) -> Row:

@@ -23,9 +23,10 @@ from antlm_bench.metrics.prediction_table import (
     choice_weights,
     gold_indices,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.statistics import macro_weights
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Bools, Cell, Floats, Ints, Item, Option, Prediction
+from antlm_bench.types import Bools, Cell, Floats, Ints, Item, Option
 
 LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]
 """Subkey -> {"predictions": rows}."""
@@ -55,7 +56,7 @@ def compute_milestone_scores(
     part: PartSpec,
     tie_rule: TieRule,
     softmax: str,
-    load_predictions: Callable[[], Sequence[Prediction]],
+    load_predictions: Callable[[], Predictions],
 ) -> MilestoneScores:
     """Return the scores of a fast suite at a milestone: accuracies, Spearman's rho, partial R2.
 
@@ -89,7 +90,7 @@ def compute_milestone_scores(
 
 def build_text_answers(
     part: PartSpec,
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
     suite: Suite,
     cell: Cell,
     tie_rule: TieRule,
@@ -117,8 +118,8 @@ def build_text_answers(
     level = part.group_level or suite.groups[-1]
     items = {item.id: item for item in suite.items}
     answers: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
-    for n, prediction in enumerate(predictions):
-        item = items[prediction.id]
+    for n, item_id in enumerate(predictions.ids):
+        item = items[item_id]
         row: dict[str, Any] = {
             "id": item.id,
             "pred": get_option_text(part.answer_format, item, int(chosen[n])),
@@ -162,43 +163,43 @@ def get_continuation(option: Option) -> str:
     return continuation.replace("\\n", "\n")
 
 
-def build_surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+def build_surprisal_rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
     """Yield the surprisals in nats of each word and of the word before it; nan without such a word.
 
     Raises IncompleteError for words that are too long for the model, because the file has no
     value for them.
     """
-    too_long = [prediction.id for prediction in predictions if "too-long" in prediction.flags]
-    if too_long:
+    too_long = predictions.has_flag("too-long")
+    if too_long.any():
         raise IncompleteError(
-            f"{len(too_long)} words are too long for the model",
-            hint=f"the first is {too_long[0]}",
+            f"{int(too_long.sum())} words are too long for the model",
+            hint=f"the first is {predictions.ids[int(too_long.argmax())]}",
         )
-    for n, prediction in enumerate(predictions):
-        previous = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
-        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": previous}
+    for n, scores in enumerate(predictions.iter_options("scores")):
+        previous = -scores[1] if len(scores) > 1 else float("nan")
+        yield {"id": n, "pred": -scores[0], "prev_pred": previous}
 
 
 def build_curve_rows(
-    predictions: Sequence[Prediction], suite: Suite, milestone: int
+    predictions: Predictions, suite: Suite, milestone: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the surprisal in nats of every word in its contexts at a milestone (millions of words).
 
     As in the official file, nan stands for a text that is too long for the model.
     """
     items = {item.id: item for item in suite.items}
-    for prediction in predictions:
-        option = items[prediction.id].options[0]
-        word, _, context_id = prediction.id.rpartition("_")
+    surprisals = np.where(predictions.has_flag("too-long"), np.nan, -predictions.first("scores"))
+    for item_id, surprisal in zip(predictions.ids, surprisals.tolist(), strict=True):
+        option = items[item_id].options[0]
+        word, _, context_id = item_id.rpartition("_")
         context = option.text[: option.span[0]] if option.span else ""
-        is_too_long = "too-long" in prediction.flags
         yield {
             "step": f"chck_{milestone}M",
             "word_count": milestone * 10**6,
             "target_word": word,
             "context_id": int(context_id),
             "context": context.removesuffix(" "),  # the space that precedes the word
-            "surprisal": float("nan") if is_too_long else -prediction.scores[0],
+            "surprisal": surprisal,
         }
 
 

@@ -367,7 +367,9 @@ class LeaderboardFileBuilder:
             self.notes.append(
                 f"{part.key}.{task} of seed {cell.seed} collapsed: {'; '.join(map(str, symptoms))}"
             )
-        rows = [{"id": f"{task}_{n}", "pred": p.pred} for n, p in enumerate(predictions)]
+        rows = [
+            {"id": f"{task}_{n}", "pred": pred} for n, pred in enumerate(predictions.pred.tolist())
+        ]
         return {"predictions": rows}
 
     def _choose_seed(self, task: str, cells: Sequence[Cell]) -> int | None:

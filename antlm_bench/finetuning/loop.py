@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -42,8 +42,9 @@ from antlm_bench.finetuning.data import (
 )
 from antlm_bench.finetuning.heads import build_classifier, resolve_pooling
 from antlm_bench.metrics.classification import collapse_warnings, load_confusion_metric
+from antlm_bench.predictions import OptionColumns, Predictions
 from antlm_bench.training import dropout, optim
-from antlm_bench.types import Attention, Example, Floats, Prediction
+from antlm_bench.types import FLAGS, Attention, Example, Floats
 
 if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
@@ -82,7 +83,7 @@ class FinetuneCallback(Protocol):
 class FinetuneResult:
     """The predictions of one task, and the history of the training."""
 
-    predictions: list[Prediction]
+    predictions: Predictions
     """One per example of task.valid, in its order."""
     history: dict[str, Any]
     """Epochs, counts and warnings, for run.json."""
@@ -449,21 +450,23 @@ def learning_rate(spec: TrainingSpec, updates_done: int, total_updates: int) -> 
 
 def _build_predictions(
     task: ClassificationTask, rows: EncodedExamples, logprobs: Floats
-) -> list[Prediction]:
-    num_classes = len(task.classes)
-    predictions = []
-    for index, example in enumerate(task.valid):
-        flags = rows.flags[index]
-        predictions.append(
-            Prediction(
-                id=example.id,
-                gold=int(example.gold),
-                pred=int(logprobs[index].argmax()),
-                scores=tuple(logprobs[index].tolist()),
-                tokens=(len(rows.ids[index]),) * num_classes,
-                characters=(int(rows.characters_read[index]),) * num_classes,
-                labels={"task": task.name, **example.labels},
-                flags=(*flags, "cut") if rows.truncated[index] else flags,
-            )
-        )
-    return predictions
+) -> Predictions:
+    n, num_classes = len(task.valid), len(task.classes)
+    labelled = [
+        replace(example, gold=int(example.gold), labels={"task": task.name, **example.labels})
+        for example in task.valid
+    ]
+    options = OptionColumns(
+        counts=np.full(n, num_classes, np.int32),
+        scores=logprobs.reshape(-1),
+        tokens=np.repeat([len(ids) for ids in rows.ids], num_classes),
+        characters=np.repeat(rows.characters_read, num_classes),
+    )
+    # The flags of an example stand in the order of its texts.
+    flags = [
+        (name, np.array([names[position : position + 1] == (name,) for names in rows.flags]))
+        for position in range(max(map(len, rows.flags), default=0))
+        for name in FLAGS
+    ]
+    flags.append(("cut", np.array(rows.truncated, bool)))
+    return Predictions.build(labelled, logprobs.argmax(axis=1), options, flags)

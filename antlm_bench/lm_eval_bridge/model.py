@@ -115,12 +115,13 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         items = [Item(str(i), (options[i],), 0) for i in order]
         for chunk in multiple_choice.iter_chunks(items, [self.method]):
             [predictions] = multiple_choice.predict(encoder, chunk, [self.method])
-            for prediction, misses in zip(predictions, encoder.num_non_greedy, strict=True):
-                index = int(prediction.id)
-                if "too-long" in prediction.flags:
-                    raise self._too_long_error(requests[index])
-                flag_counts.update(prediction.flags)
-                response = prediction.scores[0], bool(misses == 0)
+            indices, raised = [int(item.id) for item in chunk], predictions.flags()
+            if "too-long" in raised:
+                raise self._too_long_error(requests[indices[int(raised["too-long"].argmax())]])
+            flag_counts.update({name: int(mask.sum()) for name, mask in raised.items()})
+            scores, misses = predictions.first("scores").tolist(), encoder.num_non_greedy
+            for index, score, num_misses in zip(indices, scores, misses, strict=True):
+                response = score, bool(num_misses == 0)
                 responses[index] = response
                 self.cache_hook.add_partial("loglikelihood", requests[index].args, response)
             logger.info("%d of %d requests answered", len(responses), len(requests))

@@ -19,7 +19,8 @@ import numpy as np
 from antlm_bench import runs, statistics
 from antlm_bench.metrics import ItemKind, LmEvalFormat, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
+from antlm_bench.predictions import Predictions
+from antlm_bench.types import Cell, Estimate, Floats, Run
 
 FileContents = dict[str, bytes]  # file name -> content
 PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that lm-eval also reports
@@ -93,7 +94,7 @@ def build_results_header(run: Run, method: str) -> dict[str, Any]:
 
 
 def add_cell_results(
-    results: dict[str, Any], cell: Cell, predictions: Sequence[Prediction]
+    results: dict[str, Any], cell: Cell, predictions: Predictions
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Add a cell to the results, and yield (task, samples) for each of its tasks.
 
@@ -111,9 +112,10 @@ def add_cell_results(
     headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
+    rows = predictions.table.to_pylist()
     indices_by_task: dict[str, list[int]] = {}
-    for index, prediction in enumerate(predictions):
-        group = prediction.labels.get(level, "") if item_values is not None else ""
+    for index, label in enumerate(predictions.labels(level)):
+        group = label or "" if item_values is not None else ""
         task = f"{cell.suite}_{group}" if group and group != cell.suite else cell.suite
         indices_by_task.setdefault(task, []).append(index)
     for task, indices in indices_by_task.items():
@@ -141,9 +143,10 @@ def add_cell_results(
         results["higher_is_better"][task] = {metric: not spec.lower_is_better}
         results["n-samples"][task] = {"original": len(indices), "effective": len(indices)}
         results["task_hashes"][task] = cell.settings.get("suite_digest")
+        sample_pairs = [(index, sample_values[index]) for index in indices]
         samples = [
-            build_sample(doc_id, predictions[index], metric, sample_values[index])
-            for doc_id, index in enumerate(indices)
+            build_sample(doc_id, rows[index], predictions.has_ratings, metric, sample_value)
+            for doc_id, (index, sample_value) in enumerate(sample_pairs)
         ]
         yield task, samples
     if len(indices_by_task) > 1 or cell.suite not in indices_by_task:
@@ -156,7 +159,7 @@ def add_cell_results(
         results["versions"][cell.suite] = version
 
 
-def compute_item_values(cell: Cell, predictions: Sequence[Prediction]) -> tuple[str, Floats | None]:
+def compute_item_values(cell: Cell, predictions: Predictions) -> tuple[str, Floats | None]:
     """Return lm-eval's name of the cell's metric, and the values (n,) of which it is the mean.
 
     The values are None if the metric is not a mean over items, NaN for items without a value.
@@ -191,25 +194,34 @@ def build_result_entry(
 
 
 def build_sample(
-    doc_id: int, prediction: Prediction, metric: str, value: float | None
+    doc_id: int,
+    row: Mapping[str, Any],
+    is_rated: bool,
+    metric: str,
+    value: float | None,
 ) -> dict[str, Any]:
     """Return one sample.
 
     As in lm-eval, log-probabilities are strings. is_greedy is null, because a run does not store
     it.
+
+    row: of a table of predictions. is_rated: whether its gold is a rating. value: of the metric,
+    None = the item has no value.
     """
-    doc = {"id": prediction.id, **prediction.labels}
-    responses = [[repr(score), None] for score in prediction.scores]
+    labels = {level: label for level, label in row.get("labels", {}).items() if label is not None}
+    gold = row["gold"] if is_rated else int(row["gold"])
+    doc = {"id": row["id"], **labels}
+    responses = [[repr(score), None] for score in row["scores"]]
     return {
         "doc_id": doc_id,
         "doc": doc,
-        "target": str(prediction.gold),
+        "target": str(gold),
         "arguments": {},
         "resps": [[response] for response in responses],
         "filtered_resps": responses,
         "filter": "none",
         "metrics": [metric],
         "doc_hash": hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest(),
-        "target_hash": hashlib.sha256(str(prediction.gold).encode()).hexdigest(),
+        "target_hash": hashlib.sha256(str(gold).encode()).hexdigest(),
         **({metric: float(value)} if value is not None and not np.isnan(value) else {}),
     }

@@ -18,13 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from antlm_bench import runs
 from antlm_bench.declarations import decode_utf8, is_file
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge.results_export import sanitize_name
 from antlm_bench.metrics import summarize
+from antlm_bench.predictions import OptionColumns, Predictions, concat_predictions
 from antlm_bench.suites import files
-from antlm_bench.types import Cell, Manifest, Prediction
+from antlm_bench.types import Cell, Item, Manifest
 
 METHOD = "lm-eval"  # method of imported cells, which depends on lm-eval's model class
 TASK_LEVEL = "task"  # label level of the tasks of an lm-eval group
@@ -54,7 +57,7 @@ class ImportedRun:
     """The manifest and cells of an imported run."""
 
     manifest: Manifest
-    cells: tuple[tuple[Cell, list[Prediction]], ...]
+    cells: tuple[tuple[Cell, Predictions], ...]
     skipped_tasks: tuple[str, ...]
     """One line per task that was not imported, with the reason."""
 
@@ -75,7 +78,7 @@ def read_results(path: Path) -> ImportedRun:
         names |= {_model_name(results) for _, results in newest_first}
         message = f"results of several models: {', '.join(sorted(names))}"
         raise UsageError(message, location=str(path), hint="give the folder or file of one model")
-    cells: dict[str, tuple[Cell, list[Prediction]]] = {}
+    cells: dict[str, tuple[Cell, Predictions]] = {}
     skipped: list[str] = []
     for file, results in newest_first:
         tasks, digests, skipped_in_file = _load_tasks(file, results)
@@ -166,9 +169,9 @@ def _check_tables(results: JsonObject, location: str) -> None:
 
 def _load_tasks(
     file: Path, results: JsonObject
-) -> tuple[dict[str, list[Prediction]], dict[str, str], list[str]]:
+) -> tuple[dict[str, Predictions], dict[str, str], list[str]]:
     """Return (task -> predictions, task -> digest, skipped tasks with reasons) of a file."""
-    tasks: dict[str, list[Prediction]] = {}
+    tasks: dict[str, Predictions] = {}
     digests: dict[str, str] = {}
     skipped: list[str] = []
     for task in results["results"]:
@@ -249,10 +252,8 @@ def _group_into_suites(
     yield from ((task, [task]) for task in tasks if task not in grouped)
 
 
-def _build_predictions(
-    task: str, samples: Sequence[JsonObject], delimiter: str
-) -> list[Prediction]:
-    """Return the samples of a task as Predictions.
+def _build_predictions(task: str, samples: Sequence[JsonObject], delimiter: str) -> Predictions:
+    """Return the predictions that the samples of a task hold.
 
     A target such as "1" may be the text of an option or its index. The reading that gives lm-eval's
     acc for all samples is used. Raises _TaskSkipped if neither does.
@@ -262,11 +263,11 @@ def _build_predictions(
     parsed = [_Sample.from_json(sample, delimiter) for sample in samples]
     first_contradiction = ""
     for by_text in (True, False):
-        pairs = [(sample, sample.gold_index(by_text)) for sample in parsed]
-        contradictions = (sample.find_contradiction(gold) for sample, gold in pairs)
+        golds = [sample.gold_index(by_text) for sample in parsed]
+        contradictions = (s.find_contradiction(gold) for s, gold in zip(parsed, golds, strict=True))
         contradiction = next(filter(None, contradictions), "")
         if not contradiction:
-            return [s.to_prediction(task, gold) for s, gold in pairs if gold is not None]
+            return _join_samples(task, parsed, [gold for gold in golds if gold is not None])
         first_contradiction = first_contradiction or contradiction
     raise _TaskSkipped(first_contradiction)
 
@@ -320,26 +321,35 @@ class _Sample:
             options = f"none of its {len(self.scores)} options"
             return f"item {self.id}: the target {self.target[:60]!r} is {options}"
         # In lm-eval a tie is decided for the first option; exports of this package credit 1/k.
-        best = self._best_options()
+        best = self.best_options()
         if self.acc in (float(best[0] == gold), (gold in best) / len(best)):
             return ""
         return f"item {self.id}: its log-probabilities do not give lm-eval's acc"
 
-    def _best_options(self) -> list[int]:
+    def best_options(self) -> list[int]:
+        """Return the indices of the options with the best score."""
         return [i for i, score in enumerate(self.scores) if score == max(self.scores)]
 
-    def to_prediction(self, task: str, gold: int) -> Prediction:
+    def option_lengths(self) -> list[int]:
+        """Return the number of characters of each option; 0 where the texts are unknown."""
         n = len(self.scores)
-        lengths = tuple(map(len, self.choices)) if len(self.choices) == n else (0,) * n
-        return Prediction(
-            f"{task}_{self.id}",
-            gold,
-            self._best_options()[0],  # lm-eval's argmax
-            self.scores,
-            (0,) * n,
-            lengths,
-            {TASK_LEVEL: task},
-        )
+        return list(map(len, self.choices)) if len(self.choices) == n else [0] * n
+
+
+def _join_samples(task: str, samples: Sequence[_Sample], golds: Sequence[int]) -> Predictions:
+    items = [
+        Item(f"{task}_{sample.id}", (), gold, {TASK_LEVEL: task})
+        for sample, gold in zip(samples, golds, strict=True)
+    ]
+    scores = np.array([score for sample in samples for score in sample.scores])
+    options = OptionColumns(
+        counts=np.array([len(sample.scores) for sample in samples], np.int32),
+        scores=scores,
+        tokens=np.zeros(len(scores), np.int32),  # samples do not tell
+        characters=np.array([n for sample in samples for n in sample.option_lengths()], np.int32),
+    )
+    pred = np.array([sample.best_options()[0] for sample in samples])  # lm-eval's argmax
+    return Predictions.build(items, pred, options)
 
 
 def _list_continuations(sample: JsonObject) -> list[str]:
@@ -362,11 +372,11 @@ def _list_responses(sample: JsonObject) -> list[Any]:
 def _build_cell(
     suite: str,
     task_names: Sequence[str],
-    tasks: Mapping[str, list[Prediction]],
+    tasks: Mapping[str, Predictions],
     digests: Mapping[str, str],
     results: JsonObject,
-) -> tuple[Cell, list[Prediction]]:
-    predictions = [prediction for task in task_names for prediction in tasks[task]]
+) -> tuple[Cell, Predictions]:
+    predictions = concat_predictions([tasks[task] for task in task_names])
     name, macro = f"lm-eval.{suite}", (TASK_LEVEL,) if len(task_names) > 1 else ()
     summarize_accuracy = partial(
         summarize, predictions, suite=name, method=METHOD, metric="accuracy", macro=macro

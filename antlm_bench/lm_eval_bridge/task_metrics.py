@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation, jackknife_contributions, to_json
-from antlm_bench.types import Option, Prediction
+from antlm_bench.predictions import Predictions
+from antlm_bench.types import Option
 
 MISSING_VALUE = float("nan")  # value of a document that a metric leaves out
 MetricExtractor = Callable[[Mapping[str, Any]], float]  # (results of a document) -> metric value
@@ -109,28 +110,30 @@ class TaskMetrics:
         num_raw_values = len(next(iter(self.corpus_metrics.values()), ()))
         return MetricValues((MISSING_VALUE,) * len(self.metric_names), ("",) * num_raw_values)
 
-    def with_corpus_metrics(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def with_corpus_metrics(self, predictions: Predictions) -> Predictions:
         """Return all predictions of a suite with their contributions to corpus metrics.
 
         Predictions without raw values (those of other engines) do not change. Raises DataError if
         an aggregation fails.
         """
-        values = np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
+        values, raw_values = predictions.task_values.copy(), predictions.raw_values()
+        tasks = (
+            [self.document_metrics[name].task for name in predictions.ids]
+            if any(raw_values)
+            else []
+        )
         for task, aggregations in self.corpus_metrics.items():
-            of_task = [
-                n
-                for n, p in enumerate(predictions)
-                if p.kept and self.document_metrics[p.id].task == task
-            ]
             for column, (name, aggregate) in enumerate(aggregations.items()):
-                rows = [n for n in of_task if predictions[n].kept[column]]
+                rows = [
+                    row
+                    for row, row_task in enumerate(tasks)
+                    if row_task == task and raw_values[row] and raw_values[row][column]
+                ]
                 if rows:
-                    raw_values = [predictions[n].kept[column] for n in rows]
                     values[rows, self.metric_names.index(name)] = jackknife_contributions(
-                        aggregate, raw_values, f"{task}: {name}"
+                        aggregate, [raw_values[row][column] for row in rows], f"{task}: {name}"
                     )
-        pairs = zip(predictions, values.tolist(), strict=True)
-        return [replace(prediction, judged=tuple(row)) for prediction, row in pairs]
+        return predictions.with_task_values(values)
 
 
 def extract_nan(results: Mapping[str, Any]) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.lm_eval_bridge.greedy import GreedyTrackingModel
 from antlm_bench.lm_eval_bridge.rolling import score_documents
 from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
+from antlm_bench.predictions import OptionColumns, Predictions, item_flags
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method
-from antlm_bench.types import Item, Prediction, ProgressCallback
+from antlm_bench.types import Item, ProgressCallback
 
 
 def predict_choices(
@@ -21,7 +24,7 @@ def predict_choices(
     tick: ProgressCallback | None,
     task_metrics: TaskMetrics,
     reduction: str,
-) -> list[list[Prediction]]:
+) -> list[Predictions]:
     """Predict as multiple_choice.predict does, and add the task metric values of every item.
 
     These values are NaN if a text that they need does not fit the model.
@@ -38,24 +41,31 @@ def predict_choices(
     extra_indices = {item.id: len(items) + n for n, item in enumerate(items_with_extras)}
     all_items = [*items, *extra_items]
     by_method = multiple_choice.predict(greedy_model, all_items, methods, tick, reduction)
-    # One flag per scored text, ordered by method, item and option, as the scores.
-    greedy_flags = iter((greedy_model.num_non_greedy == 0).tolist())
+    bounds = np.cumsum([0, *(len(item.options) for item in all_items)]).tolist()
+    # One mark per scored text, ordered by method, item and option, as the scores. There are none
+    # where no text fits the model.
+    non_greedy = greedy_model.num_non_greedy
+    if not len(non_greedy):
+        non_greedy = np.ones(len(methods) * bounds[-1])
+    greedy = (non_greedy == 0).reshape(len(methods), -1)
     results = []
-    for predictions in by_method:
-        responses = [[(score, next(greedy_flags)) for score in p.scores] for p in predictions]
-        with_metrics = []
-        for index, prediction in enumerate(predictions[: len(items)]):
+    for predictions, greedy_marks in zip(by_method, greedy, strict=True):
+        pairs = list(zip(predictions.flat("scores").tolist(), greedy_marks.tolist(), strict=True))
+        responses = [pairs[start:end] for start, end in pairwise(bounds)]
+        too_long = predictions.has_flag("too-long")
+        metrics = []
+        for index, item in enumerate(items):
             indices = [index]
-            if prediction.id in extra_indices:
-                indices.append(extra_indices[prediction.id])
-            if any("too-long" in predictions[i].flags for i in indices):
-                metrics = task_metrics.missing_values()
+            if item.id in extra_indices:
+                indices.append(extra_indices[item.id])
+            if too_long[indices].any():
+                metrics.append(task_metrics.missing_values())
             else:
-                metrics = document_metrics[prediction.id].compute(
-                    [response for i in indices for response in responses[i]]
-                )
-            with_metrics.append(replace(prediction, judged=metrics.values, kept=metrics.raw_values))
-        results.append(with_metrics)
+                item_responses = [response for i in indices for response in responses[i]]
+                metrics.append(document_metrics[item.id].compute(item_responses))
+        values = np.array([m.values for m in metrics], float).reshape(len(items), -1)
+        scored = predictions.take(np.arange(len(items)))
+        results.append(scored.with_task_values(values, [m.raw_values for m in metrics]))
     return results
 
 
@@ -65,7 +75,7 @@ def predict_documents(
     methods: Sequence[Method],
     tick: ProgressCallback | None,
     task_metrics: TaskMetrics,
-) -> list[list[Prediction]]:
+) -> list[Predictions]:
     """Score whole documents (lm-eval's loglikelihood_rolling).
 
     The task metric values are the numbers of bytes and words of each document, which normalise
@@ -73,19 +83,17 @@ def predict_documents(
     """
     texts = [item.options[0].text for item in items]
     documents = score_documents(checkpoint, texts, tick)
-    predictions = []
-    for n, item in enumerate(items):
-        score = float(documents.scores[n])
-        prediction = Prediction(
-            id=item.id,
-            gold=item.gold,
-            pred=0,
-            scores=(score,),
-            tokens=(int(documents.tokens[n]),),
-            characters=(len(texts[n]),),
-            labels=item.labels,
-            flags=documents.encodings.collect_flags([n]),
-            judged=task_metrics.document_metrics[item.id].compute([score]).values,
-        )
-        predictions.append(prediction)
-    return [predictions for _ in methods]
+    n = len(items)
+    counts = np.ones(n, np.int32)
+    options = OptionColumns(
+        counts, documents.scores, documents.tokens, np.array([len(text) for text in texts])
+    )
+    predictions = Predictions.build(
+        items, np.zeros(n, np.int32), options, item_flags([documents.encodings], counts)
+    )
+    values = [
+        task_metrics.document_metrics[item.id].compute([float(score)]).values
+        for item, score in zip(items, documents.scores, strict=True)
+    ]
+    with_lengths = predictions.with_task_values(np.array(values, float).reshape(n, -1))
+    return [with_lengths for _ in methods]

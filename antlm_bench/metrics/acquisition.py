@@ -25,7 +25,7 @@ from antlm_bench.metrics.records import ACQUISITION
 from antlm_bench.metrics.summary import rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics import acquisition as curves
-from antlm_bench.types import Estimate, Prediction, Summary
+from antlm_bench.types import Estimate, Floats, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,18 @@ class AcquisitionSettings:
     bounded: bool
     """Whether the sigmoid's parameters are bounded, as in BabyLM 2026 (statistics.acquisition)."""
 
-    def age_of_acquisition(self, prediction: Prediction) -> float | None:
-        """Return log10 of the number of words seen when the model acquired the word.
+    def age_of_acquisition(self, surprisal: Floats, num_tokens: int) -> float | None:
+        """Return log10 of the number of words seen when the model acquired a word.
 
         None if no sigmoid fits, or it does not rise to that level (statistics.acquisition).
+
+        surprisal: at each checkpoint (k,), or k times as many points, checkpoint by checkpoint.
+        num_tokens: tokens of the word.
         """
-        surprisal = -np.array(prediction.scores)
         points_per_checkpoint = len(surprisal) // len(self.words_seen)
         words_seen = np.repeat(np.array(self.words_seen, float), points_per_checkpoint)
         chance = (
-            prediction.tokens[-1] * math.log(self.vocabulary_size)
+            num_tokens * math.log(self.vocabulary_size)
             if self.chance_surprisal is None
             else self.chance_surprisal
         )
@@ -57,7 +59,7 @@ class AcquisitionSettings:
 
 
 def summarize_acquisition(
-    predictions: Sequence[Prediction],
+    children_ages: Floats,
     model_ages: Sequence[float | None],
     *,
     significance: float | None,
@@ -68,14 +70,16 @@ def summarize_acquisition(
     """Return Pearson's correlation of both ages over the words that have both, with Fisher's
     interval.
 
-    model_ages: one per prediction. If p > `significance`, the headline is 0, as in BabyLM 2026; its
-    interval and the view `pearson` remain those of the correlation.
+    children_ages (n,), model_ages (n): of the same n words. If p > `significance`, the headline is
+    0, as in BabyLM 2026; its interval and the view `pearson` remain those of the correlation.
     """
     pairs = [
-        (age, p.gold) for p, age in zip(predictions, model_ages, strict=True) if age is not None
+        (age, child_age)
+        for child_age, age in zip(children_ages, model_ages, strict=True)
+        if age is not None
     ]
     model_age, child_age = np.array(pairs, float).reshape(-1, 2).T
-    coverage = f"{len(pairs)} of {len(predictions)} words have an age for both"
+    coverage = f"{len(pairs)} of {len(children_ages)} words have an age for both"
 
     def estimate(value: float, interval: Interval) -> Estimate:
         return rounded_estimate(value, len(pairs), interval, {}, ACQUISITION.value_range)

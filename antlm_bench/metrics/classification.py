@@ -26,7 +26,6 @@ vary, and a posterior interval replaces it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -49,9 +48,10 @@ from antlm_bench.metrics.summary import (
     load_metric,
     rounded_estimate,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
-from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction
+from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 MAJORITY = "majority"
 BINARY_VIEWS = ("accuracy", "f1", "mcc")
@@ -371,7 +371,7 @@ class SeedSummary:
 
 
 def summarize_seeds(
-    predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Predictions], metric: str, ties: str = "half"
 ) -> SeedSummary:
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
 
@@ -398,7 +398,7 @@ def summarize_seeds(
 
 
 def contributions_by_seed(
-    predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Predictions], metric: str, ties: str = "half"
 ) -> Floats:
     """Return the contribution of each item under each seed (S, n); a row's mean is the metric.
 
@@ -410,11 +410,14 @@ def contributions_by_seed(
     first_seed = predictions_by_seed[0]
     rows = []
     for predictions in predictions_by_seed:
-        for expected, actual in zip(first_seed, predictions, strict=False):
-            if (expected.id, expected.gold) != (actual.id, actual.gold):
+        expected, actual = (zip(p.ids, p.gold, strict=True) for p in (first_seed, predictions))
+        for (expected_id, expected_gold), (actual_id, actual_gold) in zip(
+            expected, actual, strict=False
+        ):
+            if (expected_id, expected_gold) != (actual_id, actual_gold):
                 raise NotComparable(
                     "the seeds do not predict the same items in the same order",
-                    location=f"item {expected.id} against {actual.id}",
+                    location=f"item {expected_id} against {actual_id}",
                     hint="finetune them again",
                 )
         if len(predictions) != len(first_seed):
@@ -426,18 +429,19 @@ def contributions_by_seed(
     return np.stack(rows)
 
 
-def collapse_warnings(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+def collapse_warnings(predictions: Predictions) -> tuple[str, ...]:
     """Return the signs that a run has learnt nothing, in words for a table; () if there are none.
 
     "constant prediction": one class for all items. "no better than the majority class (52.7%)": the
     accuracy is at most the share of the most frequent gold class.
     """
-    if not predictions:
+    if not len(predictions):
         return ()
-    if len(predictions) > 1 and len({p.pred for p in predictions}) == 1:
+    pred, gold = predictions.pred, predictions.gold
+    if len(pred) > 1 and len(np.unique(pred)) == 1:
         return ("constant prediction",)
-    majority_count = max(Counter(p.gold for p in predictions).values())
-    if sum(p.pred == p.gold for p in predictions) <= majority_count:
+    majority_count = int(np.unique(gold, return_counts=True)[1].max())
+    if (pred == gold).sum() <= majority_count:
         percent = 100 * majority_count / len(predictions)
         return (f"no better than the majority class ({percent:.1f}%)",)
     return ()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import CheckpointError, DataError
-from antlm_bench.types import Bools, Floats, Ints, Prediction
+from antlm_bench.predictions import LabelCodes, Predictions
+from antlm_bench.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionTable:
     """Predictions of one suite: n items with at most k options."""
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     gold: Floats
     """(n,): index of the right option, or a rating."""
     scores: Floats
@@ -30,9 +31,8 @@ class PredictionTable:
     """(n, k): False where an item has no such option."""
     flags: Mapping[str, Bools]
     """Name -> (n,), True where the flag is raised; "tie" is among them."""
-    levels: Mapping[str, tuple[Ints, tuple[str, ...]]]
-    """Label level -> (codes, names). codes (n,): index into the names, -1 = no label of this level.
-    The names are in order of appearance."""
+    levels: Mapping[str, LabelCodes]
+    """Label level -> label of each item, as codes."""
     task_values: Floats
     """(n, m): values of the lm-eval task's own m metrics, nan where an item has none. m = 0 for
     other suites. (The column `judged` of stored predictions.)"""
@@ -71,33 +71,18 @@ class PredictionTable:
 
 
 def build_table(
-    predictions: Sequence[Prediction], levels: set[str], reduction: str = "sum"
+    predictions: Predictions, levels: Collection[str], reduction: str = "sum"
 ) -> PredictionTable:
-    """Return predictions as a table.
+    """Return predictions as arrays of equal length.
 
     levels: label levels to encode. reduction: how scores are normalised before ties are found.
 
     Raises DataError if there are no predictions, CheckpointError if a score is nan or +inf.
     """
-    if not predictions:
+    if not len(predictions):
         raise DataError("no predictions to summarise", hint="the suite has no items")
-    valid, (scores, tokens, characters) = _pad_options(predictions)
-    names = {flag for p in predictions for flag in p.flags}
-    flags = {name: np.array([name in p.flags for p in predictions]) for name in sorted(names)}
-    table = PredictionTable(
-        ids=tuple(p.id for p in predictions),
-        gold=np.array([p.gold for p in predictions], float),
-        scores=scores,
-        tokens=tokens,
-        characters=characters,
-        valid=valid,
-        flags=flags,
-        levels={
-            level: _encode_labels([p.labels.get(level) for p in predictions]) for level in levels
-        },
-        task_values=_stack_task_values(predictions),
-    )
-    broken = ((np.isnan(scores) | (scores == np.inf)) & valid).any(axis=1) | ~valid.any(axis=1)
+    table = decode_table(predictions, levels)
+    broken = find_broken_scores(table) | ~table.valid.any(axis=1)
     broken &= ~table.get_flag("too-long")
     if broken.any():
         first = int(np.flatnonzero(broken)[0])
@@ -108,7 +93,32 @@ def build_table(
             "training loss",
         )
     tie = (table.best_options(reduction).sum(axis=1) > 1) & ~table.get_flag("too-long")
+    flags = {name: table.flags[name] for name in sorted(table.flags)}
     return replace(table, flags={"tie": tie, **flags})
+
+
+def decode_table(predictions: Predictions, levels: Collection[str]) -> PredictionTable:
+    """Return predictions as arrays of equal length, without the flag "tie" and unchecked.
+
+    Raises DataError where an item has lists of different lengths.
+    """
+    return PredictionTable(
+        ids=predictions.id_column,
+        gold=predictions.gold,
+        scores=predictions.padded("scores"),
+        tokens=predictions.padded("tokens"),
+        characters=predictions.padded("characters"),
+        valid=predictions.valid,
+        flags=predictions.flags(),
+        levels={level: predictions.encode_labels(level) for level in levels},
+        task_values=predictions.task_values,
+    )
+
+
+def find_broken_scores(table: PredictionTable) -> Bools:
+    """Return the items (n,) of which a score is nan or +inf."""
+    broken = (np.isnan(table.scores) | (table.scores == np.inf)) & table.valid
+    return np.asarray(broken.any(axis=1))
 
 
 def gold_indices(table: PredictionTable) -> Ints:
@@ -148,7 +158,7 @@ def choice_weights(table: PredictionTable, ties: str, reduction: str) -> Floats:
         weights = np.eye(best.shape[1])[best.argmax(axis=1)]
         if ties == "random":
             for i in np.flatnonzero(num_best > 1):
-                drawn = _draw_option(table.ids[i], np.flatnonzero(best[i]))
+                drawn = _draw_option(table.ids[int(i)], np.flatnonzero(best[i]))
                 weights[i] = np.arange(best.shape[1]) == drawn
     return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, weights))
 
@@ -203,44 +213,6 @@ def parent_names(
         is_unique = len(distinct_parents) == 1 and distinct_parents[0] >= 0
         parents.append(names[distinct_parents[0]] if is_unique else "")
     return parents
-
-
-def _pad_options(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats, Floats, Floats]]:
-    sizes = np.array([len(p.scores) for p in predictions])
-    valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
-    padded = []
-    for name in ("scores", "tokens", "characters"):
-        rows = [getattr(p, name) for p in predictions]
-        column = np.zeros(valid.shape)
-        flat = [number for row in rows for number in row]
-        if len(flat) != valid.sum():
-            odd = next(
-                p.id for p, row in zip(predictions, rows, strict=True) if len(row) != len(p.scores)
-            )
-            raise DataError(
-                "scores, tokens and characters are of different numbers of options",
-                location=f"item {odd}",
-            )
-        column[valid] = flat
-        padded.append(column)
-    return valid, (padded[0], padded[1], padded[2])
-
-
-def _stack_task_values(predictions: Sequence[Prediction]) -> Floats:
-    expected = len(predictions[0].judged)
-    for prediction in predictions:
-        if (actual := len(prediction.judged)) != expected:
-            raise DataError(
-                f"the task's own code gave {actual} values for this item, {expected} for the first",
-                location=f"item {prediction.id}",
-            )
-    return np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
-
-
-def _encode_labels(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]:
-    seen: dict[str, int] = {}
-    codes = [-1 if label is None else seen.setdefault(label, len(seen)) for label in labels]
-    return np.array(codes, np.int32), tuple(seen)
 
 
 def _draw_option(item_id: str, options: NDArray[np.integer]) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.records import DELTA_R2
 from antlm_bench.metrics.summary import rounded_estimate
+from antlm_bench.predictions import Predictions
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
     NestedRegression,
@@ -32,7 +33,7 @@ from antlm_bench.statistics.regression import (
     design_with_interactions,
     partial_r2,
 )
-from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Prediction, Summary
+from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Summary
 
 SURPRISAL_COLUMN, PREVIOUS_COLUMN = "surprisal", "previous_surprisal"
 """Columns with the model's surprisal of a word, and of the word before it, in nats."""
@@ -63,7 +64,7 @@ class ReadingTimes:
 
 
 def summarize_reading_times(
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
     times: ReadingTimes,
     *,
     suite: str,
@@ -75,8 +76,8 @@ def summarize_reading_times(
     Raises DataError if the suite has no reading times of a predicted word.
     """
     columns, sentence_codes = _join_predictions(predictions, times)
-    counts = {name: sum(name in p.flags for p in predictions) for name in FLAGS}
-    flags = {name: count for name, count in counts.items() if count}
+    raised = predictions.flags()
+    flags = {name: int(raised[name].sum()) for name in FLAGS if name in raised}
     regressions = build_regressions(columns, sentence_codes, times)
     values = [partial_r2(regression) for regression in regressions]
     num_sentences = int(sentence_codes.max()) + 1
@@ -163,20 +164,20 @@ def align_columns(ids: Sequence[str], times: ReadingTimes) -> dict[str, Floats]:
 
 
 def _join_predictions(
-    predictions: Sequence[Prediction], times: ReadingTimes
+    predictions: Predictions, times: ReadingTimes
 ) -> tuple[dict[str, Floats], Ints]:
     """Return the human data and the surprisals (n,), and the index (n,) of each item's sentence."""
-    columns = align_columns([p.id for p in predictions], times)
+    columns = align_columns(predictions.ids, times)
+    was_scored = predictions.valid & ~predictions.has_flag("too-long")[:, None]
+    surprisal = np.where(was_scored, -predictions.padded("scores"), np.nan)
     for option, name in enumerate((SURPRISAL_COLUMN, PREVIOUS_COLUMN)):
-        columns[name] = np.array(
-            [
-                -p.scores[option]
-                if len(p.scores) > option and "too-long" not in p.flags
-                else np.nan
-                for p in predictions
-            ]
-        )
-    sentences = [p.labels.get(CLUSTER_LABEL, p.id) for p in predictions]
+        has_option = option < surprisal.shape[1]  # no word has one before it
+        columns[name] = surprisal[:, option] if has_option else np.full(len(surprisal), np.nan)
+    labels = predictions.labels(CLUSTER_LABEL)
+    sentences = [
+        name if label is None else label
+        for name, label in zip(predictions.ids, labels, strict=True)
+    ]
     return columns, np.unique(sentences, return_inverse=True)[1].reshape(-1).astype(np.int32)
 
 

@@ -24,8 +24,9 @@ from antlm_bench.metrics.records import (
     MetricSpec,
     Target,
 )
+from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
-from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Prediction, Summary
+from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Metric(ABC):
 
 
 def summarize(
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
     *,
     suite: str,
     method: str,

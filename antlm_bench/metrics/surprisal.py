@@ -19,7 +19,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
-from antlm_bench.types import Bools, Estimate, Floats, Prediction
+from antlm_bench.types import Bools, Estimate, Floats
 
 
 class MeanSurprisal(Metric):
@@ -62,12 +62,3 @@ def word_means(table: PredictionTable, values: Floats, members: Bools) -> Floats
     sums = np.bincount(codes[used], values[used], minlength=len(words))
     has_context = num_contexts > 0
     return np.asarray(sums[has_context] / num_contexts[has_context])
-
-
-def group_by_word(predictions: Sequence[Prediction]) -> dict[str, dict[str, Prediction]]:
-    """Return word -> item id -> prediction, without contexts that were too long."""
-    by_word: dict[str, dict[str, Prediction]] = {}
-    for prediction in predictions:
-        if "too-long" not in prediction.flags:
-            by_word.setdefault(prediction.labels[WORD_LABEL], {})[prediction.id] = prediction
-    return by_word

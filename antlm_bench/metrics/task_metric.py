@@ -20,7 +20,8 @@ from antlm_bench.metrics.item_mean import weighted_mean
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata, build_table
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import MetricSettings
-from antlm_bench.types import Floats, Prediction, Summary
+from antlm_bench.predictions import Predictions
+from antlm_bench.types import Floats, Summary
 
 
 def first_task_value(table: PredictionTable, settings: MetricSettings) -> Floats:
@@ -42,7 +43,7 @@ def task_values(table: PredictionTable, column: int) -> Floats:
     return table.task_values[:, column]
 
 
-def add_views(summary: Summary, predictions: Sequence[Prediction], names: Sequence[str]) -> Summary:
+def add_views(summary: Summary, predictions: Predictions, names: Sequence[str]) -> Summary:
     """Return a Summary with the task's other metrics as views, and a note that lists them.
 
     names: name of each column of `PredictionTable.task_values`, "" = no view. A metric without any
@@ -51,7 +52,7 @@ def add_views(summary: Summary, predictions: Sequence[Prediction], names: Sequen
     view_names = {column: name for column, name in enumerate(names) if name}
     if not view_names:
         return summary
-    if not predictions[0].judged:
+    if not predictions.task_values.shape[1]:
         note = f"not computed by this engine: {', '.join(view_names.values())}"
         return replace(summary, notes=(*summary.notes, note))
     # Averaging over words would be averaging over documents: each document has its own word.

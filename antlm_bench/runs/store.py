@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import RunError
+from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.runs import predictions_parquet
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
@@ -32,7 +33,7 @@ from antlm_bench.runs.suite_names import (
     is_same_suite,
     is_user_suite,
 )
-from antlm_bench.types import Cell, Manifest, Prediction, Run
+from antlm_bench.types import Cell, Manifest, Run
 
 MAX_NAME_LENGTH = 120
 """Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
@@ -122,21 +123,21 @@ class RunWriter:
             if origin and old.origin == origin
         )
 
-    def load_chunk(self, suite: str, method: str, key: str, index: int) -> list[Prediction] | None:
+    def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
         """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
         metadata = {**_file_metadata(suite, method, key), "chunk": str(index)}
         for path in sorted(self._chunk_folder(suite, method, key).glob(f"{index:05}.*.parquet")):
             with suppress(RunError, OSError):
                 data = path.read_bytes()
                 if path.name == _chunk_name(index, data):
-                    table = predictions_parquet.decode_table(data, str(path))
-                    if predictions_parquet.table_metadata(table) == metadata:
-                        return predictions_parquet.table_to_predictions(table)
+                    predictions = predictions_parquet.decode_predictions(data, str(path))
+                    if predictions_parquet.stored_metadata(predictions) == metadata:
+                        return predictions
             path.unlink(missing_ok=True)
         return None
 
     def save_chunk(
-        self, suite: str, method: str, key: str, index: int, predictions: Sequence[Prediction]
+        self, suite: str, method: str, key: str, index: int, predictions: Predictions
     ) -> None:
         """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
         data = predictions_parquet.encode_predictions(
@@ -150,14 +151,14 @@ class RunWriter:
         write_atomically(folder / _chunk_name(index, data), data)
 
     def finish_cell(
-        self, cell: Cell, num_chunks: int, final_predictions: Sequence[Prediction] | None = None
+        self, cell: Cell, num_chunks: int, final_predictions: Predictions | None = None
     ) -> Cell:
         """Join the chunks of a cell, write the cell, and remove the chunks.
 
         final_predictions: the same predictions with what only all of them together determine.
         Raises RunError if a chunk is missing.
         """
-        predictions: list[Prediction] = []
+        chunks: list[Predictions] = []
         for index in range(num_chunks):
             stored = self.load_chunk(cell.suite, cell.method, cell.key, index)
             if stored is None:
@@ -166,12 +167,13 @@ class RunWriter:
                     location=str(self.path),
                     hint=predictions_parquet.RESCORE_HINT,
                 )
-            predictions += stored
-        written = self.write_cell(cell, final_predictions or predictions)
+            chunks.append(stored)
+        complete = concat_predictions(chunks) if final_predictions is None else final_predictions
+        written = self.write_cell(cell, complete)
         self.discard_chunks(cell.suite, cell.method)
         return written
 
-    def write_cell(self, cell: Cell, predictions: Sequence[Prediction]) -> Cell:
+    def write_cell(self, cell: Cell, predictions: Predictions) -> Cell:
         """Write a cell's predictions, then run.json. Return the cell with its digest and file.
 
         A cell of the same suite, method and seed is replaced (`suite_names.is_same_suite`).
@@ -296,12 +298,8 @@ def summary_matches(path: str | Path, cell: Cell) -> bool | None:
 
 
 def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
-    """Read the predictions of a cell as an Arrow table (`predictions_parquet.SCHEMA` and labels).
-
-    Raises RunError for predictions that are missing, or not the bytes that run.json describes.
-    """
-    file, data = _read_predictions_bytes(path, cell)
-    return predictions_parquet.decode_table(data, str(file))
+    """Read the predictions of a cell as a `pyarrow.Table`. Raises as `read_predictions`."""
+    return read_predictions(path, cell).table
 
 
 def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
@@ -320,9 +318,13 @@ def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     return file, data
 
 
-def read_predictions(path: str | Path, cell: Cell) -> list[Prediction]:
-    """Read the predictions of a cell, in the order of the suite. Raises RunError."""
-    return predictions_parquet.table_to_predictions(read_predictions_table(path, cell))
+def read_predictions(path: str | Path, cell: Cell) -> Predictions:
+    """Read the predictions of a cell, in the order of the suite.
+
+    Raises RunError for predictions that are missing, or not the bytes that run.json describes.
+    """
+    file, data = _read_predictions_bytes(path, cell)
+    return predictions_parquet.decode_predictions(data, str(file))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

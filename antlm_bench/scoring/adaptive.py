@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.multiple_choice import predict
-from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
+from antlm_bench.types import Bools, Floats, Item, LanguageModel, ProgressCallback
 
 CALIBRATION_SIZE = 256  # items scored in both precisions before a suite starts
 # bound = max(2 x the largest error, 8 x the root mean square error)
@@ -46,7 +48,7 @@ class AdaptiveScorer:
         methods: Sequence[Method],
         tick: ProgressCallback | None = None,
         reduction: str = "sum",
-    ) -> list[list[Prediction]]:
+    ) -> list[Predictions]:
         """Return predictions as `multiple_choice.predict`. Rescored items have fp32 scores and the
         flag float32, the others bf16 scores.
 
@@ -55,56 +57,58 @@ class AdaptiveScorer:
         """
         if reduction != "sum":
             results = predict(self.fp32_model, items, methods, tick, reduction)
-            return [[_with_fp32_flag(p) for p in predictions] for predictions in results]
+            return [_with_fp32_flag(predictions) for predictions in results]
         results = predict(self.bf16_model, items, methods, tick)
         bounds = list(self.bounds)
-        in_bf16 = set(range(len(items)))
+        in_bf16 = np.ones(len(items), bool)
         while True:
-            doubtful = [
-                n
-                for n in sorted(in_bf16)
-                if any(_needs_rescoring(r[n], b) for r, b in zip(results, bounds, strict=True))
-            ]
-            if not doubtful:
+            masks = [_needs_rescoring(r, bound) for r, bound in zip(results, bounds, strict=True)]
+            doubtful = np.flatnonzero(np.any(masks, axis=0) & in_bf16)
+            if not len(doubtful):
                 return results
-            fp32_results = predict(self.fp32_model, [items[n] for n in doubtful], methods)
+            fp32_results = predict(self.fp32_model, [items[n] for n in doubtful.tolist()], methods)
             for m, (predictions, fp32) in enumerate(zip(results, fp32_results, strict=True)):
-                error = _logprob_gap_errors([predictions[n] for n in doubtful], fp32).max()
+                error = _logprob_gap_errors(predictions.take(doubtful), fp32).max()
                 bounds[m] = max(bounds[m], MAX_ERROR_FACTOR * error)
-                for n, fp32_prediction in zip(doubtful, fp32, strict=True):
-                    predictions[n] = _with_fp32_flag(fp32_prediction)
-            in_bf16.difference_update(doubtful)
+                results[m] = _replace_rows(predictions, doubtful, _with_fp32_flag(fp32))
+            in_bf16[doubtful] = False
 
 
-def _with_fp32_flag(prediction: Prediction) -> Prediction:
-    return replace(prediction, flags=(*prediction.flags, "float32"))
+def _with_fp32_flag(predictions: Predictions) -> Predictions:
+    return predictions.with_flag("float32", np.ones(len(predictions), bool))
 
 
-def _needs_rescoring(prediction: Prediction, bound: float) -> bool:
-    """Return whether fp32 may prefer another option, because the gap is within the bound."""
-    if isinstance(prediction.gold, float):  # a rating: a correlation needs exact scores
-        return True
-    if "too-long" in prediction.flags:
-        return False
-    best, second = sorted(prediction.scores, reverse=True)[:2]
-    return best - second <= bound
+def _replace_rows(
+    predictions: Predictions, rows: NDArray[np.integer], replacements: Predictions
+) -> Predictions:
+    """Return predictions with other rows in place of some. rows: where the replacements belong."""
+    order = np.arange(len(predictions))
+    order[rows] = len(predictions) + np.arange(len(rows))
+    return concat_predictions([predictions, replacements]).take(order)
 
 
-def _logprob_gap_errors(
-    bf16_predictions: Sequence[Prediction], fp32_predictions: Sequence[Prediction]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _needs_rescoring(predictions: Predictions, bound: float) -> Bools:
+    """Return where fp32 may prefer another option (n,), because the gap is within the bound."""
+    if predictions.has_ratings:  # a correlation needs exact scores
+        return np.ones(len(predictions), bool)
+    scores = np.where(predictions.valid, predictions.padded("scores"), -np.inf)
+    second, best = np.sort(scores, axis=1)[:, -2:].T
+    with np.errstate(invalid="ignore"):  # -inf - -inf: options of probability 0
+        return np.asarray((best - second <= bound) & ~predictions.has_flag("too-long"))
+
+
+def _logprob_gap_errors(bf16_predictions: Predictions, fp32_predictions: Predictions) -> Floats:
     """Return per item the largest bf16 error (nats) of a gap between two of its options."""
-    errors = []
-    for bf16, fp32 in zip(bf16_predictions, fp32_predictions, strict=True):
-        finite = np.isfinite(fp32.scores)  # a published wrapper gives some ids probability 0
-        error = np.subtract(bf16.scores, fp32.scores, out=np.zeros(len(finite)), where=finite)
-        errors.append(float(error.max() - error.min()))
-    return np.array(errors)
+    bf16, fp32 = (p.padded("scores") for p in (bf16_predictions, fp32_predictions))
+    valid = fp32_predictions.valid
+    finite = np.isfinite(fp32)  # a published wrapper gives some ids probability 0
+    error = np.subtract(bf16, fp32, out=np.zeros(fp32.shape), where=finite & valid)
+    largest = error.max(axis=1, where=valid, initial=-np.inf)
+    smallest = error.min(axis=1, where=valid, initial=np.inf)
+    return np.asarray(largest - smallest)
 
 
-def _error_bound(
-    bf16_predictions: Sequence[Prediction], fp32_predictions: Sequence[Prediction]
-) -> float:
+def _error_bound(bf16_predictions: Predictions, fp32_predictions: Predictions) -> float:
     errors = _logprob_gap_errors(bf16_predictions, fp32_predictions)
     rms_error = np.sqrt(np.mean(errors**2))
     return float(max(MAX_ERROR_FACTOR * errors.max(), RMS_ERROR_FACTOR * rms_error))

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError
+from antlm_bench.predictions import FlagColumn, OptionColumns, Predictions, any_option, item_flags
 from antlm_bench.scoring.methods import Method
 from antlm_bench.types import (
     Encodings,
     Floats,
+    Ints,
     Item,
     LanguageModel,
-    Prediction,
     Probes,
     ProgressCallback,
 )
@@ -37,8 +41,8 @@ def predict(
     methods: Sequence[Method],
     tick: ProgressCallback | None = None,
     reduction: str = "sum",
-) -> list[list[Prediction]]:
-    """Return one list of Predictions per method, in item order.
+) -> list[Predictions]:
+    """Return the predictions of every method, in item order.
 
     Raises DataError for an option of which no token can be scored, CheckpointError if the model
     returns NaN.
@@ -81,61 +85,75 @@ def predict(
 def build_predictions(
     items: Sequence[Item],
     scores: Floats,
-    token_counts: np.ndarray[tuple[int], np.dtype[np.int64]],
-    target_bytes: list[bytes],
+    token_counts: NDArray[np.int64],
+    target_bytes: Sequence[bytes],
     encodings_used: Sequence[Encodings],
     reduction: str,
-) -> list[Prediction]:
-    """Return the Predictions of items from the scores of their n options, one after the other.
+) -> Predictions:
+    """Return the predictions of items from the scores of their n options, one after the other.
 
     scores (n,): summed log-probabilities. token_counts (n,): how many tokens were scored.
-    target_bytes (n,): their ids as bytes. encodings_used: the tokenisations that were read. Raises
+    target_bytes (n,): their ids as bytes. encodings_used: the tokenizations that were read. Raises
     DataError for an option of which no token was scored.
     """
-    too_long = np.any([e.too_long for e in encodings_used], axis=0)
-    predictions, top = [], 0
-    for item in items:
-        texts = range(top, top + len(item.options))
-        top = texts.stop
-        flags = list(dict.fromkeys(flag for e in encodings_used for flag in e.collect_flags(texts)))
-        fits = not any(too_long[i] for i in texts)
-        scored = [o.text if o.span is None else o.text[slice(*o.span)] for o in item.options]
-        if not fits:
-            flags.append("too-long")
-        elif unscored := [i for i in texts if token_counts[i] == 0]:
-            raise DataError(
-                f"no token of option {unscored[0] - texts.start + 1} can be scored",
-                location=f"item {item.id}",
-                hint="the tokenizer drops all of its characters"
-                if "lost" in flags
-                else "it is empty for this tokenizer, or its only token has no BOS before it "
-                "(see --bos)",
-            )
-        elif len(set(scored)) > 1 and len({target_bytes[i] for i in texts}) == 1:
-            flags.append("blind")
-        if len({option.text for option in item.options}) < len(item.options):
-            flags.append("identical")
-        values = [float(scores[i]) if fits else -1.0 for i in texts]
-        counts = [int(token_counts[i]) if fits else 0 for i in texts]
-        decides = values
-        if fits and reduction != "sum":
-            decides = [value / count for value, count in zip(values, counts, strict=True)]
-        predictions.append(
-            Prediction(
-                id=item.id,
-                gold=item.gold,
-                pred=int(np.argmax(decides)),
-                scores=tuple(values),
-                tokens=tuple(counts),
-                characters=tuple(
-                    len(text) if option.length is None else option.length
-                    for option, text in zip(item.options, scored, strict=True)
-                ),
-                labels=item.labels,
-                flags=tuple(flags),
-            )
-        )
-    return predictions
+    counts = np.array([len(item.options) for item in items], np.int32)
+    options = [option for item in items for option in item.options]
+    scored = [o.text if o.span is None else o.text[slice(*o.span)] for o in options]
+    flags = item_flags(encodings_used, counts)
+    text_fits = ~np.any([e.too_long for e in encodings_used], axis=0)
+    too_long = any_option(~text_fits, counts)
+    text_fits = np.repeat(~too_long, counts)  # an item without one of its options is not scored
+    if len(unscored := np.flatnonzero((token_counts == 0) & text_fits)):
+        _refuse_unscored(items, counts, int(unscored[0]), flags)
+    bounds = list(pairwise([0, *np.cumsum(counts).tolist()]))
+    looks_alike = [len(set(target_bytes[a:b])) == 1 < len(set(scored[a:b])) for a, b in bounds]
+    texts = [option.text for option in options]
+    flags += [
+        ("too-long", too_long),
+        ("blind", np.array(looks_alike, bool) & ~too_long),
+        ("identical", np.array([len(set(texts[a:b])) < b - a for a, b in bounds], bool)),
+    ]
+    values = np.where(text_fits, scores, -1.0)
+    tokens = np.where(text_fits, token_counts, 0)
+    normalized = values if reduction == "sum" else values / np.maximum(tokens, 1)
+    characters = [
+        len(text) if option.length is None else option.length
+        for option, text in zip(options, scored, strict=True)
+    ]
+    return Predictions.build(
+        items,
+        find_best_options(normalized, counts),
+        OptionColumns(counts, values, tokens, np.array(characters, np.int32)),
+        flags,
+    )
+
+
+def find_best_options(scores: Floats, option_counts: Ints) -> Ints:
+    """Return the index (n,) of each item's best option, the first one of a tie.
+
+    scores: of all options, one item after the other.
+    """
+    valid = np.arange(int(option_counts.max(initial=1))) < option_counts[:, None]
+    padded = np.full(valid.shape, -np.inf)
+    padded[valid] = scores
+    return np.asarray(padded.argmax(axis=1), np.int32)
+
+
+def _refuse_unscored(
+    items: Sequence[Item], option_counts: Ints, text: int, flags: Sequence[FlagColumn]
+) -> NoReturn:
+    """Raise DataError for a text of which no token was scored. text: index of the option."""
+    ends = np.cumsum(option_counts)
+    index = int(np.searchsorted(ends, text, side="right"))
+    option = text - int(ends[index] - option_counts[index]) + 1
+    is_lost = any(raised[index] for name, raised in flags if name == "lost")
+    raise DataError(
+        f"no token of option {option} can be scored",
+        location=f"item {items[index].id}",
+        hint="the tokenizer drops all of its characters"
+        if is_lost
+        else "it is empty for this tokenizer, or its only token has no BOS before it (see --bos)",
+    )
 
 
 def _target_bytes(probes: Sequence[Probes], num_texts: int) -> list[bytes]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, MethodNotSupported
+from antlm_bench.predictions import OptionColumns, Predictions, any_option, item_flags
 from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.types import (
     WORD_START_TARGET,
@@ -38,7 +39,6 @@ from antlm_bench.types import (
     Item,
     LanguageModel,
     Option,
-    Prediction,
     Probes,
     ProgressCallback,
 )
@@ -160,9 +160,8 @@ def predict(
     methods: Sequence[Method],
     tick: ProgressCallback | None = None,
     decode_token: TokenDecoder | None = None,
-) -> list[list[Prediction]]:
-    """Compute the log-probability of each option's span after the text before it; one list of
-    Predictions per method.
+) -> list[Predictions]:
+    """Compute the log-probability of each option's span after the text before it, per method.
 
     The options of an item are separate questions, not alternatives: `pred` is 0 and has no meaning.
     Without `decode_token`, text and span are tokenised together. With it, as BabyLM 2025 does: the
@@ -277,7 +276,7 @@ def _build_predictions(
     encodings: Encodings,
     method: Method,
     tick: ProgressCallback | None,
-) -> list[Prediction]:
+) -> Predictions:
     shift, num_texts = method.mask_shift, len(encodings.too_long)
     too_long = encodings.too_long.copy()
     num_added = 0 if shift is None else NUM_MASKS
@@ -296,32 +295,30 @@ def _build_predictions(
         np.bincount([request.text for request in group], minlength=num_texts)
         for group in (requests, readable)
     )
-    predictions, top = [], 0
-    for item in items:
-        texts = range(top, top + len(item.options))
-        top = texts.stop
-        fits = not any(too_long[i] for i in texts)
-        if fits and any(num_read[i] < max(num_tokens[i], 1) for i in texts):
-            raise DataError(
-                "a word cannot be scored",
-                location=f"item {item.id}",
-                hint="it is empty for this tokenizer, or nothing stands before its first token "
-                "(see --bos)",
-            )
-        flags = encodings.collect_flags(texts)
-        predictions.append(
-            Prediction(
-                id=item.id,
-                gold=item.gold,
-                pred=0,
-                scores=tuple(float(scores[i]) if fits else -1.0 for i in texts),
-                tokens=tuple(int(num_read[i]) if fits else 0 for i in texts),
-                characters=tuple(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options),
-                labels=item.labels,
-                flags=flags if fits else (*flags, "too-long"),
-            )
+    counts = np.array([len(item.options) for item in items], np.int32)
+    item_too_long = any_option(too_long, counts)
+    text_fits = np.repeat(~item_too_long, counts)
+    unscored = any_option((num_read < np.maximum(num_tokens, 1)) & text_fits, counts)
+    if unscored.any():
+        raise DataError(
+            "a word cannot be scored",
+            location=f"item {items[int(unscored.argmax())].id}",
+            hint="it is empty for this tokenizer, or nothing stands before its first token "
+            "(see --bos)",
         )
-    return predictions
+    options = OptionColumns(
+        counts,
+        np.where(text_fits, scores, -1.0),
+        np.where(text_fits, num_read, 0),
+        count_scored_characters([option for item in items for option in item.options]),
+    )
+    flags = [*item_flags([encodings], counts), ("too-long", item_too_long)]
+    return Predictions.build(items, np.zeros(len(items), np.int32), options, flags)
+
+
+def count_scored_characters(options: Sequence[Option]) -> Ints:
+    """Return the number of characters (n,) of each option's span; without a span of its text."""
+    return np.array([len(o.text[slice(*(o.span or (0, None)))]) for o in options], np.int32)
 
 
 def _request_probes(

@@ -1,4 +1,4 @@
-"""The task types that we ship, one record each, and what `list` and `show` say of a declaration."""
+"""The task types that we ship, and what `list` and `show` say of their declarations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
+from antlm_bench.prediction_schema import declare_columns, declare_task_values
 from antlm_bench.registry import deferred
 from antlm_bench.suites import loader, sources, syntaxgym
 from antlm_bench.suites.acquisition import AcquisitionSpec
@@ -16,6 +17,8 @@ from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
 from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, build_suite_row
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
+NO_GOLD = "0: no answer is right"
+NO_PRED = "0: no answer is preferred to another one"
 _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
 
 
@@ -97,6 +100,14 @@ MULTIPLE_CHOICE = TaskType(
 SURPRISAL = TaskType(
     name="surprisal",
     load=loader.load_declared_suite,
+    prediction_schema=declare_columns(
+        gold=NO_GOLD,
+        pred=NO_PRED,
+        scores="log-probability of the word or continuation, given its context (nats)",
+        tokens="number of tokens that the score sums over",
+        characters="number of scored characters",
+        more=declare_task_values("values of the lm-eval task's own metrics, nan = no value"),
+    ),
     answer_noun="texts",
     compares_options=False,
     list_row=_list_suite,
@@ -105,6 +116,14 @@ SURPRISAL = TaskType(
 READING_TIMES = TaskType(
     name="reading-times",
     load=loader.load_declared_suite,
+    prediction_schema=declare_columns(
+        gold=NO_GOLD,
+        pred=NO_PRED,
+        scores="log-probability (nats) of the word given its context, and of the word before it "
+        "where there is one",
+        tokens="number of tokens that each score sums over",
+        characters="number of characters of each word",
+    ),
     predict=deferred(f"{_SCORING}:predict_words"),
     summarize=deferred(f"{_SCORING}:summarize_reading_times"),
     answer_noun="words",
@@ -118,6 +137,13 @@ SYNTAXGYM = TaskType(
     name="syntaxgym",
     matches=syntaxgym.is_syntaxgym_file,
     load=loader.load_syntaxgym_suite,
+    prediction_schema=declare_columns(
+        gold="0: the formula holds",
+        pred="0 where the formula holds, 1 where it does not",
+        scores="gap between the sides of the formula (nats), and 0",
+        tokens="number of tokens of all regions of the formula, twice",
+        characters="number of characters of all regions of the formula, twice",
+    ),
     predict=deferred(f"{_SCORING}:predict_formulas"),
     answer_noun="words",
     compares_options=False,
@@ -141,8 +167,16 @@ LM_EVAL = TaskType(
 LM_EVAL_DOCUMENTS = TaskType(
     name="lm-eval-documents",
     load=tasks.load_suite,
+    prediction_schema=declare_columns(
+        gold=NO_GOLD,
+        pred=NO_PRED,
+        scores="summed log-probability of the document (nats)",
+        tokens="number of tokens of the document",
+        characters="number of characters of the document",
+        more=declare_task_values("number of bytes and of words of the document, as its task says"),
+    ),
     predict=deferred(f"{_SCORING}:predict_documents"),
-    summarize=deferred(f"{_SCORING}:summarize_documents"),
+    summarize=deferred(f"{_SCORING}:summarize_metric"),
     answer_noun="documents",
     compares_options=False,
     any_engine=False,
@@ -212,6 +246,13 @@ CLASSIFICATION = TaskType(
     name="classification",
     noun="a suite that is finetuned",
     declaration=ClassificationSpec,
+    prediction_schema=declare_columns(
+        gold="index of the class",
+        pred="index of the predicted class, the first one of a tie",
+        scores="log-probability of each class (nats)",
+        tokens="number of tokens of the text that were read, once per class",
+        characters="number of characters of the text that were read, once per class",
+    ),
     command="finetune",
     example_command="antlm-bench finetune --model {model} --suite {suite}",
     completion_commands=(
@@ -263,6 +304,7 @@ COLLECTION = TaskType(
     noun="a collection",
     declaration=CollectionSpec,
     members=CollectionSpec.list_suites,
+    prediction_schema=None,
     command="",
     example_command="",
     completion_commands="",
@@ -309,6 +351,14 @@ ACQUISITION = TaskType(
     declaration=AcquisitionSpec,
     members=_list_words,
     needs_checkpoint_series=True,
+    prediction_schema=declare_columns(
+        gold="age in months at which half of the children know the word",
+        pred="index of the highest score, the first one of a tie",
+        scores="log-probability of the word (nats) at each checkpoint, increasing in words seen: "
+        "the mean over its contexts, or every context",
+        tokens="number of tokens of the word, once per score",
+        characters="number of characters of the word, once per score",
+    ),
     example_command="antlm-bench acquisition RUN... --suite {suite}",
     completion_commands="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
     " --out {out_of_all}\nantlm-bench acquisition {out_of_all} --suite {suite}",

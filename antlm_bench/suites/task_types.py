@@ -1,8 +1,8 @@
-"""Task types: one record (TaskType) per kind of suite, with all that the package knows about it.
+"""Task types: one `TaskType` per kind of suite, with all that the package knows about it.
 
 A declaration in tasks/*.toml names its task type in the key `kind` (for the few exceptions see
 SuiteDeclaration.task_type). Files (pairs, SyntaxGym) and tasks of lm-eval have no declaration; a
-task type matches their reference. `TASK_TYPES` holds the records that we ship
+task type matches their reference. `TASK_TYPES` holds the task types that we ship
 (suites/shipped_task_types.py) and those of installed packages (docs/extending.md).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench.declarations import (
     catalog,
@@ -21,13 +21,15 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.prediction_schema import CHOICES, PredictionSchema
 from antlm_bench.registry import Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
-from antlm_bench.types import Item, Prediction, Summary
+from antlm_bench.types import Item, Summary
 
 if TYPE_CHECKING:
     from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
     from antlm_bench.metrics.reading_times import ReadingTimes
+    from antlm_bench.predictions import Predictions
     from antlm_bench.suites.formula import Formula
 
 Facts = Mapping[str, Any]
@@ -67,7 +69,7 @@ class Suite:
     digest: str
     """sha256 of metric, groups, averaging, and every item's id, texts, spans, gold and labels."""
     task_type: str = "suite"
-    """Name in TASK_TYPES. That record predicts and summarizes the items."""
+    """Name in TASK_TYPES. That task type predicts and summarizes the items."""
     notes: tuple[str, ...] = ()
     """Sentences that qualify the score."""
     reading_times: ReadingTimes | None = None
@@ -86,40 +88,40 @@ class Suite:
     """Absolute paths of the user's files; () = a suite of the catalog or of lm-eval."""
 
 
-class PredictFunction(Protocol):
-    """Predict a chunk of items: score their options with a model."""
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """A chunk of items to be scored."""
 
-    def __call__(
-        self,
-        scorer: Any,
-        suite: Suite,
-        items: Sequence[Item],
-        methods: Sequence[Any],
-        conventions: Any,
-        tick: Callable[[float], None] | None = None,
-    ) -> list[list[Prediction]]:
-        """Return one list of predictions per method.
-
-        scorer: a Checkpoint, AdaptiveScorer or MiniconsCheckpoint. methods: scoring.methods.Method
-        records. conventions: ScoringConventions of this suite. tick: called with the share (0..1)
-        of the work that has just been done.
-        """
-        ...
+    scorer: Any
+    """The model: a Checkpoint, AdaptiveScorer or MiniconsCheckpoint."""
+    suite: Suite
+    items: Sequence[Item]
+    """Items of the suite, under `conventions`."""
+    methods: Sequence[Any]
+    """scoring.methods.Method records. All of them score the items."""
+    conventions: Any
+    """ScoringConventions of the suite."""
+    tick: Callable[[float], None] | None = None
+    """Called with the share (0..1) of the work that has just been done."""
 
 
-class SummarizeFunction(Protocol):
-    """Summarize the predictions of one suite under one method."""
+@dataclass(frozen=True, slots=True)
+class SummarizeRequest:
+    """The predictions of a whole suite under one method, to be summarized."""
 
-    def __call__(
-        self,
-        suite: Suite,
-        predictions: Sequence[Prediction],
-        *,
-        method: str,
-        conventions: Any,
-        notes: Sequence[str],
-    ) -> Summary: ...
+    suite: Suite
+    predictions: Predictions
+    method: str
+    conventions: Any
+    """ScoringConventions of the suite."""
+    notes: Sequence[str] = ()
+    """Sentences for a reader of the score."""
 
+
+PredictFunction = Callable[[PredictRequest], "list[Predictions]"]
+"""Returns the predictions of the items under each method, with the columns of the task type's
+`prediction_schema`."""
+SummarizeFunction = Callable[[SummarizeRequest], Summary]
 
 predict_options: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
 summarize_options: SummarizeFunction = deferred(
@@ -187,6 +189,8 @@ class TaskType:
     """Load the items; None if `score` does not compute this kind."""
 
     # How it is scored.
+    prediction_schema: PredictionSchema | None = CHOICES
+    """Columns of the predictions; None for collections, which have none of their own."""
     predict: PredictFunction = predict_options
     summarize: SummarizeFunction = summarize_options
     check_methods: Callable[[str, Sequence[str]], None] = accept_methods

@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 import torch
+from prediction_rows import predict_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
@@ -23,7 +24,6 @@ from antlm_bench.checkpoints import (
 from antlm_bench.commands.catalog import inspect_checkpoints
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
@@ -69,9 +69,7 @@ def opened(folder, **options):
 
 def our_score(checkpoint):
     item = Item("a", (Option(TEXT),), 0)
-    return multiple_choice.predict(checkpoint, [item], [resolve_method("causal", checkpoint)])[0][
-        0
-    ].scores[0]
+    return predict_rows(checkpoint, [item], [resolve_method("causal", checkpoint)])[0][0].scores[0]
 
 
 def plain_score(base, adapter):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prediction_rows import predict_rows
 from tiny_models import train_tokenizer
 
 from antlm_bench import score
@@ -22,7 +23,6 @@ from antlm_bench.checkpoints import (
     open_checkpoint,
 )
 from antlm_bench.errors import MethodNotSupported, UsageError
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
@@ -55,10 +55,7 @@ def scores(folder: Path, name: str) -> np.ndarray[Any, Any]:
     opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
     items = [Item(str(n), (Option(text), Option(text)), 0) for n, text in enumerate(TEXTS)]
     return np.array(
-        [
-            p.scores[0]
-            for p in multiple_choice.predict(opened, items, [resolve_method(name, opened)])[0]
-        ]
+        [p.scores[0] for p in predict_rows(opened, items, [resolve_method(name, opened)])[0]]
     )
 
 

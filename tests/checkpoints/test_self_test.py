@@ -8,13 +8,14 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import predict_rows
 from tiny_models import build_model, train_tokenizer
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint, self_test
 from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring import attention, cpu_kernels, multiple_choice
+from antlm_bench.scoring import attention, cpu_kernels
 from antlm_bench.scoring.engine import CPU_KERNELS, SHORTCUTS, Engine
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.model_state import ModelState
@@ -30,7 +31,7 @@ def opened(folder, **options):
 
 def scores(checkpoint, method, texts=TEXTS):
     items = [Item(str(n), (Option(text),), 0) for n, text in enumerate(texts)]
-    [found] = multiple_choice.predict(checkpoint, items, [METHODS[method]])
+    [found] = predict_rows(checkpoint, items, [METHODS[method]])
     return [p.scores[0] for p in found]
 
 

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import transformers
+from prediction_rows import predict_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
@@ -279,13 +280,12 @@ MASKED = [
 
 @pytest.mark.parametrize(("architecture", "config", "logits"), MASKED)
 def test_masked_models_with_unusual_names_score_right(build, architecture, config, logits):
-    from antlm_bench.scoring import multiple_choice
     from antlm_bench.scoring.methods import resolve_method
     from antlm_bench.types import Item, Option
 
     folder, text = build(architecture, **config), "the cat sees the old house"
     checkpoint = opened(folder)
-    [[prediction]] = multiple_choice.predict(
+    [[prediction]] = predict_rows(
         checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("mlm", checkpoint)]
     )
     model, tokenizer = (
@@ -305,7 +305,6 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
 
 @pytest.mark.parametrize("architecture", ["XLMWithLMHeadModel", "FlaubertWithLMHeadModel"])
 def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
-    from antlm_bench.scoring import multiple_choice
     from antlm_bench.scoring.methods import resolve_method
     from antlm_bench.types import Item, Option
 
@@ -315,7 +314,7 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
         "the cat sees the old house",
     )
     assert checkpoint.methods[0] == "causal"
-    [[prediction]] = multiple_choice.predict(
+    [[prediction]] = predict_rows(
         checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("causal", checkpoint)]
     )
     model, ids = (

@@ -28,12 +28,13 @@ from pair_runs import (
     write_run,
     write_toy_run,
 )
+from prediction_rows import PredictionRow, read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
 from antlm_bench.commands.check import find_baseline, save_baseline
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.types import Manifest, Prediction
+from antlm_bench.types import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,9 +219,7 @@ def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
     read = runs.open_run(saved)
     assert not {"source", "device", "layout"} & read.manifest.model.keys()
     assert read.manifest.model["name"] == "worse" and read.cells[0].history == {"collapsed": ["x"]}
-    assert runs.read_predictions(saved, read.cells[0]) == runs.read_predictions(
-        "worse", full.cells[0]
-    )
+    assert read_rows(saved, read.cells[0]) == read_rows("worse", full.cells[0])
     assert {p.name for p in saved.iterdir()} == {"run.json", "predictions"}
     assert "/home/me" not in (saved / "run.json").read_text()
     assert find_baseline("main") == saved
@@ -384,7 +383,7 @@ def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
                 (-0.2, -1.7) if right[i] == (i % 2 == 0) else (-1.7, -0.2) for i in range(200)
             ]
             made = [
-                Prediction(f"t{i}", i % 2, 0, each, (9, 9), (30, 30))
+                PredictionRow(f"t{i}", i % 2, 0, each, (9, 9), (30, 30))
                 for i, each in enumerate(scores)
             ]
             one, _ = make_cell(

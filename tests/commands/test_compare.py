@@ -19,13 +19,13 @@ from pair_runs import (
     write_run,
     write_toy_run,
 )
+from prediction_rows import PredictionRow
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
 from antlm_bench.commands.compare import compare
 from antlm_bench.errors import UsageError
 from antlm_bench.suites import loader
-from antlm_bench.types import Prediction
 
 HOSTILE = 'x|`<b>\n\x1b[31m</td>"&\u202e[a](b)é\U0001f600'
 
@@ -214,7 +214,7 @@ def nano(folder: Path, shift: int) -> str:
     """A run of the shipped toy suite, every `shift`-th item wrong; the texts are not in it."""
     suite = loader.load_suite("nano")
     made = [
-        Prediction(
+        PredictionRow(
             item.id,
             0,
             int(i % shift == 0),
@@ -265,7 +265,7 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
     runs = []
     for name, better in (("a", -1.0), ("b", -2.0)):
         made = [
-            Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels)
+            PredictionRow(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels)
             for item in suite.items
         ]
         told = make_cell(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prediction_rows import assert_columns_declared, read_rows
 from tiny_models import WORDS, train_tokenizer
 
 from antlm_bench import runs
@@ -88,7 +89,8 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(
         ("train", "finetune-causal", 2),
     ]
     for cell in result:
-        predictions = runs.read_predictions(result.path, cell)
+        assert_columns_declared("classification", runs.read_predictions(result.path, cell))
+        predictions = read_rows(result.path, cell)
         right = sum(p.pred == p.gold for p in predictions) / len(predictions)
         assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)
         assert np.exp([p.scores for p in predictions]).sum(axis=1) == pytest.approx(np.ones(40))
@@ -97,7 +99,7 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(
             "reflexive",
         ]
         assert len(cell.history["epochs"]) == 2 and cell.history["pooling"] == "last"
-    first, second = (runs.read_predictions(result.path, cell) for cell in result)
+    first, second = (read_rows(result.path, cell) for cell in result)
     assert [p.scores for p in first] != [p.scores for p in second]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prediction_rows import read_rows
 from tiny_models import WORDS
 
 from antlm_bench import runs
@@ -57,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> P
 def accuracies(folder: Path, name: str) -> list[float]:
     """The share of right answers of each seed, counted from the predictions."""
     result = runs.open_run(folder / name)
-    per_seed = [runs.read_predictions(result.path, cell) for cell in result]
+    per_seed = [read_rows(result.path, cell) for cell in result]
     return [sum(p.pred == p.gold for p in seed) / len(seed) for seed in per_seed]
 
 

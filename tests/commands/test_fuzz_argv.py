@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import read_rows
 from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 
 from antlm_bench import runs
@@ -207,7 +208,7 @@ def whole_runs(place: Path) -> None:
     """
     for document in place.rglob("run.json"):
         for cell in runs.open_run(document.parent):
-            assert runs.read_predictions(document.parent, cell)
+            assert read_rows(document.parent, cell)
     assert not list(place.rglob("*.tmp")) and not list(place.rglob(".lock"))
 
 

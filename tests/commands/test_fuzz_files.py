@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import read_rows
 from score_helpers import make_agreement_rows
 from tiny_models import train_tokenizer
 
-from antlm_bench import runs, score
+from antlm_bench import score
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import BenchError, DataError, DeclarationError
 from antlm_bench.scoring.text import Specials, TextEncoder
@@ -76,7 +77,7 @@ def asked(ref: str, out: Path, **options: Any) -> loader.Suite | BenchError:
         return error
     suite = loader.load_suite(ref, **options)
     [cell] = found
-    assert [p.id for p in runs.read_predictions(out, cell)] == [item.id for item in suite.items]
+    assert [p.id for p in read_rows(out, cell)] == [item.id for item in suite.items]
     assert cell.summary.headline.n == len(suite.items) and 0 <= cell.summary.headline.value <= 1
     assert (
         not list(out.rglob("*.tmp"))

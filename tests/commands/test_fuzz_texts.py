@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from prediction_rows import predict_rows
 from tiny_models import train_tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError, CheckpointError, DataError
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.types import Item, Option
@@ -136,7 +136,7 @@ def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
                     expected[text, span] = None
         fits = [all(expected[text, span] is not None for text in (a, b)) for a, b, span in pairs]
         try:
-            [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
+            [predictions] = predict_rows(model, items(pairs), [METHODS[method]])
         except DataError as error:
             number = int(error.location.removeprefix("item x_"))
             a, b, span = pairs[number]
@@ -163,7 +163,7 @@ def test_any_texts_through_the_other_methods_are_finite_or_an_error(
     @given(pairs=PAIRS)
     def check(pairs: list[tuple[str, str, Span]]) -> None:
         try:
-            [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
+            [predictions] = predict_rows(model, items(pairs), [METHODS[method]])
         except BenchError as error:
             assert error.message and (error.location or error.hint)
             return
@@ -191,7 +191,7 @@ def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
     @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
     def check(pairs: list[tuple[str, str]]) -> None:
         try:
-            [predictions] = multiple_choice.predict(
+            [predictions] = predict_rows(
                 model, items([(a, b, None) for a, b in pairs]), [METHODS["causal"]]
             )
         except DataError:

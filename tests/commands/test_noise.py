@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prediction_rows import PredictionRow
 from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands import noise as noises
 from antlm_bench.commands.noise import measure_noise
 from antlm_bench.errors import UsageError
-from antlm_bench.types import Prediction
 
 Make = Callable[..., Path]
 
@@ -47,7 +47,7 @@ def test_flips_and_points_are_those_of_the_decisions(
     their balance.
     """
     honest = noises._predict
-    before: list[Prediction] = []
+    before: list[PredictionRow] = []
 
     def reversing(opened, suite, name, adaptive):  # type: ignore[no-untyped-def]
         made = honest(opened, suite, name, adaptive)
@@ -55,7 +55,9 @@ def test_flips_and_points_are_those_of_the_decisions(
             before.extend(made)
             return made
         swapped = [
-            Prediction(p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels)
+            PredictionRow(
+                p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels
+            )
             for p in made[:3]
         ]
         return swapped + made[3:]
@@ -76,7 +78,7 @@ def test_flips_and_points_are_those_of_the_decisions(
 def test_a_tie_that_breaks_is_a_flip() -> None:
     def said(*scores: float) -> list[bool]:
         [row] = noises._find_best_options(
-            [Prediction("x", 0, 0, scores, (1, 2), (1, 1))], "sum"
+            [PredictionRow("x", 0, 0, scores, (1, 2), (1, 1))], "sum"
         ).tolist()
         return list(row)
 
@@ -84,7 +86,7 @@ def test_a_tie_that_breaks_is_a_flip() -> None:
 
 
 def test_where_the_mean_decides_the_mean_is_what_flips() -> None:
-    longer = Prediction("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))
+    longer = PredictionRow("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))
     assert noises._find_best_options([longer], "sum").tolist() == [[True, False]]
     assert noises._find_best_options([longer], "per-token").tolist() == [[False, True]]
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prediction_rows import PredictionRow
 from report_runs import (
     METRIC_BY_TASK,
     TASKS_2024,
@@ -38,7 +39,7 @@ from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.task_types import read_declaration_file
-from antlm_bench.types import Cell, Estimate, Prediction, Summary
+from antlm_bench.types import Cell, Estimate, Summary
 
 PIQA = (
     ("parallel", 32, 104),
@@ -298,7 +299,7 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     note = "Pearson's r = 0.05 counts as 0, since p > 0.1: p = 0.2"
     summary = Summary("aoa-2026", "causal", "acquisition", (), estimate, {}, (), (note,))
     cell = Cell("aoa-2026", "causal", "k", {}, summary)
-    curve = Prediction("cat", 20.0, 0, (-3.0, -2.0, -1.0), (1,) * 3, (3,) * 3)
+    curve = PredictionRow("cat", 20.0, 0, (-3.0, -2.0, -1.0), (1,) * 3, (3,) * 3)
     column = only(
         build_report([write_run(tmp_path / "whole", [there, (cell, [curve])])], collection=ref)
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prediction_rows import read_rows
 from score_helpers import count_work, hash_files, make_agreement_rows, write_pairs
 
 from antlm_bench import runs, score
@@ -162,7 +163,7 @@ def test_other_weights_or_another_configuration_are_another_checkpoint(
 
 def scores(run_: object, method: str) -> np.ndarray:
     [cell] = [cell for cell in run_ if cell.method == method]
-    return np.array([p.scores for p in runs.read_predictions(run_.path, cell)])
+    return np.array([p.scores for p in read_rows(run_.path, cell)])
 
 
 def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_alone(
@@ -231,7 +232,7 @@ def test_killed_and_repeated_with_other_methods_no_item_is_lost(
     expected = [item.id for item in loader.load_suite(str(suite)).items]
     for cell in run_:
         assert cell.summary.headline.n == len(rows)
-        assert [p.id for p in runs.read_predictions(run_.path, cell)] == expected
+        assert [p.id for p in read_rows(run_.path, cell)] == expected
 
 
 # ---- sweeps

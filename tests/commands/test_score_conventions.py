@@ -13,6 +13,7 @@ from typing import Any
 
 import ltg_models
 import pytest
+from prediction_rows import PredictionRow, read_rows
 from score_helpers import (
     make_agreement_rows,
     sum_logprobs_by_hand,
@@ -20,9 +21,9 @@ from score_helpers import (
     write_sentence_pairs,
 )
 
-from antlm_bench import runs, score
+from antlm_bench import score
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.types import Cell, Prediction
+from antlm_bench.types import Cell
 
 Make = Callable[..., Path]
 PAIRS = [
@@ -32,10 +33,10 @@ PAIRS = [
 ]
 
 
-def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, list[Prediction]]:
+def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, list[PredictionRow]]:
     [found] = score(folder, suite, out=out, device="cpu", **options)
     [cell] = found
-    return cell, runs.read_predictions(found.path, cell)
+    return cell, read_rows(found.path, cell)
 
 
 # ---- flags
@@ -376,9 +377,7 @@ def test_a_bundles_rules_for_masking_leave_causal_scores_alone(
     )
     [lm_eval] = score(make_checkpoint(), suite, out=tmp_path / "lm", compat="lm-eval", **options)
     assert [cell.settings["reduction"] for cell in found] == ["sum", "per-token"]
-    causal, mlm = (
-        [runs.read_predictions(run.path, run.cells[k]) for run in (found, lm_eval)] for k in (0, 1)
-    )
+    causal, mlm = ([read_rows(run.path, run.cells[k]) for run in (found, lm_eval)] for k in (0, 1))
     assert causal[0] == causal[1] and mlm[0] != mlm[1]
 
 

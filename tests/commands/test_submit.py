@@ -19,6 +19,7 @@ from typing import Any
 import leaderboard_runs
 import pytest
 import typer.main
+from prediction_rows import from_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import build_app
@@ -131,7 +132,8 @@ def test_global_piqa_has_one_answer_per_example_and_all_of_them(small: int, tmp_
     predictions = [leaderboard_runs.make_prediction(item) for item in suite.items]
     with runs.RunWriter(final, runs.open_run(final).manifest) as writer:
         writer.write_cell(
-            leaderboard_runs.make_cell("global-piqa-parallel-2026", predictions), predictions
+            leaderboard_runs.make_cell("global-piqa-parallel-2026", predictions),
+            from_rows(predictions),
         )
     done = submit(
         [final], year="2026", track="strict-small", out=tmp_path / "f.json", allow_partial=True
@@ -338,7 +340,8 @@ def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path:
     predictions = [leaderboard_runs.make_prediction(item) for item in suite.items]
     with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
         writer.write_cell(
-            leaderboard_runs.make_cell("comps", predictions, suite_digest="another"), predictions
+            leaderboard_runs.make_cell("comps", predictions, suite_digest="another"),
+            from_rows(predictions),
         )
     with pytest.raises(IncompleteError, match=r"differ from the data that .* was scored on"):
         send(complete, tmp_path)
@@ -453,7 +456,7 @@ def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_p
     cell = leaderboard_runs.make_cell("comps", predictions)
     with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
         writer.write_cell(
-            type(cell)("comps", "mntp", "k", cell.settings, cell.summary), predictions
+            type(cell)("comps", "mntp", "k", cell.settings, cell.summary), from_rows(predictions)
         )
     with pytest.raises(UsageError, match="was scored by causal, mntp"):
         send(complete, tmp_path)

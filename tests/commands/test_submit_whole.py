@@ -13,6 +13,7 @@ from typing import Any
 import leaderboard_runs
 import pytest
 import synthetic_suites
+from prediction_rows import read_rows
 from tiny_models import WORDS
 
 from antlm_bench import runs
@@ -143,8 +144,7 @@ def test_a_text_becomes_whole_submissions(
             "glue",
         }
         labels = {
-            (cell.suite, cell.seed): runs.read_predictions(str(folder), cell)
-            for cell in runs.open_run(folder)
+            (cell.suite, cell.seed): read_rows(str(folder), cell) for cell in runs.open_run(folder)
         }
         suite, seed = ("glue-2024", 12) if year == "2024" else ("glue-2025", 42)
         assert len(document["glue"]) == (11 if year == "2024" else 7)
@@ -172,7 +172,7 @@ def assert_global_piqa(document: dict[str, Any], final: Path) -> None:
             cell for cell in runs.open_run(final) if cell.suite == f"global-piqa-{kind}-2026"
         )
         told = document[f"global_piqa_{kind}"]
-        for prediction in runs.read_predictions(str(final), cell):
+        for prediction in read_rows(str(final), cell):
             [row] = told[prediction.labels["example"]]["predictions"]
             assert (
                 row["id"] == prediction.id

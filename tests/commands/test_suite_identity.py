@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import PredictionRow, from_rows, read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -25,7 +26,7 @@ from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
 from antlm_bench.results.checkpoint_series import load_curves
 from antlm_bench.suites import loader
-from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
+from antlm_bench.types import Cell, Estimate, Run, Summary
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 MODEL = {"name": "m", "weights": "w", "words_seen": 1_000_000}
@@ -61,9 +62,11 @@ def keep(folder: Path, ref: str, value: float, method: str = "causal", **more: A
     }
     summary = Summary(suite.name, method, "accuracy", (), Estimate(value, 1, 0.0, 1.0), {}, ())
     cell = Cell(suite.name, method, f"k{suite.digest}", known | more, summary, origin=suite.origin)
-    predictions = [Prediction(item.id, 0, 0, (-1.0, -2.0), (1, 1), (1, 1)) for item in suite.items]
+    predictions = [
+        PredictionRow(item.id, 0, 0, (-1.0, -2.0), (1, 1), (1, 1)) for item in suite.items
+    ]
     with runs.RunWriter(folder, MANIFEST) as writer:
-        writer.write_cell(cell, predictions)
+        writer.write_cell(cell, from_rows(predictions))
     return runs.open_run(folder)
 
 
@@ -92,9 +95,7 @@ def test_two_files_of_one_name_keep_their_own_scores(
     assert list(values(run)) == ["de/simple_agrmt", "fr/simple_agrmt"]
     for cell, ref in zip(run, (first, second), strict=True):
         [alone] = score(model, ref, out=tmp_path / cell.suite)
-        assert runs.read_predictions(run.path, cell) == runs.read_predictions(
-            alone.path, alone.cells[0]
-        )
+        assert read_rows(run.path, cell) == read_rows(alone.path, alone.cells[0])
 
 
 def test_a_finished_file_is_not_scored_again_even_when_moved(
@@ -164,9 +165,7 @@ def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, fi
     assert list(values(run).values()) == expected
     assert [cell.origin[0] for cell in run] == list(map(str, paths))
     for cell in run:  # each has its own predictions
-        assert [p.id for p in runs.read_predictions(run.path, cell)] == [
-            f"{runs.base_suite_name(cell)}_0"
-        ]
+        assert [p.id for p in read_rows(run.path, cell)] == [f"{runs.base_suite_name(cell)}_0"]
         assert cell.suite not in catalog("tasks") and not any(
             cell.suite.startswith(f"{n}.") for n in catalog("tasks")
         )
@@ -310,7 +309,7 @@ def test_a_collection_takes_no_other_version_of_its_suite(tmp_path: Path) -> Non
     for version, counted in (("2025", True), ("2031", False)):
         about = {"suite": "blimp-filtered", "suite_version": version, "suite_digest": "d"}
         with runs.RunWriter(tmp_path / version, MANIFEST) as writer:
-            writer.write_cell(Cell("blimp-filtered", "causal", "k", about, summary), [])
+            writer.write_cell(Cell("blimp-filtered", "causal", "k", about, summary), from_rows([]))
         (column,) = build_report(
             [tmp_path / version], collection="zero-shot-2025", partial=True
         ).columns
@@ -340,7 +339,7 @@ def test_runs_of_older_versions_keep_reading(tmp_path: Path) -> None:
     assert values(runs.open_run(tmp_path / "0.25")) == {"./nano": 0.25}
     run = keep(tmp_path / "0.25", "nano", 0.75)  # the place of its file is taken
     assert values(run) == {"./nano": 0.25, "nano": 0.75}
-    assert [len(runs.read_predictions(run.path, cell)) for cell in run] == [
+    assert [len(read_rows(run.path, cell)) for cell in run] == [
         1,
         len(loader.load_suite("nano").items),
     ]
@@ -414,10 +413,12 @@ def test_texts_are_found_where_the_run_says(two: tuple[Path, Path], tmp_path: Pa
     with runs.RunWriter(other, MANIFEST) as writer:
         for cell in runs.open_run(two[0]):
             flipped = [
-                Prediction(f"{runs.base_suite_name(cell)}_0", 0, 1, (-2.0, -1.0), (1, 1), (1, 1))
+                PredictionRow(f"{runs.base_suite_name(cell)}_0", 0, 1, (-2.0, -1.0), (1, 1), (1, 1))
             ]
             base = runs.portable_cells(runs.open_run(two[0]))
-            writer.write_cell(next(one for one in base if one.digest == cell.digest), flipped)
+            writer.write_cell(
+                next(one for one in base if one.digest == cell.digest), from_rows(flipped)
+            )
     assert cli(["compare", str(two[0]), str(other), "--show-texts"]) == 0
     shown = capsys.readouterr().out
     assert "+ eins" in shown and "+ un" in shown

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import small_tokenizers
 import torch
+from prediction_rows import PredictionRow, read_rows
 from tiny_models import build_model
 from tokenizers import processors
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
-from antlm_bench.types import Prediction
 
 PAIRS = [
     ("the cat sat on the mat .", "a cat sat on the mat ."),
@@ -43,7 +43,7 @@ def suite(folder: Path, pairs: Sequence[tuple[str, str]]) -> Path:
 
 def score(
     tmp_path: Path, model: Path, pairs: Sequence[tuple[str, str]], *more: str
-) -> tuple[int, list[Prediction]]:
+) -> tuple[int, list[PredictionRow]]:
     out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
     code = run(
         [
@@ -61,7 +61,7 @@ def score(
         assert not list(out.rglob("*.parquet"))
         return code, []
     [cell] = runs.open_run(out).cells
-    return code, runs.read_predictions(out, cell)
+    return code, read_rows(out, cell)
 
 
 def library(model: Path) -> Any:

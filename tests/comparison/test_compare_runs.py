@@ -18,6 +18,7 @@ from pair_runs import (
     write_run,
     write_toy_run,
 )
+from prediction_rows import PredictionRow
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -25,7 +26,7 @@ from antlm_bench import statistics
 from antlm_bench.comparison import Comparison, Difference, compare_runs
 from antlm_bench.comparison.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.types import Cell, Prediction, Run
+from antlm_bench.types import Cell, Run
 
 
 def only(found: list[Comparison]) -> Comparison:
@@ -226,10 +227,10 @@ def test_what_was_not_scored_counts_as_wrong_and_has_no_margin(tmp_path: Path) -
     assert flip.id == made[0].id and flip.margin is None
 
 
-def rated(values: np.ndarray, ratings: np.ndarray) -> list[Prediction]:
+def rated(values: np.ndarray, ratings: np.ndarray) -> list[PredictionRow]:
     labels = {"kind": "x"}
     return [
-        Prediction(f"w{i}", float(r), 0, (float(v), 0.0), (1, 1), (3, 3), labels)
+        PredictionRow(f"w{i}", float(r), 0, (float(v), 0.0), (1, 1), (3, 3), labels)
         for i, (v, r) in enumerate(zip(values, ratings, strict=True))
     ]
 
@@ -296,7 +297,7 @@ def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
 
 def finetuned(
     task: str, seeds: int, shift: float = 0.0, **history: object
-) -> list[tuple[Cell, list[Prediction]]]:
+) -> list[tuple[Cell, list[PredictionRow]]]:
     """Cells of a task of two classes: 40 texts, three in four right plus `shift`, seed by seed."""
     cells = []
     for seed in range(seeds):
@@ -307,7 +308,7 @@ def finetuned(
             right = rng.random() < 0.75 + shift
             scores = (-0.2, -1.7) if (gold == 0) == right else (-1.7, -0.2)
             made.append(
-                Prediction(
+                PredictionRow(
                     f"t{i}", gold, int(np.argmax(scores)), scores, (9, 9), (30, 30), {"task": task}
                 )
             )

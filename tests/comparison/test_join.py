@@ -24,6 +24,7 @@ from pair_runs import (
     write_run,
     write_toy_run,
 )
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
 from antlm_bench.comparison import compare_runs
@@ -37,13 +38,13 @@ from antlm_bench.comparison.join import (
 )
 from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
+from antlm_bench.types import Cell, Estimate, Run, Summary
 
 SUMMARY = Summary("toy", "causal", "accuracy", (), Estimate(0.5, 1, 0, 1), {}, ())
 
 
 @st.composite
-def predicted(draw: st.DrawFn) -> list[Prediction]:
+def predicted(draw: st.DrawFn) -> list[PredictionRow]:
     """Items of 1 to 4 options, some of them not scored, with any labels or none, and flags."""
     score = st.floats(-50, 0)
     made = []
@@ -58,12 +59,12 @@ def predicted(draw: st.DrawFn) -> list[Prediction]:
         scores = tuple(draw(st.lists(score, min_size=options, max_size=options)))
         counts = tuple(range(1, options + 1))
         made.append(
-            Prediction(
+            PredictionRow(
                 f"i{i}", draw(st.integers(0, options - 1)), 0, scores, counts, counts, labels, flags
             )
         )
     if draw(st.booleans()):
-        made.append(Prediction("lost", 0, 0, (), (), (), {}, ("too-long",)))
+        made.append(PredictionRow("lost", 0, 0, (), (), (), {}, ("too-long",)))
     return made
 
 
@@ -72,11 +73,11 @@ def predicted(draw: st.DrawFn) -> list[Prediction]:
 )
 @given(made=predicted())
 def test_columns_say_what_the_predictions_say(
-    made: list[Prediction], tmp_path_factory: pytest.TempPathFactory
+    made: list[PredictionRow], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     run = write_run(tmp_path_factory.mktemp("run"), (Cell("toy", "causal", "k", {}, SUMMARY), made))
-    fast, slow = load_table(run, run.cells[0]), build_table(made, {"field", "paradigm"})
-    assert fast.ids == slow.ids
+    fast, slow = load_table(run, run.cells[0]), build_table(from_rows(made), {"field", "paradigm"})
+    assert fast.ids == tuple(slow.ids)
     for name in ("gold", "scores", "tokens", "characters", "valid"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
     assert fast.flags.keys() == slow.flags.keys() - {"tie"}
@@ -283,7 +284,7 @@ def test_a_table_beyond_all_memory_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_toy_run(tmp_path / "a", draw_logprob_gaps(3))
-    monkeypatch.setattr("antlm_bench.comparison.join.MAX_SCORES", 35)  # 18 items of 2 options
+    monkeypatch.setattr("antlm_bench.predictions.MAX_SCORES", 35)  # 18 items of 2 options
     with pytest.raises(RunError, match="2 options of one item are too many"):
         joined(run, run)
 

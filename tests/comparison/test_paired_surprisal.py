@@ -12,6 +12,7 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 import pytest
 from pair_runs import SETTINGS, write_run
+from prediction_rows import PredictionRow, from_rows
 from scipy import stats
 
 from antlm_bench.cli.app import run
@@ -19,7 +20,7 @@ from antlm_bench.comparison import Comparison, Difference, compare_runs
 from antlm_bench.comparison.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import summarize
-from antlm_bench.types import Cell, Floats, Prediction, Run
+from antlm_bench.types import Cell, Floats, Run
 
 WORDS, CONTEXTS = 40, 3
 
@@ -38,10 +39,12 @@ def said(folder: Path, nats: Floats, long: Sequence[int] = ()) -> Run:
             cut = c == 0 and w in long
             labels, flags = {"word": f"w{w}"}, ("too-long",) if cut else ()
             made.append(
-                Prediction(f"w{w}.{c}", 0, 0, (0.0 if cut else -value,), (1,), (4,), labels, flags)
+                PredictionRow(
+                    f"w{w}.{c}", 0, 0, (0.0 if cut else -value,), (1,), (4,), labels, flags
+                )
             )
     summary = summarize(
-        made, suite="words", method="causal", metric="surprisal", macro=(), groups=()
+        from_rows(made), suite="words", method="causal", metric="surprisal", macro=(), groups=()
     )
     return write_run(
         folder, (Cell("words", "causal", "k", SETTINGS, summary), made), name=folder.name

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pair_runs import make_cell, write_run
+from prediction_rows import PredictionRow
 from scipy import stats
 
 from antlm_bench.comparison import Comparison, compare_runs
 from antlm_bench.comparison.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
-from antlm_bench.types import Prediction, Run
+from antlm_bench.types import Run
 
 
 def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None = None) -> Run:
     made = [
-        Prediction(
+        PredictionRow(
             f"i{n}", 0, 0, (-1.0,), (1,), (1,), {"task": tasks[n]} if tasks else {}, judged=(value,)
         )
         for n, value in enumerate(values)
@@ -105,7 +106,7 @@ def test_tasks_of_a_group_count_equally_and_have_lines(tmp_path: Path) -> None:
 
 def documents(folder: Path, nats: np.ndarray, sizes: np.ndarray) -> Run:
     made = [
-        Prediction(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), math.nan))
+        PredictionRow(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), math.nan))
         for n, (one, size) in enumerate(zip(nats.tolist(), sizes.tolist(), strict=True))
     ]
     return write_run(

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from pair_runs import draw_logprob_gaps, write_toy_run
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
 from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import RunError
 from antlm_bench.runs import predictions_parquet, store
-from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
+from antlm_bench.types import Cell, Estimate, Manifest, Summary
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -37,7 +38,7 @@ def unbind(run_dir: Path) -> None:
     """Rewrite the predictions as older versions did: without the digest of the summary."""
     run = runs.open_run(run_dir)
     cell = run.cells[0]
-    about = predictions_parquet.table_metadata(runs.read_predictions_table(run_dir, cell))
+    about = predictions_parquet.stored_metadata(runs.read_predictions(run_dir, cell))
     about.pop("summary")
     data = predictions_parquet.encode_predictions(runs.read_predictions(run_dir, cell), about)
     next((run_dir / "predictions").iterdir()).write_bytes(data)
@@ -113,14 +114,16 @@ def test_an_old_interval_by_another_formula_still_reads(run_dir: Path) -> None:
 
 def test_a_number_that_predictions_do_not_give_is_bound_to_them(tmp_path: Path) -> None:
     age = Estimate(0.4, 3, 0.1, 0.7)
-    predictions = [Prediction(f"w{n}", 20.0 + n, 0, (-3.0, -2.0), (1, 1), (3, 3)) for n in range(3)]
+    predictions = [
+        PredictionRow(f"w{n}", 20.0 + n, 0, (-3.0, -2.0), (1, 1), (3, 3)) for n in range(3)
+    ]
     cell = Cell(
         "aoa", "causal", "k", {}, Summary("aoa", "causal", "acquisition", (), age, {}, (), ())
     )
     with runs.RunWriter(
         tmp_path, Manifest(runs.SCHEMA_VERSION, {"weights": "w"}, {}, "2026")
     ) as writer:
-        writer.write_cell(cell, predictions)
+        writer.write_cell(cell, from_rows(predictions))
     assert math.isclose(read_run(tmp_path).cells[0].summary.headline.value, 0.4)
     edit(tmp_path, lambda c: headline(c).update(value=0.9))
     with pytest.raises(RunError, match=r"aoa \(causal\) is not that of its predictions\n"):

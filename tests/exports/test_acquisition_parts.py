@@ -11,12 +11,13 @@ from typing import Any
 
 import leaderboard_runs
 import pytest
+from prediction_rows import PredictionRow
 
 from antlm_bench import runs
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_file import LeaderboardFile, LeaderboardFileBuilder
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Cell, Estimate, Item, Option, Prediction, Run, Summary
+from antlm_bench.types import Cell, Estimate, Item, Option, Run, Summary
 
 WORDS = "aoa-words-2026"
 CONTEXTS = [("cat", 0, "the"), ("cat", 1, "some old "), ("ice cream", 0, "I like")]
@@ -34,10 +35,10 @@ def suite(name: str = WORDS) -> Suite:
     return Suite(name, "1", "", "", "surprisal", (), (), tuple(items), "the digest")
 
 
-def words(milestone: int, **settings: Any) -> tuple[Cell, list[Prediction]]:
+def words(milestone: int, **settings: Any) -> tuple[Cell, list[PredictionRow]]:
     """A milestone's surprisals: the third context did not fit at 3M."""
     made = [
-        Prediction(
+        PredictionRow(
             item.id,
             0,
             0,
@@ -61,7 +62,7 @@ def checkpoints(tmp_path: Path) -> dict[int, Run]:
     }
 
 
-def number(checkpoints: dict[int, Run], value: float = -0.25) -> tuple[Cell, list[Prediction]]:
+def number(checkpoints: dict[int, Run], value: float = -0.25) -> tuple[Cell, list[PredictionRow]]:
     """The cell that `acquisition` makes of these runs."""
     of = [
         {"words": m * 10**6, "cell": "k", "predictions": run.cells[0].digest}
@@ -70,7 +71,7 @@ def number(checkpoints: dict[int, Run], value: float = -0.25) -> tuple[Cell, lis
     summary = Summary(
         "aoa-2026", "causal", "acquisition", (), Estimate(value, 9, -0.5, 0.1), {}, ()
     )
-    curve = Prediction("cat", 20.0, 0, (-1.0,) * len(of), (1,) * len(of), (3,) * len(of))
+    curve = PredictionRow("cat", 20.0, 0, (-1.0,) * len(of), (1,) * len(of), (3,) * len(of))
     return Cell("aoa-2026", "causal", "k", {"checkpoints": of}, summary), [curve]
 
 
@@ -81,7 +82,7 @@ def collated(final: Run, checkpoints: dict[int, Run], year: str = "2026") -> Lea
     )
 
 
-def final_of(path: Path, cells: list[tuple[Cell, list[Prediction]]]) -> Run:
+def final_of(path: Path, cells: list[tuple[Cell, list[PredictionRow]]]) -> Run:
     return runs.open_run(leaderboard_runs.write_run(path, "llama", cells))
 
 

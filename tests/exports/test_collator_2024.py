@@ -10,6 +10,7 @@ from typing import Any
 import leaderboard_runs
 import numpy as np
 import pytest
+from prediction_rows import from_rows
 
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_answers import build_text_answers
@@ -89,7 +90,7 @@ def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) 
     suite = Suite(spec.name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(made), "d")
     answers, _ = build_text_answers(
         part,
-        predictions,
+        from_rows(predictions),
         suite,
         leaderboard_runs.make_cell(spec.name, []),
         leaderboard.load_leaderboard("2024").tie_rule,

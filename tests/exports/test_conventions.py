@@ -14,6 +14,7 @@ from typing import Any
 import leaderboard_runs
 import numpy as np
 import pytest
+from prediction_rows import from_rows
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
@@ -73,7 +74,7 @@ def sent(
         "2026-01-01T00:00:00",
     )
     with runs.RunWriter(folder / "run", manifest) as writer:
-        writer.write_cell(cell, predictions)
+        writer.write_cell(cell, from_rows(predictions))
     track = "strict"
     return submit(
         [run], year=year, track=track, out=folder / "f", allow_partial=True, allow_conventions=allow
@@ -302,9 +303,9 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
         for part in leaderboard.load_leaderboard("2025").milestone_parts
         if part.key == "wug_adj"
     )
-    assert compute_milestone_scores(cell, part, "first", "float32", lambda: predictions) == {
-        "wug_adj": pytest.approx(wanted)
-    }
+    assert compute_milestone_scores(
+        cell, part, "first", "float32", lambda: from_rows(predictions)
+    ) == {"wug_adj": pytest.approx(wanted)}
 
 
 # ---- finetuned parts
@@ -431,7 +432,7 @@ def family(folder: Path, **of_milestone_two: Any) -> list[Path]:
             "2026-01-01T00:00:00",
         )
         with runs.RunWriter(folder / name, manifest) as writer:
-            writer.write_cell(cell, predictions)
+            writer.write_cell(cell, from_rows(predictions))
         made.append(folder / name)
     return made
 

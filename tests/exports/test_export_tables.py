@@ -15,6 +15,7 @@ from typing import Any
 
 import leaderboard_runs
 import pytest
+from prediction_rows import from_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -42,7 +43,7 @@ def run(tmp_path: Path) -> Path:
         for item, s, f in zip(items, scores, flags, strict=True)
     ]
     summary = summarize(
-        predictions,
+        from_rows(predictions),
         suite="blimp",
         method="mlm",
         metric="accuracy",
@@ -54,7 +55,12 @@ def run(tmp_path: Path) -> Path:
         for item in leaderboard_runs.make_suite("wug-past", 5).items
     ]
     rated = summarize(
-        wug, suite="wug-past", method="mlm", metric="spearman", macro=(), groups=("paradigm",)
+        from_rows(wug),
+        suite="wug-past",
+        method="mlm",
+        metric="spearman",
+        macro=(),
+        groups=("paradigm",),
     )
     labels = leaderboard_runs.make_class_predictions("rte", 2)
     words = [leaderboard_runs.make_word_prediction(0), leaderboard_runs.make_word_prediction(1)]

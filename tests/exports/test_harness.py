@@ -12,6 +12,7 @@ from typing import Any
 
 import leaderboard_runs
 import pytest
+from prediction_rows import from_rows, read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -59,11 +60,11 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     run, left_out = import_results(GOLDEN / model, tmp_path / "run")
     (cell,) = run.cells
     assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.toy", "lm-eval", 21)
-    predictions = runs.read_predictions(run.path, cell)
+    predictions = read_rows(run.path, cell)
     # lm-eval's own conventions give lm-eval's own numbers: the first of a tie, and (acc_norm) by
     # characters
     first = summarize(
-        predictions,
+        from_rows(predictions),
         suite="x",
         method="x",
         metric="accuracy",
@@ -76,7 +77,9 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     for group in first.groups:
         assert group.estimate.value == pytest.approx(said[group.name]["acc,none"])
     by_task = {"metric": "accuracy", "macro": ("task",), "groups": ("task",), "ties": "first"}
-    norm = summarize(predictions, suite="x", method="x", reduction="per-character", **by_task)
+    norm = summarize(
+        from_rows(predictions), suite="x", method="x", reduction="per-character", **by_task
+    )
     assert {g.name: pytest.approx(g.estimate.value) for g in norm.groups} == {
         task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
     }
@@ -130,7 +133,8 @@ def test_a_target_may_be_a_text(results: Path) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for n, row in enumerate(rows[:-1]):  # the last has two options of one text
         spoil(file, n, target=row["doc"]["choices"][row["doc"]["gold"]])
-    assert read_results(results).cells[0][1] == read_results(GOLDEN / "m0").cells[0][1]
+    [(_, predictions), (_, expected)] = (read_results(f).cells[0] for f in (results, GOLDEN / "m0"))
+    assert predictions.table.equals(expected.table)
 
 
 def test_a_second_filter_is_no_second_answer(results: Path) -> None:
@@ -139,7 +143,8 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
     file.write_text(
         "".join(json.dumps({**row, "filter": f}) + "\n" for f in ("none", "upper") for row in rows)
     )
-    assert read_results(results).cells[0][1] == read_results(GOLDEN / "m0").cells[0][1]
+    [(_, predictions), (_, expected)] = (read_results(f).cells[0] for f in (results, GOLDEN / "m0"))
+    assert predictions.table.equals(expected.table)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +317,7 @@ def ours(tmp_path: Path) -> Path:
     cells = []
     for method in ("causal", "mntp"):
         summary = summarize(
-            predictions,
+            from_rows(predictions),
             suite="blimp-fast",
             method=method,
             metric="accuracy",
@@ -332,7 +337,12 @@ def ours(tmp_path: Path) -> Path:
         for item in leaderboard_runs.make_suite("wug-past", 5).items
     ]
     summary = summarize(
-        wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",)
+        from_rows(wug),
+        suite="wug-past",
+        method="causal",
+        metric="spearman",
+        macro=(),
+        groups=("paradigm",),
     )
     cells.append((Cell("wug-past", "causal", "k", {"reduction": "sum"}, summary), wug))
     cells.append(
@@ -387,8 +397,8 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
     (cell,) = run.cells
     before = next(cell for cell in runs.open_run(ours) if cell.method == "mntp")
     assert cell.summary.headline == before.summary.headline
-    assert [p.scores for p in runs.read_predictions(run.path, cell)] == [
-        p.scores for p in runs.read_predictions(ours, before)
+    assert [p.scores for p in read_rows(run.path, cell)] == [
+        p.scores for p in read_rows(ours, before)
     ]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prediction_rows import read_rows
 
-from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import import_results
 from antlm_bench.errors import BenchError, DataError
@@ -135,15 +135,15 @@ def test_a_target_that_is_a_number_may_be_a_text(write: Write) -> None:
         sample(n, [-1.0, -2.0, -3.0], "3" if n else "1", float(not n), ["1", "2", "3"])
         for n in range(4)
     ]
-    (cell,) = read_results(write(t=rows)).cells
-    assert [prediction.gold for prediction in cell[1]] == [0, 2, 2, 2]
+    [(_, predictions)] = read_results(write(t=rows)).cells
+    assert predictions.gold.tolist() == [0, 2, 2, 2]
 
 
 def test_a_target_that_is_an_index_stays_one_among_numbers(write: Write) -> None:
     """The second option, "1", is best; as a text the target 1 would be it, and every acc 1."""
     rows = [sample(n, [-2.0, -3.0, -1.0], "2", 1.0, ["2", "0", "1"]) for n in range(3)]
-    (cell,) = read_results(write(t=rows)).cells
-    assert [prediction.gold for prediction in cell[1]] == [2, 2, 2]
+    [(_, predictions)] = read_results(write(t=rows)).cells
+    assert predictions.gold.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -292,4 +292,4 @@ def test_any_damage_is_an_error_of_ours_or_comes_in(
         assert error.message
         return
     for cell in run:
-        assert runs.read_predictions(run.path, cell)
+        assert read_rows(run.path, cell)

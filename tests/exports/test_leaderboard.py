@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from prediction_rows import from_rows
 
 from antlm_bench import runs
 from antlm_bench.errors import DataError, UsageError
@@ -238,10 +239,14 @@ def test_the_text_is_always_a_best_option(scores: Any, ties: str, rule: Any) -> 
     ]
     part = leaderboard.PartSpec(key="s")
     answers, _ = build_text_answers(
-        part, predictions, suite, leaderboard_runs.make_cell("s", [], ties=ties), rule
+        part, from_rows(predictions), suite, leaderboard_runs.make_cell("s", [], ties=ties), rule
     )
     again, _ = build_text_answers(
-        part, predictions[::-1], suite, leaderboard_runs.make_cell("s", [], ties=ties), rule
+        part,
+        from_rows(predictions[::-1]),
+        suite,
+        leaderboard_runs.make_cell("s", [], ties=ties),
+        rule,
     )
     rows = answers["g"]["predictions"]
     assert (

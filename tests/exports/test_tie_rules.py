@@ -15,6 +15,7 @@ from typing import Any
 import leaderboard_runs
 import pytest
 from official_collators import argmax_first, compute_subtask_accuracies
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
 from antlm_bench.commands.submit import Submission, submit
@@ -22,7 +23,7 @@ from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder
 from antlm_bench.metrics import summarize
 from antlm_bench.suites import loader
-from antlm_bench.types import Cell, Item, Prediction, Run
+from antlm_bench.types import Cell, Item, Run
 
 MOST = 8  # items per group
 PARTS = [
@@ -43,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def planted(suite: str, share: float = 0.5) -> list[Prediction]:
+def planted(suite: str, share: float = 0.5) -> list[PredictionRow]:
     """A model with ties, half of them between options of which the right one is none where there
     are more than two.
     """
@@ -59,18 +60,20 @@ def planted(suite: str, share: float = 0.5) -> list[Prediction]:
 
 
 def cell_of(
-    suite: str, predictions: list[Prediction], ties: str = "half", year: str = "2025"
+    suite: str, predictions: list[PredictionRow], ties: str = "half", year: str = "2025"
 ) -> Cell:
     """As `score` leaves it, with a summary by a rule of the run's own."""
     spec = leaderboard_runs.TEXT_SUITE_SPECS[suite]
     known = {"macro": spec.macro, "groups": spec.groups[-1:], "ties": ties}
-    summary = summarize(predictions, suite=suite, method="causal", metric=spec.metric, **known)
+    summary = summarize(
+        from_rows(predictions), suite=suite, method="causal", metric=spec.metric, **known
+    )
     known = {"ties": ties, "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
     return Cell(suite, "causal", "k", known | leaderboard_runs.CONVENTIONS[year], summary)
 
 
 def sent(
-    folder: Path, year: str, suite: str, predictions: list[Prediction], **options: Any
+    folder: Path, year: str, suite: str, predictions: list[PredictionRow], **options: Any
 ) -> tuple[Any, Submission]:
     final = leaderboard_runs.write_run(
         folder, "m", [(cell_of(suite, predictions, options.pop("run", "half"), year), predictions)]
@@ -212,7 +215,7 @@ def test_2026_draws_reproducibly_and_not_only_right_options(tmp_path: Path) -> N
 def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> None:
     predictions = planted("wug-adj")
     lost = predictions[0]
-    predictions[0] = Prediction(lost.id, lost.gold, 0, (), (), (), lost.labels, ("too-long",))
+    predictions[0] = PredictionRow(lost.id, lost.gold, 0, (), (), (), lost.labels, ("too-long",))
     whole = planted("wug-past")
     cells = [
         (cell_of(name, some, "half", "2025"), some)

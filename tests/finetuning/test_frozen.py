@@ -16,13 +16,13 @@ import pytest
 import torch
 import transformers
 from finetuning_helpers import make_backbone, make_task
+from prediction_rows import read_rows
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny_models import WORDS, build_model
 
-from antlm_bench import runs
 from antlm_bench.checkpoints import Backbone
 from antlm_bench.cli.app import run
 from antlm_bench.commands import report
@@ -130,7 +130,7 @@ def test_predictions_equal_plain_scikit_learn(
     best = make_pipeline(StandardScaler(), LogisticRegression(C=best_c, max_iter=1000))
     expected = best.fit(x_train, y_train).predict_proba(x_valid)
 
-    predictions = runs.read_predictions(result.path, cell)
+    predictions = read_rows(result.path, cell)
     assert cell.history["C"] == best_c and cell.history["pooling"] == expected_pooling
     np.testing.assert_allclose(np.exp([p.scores for p in predictions]), expected, atol=2e-3)
     assert [p.gold for p in predictions] == [example.gold for example in loaded.valid]

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prediction_rows import read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
@@ -58,6 +59,4 @@ def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkey
     scores = [
         [float(answer[0]) for answer in json.loads(line)["filtered_resps"]] for line in samples
     ]
-    assert scores == [
-        pytest.approx(list(p.scores), abs=1e-4) for p in runs.read_predictions("run", cell)
-    ]
+    assert scores == [pytest.approx(list(p.scores), abs=1e-4) for p in read_rows("run", cell)]

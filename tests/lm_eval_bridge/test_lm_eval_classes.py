@@ -9,9 +9,9 @@ import random
 
 import pytest
 from lm_eval_reference import evaluate_tasks, task_ref
+from prediction_rows import read_rows
 from task_runs import run_every_command, score_task
 
-from antlm_bench import runs
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
 from antlm_bench.suites.loader import load_suite
@@ -231,7 +231,7 @@ def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, 
         assert found[name].value == pytest.approx(results[file.stem][f"{name},none"], abs=1e-4), (
             name
         )
-    for p in runs.read_predictions(run.path, cell):
+    for p in read_rows(run.path, cell):
         assert list(p.scores) == pytest.approx(scores[p.id], abs=1e-4)
     assert kind in ("Backwards", "Single") or 0 < found[names[-1]].value < 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lm_eval_reference import evaluate_tasks, task_ref
+from prediction_rows import read_rows
 from task_runs import run_every_command, score_task
 
 from antlm_bench import runs
@@ -280,7 +281,7 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
         results["toy_discrim"]["female_bias,none"], abs=1e-4
     )
     assert cell.summary.headline.low < cell.summary.headline.value < cell.summary.headline.high
-    kept = [json.loads(p.kept[0]) for p in runs.read_predictions(run.path, cell)]
+    kept = [json.loads(p.kept[0]) for p in read_rows(run.path, cell)]
     assert [tuple(said[0]) for said in kept] == [
         (doc["race"].lower(), doc["gender"], doc["age"], doc["decision_question_id"])
         for doc in docs

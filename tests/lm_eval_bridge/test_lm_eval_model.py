@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from prediction_rows import predict_rows
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, UsageError
 from antlm_bench.lm_eval_bridge.model import AntlmBench
 from antlm_bench.lm_eval_bridge.registration import MODEL_CLASS, MODEL_NAME, register_model
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.types import Item, Option
 
@@ -168,9 +168,7 @@ def test_other_methods_answer_what_score_answers(make_checkpoint, name):
     opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
     options = [Option(c + t, (len(c), len(c + t)) if c else None) for c, t in pairs]
     items = [Item(str(n), (option,), 0) for n, option in enumerate(options)]
-    wanted = [
-        p.scores[0] for p in multiple_choice.predict(opened, items, [find_method(name, opened)])[0]
-    ]
+    wanted = [p.scores[0] for p in predict_rows(opened, items, [find_method(name, opened)])[0]]
     assert [score for score, _ in answers] == pytest.approx(wanted, abs=1e-4)
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import yaml
 from lm_eval_reference import evaluate_tasks, task_ref
+from prediction_rows import assert_columns_declared, read_rows
 from task_runs import run_every_command
 from task_runs import score_task as scored_by
 
-from antlm_bench import runs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
+from antlm_bench.runs import read_predictions
 from antlm_bench.statistics import wilson_interval
 from antlm_bench.suites.loader import load_suite
 
@@ -125,7 +126,8 @@ def test_a_task_s_own_code_gives_the_values_of_lm_eval(make_checkpoint, make_cus
         results["toy_mass"]["pair,none"],
         5,
     )
-    found = runs.read_predictions(run.path, cell)
+    assert_columns_declared("lm-eval", read_predictions(run.path, cell))
+    found = read_rows(run.path, cell)
     assert [len(p.scores) for p in found] == [2, 3, 2, 2, 2]
     assert all((len(p.judged), len(p.kept)) == (6, 1) for p in found)
     assert [math.isnan(p.judged[3]) for p in found] == [p.gold != 0 for p in found]
@@ -182,8 +184,8 @@ def test_several_methods_and_fused_have_task_metric_values(
         (alone,) = score(folder, task_ref(file), methods=name, out=tmp_path / name, device="cpu")
         assert cell.method == name
         for ours, theirs in zip(
-            runs.read_predictions(together.path, cell),
-            runs.read_predictions(alone.path, alone.cells[0]),
+            read_rows(together.path, cell),
+            read_rows(alone.path, alone.cells[0]),
             strict=True,
         ):
             assert ours.judged == pytest.approx(theirs.judged, abs=1e-5)
@@ -227,7 +229,7 @@ def test_the_best_of_several_right_options_is_right(make_checkpoint, make_task, 
     folder = make_checkpoint("causal", adds=True)
     run, cell = scored(folder, file, tmp_path / "run")
     results, scores = evaluate_tasks([file], folder)
-    found = runs.read_predictions(run.path, cell)
+    found = read_rows(run.path, cell)
     assert cell.summary.metric == "task-score"
     assert [p.judged[0] for p in found] == [
         float(int(np.argmax(scores[p.id])) in doc["gold"])
@@ -262,7 +264,7 @@ def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task
     )
     run, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluate_tasks([file], folder)
-    assert all(len(p.scores) == 3 for p in runs.read_predictions(run.path, cell))
+    assert all(len(p.scores) == 3 for p in read_rows(run.path, cell))
     views = {
         "acc": cell.summary.headline,
         "acc_norm": cell.summary.views["per-character"],
@@ -348,7 +350,7 @@ def test_perplexities_of_long_documents_are_lm_eval_s(
         theirs["word_perplexity,none"], rel=1e-4
     )
     assert summary.headline.low < summary.headline.value < summary.headline.high
-    tokens = [p.tokens[0] for p in runs.read_predictions(run.path, cell)]
+    tokens = [p.tokens[0] for p in read_rows(run.path, cell)]
     assert tokens[1] > 64 and tokens[0] < 20
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from lm_eval_reference import evaluate_tasks, task_ref
+from prediction_rows import read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -211,7 +212,7 @@ def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, t
     )
     results, scores = evaluate_tasks([file], folder)
     (cell,) = run.cells
-    found = {p.id: list(p.scores) for p in runs.read_predictions(run.path, cell)}
+    found = {p.id: list(p.scores) for p in read_rows(run.path, cell)}
     assert found.keys() == scores.keys()
     for name, values in scores.items():
         assert found[name] == pytest.approx(values, abs=1e-4)
@@ -246,7 +247,7 @@ def test_sentences_are_scored_after_lm_eval_s_delimiter(make_checkpoint, make_ta
         ("task", task_ref(file), None),
     ):
         (run,) = score(folder, suite, out=tmp_path / name, device="cpu", compat=compat)
-        found[name] = {p.id: p.scores for p in runs.read_predictions(run.path, run.cells[0])}
+        found[name] = {p.id: p.scores for p in read_rows(run.path, run.cells[0])}
     theirs = {name: pytest.approx(tuple(values), abs=1e-4) for name, values in scores.items()}
     assert found["theirs"] == found["task"] == theirs
     assert not any(values == theirs[name] for name, values in found["ours"].items())
@@ -272,7 +273,7 @@ def test_the_view_per_character_is_lm_eval_s_acc_norm(
     file = make_task("toy_norm", docs, metric_list=both, target_delimiter=delimiter)
     folder = make_checkpoint("causal", adds=True)
     (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
-    found = runs.read_predictions(run.path, run.cells[0])
+    found = read_rows(run.path, run.cells[0])
     assert [p.characters for p in found] == [tuple(map(len, four)) for four in choices]
     results, scores = evaluate_tasks([file], folder)
     view = run.cells[0].summary.views["per-character"].value
@@ -311,7 +312,7 @@ def test_surprisal_is_the_logarithm_of_lm_eval_s_perplexity(make_checkpoint, mak
     results, scores = evaluate_tasks([file], folder)
     (cell,) = run.cells
     assert cell.summary.metric == "surprisal" and cell.summary.headline.n == 3
-    assert {p.id: list(p.scores) for p in runs.read_predictions(run.path, cell)} == {
+    assert {p.id: list(p.scores) for p in read_rows(run.path, cell)} == {
         name: pytest.approx(values, abs=1e-4) for name, values in scores.items()
     }
     assert np.exp(cell.summary.headline.value) == pytest.approx(
@@ -347,7 +348,7 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
     file, folder = make_task("toy_contexts", docs, **changes), make_checkpoint("causal", adds=True)
     (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
     results, scores = evaluate_tasks([file], folder)
-    found = runs.read_predictions(run.path, run.cells[0])
+    found = read_rows(run.path, run.cells[0])
     assert [p.gold for p in found] == [1, 0]
     assert [p.characters for p in found] == [(7, 8), (6, 11)]  # of the choices, as acc_norm has it
     assert all(list(p.scores) == pytest.approx(scores[p.id], abs=1e-4) for p in found)
@@ -424,7 +425,7 @@ def test_masked_and_hybrid_methods_score_the_same_tasks(make_checkpoint, make_ta
             ids[0, at] = tokenizer.mask_token_id
             with torch.inference_mode():
                 total += model(input_ids=ids).logits[0, at].log_softmax(-1)[token].item()
-    assert runs.read_predictions(out, cells["lm-eval.toy_m1", "mlm"])[0].scores[0] == pytest.approx(
+    assert read_rows(out, cells["lm-eval.toy_m1", "mlm"])[0].scores[0] == pytest.approx(
         total, abs=1e-4
     )
 
@@ -434,7 +435,7 @@ def test_fused_scores_are_the_sum_of_both_ways(make_checkpoint, make_task, tmp_p
     methods = ("causal", "mntp", "fused")
     (run,) = score(folder, task_ref(file), methods=methods, out=tmp_path / "run", device="cpu")
     causal, mntp, fused = (
-        np.concatenate([p.scores for p in runs.read_predictions(run.path, cell)])
+        np.concatenate([p.scores for p in read_rows(run.path, cell)])
         for name in methods
         for cell in run.cells
         if cell.method == name

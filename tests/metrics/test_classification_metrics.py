@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from prediction_rows import PredictionRow, from_rows
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 
@@ -28,24 +29,32 @@ from antlm_bench.metrics.classification import (
     load_confusion_metric,
     summarize_seeds,
 )
-from antlm_bench.types import Floats, Ints, Prediction, Summary
+from antlm_bench.types import Floats, Ints, Summary
 
 
 def make_predictions(
     gold: Sequence[int] | Ints, predicted: Sequence[int] | Ints, k: int = 2
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """Texts of a gold class and a class that a model answered."""
     scores = np.full((k, k), -3.0) + 2.5 * np.eye(k)
     return [
-        Prediction(str(i), int(g), int(s), tuple(scores[s]), (5,) * k, (20,) * k, {"task": "toy"})
+        PredictionRow(
+            str(i), int(g), int(s), tuple(scores[s]), (5,) * k, (20,) * k, {"task": "toy"}
+        )
         for i, (g, s) in enumerate(zip(gold, predicted, strict=True))
     ]
 
 
-def summary(predictions: Sequence[Prediction], metric: str = "accuracy", **options: Any) -> Summary:
+def summary(
+    predictions: Sequence[PredictionRow], metric: str = "accuracy", **options: Any
+) -> Summary:
     arguments: dict[str, Any] = {"macro": (), "groups": (), "reduction": "class", **options}
     return summarize(
-        predictions, suite="toy.task", method="finetune-full", metric=metric, **arguments
+        from_rows(predictions),
+        suite="toy.task",
+        method="finetune-full",
+        metric=metric,
+        **arguments,
     )
 
 
@@ -142,7 +151,7 @@ def test_majority_is_the_metric_of_the_most_frequent_class(metric: str, expected
 def test_the_headline_is_the_requested_metric_with_flags() -> None:
     predictions = make_predictions([0, 1, 1, 0, 1], [0, 1, 0, 1, 1])
     cut = [
-        Prediction(p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, p.labels, ("cut",))
+        PredictionRow(p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, p.labels, ("cut",))
         for p in predictions
     ]
     result = summary([*predictions[:3], *cut[3:]], "f1")
@@ -219,7 +228,7 @@ def test_a_metric_that_is_undefined_is_said_to_be(
 
 
 def test_ties_share_an_answer() -> None:
-    tied = [Prediction(str(i), i % 2, 0, (-0.7, -0.7), (5, 5), (9, 9)) for i in range(10)]
+    tied = [PredictionRow(str(i), i % 2, 0, (-0.7, -0.7), (5, 5), (9, 9)) for i in range(10)]
     result = summary(tied)
     assert result.headline.value == 0.5 and result.headline.flags == {"tie": 10}
     assert summary(tied, "f1").headline.value == pytest.approx(0.5)
@@ -228,7 +237,7 @@ def test_ties_share_an_answer() -> None:
 
 def test_groups_have_the_metric_of_their_items() -> None:
     labelled = [
-        Prediction(
+        PredictionRow(
             p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, {"genre": "a" if i < 3 else "b"}
         )
         for i, p in enumerate(make_predictions([1, 1, 0, 0, 1], [1, 0, 0, 1, 1]))
@@ -260,17 +269,17 @@ def test_groups_have_the_metric_of_their_items() -> None:
         (
             [
                 *make_predictions([0], [1]),
-                Prediction("q", 0, 0, (-1.0, -2.0, -3.0), (1,) * 3, (1,) * 3),
+                PredictionRow("q", 0, 0, (-1.0, -2.0, -3.0), (1,) * 3, (1,) * 3),
             ],
             "mcc",
             {},
             DataError,
             "item q",
         ),
-        ([Prediction("q", 0, 0, (-1.0,), (1,), (1,))], "accuracy", {}, DataError, "two classes"),
-        ([Prediction("q", 2, 0, (-1.0, -2.0), (1, 1), (1, 1))], "mcc", {}, DataError, "item q"),
+        ([PredictionRow("q", 0, 0, (-1.0,), (1,), (1,))], "accuracy", {}, DataError, "two classes"),
+        ([PredictionRow("q", 2, 0, (-1.0, -2.0), (1, 1), (1, 1))], "mcc", {}, DataError, "item q"),
         (
-            [Prediction("q", 1, 0, (-1.0, -1.0), (1, 1), (1, 1))],
+            [PredictionRow("q", 1, 0, (-1.0, -1.0), (1, 1), (1, 1))],
             "mcc",
             {"ties": "strict"},
             DataError,
@@ -279,7 +288,7 @@ def test_groups_have_the_metric_of_their_items() -> None:
     ],
 )
 def test_a_misfit_is_a_typed_error(
-    predictions: list[Prediction],
+    predictions: list[PredictionRow],
     metric: str,
     options: dict[str, Any],
     error: type[Exception],
@@ -290,14 +299,14 @@ def test_a_misfit_is_a_typed_error(
 
 
 def test_collapse_is_named() -> None:
-    assert collapse_warnings(make_predictions([0, 1, 1, 0], [1, 1, 1, 1])) == (
+    assert collapse_warnings(from_rows(make_predictions([0, 1, 1, 0], [1, 1, 1, 1]))) == (
         "constant prediction",
     )
-    assert collapse_warnings(make_predictions([0, 1, 1, 1], [0, 1, 0, 1])) == (
+    assert collapse_warnings(from_rows(make_predictions([0, 1, 1, 1], [0, 1, 0, 1]))) == (
         "no better than the majority class (75.0%)",
     )
-    assert collapse_warnings(make_predictions([0, 1, 1, 1], [0, 1, 1, 1])) == ()
-    assert collapse_warnings([]) == ()
+    assert collapse_warnings(from_rows(make_predictions([0, 1, 1, 1], [0, 1, 1, 1]))) == ()
+    assert collapse_warnings(from_rows([])) == ()
 
 
 @settings(max_examples=25, deadline=None)
@@ -309,7 +318,7 @@ def test_contributions_are_jackknifed_and_average_to_the_metric(
     pairs: list[tuple[int, int]], metric: str
 ) -> None:
     gold, predicted, n = [g for g, _ in pairs], [s for _, s in pairs], len(pairs)
-    result = contributions_by_seed([make_predictions(gold, predicted)], metric)[0]
+    result = contributions_by_seed([from_rows(make_predictions(gold, predicted))], metric)[0]
     value = scikit(metric, gold, predicted)
     without = [
         scikit(metric, gold[:i] + gold[i + 1 :], predicted[:i] + predicted[i + 1 :])
@@ -325,7 +334,7 @@ def test_contributions_are_jackknifed_and_average_to_the_metric(
 
 def make_seeds(
     rng: np.random.Generator, count: int, n: int, seed_sd: float
-) -> list[list[Prediction]]:
+) -> list[list[PredictionRow]]:
     """Seeds that answer the same items: items differ in difficulty, seeds in how good they are by
     chance.
     """
@@ -340,7 +349,7 @@ def make_seeds(
 def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
     runs = make_seeds(np.random.default_rng(0), 4, 200, 0.5)
     values = [summary(run, "f1").headline.value for run in runs]
-    spread = summarize_seeds(runs, "f1")
+    spread = summarize_seeds(list(map(from_rows, runs)), "f1")
     assert spread.mean.value == pytest.approx(np.mean(values))
     assert (spread.low, spread.high) == pytest.approx((min(values), max(values)))
     assert spread.sd == pytest.approx(np.std(values, ddof=1))
@@ -353,7 +362,8 @@ def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
 
 def test_one_seed_keeps_its_own_interval() -> None:
     (run,) = make_seeds(np.random.default_rng(0), 1, 200, 0.5)
-    spread, single_run = summarize_seeds([run], "mcc"), summary(run, "mcc").headline
+    spread = summarize_seeds([from_rows(run)], "mcc")
+    single_run = summary(run, "mcc").headline
     assert spread.num_seeds == 1 and math.isnan(spread.sd)
     assert (spread.mean.value, spread.mean.low, spread.mean.high) == (
         single_run.value,
@@ -365,7 +375,7 @@ def test_one_seed_keeps_its_own_interval() -> None:
 
 def test_a_single_item_is_anything() -> None:
     for runs in ([make_predictions([1], [1])], [make_predictions([1], [1])] * 3):
-        spread = summarize_seeds(runs, "accuracy")
+        spread = summarize_seeds(list(map(from_rows, runs)), "accuracy")
         assert (
             spread.mean.value == spread.mean.high == 1
             and spread.mean.low < 0.3
@@ -374,7 +384,7 @@ def test_a_single_item_is_anything() -> None:
 
 
 def test_seeds_that_all_collapsed_alike_are_not_certain() -> None:
-    spread = summarize_seeds([make_predictions([0, 1] * 20, [1] * 40)] * 3, "mcc")
+    spread = summarize_seeds([from_rows(make_predictions([0, 1] * 20, [1] * 40))] * 3, "mcc")
     assert spread.mean.value == 0 and spread.mean.low < -0.02 and spread.mean.high > 0.02
     assert spread.uncertain_mean.variance > 0
 
@@ -387,7 +397,7 @@ def test_interval_over_seeds_and_items_covers_the_truth() -> None:
     right = (w / (1 + np.exp(-0.8 - x - 0.4 * x[:, None]))).sum(axis=1) / w.sum()
     truth = float((w * 1.2 * right / (1 + 0.2 * right)).sum() / w.sum())  # 60% are of class 1
     for _ in range(300):
-        spread = summarize_seeds(make_seeds(rng, 5, 120, 0.4), "f1")
+        spread = summarize_seeds(list(map(from_rows, make_seeds(rng, 5, 120, 0.4))), "f1")
         hits += spread.mean.low <= truth <= spread.mean.high
     assert 0.92 <= hits / 300 <= 0.98
 
@@ -395,13 +405,13 @@ def test_interval_over_seeds_and_items_covers_the_truth() -> None:
 def test_seeds_of_other_items_cannot_be_averaged() -> None:
     run = make_predictions([0, 1, 1], [0, 1, 0])
     with pytest.raises(NotComparable, match="item 0 against 1"):
-        summarize_seeds([run, run[1:]], "accuracy")
+        summarize_seeds([from_rows(run), from_rows(run[1:])], "accuracy")
     with pytest.raises(NotComparable, match="3 items, another 2"):
-        summarize_seeds([run, run[:2]], "accuracy")
+        summarize_seeds([from_rows(run), from_rows(run[:2])], "accuracy")
     with pytest.raises(UsageError, match="no seed"):
         summarize_seeds([], "accuracy")
     with pytest.raises(UsageError, match="not a metric"):
-        summarize_seeds([run], "spearman")
+        summarize_seeds([from_rows(run)], "spearman")
 
 
 def test_the_bootstrap_draws_counts_of_confusions(monkeypatch: pytest.MonkeyPatch) -> None:

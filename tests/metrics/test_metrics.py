@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prediction_rows import PredictionRow, from_rows
 from scipy.special import softmax
 from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import accuracy_score
@@ -18,20 +19,22 @@ from sklearn.metrics import accuracy_score
 from antlm_bench.errors import CheckpointError, DataError, UsageError
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind, summarize
 from antlm_bench.metrics import summary as summary_module
-from antlm_bench.types import Prediction, Summary
+from antlm_bench.types import Summary
 
 
 def made(
     id: str, *scores: float, gold: float = 0, flags: tuple[str, ...] = (), **labels: str
-) -> Prediction:
+) -> PredictionRow:
     n = len(scores)
     pred = int(np.argmax(scores)) if n else -1
-    return Prediction(id, gold, pred, scores, (2,) * n, (8,) * n, labels, flags)
+    return PredictionRow(id, gold, pred, scores, (2,) * n, (8,) * n, labels, flags)
 
 
-def summary(predictions: Sequence[Prediction], **options: Any) -> Summary:
+def summary(predictions: Sequence[PredictionRow], **options: Any) -> Summary:
     defaults: dict[str, Any] = {"metric": "accuracy", "macro": [], "groups": []}
-    return summarize(predictions, suite="toy", method="causal", **{**defaults, **options})
+    return summarize(
+        from_rows(predictions), suite="toy", method="causal", **{**defaults, **options}
+    )
 
 
 PAIRS = [
@@ -146,7 +149,7 @@ def test_flags_are_counted_per_group() -> None:
 
 
 def test_per_token_and_per_character_views_reduce_the_sums() -> None:
-    longer = Prediction("l", 0, 1, (-6.0, -5.0), (3, 2), (9, 10), {}, ())
+    longer = PredictionRow("l", 0, 1, (-6.0, -5.0), (3, 2), (9, 10), {}, ())
     found = summary([longer])
     assert found.headline.value == 0  # -6 < -5
     assert found.views["per-token"].value == 1  # -2 > -2.5
@@ -154,7 +157,7 @@ def test_per_token_and_per_character_views_reduce_the_sums() -> None:
 
 
 def test_the_reduction_that_decides_is_the_one_that_ties() -> None:
-    tied = Prediction("l", 0, 1, (-6.0, -4.0), (3, 2), (9, 10), {}, ())  # -2 per token each
+    tied = PredictionRow("l", 0, 1, (-6.0, -4.0), (3, 2), (9, 10), {}, ())  # -2 per token each
     assert summary([tied]).headline.flags == {}
     per_token = summary([tied], reduction="per-token")
     assert (per_token.headline.value, per_token.headline.flags) == (0.5, {"tie": 1})
@@ -265,7 +268,7 @@ def test_spearman_leaves_out_items_that_are_too_long() -> None:
         ([made("q7", -1, -2)], {"metric": "acuracy"}, UsageError, "Did you mean 'accuracy'"),
         ([made("q7", -1, -2)], {"reduction": "per-tokens"}, UsageError, "did you mean per-token"),
         ([made("q7", -1, -2)], {"ties": "strikt"}, UsageError, "did you mean strict"),
-        ([Prediction("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
+        ([PredictionRow("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
         (
             [made("a", 0, -1, p="x"), made("b", 0, -1, p="y")],
             {"metric": "spearman", "macro": ["p"]},
@@ -281,7 +284,7 @@ def test_spearman_leaves_out_items_that_are_too_long() -> None:
     ],
 )
 def test_bad_input_is_a_typed_error_that_names_the_place(
-    predictions: list[Prediction], options: dict[str, Any], error: type[Exception], words: str
+    predictions: list[PredictionRow], options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         summary(predictions, **options)

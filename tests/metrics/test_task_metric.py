@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
@@ -16,15 +17,15 @@ from antlm_bench.metrics import MetricSettings, load_metric, summarize
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.metrics.task_metric import add_views
 from antlm_bench.statistics import wilson_interval
-from antlm_bench.types import Prediction, Summary
+from antlm_bench.types import Summary
 
 NAN = math.nan
 
 
-def judged(*numbers: tuple[float, ...], tasks: str = "", lost: str = "") -> list[Prediction]:
+def judged(*numbers: tuple[float, ...], tasks: str = "", lost: str = "") -> list[PredictionRow]:
     """Items by what is said of them; tasks: the label of each; lost: which do not fit."""
     return [
-        Prediction(
+        PredictionRow(
             f"i{n}",
             -1,
             0,
@@ -40,10 +41,10 @@ def judged(*numbers: tuple[float, ...], tasks: str = "", lost: str = "") -> list
 
 
 def summary(
-    predictions: list[Prediction], metric: str = "task-score", macro: tuple[str, ...] = ()
+    predictions: list[PredictionRow], metric: str = "task-score", macro: tuple[str, ...] = ()
 ) -> Summary:
     return summarize(
-        predictions, suite="s", method="causal", metric=metric, macro=macro, groups=macro
+        from_rows(predictions), suite="s", method="causal", metric=metric, macro=macro, groups=macro
     )
 
 
@@ -94,7 +95,7 @@ def test_a_group_s_tasks_count_equally_where_the_headline_says_so() -> None:
 
 def test_further_numbers_are_views_and_what_is_not_there_is_said() -> None:
     made = judged((1.0, 2.0, NAN), (0.0, 4.0, NAN))
-    found = add_views(summary(made), made, ["", "length", "never"])
+    found = add_views(summary(made), from_rows(made), ["", "length", "never"])
     assert (found.views["length"].value, found.views["length"].n) == (
         3.0,
         2,
@@ -102,16 +103,16 @@ def test_further_numbers_are_views_and_what_is_not_there_is_said() -> None:
     assert found.notes == ("also: length 3", "not computed, because no item has a value: never")
     unjudged = [replace(one, judged=()) for one in made]
     assert (
-        add_views(found, unjudged, ["", "length"]).notes[-1]
+        add_views(found, from_rows(unjudged), ["", "length"]).notes[-1]
         == "not computed by this engine: length"
     )
     with pytest.raises(DataError, match="no values of the metrics that the task's code"):
         summary(unjudged)
 
 
-def documents(nats: list[float], sizes: list[int], words: list[float]) -> list[Prediction]:
+def documents(nats: list[float], sizes: list[int], words: list[float]) -> list[PredictionRow]:
     return [
-        Prediction(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), float(word)))
+        PredictionRow(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), float(word)))
         for n, (one, size, word) in enumerate(zip(nats, sizes, words, strict=True))
     ]
 
@@ -141,7 +142,9 @@ def test_document_contributions_have_the_ratios_mean_and_variance() -> None:
     sizes = rng.integers(20, 900, 200)
     nats = sizes * rng.normal(1.2, 0.2, 200)
     made = documents(nats.tolist(), sizes.tolist(), [1.0] * 200)
-    values = load_metric("bits-per-byte", MetricSettings()).per_item(build_table(made, set()))
+    values = load_metric("bits-per-byte", MetricSettings()).per_item(
+        build_table(from_rows(made), set())
+    )
     assert values.mean() == pytest.approx(nats.sum() / sizes.sum() / math.log(2))
     low, high = statistics.bootstrap_ratio_interval(nats / math.log(2), sizes.astype(float))
     assert 2 * 1.96 * values.std(ddof=1) / 200**0.5 == pytest.approx(high - low, rel=0.05)

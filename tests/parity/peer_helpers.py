@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from prediction_rows import predict_rows
+
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
@@ -15,9 +16,7 @@ def sum_logprobs(folder, texts, name, spans=None, **options) -> list[float]:
         Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
         for i, t in enumerate(texts)
     ]
-    return [
-        p.scores[0] for p in multiple_choice.predict(model, items, [resolve_method(name, model)])[0]
-    ]
+    return [p.scores[0] for p in predict_rows(model, items, [resolve_method(name, model)])[0]]
 
 
 def load_transformers(folder):

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from peer_helpers import load_transformers
+from prediction_rows import PredictionRow, from_rows, read_rows
 from scipy.stats import spearmanr
 
-from antlm_bench import runs, score
+from antlm_bench import score
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.scoring import peers
 from antlm_bench.suites import loader, records
-from antlm_bench.types import Cell, Prediction
+from antlm_bench.types import Cell
 
 Make = Callable[..., Path]
 SUITES = {
@@ -57,7 +58,7 @@ REQUESTS = [
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 
-def deciding_scores(cell: Cell, prediction: Prediction) -> list[float]:
+def deciding_scores(cell: Cell, prediction: PredictionRow) -> list[float]:
     """Return the scores that decide: sums, or means per token."""
     if cell.settings["reduction"] == "sum":
         return list(prediction.scores)
@@ -104,9 +105,7 @@ def test_scores_equal_those_of_the_official_code(
         device="cpu",
         out=tmp_path / "run",
     )
-    predictions_by_id = {
-        p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)
-    }
+    predictions_by_id = {p.id: (cell, p) for cell in run for p in read_rows(run.path, cell)}
     assert len(predictions_by_id) == len(recorded["items"])
     for item in recorded["items"]:
         cell, prediction = predictions_by_id[item["id"]]
@@ -125,10 +124,10 @@ def test_scores_equal_those_of_the_official_code(
 
 def assert_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
     """Compare ranked probabilities and their correlation with ratings to the official code."""
-    predictions = runs.read_predictions(path, cell)
+    predictions = read_rows(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
-    ours = load_cell_metric(cell).per_item(build_table(predictions, set()))
+    ours = load_cell_metric(cell).per_item(build_table(from_rows(predictions), set()))
     assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
     expected = spearmanr(theirs, [p.gold for p in predictions])[0]
     assert cell.summary.headline.value == pytest.approx(expected, abs=1e-9)
@@ -181,9 +180,7 @@ files = {{ "{name}.jsonl" = {{}} }}
 def score_requests(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
     """Return the deciding scores of both options of every request."""
     [run] = score(folder, suites, out=out, device="cpu", **options)
-    predictions_by_id = {
-        p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)
-    }
+    predictions_by_id = {p.id: (cell, p) for cell in run for p in read_rows(run.path, cell)}
     scores = []
     for number in range(len(REQUESTS)):
         cell, prediction = predictions_by_id[f"request_{number}"]

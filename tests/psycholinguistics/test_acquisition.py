@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prediction_rows import assert_columns_declared, read_rows
 from scipy.stats import pearsonr
 
 from antlm_bench.cli.app import run
@@ -22,7 +23,7 @@ from antlm_bench.runs import base_suite_name, open_run, read_predictions
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites import task_types
-from antlm_bench.types import Prediction, Run
+from antlm_bench.types import Run
 
 TASKS = Path(__file__).parents[2] / "tasks"
 AGES = np.arange(16.0, 31)
@@ -182,7 +183,7 @@ def read_word_logprobs(runs_: Path, words: int, word: str) -> np.ndarray:
     return np.array(
         [
             p.scores[0]
-            for p in read_predictions(checkpoint_run.path, checkpoint_run.cells[0])
+            for p in read_rows(checkpoint_run.path, checkpoint_run.cells[0])
             if p.labels["word"] == word
         ]
     )
@@ -202,7 +203,8 @@ def test_contexts_are_items_and_words_without_any_are_none():
 def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
     (result,) = compute_acquisition([scored], suite)
     assert (result.cell.suite, result.cell.method) == (suite, "causal")
-    predictions = read_predictions(result.run_dir, result.cell)
+    assert_columns_declared("acquisition", read_predictions(result.run_dir, result.cell))
+    predictions = read_rows(result.run_dir, result.cell)
     assert [p.id for p in predictions] == ["cat", "dog", "house", "boy", "girl"]
     assert [p.gold for p in predictions] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
     words_seen = np.array([1, 2, 3, 10]) * 1e6
@@ -339,18 +341,13 @@ def test_invalid_requests_are_refused(scored, own_words, tmp_path):
 # --- from ages to the number ---
 
 
-def make_prediction(word: str, months: float) -> Prediction:
-    return Prediction(word, months, 0, (-9.0, -5.0, -1.0), (1,) * 3, (3,) * 3)
-
-
 def test_an_insignificant_correlation_may_count_as_0():
     months, ages = [18.0, 20, 22, 24, 26], [6.0, 7.0, 6.2, 7.1, None]
-    predictions = [make_prediction(str(n), age) for n, age in enumerate(months)]
     r, p = pearsonr(months[:4], ages[:4])
     assert p > 0.1
     summaries = {
         significance: summarize_acquisition(
-            predictions, ages, significance=significance, suite="s", method="m"
+            np.array(months), ages, significance=significance, suite="s", method="m"
         )
         for significance in (None, 0.1)
     }
@@ -367,9 +364,8 @@ def test_an_insignificant_correlation_may_count_as_0():
 
 
 def test_too_few_ages_are_no_correlation():
-    predictions = [make_prediction(str(n), 20.0 + n) for n in range(4)]
     summary = summarize_acquisition(
-        predictions, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m"
+        20.0 + np.arange(4), [6.0, None, None, 7.0], significance=0.1, suite="s", method="m"
     )
     assert (summary.headline.value, summary.headline.low, summary.headline.high) == (
         0,

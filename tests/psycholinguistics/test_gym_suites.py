@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lookup_model import LookupModel
+from prediction_rows import from_rows, rows_per_method
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.metrics import summarize
@@ -65,8 +66,8 @@ def write_suite(folder: Path, content: dict | list) -> Path:
 
 
 def predict_suite(loaded):
-    (predictions_of_method,) = predict(
-        LookupModel(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas
+    (predictions_of_method,) = rows_per_method(
+        predict(LookupModel(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
     )
     return predictions_of_method
 
@@ -85,7 +86,7 @@ def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
     assert [p.tokens[0] for p in predictions] == [2, 8, 2, 8]
     levels = {"macro": loaded.macro, "groups": loaded.groups}
     summary = summarize(
-        predictions,
+        from_rows(predictions),
         suite=loaded.name,
         method="causal",
         metric=loaded.metric,
@@ -126,18 +127,22 @@ def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
     content = make_suite(predictions=[{"formula": "(1;%match%) > 0"}])
     loaded = suites.load_suite(str(write_suite(tmp_path, content)))
     with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
-        predict(
-            LookupModel(MODEL, bos=False),
-            loaded.items,
-            [METHODS["causal"]],
-            formulas=loaded.formulas,
+        rows_per_method(
+            predict(
+                LookupModel(MODEL, bos=False),
+                loaded.items,
+                [METHODS["causal"]],
+                formulas=loaded.formulas,
+            )
         )
 
 
 def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
     loaded = suites.load_suite(str(write_suite(tmp_path, make_suite())))
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
-        predict(LookupModel(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
+        rows_per_method(
+            predict(LookupModel(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
+        )
 
 
 def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prediction_rows import rows_per_method
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, MethodNotSupported
@@ -87,8 +88,8 @@ def make_items(space):
 def test_words_without_a_space_equal_the_official_pipeline(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
     model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
-    (predictions,) = predict(
-        model, make_items(""), [METHODS[method]], decode_token=model.decode_token
+    (predictions,) = rows_per_method(
+        predict(model, make_items(""), [METHODS[method]], decode_token=model.decode_token)
     )
     model_and_tokenizer = load_transformers(folder)
     for (context, word), prediction in zip(WORDS, predictions, strict=True):
@@ -107,7 +108,7 @@ def test_words_without_a_space_equal_the_official_pipeline(make_checkpoint, kind
 def test_words_with_a_space_see_their_left_context_only(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", batch_tokens=40))
-    (predictions,) = predict(model, make_items(" "), [METHODS[method]])
+    (predictions,) = rows_per_method(predict(model, make_items(" "), [METHODS[method]]))
     model_and_tokenizer = load_transformers(folder)
     for (context, word), prediction in zip(WORDS, predictions, strict=True):
         assert prediction.scores[0] == pytest.approx(
@@ -117,11 +118,11 @@ def test_words_with_a_space_see_their_left_context_only(make_checkpoint, kind, m
 
 def test_each_method_has_its_list_of_predictions(make_checkpoint):
     model = open_checkpoint(str(make_checkpoint("masked", adds=True)), OpenOptions(device="cpu"))
-    mlm, mntp = predict(model, make_items(" "), [METHODS["mlm"], METHODS["mntp"]])
+    mlm, mntp = rows_per_method(predict(model, make_items(" "), [METHODS["mlm"], METHODS["mntp"]]))
     assert [p.id for p in mlm] == [p.id for p in mntp] and mlm[0].scores != mntp[0].scores
     for name in ("mlm-l2r", "fused"):
         with pytest.raises(MethodNotSupported):
-            predict(model, make_items(" "), [METHODS[name]])
+            rows_per_method(predict(model, make_items(" "), [METHODS[name]]))
 
 
 @pytest.mark.parametrize("glued", [True, False])
@@ -133,8 +134,13 @@ def test_a_context_that_does_not_fit_with_its_masks_is_flagged(make_checkpoint, 
         Item("l", (Option("the old cat sees some dogs the", (26, 30)),), 0),
         Item("s", (Option("a cat", (1, 5)),), 0),
     )
-    (predictions,) = predict(
-        model, [long, short], [METHODS["mlm"]], decode_token=model.decode_token if glued else None
+    (predictions,) = rows_per_method(
+        predict(
+            model,
+            [long, short],
+            [METHODS["mlm"]],
+            decode_token=model.decode_token if glued else None,
+        )
     )
     assert [p.flags for p in predictions] == [("too-long",), ()]
     assert predictions[0].scores == (-1.0,) and predictions[1].scores[0] < 0
@@ -145,5 +151,7 @@ def test_a_word_with_nothing_before_it_is_an_error(make_checkpoint):
         str(make_checkpoint("causal", adds=False)), OpenOptions(device="cpu", bos="never")
     )
     with pytest.raises(DataError, match="cannot be scored") as caught:
-        predict(model, [Item("first", (Option("cat", (0, 3)),), 0)], [METHODS["causal"]])
+        rows_per_method(
+            predict(model, [Item("first", (Option("cat", (0, 3)),), 0)], [METHODS["causal"]])
+        )
     assert caught.value.location == "item first"

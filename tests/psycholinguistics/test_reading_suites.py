@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prediction_rows import read_rows
 from scipy import stats
 
 from antlm_bench import runs
@@ -120,7 +121,7 @@ def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, de
         make_checkpoint("causal", adds=True), declare_suite(name, content), out=tmp_path / "run"
     )
     (cell,) = run
-    predictions = runs.read_predictions(run.path, cell)
+    predictions = read_rows(run.path, cell)
     assert [p.id for p in predictions[:2]] == [f"{name}_0", f"{name}_1"] and len(
         predictions
     ) == len(content)
@@ -251,9 +252,7 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
         out=tmp_path / "run",
     )
     (cell,) = run
-    eye_tracking, (self_paced, n), _ = compute_measures(
-        content, runs.read_predictions(run.path, cell)
-    )
+    eye_tracking, (self_paced, n), _ = compute_measures(content, read_rows(run.path, cell))
     estimates = {group.name: group.estimate for group in cell.summary.groups}
     assert (estimates["eye-tracking"].n, estimates["self-paced-reading"].n) == (
         1696,
@@ -305,9 +304,7 @@ def test_two_runs_are_compared_by_drawing_the_same_sentences(
         for name in estimates[0]
     }
     rng, drawn = np.random.default_rng(3), []
-    predicted = [
-        runs.read_predictions(folder, cell) for folder, cell in zip(folders, cells, strict=True)
-    ]
+    predicted = [read_rows(folder, cell) for folder, cell in zip(folders, cells, strict=True)]
     sentences = {}
     for index, row in enumerate(content):
         sentences.setdefault(row["sent_id"], []).append(index)

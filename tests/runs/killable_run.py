@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 
+import numpy as np
+
 from antlm_bench import runs
+from antlm_bench.predictions import OptionColumns, Predictions
 from antlm_bench.runs import store
-from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
+from antlm_bench.types import Cell, Estimate, Item, Manifest, Summary
 
 CHUNKS, ITEMS, KEY = 4, 25, "k" * 64
 MANIFEST = Manifest(
@@ -23,14 +26,17 @@ MANIFEST = Manifest(
 )
 
 
-def make_predictions(suite: str, index: int) -> list[Prediction]:
+def make_predictions(suite: str, index: int) -> Predictions:
+    """Make a chunk of minimal pairs."""
     labels = {"phenomenon": suite, "paradigm": f"p{index}"}
-    return [
-        Prediction(
-            f"{suite} é {index}.{i}", 0, i % 2, (-1 / (i + 1), -0.3), (3, 4), (9, 11), labels, ()
-        )
-        for i in range(ITEMS)
-    ]
+    items = [Item(f"{suite} é {index}.{i}", (), 0, labels) for i in range(ITEMS)]
+    options = OptionColumns(
+        counts=np.full(ITEMS, 2, np.int32),
+        scores=np.array([score for i in range(ITEMS) for score in (-1 / (i + 1), -0.3)]),
+        tokens=np.tile([3, 4], ITEMS),
+        characters=np.tile([9, 11], ITEMS),
+    )
+    return Predictions.build(items, np.arange(ITEMS) % 2, options)
 
 
 def write_run(path: str) -> int:

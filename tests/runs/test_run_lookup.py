@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from killable_run import CHUNKS, make_predictions, write_run
+from prediction_rows import to_rows
 
 from antlm_bench import notebook, runs
 from antlm_bench.errors import BenchError, RunError, UnknownCell, UsageError
@@ -60,9 +61,8 @@ def test_an_unknown_name_lists_what_there_is(run: Run) -> None:
 
 
 def test_predictions_have_one_row_per_item(run: Run) -> None:
-    items = [
-        prediction for index in range(CHUNKS) for prediction in make_predictions("alpha", index)
-    ]
+    chunks = [to_rows(make_predictions("alpha", index)) for index in range(CHUNKS)]
+    items = [row for rows in chunks for row in rows]
     table = run.predictions("alpha")
     assert len(table) == len(items)
     assert table.column("id") == [item.id for item in items]

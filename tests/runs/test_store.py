@@ -16,11 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from killable_run import CHUNKS, KEY, MANIFEST, make_predictions, write_run
+from prediction_rows import read_rows, to_rows
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError
+from antlm_bench.predictions import Predictions
 from antlm_bench.runs import store
-from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
+from antlm_bench.types import Cell, Estimate, Run, Summary
 
 SUMMARY = Summary(
     "alpha", "causal", "accuracy", (), Estimate(0.5, 10, 0.4, 0.6, {"tie": 1}), {}, ()
@@ -34,7 +36,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def add(
-    path: Path, suite: str, key: str, predictions: list[Prediction], summary: Summary = SUMMARY
+    path: Path, suite: str, key: str, predictions: Predictions, summary: Summary = SUMMARY
 ) -> Cell:
     with runs.RunWriter(path, MANIFEST) as writer:
         writer.save_chunk(suite, "causal", key, 0, predictions)
@@ -49,9 +51,9 @@ def test_what_was_written_is_read(finished: Path) -> None:
         ("beta", "causal", KEY),
     ]
     everything = [
-        prediction for index in range(CHUNKS) for prediction in make_predictions("alpha", index)
+        row for index in range(CHUNKS) for row in to_rows(make_predictions("alpha", index))
     ]
-    assert runs.read_predictions(run.path, run.cells[0]) == everything
+    assert read_rows(run.path, run.cells[0]) == everything
     assert runs.read_predictions_table(run.path, run.cells[0])["id"].to_pylist() == [
         p.id for p in everything
     ]
@@ -62,7 +64,7 @@ def test_predictions_are_plain_parquet_for_pandas(finished: Path) -> None:
     frame = pandas.read_parquet(finished / "predictions" / "alpha.causal.parquet")
     columns = ["id", "gold", "pred", "scores", "tokens", "characters", "flags", "labels"]
     assert list(frame.columns) == columns
-    assert list(frame.scores[0]) == list(make_predictions("alpha", 0)[0].scores)
+    assert list(frame.scores[0]) == list(to_rows(make_predictions("alpha", 0))[0].scores)
     assert frame.labels[0] == {"phenomenon": "alpha", "paradigm": "p0"}
 
 
@@ -70,7 +72,9 @@ def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
     predictions = make_predictions("alpha", 0)
     with runs.RunWriter(tmp_path / "a", MANIFEST) as writer:
         for index in range(5):
-            writer.save_chunk("alpha", "causal", "k", index, predictions[5 * index : 5 * index + 5])
+            writer.save_chunk(
+                "alpha", "causal", "k", index, predictions.take(range(5 * index, 5 * index + 5))
+            )
         several = writer.finish_cell(Cell("alpha", "causal", "k", {}, SUMMARY), 5)
     assert add(tmp_path / "b", "alpha", "k", predictions).digest == several.digest
 
@@ -79,7 +83,7 @@ def test_a_stale_cell_is_replaced_in_its_place_and_others_stay(finished: Path) -
     add(finished, "alpha", "new", make_predictions("alpha", 1), replace(SUMMARY, notes=("new",)))
     run = runs.open_run(finished)
     assert [(cell.suite, cell.key) for cell in run] == [("alpha", "new"), ("beta", KEY)]
-    assert runs.read_predictions(finished, run.cells[0]) == make_predictions("alpha", 1)
+    assert read_rows(finished, run.cells[0]) == to_rows(make_predictions("alpha", 1))
     with runs.RunWriter(finished, MANIFEST) as writer:
         assert not writer.is_complete("alpha", "causal", KEY)
         assert writer.is_complete("beta", "causal", KEY)
@@ -91,7 +95,9 @@ def test_discard_forgets_the_chunks_of_one_cell_only(tmp_path: Path) -> None:
             writer.save_chunk("alpha", method, "k", 0, make_predictions("alpha", 0))
         writer.discard_chunks("alpha", "mlm")
         assert writer.load_chunk("alpha", "mlm", "k", 0) is None
-        assert writer.load_chunk("alpha", "mlm-l2r", "k", 0) == make_predictions("alpha", 0)
+        assert writer.load_chunk("alpha", "mlm-l2r", "k", 0).table.equals(
+            make_predictions("alpha", 0).table
+        )
 
 
 def damage_cut(data: bytes) -> bytes:
@@ -130,7 +136,9 @@ def test_a_chunk_of_another_key_or_place_is_never_trusted(tmp_path: Path) -> Non
         assert (
             writer.load_chunk("alpha", "causal", "new", 0) is None
         )  # says it was written for another key
-        assert writer.load_chunk("alpha", "causal", "new", 1) == make_predictions("alpha", 1)
+        assert writer.load_chunk("alpha", "causal", "new", 1).table.equals(
+            make_predictions("alpha", 1).table
+        )
         assert writer.load_chunk("alpha", "causal", "new", 2) is None
 
 
@@ -142,7 +150,7 @@ def test_damaged_predictions_fail_to_read_and_are_written_again(
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     with pytest.raises(RunError, match=r"alpha\.causal\.parquet"):
-        runs.read_predictions(finished, runs.open_run(finished).cells[0])
+        read_rows(finished, runs.open_run(finished).cells[0])
     assert write_run(str(finished)) == CHUNKS  # only this suite is computed again
     assert file.read_bytes() == whole
 
@@ -150,7 +158,7 @@ def test_damaged_predictions_fail_to_read_and_are_written_again(
 def test_missing_predictions_are_an_error_that_says_so(finished: Path) -> None:
     (finished / "predictions" / "alpha.causal.parquet").unlink()
     with pytest.raises(RunError, match="missing"):
-        runs.read_predictions(finished, runs.open_run(finished).cells[0])
+        read_rows(finished, runs.open_run(finished).cells[0])
 
 
 def test_a_folder_keeps_its_checkpoint_and_its_creation_time(finished: Path) -> None:
@@ -173,9 +181,7 @@ def test_hostile_names_stay_inside_the_folder(tmp_path: Path) -> None:
     outside.mkdir()
     for suite in ("../../precious", "..", ".", "a/b", "lm-eval:piqa", "ä\n", "*", "[x]", "C:\\x"):
         cell = add(tmp_path / "runs" / "run", suite, "../..", make_predictions("alpha", 0))
-        assert runs.read_predictions(tmp_path / "runs" / "run", cell) == make_predictions(
-            "alpha", 0
-        )
+        assert read_rows(tmp_path / "runs" / "run", cell) == to_rows(make_predictions("alpha", 0))
     assert {path.name for path in tmp_path.iterdir()} == {"precious", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert len(runs.open_run(tmp_path / "runs" / "run").cells) == 9
@@ -317,4 +323,4 @@ def test_a_parquet_file_of_other_columns_is_refused() -> None:
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(pa.table({"id": ["a"], "gold": ["text"]}), sink)
     with pytest.raises(RunError, match="column gold should hold double, holds string"):
-        runs.predictions_parquet.decode_table(bytes(sink.getvalue()), "here")
+        runs.predictions_parquet.decode_predictions(bytes(sink.getvalue()), "here")

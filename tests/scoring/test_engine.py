@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 from peer_helpers import sum_logprobs
+from prediction_rows import predict_rows
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
@@ -89,7 +89,7 @@ def scored(model: Engine, items, name, budget=None):
     if budget is not None:
         model.engine.batch_tokens = budget
     return np.array(
-        [p.scores for p in multiple_choice.predict(model, items, [resolve_method(name, model)])[0]]
+        [p.scores for p in predict_rows(model, items, [resolve_method(name, model)])[0]]
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from prediction_rows import predict_rows
 
 from antlm_bench.scoring.methods import METHODS
-from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Item, Option, Probes
 
 
@@ -50,7 +50,7 @@ class Words:
 
 def flags(method: str, *options: str) -> tuple[str, ...]:
     item = Item("i", tuple(map(Option, options)), 0)
-    [[prediction]] = predict(Words(), [item], [METHODS[method]])
+    [[prediction]] = predict_rows(Words(), [item], [METHODS[method]])
     return prediction.flags
 
 
@@ -72,5 +72,5 @@ def test_unknown_words_are_flagged() -> None:
 
 def test_an_item_that_does_not_fit_is_not_scored() -> None:
     item = Item("i", (Option("a b c d e"), Option("a b")), 0)
-    [[prediction]] = predict(Words(), [item], [METHODS["mlm"]])
+    [[prediction]] = predict_rows(Words(), [item], [METHODS["mlm"]])
     assert prediction.flags == ("too-long",) and prediction.tokens == (0, 0)

@@ -9,10 +9,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from prediction_rows import predict_rows
 from test_cpu_kernels import made
 
 from antlm_bench.checkpoints import open_checkpoint, with_bf16_body
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine, ForwardConfig, fast_logsumexp
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
@@ -66,7 +66,6 @@ def test_the_quick_model_of_a_checkpoint_is_close_to_the_exact_one(
     items = [Item(str(n), (Option(text),), 0) for n, text in enumerate(sentences[:40])]
     methods = [resolve_method("causal" if kind == "causal" else "mlm", opened)]
     exact, rough = (
-        np.array([p.scores[0] for p in multiple_choice.predict(m, items, methods)[0]])
-        for m in (opened, quick)
+        np.array([p.scores[0] for p in predict_rows(m, items, methods)[0]]) for m in (opened, quick)
     )
     assert 0 < np.abs(exact - rough).max() < 0.02 * np.abs(exact).max()

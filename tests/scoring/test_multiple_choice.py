@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lookup_model import LookupModel
+from prediction_rows import predict_rows, rows_per_method
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring import adaptive, conventions, multiple_choice
@@ -24,7 +25,7 @@ def pair(good: str, bad: str, gold: float = 0, spans=(None, None)) -> Item:
 
 def ask(item: Item, **options):
     bos = options.pop("bos", True)
-    return multiple_choice.predict(LookupModel(WORDS, bos), [item], CAUSAL, **options)[0][0]
+    return predict_rows(LookupModel(WORDS, bos), [item], CAUSAL, **options)[0][0]
 
 
 def test_a_score_is_a_sum_and_carries_its_counts():
@@ -133,7 +134,10 @@ def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):
     items = [Item(str(n), (Option(a), Option(b)), 0) for n, (a, b) in enumerate(pairs)]
     exact, quick = LookupModel(WORDS), LookupModel(WORDS, noise=noise)
     both = adaptive.AdaptiveScorer(quick, exact).calibrate(items, CAUSAL)
-    found, truth = both.predict(items, CAUSAL)[0], multiple_choice.predict(exact, items, CAUSAL)[0]
+    found, truth = (
+        rows_per_method(both.predict(items, CAUSAL))[0],
+        predict_rows(exact, items, CAUSAL)[0],
+    )
     for adapted, right in zip(found, truth, strict=True):
         tied = right.scores[0] == right.scores[1]
         assert adapted.pred == right.pred or (tied and "float32" not in adapted.flags)
@@ -151,7 +155,7 @@ def test_adaptive_rescoring_raises_a_bound_that_is_too_small():
 
     def rescored(bound: float) -> list[bool]:
         model = adaptive.AdaptiveScorer(LookupModel(quick), LookupModel(exact), bounds=(bound,))
-        return ["float32" in p.flags for p in model.predict(items, CAUSAL)[0]]
+        return ["float32" in p.flags for p in rows_per_method(model.predict(items, CAUSAL))[0]]
 
     assert rescored(0.1) == [False, False, False]
     assert rescored(0.6) == [
@@ -162,7 +166,9 @@ def test_adaptive_rescoring_raises_a_bound_that_is_too_small():
 
 
 def test_graded_items_are_always_scored_exactly():
-    [found] = adaptive.AdaptiveScorer(
-        LookupModel(WORDS, noise=0.1), LookupModel(WORDS), bounds=(0.0,)
-    ).predict([pair("the cat", "a cats", gold=0.7)], CAUSAL)[0]
+    [found] = rows_per_method(
+        adaptive.AdaptiveScorer(
+            LookupModel(WORDS, noise=0.1), LookupModel(WORDS), bounds=(0.0,)
+        ).predict([pair("the cat", "a cats", gold=0.7)], CAUSAL)
+    )[0]
     assert found.flags == ("float32",) and found.scores == (-4.0, -7.0)

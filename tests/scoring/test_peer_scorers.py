@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peer_helpers import sum_logprobs
+from prediction_rows import predict_rows, read_rows, rows_per_method
 from tiny_models import WORDS, build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions
@@ -49,7 +50,7 @@ def foreign(folder, name, spans=None, texts=TEXTS, **options):
         Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
         for i, t in enumerate(texts)
     ]
-    return model.predict(items, [resolve_method(name, model)])[0]
+    return rows_per_method(model.predict(items, [resolve_method(name, model)]))[0]
 
 
 def close(predictions, expected):
@@ -102,7 +103,6 @@ def test_a_bos_that_the_tokenizer_adds_is_not_doubled(make_checkpoint):
 
 def test_tokens_and_flags_are_ours_too(make_checkpoint):
     from antlm_bench.checkpoints import open_checkpoint
-    from antlm_bench.scoring import multiple_choice
 
     folder, options = make_checkpoint("causal"), OpenOptions(device="cpu", max_length=12)
     items = [
@@ -115,8 +115,8 @@ def test_tokens_and_flags_are_ours_too(make_checkpoint):
         open_minicons_checkpoint(str(folder), options),
     )
     [expected], [found] = (
-        multiple_choice.predict(one, items, [METHODS["causal"]]),
-        other.predict(items, [METHODS["causal"]]),
+        predict_rows(one, items, [METHODS["causal"]]),
+        rows_per_method(other.predict(items, [METHODS["causal"]])),
     )
     for a, b in zip(expected, found, strict=True):
         assert (a.id, a.gold, a.tokens, a.characters, a.labels, a.flags) == (
@@ -191,7 +191,7 @@ def test_methods_that_minicons_does_not_know_are_refused(make_checkpoint):
     model = open_minicons_checkpoint(str(make_checkpoint("masked")), OpenOptions(device="cpu"))
     assert model.methods == ["mlm", "mlm-l2r"]
     with pytest.raises(MethodNotSupported, match="mntp"):
-        model.predict([Item("0", (Option("the cat"),), 0)], [METHODS["mntp"]])
+        rows_per_method(model.predict([Item("0", (Option("the cat"),), 0)], [METHODS["mntp"]]))
 
 
 def test_a_text_of_which_nothing_can_be_scored_is_named(make_checkpoint):
@@ -226,7 +226,7 @@ def test_a_text_that_a_spelled_bos_changes_is_refused(tmp_path):
 
 
 def test_the_minicons_bundle_decides_by_the_mean(make_checkpoint, tmp_path):
-    from antlm_bench import runs, score
+    from antlm_bench import score
 
     (tmp_path / "x.csv").write_text(
         "good,bad\nthe cat sleeps near the old house,a dog\nno,every boy has seen the girl\n"
@@ -240,7 +240,7 @@ def test_the_minicons_bundle_decides_by_the_mean(make_checkpoint, tmp_path):
         engine="minicons",
         compat="minicons",
     )
-    for p in runs.read_predictions(run.path, run.cells[0]):
+    for p in read_rows(run.path, run.cells[0]):
         assert p.pred == int(
             np.argmax([total / count for total, count in zip(p.scores, p.tokens, strict=True)])
         )
@@ -272,7 +272,7 @@ def suite(tmp_path) -> Path:
 
 
 def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, suite, tmp_path):
-    from antlm_bench import runs, score
+    from antlm_bench import score
 
     folder = make_checkpoint("masked")
     native, borrowed = (
@@ -287,9 +287,7 @@ def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, s
         a.settings
     ) and a.key != b.key
     assert b.summary.headline == a.summary.headline
-    for p, q in zip(
-        runs.read_predictions(native.path, a), runs.read_predictions(borrowed.path, b), strict=True
-    ):
+    for p, q in zip(read_rows(native.path, a), read_rows(borrowed.path, b), strict=True):
         assert p.scores == pytest.approx(q.scores, abs=1e-4) and (p.tokens, p.flags) == (
             q.tokens,
             q.flags,

@@ -13,11 +13,11 @@ from threading import Barrier
 
 import pytest
 import torch
+from prediction_rows import predict_rows
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.scoring.methods import METHODS
-from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.types import Item, Option
 
 Make = Callable[..., Path]
@@ -36,7 +36,7 @@ def open_model(folder: Path) -> Checkpoint:
 
 
 def score(checkpoint: Checkpoint, items: Sequence[Item]) -> list[tuple[float, ...]]:
-    [predictions] = predict(checkpoint, items, [METHODS[checkpoint.methods[0]]])
+    [predictions] = predict_rows(checkpoint, items, [METHODS[checkpoint.methods[0]]])
     return [prediction.scores for prediction in predictions]
 
 

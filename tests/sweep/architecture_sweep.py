@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from prediction_rows import predict_rows
 from tiny_models import WORDS, train_tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -29,7 +30,6 @@ from transformers.models.auto.modeling_auto import (
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError
-from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
@@ -406,7 +406,7 @@ def examine_architecture(model_type: str, kind: str, name: str, folder: Path) ->
 def max_difference(checkpoint: Checkpoint, plain: PlainLoop, method: str) -> float:
     """Return the largest difference of a text score (nats; relative from 1 nat on)."""
     items = make_pairs()
-    [predictions] = multiple_choice.predict(checkpoint, items, [METHODS[method]])
+    [predictions] = predict_rows(checkpoint, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
     expected = np.array(plain.scores(method, [o.text for item in items for o in item.options]))
     return float((np.abs(ours - expected) / np.maximum(1, np.abs(expected))).max())
