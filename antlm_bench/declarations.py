@@ -102,7 +102,7 @@ def validate_tables(tables: dict[str, Any], model: type[D], path: Path) -> D:
         raise _validation_failure(path, tables, error) from None
 
 
-def catalog(kind: DeclarationKind) -> dict[str, Path]:
+def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
     """Return name -> file of every declaration of a kind, sorted by name.
 
     Of several files with the same name, the first folder of ANTLM_BENCH_PATH wins.
@@ -121,7 +121,7 @@ def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
         if not is_file(path):
             raise DeclarationError("there is no such file", location=name_or_path)
         return path
-    files = catalog(kind)
+    files = list_declarations(kind)
     if name_or_path not in files:
         noun = "suite" if kind == "tasks" else "recipe"
         raise DeclarationError(

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.training.recipe import read_recipe
 
 LAST = 20  # steps
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--suite", default="blimp-fast")
     options = parser.parse_args()
     names = sorted(
-        options.names or catalog("models"), key=lambda name: (name in TAUGHT, name)
+        options.names or list_declarations("models"), key=lambda name: (name in TAUGHT, name)
     )  # teachers first
     table: list[list[str]] = []
     name_by_content: dict[str, str] = {}

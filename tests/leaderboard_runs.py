@@ -12,7 +12,7 @@ from typing import Any
 from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DataError
 from antlm_bench.exports import leaderboard
 from antlm_bench.suites.classification import ClassificationSpec
@@ -22,7 +22,7 @@ from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Sum
 
 SUITE_SPECS = {
     name: spec
-    for name, path in catalog("tasks").items()
+    for name, path in list_declarations("tasks").items()
     if isinstance(spec := read_declaration_file(path), SuiteSpec)
 }
 TEXT_SUITE_SPECS = {
@@ -157,7 +157,7 @@ def make_finetuned_cell(
 
 def preset_settings(suite: str, task: str, preset: str) -> dict[str, Any]:
     """Return the settings of a cell that was finetuned by a preset."""
-    spec = read_declaration_file(catalog("tasks")[suite])
+    spec = read_declaration_file(list_declarations("tasks")[suite])
     assert isinstance(spec, ClassificationSpec)
     return {
         "training": spec.resolve_training(task, preset).model_dump(mode="json"),

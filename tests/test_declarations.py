@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from antlm_bench.declarations import (
     Declaration,
     TomlTuple,
-    catalog,
     find_declaration,
+    list_declarations,
     read_toml,
     suggest_name,
     validate_tables,
@@ -114,14 +114,14 @@ def test_any_text_is_a_declaration_or_an_error(
 def test_user_folders_override_the_shipped_catalog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shipped = catalog("tasks")
+    shipped = list_declarations("tasks")
     assert {"blimp", "nano", "zero-shot-2026"} <= set(shipped)
     assert list(shipped) == sorted(shipped)
     own = tmp_path / "tasks" / "blimp.toml"
     own.parent.mkdir()
     own.write_text("")
     monkeypatch.setenv("ANTLM_BENCH_PATH", f"{tmp_path / 'none'}:{tmp_path}")
-    assert catalog("tasks") == {**shipped, "blimp": own}
+    assert list_declarations("tasks") == {**shipped, "blimp": own}
     assert find_declaration("tasks", "blimp") == own
 
 

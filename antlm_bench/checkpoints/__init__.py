@@ -9,7 +9,7 @@ from antlm_bench.checkpoints.checkpoint import (
     open_model,
     with_bf16_body,
 )
-from antlm_bench.checkpoints.metadata import key_settings, loading_notes
+from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
 from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs
 
 __all__ = [
@@ -19,10 +19,10 @@ __all__ = [
     "OpenOptions",
     "evaluation_mode",
     "expand_refs",
-    "key_settings",
     "loading_notes",
     "open_backbone",
     "open_checkpoint",
     "open_model",
+    "select_content_key_metadata",
     "with_bf16_body",
 ]

@@ -26,7 +26,7 @@ from antlm_bench.checkpoints.loader import (
     detect_capabilities,
     load_runnable_model,
 )
-from antlm_bench.checkpoints.metadata import add_scored_eos, describe_checkpoint
+from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
 from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
 from antlm_bench.checkpoints.self_test import (
     SelfTestResult,
@@ -131,7 +131,7 @@ class Checkpoint:
         return replace(
             self,
             encoders={**self.encoders, "causal": encoder},
-            metadata=add_scored_eos(self.metadata, causal.tokenizer, rule),
+            metadata=add_scored_specials(self.metadata, causal.tokenizer, rule),
         )
 
     def describe_for_doctor(self) -> Mapping[str, object]:

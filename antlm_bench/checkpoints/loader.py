@@ -45,7 +45,7 @@ class LoadedModel:
     """causal or masked."""
     model: Any
     tokenizer: Any
-    allowed: AllowedMismatches
+    allowed_mismatches: AllowedMismatches
     """Tensors that did not match, and that the options allow."""
 
 
@@ -90,10 +90,12 @@ def load_runnable_model(
     config = pretrained.load_config(sources.base, options)
     kind = pretrained.detect_kind(config, sources.base)
     tokenizer = pretrained.load_tokenizer(sources.tokenizer, options)
-    model, allowed = pretrained.load_checked_model(sources.base, kind, config, options)
+    model, allowed_mismatches = pretrained.load_checked_model(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
-    loaded = LoadedModel(display_name(ref, options), sources, kind, model, tokenizer, allowed)
+    loaded = LoadedModel(
+        display_name(ref, options), sources, kind, model, tokenizer, allowed_mismatches
+    )
     return detect_capabilities(loaded, options, device, for_native_engine)
 
 
@@ -126,7 +128,7 @@ def detect_capabilities(
         kind=loaded.kind,
         model=model,
         tokenizer=tokenizer,
-        allowed=loaded.allowed,
+        allowed_mismatches=loaded.allowed_mismatches,
         forward_config=forward_config,
         max_length=row_limit,
         specials=_specials_by_attention(

@@ -1,4 +1,4 @@
-"""Metadata of a checkpoint: the entries in a run's manifest, those in content keys, and notes."""
+"""Checkpoint metadata: build it for a run's manifest, and select the part in content keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from antlm_bench.checkpoints.tensor_check import MAX_NAMES_SHOWN
 from antlm_bench.scoring.text import EosRule, Specials, build_specials, resolve_eos_rule
 from antlm_bench.weight_files import hash_files, hash_weights, select_weights
 
-KEY_METADATA = (
+CONTENT_KEY_FIELDS = (
     "weights",
     "config",
     "tokenizer",
@@ -36,7 +36,7 @@ KEY_METADATA = (
     "base_weights",
     "adapter_weights",
     "adapter_config",
-    "allowed",
+    "allowed",  # tensor mismatches that the user accepted
     "original_layout",
 )
 """Metadata that a score depends on, in the order of the content key."""
@@ -54,10 +54,11 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
     model, tokenizer = loaded.model, loaded.tokenizer
     metadata = {
         "name": loaded.name,
-        "source": ref if not Path(ref).exists() else loaded.name,
+        # A hub id is stored as it is, and of a local folder only its name: manifests are published.
+        "source": loaded.name if Path(ref).exists() else ref,
         "revision": options.revision,
         "architecture": type(model).__name__,
-        "kind": loaded.kind,
+        "kind": loaded.kind,  # causal, masked, ... (pretrained.detect_kind)
         "parameters": sum(p.numel() for p in model.parameters()),
         **_weight_metadata(loaded.sources, options),
         "config": hash_files([loaded.sources.base / "config.json"]),
@@ -67,14 +68,14 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
         "max_length": loaded.max_length,
         "dtype": options.dtype,
         "device": str(next(model.parameters()).device),
-        **_layout_metadata(loaded),
+        **_describe_layouts(loaded),
         "bos": options.bos,
         "specials": {
             attention: _format_specials(tokenizer, specials)
             for attention, specials in loaded.specials.items()
         },
-        # The special tokens under the BOS policies of the official pipelines: `submit` compares
-        # them with those that were used.
+        # BOS policy of one of BabyLM's pipelines -> the special tokens that it adds. `submit`
+        # compares these with the special tokens of the run ("specials").
         "specials_under": {
             policy: {
                 attention: _format_specials(tokenizer, build_specials(tokenizer, attention, policy))
@@ -89,7 +90,7 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
 
 
 def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str, Any]:
-    """Return the last entries, which only some checkpoints have."""
+    """Return the optional entries, which only some checkpoints have. They come last."""
     config, sources = loaded.model.config, loaded.sources
     metadata: dict[str, Any] = {}
     training = getattr(config, TRAINING_KEY, None)
@@ -97,11 +98,12 @@ def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str,
     if isinstance(words_seen, int):
         metadata["words_seen"] = words_seen  # the checkpoint's x-value in a learning curve
     if options.tokenizer:
-        folder = Path(options.tokenizer)
-        is_folder = folder.exists()
-        metadata["tokenizer_source"] = folder.resolve().name if is_folder else options.tokenizer
-    if allowed := loaded.allowed.to_record():
-        metadata["allowed"] = allowed
+        tokenizer_path = Path(options.tokenizer)  # or a hub id
+        metadata["tokenizer_source"] = (
+            tokenizer_path.resolve().name if tokenizer_path.exists() else options.tokenizer
+        )
+    if allowed_mismatches := loaded.allowed_mismatches.to_record():
+        metadata["allowed"] = allowed_mismatches
     if sources.notes:
         metadata["notes"] = list(sources.notes)
     if options.trust_remote_code:
@@ -111,15 +113,19 @@ def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str,
     return metadata
 
 
-def _layout_metadata(loaded: RunnableModel) -> dict[str, Any]:
-    """Return the layout of the engine's batches, and the format of converted weights."""
-    original_layout = getattr(loaded.model.config, "original_layout", None)
+def _describe_layouts(loaded: RunnableModel) -> dict[str, Any]:
+    """Return how the engine arranges batches ("layout") and, if the checkpoint was converted to
+    our format, the format of its authors ("original_layout").
+    """
+    original_format = getattr(loaded.model.config, "original_layout", None)
     metadata = {"layout": loaded.forward_config.layout}
-    return metadata if original_layout is None else metadata | {"original_layout": original_layout}
+    return metadata if original_format is None else metadata | {"original_layout": original_format}
 
 
 def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:
-    """Return hashes of the weights (with an adapter: of base and adapter), and the file names."""
+    """Return hashes of the weights, and their file names. With an adapter, the base and the adapter
+    have separate hashes.
+    """
     hashes = {"weights": hash_weights(sources.base, options.allow_pickle)}
     if sources.adapter:
         hashes = adapter_metadata(sources.adapter, hashes["weights"], options)
@@ -137,21 +143,24 @@ def _format_specials(tokenizer: Any, specials: Specials) -> str:
     return " ".join([*before, "...", *after])
 
 
-def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return metadata that also names the scored special tokens. They change scores, so they are
-    part of a cell's content key.
+def add_scored_specials(
+    metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule
+) -> dict[str, Any]:
+    """Return metadata plus the entry "scored_specials": the special tokens after a text whose
+    log-probability is added to its score. `rule` says after which texts.
     """
     after, _ = resolve_eos_rule(tokenizer, rule)
     tokens = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
-    texts = "texts with a context" if rule == "context" else "texts"
-    return {**metadata, "scored_specials": f"{tokens} after {texts}"}
+    scope = "texts with a context" if rule == "context" else "texts"
+    return {**metadata, "scored_specials": f"{tokens} after {scope}"}
 
 
-def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
+def select_content_key_metadata(checkpoint: HasMetadata) -> dict[str, Any]:
     """Return the metadata that a score depends on, for a cell's content key."""
+    # The JSON round trip makes lists of tuples, so that the result equals the settings in run.json.
     return {
         key: json.loads(json.dumps(checkpoint.metadata[key]))
-        for key in KEY_METADATA
+        for key in CONTENT_KEY_FIELDS
         if key in checkpoint.metadata
     }
 
@@ -160,12 +169,12 @@ def loading_notes(checkpoint: HasMetadata) -> list[str]:
     """Return notes about loading: which weights were read, which tensors did not match."""
     notes = list(checkpoint.metadata.get("notes", []))
     templates = {
-        "unused": "the model does not use {} of the files",
+        "unused": "{} of the files are not used by the model",
         "missing": "{} were in no file and are random",
     }
-    for kind, tensors in checkpoint.metadata.get("allowed", {}).items():
+    for mismatch, tensors in checkpoint.metadata.get("allowed", {}).items():
         names = ", ".join(tensors["first"])
         if tensors["count"] > MAX_NAMES_SHOWN:
             names += ", ..."
-        notes.append(templates[kind].format(f"{tensors['count']} tensors ({names})"))
+        notes.append(templates[mismatch].format(f"{tensors['count']} tensors ({names})"))
     return notes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from antlm_bench.checkpoints.loader import load_runnable_model
-from antlm_bench.checkpoints.metadata import add_scored_eos, describe_checkpoint
+from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.predictions import Predictions
@@ -71,7 +71,7 @@ class MiniconsCheckpoint:
         appended_ids, _ = resolve_eos_rule(tokenizer, rule)
         if self.minicons_scorer.kind != "causal" or not appended_ids:
             return self
-        metadata = add_scored_eos(self.metadata, tokenizer, rule)
+        metadata = add_scored_specials(self.metadata, tokenizer, rule)
         if rule == "context":
             # lm-eval's conventions, which have this rule, also set a BOS policy for contexts.
             assert self.context_scorer is not None

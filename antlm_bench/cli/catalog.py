@@ -53,7 +53,8 @@ def show_command(
     name: Annotated[
         list[str],
         typer.Argument(
-            metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml."
+            metavar="[KIND] NAME",
+            help="A suite, collection, recipe, method, architecture, or a .toml.",
         ),
     ],
     scale: ScaleOption = "",
@@ -70,9 +71,10 @@ def show_command(
     *,
     table_format: str,
 ) -> None:
-    """Show a suite, collection, recipe or method: its values, size or cost, citation, data files.
+    """Show a suite, collection, recipe, method or architecture.
 
-    For a recipe, also list the differences from its paper.
+    The table holds its settings, size or cost, citation and data files. For a recipe, also list the
+    differences from its paper.
     """
     from antlm_bench.commands.catalog import describe_entry, list_recipe_differences
     from antlm_bench.reporting.table import build_facts_table, build_records_table

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from antlm_bench.cli.aliases import DEFAULT_NUMBERS
 from antlm_bench.cli.shared_options import (
     output_option,
     run_folder_option,
@@ -18,7 +19,10 @@ from antlm_bench.cli.shared_options import (
 )
 from antlm_bench.errors import UsageError
 
-run_option = partial(typer.Option, rich_help_panel="What is compared")
+FLIPS_WITH_TEXTS = 10
+"""Number of items per suite that --show-texts lists without --flips: fewer than --flips alone,
+because each has several lines."""
+comparison_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
 def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -26,23 +30,26 @@ def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
 
     `mlm` is ("mlm", "mlm"). Raises UsageError.
     """
-    pairs = [value.partition("=") for value in split_names(values)]
-    if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
-        raise UsageError(
-            f"{wrong[0]!r} is not a method",
-            location="--method",
-            hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
-        )
-    return [(first, second or first) for first, _, second in pairs]
+    pairs = []
+    for value in split_names(values):
+        reference_method, equals, run_method = value.partition("=")
+        if not reference_method or (equals and not run_method):
+            raise UsageError(
+                f"{value!r} lacks a method before or after the =",
+                location="--method",
+                hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
+            )
+        pairs.append((reference_method, run_method if equals else reference_method))
+    return pairs
 
 
 SuiteOption = Annotated[
     list[str] | None,
-    run_option("--suite", metavar="NAME", help="Only these suites. Repeatable, or a,b."),
+    comparison_option("--suite", metavar="NAME", help="Only these suites. Repeatable, or a,b."),
 ]
 MethodOption = Annotated[
     list[str] | None,
-    run_option(
+    comparison_option(
         "--method",
         metavar="NAME",
         help="Only this method; causal=mlm: the reference's causal with the run's mlm. Repeatable.",
@@ -50,8 +57,9 @@ MethodOption = Annotated[
 ]
 AllowMixedOption = Annotated[
     bool,
-    run_option(
-        "--allow-mixed", help="Compare shared items of runs with different settings, with a note."
+    comparison_option(
+        "--allow-mixed",
+        help="Allow runs with different settings: compare the items that both have, and say so.",
     ),
 ]
 
@@ -63,7 +71,7 @@ def compare_command(
         typer.Argument(metavar="RUN...", help="Run folders; the first is the reference."),
     ],
     against: Annotated[
-        Path | None, run_option(metavar="RUN", help="The reference, instead of the first.")
+        Path | None, comparison_option(metavar="RUN", help="The reference, instead of the first.")
     ] = None,
     suite: SuiteOption = None,
     method: MethodOption = None,
@@ -77,12 +85,17 @@ def compare_command(
         output_option(
             metavar="[N]",
             min=0,
-            help="List N items (20) per suite that the runs answer differently.",
+            help="List N items per suite that the runs answer differently. --flips alone lists "
+            f"{DEFAULT_NUMBERS['--flips']}.",
         ),
     ] = 0,
     show_texts: Annotated[
         bool,
-        output_option("--show-texts", help="Show the texts of these items, read from local data."),
+        output_option(
+            "--show-texts",
+            help="Show the texts of the items of --flips, read from local data. Without --flips: "
+            f"of {FLIPS_WITH_TEXTS} items.",
+        ),
     ] = False,
     *,
     table_format: str,
@@ -100,8 +113,9 @@ def compare_command(
     )
     texts = {}
     if show_texts:
-        flips = flips or 10
-        run_dirs = [run_comparisons[0].path_a, *(each.path_b for each in run_comparisons)]
+        flips = flips or FLIPS_WITH_TEXTS
+        reference_dir = run_comparisons[0].path_a
+        run_dirs = [reference_dir, *(each.path_b for each in run_comparisons)]
         comparisons = [c for each in run_comparisons for c in each.comparisons]
         texts = {
             c.suite: load_item_texts(run_dirs, c.suite, suite_files.get(c.suite, ""))
@@ -115,31 +129,34 @@ def compare_command(
 def check_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     against: Annotated[
-        str, run_option(metavar="BASELINE", help="A run folder, or the name of a saved baseline.")
+        str,
+        comparison_option(
+            metavar="BASELINE", help="A run folder, or the name of a saved baseline."
+        ),
     ],
     margin: Annotated[
         float | None,
-        run_option(
+        comparison_option(
             metavar="POINTS",
-            help="Tolerated loss per suite; 1 point is 0.01 of the metric.",
-            show_default="policy, suite, 1.0",
+            help="Tolerated decrease per suite; 1 point is 0.01 of the metric.",
+            show_default="from --policy, else from the suite, else 1.0",
         ),
     ] = None,
     group_margin: Annotated[
         float | None,
-        run_option(
-            metavar="POINTS", help="Tolerated loss per phenomenon.", show_default="not checked"
+        comparison_option(
+            metavar="POINTS", help="Tolerated decrease per phenomenon.", show_default="not checked"
         ),
     ] = None,
     policy: Annotated[
-        Path | None, run_option(metavar="FILE", help="TOML with margins by suite and group.")
+        Path | None, comparison_option(metavar="FILE", help="TOML with margins by suite and group.")
     ] = None,
     suite: SuiteOption = None,
     method: MethodOption = None,
     allow_mixed: AllowMixedOption = False,
     strict: Annotated[
         bool,
-        run_option("--strict", help="Exit code 4 if there are too few items to decide."),
+        comparison_option("--strict", help="Exit code 4 if there are too few items to decide."),
     ] = False,
     junit: Annotated[
         Path | None, output_option(metavar="FILE", help="Also write JUnit XML.")
@@ -156,7 +173,8 @@ def check_command(
 ) -> None:
     """Check whether a run is worse than its baseline by more than a margin.
 
-    The exit code is 0 if it is not, 1 if it is.
+    Exit code: 0 = not worse, 1 = worse, 4 = too few items
+    to decide (with --strict), 5 = the run lacks results of the baseline.
     """
     pairs = parse_method_pairs(method)
     if github and table_format != "table":
@@ -168,7 +186,7 @@ def check_command(
 
     from antlm_bench.commands.check import check
     from antlm_bench.commands.export import write_file
-    from antlm_bench.reporting.check_table import build_check_table, exit_error
+    from antlm_bench.reporting.check_table import build_check_table, build_exit_error
     from antlm_bench.reporting.writers import print_table, write_markdown
 
     result = check(
@@ -181,7 +199,7 @@ def check_command(
         methods=pairs,
         allow_mixed=allow_mixed,
     )
-    error = exit_error(result, strict)
+    error = build_exit_error(result, strict)
     table = build_check_table(result, error.exit_code if error else 0)
     print_table(table, table_format)
     if junit:

@@ -1,4 +1,4 @@
-"""`list`, `show` and `doctor`: describe suites, recipes, methods and checkpoints."""
+"""`list`, `show` and `doctor`: describe suites, recipes, methods, architectures, checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.architectures.records import ARCHITECTURES
-from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
+from antlm_bench.declarations import find_declaration, list_declarations, parse_toml, suggest_name
 from antlm_bench.errors import DeclarationError, UsageError, map_collecting_errors
 from antlm_bench.scoring.methods import METHODS, get_method
 from antlm_bench.suites import pairs_csv
@@ -28,23 +28,25 @@ if TYPE_CHECKING:
 DEFAULT_CORPUS_WORDS = 10_000_000
 """Words of the corpus of BabyLM's strict-small track."""
 TOKENS_PER_WORD = 1.4
-"""Tokens per word of that corpus, about, with a BPE vocabulary of 16,000."""
+"""Approximate number of tokens per word of that corpus, with a BPE vocabulary of 16,000."""
 
 
-def list_catalog(kind: str = "suites") -> list[CatalogRow]:
-    """Return a row per name of a kind (a key of CATALOG_LISTINGS), sorted by name.
+def list_catalog(listing: str = "suites") -> list[CatalogRow]:
+    """Return the rows of the table `antlm-bench list LISTING`, sorted by name.
 
-    Raises DeclarationError, and UsageError for an unknown kind.
+    listing: a key of CATALOG_LISTINGS. Raises DeclarationError, and UsageError for another listing.
     """
-    if kind not in CATALOG_LISTINGS:
-        raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}")
-    return CATALOG_LISTINGS[kind]()
+    if listing not in CATALOG_LISTINGS:
+        raise UsageError(
+            f"{listing!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}"
+        )
+    return CATALOG_LISTINGS[listing]()
 
 
-def _declaration_rows(listing: str) -> list[CatalogRow]:
-    """Return a row per declaration in tasks/ whose task type belongs to a listing."""
+def _list_suites(listing: str) -> list[CatalogRow]:
+    """Return the rows of `list suites` or `list collections`, one per declaration in tasks/."""
     rows = []
-    for name in catalog("tasks"):
+    for name in list_declarations("tasks"):
         spec, _ = read_declaration(name)
         task_type = TASK_TYPES[spec.task_type]
         if task_type.listing == listing:
@@ -53,17 +55,19 @@ def _declaration_rows(listing: str) -> list[CatalogRow]:
 
 
 def describe_objective(recipe: Recipe) -> str:
-    """Return the objectives of a recipe's phases and their lengths.
+    """Return the lengths and objectives of a recipe's phases in one line.
 
-    Examples: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15 steps`.
+    `4 CLM + 16 MLM + 4 CLM epochs` are three phases. `7,812 CLM:MNTP 1:15 steps` is one phase of
+    7,812 steps; every batch has 15 rows of MNTP per row of CLM.
     """
-    masked = recipe.objective.masked.upper()
+    masked_objective = recipe.objective.masked.upper()
 
     def describe_phase(phase: PhaseSpec) -> str:
         length = f"{phase.epochs or phase.steps or 0:,}"
-        if phase.causal and phase.masked:
-            return f"{length} CLM:{masked} {phase.causal:g}:{phase.masked:g}"
-        return f"{length} {'CLM' if phase.causal else masked}"
+        causal_rows, masked_rows = phase.causal, phase.masked
+        if causal_rows > 0 and masked_rows > 0:
+            return f"{length} CLM:{masked_objective} {causal_rows:g}:{masked_rows:g}"
+        return f"{length} {'CLM' if causal_rows > 0 else masked_objective}"
 
     unit = "epochs" if recipe.phase[0].epochs else "steps"
     distilled = ", distilled" if recipe.distil else ""
@@ -71,13 +75,16 @@ def describe_objective(recipe: Recipe) -> str:
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """Return the number of parameters of a recipe's model, if its vocabulary is full."""
+    """Return the number of parameters of a recipe's model at the recipe's vocabulary size.
+
+    A tokenizer that is trained on a small corpus may have a smaller vocabulary.
+    """
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
-def _model_rows() -> list[CatalogRow]:
+def _list_recipes() -> list[CatalogRow]:
     rows: list[CatalogRow] = []
-    for name in catalog("models"):
+    for name in list_declarations("models"):
         recipe = read_recipe(name)
         row: CatalogRow = {
             "model": name,
@@ -90,7 +97,7 @@ def _model_rows() -> list[CatalogRow]:
     return rows
 
 
-def _method_rows() -> list[CatalogRow]:
+def _list_methods() -> list[CatalogRow]:
     return [
         {
             "method": method.name,
@@ -101,7 +108,7 @@ def _method_rows() -> list[CatalogRow]:
     ]
 
 
-def _architecture_rows() -> list[CatalogRow]:
+def _list_architectures() -> list[CatalogRow]:
     return [
         {
             "architecture": architecture.name,
@@ -113,12 +120,13 @@ def _architecture_rows() -> list[CatalogRow]:
 
 
 CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
-    "suites": partial(_declaration_rows, "suites"),
-    "collections": partial(_declaration_rows, "collections"),
-    "models": _model_rows,
-    "methods": _method_rows,
-    "architectures": _architecture_rows,
+    "suites": partial(_list_suites, "suites"),
+    "collections": partial(_list_suites, "collections"),
+    "models": _list_recipes,
+    "methods": _list_methods,
+    "architectures": _list_architectures,
 }
+"""Argument of `list` -> its rows. "models" are training recipes, after their folder models/."""
 
 
 def describe_entry(
@@ -127,14 +135,16 @@ def describe_entry(
     overrides: Sequence[str] = (),
     corpus_words: int | None = None,
 ) -> tuple[str, Facts]:
-    """Return (name, facts in reading order) of a suite, a collection, a recipe or a method.
+    """Return (name, facts in reading order) of a suite, collection, recipe, method or architecture.
 
-    kind_and_name: [KIND] NAME, with a KIND of `list`. scale, overrides, corpus_words: only for a
-    recipe, see describe_recipe. Raises DeclarationError, DataError, UsageError.
+    kind_and_name: (NAME,) or (KIND, NAME), with KIND a key of CATALOG_LISTINGS. scale, overrides,
+    corpus_words: only for a recipe, see describe_recipe. Raises DeclarationError, DataError,
+    UsageError.
     """
     if len(kind_and_name) > 2:
         raise UsageError(
-            f"{len(kind_and_name)} names", hint="give one at a time: antlm-bench show [KIND] NAME"
+            f"`show` takes one name, not {len(kind_and_name)} arguments",
+            hint="give one at a time: antlm-bench show [KIND] NAME",
         )
     name = kind_and_name[-1]
     kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
@@ -149,10 +159,13 @@ def describe_entry(
         raise UsageError("--scale, --set and --words are only for recipes", location=f"show {name}")
     if kind == "methods":
         return _describe_method(name)
+    if kind == "architectures":
+        return _describe_architecture(name)
     if pairs_csv.is_pairs_file(name):
         return name, {
-            "kind": "a file of pairs: score it with --suite, name its columns with --columns",
-            "or": "of texts and labels: finetune on it with --suite, score --valid",
+            "kind": "a file of pairs, if `score --suite` reads it (--columns names its columns)",
+            "or": "a file of texts and labels, if `finetune --suite` trains on it and another file "
+            "is evaluated (--valid)",
         }
     spec, _ = read_declaration(name)
     facts = TASK_TYPES[spec.task_type].describe(spec)
@@ -160,24 +173,27 @@ def describe_entry(
 
 
 def detect_kind(name: str) -> str:
-    """Return the kind of a name or a .toml: "models", "methods" or "suites".
+    """Return the kind of a name or a .toml: "methods", "models", "suites" or "architectures".
 
-    A .toml with a key that only recipes have is a recipe. Raises DeclarationError for an unknown
-    name.
+    Collections count as "suites", and a .toml with a key that only recipes have as "models". Raises
+    DeclarationError for an unknown name.
     """
     if name in METHODS:
         return "methods"
-    models, suites = catalog("models"), catalog("tasks")
-    if name in models:
+    recipes, suites = list_declarations("models"), list_declarations("tasks")
+    if name in recipes:
         return "models"
     if name in suites or pairs_csv.is_pairs_file(name):
         return "suites"
+    if name in ARCHITECTURES:
+        return "architectures"
     if not name.endswith(".toml"):
-        hint = (
-            suggest_name(name, [*suites, *models, *METHODS.names()])
-            or "list the names: antlm-bench list suites, list models, list methods"
+        names = [*suites, *recipes, *METHODS.names(), *ARCHITECTURES.names()]
+        raise DeclarationError(
+            f"no suite, recipe, method or architecture is called {name!r}",
+            hint=suggest_name(name, names)
+            or f"list the names: antlm-bench list {'|'.join(CATALOG_LISTINGS)}",
         )
-        raise DeclarationError(f"no suite, recipe or method is called {name!r}", hint=hint)
     keys = parse_toml(find_declaration("models", name)).keys()
     return "models" if {"model", "extends"} & keys else "suites"
 
@@ -190,8 +206,8 @@ def describe_recipe(
 ) -> tuple[str, Facts]:
     """Return (name, facts) of a recipe: its costs on a corpus, then all its settings.
 
-    corpus_words: size of the corpus. A smaller limit of the recipe takes precedence. Raises
-    DeclarationError, UsageError, DataError.
+    corpus_words: number of words of the corpus. If the recipe limits its corpus to fewer words
+    (`corpus.words`), that number is used. Raises DeclarationError, UsageError, DataError.
     """
     recipe = read_recipe(name, scale, overrides)
     shown_elsewhere = {"name", "title", "scale", "sources", "notes", "difference", "phase"}
@@ -212,24 +228,27 @@ def describe_recipe(
 def list_recipe_differences(
     kind_and_name: Sequence[str], scale: str = "", overrides: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the differences of a recipe from its paper: rows of number, paper, ours, why.
+    """Return the differences of a recipe from its paper; () for a name that is no recipe.
 
-    Declared differences come first, then the settings that `scale` and `overrides` replace. Empty
-    for other names than recipes. Raises as describe_recipe.
+    Columns: "number" (the setting that differs: a recipe key or a description), "paper" (its value
+    in the paper), "ours" (its value in this recipe), "why". The differences that the recipe
+    declares come first, then the settings that `scale` and `overrides` change. Raises as
+    describe_recipe.
     """
     name = kind_and_name[-1]
     kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
     if kind != "models":
         return []
     recipe = read_recipe(name, scale, overrides)
-    rows = {}
+    rows_by_setting = {}
     for difference in recipe.difference:
         why = difference.why
-        if difference.option:
-            options = " ".join(f"--set {override}" for override in difference.option.split())
-            why += f"; alternative: {options}"
-        rows[difference.number] = {
-            "number": difference.number,
+        alternative_settings = difference.option.split()
+        if alternative_settings:
+            why += "; alternative: " + " ".join(f"--set {each}" for each in alternative_settings)
+        setting = difference.number
+        rows_by_setting[setting] = {
+            "number": setting,
             "paper": difference.paper,
             "ours": difference.ours,
             "why": why,
@@ -246,34 +265,41 @@ def list_recipe_differences(
         if declared.get(key) == used.get(key):
             continue
         is_overridden = any(f"{key}.".startswith(f"{prefix}.") for prefix in overridden_keys)
-        rows[key] = {
+        declared_difference = rows_by_setting.get(key)
+        rows_by_setting[key] = {
             "number": key,
-            "paper": rows.get(key, {}).get("paper", declared.get(key, "none")),
+            # The recipe has the paper's value of every setting, except of declared differences.
+            "paper": declared_difference["paper"]
+            if declared_difference
+            else declared.get(key, "none"),
             "ours": used.get(key, "none"),
-            "why": "--set" if is_overridden else f"scale {scale}",
+            "why": "changed by --set" if is_overridden else f"changed by scale {scale}",
         }
-    return list(rows.values())
+    return list(rows_by_setting.values())
 
 
 def _flatten_settings(tables: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the training settings of a recipe by dotted key: `optimizer.lr`."""
-    texts = ("name", "title", "scale", "sources", "notes", "difference")
+    descriptive_keys = ("name", "title", "scale", "sources", "notes", "difference")
     flat: dict[str, str] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):
             flat |= _flatten_settings(value, f"{prefix}{key}.")
-        elif prefix or key not in texts:
+        elif prefix or key not in descriptive_keys:
             flat[prefix + key] = _format_phases(value) if key == "phase" else str(value)
     return flat
 
 
 def _format_phases(phases: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line such as `4 epochs: causal, 16 epochs: masked`."""
+    """Return a line such as `4 epochs: 1 causal, 16 epochs: 1 causal and 15 masked`.
+
+    The numbers before the objectives are the relative numbers of rows in a batch.
+    """
     parts = []
     for phase in phases:
         unit = "epochs" if phase["epochs"] is not None else "steps"
-        shares = [f"{phase[name]:g} {name}" for name in ("causal", "masked") if phase[name]]
-        parts.append(f"{phase[unit]:,} {unit}: {' and '.join(shares)}")
+        rows = [f"{phase[name]:g} {name}" for name in ("causal", "masked") if phase[name] > 0]
+        parts.append(f"{phase[unit]:,} {unit}: {' and '.join(rows)}")
     return ", ".join(parts)
 
 
@@ -289,7 +315,7 @@ def _estimate_costs(recipe: Recipe, corpus_words: int) -> Facts:
         "tokens": f"{tokens:,} per epoch, {trained_tokens:,} in all ({num_epochs:,.1f} epochs)",
         "steps": len(steps),
         "FLOPs": f"{training_flops(recipe, steps):.1e}"
-        + (", of teachers too" if recipe.distil else ""),
+        + (", including the teachers" if recipe.distil else ""),
     }
 
 
@@ -300,16 +326,33 @@ def _describe_method(name: str) -> tuple[str, Facts]:
     return f"{name} (method)", {"score": method.description, "needs": needs}
 
 
+def _describe_architecture(name: str) -> tuple[str, Facts]:
+    architecture = ARCHITECTURES[name]
+    recipes = [
+        recipe_name
+        for recipe_name in list_declarations("models")
+        if read_recipe(recipe_name).model.architecture == name
+    ]
+    facts = {
+        "title": architecture.title,
+        "model type": architecture.model_type,
+        "classes": "\n".join(f"{auto}: {path}" for auto, path in architecture.classes.items()),
+        "further keys": ", ".join(f"model.{key}" for key in sorted(architecture.optional_keys)),
+        "recipes": ", ".join(recipes),
+    }
+    return f"{name} (architecture)", {key: value for key, value in facts.items() if value}
+
+
 def inspect_checkpoints(
-    models: Sequence[str], options: OpenOptions | None = None
+    refs: Sequence[str], options: OpenOptions | None = None
 ) -> Iterator[Mapping[str, object]]:
     """Open checkpoints without scoring, and yield the facts of each.
 
-    models: references that `checkpoints.expand_refs` expands. Raises as
-    `checkpoints.open_checkpoint`, after all other checkpoints were opened.
+    refs: checkpoints as `--model` takes them (`checkpoints.expand_refs`). A checkpoint that cannot
+    be opened raises its error at the end, when all others were described.
     """
     from antlm_bench.checkpoints import expand_refs, open_checkpoint
 
     return map_collecting_errors(
-        expand_refs(models), lambda ref: open_checkpoint(ref, options).describe_for_doctor()
+        expand_refs(refs), lambda ref: open_checkpoint(ref, options).describe_for_doctor()
     )

@@ -9,7 +9,7 @@ from antlm_bench import runs
 from antlm_bench.comparison import Comparison, RunComparison, compare_runs
 from antlm_bench.comparison.join import group_cells, suite_matches
 from antlm_bench.comparison.paired_seeds import TASK_LEVEL
-from antlm_bench.declarations import catalog, is_file
+from antlm_bench.declarations import is_file, list_declarations
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.results.display_names import model_names
@@ -76,7 +76,7 @@ def resolve_suite_files(refs: Sequence[str], folders: Sequence[str | Path]) -> d
     """
     from antlm_bench.suites import loader
 
-    known_suites = catalog("tasks")
+    known_suites = list_declarations("tasks")
     refs_by_name: dict[str, str] = {}
     for ref in refs:
         if not is_file(ref) or ref in known_suites:
@@ -119,7 +119,7 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
             hint="only the texts of scored suites can be shown: select them with --suite",
         )
     ref = ref or next(filter(is_file, cell.origin), suite)
-    if not is_file(ref) and ref not in catalog("tasks"):
+    if not is_file(ref) and ref not in list_declarations("tasks"):
         raise UsageError(
             f"no run names the file with the texts of {suite!r}",
             location="--show-texts",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DataError, IncompleteError, UsageError, map_collecting_errors
 from antlm_bench.suites import sources
 from antlm_bench.suites.pairs_csv import is_pairs_file
@@ -94,7 +94,7 @@ def list_data_dirs() -> list[CatalogRow]:
 
 def _single_suite_names() -> list[str]:
     """Return the names of the catalog's suites, without collections of suites."""
-    specs = {name: read_declaration(name)[0] for name in catalog("tasks")}
+    specs = {name: read_declaration(name)[0] for name in list_declarations("tasks")}
     return [
         name for name, spec in specs.items() if not TASK_TYPES[spec.task_type].members(spec, "")
     ]

@@ -16,9 +16,9 @@ from antlm_bench.checkpoints import (
     Backbone,
     OpenOptions,
     expand_refs,
-    key_settings,
     loading_notes,
     open_backbone,
+    select_content_key_metadata,
 )
 from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.declarations import suggest_name
@@ -493,7 +493,7 @@ def _cell_settings(
     if options.frozen:
         training = {key: training[key] for key in FROZEN_TRAINING_KEYS if key in training}
     return {
-        **key_settings(backbone),
+        **select_content_key_metadata(backbone),
         "suite": task.full_name,
         "suite_version": task.version,
         "suite_digest": task.digest,

@@ -67,7 +67,7 @@ def measure_noise(
             ]
         method_name = method or default_method(checkpoint, checkpoint.methods)
         for suite in loaded_suites:
-            if not TASK_TYPES[suite.task_type].compares_options:
+            if not TASK_TYPES[suite.task_type].depends_on_ranks_only:
                 message = f"the items of {suite.name} are no choices between options"
                 raise UsageError(message, location="--suite", hint="use a suite of pairs")
             texts = [option.text for item in suite.items for option in item.options]

@@ -237,7 +237,7 @@ def _with_macro_average(
     pairs = list(zip(members, column.results, strict=True))
     incomplete = [(member, result) for member, result in pairs if not result.is_complete]
     missing = tuple(_describe_missing(member, result) for member, result in incomplete)
-    commands = tuple(_completion_commands(column.method, incomplete, run))
+    commands = tuple(_missing_score_commands(column.method, incomplete, run))
     column = replace(column, missing_members=missing, commands=commands)
     weights = [member.weight for member, result in pairs if result.score]
     scores = [result.score for _, result in pairs if result.score]
@@ -267,7 +267,7 @@ def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn
     ]
 
 
-def _completion_commands(
+def _missing_score_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
     """Yield the command lines that compute the missing members into the same run folder."""
@@ -277,12 +277,12 @@ def _completion_commands(
         "method": f" --method {scoring_method}" if is_scored else "",
         "attention": f" --attention {METHODS[scoring_method].main_attention}" if is_scored else "",
         "out": f" --out {shlex.quote(make_printable(run.path))}",
-        "out_of_all": shlex.quote(make_printable(str(Path(run.path).parent))),
+        "runs_dir": shlex.quote(make_printable(str(Path(run.path).parent))),
     }
     suites_by_template: dict[str, list[str]] = {}  # one command scores several suites
     for member, result in incomplete_members:
         if member.task_type and TASK_TYPES[member.task_type].load:
-            template = TASK_TYPES[member.task_type].completion_commands
+            template = TASK_TYPES[member.task_type].missing_score_commands
             suites_by_template.setdefault(template, []).extend(result.missing)
     for template, suites in suites_by_template.items():
         names = ",".join(map(shlex.quote, dict.fromkeys(suites)))
@@ -292,7 +292,7 @@ def _completion_commands(
             yield f"{member.name}: antlm-bench cannot compute {member.suite} yet"
         elif not TASK_TYPES[member.task_type].load:
             names = ",".join(map(shlex.quote, result.missing))
-            lines = TASK_TYPES[member.task_type].completion_commands.format(
+            lines = TASK_TYPES[member.task_type].missing_score_commands.format(
                 suite=shlex.quote(member.suite),
                 tasks=f" --task {names}" if result.task_scores else "",
                 **options,
@@ -340,7 +340,7 @@ def _build_published_column(
         results.append(
             MemberResult(to_score(None if is_replaced else row.values.get(declared.name)))
         )
-    macro = to_score(row.macro)
+    macro = to_score(row.macro_average)
     return ReportColumn(
         row.name, "", tuple(results), macro, source=row.source, caveats=tuple(row.notes)
     )

@@ -13,9 +13,9 @@ from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
     expand_refs,
-    key_settings,
     loading_notes,
     open_checkpoint,
+    select_content_key_metadata,
     with_bf16_body,
 )
 from antlm_bench.checkpoints.minicons_backend import (
@@ -436,17 +436,17 @@ def _check_supported(
     options: ScoreOptions,
 ) -> None:
     """Raise UsageError or MethodNotSupported if the options cannot score this kind of suite."""
-    if options.precision == "adaptive" and not task_type.compares_options:
+    if options.precision == "adaptive" and not task_type.depends_on_ranks_only:
         raise UsageError(
             f"{suite.name} needs exact probabilities, not choices between options",
             location="--precision",
-            hint=f"use --precision exact{task_type.exact_reason}",
+            hint=f"use --precision exact{task_type.native_only_reason}",
         )
-    if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.any_engine:
+    if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.supports_other_engines:
         raise UsageError(
-            f"{suite.name} asks for {task_type.answer_noun}, which only the native engine computes",
+            f"{suite.name} scores {task_type.scored_noun}, which only the native engine does",
             location="--engine",
-            hint=f"use --engine native{task_type.exact_reason}",
+            hint=f"use --engine native{task_type.native_only_reason}",
         )
     if task_type.scores_documents:
         for name in method_names:
@@ -508,7 +508,7 @@ def _build_settings(
 ) -> dict[str, Any]:
     """Return everything that the predictions of a cell depend on. Its hash is the cell's key."""
     return {
-        **key_settings(checkpoint),
+        **select_content_key_metadata(checkpoint),
         "suite": suite.name,
         "suite_version": suite.version,
         "suite_digest": suite.digest,

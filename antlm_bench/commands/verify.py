@@ -210,9 +210,9 @@ def _compare_suite(
     peers: (peer, method) -> the opened peer. Raises UsageError, DataError, CheckpointError.
     """
     task_type = TASK_TYPES[suite.task_type]
-    if not task_type.any_engine:
+    if not task_type.supports_other_engines:
         raise UsageError(
-            f"{suite.name} asks for {task_type.answer_noun}, which peers do not compute",
+            f"{suite.name} scores {task_type.scored_noun}, which peers do not compute",
             location="--suite",
             hint="give a suite of pairs",
         )

@@ -12,7 +12,13 @@ from pathlib import Path
 from pydantic import Field
 
 from antlm_bench.comparison.verdict import Margins
-from antlm_bench.declarations import Declaration, catalog, parse_toml, read_toml, validate_tables
+from antlm_bench.declarations import (
+    Declaration,
+    list_declarations,
+    parse_toml,
+    read_toml,
+    validate_tables,
+)
 from antlm_bench.errors import UsageError
 from antlm_bench.suites.declaration_types import CheckSpec, Points
 
@@ -57,7 +63,7 @@ def load_suite_margins(suite: str) -> Margins:
 
     Only that table is read and checked, to keep verdicts fast. Raises DeclarationError.
     """
-    path = catalog("tasks").get(suite)
+    path = list_declarations("tasks").get(suite)
     table = parse_toml(path).get("check") if path else None
     if path is None or table is None:
         return Margins()

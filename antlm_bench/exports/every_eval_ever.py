@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.suites.task_types import read_declaration
 from antlm_bench.types import Cell, Estimate, Run
@@ -108,7 +108,7 @@ def _build_source_data(cell: Cell) -> dict[str, Any]:
     """Return the homepage of a shipped suite as the source of its data, else "other"."""
     # A finetuned cell is named SUITE.TASK; the declaration is named SUITE.
     suite = cell.suite if cell.seed is None else cell.finetuned_task[0]
-    homepage = read_declaration(suite)[0].homepage if suite in catalog("tasks") else ""
+    homepage = read_declaration(suite)[0].homepage if suite in list_declarations("tasks") else ""
     if homepage:
         return {"dataset_name": cell.suite, "source_type": "url", "url": [homepage]}
     return {"dataset_name": cell.suite, "source_type": "other"}

@@ -134,8 +134,8 @@ class PaddedBatch:
     """(b,) tokens per row without padding."""
     token_type_ids: Tensor | None
     """(b, t), 1 = second text of a pair. None for models without token types."""
-    unpadded: bool
-    """Whether all rows have length t."""
+    has_padding: bool
+    """Whether some rows are shorter than t."""
 
     def token_mask(self) -> Tensor:
         """Return (b, t), True = a token, False = padding."""
@@ -167,5 +167,5 @@ def pad_batch(
         ids=torch.from_numpy(ids).to(device),
         lengths=torch.from_numpy(lengths).to(device),
         token_type_ids=token_type_ids,
-        unpadded=bool((lengths == max_length).all()),
+        has_padding=bool((lengths < max_length).any()),
     )

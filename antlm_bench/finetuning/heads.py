@@ -1,10 +1,10 @@
 """Pool a backbone's hidden states to one vector per text, and classify it.
 
-Pooling is a convention that moves a score. Under causal attention the hidden state of the last
-token is read, because no other token has seen the whole text (Radford et al. 2018). Under full
-attention it is that of the first token if rows begin with a special token (BERT, arXiv 1810.04805),
-else the mean over all tokens. BabyLM 2025's script reads the first token of causal models, too; a
-preset does so with `pooling = "first"`.
+The pooling rule changes scores, so it is explicit. With causal attention, the vector of a text is
+the hidden state of its last token, because no other token attends to the whole text (Radford et al.
+2018). With full attention, it is the hidden state of the first token if the tokenizer puts a
+special token there ([CLS] of BERT, arXiv 1810.04805), else the mean over all tokens. BabyLM 2025's
+script uses the first token for causal models, too; the preset babylm-2025 has `pooling = "first"`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ POOLINGS = ("auto", "last", "first", "mean")
 
 
 def resolve_pooling(
-    backbone: Backbone, attention: Attention, pooling: str, preset: str = "auto"
+    backbone: Backbone, attention: Attention, pooling: str, preset_pooling: str = "auto"
 ) -> str:
     """Return "last", "first" or "mean".
 
-    pooling: value of --pooling. preset: value of the preset, used if `pooling` is "auto". If both
-    are "auto", the attention decides. Raises UsageError for an unknown name, and if --pooling names
-    the first token of a causal row.
+    pooling: value of --pooling. preset_pooling: the preset's value, used if `pooling` is "auto". If
+    both are "auto", the attention decides. Raises UsageError for an unknown name, and for
+    `--pooling first` with causal attention.
     """
     if pooling not in POOLINGS:
         raise UsageError(
@@ -46,14 +46,14 @@ def resolve_pooling(
         )
     if attention == "causal" and pooling == "first":
         raise UsageError(
-            "the first token of a causal row has seen nothing but itself",
+            "'first' cannot be used with causal attention: the first token attends only to itself",
             location="--pooling",
             hint="last or mean; the official recipe reads the first token: --compat babylm-2025",
         )
     if pooling != "auto":
         return pooling
-    if preset != "auto":
-        return preset
+    if preset_pooling != "auto":
+        return preset_pooling
     if attention == "causal":
         return "last"
     return "first" if resolve_special_tokens(backbone, attention).before else "mean"
@@ -100,18 +100,23 @@ class ClassificationHead(nn.Sequential):  # type: ignore[misc]
             nn.init.zeros_(linear.bias)
 
 
-# Name in a layer -> type of modules that compute each position by itself: the attention's output
-# projection and the feed-forward.
 POSITIONWISE_MODULES: dict[str, type[nn.Module]] = {
-    "o_proj": nn.Linear, "output": nn.Linear, "mlp": nn.Module, "feed_forward": nn.Module,
-}  # fmt: skip
+    "o_proj": nn.Linear,  # the attention's output projection in Llama
+    "output": nn.Linear,  # the same in our LTG-BERT and GPT-BERT; BERT's `output` is no nn.Linear
+    "mlp": nn.Module,  # the feed-forward network of Llama and GPT-2
+    "feed_forward": nn.Module,  # the same in our LTG-BERT and GPT-BERT
+}
+"""Last part of a module's name -> its type. The output of these modules at a position depends only
+on their input at that position."""
 
 
 class PooledBackbone(nn.Module):  # type: ignore[misc]
     """A backbone that returns one vector per text: padded rows -> (b, d).
 
-    After its attention, the last layer computes only the positions that are read, if the model
-    allows it (see `_narrow_last_layer`). This changes the backbone's modules, so pass a copy.
+    To save time, the position-wise modules of the last layer run only at the positions that pooling
+    uses, if the model allows it (see `_restrict_last_layer`). This changes the backbone's modules,
+    so pass a copy. native_attention: attention of the pretrained model. attention: attention with
+    which it is finetuned.
     """
 
     def __init__(
@@ -120,51 +125,53 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.backbone = backbone
         self.native_attention, self.attention, self.pooling = native_attention, attention, pooling
-        self.read_positions: Tensor | None = None
-        """(b,) position of each row that is read; None outside of a forward."""
-        self.last_layer_is_narrow = pooling != "mean" and self._narrow_last_layer()
+        self.pooled_positions: Tensor | None = None
+        """(b,) the position in each row that pooling uses; None outside of pool_hidden_states."""
+        self.last_layer_is_restricted = pooling != "mean" and self._restrict_last_layer()
 
-    def _narrow_last_layer(self) -> bool:
-        """Restrict the last layer's position-wise modules to the positions that are read.
+    def _restrict_last_layer(self) -> bool:
+        """Restrict the last layer's position-wise modules to the positions that pooling uses.
 
-        Return False if the layer has no such modules (see POSITIONWISE_MODULES), or if a trial
-        forward gives other numbers. Keyed dropout in these modules draws one position per text.
+        Return False if the layer has no modules of POSITIONWISE_MODULES, or if the vectors of a
+        trial batch differ from those of the unrestricted layer. Dropout in the restricted modules
+        draws its mask for one position per text.
         """
         stacks = [module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)]
         last_layer = stacks[-1][-1] if stacks and len(stacks[-1]) else nn.Identity()
-        narrowed: dict[str, nn.Module] = {}
+        restricted: dict[str, nn.Module] = {}
         for name, module in last_layer.named_modules():
-            is_nested = any(name.startswith(f"{other}.") for other in narrowed)
+            is_nested = any(name.startswith(f"{other}.") for other in restricted)
             expected_type = POSITIONWISE_MODULES.get(name.rpartition(".")[2], ())
             if not is_nested and isinstance(module, expected_type):
-                narrowed[name] = module
-        if not narrowed:
+                restricted[name] = module
+        if not restricted:
             return False
-        for module in narrowed.values():
-            module.forward = partial(self._forward_read_positions, module.forward)
+        for module in restricted.values():
+            module.forward = partial(self._forward_at_pooled_positions, module.forward)
         device = next(self.backbone.parameters()).device
         ids = torch.ones(2, 3, dtype=torch.long, device=device)
         lengths = torch.tensor([2, 3], device=device)
-        batch = PaddedBatch(ids, lengths, token_type_ids=None, unpadded=False)
+        batch = PaddedBatch(ids, lengths, token_type_ids=None, has_padding=True)
         self.eval()
         with torch.inference_mode():
-            self.last_layer_is_narrow = False
+            # While this is False, the replaced `forward` methods compute all positions.
+            self.last_layer_is_restricted = False
             expected = self.pool_hidden_states(batch)
-            self.last_layer_is_narrow = True
+            self.last_layer_is_restricted = True
             actual = self.pool_hidden_states(batch)
         self.train()
         return bool(torch.allclose(actual, expected, rtol=1e-4, atol=1e-4))
 
-    def _forward_read_positions(
+    def _forward_at_pooled_positions(
         self, module_forward: Callable[[Tensor], Tensor], x: Tensor
     ) -> Tensor:
-        """Apply a module to x (b, t, d) at the read positions. The output is 0 elsewhere."""
-        if self.read_positions is None:
+        """Apply a module to x (b, t, d) at the pooled positions. The output is 0 elsewhere."""
+        if self.pooled_positions is None:
             return module_forward(x)
         rows = torch.arange(len(x), device=x.device)
-        output = module_forward(x[rows, self.read_positions])
+        output = module_forward(x[rows, self.pooled_positions])
         zeros = output.new_zeros(*x.shape[:2], output.shape[-1])
-        return zeros.index_put((rows, self.read_positions), output)
+        return zeros.index_put((rows, self.pooled_positions), output)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         return self.pool_hidden_states(batch)
@@ -176,16 +183,17 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
         mask hides it.
         """
         mask = None
-        if self.attention == "full" and not batch.unpadded:
+        if self.attention == "full" and batch.has_padding:
             mask = batch.token_mask()
             if self.native_attention == "causal":
+                # With a (b, t) mask, a causal backbone would stay causal.
                 mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         model_inputs = {}
         if batch.token_type_ids is not None:
             model_inputs["token_type_ids"] = batch.token_type_ids
         positions = batch.lengths - 1 if self.pooling == "last" else torch.zeros_like(batch.lengths)
         try:
-            self.read_positions = positions if self.last_layer_is_narrow else None
+            self.pooled_positions = positions if self.last_layer_is_restricted else None
             hidden = forward_with_mask(
                 self.backbone,
                 batch.ids,
@@ -195,7 +203,7 @@ class PooledBackbone(nn.Module):  # type: ignore[misc]
                 **model_inputs,
             )
         finally:
-            self.read_positions = None
+            self.pooled_positions = None
         if self.pooling == "mean":
             is_token = batch.token_mask()[..., None]
             return (hidden * is_token).sum(1) / batch.lengths[:, None]
@@ -223,7 +231,9 @@ def build_classifier(
     lora_rank: int = 0,
     uniform_init: bool = False,
 ) -> Classifier:
-    """Build a classifier on a copy of the backbone, with keyed dropout (see training.dropout).
+    """Build a classifier on a copy of the backbone, with keyed dropout.
+
+    The masks of keyed dropout are a function of seed, step and row (training.dropout).
 
     lora_rank: rank of adapters that are trained instead of the weights; 0 = train all weights.
     uniform_init: see ClassificationHead. Raises UsageError if peft is needed and not installed.

@@ -1,4 +1,7 @@
-"""Register the model `antlm-bench` in lm_eval, for old versions and `lm_eval.simple_evaluate`."""
+"""Register the model `antlm-bench` in lm_eval.
+
+Needed up to lm-eval 0.4.13. Later versions read the entry point `lm_eval.models`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ MODEL_NAME, MODEL_CLASS = "antlm-bench", "antlm_bench.lm_eval_bridge.model:Antlm
 
 
 def register_model() -> None:
-    """Register `model="antlm-bench"` in this process, and install the shims of lm-eval's tasks."""
-    # lm_eval fills its registry at this import, and only if it is empty.
+    """Register `model="antlm-bench"` in this process, and install the shims for lm-eval's tasks."""
+    # Import first: lm_eval adds its own models at this import, and only to an empty registry.
     import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 

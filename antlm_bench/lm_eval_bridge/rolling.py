@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.methods import get_method
-from antlm_bench.scoring.probes import causal
+from antlm_bench.scoring.probes import causal as make_causal_probes
 from antlm_bench.scoring.text import Specials, build_specials, check_ids, check_specials
-from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints
+from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints, ProgressCallback
 
 
 class Window(NamedTuple):
-    """A part of a text that fits the model."""
+    """A part of a text, no longer than the model's maximum length."""
 
     text_index: int
     ids: list[int]
@@ -32,9 +32,9 @@ class DocumentScores:
     scores: Floats
     """(n,): log-probability in nats."""
     tokens: Ints
-    """(n,): number of tokens."""
+    """(n,): number of tokens, without the BOS before the text."""
     encodings: Encodings
-    """The flags of the texts, without batches."""
+    """Flags of the texts. `batches` is empty: the windows are not kept."""
 
 
 def require_causal_method(
@@ -53,40 +53,43 @@ def require_causal_method(
 
 
 def score_documents(
-    checkpoint: Checkpoint, texts: Sequence[str], tick: Callable[[float], None] | None = None
+    checkpoint: Checkpoint, texts: Sequence[str], tick: ProgressCallback | None = None
 ) -> DocumentScores:
-    """Score every text in windows that overlap by one token (lm-eval's rule).
+    """Score every text in lm-eval's windows: each token is scored in one window, and has at least
+    the token before it as context.
 
-    Every text begins after exactly one BOS or EOS. lm-eval's HFLM has two of them if the tokenizer
-    adds one by default.
+    Exactly one BOS (or EOS) precedes every text. lm-eval's HFLM puts two there if the tokenizer
+    adds one itself. tick: see ProgressCallback.
     """
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     encoder = checkpoint.encoders["causal"]
-    before = build_specials(encoder.tokenizer, "causal", "auto").before
-    if not before:
+    prefix_ids = build_specials(encoder.tokenizer, "causal", "auto").before
+    if not prefix_ids:
         raise CheckpointError(
-            "the tokenizer has no BOS or EOS token, which must begin a text",
+            "a document needs a BOS or EOS token before it, and the tokenizer has neither",
             location=checkpoint.name,
             hint="use --tokenizer to give a tokenizer that has one",
         )
-    check_specials(encoder.tokenizer, Specials(before), encoder.vocab_size)
+    check_specials(encoder.tokenizer, Specials(prefix_ids), encoder.vocab_size)
     tokenized = encoder.text_tokenizer.tokenize(texts)
     largest_id = max((max(ids) for ids in tokenized.ids if ids), default=0)
     check_ids(encoder.tokenizer, largest_id, encoder.vocab_size)
     windows: list[Window] = []
     for index, ids in enumerate(tokenized.ids):
-        max_length = checkpoint.max_length or len(ids) or 1
-        for window in get_rolling_token_windows(ids, before[-1], max_length, 1):
+        # A model without a maximum length reads each text in one window.
+        max_length = checkpoint.max_length or max(len(ids), 1)
+        for window in get_rolling_token_windows(ids, prefix_ids[-1], max_length, 1):
             context, scored = make_disjoint_window(window)
             windows.append(Window(index, [*context, *scored], len(context)))
-    probes = [causal(batch) for batch in _encode_windows(windows)]
+    probes = [make_causal_probes(batch) for batch in _encode_windows(windows)]
     scores = np.zeros(len(texts))
     if probes:
         scores = checkpoint.score_probes(probes, len(texts), tick)
+    # "unk" is a field of its own in Encodings. "spans-words" matters only for masked methods.
     flags = {
-        name: raised
-        for name, raised in tokenized.flags.items()
+        name: has_flag
+        for name, has_flag in tokenized.flags.items()
         if name not in ("unk", "spans-words")
     }
     none_too_long = np.zeros(len(texts), np.bool_)
@@ -104,4 +107,5 @@ def _encode_windows(windows: Sequence[Window]) -> Iterator[EncodedBatch]:
         first_scored = np.array([window.first_scored for window in same_length])
         score_mask = np.arange(length) >= first_scored[:, None]
         text_index = np.array([window.text_index for window in same_length], np.int32)
-        yield EncodedBatch(ids, score_mask, np.full_like(ids, -1), text_index)
+        no_words = np.full_like(ids, -1)  # causal scores need no words
+        yield EncodedBatch(ids, score_mask, word_ids=no_words, text_index=text_index)

@@ -89,7 +89,7 @@ def _list_changes(groups: Sequence[Difference], metric: str) -> str:
     return ", ".join(f"{group.name} {format_change(group, metric)}" for group in groups)
 
 
-def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
+def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
     """Return the error that sets the exit code of the command; None if the check passed.
 
     A regression takes precedence over missing cells, and these over inconclusive verdicts, which

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import runs, statistics
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
 from antlm_bench.printable import make_printable
@@ -114,7 +114,7 @@ def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run
 def _iter_versions(member: MemberSpec) -> Iterator[tuple[str, str]]:
     """Yield (name, version in the catalog) of each suite of a member and of its finetuned tasks."""
     for suite in member.suite_names:
-        if suite in catalog("tasks"):
+        if suite in list_declarations("tasks"):
             version = read_declaration(suite)[0].version
             for name in (suite, *(task_full_name(suite, task) for task in member.tasks)):
                 yield name, version
@@ -313,7 +313,7 @@ def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
     names = as_list(models)
     model = shlex.quote(names[0]) if len(names) == 1 else "CKPT"
     for ref in as_list(suites):
-        spec = read_declaration(ref)[0] if ref in catalog("tasks") else None
+        spec = read_declaration(ref)[0] if ref in list_declarations("tasks") else None
         members = [
             f"{member.name} ({_describe_computation(member, model)})"
             for member in getattr(spec, "members", ())

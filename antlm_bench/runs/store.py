@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.runs import predictions_parquet
@@ -215,7 +215,7 @@ class RunWriter:
         tags = ("", f"@{digest[:8]}", f"@{digest}")
         names = (
             _default_predictions_file(cell, tag)
-            for tag in tags[is_user_suite(cell) and cell.suite in catalog("tasks") :]
+            for tag in tags[is_user_suite(cell) and cell.suite in list_declarations("tasks") :]
         )
         return next(name for name in names if name not in taken)
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.types import Cell, Run
 
 USER_VERSION = "user"
@@ -56,7 +56,7 @@ def distinguish_suites(runs: Sequence[Run]) -> list[Run]:
         return list(runs)
     groups = _merge_partial_paths(_merge_same_files(groups))
     reserved = {
-        *catalog("tasks"),
+        *list_declarations("tasks"),
         *(cell.suite for run in runs for cell in run if not is_user_suite(cell)),
     }
     names = _unique_names(groups, reserved)

@@ -20,7 +20,7 @@ from antlm_bench.types import Summary
 # ---- predict: a chunk of items -> the predictions of each method
 
 
-def predict_options(request: PredictRequest) -> list[Predictions]:
+def predict_choices(request: PredictRequest) -> list[Predictions]:
     """Score every option of every item; the best one is predicted.
 
     A suite with metrics of lm-eval gets their values as well, where the scorer is our engine.
@@ -60,7 +60,7 @@ def predict_documents(request: PredictRequest) -> list[Predictions]:
 # ---- summarize: the predictions of one method -> a summary
 
 
-def summarize_options(request: SummarizeRequest) -> Summary:
+def summarize_choices(request: SummarizeRequest) -> Summary:
     """Summarize in the suite's own metric. Metrics of lm-eval become views beside it."""
     summary = summarize_metric(request)
     task_metrics = request.suite.task_metrics

@@ -1,6 +1,6 @@
 """Declarations of collections: suites that are reported together, their weights, published scores.
 
-The macro-average of a collection follows its leaderboard; the TOML names the source.
+A collection is averaged as its leaderboard averages, which the TOML cites (`homepage`, `notes`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
 from antlm_bench.suites.declaration_types import SuiteDeclaration, Text
 
 Percent = Annotated[float, Field(ge=-100, le=100, strict=False)]
-# Command in `made_by` -> task type of the member; "" = no command computes it.
-TASK_TYPE_OF_COMMAND = {
+"""A score times 100. Correlations may be negative."""
+TASK_TYPE_BY_COMMAND = {
     "score": "suite",
     "finetune": "classification",
     "acquisition": "acquisition",
     "nothing": "",
 }
+"""Value of `made_by` -> name of the member's task type; "" = no command computes it. "suite" is the
+task type of minimal pairs and multiple choice."""
 
 
 class MemberSpec(Declaration):
@@ -29,21 +31,24 @@ class MemberSpec(Declaration):
     label: str = ""
     """Name in tables; "" = the suite's name."""
     made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
-    """The command that computes the score; "nothing" = none does yet."""
+    """The command that computes the score; "nothing" = no command computes it yet."""
     tasks: TomlTuple[Text] = ()
-    """Tasks of a finetuned suite whose scores are averaged with equal weights."""
+    """Tasks of the finetuned suite. The member's score is the unweighted mean of their scores."""
     suites: TomlTuple[Text] = ()
-    """Suites whose scores are averaged with equal weights. `suite` is then only a name."""
+    """If given, the member's score is the unweighted mean of these suites' scores, and `suite` is
+    only the member's name."""
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
     metric: str = ""
-    """Name of a view or group of the suite that replaces its headline (micro, eye-tracking)."""
+    """Name of the view or group whose score is used, such as "micro" or "eye-tracking" (see
+    types.Summary); "" = the suite's headline score."""
     over: str = ""
-    """Label level whose groups are averaged with equal weights instead of the headline."""
+    """Label level, such as "phenomenon": the member's score is the unweighted mean over its groups;
+    "" = the suite's headline score."""
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, table: Any) -> Any:
-        return {"suite": table} if isinstance(table, str) else table
+    def _accept_plain_name(cls, table_or_name: Any) -> Any:
+        return {"suite": table_or_name} if isinstance(table_or_name, str) else table_or_name
 
     @model_validator(mode="after")
     def _check_consistency(self) -> MemberSpec:
@@ -58,7 +63,7 @@ class MemberSpec(Declaration):
     @property
     def task_type(self) -> str:
         """The name of the task type that computes the score; "" = no command computes it."""
-        return TASK_TYPE_OF_COMMAND[self.made_by]
+        return TASK_TYPE_BY_COMMAND[self.made_by]
 
     @property
     def name(self) -> str:
@@ -77,8 +82,8 @@ class PublishedScoresSpec(Declaration):
     values: Annotated[dict[Text, Percent], Field(min_length=1)]
     """Label of a member -> percent."""
     source: Text
-    macro: Percent | None = None
-    """The macro-average in percent; None = not published."""
+    macro_average: Percent | None = Field(default=None, alias="macro")
+    """Percent; None = not published."""
     notes: TomlTuple[Text] = ()
 
 
@@ -88,7 +93,8 @@ class CollectionSpec(SuiteDeclaration):
     kind: Literal["collection"]
     name: Text
     members: Annotated[TomlTuple[MemberSpec], Field(min_length=1)]
-    macro: Literal["mean"] = "mean"
+    aggregation: Literal["mean"] = Field(default="mean", alias="macro")
+    """How the members' scores become one: the mean with their weights."""
     published: TomlTuple[PublishedScoresSpec] = ()
 
     @model_validator(mode="after")
@@ -100,9 +106,10 @@ class CollectionSpec(SuiteDeclaration):
         for row in self.published:
             for label in row.values:
                 if label not in names:
-                    close = suggest_name(label, names) or f"members are {', '.join(names)}"
+                    suggestion = suggest_name(label, names) or f"members are {', '.join(names)}"
                     raise ValueError(
-                        f"{row.name!r} has a value for {label!r}, which is not a member: {close}"
+                        f"{row.name!r} has a value for {label!r}, which is not a member: "
+                        f"{suggestion}"
                     )
         return self
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.declarations import (
-    catalog,
     expand_user_path,
     find_declaration,
+    list_declarations,
     shipped_declaration,
 )
 from antlm_bench.errors import DataError, UsageError
@@ -174,7 +174,7 @@ def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
     """
     path = find_declaration("tasks", ref)
     shipped_path = shipped_declaration("tasks", spec.name)
-    catalog_path = shipped_path or catalog("tasks").get(spec.name)
+    catalog_path = shipped_path or list_declarations("tasks").get(spec.name)
     if catalog_path is not None and path.samefile(catalog_path):
         return ()
     if shipped_path:

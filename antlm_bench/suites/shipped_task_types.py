@@ -108,8 +108,8 @@ SURPRISAL = TaskType(
         characters="number of scored characters",
         more=declare_task_values("values of the lm-eval task's own metrics, nan = no value"),
     ),
-    answer_noun="texts",
-    compares_options=False,
+    scored_noun="texts",
+    depends_on_ranks_only=False,
     list_row=_list_suite,
     describe=_describe_suite,
 )
@@ -126,9 +126,9 @@ READING_TIMES = TaskType(
     ),
     predict=deferred(f"{_SCORING}:predict_words"),
     summarize=deferred(f"{_SCORING}:summarize_reading_times"),
-    answer_noun="words",
-    compares_options=False,
-    any_engine=False,
+    scored_noun="words",
+    depends_on_ranks_only=False,
+    supports_other_engines=False,
     scores_spans=True,
     list_row=_list_suite,
     describe=_describe_suite,
@@ -145,9 +145,9 @@ SYNTAXGYM = TaskType(
         characters="number of characters of all regions of the formula, twice",
     ),
     predict=deferred(f"{_SCORING}:predict_formulas"),
-    answer_noun="words",
-    compares_options=False,
-    any_engine=False,
+    scored_noun="words",
+    depends_on_ranks_only=False,
+    supports_other_engines=False,
     scores_spans=True,
 )
 # Tasks of lm-eval that report accuracy are of the type "suite", those that report the perplexity
@@ -159,10 +159,10 @@ LM_EVAL = TaskType(
     load=tasks.load_suite,
     check_methods=_check_lm_eval_methods,
     summarize=deferred(f"{_SCORING}:summarize_task_metrics"),
-    answer_noun="judgements",
-    compares_options=False,
-    any_engine=False,
-    exact_reason=": its own code reads log-probabilities and first choices as they are",
+    scored_noun="judgements",
+    depends_on_ranks_only=False,
+    supports_other_engines=False,
+    native_only_reason=": its own code reads log-probabilities and first choices as they are",
 )
 LM_EVAL_DOCUMENTS = TaskType(
     name="lm-eval-documents",
@@ -177,9 +177,9 @@ LM_EVAL_DOCUMENTS = TaskType(
     ),
     predict=deferred(f"{_SCORING}:predict_documents"),
     summarize=deferred(f"{_SCORING}:summarize_metric"),
-    answer_noun="documents",
-    compares_options=False,
-    any_engine=False,
+    scored_noun="documents",
+    depends_on_ranks_only=False,
+    supports_other_engines=False,
     scores_documents=True,
 )
 
@@ -255,7 +255,7 @@ CLASSIFICATION = TaskType(
     ),
     command="finetune",
     example_command="antlm-bench finetune --model {model} --suite {suite}",
-    completion_commands=(
+    missing_score_commands=(
         "antlm-bench finetune --model {model} --suite {suite}{tasks}{attention}{out}"
     ),
     list_row=_list_classification,
@@ -307,7 +307,7 @@ COLLECTION = TaskType(
     prediction_schema=None,
     command="",
     example_command="",
-    completion_commands="",
+    missing_score_commands="",
     listing="collections",
     list_row=_list_collection,
     describe=_describe_collection,
@@ -360,8 +360,8 @@ ACQUISITION = TaskType(
         characters="number of characters of the word, once per score",
     ),
     example_command="antlm-bench acquisition RUN... --suite {suite}",
-    completion_commands="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
-    " --out {out_of_all}\nantlm-bench acquisition {out_of_all} --suite {suite}",
+    missing_score_commands="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
+    " --out {runs_dir}\nantlm-bench acquisition {runs_dir} --suite {suite}",
     list_row=_list_acquisition,
     describe=_describe_acquisition,
 )

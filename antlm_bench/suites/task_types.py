@@ -1,9 +1,9 @@
 """Task types: one `TaskType` per kind of suite, with all that the package knows about it.
 
-A declaration in tasks/*.toml names its task type in the key `kind` (for the few exceptions see
-SuiteDeclaration.task_type). Files (pairs, SyntaxGym) and tasks of lm-eval have no declaration; a
-task type matches their reference. `TASK_TYPES` holds the task types that we ship
-(suites/shipped_task_types.py) and those of installed packages (docs/extending.md).
+A declaration in tasks/*.toml names its task type in the key `kind`, for a few of them together with
+other keys (SuiteDeclaration.task_type). Data files (pairs, SyntaxGym) and lm-eval tasks have no
+declaration: `TaskType.matches` recognises the argument of --suite. `TASK_TYPES` holds the shipped
+task types (suites/shipped_task_types.py) and those of installed packages (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench.declarations import (
-    catalog,
     find_declaration,
+    list_declarations,
     parse_toml,
     suggest_name,
     validate_tables,
@@ -24,7 +24,7 @@ from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
 from antlm_bench.registry import Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
-from antlm_bench.types import Item, Summary
+from antlm_bench.types import Item, ProgressCallback, Summary
 
 if TYPE_CHECKING:
     from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from antlm_bench.suites.formula import Formula
 
 Facts = Mapping[str, Any]
+"""Name of a fact -> its value, as the command `show` prints them."""
 CatalogRow = dict[str, object]
-"""A row of the `list` or `data` table. Numbers stay int or float and are formatted later."""
+"""Column -> value, a row of the table that the commands `list` and `data list` print. Numbers stay
+int or float and are formatted later."""
 Spec = TypeVar("Spec", bound=SuiteDeclaration)
 
 
@@ -45,7 +47,8 @@ class SuiteRequest:
     ref: str
     """A name of the catalog, a path to a TOML, CSV, TSV, JSONL or JSON file, or lm-eval:TASK."""
     limit: int | None = None
-    """Items per finest group, counted from the first; None = all."""
+    """Maximum number of items of each group of the last level of `Suite.groups`, taken from the
+    start; None = all."""
     allow_incomplete: bool = False
     """Whether a suite may hold fewer items than its declaration expects."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -64,12 +67,15 @@ class Suite:
     groups: tuple[str, ...]
     """Label levels that group the items, coarse to fine."""
     macro: tuple[str, ...]
-    """Label levels that the headline averages over, outermost first; () = the mean over items."""
+    """Label levels of the macro-average, outermost first: the headline is the unweighted mean over
+    the groups of the first level, each of which is the mean over its groups of the next level.
+    () = the headline is the mean over items."""
     items: tuple[Item, ...]
     digest: str
-    """sha256 of metric, groups, averaging, and every item's id, texts, spans, gold and labels."""
+    """sha256 of `metric`, `groups`, `macro`, and every item's id, texts, spans, gold and labels."""
     task_type: str = "suite"
-    """Name in TASK_TYPES. That task type predicts and summarizes the items."""
+    """Name in TASK_TYPES; "suite" = multiple choice. This task type has the functions that predict
+    and summarize the items."""
     notes: tuple[str, ...] = ()
     """Sentences that qualify the score."""
     reading_times: ReadingTimes | None = None
@@ -77,13 +83,17 @@ class Suite:
     tokenized_separately: bool = False
     """Whether a word is tokenized apart from its context (reading times of BabyLM 2025)."""
     formulas: Mapping[str, Formula] | None = None
-    """SyntaxGym: the label of a prediction -> its formula."""
+    """SyntaxGym: name of a criterion -> its formula over the surprisals of regions."""
     task_metrics: TaskMetrics | None = None
-    """Metrics that lm-eval computes for the items, besides or instead of ours."""
+    """lm-eval's metrics of the items. They are views beside our headline; with the task type
+    "lm-eval" the first of them is the headline."""
     reduction: str = "sum"
-    """How an option's log-probabilities are normalised: sum, per-token or per-character."""
+    """Score by which the options of an item are compared: "sum" or "per-token", the sum or the mean
+    of their log-probabilities. Means per character are only a view (metrics.records.REDUCTIONS).
+    """
     has_delimiters: bool = False
-    """Whether the texts are lm-eval requests, which contain the delimiter after the context."""
+    """Whether the texts are lm-eval requests, which contain lm-eval's target_delimiter between
+    context and answer."""
     origin: tuple[str, ...] = ()
     """Absolute paths of the user's files; () = a suite of the catalog or of lm-eval."""
 
@@ -101,8 +111,8 @@ class PredictRequest:
     """scoring.methods.Method records. All of them score the items."""
     conventions: Any
     """ScoringConventions of the suite."""
-    tick: Callable[[float], None] | None = None
-    """Called with the share (0..1) of the work that has just been done."""
+    tick: ProgressCallback | None = None
+    """See ProgressCallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +133,34 @@ PredictFunction = Callable[[PredictRequest], "list[Predictions]"]
 `prediction_schema`."""
 SummarizeFunction = Callable[[SummarizeRequest], Summary]
 
-predict_options: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
-summarize_options: SummarizeFunction = deferred(
-    "antlm_bench.scoring.suite_scoring:summarize_options"
+predict_choices: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_choices")
+summarize_choices: SummarizeFunction = deferred(
+    "antlm_bench.scoring.suite_scoring:summarize_choices"
 )
 
 
 def no_match(ref: str) -> bool:
-    """Return False. The default `matches`, for kinds whose suites are all declared in TOMLs."""
+    """Return False: no data file or lm-eval task is of this kind. The default of `matches`."""
     del ref
     return False
 
 
 def no_members(spec: Any, command: str = "") -> Sequence[str]:
-    """Return (). The default `members`, for declarations of a single suite."""
+    """Return (): the declaration is of a single suite. The default of `members`."""
     del spec, command
     return ()
 
 
-def accept_methods(ref: str, method_names: Sequence[str]) -> None:
-    """Accept every scoring method."""
+def accept_all_methods(ref: str, method_names: Sequence[str]) -> None:
+    """Accept every scoring method. The default of `check_methods`."""
 
 
 def build_suite_row(
     spec: Any, items: int | None = None, metric: str = "", command: str = "score"
 ) -> CatalogRow:
-    """Return the row of a suite in `list suites`."""
+    """Return the row of a suite in `list suites`. Its column "by" names the command that computes
+    the score.
+    """
     metric = metric or str(getattr(spec, "metric", ""))
     return {
         "suite": spec.name,
@@ -161,8 +173,8 @@ def build_suite_row(
 
 def describe_declaration(spec: Any) -> Facts:
     """Return the facts that every declaration states, in reading order."""
-    names = ("version", "licence", "citation", "homepage", "metric")
-    facts = {name: str(getattr(spec, name, "")) for name in names}
+    keys = ("version", "licence", "citation", "homepage", "metric")
+    facts = {key: str(getattr(spec, key, "")) for key in keys}
     return facts | {"notes": "\n".join(spec.notes)}
 
 
@@ -171,7 +183,8 @@ class TaskType:
     """One kind of suite. The defaults are those of multiple choice."""
 
     name: str
-    """Value of the key `kind` in a TOML."""
+    """The task type's name: the value of `kind` in a TOML, of `Suite.task_type`, and the key in
+    TASK_TYPES."""
     noun: str = "a suite that is scored"
     """What an error message calls a suite of this kind."""
 
@@ -181,32 +194,35 @@ class TaskType:
     matches: Callable[[str], bool] = no_match
     """Return whether a reference other than a TOML (a data file, lm-eval:TASK) is of this kind."""
     members: Callable[[Any, str], Sequence[str]] = no_members
-    """(declaration, command) -> the suites of a collection that `command` computes, "" = all of
-    them; () for a single suite."""
+    """(declaration, command) -> the suites of a collection that this command computes, or all its
+    suites if the command is "". Returns () if the declaration is not a collection."""
     list_refs: Callable[[str], Sequence[str]] = lambda ref: [ref]
-    """A matching reference -> the references of its suites: an lm-eval group -> its tasks."""
+    """Split a reference that `matches` into one reference per suite: an lm-eval group into its
+    tasks."""
     load: Callable[[SuiteRequest], Suite] | None = None
     """Load the items; None if `score` does not compute this kind."""
 
     # How it is scored.
     prediction_schema: PredictionSchema | None = CHOICES
     """Columns of the predictions; None for collections, which have none of their own."""
-    predict: PredictFunction = predict_options
-    summarize: SummarizeFunction = summarize_options
-    check_methods: Callable[[str, Sequence[str]], None] = accept_methods
+    predict: PredictFunction = predict_choices
+    summarize: SummarizeFunction = summarize_choices
+    check_methods: Callable[[str, Sequence[str]], None] = accept_all_methods
     """(reference, method names): raise MethodNotSupported before data are loaded."""
-    answer_noun: str = "choices"
-    """Noun for the model's answers in error messages."""
-    compares_options: bool = True
+    scored_noun: str = "choices"
+    """What is scored, in messages such as `toy scores words, which peers do not compute`."""
+    depends_on_ranks_only: bool = True
     """Whether the metric depends only on the order of an item's scores, so that small rounding
-    errors rarely matter. `--precision adaptive` and `noise` support only such suites.
+    errors rarely matter. `--precision adaptive` and the command `noise` support only such suites.
     """
-    any_engine: bool = True
-    """Whether other engines (`--engine minicons`, `verify`) can score it."""
-    exact_reason: str = ""
-    """Reason at the end of the hints `use --precision exact` and `use --engine native`."""
+    supports_other_engines: bool = True
+    """Whether peers can score it: `--engine minicons`, and those of the command `verify`."""
+    native_only_reason: str = ""
+    """Why only exact scores of the native engine will do. Appended to the hints `use --precision
+    exact` and `use --engine native`."""
     scores_spans: bool = False
-    """Whether spans within texts are scored. Other tools' context rules do not apply then."""
+    """Whether words or regions within texts are scored. The rules of --compat about the context of
+    a text (BOS, EOS, delimiter, joiner) do not apply then."""
     scores_documents: bool = False
     """Whether texts are whole documents, scored in windows. No EOS is scored then."""
     needs_checkpoint_series: bool = False
@@ -217,15 +233,15 @@ class TaskType:
     """Name of the command that computes the score; "" = none."""
     example_command: str = "antlm-bench score --model {model} --suite {suite}"
     """Command line that computes the score, shown in hints; "" for a collection."""
-    completion_commands: str = "antlm-bench score --model {model} --suite {suite}{method}{out}"
-    """Template of the command lines that add a missing score to a run folder. Placeholders:
-    {model}, {suite}, {tasks}, {method}, {attention}, {out}, and {out_of_all} (the folder of all
-    runs), see commands.report.
+    missing_score_commands: str = "antlm-bench score --model {model} --suite {suite}{method}{out}"
+    """Template of the command lines that add a missing score to a run folder. commands.report fills
+    in {model}, {suite}, {tasks}, {method}, {attention}, {out} (`--out` and the run folder) and
+    {runs_dir} (the folder of the run folders).
     """
     listing: str = "suites"
-    """Name of the `list` table that shows it: suites or collections."""
+    """Argument of the command `list` that lists these suites: suites or collections."""
     list_row: Callable[[Any], CatalogRow] = build_suite_row
-    """Declaration -> its row in that table."""
+    """Declaration -> its row in the table of `list`."""
     describe: Callable[[Any], Facts] = describe_declaration
     """Declaration -> the facts that `show` prints, in reading order."""
 
@@ -254,11 +270,13 @@ def read_declaration_file(path: Path) -> SuiteDeclaration:
     kind = tables.get("kind")
     if isinstance(kind, str) and kind in TASK_TYPES and (model := TASK_TYPES[kind].declaration):
         return validate_tables(tables, model, path)
-    message = f"kind is {kind!r}" if "kind" in tables else "the key `kind` is missing"
+    message = f"unknown kind {kind!r}" if "kind" in tables else "the key `kind` is missing"
     kinds = [record.name for record in TASK_TYPES if record.declaration]
-    close = suggest_name(kind, kinds) if isinstance(kind, str) else ""
+    suggestion = suggest_name(kind, kinds) if isinstance(kind, str) else ""
     names = ", ".join(f'"{name}"' for name in kinds)
-    raise DeclarationError(message, location=f"{path}: kind", hint=close or f"it is one of {names}")
+    raise DeclarationError(
+        message, location=f"{path}: kind", hint=suggestion or f"it is one of {names}"
+    )
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
@@ -272,8 +290,8 @@ def read_declaration_of_type(
 ) -> tuple[Spec, Path]:
     """Return the declaration of a suite of a certain kind, and the folder of its file.
 
-    Raises UsageError for a declaration of another kind. hint: the hint of that error, by default
-    the command that computes the suite.
+    Raises UsageError with `hint` for a declaration of another kind. The default hint is the command
+    that computes the suite.
     """
     spec, folder = read_declaration(ref)
     if isinstance(spec, spec_class):
@@ -304,7 +322,7 @@ def suggest_commands(ref: str, spec: SuiteDeclaration) -> str:
 
 def find_task_type(ref: str) -> TaskType:
     """Return the task type of a reference. Raises DeclarationError for an unknown suite."""
-    if not ref.endswith(".toml") and ref not in catalog("tasks"):
+    if not ref.endswith(".toml") and ref not in list_declarations("tasks"):
         for record in TASK_TYPES:
             if record.matches(ref):
                 return record

@@ -52,7 +52,7 @@ SPECIAL_TOKENS = {
     "mask_token": "<mask>",
     "unk_token": "<unk>",
 }
-FIRST_TEXT_ID = len(SPECIAL_TOKENS)  # smaller ids are special tokens
+FIRST_REGULAR_ID = len(SPECIAL_TOKENS)  # smaller ids are special tokens
 HELD_OUT_DIR = "held_out"  # subfolder with the text that is not trained on
 
 Int64 = NDArray[np.int64]
@@ -80,13 +80,14 @@ class Corpus:
         return len(self.tokens)
 
     def read_rows(self, starts: Int64, length: int) -> tuple[Int64, Int64]:
-        """Return windows of the stream as (ids, segments), both (r, length).
+        """Return windows of the stream as (ids, document_ids), both (r, length).
 
-        starts: (r,) index of each window's first token. segments: the document of each token.
+        starts: (r,) index of each window's first token. document_ids: number of each token's
+        document in the corpus.
         """
         positions = starts[:, None] + np.arange(length)
-        segments = np.searchsorted(self.document_starts, positions, side="right")
-        return self.tokens[positions].astype(np.int64), segments
+        document_ids = np.searchsorted(self.document_starts, positions, side="right")
+        return self.tokens[positions].astype(np.int64), document_ids
 
     def count_words(self, starts: Int64, length: int | Int64) -> float:
         """Count the words (as BabyLM does) in windows that begin at `starts`.

@@ -93,7 +93,7 @@ class MaskableRows(NamedTuple):
     """(b, t) token ids."""
     maskable: Bools
     """(b, t), False for special tokens and padding."""
-    segments: Ids
+    document_ids: Ids
     """(b, t) index of each token's document."""
     mask_counts: Ids | None = None
     """(b, t) how often each token was chosen before; None = never."""
@@ -228,8 +228,8 @@ def _select_least_masked_spans(
     """
     # Arrays over all maskable tokens: row, column, group, rank in the group.
     row, column = np.nonzero(rows.maskable)
-    segment = rows.segments[row, column]
-    is_first = np.append(True, (np.diff(row) != 0) | (np.diff(segment) != 0))
+    document = rows.document_ids[row, column]
+    is_first = np.append(True, (np.diff(row) != 0) | (np.diff(document) != 0))
     group = np.cumsum(is_first) - 1
     first = np.nonzero(is_first)[0]  # of each group
     rank = np.arange(len(row)) - first[group]

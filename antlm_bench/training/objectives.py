@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antlm_bench.training.corpus import FIRST_TEXT_ID, MASK_ID, PAD_ID, Int64
+from antlm_bench.training.corpus import FIRST_REGULAR_ID, MASK_ID, PAD_ID, Int64
 from antlm_bench.training.masking import Corruption, Ids, MaskableRows, apply_masking
 from antlm_bench.training.recipe import ObjectiveSpec
 
@@ -32,12 +32,12 @@ class TrainingBatch:
     """(b, t) token ids."""
     targets: Int64
     """(b, t) token ids, or -100."""
-    segments: Int64
+    document_ids: Int64
     """(b, t) index of each token's document, counted from 0 in every row."""
     causal: bool
     """Whether attention is causal, else full."""
-    sample_indices: Int64
-    """(b,) index of each row among all rows of the step; part of the row's random key."""
+    row_indices: Int64
+    """(b,) index of each row among all rows of the step. It seeds the row's masking and dropout."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -47,8 +47,11 @@ class TrainingBatch:
         return int((self.targets != IGNORE_INDEX).sum())
 
     @property
-    def masked_positions(self) -> NDArray[np.bool_]:
-        """(b, t), True for chosen tokens. With mntp their targets are one position before."""
+    def chosen_positions(self) -> NDArray[np.bool_]:
+        """(b, t), True for tokens that were chosen to be predicted from a corrupted input: masked,
+        replaced or left unchanged. With mntp their targets are one position before. Only for mlm
+        and mntp: clm chooses no tokens.
+        """
         has_target: NDArray[np.bool_] = self.targets != IGNORE_INDEX
         if self.objective != "mntp":
             return has_target
@@ -60,15 +63,15 @@ class TrainingBatch:
             self,
             input_ids=self.input_ids[rows],
             targets=self.targets[rows],
-            segments=self.segments[rows],
-            sample_indices=self.sample_indices[rows],
+            document_ids=self.document_ids[rows],
+            row_indices=self.row_indices[rows],
         )
 
     @property
     def position_ids(self) -> Int64:
         """(b, t) position of every token, counted from 0 at each start of a document in the row."""
         positions = np.arange(self.input_ids.shape[1])
-        is_start = np.diff(self.segments, axis=1, prepend=-1) != 0
+        is_start = np.diff(self.document_ids, axis=1, prepend=-1) != 0
         starts: Int64 = np.maximum.accumulate(np.where(is_start, positions, 0), axis=1)
         return positions - starts
 
@@ -76,24 +79,32 @@ class TrainingBatch:
         """Return (b, 1, t, t), True if the query position may attend to the key position.
 
         A position attends within its document and, if causal, not to later positions. Returns None
-        if every row is one document, because `causal` then says everything.
+        if every row is one document: then `causal` alone determines the attention.
         """
-        if (self.segments == 0).all():
+        if (self.document_ids == 0).all():
             return None
-        segments = torch.from_numpy(self.segments)
-        same_document = segments[:, None, :, None] == segments[:, None, None, :]
+        document_ids = torch.from_numpy(self.document_ids)
+        same_document = document_ids[:, None, :, None] == document_ids[:, None, None, :]
         return same_document.tril() if self.causal else same_document
 
 
-def make_clm_batch(ids: Int64, segments: Int64, sample_indices: Int64) -> TrainingBatch:
+def make_clm_batch(ids: Int64, document_ids: Int64, row_indices: Int64) -> TrainingBatch:
     """Make a batch that predicts every token from earlier tokens of its document.
 
+    ids, document_ids: (b, t). The document ids are any numbers that change where a document begins.
     Padding is not a target.
     """
     targets = np.full_like(ids, IGNORE_INDEX)
-    is_target = (segments[:, 1:] == segments[:, :-1]) & (ids[:, 1:] != PAD_ID)
+    is_target = (document_ids[:, 1:] == document_ids[:, :-1]) & (ids[:, 1:] != PAD_ID)
     targets[:, :-1] = np.where(is_target, ids[:, 1:], IGNORE_INDEX)
-    return TrainingBatch("clm", ids, targets, _renumber_documents(segments), True, sample_indices)
+    return TrainingBatch(
+        "clm",
+        ids,
+        targets,
+        _renumber_documents(document_ids),
+        causal=True,
+        row_indices=row_indices,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +113,17 @@ class StepMasking:
 
     spec: ObjectiveSpec
     mask_rate: float
-    """Share of the tokens that are masked, 0 to 1."""
+    """Share of the tokens that are chosen to be predicted, 0 to 1."""
     seed_key: Sequence[int]
-    """(seed of the run, step). With a row's sample index it is the random key of the row."""
+    """(seed of the run, step). Together with a row's index it seeds the row's masking."""
     vocab_size: int
-    """Random replacement tokens are text ids below it."""
+    """Random replacement tokens are drawn from FIRST_REGULAR_ID to vocab_size - 1."""
     mask_counts: Ids | None = None
-    """(b, t) how often each token was chosen before; None = not counted."""
+    """(b, t) how often each position of the corpus was chosen before; None = not counted."""
 
 
 def make_masked_batch(
-    ids: Int64, segments: Int64, sample_indices: Int64, masking: StepMasking
+    ids: Int64, document_ids: Int64, row_indices: Int64, masking: StepMasking
 ) -> TrainingBatch:
     """Make a batch that predicts masked tokens from their document.
 
@@ -120,42 +131,49 @@ def make_masked_batch(
     tokens are never masked.
     """
     spec = masking.spec
-    maskable = ids >= FIRST_TEXT_ID
-    if spec.masked == "mntp":  # a document's first token has no position before it
+    objective = spec.masked  # mlm or mntp
+    maskable = ids >= FIRST_REGULAR_ID
+    if objective == "mntp":  # a document's first token has no position before it
         maskable[:, 0] = False
-        maskable[:, 1:] &= segments[:, 1:] == segments[:, :-1]
+        maskable[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
     mask_share, random_share, _ = spec.corrupt
     corruption = Corruption(
         MASK_ID,
-        np.arange(FIRST_TEXT_ID, masking.vocab_size),
+        np.arange(FIRST_REGULAR_ID, masking.vocab_size),
         spec.spans,
         corrupt_whole_spans=spec.spans != "token",
         mask_share=mask_share,
         random_share=random_share,
         min_masked=spec.least,
     )
-    row_seeds = [(*masking.seed_key, int(sample)) for sample in sample_indices]
-    rows = MaskableRows(ids, maskable, segments, masking.mask_counts)
+    row_seeds = [(*masking.seed_key, int(row)) for row in row_indices]
+    rows = MaskableRows(ids, maskable, document_ids, masking.mask_counts)
     inputs, chosen = apply_masking(rows, masking.mask_rate, row_seeds, corruption)
     targets = np.where(chosen, ids, IGNORE_INDEX)
-    if spec.masked == "mntp":
+    if objective == "mntp":
         targets = np.concatenate([targets[:, 1:], np.full((len(ids), 1), IGNORE_INDEX)], axis=1)
     return TrainingBatch(
-        spec.masked, inputs, targets, _renumber_documents(segments), False, sample_indices
+        objective,
+        inputs,
+        targets,
+        _renumber_documents(document_ids),
+        causal=False,
+        row_indices=row_indices,
     )
 
 
-def truncate_rows(ids: Int64, segments: Int64, lengths: Int64) -> tuple[Int64, Int64]:
-    """Keep the first `lengths` (b,) tokens of rows (b, t), and replace the others by padding.
+def truncate_rows(ids: Int64, document_ids: Int64, lengths: Int64) -> tuple[Int64, Int64]:
+    """Replace the tokens of row i from position lengths[i] on by padding.
 
-    The padding gets a new segment, so that no token attends to it.
+    ids, document_ids: (b, t). lengths: (b,). The padding is a document of its own, so that no token
+    attends to it.
     """
     is_padding = np.arange(ids.shape[1]) >= lengths[:, None]
-    padding_segment = segments.max(initial=0) + 1
-    return np.where(is_padding, PAD_ID, ids), np.where(is_padding, padding_segment, segments)
+    padding_document = document_ids.max(initial=0) + 1
+    return np.where(is_padding, PAD_ID, ids), np.where(is_padding, padding_document, document_ids)
 
 
-def _renumber_documents(segments: Int64) -> Int64:
+def _renumber_documents(document_ids: Int64) -> Int64:
     """Number the documents of every row from 0."""
-    changes: NDArray[np.bool_] = np.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+    changes: NDArray[np.bool_] = np.diff(document_ids, axis=1, prepend=document_ids[:, :1]) != 0
     return np.cumsum(changes, axis=1)

@@ -257,11 +257,11 @@ class Trainer:
         return batches
 
     def _read_rows(self, step: Step, row_starts: Int64, samples: Int64) -> tuple[Int64, Int64]:
-        """Return (ids, segments) of some rows of a step, cut and padded if the recipe says so."""
-        ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
+        """Return (ids, document_ids) of some rows of a step, cut and padded if the recipe asks."""
+        ids, document_ids = self.corpus.read_rows(row_starts[samples], step.row_length)
         if self.recipe.batch.short:
-            ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
-        return ids, segments
+            ids, document_ids = truncate_rows(ids, document_ids, self._row_lengths(step)[samples])
+        return ids, document_ids
 
     def _make_masked_batch(self, step: Step, row_starts: Int64, samples: Int64) -> TrainingBatch:
         """Return a masked batch of some rows of a step, and update the mask counts."""
@@ -275,7 +275,7 @@ class Trainer:
         )
         batch = make_masked_batch(*self._read_rows(step, row_starts, samples), samples, masking)
         if self.mask_counts:
-            self.mask_counts.counts[positions] += batch.masked_positions
+            self.mask_counts.counts[positions] += batch.chosen_positions
         return batch
 
     def _objective_weights(self, step: Step, target_counts: dict[str, float]) -> dict[str, float]:
@@ -309,7 +309,7 @@ class Trainer:
 
         Its loss is `loss_weight` x (summed loss) / `num_targets`. num_targets: of the whole step.
         """
-        samples = batch.sample_indices.tolist()
+        samples = batch.row_indices.tolist()
         keyed = dropout.keyed_samples(self.recipe.seed, step.index, samples)
         with self.accelerator.autocast(), keyed:
             loss, nats = self._compute_loss(batch, num_targets, step.num_rows)

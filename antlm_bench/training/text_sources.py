@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import catalog, decode_utf8, expand_user_path
+from antlm_bench.declarations import decode_utf8, expand_user_path, list_declarations
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
 from antlm_bench.suites.sources import load_hub_rows
@@ -72,7 +72,7 @@ def load_text_source(ref: str) -> TextSource:
         exists = path.exists()
     if exists:
         return _source_from_files(path)
-    if ref in catalog("tasks"):
+    if ref in list_declarations("tasks"):
         return _source_from_grammar(ref)
     if ref.count("/") == 1 and not ref.startswith((".", "/", "~")):
         return _source_from_hub(ref)

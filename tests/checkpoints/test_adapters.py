@@ -17,9 +17,9 @@ from tiny_models import build_model, train_tokenizer
 from antlm_bench.checkpoints import (
     OpenOptions,
     expand_refs,
-    key_settings,
     open_backbone,
     open_checkpoint,
+    select_content_key_metadata,
 )
 from antlm_bench.commands.catalog import inspect_checkpoints
 from antlm_bench.commands.score import score
@@ -106,8 +106,12 @@ def test_both_hashes_are_recorded_and_in_the_content_key(folders):
     assert facts["adapter_weights"] == sha["adapter_model.safetensors"]
     assert facts["adapter_config"] == sha["adapter_config.json"]
     assert facts["name"] == "adapter" and opened(base, peft=str(adapter)).name == "base+adapter"
-    assert key_settings(merged) == key_settings(opened(base, peft=str(adapter)))
-    assert key_settings(merged).keys() - key_settings(plain).keys() == {
+    assert select_content_key_metadata(merged) == select_content_key_metadata(
+        opened(base, peft=str(adapter))
+    )
+    assert select_content_key_metadata(merged).keys() - select_content_key_metadata(
+        plain
+    ).keys() == {
         "base_weights",
         "adapter_weights",
         "adapter_config",
@@ -268,7 +272,10 @@ def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_pat
         changed.metadata["tokenizer_source"] == "tokenizer"
         and changed.metadata["weights"] == plain.metadata["weights"]
     )
-    assert key_settings(changed)["tokenizer"] != key_settings(plain)["tokenizer"]
+    assert (
+        select_content_key_metadata(changed)["tokenizer"]
+        != select_content_key_metadata(plain)["tokenizer"]
+    )
     for file in base.glob("*token*"):
         file.unlink()
     assert opened(base, tokenizer=str(other)).kind == "causal"

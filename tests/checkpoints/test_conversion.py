@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tiny_models import train_tokenizer
 
 from antlm_bench import score
-from antlm_bench.checkpoints import OpenOptions, key_settings, open_checkpoint
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint, select_content_key_metadata
 from antlm_bench.errors import CheckpointError, UsageError
 
 TEXT = "the cat sees no dogs"
@@ -361,7 +361,11 @@ def test_the_layout_is_part_of_the_content_key(tmp_path):
     (folder / "modeling_ltgbert.py").unlink()
     keys = []
     for name in ("ltg-bert-babylm", "ltg-bert-bnc"):
-        keys.append(key_settings(open_checkpoint(str(folder), OpenOptions(original_layout=name))))
+        keys.append(
+            select_content_key_metadata(
+                open_checkpoint(str(folder), OpenOptions(original_layout=name))
+            )
+        )
     assert keys[0] != keys[1]
 
 

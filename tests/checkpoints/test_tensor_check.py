@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions, open_backbone, open_checkpoint
-from antlm_bench.checkpoints.metadata import key_settings, loading_notes
+from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
 from antlm_bench.errors import CheckpointError
 
 V, D = 400, 32  # vocabulary and width of tiny_models.build_model
@@ -220,14 +220,16 @@ def test_a_tensor_of_another_shape_names_both_shapes(build):
 
 def test_unused_tensors_that_are_allowed_are_recorded(build):
     folder = build("LlamaForCausalLM", kind="causal")
-    whole = key_settings(opened(folder, allow_unused=True, allow_missing=True))
+    whole = select_content_key_metadata(opened(folder, allow_unused=True, allow_missing=True))
     assert "allowed" not in whole  # the flags alone change no key
     biases_switched_off(folder)
     checkpoint = opened(folder, allow_unused=True)
     first = [f"model.layers.0.self_attn.{p}_proj.bias" for p in "koqv"]
-    assert key_settings(checkpoint)["allowed"] == {"unused": {"count": 8, "first": first}}
+    assert select_content_key_metadata(checkpoint)["allowed"] == {
+        "unused": {"count": 8, "first": first}
+    }
     assert loading_notes(checkpoint) == [
-        f"the model does not use 8 tensors ({', '.join(first)}, ...) of the files"
+        f"8 tensors ({', '.join(first)}, ...) of the files are not used by the model"
     ]
 
 
@@ -239,7 +241,7 @@ def test_allowed_missing_parameters_are_the_same_each_time(build):
         model.engine.model.state_dict()["model.layers.2.mlp.up_proj.weight"] for model in models
     ]
     assert torch.equal(*weights) and float(weights[0].std()) > 0
-    assert key_settings(models[0])["allowed"]["missing"]["count"] == 9
+    assert select_content_key_metadata(models[0])["allowed"]["missing"]["count"] == 9
     assert loading_notes(models[0])[0].endswith("were in no file and are random")
 
 

@@ -263,6 +263,8 @@ def test_what_did_finish_is_shown_before_the_error(
         ("show", "'[KIND] NAME'"),
         ("show babylama", "did you mean 'babyllama'?"),
         ("show models blimp", "unknown recipe 'blimp'"),
+        ("show architectures lama", "did you mean 'llama'?"),
+        ("show llama --words 9", "only for recipes"),
         ("show cakes nano", "cannot be shown"),
         ("show suites nano blimp", "one at a time"),
         ("show blimp --scale nano", "only for recipes"),
@@ -284,7 +286,7 @@ def test_bad_usage_is_exit_code_2_and_names_the_culprit(
     assert not scorer.calls
 
 
-@pytest.mark.parametrize("kind", ["suites", "collections", "models", "methods"])
+@pytest.mark.parametrize("kind", ["suites", "collections", "models", "methods", "architectures"])
 def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*form: str) -> str:
         assert run(["list", kind, *form]) == 0
@@ -324,6 +326,17 @@ def test_show_knows_collections_and_methods(capsys: pytest.CaptureFixture[str]) 
     assert "blimp-filtered" in capsys.readouterr().out
     assert run(["show", "mlm"]) == 0
     assert "mask token" in capsys.readouterr().out
+
+
+def test_show_tells_the_classes_and_recipes_of_an_architecture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["show", "architectures", "gpt-bert", "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert "AutoModelForMaskedLM: " in shown and "gpt-bert-100m" in shown
+    assert "elc-bert" not in shown and "babyllama" not in shown
+    assert run(["show", "gpt-bert", "--json"]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_list_tells_what_a_recipe_trains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from report_runs import (
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from antlm_bench.commands.report import build_report
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import (
     DeclarationError,
     IncompleteError,
@@ -559,7 +559,7 @@ def test_a_slip_in_a_collection_names_its_place(
 
 
 def collection(name: str) -> CollectionSpec:
-    spec = read_declaration_file(catalog("tasks")[name])
+    spec = read_declaration_file(list_declarations("tasks")[name])
     assert isinstance(spec, CollectionSpec)
     return spec
 

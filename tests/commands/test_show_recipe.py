@@ -35,13 +35,13 @@ def test_numbers_of_a_scale_and_of_set_stand_in_the_same_table() -> None:
         "number": "model.layers",
         "paper": "32",
         "ours": "3",
-        "why": "scale nano",
+        "why": "changed by scale nano",
     }
     assert rows["optimizer.lr"] == {
         "number": "optimizer.lr",
         "paper": "0.0007",
         "ours": "0.5",
-        "why": "--set",
+        "why": "changed by --set",
     }
     assert (
         rows["phase"]["paper"] == "8 epochs: 1 causal"
@@ -57,8 +57,19 @@ def test_a_key_that_a_change_removes_is_the_changes_doing() -> None:
     }
     assert (
         rows["optimizer.warmup_steps"]["ours"] == "None"
-        and rows["optimizer.warmup_steps"]["why"] == "--set"
+        and rows["optimizer.warmup_steps"]["why"] == "changed by --set"
     )
+
+
+def test_a_phase_names_the_relative_numbers_of_rows() -> None:
+    rows = {
+        row["number"]: row
+        for row in list_recipe_differences(
+            ["gpt-bert-10m"], "", ["phase=[{steps=9,causal=2,masked=6}]"]
+        )
+    }
+    assert rows["phase"]["ours"] == "9 steps: 2 causal and 6 masked"
+    assert rows["phase"]["paper"] == "7,812 steps: 1 causal and 15 masked"
 
 
 def test_what_is_no_recipe_has_no_such_table() -> None:

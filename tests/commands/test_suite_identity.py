@@ -22,7 +22,7 @@ from antlm_bench.commands.compare import compare
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.report import build_report
 from antlm_bench.commands.score import score
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
 from antlm_bench.results.checkpoint_series import load_curves
 from antlm_bench.suites import loader
@@ -166,8 +166,8 @@ def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, fi
     assert [cell.origin[0] for cell in run] == list(map(str, paths))
     for cell in run:  # each has its own predictions
         assert [p.id for p in read_rows(run.path, cell)] == [f"{runs.base_suite_name(cell)}_0"]
-        assert cell.suite not in catalog("tasks") and not any(
-            cell.suite.startswith(f"{n}.") for n in catalog("tasks")
+        assert cell.suite not in list_declarations("tasks") and not any(
+            cell.suite.startswith(f"{n}.") for n in list_declarations("tasks")
         )
     saved = runs.open_run(save_baseline(run.path, "slim", baselines_dir=folder / "base"))
     assert values(saved) == values(run)  # told apart by ends of paths alone

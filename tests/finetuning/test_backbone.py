@@ -11,9 +11,9 @@ from tiny_models import build_model, train_tokenizer
 from antlm_bench.checkpoints import (
     TRAINING_KEY,
     OpenOptions,
-    key_settings,
     open_backbone,
     open_checkpoint,
+    select_content_key_metadata,
 )
 from antlm_bench.errors import CheckpointError
 from antlm_bench.finetuning.loop import FinetuneSettings, finetune
@@ -25,7 +25,7 @@ def test_a_backbone_has_the_metadata_of_the_scored_checkpoint(make_checkpoint, k
     body, scored = open_backbone(folder), open_checkpoint(folder)
     of_the_engine = {"shortcuts", "self_test"}  # finetuning uses the library's own layers
     assert body.metadata == {k: v for k, v in scored.metadata.items() if k not in of_the_engine}
-    assert key_settings(body) == key_settings(scored)
+    assert select_content_key_metadata(body) == select_content_key_metadata(scored)
     assert (body.name, body.kind, body.max_length) == (scored.name, scored.kind, scored.max_length)
     assert body.attentions == scored.attentions
 

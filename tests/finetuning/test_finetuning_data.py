@@ -136,7 +136,7 @@ def test_token_types_mark_the_second_text_and_padding_is_right(masked):
     second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
     first = len(rows.ids[0]) - second
     assert created.token_type_ids[0].tolist() == [0] * first + [1] * second
-    assert not created.token_type_ids[1].any() and not created.unpadded
+    assert not created.token_type_ids[1].any() and created.has_padding
     assert created.ids[1, created.lengths[1] :].eq(0).all() and created.token_mask()[
         1
     ].sum() == len(rows.ids[1])

@@ -103,9 +103,9 @@ def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
         CPU,
     )
     model = build_classifier(body, way, pooling, 3, 0.0, 0).eval()
-    assert model.last_layer_is_narrow
+    assert model.last_layer_is_restricted
     result = []
-    for model.last_layer_is_narrow in (True, False):
+    for model.last_layer_is_restricted in (True, False):
         model.zero_grad()
         batch = model(rows)
         batch.square().sum().backward()
@@ -119,10 +119,10 @@ def test_a_feed_forward_that_must_see_everything_is_left_whole():
     """Of the mean, or in a layer that is passed twice."""
     assert not build_classifier(
         backbone_named("llama"), "causal", "mean", 2, 0.0, 0
-    ).last_layer_is_narrow
+    ).last_layer_is_restricted
     twice = backbone_named("llama")
     twice.model.layers[0] = twice.model.layers[-1]
-    assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).last_layer_is_narrow
+    assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).last_layer_is_restricted
 
 
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])

@@ -322,7 +322,7 @@ def test_out_of_memory_is_a_training_error_with_a_hint(causal, monkeypatch):
 def test_invalid_options_are_refused(causal, masked):
     with pytest.raises(MethodNotSupported, match="cannot run with full attention"):
         finetune(causal, make_task(), 1, "full", CPU)
-    with pytest.raises(UsageError, match="nothing but itself"):
+    with pytest.raises(UsageError, match="attends only to itself"):
         finetune(causal, make_task(), 1, "causal", replace(CPU, pooling="first"))
     with pytest.raises(UsageError, match="unknown pooling"):
         finetune(masked, make_task(), 1, "full", replace(CPU, pooling="middle"))

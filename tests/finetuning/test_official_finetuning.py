@@ -281,7 +281,7 @@ def test_the_command_line_overrides_the_presets_pooling():
     assert resolve_pooling(body, "causal", "auto", "first") == "first"
     assert resolve_pooling(body, "causal", "last", "first") == "last"
     assert resolve_pooling(body, "causal", "auto") == "last"
-    with pytest.raises(UsageError, match="nothing but itself"):
+    with pytest.raises(UsageError, match="attends only to itself"):
         resolve_pooling(body, "causal", "first", "first")
 
 

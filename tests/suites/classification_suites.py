@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.task_types import read_declaration_file
 
 SHIPPED = {
     name: spec
-    for name, path in catalog("tasks").items()
+    for name, path in list_declarations("tasks").items()
     if isinstance(spec := read_declaration_file(path), ClassificationSpec)
 }
 DECLARATION = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites import loader
 from antlm_bench.suites.grammar import generate_pairs, generate_sentences
@@ -22,7 +22,7 @@ from antlm_bench.suites.task_types import read_declaration_file
 
 
 def nano() -> GrammarSpec:
-    spec = read_declaration_file(catalog("tasks")["nano"])
+    spec = read_declaration_file(list_declarations("tasks")["nano"])
     assert isinstance(spec, SuiteSpec) and spec.grammar
     return spec.grammar
 
@@ -180,7 +180,7 @@ def test_a_class_unites_classes_of_words_with_its_forms() -> None:
 
 def test_a_grammar_of_one_s_own_is_a_suite(tmp_path: Path) -> None:
     own = (
-        catalog("tasks")["nano"]
+        list_declarations("tasks")["nano"]
         .read_text(encoding="utf-8")
         .replace('name = "nano"', 'name = "own"')
     )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites import loader
 from antlm_bench.suites.task_types import read_declaration_file
@@ -169,7 +169,7 @@ def test_a_collection_is_named_by_its_members() -> None:
     [
         ('kind = "suite"', 'kind = "suit"', "kind", "did you mean 'suite'?"),
         ('kind = "suite"', "", "kind", "missing"),
-        ('kind = "suite"', "kind = 1", "kind", "kind is 1"),
+        ('kind = "suite"', "kind = 1", "kind", "unknown kind 1"),
         ('name = "mine"', 'name = "../mine"', "name", "is not a valid name"),
         ("[rename.half]", "[renam.half]", "", "did you mean 'rename'?"),
         ("[rename.half]", "[rename.whole]", "", "`rename` names 'whole'"),
@@ -259,14 +259,14 @@ def test_a_mistake_in_the_tables_is_named(
 
 
 def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
-    declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
+    declared = list_declarations("tasks")["reading"].read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
     with pytest.raises(DeclarationError, match="`reduction` has no effect on the metric delta-r2"):
         read_declaration_file(tmp_path / "mine.toml")
 
 
 def test_a_correlation_averages_no_groups(tmp_path: Path) -> None:
-    declared = catalog("tasks")["wug-adj"].read_text(encoding="utf-8")
+    declared = list_declarations("tasks")["wug-adj"].read_text(encoding="utf-8")
     assert declared.count("macro = []") == 1
     (tmp_path / "mine.toml").write_text(declared.replace("macro = []", 'macro = ["paradigm"]'))
     with pytest.raises(
@@ -325,7 +325,7 @@ def test_a_damaged_declaration_is_a_suite_or_one_error(
 def test_a_changed_line_gives_a_declaration_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    source = catalog("tasks")[
+    source = list_declarations("tasks")[
         data.draw(st.sampled_from(["wug-past", "comps", "ewok-2026", "nano", "zero-shot-fast"]))
     ]
     lines = source.read_text(encoding="utf-8").split("\n")

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.commands.catalog import describe_entry as show
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DataError
 from antlm_bench.suites import classification_loader, loader, records, sources
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
 from antlm_bench.suites.task_types import read_declaration_file
 
-DECLARED = {name: read_declaration_file(path) for name, path in catalog("tasks").items()}
+DECLARED = {name: read_declaration_file(path) for name, path in list_declarations("tasks").items()}
 SUITES = {name: spec for name, spec in DECLARED.items() if isinstance(spec, SuiteSpec)}
 COLLECTIONS = {name: spec for name, spec in DECLARED.items() if isinstance(spec, CollectionSpec)}
 EXAMPLES = [

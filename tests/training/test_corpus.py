@@ -18,7 +18,7 @@ from antlm_bench.training import corpus as corpora
 from antlm_bench.training.corpus import (
     BOS_ID,
     EOS_ID,
-    FIRST_TEXT_ID,
+    FIRST_REGULAR_ID,
     MASK_ID,
     PAD_ID,
     SPECIAL_TOKENS,
@@ -51,7 +51,7 @@ def decoded(corpus: Corpus) -> list[str]:
 
 def test_specials_come_first(tmp_path: Path) -> None:
     tokenizer = built(tmp_path, "a b").tokenizer
-    assert tokenizer.convert_ids_to_tokens(range(FIRST_TEXT_ID)) == list(SPECIAL_TOKENS.values())
+    assert tokenizer.convert_ids_to_tokens(range(FIRST_REGULAR_ID)) == list(SPECIAL_TOKENS.values())
     named = {tokenizer.pad_token: PAD_ID, tokenizer.bos_token: BOS_ID, tokenizer.eos_token: EOS_ID}
     named |= {tokenizer.mask_token: MASK_ID, tokenizer.unk_token: UNK_ID}
     assert named == {"<pad>": 0, "<s>": 1, "</s>": 2, "<mask>": 3, "<unk>": 4}
@@ -110,7 +110,7 @@ def test_lines_stand_between_specials_as_scoring_writes_them(tmp_path: Path, eos
             "what a checkpoint's tokenizer adds is what was trained"
         )
         assert line[0] == BOS_ID and (line[-1] == EOS_ID) == eos
-        assert min(line[1 : -1 if eos else None]) >= FIRST_TEXT_ID
+        assert min(line[1 : -1 if eos else None]) >= FIRST_REGULAR_ID
     assert corpus.line_starts[0] == 0 and corpus.line_starts[-1] == len(corpus)
 
 
@@ -217,7 +217,7 @@ class TestWholeFiles:
         files = [f"The cat sleeps.\n\n  Two  dogs saw 42 ☕\n\tnaïve{end}", "Another file."]
         corpus = built(tmp_path, *files, **self.WHOLE)
         assert stream_of(corpus) == "".join(files)
-        assert corpus.tokens.min() >= FIRST_TEXT_ID
+        assert corpus.tokens.min() >= FIRST_REGULAR_ID
         assert corpus.document_starts.tolist() == [0, len(corpus)]
         assert corpus.words_before_line[-1] == sum(len(text.split()) for text in files)
 

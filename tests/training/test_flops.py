@@ -8,7 +8,7 @@ import pytest
 import torch
 from recipe_helpers import make_phases, make_recipe
 
-from antlm_bench.declarations import catalog
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DeclarationError
 from antlm_bench.training.flops import compute_model_size, forward_flops, training_flops
 from antlm_bench.training.model_factory import build_model
@@ -41,7 +41,7 @@ def test_parameters_are_those_of_the_module(shape: str, masked: bool) -> None:
     assert compute_model_size(spec, 311).parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", catalog("models"))
+@pytest.mark.parametrize("name", list_declarations("models"))
 def test_a_nano_recipe_is_the_module_it_says(name: str) -> None:
     recipe = read_recipe(name, "nano")
     model = build_model(recipe.model, 2000, "full" in recipe.attentions)

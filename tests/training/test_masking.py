@@ -288,7 +288,7 @@ def test_gpt_bert_hides_in_every_document_by_itself() -> None:
     rows = plain(many, width)
     segments = np.arange(width)[None].repeat(many, 0) // 8
     _, chosen = apply_masking(
-        rows._replace(segments=segments), 0.15, keys(many), Corruption(MASK, WORDS, "uniform")
+        rows._replace(document_ids=segments), 0.15, keys(many), Corruption(MASK, WORDS, "uniform")
     )
     _, alone = apply_masking(plain(many, 8), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
     parts = chosen.reshape(many, 5, 8)

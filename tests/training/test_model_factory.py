@@ -9,8 +9,8 @@ import pytest
 import torch
 from recipe_helpers import make_recipe
 
-from antlm_bench.declarations import catalog
-from antlm_bench.training.corpus import FIRST_TEXT_ID, Int64
+from antlm_bench.declarations import list_declarations
+from antlm_bench.training.corpus import FIRST_REGULAR_ID, Int64
 from antlm_bench.training.losses import sliced_cross_entropy
 from antlm_bench.training.model_factory import (
     build_model,
@@ -54,7 +54,7 @@ def made(shape: str, masked: bool = False) -> Any:
 
 
 def ids_of(rows: int, seed: int = 0) -> Int64:
-    return np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, (rows, WIDTH))
+    return np.random.default_rng(seed).integers(FIRST_REGULAR_ID, VOCABULARY, (rows, WIDTH))
 
 
 def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> TrainingBatch:
@@ -64,9 +64,9 @@ def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> Trainin
         "clm" if causal else "mlm",
         ids,
         created.targets,
-        created.segments,
+        created.document_ids,
         causal,
-        created.sample_indices,
+        created.row_indices,
     )
 
 
@@ -76,7 +76,9 @@ def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> Trainin
 def test_causal_rows_do_not_see_the_future_and_full_rows_do(shape: str, masked: bool) -> None:
     model, ids = made(shape, masked), ids_of(1)
     other = ids.copy()
-    other[0, 7] = FIRST_TEXT_ID + (other[0, 7] - FIRST_TEXT_ID + 1) % (VOCABULARY - FIRST_TEXT_ID)
+    other[0, 7] = FIRST_REGULAR_ID + (other[0, 7] - FIRST_REGULAR_ID + 1) % (
+        VOCABULARY - FIRST_REGULAR_ID
+    )
     for causal in (True, False):
         change = (
             (
@@ -148,7 +150,7 @@ def test_the_head_at_targets_equals_the_whole_model(shape: str) -> None:
     assert torch.allclose(logits, whole[expected >= 0], atol=1e-9)
 
 
-@pytest.mark.parametrize("name", catalog("models"))
+@pytest.mark.parametrize("name", list_declarations("models"))
 def test_every_shipped_recipe_builds_with_its_options(name: str) -> None:
     """Its architecture and options, at a size for tests."""
     tiny = ["layers=2", "hidden=32", "heads=4", "ffn=48", "positions=1024"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antlm_bench.training.corpus import BOS_ID, EOS_ID, FIRST_TEXT_ID, MASK_ID, PAD_ID, Int64
+from antlm_bench.training.corpus import BOS_ID, EOS_ID, FIRST_REGULAR_ID, MASK_ID, PAD_ID, Int64
 from antlm_bench.training.objectives import (
     IGNORE_INDEX,
     StepMasking,
@@ -58,7 +58,7 @@ def test_causal_rows_ask_for_the_next_token_of_the_document() -> None:
     )
     assert batch.targets.tolist() == [[10, 11, NO, 12, 13, NO], [8, 7, 6, 5, 9, NO]]
     assert batch.input_ids.tolist() == [[1, 10, 11, 1, 12, 13], [9, 8, 7, 6, 5, 9]]
-    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1], [0] * 6]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1, 1], [0] * 6]
     assert batch.causal and batch.objective == "clm" and batch.num_targets == 9 and len(batch) == 2
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
 
@@ -112,7 +112,9 @@ def test_a_target_is_hidden_text_of_the_same_document(
     has_target = set()
     for row, position in zip(*np.nonzero(batch.targets != NO), strict=True):
         at = position + shift
-        assert batch.targets[row, position] == ids[row, at] >= FIRST_TEXT_ID, "text, the true one"
+        assert batch.targets[row, position] == ids[row, at] >= FIRST_REGULAR_ID, (
+            "text, the true one"
+        )
         assert batch.input_ids[row, at] == MASK_ID, "that the input does not show"
         assert segments[row, position] == segments[row, at]
         has_target.add((row, at))
@@ -123,27 +125,27 @@ def test_a_target_is_hidden_text_of_the_same_document(
 def test_at_rate_one_everything_is_asked_but_specials() -> None:
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (20, 16))
     batch = hidden(ids, np.zeros_like(ids))
-    assert np.array_equal(batch.targets != NO, ids >= FIRST_TEXT_ID)
-    assert set(np.unique(ids[batch.targets == NO])) == set(range(FIRST_TEXT_ID))
+    assert np.array_equal(batch.targets != NO, ids >= FIRST_REGULAR_ID)
+    assert set(np.unique(ids[batch.targets == NO])) == set(range(FIRST_REGULAR_ID))
 
 
 def test_targets_are_masked_random_or_kept_80_10_10() -> None:
-    ids = np.random.default_rng(0).integers(FIRST_TEXT_ID, VOCABULARY, (300, 32))
+    ids = np.random.default_rng(0).integers(FIRST_REGULAR_ID, VOCABULARY, (300, 32))
     batch = hidden(ids, np.zeros_like(ids), 0.5, corrupt=(0.8, 0.1, 0.1))
     chosen = batch.targets != NO
     seen = batch.input_ids[chosen]
     assert chosen.mean() == pytest.approx(0.5, abs=0.02)
     assert (seen == MASK_ID).mean() == pytest.approx(0.8, abs=0.02)
     assert (seen == ids[chosen]).mean() == pytest.approx(
-        0.1 + 0.1 / (VOCABULARY - FIRST_TEXT_ID), abs=0.015
+        0.1 + 0.1 / (VOCABULARY - FIRST_REGULAR_ID), abs=0.015
     )
-    assert set(np.unique(seen)) == {MASK_ID, *range(FIRST_TEXT_ID, VOCABULARY)}, (
+    assert set(np.unique(seen)) == {MASK_ID, *range(FIRST_REGULAR_ID, VOCABULARY)}, (
         "a random word is no special"
     )
 
 
 def test_what_is_hidden_depends_on_seed_step_and_sample_alone() -> None:
-    ids = np.random.default_rng(0).integers(FIRST_TEXT_ID, VOCABULARY, (6, 32))
+    ids = np.random.default_rng(0).integers(FIRST_REGULAR_ID, VOCABULARY, (6, 32))
     segments = np.zeros_like(ids)
     whole = hidden(ids, segments, 0.3)
     spec = ALL
@@ -203,7 +205,7 @@ def test_a_slice_keeps_what_belongs_to_its_rows() -> None:
     )
     part = batch[1:3]
     assert (
-        part.sample_indices.tolist() == [6, 8]
+        part.row_indices.tolist() == [6, 8]
         and part.num_targets == 3
         and part.objective == "clm"
         and part.causal
@@ -216,7 +218,7 @@ def test_a_slice_keeps_what_belongs_to_its_rows() -> None:
 def test_a_batch_knows_what_was_hidden(given_rows: tuple[Int64, Int64], objective: str) -> None:
     batch = hidden(*given_rows, 0.4, masked=objective, corrupt=(1.0, 0.0, 0.0))
     assert np.array_equal(
-        batch.masked_positions, (batch.input_ids == MASK_ID) & (given_rows[0] != MASK_ID)
+        batch.chosen_positions, (batch.input_ids == MASK_ID) & (given_rows[0] != MASK_ID)
     )
 
 

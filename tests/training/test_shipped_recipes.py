@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.declarations import catalog, parse_toml
+from antlm_bench.declarations import list_declarations, parse_toml
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import list_scales, read_recipe
 from antlm_bench.training.schedule import plan_steps
@@ -39,7 +39,7 @@ NUMBER = re.compile(r"(\w+) = (?=[^\"#]*\d)[^\"#]*(#.*)?$")
 
 
 def test_what_the_literature_has_is_shipped() -> None:
-    assert PROMISED <= set(NAMES) <= catalog("models").keys()
+    assert PROMISED <= set(NAMES) <= list_declarations("models").keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
