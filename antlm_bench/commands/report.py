@@ -58,7 +58,7 @@ def build_report(
     with a caveat.
 
         report = antlm_bench.report(["reports/a", "reports/b"], collection="babylm-2024")
-        report.columns[0].macro.value  # a fraction
+        report.columns[0].macro_average.value  # a fraction
 
     Raises IncompleteError if a member is missing without `partial` (its `runs` hold the report),
     RunError, NotComparable (seeds of different items), DeclarationError, UsageError.
@@ -243,10 +243,12 @@ def _with_macro_average(
     scores = [result.score for _, result in pairs if result.score]
     if not scores or (incomplete and not partial):
         return column
-    macro = average_scores(scores, weights)
+    macro_average = average_scores(scores, weights)
     if incomplete:
-        macro = macro.with_caveats(f"partial: averaged without {', '.join(missing)}")
-    return replace(column, macro=macro)
+        macro_average = macro_average.with_caveats(
+            f"partial: averaged without {', '.join(missing)}"
+        )
+    return replace(column, macro_average=macro_average)
 
 
 def _describe_missing(member: MemberSpec, result: MemberResult) -> str:
@@ -258,11 +260,13 @@ def _describe_missing(member: MemberSpec, result: MemberResult) -> str:
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
     """Add a caveat to the averages if they are not all over the same members."""
-    if len({column.missing_members for column in columns if column.macro}) <= 1:
+    if len({column.missing_members for column in columns if column.macro_average}) <= 1:
         return list(columns)
     caveat = "averaged over other members than another column: do not compare"
     return [
-        replace(column, macro=column.macro.with_caveats(caveat)) if column.macro else column
+        replace(column, macro_average=column.macro_average.with_caveats(caveat))
+        if column.macro_average
+        else column
         for column in columns
     ]
 
@@ -340,9 +344,9 @@ def _build_published_column(
         results.append(
             MemberResult(to_score(None if is_replaced else row.values.get(declared.name)))
         )
-    macro = to_score(row.macro_average)
+    macro_average = to_score(row.macro_average)
     return ReportColumn(
-        row.name, "", tuple(results), macro, source=row.source, caveats=tuple(row.notes)
+        row.name, "", tuple(results), macro_average, source=row.source, caveats=tuple(row.notes)
     )
 
 

@@ -223,7 +223,7 @@ def _build_collection_context(report_data: ReportData) -> dict[str, Any] | None:
         f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}, so it has "
         "no average"
         for c in report.columns
-        if c.missing_members and not c.macro
+        if c.missing_members and not c.macro_average
     ]
     return {"table": context, "headers": headers, "gaps": gaps}
 

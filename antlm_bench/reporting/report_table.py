@@ -60,7 +60,7 @@ def build_report_table(report: Report) -> Table:
         rows += _seed_rows(results)
     rows[0] = replace(rows[0], space_above=True)
     if report.collection:
-        averages = (score_cell(column.macro) for column in columns)
+        averages = (score_cell(column.macro_average) for column in columns)
         rows.append(build_row(MACRO, *averages, emphasis="strong", space_above=True))
     sentences = (
         *_describe_sources(columns),
@@ -98,7 +98,7 @@ def _build_narrow_table(report: Report, sentences: Sequence[str]) -> Table:
     for column in report.columns:
         name = " · ".join(filter(None, (column.model, column.method)))
         cells = [score_cell(result.score) for result in column.results]
-        cells += [score_cell(column.macro)] if report.collection else []
+        cells += [score_cell(column.macro_average)] if report.collection else []
         rows.append(build_row(TableCell(name, notes=column.caveats), *cells))
     hint = "For tasks and seeds: --format csv or --format markdown, or fewer checkpoints at once."
     has_tasks = any(result.task_scores for column in report.columns for result in column.results)
@@ -263,9 +263,9 @@ def _iter_rows(report: Report) -> Iterator[dict[str, Any]]:
                     suite = task_full_name(member.suite, task)
                     task_labels = {**labels, "suite": suite, "task": task, "weight": None}
                     yield _row_fields(column, task_score, task_labels)
-        if column.macro:
+        if column.macro_average:
             suite = report.collection.name if report.collection else ""
-            yield _row_fields(column, column.macro, {"member": MACRO, "suite": suite})
+            yield _row_fields(column, column.macro_average, {"member": MACRO, "suite": suite})
 
 
 def _row_fields(

@@ -165,23 +165,25 @@ def _score_cell(
     Raises UsageError if the cell lacks that metric or level.
     """
     summary = cell.summary
-    if member.over:
-        estimates = [group.estimate for group in summary.groups if group.level == member.over]
-    elif member.metric:
+    if member.average_over:
+        estimates = [
+            group.estimate for group in summary.groups if group.level == member.average_over
+        ]
+    elif member.view:
         by_name = {group.name: group.estimate for group in summary.groups} | dict(summary.views)
-        estimates = [by_name[member.metric]] if member.metric in by_name else []
+        estimates = [by_name[member.view]] if member.view in by_name else []
     else:
         estimates = [summary.headline]
     if not estimates:
         levels = dict.fromkeys(group.level for group in summary.groups)
         raise UsageError(
-            f"the run has no {member.over or member.metric!r} of {cell.suite}",
+            f"the run has no {member.average_over or member.view!r} of {cell.suite}",
             location=f"member {member.name}",
             hint=f"it has the metrics {', '.join(summary.views)}"
             f" and the levels {', '.join(levels)}",
         )
     values = [_to_value_with_variance(estimate) for estimate in estimates]
-    if member.over:
+    if member.average_over:
         n = sum(estimate.n for estimate in estimates)
         score = _score_from_mean(statistics.weighted_mean(values), summary.metric, n)
     else:
@@ -232,7 +234,7 @@ def summarize_finetuned_member(
 
 def _score_seeds(run: Run, member: MemberSpec, cells: Sequence[Cell]) -> ReportedScore:
     """Return the mean over the seeds of a finetuned task."""
-    metric = member.metric or cells[0].summary.metric
+    metric = member.view or cells[0].summary.metric
     seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
     return ReportedScore(
         seeds.mean.value,

@@ -23,8 +23,8 @@ class ReportColumn:
     """Scoring method, or the finetuning method if nothing was scored; "" for a published row."""
     results: tuple[MemberResult, ...]
     """One per member of the report."""
-    macro: ReportedScore | None = None
-    """Macro-average over the members. None without a collection, or if a member is missing."""
+    macro_average: ReportedScore | None = None
+    """Weighted mean over the members. None without a collection, or if a member is missing."""
     run: str = ""
     """Run folder; "" for a published row."""
     missing_members: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Report:
             for index, member in enumerate(self.members)
         ]
         if self.collection:
-            averages = (_score_value(column.macro) for column in self.columns)
+            averages = (_score_value(column.macro_average) for column in self.columns)
             rows.append(("Macro-average", *averages))
         caveats = dict.fromkeys(
             f"{name}: {caveat}"
@@ -72,7 +72,7 @@ def _score_value(score: ReportedScore | None) -> float | None:
 def _all_caveats(column: ReportColumn) -> Iterator[str]:
     """Yield sentences that qualify the column, its scores and its macro-average."""
     yield from column.caveats
-    for score in (*(result.score for result in column.results), column.macro):
+    for score in (*(result.score for result in column.results), column.macro_average):
         if score:
             yield from score.caveats
 
@@ -106,10 +106,10 @@ def _column_results(report: Report, column: ReportColumn) -> list[ModelIndexResu
         for task in subtasks(member):
             name = task_full_name(member.suite, task)
             scores.append((name, f"{member.name}: {task}", result.task_scores.get(task)))
-    if column.macro and report.collection:
+    if column.macro_average and report.collection:
         # A mean over members is not a classification, even where some of them were finetuned.
-        macro = replace(column.macro, seeds=0)
-        scores.append((report.collection.name, report.collection.title, macro))
+        macro_average = replace(column.macro_average, seeds=0)
+        scores.append((report.collection.name, report.collection.title, macro_average))
     return [
         ModelIndexResult(
             suite,

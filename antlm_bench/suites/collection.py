@@ -38,10 +38,10 @@ class MemberSpec(Declaration):
     """If given, the member's score is the unweighted mean of these suites' scores, and `suite` is
     only the member's name."""
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
-    metric: str = ""
+    view: str = Field(default="", alias="metric")
     """Name of the view or group whose score is used, such as "micro" or "eye-tracking" (see
     types.Summary); "" = the suite's headline score."""
-    over: str = ""
+    average_over: str = Field(default="", alias="over")
     """Label level, such as "phenomenon": the member's score is the unweighted mean over its groups;
     "" = the suite's headline score."""
 
@@ -56,7 +56,7 @@ class MemberSpec(Declaration):
             raise ValueError('`tasks` and made_by = "finetune" must be used together')
         if self.suites and self.made_by != "score":
             raise ValueError(f'`suites` needs made_by = "score", not {self.made_by!r}')
-        if self.over and (self.metric or self.made_by != "score"):
+        if self.average_over and (self.view or self.made_by != "score"):
             raise ValueError('`over` needs made_by = "score", and cannot be used with `metric`')
         return self
 

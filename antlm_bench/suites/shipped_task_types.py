@@ -292,10 +292,10 @@ def _describe_member(member: MemberSpec) -> str:
         line += " (nothing computes it yet)"
     elif TASK_TYPES[member.task_type].needs_checkpoint_series:
         line += " (over checkpoints)"
-    if member.metric:
-        line += f", {member.metric}"
-    elif member.over:
-        line += f", mean over {member.over} groups"
+    if member.view:
+        line += f", {member.view}"
+    elif member.average_over:
+        line += f", mean over {member.average_over} groups"
     return line + (f", weight {member.weight:g}" if member.weight != 1 else "")
 
 

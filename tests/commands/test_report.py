@@ -68,7 +68,7 @@ def only(made: Report) -> ReportColumn:
 def marks(column: ReportColumn) -> str:
     """Everything that is said of a column, member by member and task by task."""
     entries = [(entry.score, *entry.task_scores.values()) for entry in column.results]
-    numbers = [column.macro, *itertools.chain(*entries)]
+    numbers = [column.macro_average, *itertools.chain(*entries)]
     return "\n".join(
         [*column.caveats, *(mark for number in numbers if number for mark in number.caveats)]
     )
@@ -100,8 +100,8 @@ def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
     assert [e.score.value for e in column.results if e.score] == pytest.approx(
         [0.7, 0.6, 0.5, statistics.mean(tasks)]
     )
-    assert column.macro
-    assert column.macro.value == pytest.approx(
+    assert column.macro_average
+    assert column.macro_average.value == pytest.approx(
         statistics.mean([0.7, 0.6, 0.5, statistics.mean(tasks)])
     )
     assert not column.missing_members and not marks(column)
@@ -118,8 +118,12 @@ def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> N
         for e in column.results
         if e.score and e.score.low is not None
     ]
-    assert column.macro and column.macro.low is not None and column.macro.high is not None
-    assert (column.macro.high - column.macro.low) / 2 == pytest.approx(
+    assert (
+        column.macro_average
+        and column.macro_average.low is not None
+        and column.macro_average.high is not None
+    )
+    assert (column.macro_average.high - column.macro_average.low) / 2 == pytest.approx(
         sum(h**2 for h in halves) ** 0.5 / 3
     )
     binomial = [Z * (p * (1 - p) / 100) ** 0.5 for p in (0.7, 0.6, 0.5)]
@@ -136,7 +140,7 @@ def test_weights_are_the_collection_s(tmp_path: Path) -> None:
             collection=own(tmp_path, members),
         )
     )
-    assert column.macro and column.macro.value == pytest.approx((3 * 0.7 + 0.6) / 4)
+    assert column.macro_average and column.macro_average.value == pytest.approx((3 * 0.7 + 0.6) / 4)
 
 
 def test_a_member_may_be_a_view_or_the_mean_over_groups(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_a_member_without_one_suite_names_the_command_for_it(
     assert column.results[0].score and column.results[0].score.value == pytest.approx(32 / 104)
     assert "g: the mean of 1 of 2 suites, without supplement" in column.results[0].score.caveats
     whole = only(build_report([run], collection=ref, stand_ins={"g": "global-piqa-parallel-2026"}))
-    assert whole.macro and whole.macro.value == pytest.approx(32 / 104)
+    assert whole.macro_average and whole.macro_average.value == pytest.approx(32 / 104)
 
 
 def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
@@ -203,7 +207,7 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     with pytest.raises(IncompleteError, match="so there is no macro-average") as caught:
         build_report([whole, holes], collection="babylm-2024")
     (made,) = caught.value.runs
-    assert made.columns[0].macro and not made.columns[1].macro
+    assert made.columns[0].macro_average and not made.columns[1].macro_average
     missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
     assert made.columns[1].missing_members == ("EWoK", f"GLUE ({missing})")
     assert made.columns[1].results[3].score is None and set(
@@ -229,9 +233,12 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
     column = only(build_report([run], collection="babylm-2024", partial=True))
     rte = column.results[3].task_scores["rte"].value
     assert column.results[3].score and column.results[3].score.value == pytest.approx(rte)
-    assert column.macro and column.macro.value == pytest.approx((0.7 + 0.6 + rte) / 3)
+    assert column.macro_average and column.macro_average.value == pytest.approx(
+        (0.7 + 0.6 + rte) / 3
+    )
     assert any(
-        mark.startswith("partial: averaged without EWoK, GLUE (") for mark in column.macro.caveats
+        mark.startswith("partial: averaged without EWoK, GLUE (")
+        for mark in column.macro_average.caveats
     )
     assert any("the mean of 2 of 11 tasks" in mark for mark in column.results[3].score.caveats)
 
@@ -268,7 +275,7 @@ def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> 
             collection=ref,
         )
     )
-    assert column.macro and column.macro.value == pytest.approx(31 / 40)
+    assert column.macro_average and column.macro_average.value == pytest.approx(31 / 40)
 
 
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
@@ -303,7 +310,7 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     column = only(
         build_report([write_run(tmp_path / "whole", [there, (cell, [curve])])], collection=ref)
     )
-    assert column.macro and column.macro.value == pytest.approx((-0.2 + 0.7) / 2)
+    assert column.macro_average and column.macro_average.value == pytest.approx((-0.2 + 0.7) / 2)
     assert column.results[0].score and any(
         "counts as 0" in mark for mark in column.results[0].score.caveats
     )
@@ -382,8 +389,8 @@ def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
     ]
     column = only(build_report([write_run(tmp_path / "m", cells)], collection="babylm-2024"))
     glue_entry = column.results[3]
-    assert glue_entry.score and column.macro
-    for number in (glue_entry.task_scores["rte"], glue_entry.score, column.macro):
+    assert glue_entry.score and column.macro_average
+    for number in (glue_entry.task_scores["rte"], glue_entry.score, column.macro_average):
         assert any(sentence in mark for mark in number.caveats)
         assert any(mark.startswith("2 seeds hardly tell") for mark in number.caveats)
     assert len(glue_entry.task_scores["wsc"].caveats) == 1
@@ -420,7 +427,7 @@ def test_doubts_of_a_scored_suite_are_marked(
     ]
     first, second = build_report(runs, collection="zero-shot-2024").columns
     assert sentence in marks(second) and not marks(first)
-    assert second.macro and any(sentence in mark for mark in second.macro.caveats)
+    assert second.macro_average and any(sentence in mark for mark in second.macro_average.caveats)
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:
@@ -465,7 +472,11 @@ def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path:
     assert [100 * e.score.value for e in row.results if e.score] == pytest.approx(
         [60.6, 60.8, 48.9, 60.3]
     )
-    assert row.macro and row.macro.value == pytest.approx(0.577) and row.macro.low is None
+    assert (
+        row.macro_average
+        and row.macro_average.value == pytest.approx(0.577)
+        and row.macro_average.low is None
+    )
     assert "evaluation-pipeline-2024" in row.source and "doubtful" in marks(row)
     assert len(build_report([run], collection="babylm-2024", published=()).columns) == 1 + 10
     assert len(build_report([run], collection="babylm-2024").columns) == 1
@@ -492,7 +503,9 @@ def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> N
     assert [member.name for member in made.members] == ["nano", "glue-2024", "mine"]
     assert made.members[1].tasks == ("rte", "wsc")
     assert {column.run for column in made.columns} == {str(one), str(two)}
-    assert all(column.macro is None and not column.missing_members for column in made.columns)
+    assert all(
+        column.macro_average is None and not column.missing_members for column in made.columns
+    )
     assert made.columns[0].results[1].task_scores["rte"].value == pytest.approx(31 / 40)
 
 
@@ -565,12 +578,12 @@ def collection(name: str) -> CollectionSpec:
 
 
 def test_published_averages_of_2024_reproduce_from_their_members() -> None:
-    rows = [row for row in collection("babylm-2024").published if row.macro is not None]
+    rows = [row for row in collection("babylm-2024").published if row.macro_average is not None]
     assert len(rows) == 6
     for row in rows:
-        assert statistics.mean(row.values.values()) == pytest.approx(row.macro, abs=0.0501), (
-            row.name
-        )
+        assert statistics.mean(row.values.values()) == pytest.approx(
+            row.macro_average, abs=0.0501
+        ), row.name
 
 
 def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
@@ -594,7 +607,7 @@ def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
     }  # the same model in the README of 2025
     weights = {member.name: member.weight for member in spec.members}
     whole = sum(weights[name] * score for name, score in {**causal.values, **reading}.items()) / 9
-    assert whole == pytest.approx(causal.macro, abs=0.006)
+    assert whole == pytest.approx(causal.macro_average, abs=0.006)
 
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
@@ -603,7 +616,7 @@ def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> No
     in no average.
     """
     spec = collection(f"babylm-{year}")
-    weights = {(member.suite, member.metric): member.weight for member in spec.members}
+    weights = {(member.suite, member.view): member.weight for member in spec.members}
     assert (
         weights["reading-2025", "eye-tracking"]
         == weights["reading-2025", "self-paced-reading"]

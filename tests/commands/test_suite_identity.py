@@ -296,7 +296,7 @@ def test_a_collection_takes_no_file_of_the_same_name(tmp_path: Path) -> None:
     assert said in str(caught.value)
     (column,) = build_report([tmp_path / "run"], collection="zero-shot-2025", partial=True).columns
     assert (
-        column.macro is None
+        column.macro_average is None
         and said in column.caveats
         and not any(entry.score for entry in column.results)
     )
@@ -313,7 +313,7 @@ def test_a_collection_takes_no_other_version_of_its_suite(tmp_path: Path) -> Non
         (column,) = build_report(
             [tmp_path / version], collection="zero-shot-2025", partial=True
         ).columns
-        assert (column.macro is not None) == counted
+        assert (column.macro_average is not None) == counted
         assert (
             any("version 2031, the catalog has version 2025" in mark for mark in column.caveats)
             != counted

@@ -115,7 +115,7 @@ def test_csv_and_json_hold_the_same_numbers_in_full(made: Report) -> None:
     assert [float(row["value"]) for row in rows] == [number["value"] for number in numbers]
     macro = [row for row in rows if row["member"] == MACRO]
     assert [float(row["value"]) for row in macro] == [
-        round(c.macro.value, 12) for c in made.columns if c.macro
+        round(c.macro_average.value, 12) for c in made.columns if c.macro_average
     ]
     assert [row["source"] != "" for row in macro] == [False, False, False, True]
     assert macro[-1]["low"] == macro[-1]["seeds"] == ""
