@@ -39,6 +39,11 @@ class LabelledItem(Protocol):
     def labels(self) -> Mapping[str, str]: ...
 
 
+UNSCORED_VALUE = -1.0
+"""Stored as the score of every option of an item with the flag "too-long". No metric uses it: such
+an item is wrong, or left out of a correlation."""
+
+
 class OptionColumns(NamedTuple):
     """Scores and lengths of all options of n items, one option after the other."""
 
@@ -199,9 +204,9 @@ class Predictions:
         codes = _to_numpy(encoded.indices)
         flags = {}
         for code, name in enumerate(encoded.dictionary.to_pylist()):
-            raised = np.zeros(len(self), bool)
-            raised[rows[codes == code]] = True
-            flags[name] = raised
+            is_flagged = np.zeros(len(self), bool)
+            is_flagged[rows[codes == code]] = True
+            flags[name] = is_flagged
         return flags
 
     def has_flag(self, name: str) -> Bools:
@@ -276,11 +281,11 @@ class Predictions:
         columns = {**self._columns(), column.name: pa.array(values, arrow_type(column.type))}
         return _assemble(columns, self._label_columns(), self._gold_kind)
 
-    def with_flag(self, name: str, raised: Bools) -> Predictions:
+    def with_flag(self, name: str, is_flagged: Bools) -> Predictions:
         """Return the predictions with a flag after the others of an item, where raised (n,)."""
         flags = [
             [*flags, name] if has_flag else flags
-            for flags, has_flag in zip(self.flag_lists(), raised.tolist(), strict=True)
+            for flags, has_flag in zip(self.flag_lists(), is_flagged.tolist(), strict=True)
         ]
         columns = self._columns()
         columns["flags"] = pa.array(flags, pa.list_(pa.string()))
@@ -362,11 +367,11 @@ def item_flags(encodings: Sequence[Encodings], option_counts: Ints) -> list[Flag
     for each in encodings:
         masks = {"unk": each.unk, **each.flags}
         for name in [name for name in FLAGS if name in masks]:
-            raised = any_option(masks[name], option_counts)
+            is_flagged = any_option(masks[name], option_counts)
             for earlier_name, earlier in columns:
                 if earlier_name == name:
-                    raised = raised & ~earlier
-            columns.append((name, raised))
+                    is_flagged = is_flagged & ~earlier
+            columns.append((name, is_flagged))
     return columns
 
 
@@ -458,9 +463,11 @@ def _assemble(columns: Mapping[str, Any], labels: Mapping[str, Any], gold_kind: 
 
 def _flags_array(flags: Sequence[FlagColumn], n: int) -> Any:
     """Return the flags of n items as a list column, each list in the order of `flags`."""
-    raised = np.stack([column for _, column in flags], axis=1) if flags else np.zeros((n, 0), bool)
-    offsets = np.concatenate([[0], np.cumsum(raised.sum(axis=1))])
-    names = [flags[code][0] for code in np.nonzero(raised)[1].tolist()]
+    is_flagged = (
+        np.stack([column for _, column in flags], axis=1) if flags else np.zeros((n, 0), bool)
+    )
+    offsets = np.concatenate([[0], np.cumsum(is_flagged.sum(axis=1))])
+    names = [flags[code][0] for code in np.nonzero(is_flagged)[1].tolist()]
     return _list_array(offsets, pa.array(names, pa.string()))
 
 

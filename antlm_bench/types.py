@@ -103,7 +103,7 @@ class Probes:
     target: Ints
     """(k,) token id whose log-probability is wanted, or WORD_START_TARGET."""
     text_index: Ints
-    """(k,) index of the caller's text whose score the read is added to."""
+    """(k,) index of the caller's text to whose score the log-probability is added."""
 
 
 FLAGS: dict[str, str] = {

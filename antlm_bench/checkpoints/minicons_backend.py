@@ -211,9 +211,10 @@ def validate_options(
             hint="leave --batch-tokens out",
         )
     supported = peer_methods(MINICONS)
-    if unknown := [name for name in methods if name not in supported and name in METHODS]:
+    unsupported = [name for name in methods if name in METHODS and name not in supported]
+    if unsupported:
         raise MethodNotSupported(
-            f"minicons does not know {unknown[0]!r}",
+            f"minicons does not know {unsupported[0]!r}",
             location="--method",
             hint=f"one of {', '.join(supported)}, or --engine native",
         )

@@ -317,11 +317,11 @@ def _select_published(
         raise UsageError(f"{spec.name} has no published rows", location="--baseline")
     for word in name_parts:
         if not any(word.lower() in row.name.lower() for row in spec.published):
-            close = suggest_name(word, [row.name for row in spec.published])
+            suggestion = suggest_name(word, [row.name for row in spec.published])
             raise UsageError(
                 f"no name of a published row of {spec.name} contains {word!r}",
                 location="--baseline",
-                hint=close or "--published shows all of them",
+                hint=suggestion or "--published shows all of them",
             )
     return [
         row

@@ -115,10 +115,10 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         items = [Item(str(i), (options[i],), 0) for i in order]
         for chunk in multiple_choice.iter_chunks(items, [self.method]):
             [predictions] = multiple_choice.predict(encoder, chunk, [self.method])
-            indices, raised = [int(item.id) for item in chunk], predictions.flags()
-            if "too-long" in raised:
-                raise self._too_long_error(requests[indices[int(raised["too-long"].argmax())]])
-            flag_counts.update({name: int(mask.sum()) for name, mask in raised.items()})
+            indices, flag_masks = [int(item.id) for item in chunk], predictions.flags()
+            if "too-long" in flag_masks:
+                raise self._too_long_error(requests[indices[int(flag_masks["too-long"].argmax())]])
+            flag_counts.update({name: int(mask.sum()) for name, mask in flag_masks.items()})
             scores, misses = predictions.first("scores").tolist(), encoder.num_non_greedy
             for index, score, num_misses in zip(indices, scores, misses, strict=True):
                 response = score, bool(num_misses == 0)

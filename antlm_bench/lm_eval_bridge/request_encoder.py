@@ -53,8 +53,8 @@ class RequestEncoder(GreedyTrackingModel):
         for encoder, indices in self._group_by_context(spans, attention):
             encodings = encoder.encode([texts[i] for i in indices], [spans[i] for i in indices])
             unk[indices] = encodings.unk
-            for name, raised in encodings.flags.items():
-                flags.setdefault(name, np.zeros(len(texts), np.bool_))[indices] = raised
+            for name, has_flag in encodings.flags.items():
+                flags.setdefault(name, np.zeros(len(texts), np.bool_))[indices] = has_flag
             for batch in encodings.batches:
                 batch = replace(batch, text_index=indices[batch.text_index])
                 fitted = self._fit_to_model(batch, attention, len(encoder.specials.before))

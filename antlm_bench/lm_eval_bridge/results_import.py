@@ -472,7 +472,7 @@ def _read_samples_file(file: Path) -> list[JsonObject]:
 
 
 def _add_locations(samples: Sequence[Any], location: str) -> list[tuple[str, Any]]:
-    return [(f"{location}: sample {number}", row) for number, row in enumerate(samples)]
+    return [(f"{location}: sample {index}", row) for index, row in enumerate(samples)]
 
 
 def _select_first_filter(located_samples: Sequence[tuple[str, Any]]) -> list[JsonObject]:

@@ -86,8 +86,8 @@ class Accuracy(Metric):
         sums = np.bincount(codes[has_group], credits[has_group], minlength=num_groups).astype(float)
         low, high = statistics.wilson_interval(sums, n)
         flag_counts = {
-            name: np.bincount(codes[has_group & raised], minlength=num_groups)
-            for name, raised in table.flags.items()
+            name: np.bincount(codes[has_group & has_flag], minlength=num_groups)
+            for name, has_flag in table.flags.items()
         }
         flags = [
             {name: int(counts[g]) for name, counts in flag_counts.items() if counts[g]}

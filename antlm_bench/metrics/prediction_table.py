@@ -63,8 +63,8 @@ class PredictionTable:
         members (n,): only these items. exclude: a flag to leave out.
         """
         counts = {
-            name: int((raised if members is None else raised & members).sum())
-            for name, raised in self.flags.items()
+            name: int((has_flag if members is None else has_flag & members).sum())
+            for name, has_flag in self.flags.items()
             if name != exclude
         }
         return {name: count for name, count in counts.items() if count}

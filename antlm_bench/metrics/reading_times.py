@@ -76,8 +76,8 @@ def summarize_reading_times(
     Raises DataError if the suite has no reading times of a predicted word.
     """
     columns, sentence_codes = _join_predictions(predictions, times)
-    raised = predictions.flags()
-    flags = {name: int(raised[name].sum()) for name in FLAGS if name in raised}
+    flag_masks = predictions.flags()
+    flags = {name: int(flag_masks[name].sum()) for name in FLAGS if name in flag_masks}
     regressions = build_regressions(columns, sentence_codes, times)
     values = [partial_r2(regression) for regression in regressions]
     num_sentences = int(sentence_codes.max()) + 1

@@ -404,6 +404,6 @@ def validate_metric(
         return name
     names = [metric.name for metric in METRICS if is_allowed(metric)]
     *others, last = map(repr, names)
-    close = get_close_matches(name, names, 1)
-    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    matches = get_close_matches(name, names, 1)
+    suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
     raise ValueError(f"unknown metric {name!r}: use {', '.join(others)} or {last}{suggestion}")

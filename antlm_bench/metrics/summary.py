@@ -208,6 +208,6 @@ def rounded_estimate(
 def _check_name(noun: str, name: str, valid_names: Collection[str]) -> None:
     if name in valid_names:
         return
-    close = get_close_matches(name, valid_names, 1)
-    hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(valid_names)}"
+    matches = get_close_matches(name, valid_names, 1)
+    hint = f"did you mean {matches[0]}?" if matches else f"one of {', '.join(valid_names)}"
     raise UsageError(f"unknown {noun} {name!r}", hint=hint)

@@ -181,8 +181,8 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
         yield "significantly worse, within the margin"
     detectable = headline.difference.detectable
     if verdict.status == "inconclusive" and detectable:
-        least = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
-        yield f"this number of items resolves differences of {least} or more"
+        smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
+        yield f"this number of items resolves differences of {smallest_difference} or more"
     yield from verdict.comparison.notes
 
 

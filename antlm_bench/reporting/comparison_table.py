@@ -247,8 +247,8 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
     changes = ", ".join(f"{n:,} {label}" for n, label in counts)
     notes = [f"{head.n:,} items: {changes}".removesuffix(": ")]
     if head.detectable is not None:
-        least = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
-        notes[0] += f"; a true difference of {least} is detected with a power of 80%"
+        smallest_difference = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
+        notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
     if clustered := head.views.get("clustered"):
         low, high = (format_number(end, metric, "+") for end in (clustered.low, clustered.high))
         notes.append(

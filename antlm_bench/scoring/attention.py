@@ -105,13 +105,13 @@ def packed_attention_forward(
     if layout.stage == "store":
         layout.keys_values = (k, v)
         raise _KeysValuesStoredError
-    outputs, top = [], 0
+    outputs, start = [], 0
     for rows, length in layout.blocks:
-        end = top + rows * length
-        qs, ks, vs = (x[top:end].unflatten(0, (rows, length)).transpose(1, 2) for x in (q, k, v))
+        end = start + rows * length
+        qs, ks, vs = (x[start:end].unflatten(0, (rows, length)).transpose(1, 2) for x in (q, k, v))
         out = scaled_dot_product_attention(qs, ks, vs, is_causal=layout.causal, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(rows * length, heads, -1))
-        top = end
+        start = end
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if layout.inverse_index is not None:
         merged = merged.index_select(0, layout.inverse_index)
@@ -122,16 +122,16 @@ def _attend_at_read_positions(layout: PackedLayout, query: Tensor, scaling: floa
     """Attend from read positions (1, heads, h, d) to the stored keys and values of their rows."""
     assert layout.keys_values is not None
     q = _gather_rows(query, None)
-    outputs, top, first_read = [], 0, 0
+    outputs, start, first_read = [], 0, 0
     for (rows, length), row in zip(layout.blocks, layout.read_rows, strict=True):
-        end, end_read = top + rows * length, first_read + len(row)
+        end, end_read = start + rows * length, first_read + len(row)
         ks, vs = (
-            x[top:end].unflatten(0, (rows, length)).index_select(0, row).transpose(1, 2)
+            x[start:end].unflatten(0, (rows, length)).index_select(0, row).transpose(1, 2)
             for x in layout.keys_values
         )
         qs = q[first_read:end_read].unsqueeze(2)
         outputs.append(scaled_dot_product_attention(qs, ks, vs, scale=scaling).squeeze(2))
-        top, first_read = end, end_read
+        start, first_read = end, end_read
     return torch.cat(outputs).unsqueeze(0)
 
 
@@ -175,13 +175,13 @@ class LastLayer:
         """Within the context, a forward returns hidden states (1, h, d) of only `read_nodes` (h,),
         which are sorted.
         """
-        layout.read_rows, top = [], 0
+        layout.read_rows, start = [], 0
         for rows, length in layout.blocks:
-            end = top + rows * length
-            in_block = read_nodes[(read_nodes >= top) & (read_nodes < end)]
-            layout.read_rows.append(torch.from_numpy((in_block - top) // length).to(device))
-            top = end
-        num_nodes, positions = top, torch.from_numpy(read_nodes).to(device)
+            end = start + rows * length
+            in_block = read_nodes[(read_nodes >= start) & (read_nodes < end)]
+            layout.read_rows.append(torch.from_numpy((in_block - start) // length).to(device))
+            start = end
+        num_nodes, positions = start, torch.from_numpy(read_nodes).to(device)
         forward = self.block.forward
 
         def forward_twice(*args: Any, **inputs: Any) -> Any:

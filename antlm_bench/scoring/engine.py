@@ -234,7 +234,7 @@ class Engine:
         return scores
 
     def _batch_logprobs(self, batch: PackedBatch) -> Floats:
-        """Return the log-probabilities of the batch's reads (k,)."""
+        """Return the k log-probabilities that the batch asks for."""
         longest = max(length for _, length in batch.blocks)
         max_packed = self.forward_config.max_packed_length or longest
         if self.forward_config.layout == "rows" or longest > max_packed:
@@ -267,7 +267,7 @@ class Engine:
         return self._packed_forward(batch)[0]
 
     def _packed_forward(self, batch: PackedBatch) -> tuple[Floats, list[nn.Module]]:
-        """Return the log-probabilities (k,) of the batch's reads, and the attention modules in the
+        """Return the k log-probabilities that the batch asks for, and the attention modules in the
         order of their calls.
         """
         layout = PackedLayout.from_batch(batch, self.device)
@@ -297,12 +297,12 @@ class Engine:
         if padding_id is None:
             return batch.positions + self.forward_config.first_position
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
-        positions, top = np.empty(len(ids), np.int64), 0
+        positions, start = np.empty(len(ids), np.int64), 0
         for rows, length in batch.blocks:
-            end = top + rows * length
-            is_counted = ids[top:end].reshape(rows, length) != padding_id
-            positions[top:end] = (is_counted.cumsum(1) * is_counted).ravel() + padding_id
-            top = end
+            end = start + rows * length
+            is_counted = ids[start:end].reshape(rows, length) != padding_id
+            positions[start:end] = (is_counted.cumsum(1) * is_counted).ravel() + padding_id
+            start = end
         return positions if batch.inverse_index is None else positions[batch.inverse_index]
 
     def _narrowing_pays(self, batch: PackedBatch) -> bool:
@@ -314,27 +314,27 @@ class Engine:
         return self.forward_config.last_layer_at_reads and is_plain and has_few_reads
 
     def _plain_logprobs(self, batch: PackedBatch) -> Floats:
-        """Return the log-probabilities (k,) of the batch's reads, from plain rows with the model's
-        own attention.
+        """Return the k log-probabilities that the batch asks for, from plain rows with the model's
+        native attention.
         """
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
         inverse = np.arange(len(batch.ids)) if batch.inverse_index is None else batch.inverse_index
         position = inverse[batch.read_nodes]  # of each read node in the concatenated rows
-        logp, top = np.empty(len(batch.read_index)), 0
+        logp, start = np.empty(len(batch.read_index)), 0
         for rows, length in self._plain_blocks(batch):
-            end = top + rows * length
-            in_block = (position >= top) & (position < end)
-            reads = in_block[batch.read_index]
-            if reads.any():
-                index_in_block = np.cumsum(in_block) - 1  # of each read node among the block's
-                logp[reads] = self._forward_logprobs(
-                    np.asarray(ids[top:end], np.int64).reshape(rows, length),
-                    position[in_block] - top,
-                    index_in_block[batch.read_index[reads]],
-                    batch.target[reads],
+            end = start + rows * length
+            node_in_block = (position >= start) & (position < end)
+            logprob_in_block = node_in_block[batch.read_index]
+            if logprob_in_block.any():
+                index_in_block = np.cumsum(node_in_block) - 1  # of each read node of the block
+                logp[logprob_in_block] = self._forward_logprobs(
+                    np.asarray(ids[start:end], np.int64).reshape(rows, length),
+                    position[node_in_block] - start,
+                    index_in_block[batch.read_index[logprob_in_block]],
+                    batch.target[logprob_in_block],
                     self._mask_inputs(length, batch.attention),
                 )
-            top = end
+            start = end
         return logp
 
     def _mask_inputs(self, length: int, attention: Attention) -> dict[str, Tensor]:
@@ -351,26 +351,26 @@ class Engine:
             max_rows = rows if self.forward_config.batched else 1
             if not self.forward_config.lm_head_at_reads:
                 max_rows = min(max_rows, max(1, self.head_rows // length))
-            for top in range(0, rows, max_rows):
-                yield min(max_rows, rows - top), length
+            for start in range(0, rows, max_rows):
+                yield min(max_rows, rows - start), length
 
     def _score_prefixes(self, probes: Sequence[Probes], num_texts: int) -> Floats:
         """Return the scores of causal probes, each prediction read at the end of its own prefix.
 
         This is the definition of the score, and slow.
         """
-        reads_by_prefix: dict[bytes, list[tuple[int, int]]] = {}
+        targets_by_prefix: dict[bytes, list[tuple[int, int]]] = {}
         for p in probes:
             for row, position, target, text in zip(
                 p.row, p.position, p.target, p.text_index, strict=True
             ):
                 prefix = np.asarray(p.ids[row, : position + 1], np.int64).tobytes()
-                reads_by_prefix.setdefault(prefix, []).append((int(target), int(text)))
+                targets_by_prefix.setdefault(prefix, []).append((int(target), int(text)))
         scores = np.zeros(num_texts)
         self.set_attention(self.forward_config.native_implementation)
-        for prefix, reads in reads_by_prefix.items():
+        for prefix, targets in targets_by_prefix.items():
             ids = np.frombuffer(prefix, np.int64)[None].copy()
-            target, text = (np.array(column, np.int64) for column in zip(*reads, strict=True))
+            target, text = (np.array(column, np.int64) for column in zip(*targets, strict=True))
             length = ids.shape[1]
             logp = self._forward_logprobs(
                 ids,
@@ -418,12 +418,12 @@ class Engine:
         if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
             hidden = hidden.index_select(0, torch.from_numpy(read_positions).to(device))
         logp = np.empty(len(read_index))
-        for top in range(0, len(read_positions), self.head_rows):
-            in_block = (read_index >= top) & (read_index < top + self.head_rows)
-            logits = hidden[top : top + self.head_rows]
+        for start in range(0, len(read_positions), self.head_rows):
+            in_block = (read_index >= start) & (read_index < start + self.head_rows)
+            logits = hidden[start : start + self.head_rows]
             if output is not None:
                 logits = self._lm_head_logits(output, logits)
-            block_index = torch.from_numpy(read_index[in_block] - top).to(device)
+            block_index = torch.from_numpy(read_index[in_block] - start).to(device)
             block_target = torch.from_numpy(target[in_block]).to(device)
             word_starts = self._word_start_ids_for(target[in_block])
             block_logp = self._target_logprobs(logits, block_index, block_target, word_starts)

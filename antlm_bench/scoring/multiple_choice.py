@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError
-from antlm_bench.predictions import FlagColumn, OptionColumns, Predictions, any_option, item_flags
+from antlm_bench.predictions import (
+    UNSCORED_VALUE,
+    FlagColumn,
+    OptionColumns,
+    Predictions,
+    any_option,
+    item_flags,
+)
 from antlm_bench.scoring.methods import Method
 from antlm_bench.types import (
     Encodings,
@@ -27,10 +34,6 @@ from antlm_bench.types import (
     Probes,
     ProgressCallback,
 )
-
-UNSCORED_VALUE = -1.0
-"""Stored as the score of every option of an item with the flag "too-long". No metric reads it: such
-an item is wrong, or left out of a correlation."""
 
 
 def iter_chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequence[Item]]:

@@ -43,11 +43,11 @@ class PackedBatch:
     read_nodes: IndexArray
     """(h,) sorted nodes whose logits are needed."""
     read_index: IndexArray
-    """(k,) index into `read_nodes` of each read."""
+    """(k,) index into `read_nodes` of each log-probability."""
     target: IndexArray
     """(k,) token id whose log-probability is read, or WORD_START_TARGET."""
     text_index: IndexArray
-    """(k,) index of the text to whose score the read is added."""
+    """(k,) index of the text to whose score the log-probability is added."""
 
 
 class Plan:
@@ -61,15 +61,15 @@ class Plan:
         width = max(p.ids.shape[1] for p in probes)
         rows = np.full((sum(len(p.ids) for p in probes), width), -1, np.int32)
         lengths = np.empty(len(rows), np.int64)
-        reads, top = [], 0
+        columns, start = [], 0
         for p in probes:
-            end = top + len(p.ids)
-            rows[top:end, : p.ids.shape[1]] = p.ids
-            lengths[top:end] = p.ids.shape[1]
-            reads.append((p.row + np.int64(top), p.position, p.target, p.text_index))
-            top = end
+            end = start + len(p.ids)
+            rows[start:end, : p.ids.shape[1]] = p.ids
+            lengths[start:end] = p.ids.shape[1]
+            columns.append((p.row + np.int64(start), p.position, p.target, p.text_index))
+            start = end
         unsorted_row, self._position, self._target, self._text_index = (
-            np.concatenate(column).astype(np.int64) for column in zip(*reads, strict=True)
+            np.concatenate(column).astype(np.int64) for column in zip(*columns, strict=True)
         )
         order = _lexicographic_order(rows, lengths if self.attention == "full" else None)
         self._rows, self._lengths = rows[order], lengths[order]
@@ -79,9 +79,9 @@ class Plan:
         rank[order] = np.arange(len(order))
         row = rank[unsorted_row]
         self._read_order = np.argsort(row, kind="stable")
-        """Reads in the order of their rows."""
+        """(k,) the log-probabilities in the order of their rows."""
         self._read_row = row[self._read_order]
-        """Row of each read, in that order."""
+        """(k,) the row of each log-probability, in that order."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -135,8 +135,8 @@ class Plan:
         inverse_index = np.empty(n, np.int64)
         inverse_index[gather_index[::-1]] = np.arange(len(gather_index))[::-1]
         low, high = np.searchsorted(self._read_row, [start, end])
-        reads = self._read_order[low:high]
-        nodes = node[self._read_row[low:high] - start, self._position[reads]]
+        logprobs = self._read_order[low:high]
+        nodes = node[self._read_row[low:high] - start, self._position[logprobs]]
         read_nodes, read_index = np.unique(nodes, return_inverse=True)
         return PackedBatch(
             attention=self.attention,
@@ -147,8 +147,8 @@ class Plan:
             inverse_index=None if is_identity else inverse_index,
             read_nodes=read_nodes,
             read_index=read_index,
-            target=self._target[reads],
-            text_index=self._text_index[reads],
+            target=self._target[logprobs],
+            text_index=self._text_index[logprobs],
         )
 
 

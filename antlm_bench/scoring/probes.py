@@ -100,8 +100,8 @@ def _masked_probes(encoded: EncodedBatch, mask_id: int, mask_rule: MaskRule, shi
     return _make_probes(ids, "full", row, position - shift, target, encoded.text_index[text])
 
 
-def _make_probes(ids: Ints, attention: Attention, *reads: NDArray[Any]) -> Probes:
-    row, position, target, text_index = (np.asarray(array, np.int32) for array in reads)
+def _make_probes(ids: Ints, attention: Attention, *columns: NDArray[Any]) -> Probes:
+    row, position, target, text_index = (np.asarray(array, np.int32) for array in columns)
     return Probes(ids, attention, row, position, target, text_index)
 
 

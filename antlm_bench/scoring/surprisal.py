@@ -26,7 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.predictions import OptionColumns, Predictions, any_option, item_flags
+from antlm_bench.predictions import (
+    UNSCORED_VALUE,
+    OptionColumns,
+    Predictions,
+    any_option,
+    item_flags,
+)
 from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.types import (
     WORD_START_TARGET,
@@ -223,9 +229,9 @@ def _tokenize_separately(
     for text, ids in enumerate(_text_token_ids(model, words, attention)):
         span = options[text].span
         context = options[text].text[: span[0]] if span else ""
-        for number, token in enumerate(ids):
+        for token_index, token in enumerate(ids):
             contexts.append(context)
-            pieces.append(words[text] if number == 0 else decode_token(token))
+            pieces.append(words[text] if token_index == 0 else decode_token(token))
             text_of_piece.append(text)
             context += decode_token(token)
     targets = [ids[:1] for ids in _text_token_ids(model, pieces, attention)]
@@ -233,21 +239,21 @@ def _tokenize_separately(
     requests = []
     for encoded in encodings.batches:
         end = _span_ends(encoded)
-        for row, number in enumerate(encoded.text_index):
-            text = text_of_piece[number]
-            if not targets[number]:
+        for row, piece_index in enumerate(encoded.text_index):
+            text = text_of_piece[piece_index]
+            if not targets[piece_index]:
                 raise DataError(
-                    f"the tokenizer does not read {pieces[number]!r}, a piece of {words[text]!r}, "
-                    "by itself",
+                    f"the tokenizer does not read {pieces[piece_index]!r}, "
+                    f"a piece of {words[text]!r}, by itself",
                     hint="a suite whose words are attached by their space has no such step: "
                     "--suite reading",
                 )
             ids = encoded.ids[row]
             requests.append(
-                NextTokenRequest(ids[: end[row]], ids[end[row] :], targets[number][0], text)
+                NextTokenRequest(ids[: end[row]], ids[end[row] :], targets[piece_index][0], text)
             )
     too_long = np.zeros(len(options), np.bool_)
-    too_long[[text_of_piece[number] for number in np.flatnonzero(encodings.too_long)]] = True
+    too_long[[text_of_piece[index] for index in np.flatnonzero(encodings.too_long)]] = True
     whole = model.encode([option.text for option in options], [None] * len(options), attention)
     return requests, replace(whole, too_long=too_long)
 
@@ -308,7 +314,7 @@ def _build_predictions(
         )
     options = OptionColumns(
         counts,
-        np.where(text_fits, scores, -1.0),
+        np.where(text_fits, scores, UNSCORED_VALUE),
         np.where(text_fits, num_read, 0),
         count_scored_characters([option for item in items for option in item.options]),
     )
@@ -339,11 +345,11 @@ def _request_probes(
     for _, group in groupby(rows, key=lambda pair: len(pair[0])):
         ids, same_length = zip(*group, strict=True)
         offset = 1 if shift is None else shift
-        reads = (
+        columns = (
             np.arange(len(same_length)),
             [len(request.prefix) - offset for request in same_length],
             [request.target for request in same_length],
             [request.text for request in same_length],
         )
-        row, position, target, text = (np.array(array, np.int32) for array in reads)
+        row, position, target, text = (np.array(array, np.int32) for array in columns)
         yield Probes(np.stack(ids).astype(np.int32), attention, row, position, target, text)

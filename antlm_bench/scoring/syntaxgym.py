@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from antlm_bench.errors import DataError
-from antlm_bench.predictions import OptionColumns, Predictions, any_option, item_flags
+from antlm_bench.predictions import (
+    UNSCORED_VALUE,
+    OptionColumns,
+    Predictions,
+    any_option,
+    item_flags,
+)
 from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.surprisal import count_scored_characters, span_logprobs
 from antlm_bench.suites.formula import Formula
@@ -48,13 +54,13 @@ def _predict_with_method(
     spans = span_logprobs(model, options, method, tick)
     counts = np.array([len(item.options) for item in items], np.int32)
     too_long = any_option(spans.too_long, counts)
-    gaps = np.full(len(items), -1.0)
+    gaps = np.full(len(items), UNSCORED_VALUE)
     for index, end in enumerate(np.cumsum(counts)):
         if not too_long[index]:
             logp = spans.logp[end - counts[index] : end]
             gaps[index] = _evaluate_gap(items[index], logp, formulas)
     # Two options per item: the gap of the formula, and the 0 that it is compared with.
-    scores = np.stack([gaps, np.where(too_long, -1.0, 0.0)], axis=1)
+    scores = np.stack([gaps, np.where(too_long, UNSCORED_VALUE, 0.0)], axis=1)
     rows = np.repeat(np.arange(len(items)), counts)
     tokens = np.bincount(rows, spans.token_counts, minlength=len(items))
     characters = np.bincount(rows, count_scored_characters(options), minlength=len(items))

@@ -233,13 +233,13 @@ class TextTokenizer:
         if prefix_length < 0 or joined != self._text_prefix[:prefix_length] + kept_text:
             return offsets if self.has_word_ids else None
         indices = [0] * prefix_length + kept_indices
-        corrected, top = [], 0
+        corrected, start = [], 0
         for token in tokens:
-            end = top + len(token)
+            end = start + len(token)
             # A token that only holds the prefix has no characters: it starts and ends at 0.
             width = 1 if end > prefix_length else 0
-            corrected.append((indices[top], indices[end - 1] + width))
-            top = end
+            corrected.append((indices[start], indices[end - 1] + width))
+            start = end
         return corrected
 
     def _loses_characters(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:

@@ -208,7 +208,7 @@ def build_examples(
     interned: dict[str, str] = {}  # saves memory: a paragraph can have thirty questions
     examples: dict[str, Example] = {}
     num_unlabelled = 0
-    for number, (line, record) in enumerate(rows):
+    for index, (line, record) in enumerate(rows):
         row_location = f"{location}:{line}"
         if _is_unlabelled(task, get_field(record, task.label, row_location)):
             num_unlabelled += 1
@@ -224,7 +224,7 @@ def build_examples(
         texts = stripped if strip else raw
         first = interned.setdefault(texts[task.first], texts[task.first])
         second = interned.setdefault(texts[task.second], texts[task.second])
-        example_id = stripped[task.id] or f"{prefix}_{number}"
+        example_id = stripped[task.id] or f"{prefix}_{index}"
         if example_id in examples:
             raise DataError(f"an earlier row has the id {example_id!r}", location=row_location)
         gold = _parse_gold(task, record, row_location)

@@ -30,8 +30,8 @@ def derive_files(
     words = frozenset(vocabulary)
     tokenize = build_word_tokenizer()
     lines_by_file: dict[str, list[str]] = {}
-    for number, row in enumerate(rows):
-        row_location = f"{location}:{number}"
+    for index, row in enumerate(rows):
+        row_location = f"{location}:{index}"
         partition = _require_text(row, spec.partition, row_location)
         texts = [_require_text(row, field, row_location) for field in spec.fields]
         if not words.issuperset(token for text in texts for token in tokenize(text.lower())):

@@ -75,19 +75,19 @@ BinaryOperator = Callable[[float, float], float]
 
 class _Operator(NamedTuple):
     precedence: int
-    takes_comparisons: bool
-    gives_comparison: bool
     apply: BinaryOperator
+    takes_comparisons: bool = False
+    gives_comparison: bool = False
 
 
 OPERATORS = {
-    "&": _Operator(1, True, True, min),
-    "|": _Operator(1, True, True, max),
-    "<": _Operator(2, False, True, lambda a, b: b - a),
-    ">": _Operator(2, False, True, lambda a, b: a - b),
-    "=": _Operator(2, False, True, lambda a, b: ATOL + RTOL * abs(b) - abs(a - b)),
-    "+": _Operator(3, False, False, lambda a, b: a + b),
-    "-": _Operator(3, False, False, lambda a, b: a - b),
+    "&": _Operator(1, min, takes_comparisons=True, gives_comparison=True),
+    "|": _Operator(1, max, takes_comparisons=True, gives_comparison=True),
+    "<": _Operator(2, lambda a, b: b - a, gives_comparison=True),
+    ">": _Operator(2, lambda a, b: a - b, gives_comparison=True),
+    "=": _Operator(2, lambda a, b: ATOL + RTOL * abs(b) - abs(a - b), gives_comparison=True),
+    "+": _Operator(3, lambda a, b: a + b),
+    "-": _Operator(3, lambda a, b: a - b),
 }
 
 

@@ -63,10 +63,10 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
 
 
 def _parse_jsonl(text: str, location: str) -> Records:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        line_location = f"{location}:{number}"
+        line_location = f"{location}:{line_number}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -74,7 +74,7 @@ def _parse_jsonl(text: str, location: str) -> Records:
         if not isinstance(record, dict):
             message = f"expected a JSON object, got {type(record).__name__}"
             raise DataError(message, location=line_location)
-        yield number, record
+        yield line_number, record
 
 
 def _parse_csv(text: str, location: str) -> Records:
@@ -162,9 +162,9 @@ def parse_json_lists(text: str, location: str) -> Records:
     """
     try:
         records = [
-            {"key": key, "number": number, **entry}
+            {"key": key, "number": index, **entry}
             for key, entries in json.loads(text).items()
-            for number, entry in enumerate(entries)
+            for index, entry in enumerate(entries)
         ]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"not an object of lists of objects: {error}", location=location) from None

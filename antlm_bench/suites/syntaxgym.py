@@ -129,8 +129,8 @@ def _build_option(
 
 
 def _parse_formulas(predictions: list[Any], location: str) -> Iterator[Formula]:
-    for number, prediction in enumerate(predictions):
-        formula_location = f"{location}: predictions[{number}]"
+    for index, prediction in enumerate(predictions):
+        formula_location = f"{location}: predictions[{index}]"
         text = prediction.get("formula") if isinstance(prediction, dict) else prediction
         if not isinstance(text, str):
             hint = 'e.g. {"type": "formula", "formula": ...}'
