@@ -75,13 +75,19 @@ class LayoutTraits:
 
 # Name of a published code (ltgoslo/ltg-bert and ltgoslo/elc-bert) -> its traits.
 ORIGINAL_LAYOUTS = {
-    "ltg-bert-babylm": LayoutTraits(False, "", 0),
-    "ltg-bert-bnc": LayoutTraits(True, "", 0),
-    "ltg-bert-first-wrapper": LayoutTraits(False, "", 107),
-    "elc-bert-base": LayoutTraits(False, "base", 0),
-    "elc-bert-zero": LayoutTraits(False, "zero", 0),
-    "elc-bert-normalized": LayoutTraits(False, "normalized", 0),
-    "elc-bert-weighted-output": LayoutTraits(False, "weighted_output", 0),
+    "ltg-bert-babylm": LayoutTraits(per_head_positions=False, layer_mix="", num_blanked_ids=0),
+    "ltg-bert-bnc": LayoutTraits(per_head_positions=True, layer_mix="", num_blanked_ids=0),
+    "ltg-bert-first-wrapper": LayoutTraits(
+        per_head_positions=False, layer_mix="", num_blanked_ids=107
+    ),
+    "elc-bert-base": LayoutTraits(per_head_positions=False, layer_mix="base", num_blanked_ids=0),
+    "elc-bert-zero": LayoutTraits(per_head_positions=False, layer_mix="zero", num_blanked_ids=0),
+    "elc-bert-normalized": LayoutTraits(
+        per_head_positions=False, layer_mix="normalized", num_blanked_ids=0
+    ),
+    "elc-bert-weighted-output": LayoutTraits(
+        per_head_positions=False, layer_mix="weighted_output", num_blanked_ids=0
+    ),
 }
 
 # Patterns of traits in the text of a wrapper's code, after comments and white space are removed.
@@ -295,7 +301,9 @@ class GptBertOriginal(LtgFamilyOriginal):
             raise self.error(
                 "its code cuts positions per head, and no published GPT-BERT does", REMOTE_CODE_HINT
             )
-        return LayoutTraits(False, "", code.num_blanked_ids or 0)
+        return LayoutTraits(
+            per_head_positions=False, layer_mix="", num_blanked_ids=code.num_blanked_ids or 0
+        )
 
     def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
         del traits

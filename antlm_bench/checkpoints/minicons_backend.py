@@ -121,7 +121,8 @@ class MiniconsCheckpoint:
         if self.context_scorer is None:
             return self.minicons_scorer.score_spans(texts, spans, method, tick)
         n = len(texts)
-        encodings = Encodings((), np.zeros(n, np.bool_), np.zeros(n, np.bool_), {})
+        no_flags = np.zeros(n, np.bool_)
+        encodings = Encodings(batches=(), unk=no_flags, too_long=no_flags.copy(), flags={})
         merged = PeerScores(np.zeros(n), np.zeros(n, np.int64), [b""] * n, encodings)
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
         for scorer, mask in (

@@ -35,7 +35,7 @@ def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
         reference_method, equals, run_method = value.partition("=")
         if not reference_method or (equals and not run_method):
             raise UsageError(
-                f"{value!r} lacks a method before or after the =",
+                f"{value!r} needs a method before and after =",
                 location="--method",
                 hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
             )
@@ -66,7 +66,7 @@ AllowMixedOption = Annotated[
 
 @with_table_format()
 def compare_command(
-    run: Annotated[
+    runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Run folders; the first is the reference."),
     ],
@@ -87,14 +87,15 @@ def compare_command(
             min=0,
             help="List N items per suite that the runs answer differently. --flips alone lists "
             f"{DEFAULT_NUMBERS['--flips']}.",
+            show_default="none",
         ),
     ] = 0,
     show_texts: Annotated[
         bool,
         output_option(
             "--show-texts",
-            help="Show the texts of the items of --flips, read from local data. Without --flips: "
-            f"of {FLIPS_WITH_TEXTS} items.",
+            help="Show the texts of the items of --flips, read from local data. Without --flips, "
+            f"{FLIPS_WITH_TEXTS} items per suite.",
         ),
     ] = False,
     *,
@@ -107,9 +108,13 @@ def compare_command(
     from antlm_bench.reporting.comparison_table import build_comparison_table
     from antlm_bench.reporting.writers import print_table
 
-    suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *run])
+    suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *runs])
     run_comparisons = compare(
-        run, against=against or "", suites=list(suite_files), methods=pairs, allow_mixed=allow_mixed
+        runs,
+        against=against or "",
+        suites=list(suite_files),
+        methods=pairs,
+        allow_mixed=allow_mixed,
     )
     texts = {}
     if show_texts:
@@ -138,14 +143,16 @@ def check_command(
         float | None,
         comparison_option(
             metavar="POINTS",
-            help="Tolerated decrease per suite; 1 point is 0.01 of the metric.",
+            help="How much worse each suite may be; 1 point is 0.01 of the metric.",
             show_default="from --policy, else from the suite, else 1.0",
         ),
     ] = None,
     group_margin: Annotated[
         float | None,
         comparison_option(
-            metavar="POINTS", help="Tolerated decrease per phenomenon.", show_default="not checked"
+            metavar="POINTS",
+            help="How much worse each phenomenon may be.",
+            show_default="not checked",
         ),
     ] = None,
     policy: Annotated[

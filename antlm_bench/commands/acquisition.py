@@ -326,7 +326,7 @@ def _build_predictions(
         )
         if child_data.spec.points == "means":
             logprobs = logprobs.mean(axis=1)
-        items.append(Item(word, (), age))
+        items.append(Item(word, options=(), gold=age))
         curves.append(logprobs.reshape(-1))
         num_tokens.append(int(np.median([contexts[name].num_tokens for name in shared_contexts])))
     num_points = np.array([len(curve) for curve in curves], np.int32)

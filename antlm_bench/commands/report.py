@@ -102,7 +102,7 @@ def _report_without_collection(all_runs: Sequence[Run]) -> Report:
             run, name, members, seen_digests, partial=True, include_all_finetuned=True
         )
     ]
-    return Report(None, members, tuple(columns))
+    return Report(collection=None, members=members, columns=tuple(columns))
 
 
 def _load_collection(ref: str) -> CollectionSpec | None:
@@ -346,7 +346,12 @@ def _build_published_column(
         )
     macro_average = to_score(row.macro_average)
     return ReportColumn(
-        row.name, "", tuple(results), macro_average, source=row.source, caveats=tuple(row.notes)
+        model=row.name,
+        method="",
+        results=tuple(results),
+        macro_average=macro_average,
+        source=row.source,
+        caveats=tuple(row.notes),
     )
 
 

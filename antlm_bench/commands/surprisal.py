@@ -168,7 +168,16 @@ def _score_units(
         raise DataError("no unit can be scored", location=source, hint=hint)
     flags = {flag: len(texts_by_flag[flag]) for flag in FLAGS if flag in texts_by_flag}
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
-    return SurprisalTable(None, name, tuple(rows), 0, unscored, too_long, flags, notes)
+    return SurprisalTable(
+        path=None,
+        method=name,
+        rows=tuple(rows),
+        texts=0,
+        unscored=unscored,
+        too_long=too_long,
+        flags=flags,
+        notes=notes,
+    )
 
 
 def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:

@@ -338,7 +338,7 @@ class _Sample:
 
 def _join_samples(task: str, samples: Sequence[_Sample], golds: Sequence[int]) -> Predictions:
     items = [
-        Item(f"{task}_{sample.id}", (), gold, {TASK_LEVEL: task})
+        Item(f"{task}_{sample.id}", options=(), gold=gold, labels={TASK_LEVEL: task})
         for sample, gold in zip(samples, golds, strict=True)
     ]
     scores = np.array([score for sample in samples for score in sample.scores])

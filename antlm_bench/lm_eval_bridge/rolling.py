@@ -93,7 +93,9 @@ def score_documents(
         if name not in ("unk", "spans-words")
     }
     none_too_long = np.zeros(len(texts), np.bool_)
-    encodings = Encodings((), tokenized.flags["unk"], none_too_long, flags)
+    encodings = Encodings(
+        batches=(), unk=tokenized.flags["unk"], too_long=none_too_long, flags=flags
+    )
     return DocumentScores(scores, np.array(list(map(len, tokenized.ids)), np.int32), encodings)
 
 

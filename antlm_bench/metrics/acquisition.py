@@ -95,4 +95,13 @@ def summarize_acquisition(
         headline = views["pearson"] if is_significant else estimate(0.0, interval)
         outcome = "" if is_significant else f" counts as 0, since p > {significance:g}"
         note = f"Pearson's r = {r:.3f}{outcome}: p = {p:.2g}, {coverage}"
-    return Summary(suite, method, ACQUISITION.name, (), headline, views, (), (*notes, note))
+    return Summary(
+        suite,
+        method,
+        ACQUISITION.name,
+        macro=(),
+        headline=headline,
+        views=views,
+        groups=(),
+        notes=(*notes, note),
+    )

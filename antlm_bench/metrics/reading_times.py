@@ -109,11 +109,11 @@ def summarize_reading_times(
         suite,
         method,
         DELTA_R2.name,
-        ("measure", "outcome"),
-        headline.estimate,
-        {},
-        tuple(groups),
-        (*notes, note) if undefined else tuple(notes),
+        macro=("measure", "outcome"),
+        headline=headline.estimate,
+        views={},
+        groups=tuple(groups),
+        notes=(*notes, note) if undefined else tuple(notes),
     )
 
 

@@ -139,7 +139,7 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
     rows += [build_row(cell, *blanks, unpaired) for cell in checked.unpaired_cells]
     return Table(
         (
-            TableColumn("suite", ""),
+            TableColumn("suite", label=""),
             *(TableColumn(key, align="right") for key in NUMERIC_HEADERS),
             TableColumn("verdict"),
         ),

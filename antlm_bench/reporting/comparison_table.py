@@ -55,7 +55,7 @@ def build_comparison_table(
 
 def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: TextsBySuite) -> Table:
     """Build the table of one run against the reference, with its flipped items as parts."""
-    columns = [TableColumn("name", "")]
+    columns = [TableColumn("name", label="")]
     columns += [
         TableColumn(key, align="right") for key in ("reference", "run", "difference", "95% CI", "p")
     ]

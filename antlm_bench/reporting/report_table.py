@@ -76,7 +76,7 @@ def build_report_table(report: Report) -> Table:
         for index, column in enumerate(columns)
     )
     return Table(
-        (TableColumn("member", ""), *model_columns),
+        (TableColumn("member", label=""), *model_columns),
         tuple(rows),
         title=report.collection.title if report.collection else "",
         legend=(*sentences, build_legend(report)),
@@ -103,7 +103,7 @@ def _build_narrow_table(report: Report, sentences: Sequence[str]) -> Table:
     hint = "For tasks and seeds: --format csv or --format markdown, or fewer checkpoints at once."
     has_tasks = any(result.task_scores for column in report.columns for result in column.results)
     return Table(
-        (TableColumn("model", ""), *value_columns),
+        (TableColumn("model", label=""), *value_columns),
         tuple(rows),
         title=report.collection.title if report.collection else "",
         legend=(*([hint] if has_tasks else []), *sentences, build_legend(report)),

@@ -226,7 +226,7 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
     common_names = [names.pop() for names in (models, methods) if len(names) == 1]
     return Table(
         columns=(
-            TableColumn("suite", ""),
+            TableColumn("suite", label=""),
             *(
                 TableColumn(
                     f"{index}",
@@ -310,7 +310,7 @@ def _build_overview(columns: Sequence[ResultsColumn]) -> Table:
     ]
     hint = "For groups: --format csv or --format markdown, or fewer checkpoints at once."
     return Table(
-        (TableColumn("", ""), *suites),
+        (TableColumn("", label=""), *suites),
         tuple(rows),
         legend=(hint, build_legend(columns, explain_clustered=False)),
     )

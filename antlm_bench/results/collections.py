@@ -225,7 +225,7 @@ def summarize_finetuned_member(
     }
     missing = tuple(task for task in member.tasks if task not in task_scores)
     if not task_scores or (missing and not partial):
-        return MemberResult(None, task_scores, missing)
+        return MemberResult(score=None, task_scores=task_scores, missing=missing)
     scores = list(task_scores.values())
     mean = average_scores(scores) if len(member.tasks) > 1 else scores[0]
     caveat = _partial_mean_caveat(member, "tasks", len(scores), missing)

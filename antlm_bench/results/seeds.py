@@ -35,7 +35,16 @@ def average_seeds(run: Run) -> Run:
             notes.append(
                 "epochs were selected on the scored examples, as BabyLM's official recipe does"
             )
-        summary = Summary(suite, method, metric, (), seeds.mean, {}, (), tuple(notes))
+        summary = Summary(
+            suite,
+            method,
+            metric,
+            macro=(),
+            headline=seeds.mean,
+            views={},
+            groups=(),
+            notes=tuple(notes),
+        )
         averaged_cells.append(Cell(suite, method, first.key, first.settings, summary, first.digest))
     return replace(run, cells=tuple(averaged_cells))
 

@@ -201,7 +201,9 @@ class MiniconsScorer:
         ]
         token_counts = np.array([len(scored) for scored in positions], np.int64)
         flags = {name: mask for name, mask in tokenized.flags.items() if name != "unk"}
-        encodings = Encodings((), tokenized.flags["unk"], too_long, flags)
+        encodings = Encodings(
+            batches=(), unk=tokenized.flags["unk"], too_long=too_long, flags=flags
+        )
         return PeerScores(logp, token_counts, target_bytes, encodings)
 
     def _tokenize(self, texts: Sequence[str], method_name: str) -> Tokenized:

@@ -306,7 +306,8 @@ class ContextEncoder(TextEncoder):
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode as TextEncoder.encode."""
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
-        merged = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
+        no_flags = np.zeros(len(texts), np.bool_)
+        merged = Encodings(batches=(), unk=no_flags, too_long=no_flags.copy(), flags={})
         batches: list[EncodedBatch] = []
         for encode, mask in (
             (super().encode, ~has_context),

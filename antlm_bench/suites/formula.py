@@ -147,10 +147,10 @@ class _Parser:
         if token["region"]:
             region = Region(token["region"], token["condition"].strip())
             self.regions.append(region)
-            return _Expression(False, lambda surprisal: surprisal(region))
+            return _Expression(is_comparison=False, evaluate=lambda surprisal: surprisal(region))
         if token["literal"]:
             value = float(token["literal"])
-            return _Expression(False, lambda _: value)
+            return _Expression(is_comparison=False, evaluate=lambda _: value)
         expression = self.parse_expression()
         closing_bracket = BRACKETS[token["symbol"]]
         if self.peek() != closing_bracket:

@@ -163,7 +163,8 @@ def _parse_lines(text: str, location: str) -> list[Stimulus]:
 def _whole_text(item: str, text: str, location: str) -> Stimulus:
     """Return a text without regions as a stimulus."""
     checked = check_text(text, "the line", location)
-    return Stimulus(item, None, checked, (StimulusSegment("", 0, len(checked), {}),))
+    whole_text = StimulusSegment(region="", start=0, end=len(checked), extra_columns={})
+    return Stimulus(item, condition=None, text=checked, segments=(whole_text,))
 
 
 def _read_syntaxgym(path: Path) -> list[Stimulus]:
@@ -171,7 +172,7 @@ def _read_syntaxgym(path: Path) -> list[Stimulus]:
     stimuli = []
     for sentence in chain.from_iterable(gym.sentences):
         segments = tuple(
-            StimulusSegment(gym.region_names.get(number, number), start, end, {})
+            StimulusSegment(gym.region_names.get(number, number), start, end, extra_columns={})
             for number, (start, end) in sentence.regions.items()
             if start < end
         )
@@ -260,8 +261,8 @@ def _stimulus_from_sentence(row: dict[str, str], location: str) -> Stimulus:
     extra_columns = _get_extra_columns(row, column)
     region = row.get("region", "").strip()
     if not region:
-        segments: tuple[StimulusSegment, ...] = (StimulusSegment("", 0, len(text), extra_columns),)
-        return Stimulus(row["item"], row.get("condition"), text, segments)
+        whole_text = StimulusSegment("", 0, len(text), extra_columns)
+        return Stimulus(row["item"], row.get("condition"), text, segments=(whole_text,))
     count = text.count(region)
     if count != 1:
         message = f"the sentence contains the region {region!r} {count} times, not once"

@@ -140,7 +140,7 @@ def load_corpus(folder: Path) -> Corpus:
         digest = (folder / "digest").read_text(encoding="utf-8")
         held_out = None
         if (folder / HELD_OUT_DIR).is_dir():
-            held_out = _load_token_stream(folder / HELD_OUT_DIR, tokenizer, digest, None)
+            held_out = _load_token_stream(folder / HELD_OUT_DIR, tokenizer, digest, held_out=None)
         return _load_token_stream(folder, tokenizer, digest, held_out)
     except (OSError, ValueError, EOFError) as error:
         hint = "delete the folder; the next run builds it again from the text"

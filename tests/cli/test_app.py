@@ -263,7 +263,7 @@ def test_what_did_finish_is_shown_before_the_error(
         ("show", "'[KIND] NAME'"),
         ("show babylama", "did you mean 'babyllama'?"),
         ("show models blimp", "unknown recipe 'blimp'"),
-        ("show architectures lama", "did you mean 'llama'?"),
+        ("show architectures lama", "Did you mean 'llama'?"),
         ("show llama --words 9", "only for recipes"),
         ("show cakes nano", "cannot be shown"),
         ("show suites nano blimp", "one at a time"),
@@ -298,6 +298,15 @@ def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFix
     assert names and names == [line[0] for line in csv.reader(io.StringIO(printed("--csv")))][1:]
     plain, markdown = printed(), printed("--markdown")
     assert all(name in plain and f"| {name} |" in markdown for name in names)
+
+
+def test_help_of_compare_states_how_many_items_are_listed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["compare", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--flips alone lists 20" in words.replace("[x>=0] ", "")
+    assert "Without --flips, 10 items per suite." in words
 
 
 def test_list_counts_the_suites_it_ships(capsys: pytest.CaptureFixture[str]) -> None:
