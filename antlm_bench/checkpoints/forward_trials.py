@@ -175,8 +175,9 @@ def _gives_scores(
 def obeys_attention_masks(model: Any, native_attention: Attention) -> bool:
     """Return whether a 4-D mask decides which tokens the model attends to.
 
-    The trial runs two rows that differ in their last token. The states before it must differ under
-    a full mask only, and those without a mask must be those of the native attention.
+    The trial runs two rows that differ only in their last token. The hidden states of the other
+    tokens must differ under a full mask and not under a causal mask. Without a mask, they must be
+    the states under the mask of the native attention.
     """
     length = 6
     ids = _random_ids(model, length).repeat(2, 1)

@@ -320,8 +320,8 @@ def resolve_device(name: str) -> torch.device:
 def silence_transformers() -> Iterator[None]:
     """Turn off warnings and progress bars of transformers while it loads.
 
-    Missing weights, of which it warns, raise here instead. Log level, progress bars and random seed
-    belong to the process, so threads load one after the other.
+    Missing weights raise an error here, instead of transformers' warning. Log level, progress bars
+    and random seed belong to the process, so only one thread loads at a time.
     """
     logger, hf = logging.getLogger("transformers"), transformers.utils.logging
     with _loading_lock:

@@ -269,8 +269,9 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
 
 
 def trial_texts(tokenizer: Any) -> list[str]:
-    """Return those of TRIAL_TEXTS that the tokenizer can read; if there are none, texts of words
-    from its vocabulary; [] if it can read none of them either.
+    """Return the TRIAL_TEXTS that the tokenizer can read.
+
+    If it can read none, return texts of words from its vocabulary, or [] if it cannot read these.
     """
     texts = [text for text in TRIAL_TEXTS if can_tokenize(tokenizer, text)]
     if texts:

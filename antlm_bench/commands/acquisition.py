@@ -109,9 +109,10 @@ def compute_acquisition(
     """Compute the ages of acquisition of each model from the runs of its checkpoints.
 
     paths: run folders, or folders of them, scored on the words of `suite`. The result is stored as
-    a cell in the run of the final model (its name is not that of a milestone), or else of the last
-    checkpoint. A cell under the same content key is not computed again. Raises UsageError (no such
-    suite, too few checkpoints, scored with different settings), RunError, DataError.
+    a cell in the run of the final model, whose name is not the name of a milestone; without a final
+    model, in the run of the last checkpoint. A cell under the same content key is not computed
+    again. Raises UsageError (no such suite, too few checkpoints, scored with different settings),
+    RunError, DataError.
     """
     child_data = _load_child_data(suite)
     all_runs = [read_run(path) for path in expand_run_dirs(paths)]

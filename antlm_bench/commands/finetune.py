@@ -238,7 +238,7 @@ def _select_tasks(
 
 
 def _resolve_attentions(backbone: Backbone, names: Sequence[str]) -> list[Attention]:
-    """Return the named attentions; without names, that of the checkpoint's first method.
+    """Return the named attentions; without names, the attention of the checkpoint's first method.
 
     Raises MethodNotSupported for an attention that the checkpoint cannot run with.
     """

@@ -64,7 +64,7 @@ class ProgressLog:
             )
 
     def on_step_end(self, record: dict[str, Any]) -> None:
-        """Log a step. record["switch"]: whether its objectives are not those of the last step."""
+        """Log a step. record["switch"]: whether its objectives differ from the last step's."""
         assert self.progress_bar
         step, objectives = f"step {record['step']:,}", "+".join(record["loss"])
         if record.pop("switch"):

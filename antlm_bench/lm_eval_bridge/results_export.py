@@ -98,8 +98,8 @@ def add_cell_results(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Add a cell to the results, and yield (task, samples) for each of its tasks.
 
-    The standard error of a mean over items is that of lm-eval (sample deviation / sqrt n), "N/A"
-    for a single item. For groups and other metrics it is the width of our 95% interval / (2 *
+    The standard error of a mean over items is computed as in lm-eval: sample deviation / sqrt n,
+    "N/A" for a single item. For groups and other metrics it is the width of our 95% interval / (2 *
     1.96); lm-eval used another estimator for groups until June 2026 (#3882).
     """
     spec = get_metric_spec(cell.summary.metric)

@@ -476,7 +476,7 @@ def _add_locations(samples: Sequence[Any], location: str) -> list[tuple[str, Any
 
 
 def _select_first_filter(located_samples: Sequence[tuple[str, Any]]) -> list[JsonObject]:
-    """Return one sample per document: that of the first filter, if the task has several filters.
+    """Return one sample per document. If the task has several filters, it is the first filter's.
 
     located_samples: (location, sample). Older files do not name the filter, but repeat the document
     for each. Raises DataError for invalid samples, and if the samples of a document have different

@@ -32,7 +32,8 @@ TIE_RULES: dict[str, str] = {
     "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
 }
 REDUCTIONS = ("sum", "per-token", "per-character")
-"""How the log-probabilities of an option's tokens become its score."""
+"""How the log-probabilities of an option's tokens become its score: their sum, or their mean per
+token or per character. A suite can declare the first two; per-character is a view."""
 CLASS_REDUCTION = "class"
 """The reduction of classified texts, whose scores are already log-probabilities of classes."""
 WORD_LABEL = "word"

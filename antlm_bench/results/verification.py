@@ -27,7 +27,7 @@ class PeerFlip:
 
 @dataclass(frozen=True, slots=True)
 class PeerAgreement:
-    """The scores of one suite under one method beside those of one peer."""
+    """Our scores and a peer's scores of one suite under one method, compared."""
 
     peer: str
     suite: str
@@ -55,7 +55,7 @@ class PeerAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The scores of one checkpoint beside those of every peer that can compute them."""
+    """Our scores of one checkpoint, compared with those of every peer that supports it."""
 
     model: str
     tolerance: float

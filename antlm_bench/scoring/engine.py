@@ -306,8 +306,8 @@ class Engine:
         return positions if batch.inverse_index is None else positions[batch.inverse_index]
 
     def _narrowing_pays(self, batch: PackedBatch) -> bool:
-        """Return whether running the last layer at the read positions saves time: in full rows
-        without repetition, of which at most half the positions are read.
+        """Return whether running the last layer only at the read positions saves time. It does with
+        full attention, if no row is repeated and at most half of the positions are read.
         """
         is_plain = batch.attention == "full" and batch.gather_index is None
         has_few_reads = 2 * len(batch.read_nodes) <= len(batch.ids)

@@ -81,8 +81,8 @@ def detect_template(tokenizer: Any) -> Specials:
 def special_id(tokenizer: Any, name: str) -> int | None:
     """Return the id of the special token `name` (bos, eos, cls, sep, mask).
 
-    None if the tokenizer has no such token, or if its vocabulary lacks the token, whose id then is
-    that of the unknown token.
+    None if the tokenizer has no such token, or if its vocabulary lacks the token. The tokenizer
+    then gives it the id of the unknown token.
     """
     token: int | None = getattr(tokenizer, f"{name}_token_id")
     if token is not None and token == tokenizer.unk_token_id:

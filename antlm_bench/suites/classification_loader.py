@@ -194,10 +194,10 @@ def build_examples(
     """Build the examples of these rows, in order.
 
     The default id has the number of the row: "rte_0" (BabyLM's prediction id) in the scored file,
-    "rte.train_0" in the train file. strip: remove white space at the ends of texts. (In SST-2,
-    sentences of the official files end in a space, those of a substitute for the train file do not:
-    a head on the last token would never have been trained on a space.) Rows without a label are
-    left out, and `unlabelled` receives their number.
+    "rte.train_0" in the train file. strip: remove white space at the ends of texts. (The sentences
+    of SST-2's official files end in a space, and the sentences of a substitute for the train file
+    do not. Without `strip`, a head on the last token would not be trained on the space.) Rows
+    without a label are left out, and `unlabelled` receives their number.
 
     Raises DataError, which names the first invalid line; also if no row has a label.
     """

@@ -1,10 +1,10 @@
 """Parse SyntaxGym's predictions, "(4;%a%) > (4;%b%)".
 
-(4;%a%) is the surprisal in bits of region 4 under the condition a, (*;%a%) that of its whole
-sentence. Numbers, sums and differences are compared with < > or =, comparisons are joined with & or
-|, and ( ) or [ ] group. + and - have the same precedence and associate to the left. SyntaxGym's own
-parser differs for three terms without brackets: it reads a - b + c as a - (b + c), and ignores c in
-a + b + c (syntaxgym-core, prediction.py).
+(4;%a%) is the surprisal in bits of region 4 under the condition a, and (*;%a%) is the surprisal of
+the whole sentence. Numbers, sums and differences are compared with < > or =, comparisons are joined
+with & or |, and ( ) or [ ] group. + and - have the same precedence and associate to the left.
+SyntaxGym's parser differs for three terms without brackets: it reads a - b + c as a - (b + c), and
+ignores c in a + b + c (syntaxgym-core, prediction.py).
 """
 
 from __future__ import annotations

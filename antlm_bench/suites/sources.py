@@ -211,8 +211,8 @@ def _find_file(query: _FileQuery, search_roots: Iterable[Path]) -> DataFile | No
 
 
 def _check_sha256(data_file: DataFile, expected: FileSpec, path: Path) -> None:
-    """Raise DataError if a file has not the published sha256, or that of the first download to
-    `path`.
+    """Raise DataError if the sha256 of a file differs from the published one or, if none is
+    published, from the sha256 of the first download to `path`.
     """
     sha256, reference = expected.sha256, "the published file"
     first_download = _sha256_path(path)
@@ -308,7 +308,7 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
     """Verify a download, then store it.
 
     A zip is stored unchanged. Other files are compressed, because EWoK and entity tracking ask for
-    no plain-text copies; if no sha256 is published, that of the download is stored beside them.
+    no plain-text copies. If no sha256 is published, the sha256 of the download is stored, too.
     """
     path, member = next(query.candidate_paths(root))
     if member:
@@ -342,7 +342,7 @@ def _fetch_hub_file(query: _FileQuery, source: SourceSpec) -> bytes:
 def _derive_files(
     spec: SuiteWithData, query: _FileQuery, source: SourceSpec, root: Path
 ) -> DataFile:
-    """Derive all files of a suite from a hub dataset, store them, and return that of the query."""
+    """Derive all files of a suite from a hub dataset, store them, and return the queried file."""
     # DataSpec requires `derive` for such a source.
     assert spec.data is not None and spec.data.derive is not None
     vocabulary_spec = spec.data.derive.vocabulary

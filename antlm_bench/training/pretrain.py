@@ -468,7 +468,7 @@ class Trainer:
         return True
 
     def save_if_best(self, folder: Path, loss: float) -> None:
-        """Save the weights in `folder` if `loss` is lower than that of the weights saved there."""
+        """Save the weights in `folder`, unless weights with a loss up to `loss` are saved there."""
         state = checkpoint_io.load_state(folder)
         if state is None or loss < state[1]["held_out"]:
             tensors = checkpoint_io.add_prefix("model.", self.model.named_parameters())
