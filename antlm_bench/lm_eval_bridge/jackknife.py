@@ -37,8 +37,7 @@ def jackknife_contributions(
     """Return the jackknife contribution (n,) of each document; all NaN if the metric is NaN.
 
     The mean of the contributions is the metric. Their variance divided by n estimates the variance
-    of the metric (Efron & Tibshirani 1993, ch. 11). document_values: raw values as JSON
-    (`to_json`).
+    of the metric (Efron & Tibshirani 1993, ch. 11). document_values: raw values (`to_json`).
 
     The first matching rule holds:
 

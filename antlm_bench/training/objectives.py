@@ -131,9 +131,8 @@ def make_masked_batch(
     tokens are never masked.
     """
     spec = masking.spec
-    objective = spec.masked  # mlm or mntp
     maskable = ids >= FIRST_REGULAR_ID
-    if objective == "mntp":  # a document's first token has no position before it
+    if spec.masked == "mntp":  # a document's first token has no position before it
         maskable[:, 0] = False
         maskable[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
     mask_share, random_share, _ = spec.corrupt
@@ -150,10 +149,10 @@ def make_masked_batch(
     rows = MaskableRows(ids, maskable, document_ids, masking.mask_counts)
     inputs, chosen = apply_masking(rows, masking.mask_rate, row_seeds, corruption)
     targets = np.where(chosen, ids, IGNORE_INDEX)
-    if objective == "mntp":
+    if spec.masked == "mntp":
         targets = np.concatenate([targets[:, 1:], np.full((len(ids), 1), IGNORE_INDEX)], axis=1)
     return TrainingBatch(
-        objective,
+        spec.masked,
         inputs,
         targets,
         _renumber_documents(document_ids),

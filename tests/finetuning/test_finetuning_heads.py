@@ -53,7 +53,7 @@ def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
             if batch.token_type_ids is None
             else torch.cat([batch.token_type_ids, torch.zeros_like(fill)], 1)
         )
-        batch = PaddedBatch(torch.cat([batch.ids, fill], 1), batch.lengths, types, False)
+        batch = PaddedBatch(torch.cat([batch.ids, fill], 1), batch.lengths, types, has_padding=True)
     with torch.no_grad():
         return model(batch)
 
@@ -144,7 +144,7 @@ def test_the_two_attentions_of_a_hybrid_see_what_they_should(name):
 
 
 def _row(ids: torch.Tensor):
-    return PaddedBatch(ids, torch.tensor([ids.shape[1]]), None, True)
+    return PaddedBatch(ids, torch.tensor([ids.shape[1]]), None, has_padding=False)
 
 
 @pytest.mark.parametrize(("name", "attention"), BOTH)
