@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 DeclarationKind = Literal["tasks", "models"]
+"""Folder of the declarations: tasks/ has suites and collections, models/ has training recipes."""
 
 T = TypeVar("T")
 TomlTuple = Annotated[tuple[T, ...], Strict(False)]
@@ -103,7 +104,7 @@ def validate_tables(tables: dict[str, Any], model: type[D], path: Path) -> D:
 
 
 def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
-    """Return name -> file of every declaration of a kind, sorted by name.
+    """Return name -> file of every declaration in tasks/ or in models/, sorted by name.
 
     Of several files with the same name, the first folder of ANTLM_BENCH_PATH wins.
     """

@@ -64,7 +64,7 @@ def finetune_command(
         settings_option(
             metavar="NAME",
             help="causal, full, or all: both, for a hybrid.",
-            show_default="the checkpoint's first method's",
+            show_default="of the checkpoint's first method",
         ),
     ] = None,
     preset: Annotated[
@@ -89,7 +89,7 @@ def finetune_command(
         Literal["auto", "first", "last", "mean"],
         settings_option(
             metavar="NAME",
-            help="Tokens that the head reads: auto, first, last, mean.",
+            help="Tokens whose hidden states are classified: auto, first, last, mean.",
         ),
     ] = "auto",
     lora: Annotated[

@@ -2,8 +2,8 @@
 
 A suite of the catalog or of lm-eval is identified by its name, and a user's own file (pairs,
 SyntaxGym, a TOML, texts and labels) by its content: equal names and digests are one suite, wherever
-the file lies. A file whose content changed is the same suite with other items. No file of the
-user's is shown under a name of the catalog.
+the file lies. A file whose content changed is the same suite with other items. A user's file is
+never shown under a name of the catalog.
 """
 
 from __future__ import annotations

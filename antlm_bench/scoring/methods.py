@@ -39,8 +39,9 @@ class Method:
     description: str
     """Short description of what it computes."""
     parts: tuple[tuple[Attention, Callable[..., Probes]], ...]
-    """(attention, probe function) pairs; the log-probabilities of all are added up. A probe
-    function takes an EncodedBatch and the id of the mask token (None without one)."""
+    """(attention, probe function) pairs. Each pair scores every token of a text once, and the
+    log-probabilities of all pairs are added up. A probe function takes an EncodedBatch and the id
+    of the mask token (None without one)."""
     needs_mask: bool = False
     """Whether it masks tokens, so that the model must have a mask token."""
     needs_words: bool = False

@@ -74,7 +74,7 @@ def _format_example(example: ExampleSpec) -> str:
 
 
 def _describe_data(spec: sources.SuiteWithData) -> str:
-    """Return how many files are here, and the folders that hold them."""
+    """Return how many of the suite's files are on this machine, and their folders."""
     if spec.data is None:
         return "generated from the declaration; nothing to fetch"
     rows = sources.list_files(spec)

@@ -175,7 +175,8 @@ class SuiteSpec(SuiteDeclaration):
     citation: Text
     metric: MetricName = "accuracy"
     reduction: Literal["sum", "per-token"] = "sum"
-    """How an option's log-probabilities are normalised: their sum, or their mean per token."""
+    """Score by which options are compared: the sum of an option's log-probabilities, or their mean
+    per token."""
     groups: TomlTuple[Text] = ()
     """Label levels that group the items, coarse to fine."""
     macro: TomlTuple[Text] = ()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from antlm_bench.suites.formula import Formula
 
 Facts = Mapping[str, Any]
-"""Name of a fact -> its value, as the command `show` prints them."""
+"""Name of a fact -> its value, in the order in which the command `show` prints them."""
 CatalogRow = dict[str, object]
 """Column -> value, a row of the table that the commands `list` and `data list` print. Numbers stay
 int or float and are formatted later."""
