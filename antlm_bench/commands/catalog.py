@@ -163,9 +163,10 @@ def describe_entry(
         return _describe_architecture(name)
     if pairs_csv.is_pairs_file(name):
         return name, {
-            "kind": "a file of pairs, if `score --suite` reads it (--columns names its columns)",
-            "or": "a file of texts and labels, if `finetune --suite` trains on it and another file "
-            "is evaluated (--valid)",
+            "kind": "a file of pairs: antlm-bench score --model CKPT --suite FILE; "
+            "--columns names its columns",
+            "or": "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
+            "--valid FILE",
         }
     spec, _ = read_declaration(name)
     facts = TASK_TYPES[spec.task_type].describe(spec)
@@ -228,7 +229,7 @@ def describe_recipe(
 def list_recipe_differences(
     kind_and_name: Sequence[str], scale: str = "", overrides: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the differences of a recipe from its paper; () for a name that is no recipe.
+    """Return the differences of a recipe from its paper; [] for a name that is no recipe.
 
     Columns: "number" (the setting that differs: a recipe key or a description), "paper" (its value
     in the paper), "ours" (its value in this recipe), "why". The differences that the recipe
