@@ -143,10 +143,9 @@ def add_cell_results(
         results["higher_is_better"][task] = {metric: not spec.lower_is_better}
         results["n-samples"][task] = {"original": len(indices), "effective": len(indices)}
         results["task_hashes"][task] = cell.settings.get("suite_digest")
-        sample_pairs = [(index, sample_values[index]) for index in indices]
         samples = [
-            build_sample(doc_id, rows[index], predictions.has_ratings, metric, sample_value)
-            for doc_id, (index, sample_value) in enumerate(sample_pairs)
+            build_sample(doc_id, rows[index], predictions.has_ratings, metric, sample_values[index])
+            for doc_id, index in enumerate(indices)
         ]
         yield task, samples
     if len(indices_by_task) > 1 or cell.suite not in indices_by_task:
