@@ -203,10 +203,8 @@ def build_sample(
     """Return one sample.
 
     As in lm-eval, log-probabilities are strings. is_greedy is null, because a run does not store
-    it.
-
-    row: of a table of predictions. is_rated: whether its gold is a rating. value: of the metric,
-    None = the item has no value.
+    it. row: of a table of predictions. is_rated: whether its gold is a rating. value: of the
+    metric, None = the item has no value.
     """
     labels = {level: label for level, label in row.get("labels", {}).items() if label is not None}
     gold = row["gold"] if is_rated else int(row["gold"])
