@@ -68,9 +68,11 @@ def jackknife_contributions(
             is_discrete = all(map(_is_discrete, values))
             if not is_discrete:
                 with suppress(Exception):  # an aggregation may fail for one document
-                    singles = np.array([compute_metric([value]) for value in values])
-                    if math.isclose(singles.mean(), full_metric, rel_tol=1e-9, abs_tol=1e-12):
-                        return singles
+                    single_metrics = np.array([compute_metric([value]) for value in values])
+                    if math.isclose(
+                        single_metrics.mean(), full_metric, rel_tol=1e-9, abs_tol=1e-12
+                    ):
+                        return single_metrics
             groups, group_index, scale = (
                 _group_equal_values(document_values) if is_discrete else _random_groups(n)
             )
@@ -92,8 +94,12 @@ def jackknife_contributions(
         raise DataError(message, location=location, hint=hint) from error
     is_nan = np.isnan(metrics_without_group)
     metrics_without = np.where(is_nan, full_metric, metrics_without_group)[group_index]
+    return _combine(full_metric, metrics_without, scale)
+
+
+def _combine(full_metric: float, metrics_without: Floats, scale: float) -> Floats:
+    """Return the contributions (n,), rounded so that those to an accuracy are exactly 1 and 0."""
     contributions = full_metric + scale * (metrics_without.mean() - metrics_without)
-    # Rounded, so that contributions to an accuracy are exactly 1 and 0.
     return np.asarray(np.round(contributions, 12))
 
 
