@@ -68,11 +68,9 @@ def jackknife_contributions(
             is_discrete = all(map(_is_discrete, values))
             if not is_discrete:
                 with suppress(Exception):  # an aggregation may fail for one document
-                    single_metrics = np.array([compute_metric([value]) for value in values])
-                    if math.isclose(
-                        single_metrics.mean(), full_metric, rel_tol=1e-9, abs_tol=1e-12
-                    ):
-                        return single_metrics
+                    singles = np.array([compute_metric([value]) for value in values])
+                    if math.isclose(singles.mean(), full_metric, rel_tol=1e-9, abs_tol=1e-12):
+                        return singles
             groups, group_index, scale = (
                 _group_equal_values(document_values) if is_discrete else _random_groups(n)
             )
