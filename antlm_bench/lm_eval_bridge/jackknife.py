@@ -91,8 +91,12 @@ def jackknife_contributions(
         raise DataError(message, location=location, hint=hint) from error
     is_nan = np.isnan(metrics_without_group)
     metrics_without = np.where(is_nan, full_metric, metrics_without_group)[group_index]
+    return _combine(full_metric, metrics_without, scale)
+
+
+def _combine(full_metric: float, metrics_without: Floats, scale: float) -> Floats:
+    """Return the contributions (n,), rounded so that those to an accuracy are exactly 1 and 0."""
     contributions = full_metric + scale * (metrics_without.mean() - metrics_without)
-    # Rounded, so that contributions to an accuracy are exactly 1 and 0.
     return np.asarray(np.round(contributions, 12))
 
 

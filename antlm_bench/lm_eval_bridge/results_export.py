@@ -111,13 +111,8 @@ def add_cell_results(
         sample_values = list(item_values)
     headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
-    level = cell.summary.groups[-1].level if cell.summary.groups else ""
     rows = predictions.table.to_pylist()
-    indices_by_task: dict[str, list[int]] = {}
-    for index, label in enumerate(predictions.labels(level)):
-        group = label or "" if item_values is not None else ""
-        task = f"{cell.suite}_{group}" if group and group != cell.suite else cell.suite
-        indices_by_task.setdefault(task, []).append(index)
+    indices_by_task = _indices_by_task(cell, predictions, has_groups=item_values is not None)
     for task, indices in indices_by_task.items():
         value: float = headline.value
         stderr: float | None = standard_error(headline)
@@ -156,6 +151,19 @@ def add_cell_results(
         results["groups"][cell.suite] = results["results"][cell.suite] = entry
         results["group_subtasks"][cell.suite] = list(indices_by_task)
         results["versions"][cell.suite] = version
+
+
+def _indices_by_task(
+    cell: Cell, predictions: Predictions, *, has_groups: bool
+) -> dict[str, list[int]]:
+    """Return task -> indices of its items. A group of the cell is a task of lm-eval's results."""
+    level = cell.summary.groups[-1].level if cell.summary.groups else ""
+    indices_by_task: dict[str, list[int]] = {}
+    for index, label in enumerate(predictions.labels(level)):
+        group = (label or "") if has_groups else ""
+        task = f"{cell.suite}_{group}" if group and group != cell.suite else cell.suite
+        indices_by_task.setdefault(task, []).append(index)
+    return indices_by_task
 
 
 def compute_item_values(cell: Cell, predictions: Predictions) -> tuple[str, Floats | None]:
@@ -202,10 +210,8 @@ def build_sample(
     """Return one sample.
 
     As in lm-eval, log-probabilities are strings. is_greedy is null, because a run does not store
-    it.
-
-    row: of a table of predictions. is_rated: whether its gold is a rating. value: of the metric,
-    None = the item has no value.
+    it. row: of a table of predictions. is_rated: whether its gold is a rating. value: of the
+    metric, None = the item has no value.
     """
     labels = {level: label for level, label in row.get("labels", {}).items() if label is not None}
     gold = row["gold"] if is_rated else int(row["gold"])

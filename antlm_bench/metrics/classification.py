@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,10 +48,12 @@ from antlm_bench.metrics.summary import (
     load_metric,
     rounded_estimate,
 )
-from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.types import Bools, Estimate, Floats, Ints
+
+if TYPE_CHECKING:
+    from antlm_bench.predictions import Predictions
 
 MAJORITY = "majority"
 BINARY_VIEWS = ("accuracy", "f1", "mcc")

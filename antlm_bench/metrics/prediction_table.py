@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import CheckpointError, DataError
-from antlm_bench.predictions import LabelCodes, Predictions
 from antlm_bench.types import Bools, Floats, Ints
+
+if TYPE_CHECKING:
+    from antlm_bench.predictions import LabelCodes, Predictions
 
 
 @dataclass(frozen=True, slots=True)

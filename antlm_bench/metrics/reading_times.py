@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.records import DELTA_R2
 from antlm_bench.metrics.summary import rounded_estimate
-from antlm_bench.predictions import Predictions
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
     NestedRegression,
@@ -34,6 +34,9 @@ from antlm_bench.statistics.regression import (
     partial_r2,
 )
 from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Summary
+
+if TYPE_CHECKING:
+    from antlm_bench.predictions import Predictions
 
 SURPRISAL_COLUMN, PREVIOUS_COLUMN = "surprisal", "previous_surprisal"
 """Columns with the model's surprisal of a word, and of the word before it, in nats."""

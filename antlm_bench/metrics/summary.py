@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,11 @@ from antlm_bench.metrics.records import (
     MetricSpec,
     Target,
 )
-from antlm_bench.predictions import Predictions
 from antlm_bench.registry import load_target
 from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Summary
+
+if TYPE_CHECKING:
+    from antlm_bench.predictions import Predictions
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
@@ -20,8 +21,10 @@ from antlm_bench.metrics.item_mean import weighted_mean
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata, build_table
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import MetricSettings
-from antlm_bench.predictions import Predictions
 from antlm_bench.types import Floats, Summary
+
+if TYPE_CHECKING:
+    from antlm_bench.predictions import Predictions
 
 
 def first_task_value(table: PredictionTable, settings: MetricSettings) -> Floats:

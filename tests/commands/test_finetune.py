@@ -352,8 +352,8 @@ def test_scored_texts_of_their_own_are_not_flagged(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--preset", "babyllama", "--compat", "babylm-2025"], "two presets are named"),
-        (["--compat", "babylm-2025", "--preset", "babyllama"], "two presets are named"),
+        (["--preset", "babyllama", "--compat", "babylm-2025"], "two presets are given"),
+        (["--compat", "babylm-2025", "--preset", "babyllama"], "two presets are given"),
         (["--compat", "babylm-2025"], "--compat: train.csv has no preset 'babylm-2025'"),
         (["--preset", "babylm-2025"], "--preset: train.csv has no preset 'babylm-2025'"),
         (

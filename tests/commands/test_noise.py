@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prediction_rows import PredictionRow
+from prediction_rows import PredictionRow, from_rows, to_rows
 from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands import noise as noises
 from antlm_bench.commands.noise import measure_noise
 from antlm_bench.errors import UsageError
+from antlm_bench.predictions import Predictions
 
 Make = Callable[..., Path]
 
@@ -46,26 +49,20 @@ def test_flips_and_points_are_those_of_the_decisions(
     """A planted condition that reverses the first three items: 3 flips, and the headline moves by
     their balance.
     """
-    honest = noises._predict
+    predict = noises._predict
     before: list[PredictionRow] = []
 
-    def reversing(opened, suite, name, adaptive):  # type: ignore[no-untyped-def]
-        made = honest(opened, suite, name, adaptive)
+    def predict_reversed(*arguments: Any, **options: Any) -> Predictions:
+        predictions = predict(*arguments, **options)
+        rows = to_rows(predictions)
         if not before:
-            before.extend(made)
-            return made
-        swapped = [
-            PredictionRow(
-                p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels
-            )
-            for p in made[:3]
-        ]
-        return swapped + made[3:]
+            before.extend(rows)
+            return predictions
+        swapped = [replace(p, pred=1 - p.pred, scores=p.scores[::-1]) for p in rows[:3]]
+        return from_rows([*swapped, *rows[3:]])
 
-    monkeypatch.setattr(noises, "_predict", reversing)
-    monkeypatch.setattr(
-        noises, "_headline", lambda suite, found: sum(p.pred == p.gold for p in found) / len(found)
-    )
+    monkeypatch.setattr(noises, "_predict", predict_reversed)
+    monkeypatch.setattr(noises, "_headline", lambda suite, p: (p.pred == p.gold).mean())
     [row] = measure_noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches"])
     balance = sum((1 - p.pred == p.gold) - (p.pred == p.gold) for p in before[:3])
     assert (
@@ -76,19 +73,18 @@ def test_flips_and_points_are_those_of_the_decisions(
 
 
 def test_a_tie_that_breaks_is_a_flip() -> None:
-    def said(*scores: float) -> list[bool]:
-        [row] = noises._find_best_options(
-            [PredictionRow("x", 0, 0, scores, (1, 2), (1, 1))], "sum"
-        ).tolist()
-        return list(row)
+    def find_best(*scores: float) -> list[list[bool]]:
+        predictions = from_rows([PredictionRow("x", 0, 0, scores, (1, 2), (1, 1))])
+        return noises._find_best_options(predictions, "sum").tolist()
 
-    assert said(-1.0, -1.0) == [True, True] and said(-1.0, -1.0000001) == [True, False]
+    assert find_best(-1.0, -1.0) == [[True, True]]
+    assert find_best(-1.0, -1.0000001) == [[True, False]]
 
 
 def test_where_the_mean_decides_the_mean_is_what_flips() -> None:
-    longer = PredictionRow("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))
-    assert noises._find_best_options([longer], "sum").tolist() == [[True, False]]
-    assert noises._find_best_options([longer], "per-token").tolist() == [[False, True]]
+    longer = from_rows([PredictionRow("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))])
+    assert noises._find_best_options(longer, "sum").tolist() == [[True, False]]
+    assert noises._find_best_options(longer, "per-token").tolist() == [[False, True]]
 
 
 def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> None:

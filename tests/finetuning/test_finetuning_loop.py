@@ -14,6 +14,7 @@ import torch
 from finetuning_helpers import make_backbone, make_example, make_task
 from hypothesis import given
 from hypothesis import strategies as st
+from prediction_rows import to_rows
 from tiny_models import build_model
 from torch.nn import functional
 
@@ -149,7 +150,9 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
     losses, logp = plainly(body, toy, 3, attention, pooling)
     np.testing.assert_allclose([loss for _, _, loss in callback.steps], losses, rtol=1e-4)
     if outcome.history["best"] == 2:
-        np.testing.assert_allclose([p.scores for p in outcome.predictions], logp, atol=2e-3)
+        np.testing.assert_allclose(
+            [p.scores for p in to_rows(outcome.predictions)], logp, atol=2e-3
+        )
     assert outcome.history["best"] == 2
 
 
@@ -158,25 +161,25 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
 
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
     outcome = finetune(causal, make_task(300, 80, epochs=6), 1, "causal", CPU)
-    assert all(p.pred == p.gold for p in outcome.predictions)
+    assert all(p.pred == p.gold for p in to_rows(outcome.predictions))
     assert outcome.history["collapsed"] == []
     assert outcome.history["pooling"] == "last"
 
 
 def test_which_of_two_texts_is_meant_can_be_learnt(masked):
     outcome = finetune(masked, make_task(500, 80, "second", epochs=8, lr=2e-3), 1, "full", CPU)
-    assert sum(p.pred == p.gold for p in outcome.predictions) >= 70
+    assert sum(p.pred == p.gold for p in to_rows(outcome.predictions)) >= 70
 
 
 def test_random_labels_stay_at_chance(causal):
     outcome = finetune(causal, make_task(200, 400, "coin", epochs=3), 1, "causal", CPU)
-    right = sum(p.pred == p.gold for p in outcome.predictions)
+    right = sum(p.pred == p.gold for p in to_rows(outcome.predictions))
     assert abs(right - 200) < 3.5 * 10  # 3.5 standard deviations of 400 coins
 
 
 def test_predictions_are_of_the_scored_texts_in_order(causal):
     toy = make_task(60, 20, epochs=1)
-    result = finetune(causal, toy, 1, "causal", CPU).predictions
+    result = to_rows(finetune(causal, toy, 1, "causal", CPU).predictions)
     rows = encode_examples(causal, "causal", toy.valid, 40)
     assert [p.id for p in result] == [e.id for e in toy.valid]
     assert [p.gold for p in result] == [e.gold for e in toy.valid]
@@ -191,7 +194,9 @@ def test_predictions_are_of_the_scored_texts_in_order(causal):
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
     toy = make_task(80, 30, epochs=2)
-    one, same, other = (finetune(masked, toy, seed, "full", CPU).predictions for seed in (1, 1, 2))
+    one, same, other = (
+        to_rows(finetune(masked, toy, seed, "full", CPU).predictions) for seed in (1, 1, 2)
+    )
     assert one == same
     assert [p.scores for p in one] != [p.scores for p in other]
 
@@ -291,7 +296,7 @@ def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
         causal, make_task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, callback
     )
     assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
-    assert np.isfinite([p.scores for p in outcome.predictions]).all()
+    assert np.isfinite([p.scores for p in to_rows(outcome.predictions)]).all()
     assert outcome.history["best"] == 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from finetuning_helpers import TRAINING_SETTINGS, make_backbone, make_example, make_task
+from prediction_rows import to_rows
 from test_finetuning_heads import backbone_named as other_body_named
 from tiny_models import build_model
 from tokenizers import processors
@@ -272,7 +273,7 @@ def test_position_0_is_read_also_of_a_causal_model():
     )
     outcome = finetune(backbone_named("causal"), toy, 1, "causal", CPU)
     assert outcome.history["pooling"] == "first"
-    assert len({tuple(np.round(p.scores, 6)) for p in outcome.predictions}) == 1
+    assert len({tuple(np.round(p.scores, 6)) for p in to_rows(outcome.predictions)}) == 1
     assert "constant prediction" in outcome.history["collapsed"]
 
 
