@@ -7,13 +7,13 @@ in between. Groups k are those of `macro` (BLiMP's paradigms), with equal weight
 without groups it is the mean over items.
 
 Source: Warstadt et al. 2020 (BLiMP) and every suite of minimal pairs since.
-Corner cases: a tie (`--ties`); two options of one text, which tie by definition; an item that does
-not fit the model, which is wrong; a suite in which nothing varies, whose interval is Wilson's.
+Intervals: `statistics.stratified_score`. Corner cases: a tie (`--ties`); two options of one text,
+which tie by definition; an item that does not fit the model, which is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
-IntervalFunction = Callable[[list[Floats], Floats], Interval]
+CREDIT_RANGE = (0.0, 1.0)
 
 
 class Accuracy(Metric):
@@ -37,35 +37,32 @@ class Accuracy(Metric):
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         codes, paths = assign_strata(table, macro)
         weights = statistics.macro_weights(paths)
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(paths)))[:-1]
         flags = table.count_flags()
 
-        def estimate(credit: Floats, interval: IntervalFunction) -> Estimate:
-            parts = np.split(credit[order], ends)
-            value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
-            if len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
-                interval = statistics.wilson_macro_interval  # nothing to resample: see there
-            return rounded_estimate(value, len(credit), interval(parts, weights), flags)
+        def estimate(credit: Floats) -> Estimate:
+            means = np.bincount(codes, credit) / np.bincount(codes)
+            interval = statistics.score_interval(credit, codes, weights)
+            return rounded_estimate(float(weights @ means), len(credit), interval, flags)
 
         credit = self.per_item(table)
-        headline = estimate(credit, statistics.bootstrap_interval)
-        views = {"closed-form": estimate(credit, statistics.normal_interval)}
+        headline = estimate(credit)
+        parts = np.split(
+            credit[np.argsort(codes, kind="stable")], np.cumsum(np.bincount(codes))[:-1]
+        )
+        interval: Interval = Interval(headline.low, headline.high)
+        if any(np.ptp(part) > 0 for part in parts):
+            interval = statistics.normal_interval(parts, weights)
+        views = {"closed-form": rounded_estimate(headline.value, len(credit), interval, flags)}
         if len(paths) > 1:
-            parts = np.split(credit[order], ends)
             means = np.array([part.mean() for part in parts])
-            interval = (
-                statistics.clustered_interval(means, weights)
-                if np.ptp(means) > 0
-                else statistics.wilson_macro_interval(parts, weights)
-            )
-            views["clustered"] = rounded_estimate(headline.value, headline.n, interval, flags)
+            clustered = Interval(headline.low, headline.high)
+            if np.ptp(means) > 0:
+                clustered = statistics.clustered_interval(means, weights)
+            views["clustered"] = rounded_estimate(headline.value, headline.n, clustered, flags)
         views["micro"] = self.estimate_members(table, np.ones(len(credit), bool))
         flags.pop("tie", None)  # ties are those of the deciding score
         for reduction in other_reductions(self.settings.reduction):
-            views[reduction] = estimate(
-                gold_credits(table, self.settings.ties, reduction), statistics.bootstrap_interval
-            )
+            views[reduction] = estimate(gold_credits(table, self.settings.ties, reduction))
         return Headline(headline, views)
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -74,11 +71,11 @@ class Accuracy(Metric):
     def by_group(
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
     ) -> Sequence[Estimate]:
-        """Return the mean credit of each group, with Wilson's interval."""
+        """Return the mean credit of each group, with its score interval."""
         credit, known, count = self.per_item(table), codes >= 0, len(names)
-        n = np.bincount(codes[known], minlength=count).astype(float)
-        right = np.bincount(codes[known], credit[known], minlength=count).astype(float)
-        low, high = statistics.wilson_interval(right, n)
+        n = np.bincount(codes[known], minlength=count)
+        strata = statistics.count_items(credit, codes, np.ones(count), CREDIT_RANGE)
+        low, high = statistics.score_intervals(statistics.separate_averages(strata))
         flag_counts = {
             name: np.bincount(codes[known & raised], minlength=count)
             for name, raised in table.flags.items()
@@ -88,7 +85,7 @@ class Accuracy(Metric):
             for g in range(count)
         ]
         return [
-            rounded_estimate(right[g] / n[g], int(n[g]), (low[g], high[g]), flags[g])
+            rounded_estimate(strata.means[g], int(n[g]), (low[g], high[g]), flags[g])
             for g in range(count)
         ]
 

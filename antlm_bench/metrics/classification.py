@@ -140,7 +140,7 @@ class ConfusionMetric:
     undefined_reason: Callable[[ConfusionTotals], str] = _always_defined
     """Totals (k,) -> why there is no value, "" where there is one."""
     is_proportion: bool = False
-    """Its interval is Wilson's."""
+    """Its interval is a score interval."""
 
 
 ACCURACY = ConfusionMetric(accuracy, is_proportion=True)
@@ -270,14 +270,17 @@ class ConfusionCounts:
         return float(self.compute_metric(metric, self.counts[None])[0])
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Return value and interval: Wilson's for a proportion, else a bootstrap over items.
+        """Return value and interval: a proportion's score interval, else a bootstrap over items.
 
         A bootstrap's interval is widened to hold the value: resamples lose rare classes, so that a
         macro-F1 of many classes may lie above nearly all of its replicates.
         """
         value, n = self.metric_value(metric), int(self.counts.sum())
         if load_confusion_metric(metric).is_proportion:
-            return rounded_estimate(value, n, statistics.wilson_interval(value * n, n), flags)
+            credit = self.predicted[np.arange(len(self.gold)), self.gold][self.kind_index]
+            one_stratum = np.zeros(n, np.int32)
+            interval = statistics.score_interval(credit, one_stratum, np.ones(1))
+            return rounded_estimate(value, n, interval, flags)
         interval = statistics.bootstrap_counts_interval(
             self.counts, lambda counts: self.compute_metric(metric, counts)
         )

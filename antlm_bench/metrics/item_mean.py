@@ -4,7 +4,8 @@
 
 with the groups of `macro`, as in an accuracy. The values are `MetricSpec.item_values`.
 Corner cases: nan is not a value, its item is left out and counted; a group without any value is an
-error; the interval resamples items within groups, and is Wilson's where every value is 0 or 1.
+error. Intervals: `statistics.stratified_score` where every value is 0 or 1, else
+`statistics.welch_test`.
 """
 
 from __future__ import annotations
@@ -77,14 +78,18 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
             hint=NO_VALUES_HINT,
         )
     value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
-    everything = np.concatenate(parts)
-    varies = len(parts) > 1 and any(np.ptp(part) > 0 for part in parts)
-    if np.isin(everything, (0, 1)).all() and not varies:
-        interval = statistics.wilson_macro_interval(parts, weights)
+    used = values[known]
+    if is_right_or_wrong(used):
+        interval = statistics.score_interval(used, codes[known], weights)
     else:
-        interval = statistics.bootstrap_interval(parts, weights)
+        interval = statistics.welch_test(parts, weights)[0]
     flags = table.count_flags(codes >= 0, exclude="tie")  # nothing is chosen, so nothing ties
-    return rounded_estimate(value, len(everything), interval, flags, UNBOUNDED)
+    return rounded_estimate(value, len(used), interval, flags, UNBOUNDED)
+
+
+def is_right_or_wrong(values: Floats) -> bool:
+    """Return whether all values (n,) are 0 or 1."""
+    return bool(np.isin(values, (0, 1)).all())
 
 
 UNBOUNDED = (-np.inf, np.inf)

@@ -57,6 +57,12 @@ OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
 """Items whose options are compared, so that `reduction` decides."""
 
 
+SCORE_INTERVAL = "stratified score interval over items"
+"""Origin of the intervals of means of credits (`statistics.stratified_score`)."""
+ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if each is 0 or 1, else Welch's t"
+"""Origin of the intervals of means of other values."""
+
+
 @dataclass(frozen=True, slots=True)
 class LmEvalFormat:
     """How lm-eval's result files show a metric."""
@@ -83,7 +89,7 @@ class MetricSpec:
     """Name of the metric in a suite's TOML."""
     label: str
     """Title of the numbers in a legend: "Percent right"."""
-    interval: str = "items resampled"
+    interval: str = ITEM_MEAN_INTERVAL
     """Origin of the 95% interval, for a legend."""
     item_kind: ItemKind = ItemKind.CHOICE
 
@@ -196,7 +202,7 @@ CLASSIFICATION: dict[str, Any] = PERCENT | {
 ACCURACY = MetricSpec(
     "accuracy",
     "Percent right",
-    "items resampled within each group for an unweighted mean of groups, Wilson's for one group",
+    SCORE_INTERVAL,
     axis_title="% right",
     headline_name="",
     too_long_outcome="counted wrong",
@@ -212,7 +218,8 @@ ACCURACY = MetricSpec(
 SPEARMAN = MetricSpec(
     "spearman",
     "Spearman's rho",
-    item_kind=ItemKind.RATING,
+    "from the influence of each item on the ranks",
+    ItemKind.RATING,
     heading="Spearman's rho",
     aggregation="antlm_bench.metrics.spearman:Spearman",
     comparison="antlm_bench.comparison.paired:compare_correlations",
@@ -295,18 +302,15 @@ TASK_TOTAL: dict[str, Any] = TASK_VALUE | {
     "export_rows": "antlm_bench.exports.items_csv:preference_rows",
     "lm_eval": LmEvalFormat(is_item_mean=True, sample_values=False),
 }
-RESAMPLED_OR_WILSON = "items resampled, Wilson's where each is 0 or 1"
 TASK_SCORE = MetricSpec(
     "task-score",
     "Task metric",
-    RESAMPLED_OR_WILSON,
     heading="task's score",
     **TASK_VALUE,
 )
 TASK_PENALTY = MetricSpec(
     "task-penalty",
     "Task metric (less is better)",
-    RESAMPLED_OR_WILSON,
     heading="task's penalty",
     lower_is_better=True,
     **TASK_VALUE,

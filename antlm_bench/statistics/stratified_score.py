@@ -10,7 +10,8 @@ theta = t:
    p_sk = N_sk / (mu_s + lambda w_s x_k) for a value x_k with N_sk items.
 3. v = sum_s w_s^2 var_s / n_s * (n_s + c) / (n_s + c - 1), with var_s of the fit and c
    pseudo-items. z0 = (estimate - t) / sqrt(v), after the estimate is moved towards t by CONTINUITY
-   of an item: counts are whole numbers, so coverage would dip to 91.5% at some rates.
+   steps: counts are whole numbers, so coverage would dip to 91.5% at some rates. A step is
+   sum_s w_s^3 third_s / n_s^2 / v with the third absolute central moment: w / n for rare flips.
 4. With a = sum_s w_s^3 skew_s / n_s^2 / v^1.5 / 6 (skew_s: third central moment of the fit), z
    solves a z^2 + z = z0 + a, which corrects z0 for skewness.
 
@@ -33,15 +34,15 @@ import numpy as np
 from scipy.special import ndtr
 
 from antlm_bench.statistics.intervals import Interval, Z
-from antlm_bench.types import Floats, Ints
+from antlm_bench.types import Bools, Floats, Ints
 
 PSEUDO_ITEMS = 4.0
 """Pseudo-items of a stratum."""
 END_ITEMS = 0.5
 """Items added at each end of the range before the pooled distribution is taken."""
-CONTINUITY = 0.15
-"""Share of an item by which an estimate is moved towards a hypothesis."""
-MAX_VALUES = 41
+CONTINUITY = 0.2
+"""Share of the step of an item by which an estimate is moved towards a hypothesis."""
+MAX_VALUES = 101
 """Distinct values that are told apart. More are spread over a grid of so many points."""
 MAX_MULTIPLIER = 1e12
 """Multipliers beyond this one, in standard errors, mean an end of the range."""
@@ -143,7 +144,8 @@ def score_intervals(
         multipliers = _find_roots(lambda u: model.fit(u).z - critical, model.num_averages)
         return model.fit(multipliers).theta
 
-    return end(z), end(-z)
+    low, high, estimates = end(z), end(-z), counts.estimates
+    return np.minimum(low, estimates), np.maximum(high, estimates)
 
 
 def score_z(
@@ -158,24 +160,61 @@ def score_z(
 
 
 def score_interval(
-    strata: Sequence[Floats], weights: Floats, value_range: tuple[float, float] = (0.0, 1.0)
+    values: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    clusters: Ints | None = None,
 ) -> Interval:
-    """Return the interval of sum_s w_s mean_s of strata of independent items."""
-    low, high = score_intervals(_count_strata(strata, weights, value_range))
+    """Return the interval of one macro-average. Arguments as in `count_items`."""
+    low, high = score_intervals(count_items(values, codes, weights, value_range, clusters))
     return Interval(float(low[0]), float(high[0]))
+
+
+def score_test(
+    changes: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    clusters: Ints | None = None,
+) -> tuple[Interval, float]:
+    """Return the interval of a macro-average of paired differences, and the two-sided p-value of
+    "no difference". Arguments as in `count_items`."""
+    counts = count_items(changes, codes, weights, value_range, clusters)
+    low, high = score_intervals(counts)
+    return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
+
+
+def score_tests_by_group(
+    changes: Floats,
+    groups: Sequence[Bools],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    clusters: Ints | None = None,
+) -> list[tuple[Interval, float]]:
+    """Return `score_test` of every group, a single stratum each.
+
+    changes (n,), clusters (n,). groups: the members (n,) of each group, one at least. Groups may
+    overlap. They are computed at once, which takes hardly longer than one of them.
+    """
+    if not groups:
+        return []
+    members = [np.flatnonzero(group) for group in groups]
+    codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
+    rows = np.concatenate(members)
+    of_rows = None if clusters is None else clusters[rows]
+    weights = np.ones(len(groups))
+    counts = separate_averages(count_items(changes[rows], codes, weights, value_range, of_rows))
+    low, high = score_intervals(counts)
+    p = two_sided_p(score_z(counts))
+    return [
+        (Interval(float(a), float(b)), float(p_value))
+        for a, b, p_value in zip(low, high, p, strict=True)
+    ]
 
 
 def two_sided_p(z: Floats) -> Floats:
     """Return the two-sided p-values (B,) of z (B,)."""
     return np.asarray(2 * ndtr(-np.abs(z)))
-
-
-def _count_strata(
-    strata: Sequence[Floats], weights: Floats, value_range: tuple[float, float]
-) -> StratifiedCounts:
-    sizes = [len(values) for values in strata]
-    codes = np.repeat(np.arange(len(strata), dtype=np.int32), sizes)
-    return count_items(np.concatenate(strata), codes, weights, value_range)
 
 
 def _spread_over_grid(
@@ -184,19 +223,17 @@ def _spread_over_grid(
     """Return a grid of values (K,), and for each value (n,) the grid point below it and the share
     that belongs to the next grid point.
 
-    The grid holds all distinct values if they are few. Else values are split between their two
-    neighbours, which keeps the mean and raises the variance by less than a thousandth of the
-    squared range.
+    The grid holds the ends of the range and all distinct values if they are few. Else it holds
+    their quantiles, and values are split between their two neighbours, which keeps the mean and
+    hardly raises the variance.
     """
-    low, high = value_range
-    distinct = np.unique(np.concatenate([values, [low, high]]))
-    if len(distinct) <= MAX_VALUES:
-        lower = np.searchsorted(distinct, values).astype(np.int32)
-        return distinct, lower, np.zeros(len(values))
-    grid = np.linspace(distinct[0], distinct[-1], MAX_VALUES)
-    position = (values - grid[0]) / (grid[1] - grid[0])
-    lower = np.clip(position.astype(np.int32), 0, MAX_VALUES - 2)
-    return grid, lower, position - lower
+    grid = np.unique(values)
+    if len(grid) > MAX_VALUES:
+        grid = np.quantile(grid, np.linspace(0, 1, MAX_VALUES))
+    grid = np.unique(np.append(grid, value_range))
+    position = np.searchsorted(grid, values, side="right") - 1
+    lower = np.clip(position, 0, len(grid) - 2).astype(np.int32)
+    return grid, lower, (values - grid[lower]) / (grid[lower + 1] - grid[lower])
 
 
 class _Model:
@@ -225,26 +262,24 @@ class _Model:
         corrected = self._sizes + rule.pseudo_items
         correction = corrected / (corrected - 1) if rule.pseudo_items else 1.0
         self._variance_factor = weights**2 / self._sizes * correction
+        self._third_factor = weights**3 / self._sizes**2
         self._estimates = counts.estimates
 
     def fit(self, multipliers: Floats) -> _Fit:
         """Return the fitted hypotheses at multipliers (B,) in units of the scale."""
-        weights, sizes = self._data.weights, self._sizes
-        means, variances, thirds = self._moments(self._tilt(multipliers))
-        theta = self._sum(weights * means)
-        terms = self._variance_factor * variances
-        variance = self._sum(terms)
+        means, variances, thirds, absolute_thirds = self._moments(self._tilt(multipliers))
+        theta = self._sum(self._data.weights * means)
+        variance = self._sum(self._variance_factor * variances)
         has_variance = variance > 0
         error = np.sqrt(np.where(has_variance, variance, 1.0))
-        # What an item weighs, averaged by what each stratum adds to the variance.
-        item_weight = self._sum(terms * weights / sizes) / error**2
+        step = self._sum(self._third_factor * absolute_thirds) / error**2
         gap = self._estimates - theta
-        distance = np.maximum(np.abs(gap) - self._rule.continuity * item_weight, 0.0)
+        distance = np.maximum(np.abs(gap) - self._rule.continuity * step, 0.0)
         at_end = np.where(np.abs(gap) > TOLERANCE, np.inf, 0.0)
         z0 = np.copysign(np.where(has_variance, distance / error, at_end), gap)
         if not self._rule.corrects_skewness:
             return _Fit(theta, z0)
-        third = self._sum(weights**3 / sizes**2 * thirds)
+        third = self._sum(self._third_factor * thirds)
         a = np.where(has_variance, third / error**3 / 6, 0.0)
         root = np.sqrt(np.maximum(1 + 4 * a * (z0 + a), 0.0))
         return _Fit(theta, 2 * (z0 + a) / (1 + root))
@@ -276,12 +311,14 @@ class _Model:
         p[rows, near] = np.maximum(1 - p.sum(axis=1), 0.0)
         return np.asarray(p)
 
-    def _moments(self, p: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return mean, variance and third central moment (R,) of distributions (R, K)."""
+    def _moments(self, p: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return mean, variance, third and third absolute central moment (R,) of distributions
+        (R, K)."""
         means = p @ self._data.values
         deviations = self._data.values - means[:, None]
         weighted = p * deviations**2
-        return means, weighted.sum(axis=1), (weighted * deviations).sum(axis=1)
+        thirds = weighted * deviations
+        return means, weighted.sum(axis=1), thirds.sum(axis=1), np.abs(thirds).sum(axis=1)
 
     def _sum(self, terms: Floats) -> Floats:
         """Return the sums (B,) of terms (R,) over the strata of each macro-average."""

@@ -112,9 +112,10 @@ def optimized_z(strata, weights, values, null, pseudo=4.0, ends=0.5):
     third = (fit * deviation**3).sum(axis=1)
     v = np.sum(weights**2 * variance / n * (n + pseudo) / (n + pseudo - 1))
     estimate = weights @ [np.mean(s) for s in strata]
-    item_weight = np.sum(weights**3 * variance / n**2 * (n + pseudo) / (n + pseudo - 1)) / v
+    absolute_third = (fit * np.abs(deviation) ** 3).sum(axis=1)
+    step = np.sum(weights**3 * absolute_third / n**2) / v
     gap = estimate - null
-    z0 = np.sign(gap) * max(abs(gap) - 0.15 * item_weight, 0) / np.sqrt(v)
+    z0 = np.sign(gap) * max(abs(gap) - 0.2 * step, 0) / np.sqrt(v)
     a = np.sum(weights**3 * third / n**2) / v**1.5 / 6
     return (-1 + np.sqrt(1 + 4 * a * (z0 + a))) / (2 * a)
 
