@@ -218,7 +218,7 @@ ACCURACY = MetricSpec(
 SPEARMAN = MetricSpec(
     "spearman",
     "Spearman's rho",
-    "from the influence of each item on the ranks",
+    "t on Fisher's scale over items",
     ItemKind.RATING,
     heading="Spearman's rho",
     aggregation="antlm_bench.metrics.spearman:Spearman",

@@ -27,12 +27,11 @@ TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]
 WORSE, BETTER = "▼", "▲"
 LEGEND = (
     "Values in percent, differences in points (correlations, nats, bits and tasks' own scores"
-    " as they are) with their 95% interval: items resampled within each group for an "
-    "unweighted mean of groups, Bonett and Price's interval for one group, sentences "
-    "resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where "
-    "tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where"
-    " they are many), a suite is tested first and alone. ▼ worse, ▲ better: p < .05, or, "
-    "where none is tested, an interval without 0."
+    " as they are) with their 95% interval: stratified score interval over items (Welch's t where"
+    " values are not 0 or 1, Fisher's scale for correlations), sentences resampled for 100 ΔR²,"
+    " t over words for surprisal, t over seeds and items where tasks were finetuned. Groups are"
+    " tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is tested"
+    " first and alone. ▼ worse, ▲ better: p < .05, or, where none is tested, an interval without 0."
 )
 
 

@@ -46,6 +46,8 @@ MAX_VALUES = 101
 """Distinct values that are told apart. More are spread over a grid of so many points."""
 MAX_MULTIPLIER = 1e12
 """Multipliers beyond this one, in standard errors, mean an end of the range."""
+DIGITS = 9
+"""Digits of the ends of intervals: the same on all platforms."""
 MAX_STEPS = 200
 TOLERANCE = 1e-12
 
@@ -145,6 +147,7 @@ def score_intervals(
         return model.fit(multipliers).theta
 
     low, high, estimates = end(z), end(-z), counts.estimates
+    low, high = np.round(low, DIGITS), np.round(high, DIGITS)
     return np.minimum(low, estimates), np.maximum(high, estimates)
 
 
