@@ -8,7 +8,7 @@ counts how often it holds the true macro-average. Asked for: 93% or more in ever
 errors has to be conservative. The limits allow for two standard errors of the simulation. Exit code
 1: a case misses its limits and is not in EXCEPTIONS.
 
-Takes about 10 minutes on two cores. docs/statistics.md shows its output.
+2000 runs take about three minutes on one core. docs/statistics.md shows its output.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ ENTITY_TRACKING = {
     "ambiref": (607, 607, 604, 604, 615, 187),
     "move_contents": (605, 606, 605, 606, 529, 156),
 }
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "difference, 11 strata of 1 to 50 +.1 -.2": "conservative: one item has a weight of 1/11",
+}
 """Name of a case that misses its limits -> why that is accepted."""
 
 

@@ -155,9 +155,8 @@ def _credit_difference(
     varies = any(np.ptp(part) > 0 for part in parts)
     closed_form = statistics.normal_interval(parts, weights) if varies else interval
     views = {"closed-form": Estimate(value, n, *closed_form)}
-    if len(parts) > 1:
-        spread = np.ptp(means) > 0
-        clustered = statistics.clustered_interval(means, weights) if spread else interval
+    clustered, _ = statistics.sampled_groups_interval(means, weights)
+    if clustered:
         views["clustered"] = Estimate(value, n, *clustered)
     return Difference(
         *key,
@@ -289,11 +288,9 @@ def _value_difference(
     parts = _split(values[1] - values[0], strata)
     a, b = (_weighted_mean(run_values, strata) for run_values in values)
     change, value = np.concatenate(parts), b - a
-    views = {}
-    if len(parts) > 1:
-        means = np.array([part.mean() for part in parts])
-        clustered = statistics.clustered_interval(means, weights)
-        views["clustered"] = Estimate(value, len(change), *clustered)
+    means = np.array([part.mean() for part in parts])
+    clustered, _ = statistics.sampled_groups_interval(means, weights)
+    views = {"clustered": Estimate(value, len(change), *clustered)} if clustered else {}
     more, less = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
         *key,

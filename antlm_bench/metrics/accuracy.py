@@ -53,17 +53,16 @@ class Accuracy(Metric):
         if any(np.ptp(part) > 0 for part in parts):
             interval = statistics.normal_interval(parts, weights)
         views = {"closed-form": rounded_estimate(headline.value, len(credit), interval, flags)}
-        if len(paths) > 1:
-            means = np.array([part.mean() for part in parts])
-            clustered = Interval(headline.low, headline.high)
-            if np.ptp(means) > 0:
-                clustered = statistics.clustered_interval(means, weights)
+        means = np.array([part.mean() for part in parts])
+        clustered, reason = statistics.sampled_groups_interval(means, weights)
+        if clustered:
             views["clustered"] = rounded_estimate(headline.value, headline.n, clustered, flags)
         views["micro"] = self.estimate_members(table, np.ones(len(credit), bool))
         flags.pop("tie", None)  # ties are those of the deciding score
         for reduction in other_reductions(self.settings.reduction):
             views[reduction] = estimate(gold_credits(table, self.settings.ties, reduction))
-        return Headline(headline, views)
+        notes = (f"“like these”: {reason}",) if len(parts) > 1 and reason else ()
+        return Headline(headline, views, notes)
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self.by_group(table, np.where(members, 0, -1).astype(np.int32), ("",))[0]

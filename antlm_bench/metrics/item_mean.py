@@ -18,7 +18,12 @@ from antlm_bench import statistics
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.records import MetricSpec
-from antlm_bench.metrics.summary import Headline, Metric, MetricSettings, rounded_estimate
+from antlm_bench.metrics.summary import (
+    Headline,
+    Metric,
+    MetricSettings,
+    rounded_estimate,
+)
 from antlm_bench.registry import load_target
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -43,19 +48,19 @@ class ItemMean(Metric):
         values, (codes, paths) = self.per_item(table), assign_strata(table, macro)
         weights = statistics.macro_weights(paths)
         headline = weighted_mean(table, values, codes, weights)
+        means = np.array([np.nanmean(values[codes == code]) for code in range(len(paths))])
+        clustered, reason = statistics.sampled_groups_interval(means, weights)
         views = {}
-        if len(paths) > 1:
-            means = np.array([np.nanmean(values[codes == code]) for code in range(len(paths))])
+        if clustered:
+            n, flags = headline.n, headline.flags
             views["clustered"] = rounded_estimate(
-                headline.value,
-                headline.n,
-                statistics.clustered_interval(means, weights),
-                headline.flags,
-                self.spec.value_range,
+                headline.value, n, clustered, flags, self.spec.value_range
             )
+        notes = [f"“like these”: {reason}"] if len(paths) > 1 and reason else []
         missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
-        note = f"left out: {missing} items for which the task has no value"
-        return Headline(headline, views, (note,) if missing else ())
+        if missing:
+            notes.append(f"left out: {missing} items for which the task has no value")
+        return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         codes = np.where(members, 0, -1).astype(np.int32)

@@ -24,6 +24,7 @@ from antlm_bench.statistics.intervals import (
     dirichlet_interval,
     macro_weights,
     normal_interval,
+    sampled_groups_interval,
     standard_error,
     welch_test,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "macro_weights",
     "min_detectable_difference",
     "normal_interval",
+    "sampled_groups_interval",
     "score_interval",
     "score_intervals",
     "score_test",

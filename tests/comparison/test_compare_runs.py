@@ -91,9 +91,7 @@ def test_the_headline_interval_is_over_items_of_these_paradigms(tmp_path: Path) 
     assert (head.low, head.high) == pytest.approx(
         tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01
     )
-    means = np.array([each.mean() for each in changes])
-    like_these = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
-    assert (head.views["clustered"].low, head.views["clustered"].high) == pytest.approx(like_these)
+    assert "clustered" not in head.views  # six paradigms
     assert head.detectable == pytest.approx(
         statistics.min_detectable_difference(changes, np.full(6, 1 / 6))
     )

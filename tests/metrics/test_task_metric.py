@@ -88,7 +88,7 @@ def test_a_group_s_tasks_count_equally_where_the_headline_says_so() -> None:
         ("a", 0.5, 3),
         ("b", 0.25, 1),
     ]
-    assert found.views["clustered"].low < found.headline.low
+    assert "clustered" not in found.views
     with pytest.raises(DataError, match="none of the items has a value") as caught:
         summary(judged((1.0,), (NAN,), tasks="ab"), macro=("task",))
     assert "i1" in caught.value.location
