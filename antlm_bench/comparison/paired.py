@@ -26,7 +26,7 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.item_mean import is_right_or_wrong
@@ -41,10 +41,6 @@ from antlm_bench.metrics.surprisal import word_means
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
-
-POWER_FACTOR = 1 + 0.8416 / statistics.Z
-"""Half a 95% interval, times this, is a true difference that is shown with 80% power."""
-
 
 TestedInterval = tuple[Interval, float]
 """An interval of a difference and the p-value of no difference, from one statistic."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.paired import POWER_FACTOR, logprob_gaps
-from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.comparison.paired import logprob_gaps
+from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.metrics.prediction_table import gold_credits

@@ -1,12 +1,14 @@
 """Verdicts of a gate: did the checkpoint get worse by more than a margin declared beforehand?
 
-A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the interval of the paired
-difference d = new - baseline, with its sign turned where lower is better. For a margin m > 0, in
-this order:
+A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the two-sided 95% interval
+of the paired drop, baseline - new, with its sign turned where lower is better. For a margin m > 0:
 
-    the interval lies above -m                pass (a drop may be significant and tolerable)
-    the interval lies below 0, and d <= -m    regression
-    else                                      inconclusive: too few items for this margin
+    the interval lies below m    pass (a drop may be significant and tolerable)
+    the interval lies above m    regression: the drop is larger than the margin
+    the interval holds m         inconclusive: too few items for this margin
+
+So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
+drop of the margin or more passes in at most 2.5%.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from antlm_bench.comparison.results import HEADLINE, Comparison, Difference, RunComparison
+from antlm_bench.comparison.results import (
+    HEADLINE,
+    POWER_FACTOR,
+    Comparison,
+    Difference,
+    RunComparison,
+)
 from antlm_bench.notebook import to_html_table
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 
@@ -71,6 +79,20 @@ class Judgement:
     def is_significantly_worse(self) -> bool:
         """Whether it dropped significantly, tolerable or not."""
         return is_significant(self.difference) and self.difference.gain < 0
+
+    @property
+    def items_to_decide(self) -> int | None:
+        """Items like these that decide with 80% power if the drop is as observed, to two digits.
+
+        An interval shrinks with the root of the number of items. None where the drop equals the
+        margin.
+        """
+        worst, best = self.difference.gain_interval
+        distance = abs(self.difference.gain + self.tolerance)
+        if not distance:
+            return None
+        ratio = POWER_FACTOR * (best - worst) / 2 / distance
+        return int(float(f"{self.difference.n * ratio**2:.2g}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,5 +206,5 @@ def _decide_status(difference: Difference, margin: float) -> Status:
     if worst > -margin:
         return "pass"
     # A group is one of many: its drop has to be significant within its family.
-    certain = difference.level == HEADLINE or is_significant(difference)
-    return "regression" if best < 0 and difference.gain <= -margin and certain else "inconclusive"
+    is_certain = difference.level == HEADLINE or is_significant(difference)
+    return "regression" if best < -margin and is_certain else "inconclusive"

@@ -30,9 +30,9 @@ HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
 MAX_NAMED_GROUPS = 3
 """Most groups that a sentence names."""
 VERDICT_LEGEND = (
-    "pass: the 95% interval of the difference holds no loss as large as the margin. "
-    "regression: it holds losses only, and the difference is the margin or more. "
-    "inconclusive: too few items to tell."
+    "pass: the two-sided 95% interval of the difference holds no loss as large as the margin. "
+    "regression: it holds only losses larger than the margin. "
+    "inconclusive: it holds the margin, so there are too few items to tell."
 )
 
 
@@ -146,6 +146,11 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if verdict.status == "inconclusive" and (needed := judged.difference.detectable):
         least = f"{format_number(needed, metric)}{unit_suffix(metric)}"
         yield f"so many items resolve differences from {least} on"
+    if judged.status == "inconclusive":
+        what = "a significant drop" if judged.is_significantly_worse else "no significant drop"
+        if judged.items_to_decide:
+            what += f"; about {judged.items_to_decide:,} items like these would decide"
+        yield what
     yield from verdict.comparison.notes
 
 
