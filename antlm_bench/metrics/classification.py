@@ -24,7 +24,6 @@ tests check every value against scikit-learn's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -398,18 +397,26 @@ def contributions_by_seed(
     return np.stack(rows)
 
 
-def collapse_warnings(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+def collapse_warnings(predictions: Sequence[Prediction], metric: str) -> tuple[str, ...]:
     """Return what shows that a run has learnt nothing, in words for a table; () where it seems to
     have learnt.
 
-    "constant prediction": one class for all items. "no better than the majority class (52.7%)": an
-    accuracy not above that of always answering the most frequent gold class of the same items.
+    "constant prediction": one class for all items. "no better than one class for all (100 F1
+    54.3)": the task's metric is not above the best that it gives to answering all items with one
+    class.
     """
     if not predictions:
         return ()
     if len(predictions) > 1 and len({p.pred for p in predictions}) == 1:
         return ("constant prediction",)
-    majority = max(Counter(p.gold for p in predictions).values())
-    if sum(p.pred == p.gold for p in predictions) <= majority:
-        return (f"no better than the majority class ({100 * majority / len(predictions):.1f}%)",)
-    return ()
+    spec, compute = METRICS[metric], load_confusion_metric(metric).compute
+    num_classes = len(predictions[0].scores)
+    gold = np.array([p.gold for p in predictions], np.int32)
+    predicted = np.array([p.pred for p in predictions], np.int32)
+    table = np.zeros((num_classes, num_classes))
+    np.add.at(table, (gold, predicted), 1)
+    constant = table.sum(axis=1)[:, None] * np.eye(num_classes)[:, None, :]  # class, gold, answer
+    best = float(compute(ConfusionTotals.from_tables(constant)).max())
+    if float(compute(ConfusionTotals.from_tables(table))) > best:
+        return ()
+    return (f"no better than one class for all ({spec.heading} {spec.format(best)})",)

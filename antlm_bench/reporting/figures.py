@@ -228,7 +228,7 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
             title=make_printable(suite),
             caption="One mark per seed. An outline (× in the table) is a run that collapsed: one "
             "constant answer, or "
-            "no better than the most frequent class. Collapsed runs are counted in every mean.",
+            "no better than one class for all. Collapsed runs are counted in every mean.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title="score"),

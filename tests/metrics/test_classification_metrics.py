@@ -235,12 +235,29 @@ def test_a_misfit_is_a_typed_error(
 
 
 def test_collapse_is_named() -> None:
-    assert collapse_warnings(answered([0, 1, 1, 0], [1, 1, 1, 1])) == ("constant prediction",)
-    assert collapse_warnings(answered([0, 1, 1, 1], [0, 1, 0, 1])) == (
-        "no better than the majority class (75.0%)",
+    def warnings(gold: list[int], said: list[int], metric: str = "accuracy") -> tuple[str, ...]:
+        return collapse_warnings(answered(gold, said), metric)
+
+    assert warnings([0, 1, 1, 0], [1, 1, 1, 1]) == ("constant prediction",)
+    assert warnings([0, 1, 1, 1], [0, 1, 0, 1]) == (
+        "no better than one class for all (accuracy 75.0)",
     )
-    assert collapse_warnings(answered([0, 1, 1, 1], [0, 1, 1, 1])) == ()
-    assert collapse_warnings([]) == ()
+    assert warnings([0, 1, 1, 1], [0, 1, 1, 1]) == ()
+    assert collapse_warnings([], "accuracy") == ()
+
+
+def test_collapse_is_judged_by_the_tasks_own_metric() -> None:
+    gold = [1] * 3 + [0] * 5  # always 1: F1 = 2 * 3 / (3 + 8)
+    said = [1, 0, 0] + [0] * 4 + [1]  # F1 = 2 / (3 + 2)
+    predictions = answered(gold, said)
+    assert collapse_warnings(predictions, "f1") == (
+        "no better than one class for all (100 F1 54.5)",
+    )
+    assert collapse_warnings(predictions, "mcc") == ()
+    worse_than_chance = answered([1, 1, 0, 0], [0, 1, 1, 1])
+    assert collapse_warnings(worse_than_chance, "mcc") == (
+        "no better than one class for all (100 MCC 0.0)",
+    )
 
 
 @settings(max_examples=25, deadline=None)
