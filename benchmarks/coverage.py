@@ -264,6 +264,7 @@ def _one_run_cases() -> Iterator[Case]:
     yield one_run("50 strata of 2, .3 to 1", (2,) * 50, np.linspace(0.3, 1, 50))
     yield one_run("67 strata of 20, .4 to 1", (20,) * 67, np.linspace(0.4, 1, 67))
     yield one_run("nano (16 of 50) at .995", NANO, 0.995)
+    yield one_run("nano (16 of 50) at .999", NANO, 0.999)
     yield one_run("blimp-fast (67 of 200), .5 to 1", BLIMP_FAST, np.linspace(0.5, 1, 67))
     yield one_run("blimp (67 of 1000), .5 to 1", BLIMP, np.linspace(0.5, 1, 67))
     yield one_run("ewok, .5 to .6", EWOK, np.linspace(0.5, 0.6, 11))

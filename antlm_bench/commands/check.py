@@ -11,7 +11,7 @@ from antlm_bench.comparison import RunComparison, compare_runs
 from antlm_bench.comparison.join import group_cells, suite_matches
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
 from antlm_bench.comparison.runs import is_paired
-from antlm_bench.comparison.verdict import CheckResult, judge
+from antlm_bench.comparison.verdict import CheckResult, correct_for_suites, judge
 from antlm_bench.errors import UsageError
 from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run, RunLike, run_folder
@@ -70,9 +70,11 @@ def check(
         names[0], names[1], baseline_run.path, new_run.path, tuple(comparisons)
     )
     # The first source that declares a margin wins: options, policy file, the suite's TOML.
-    verdicts = tuple(
-        judge(comparison, *margins, load_suite_margins(comparison.suite))
-        for comparison in comparisons
+    verdicts = correct_for_suites(
+        [
+            judge(comparison, *margins, load_suite_margins(comparison.suite))
+            for comparison in comparisons
+        ]
     )
     return CheckResult(run_comparison, verdicts, tuple(missing), tuple(unpaired))
 

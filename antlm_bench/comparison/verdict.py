@@ -8,14 +8,16 @@ of the paired drop, baseline - new, with its sign turned where lower is better. 
     the interval holds m         inconclusive: too few items for this margin
 
 So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
-drop of the margin or more passes in at most 2.5%.
+drop of the margin or more passes in at most 2.5%. Of several suites, see `correct_for_suites`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from scipy.special import ndtr
 
 from antlm_bench.comparison.results import (
     HEADLINE,
@@ -25,7 +27,7 @@ from antlm_bench.comparison.results import (
     RunComparison,
 )
 from antlm_bench.notebook import to_html_table
-from antlm_bench.statistics import CONFIDENCE_LEVEL
+from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm
 
 Status = Literal["pass", "regression", "inconclusive"]
 PHENOMENON = "phenomenon"
@@ -74,6 +76,20 @@ class Judgement:
     status: Status
     source: str = ""
     """Source of the margin: an option, a file or "default"."""
+    correction: str = ""
+    """Correction over several suites that turned a regression into "inconclusive"."""
+
+    @property
+    def p(self) -> float:
+        """One-sided p-value of a drop of the margin or less, below 2.5% where the interval says
+        regression.
+
+        The distance between difference and margin is taken in units of the interval's half on that
+        side, which is 1.96 standard errors.
+        """
+        best = self.difference.gain_interval[1]
+        half, distance = best - self.difference.gain, -self.tolerance - self.difference.gain
+        return float(ndtr(-Z * distance / half)) if half else float(distance <= 0)
 
     @property
     def is_significantly_worse(self) -> bool:
@@ -172,6 +188,27 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
         groups=tuple(groups),
         worse_groups=tuple(sorted(worse_groups, key=lambda group: group.gain)),
     )
+
+
+def correct_for_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return the verdicts of suites that are judged together.
+
+    Any suite without a drop beyond its margin is called a regression in at most 2.5% of checks:
+    p-values of the headlines are adjusted by Holm. A pass of all needs no correction
+    (intersection-union). Groups with margins of their own stay as they are.
+    """
+    correction = f"Holm over {len(verdicts)} suites"
+    adjusted = holm([verdict.headline.p for verdict in verdicts])
+    corrected = []
+    for verdict, p in zip(verdicts, adjusted, strict=True):
+        if verdict.headline.status == "regression" and p >= (1 - CONFIDENCE_LEVEL) / 2:
+            headline = replace(verdict.headline, status="inconclusive", correction=correction)
+            statuses = [headline.status, *(g.status for g in verdict.groups)]
+            status: Status = "regression" if "regression" in statuses else "inconclusive"
+            corrected.append(replace(verdict, headline=headline, status=status))
+        else:
+            corrected.append(verdict)
+    return tuple(corrected)
 
 
 def worst_status(statuses: Sequence[Status]) -> Status:

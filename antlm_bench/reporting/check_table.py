@@ -147,6 +147,8 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
         least = f"{format_number(needed, metric)}{unit_suffix(metric)}"
         yield f"so many items resolve differences from {least} on"
     if judged.status == "inconclusive":
+        if judged.correction:
+            yield f"a regression if it were the only suite; not by {judged.correction}"
         what = "a significant drop" if judged.is_significantly_worse else "no significant drop"
         if judged.items_to_decide:
             what += f"; about {judged.items_to_decide:,} items like these would decide"

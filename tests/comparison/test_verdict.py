@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from antlm_bench.comparison import Comparison, Difference
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
-from antlm_bench.comparison.verdict import Margins, explanatory_level, judge
+from antlm_bench.comparison.verdict import (
+    Margins,
+    correct_for_suites,
+    explanatory_level,
+    judge,
+)
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.statistics.stratified_score import StratifiedCounts, score_intervals
 
@@ -66,6 +72,34 @@ def test_a_wider_margin_never_turns_a_pass_into_a_failure(
         for m in (margin, margin + more)
     )
     assert order.index(wide.status) >= order.index(narrow.status)
+
+
+def test_five_suites_at_their_margin_have_hardly_ever_a_regression() -> None:
+    trials, margin, error = 2000, 0.01, 0.004
+    drawn = -margin + error * np.random.default_rng(1).normal(size=(trials, 5))
+    alone = together = 0
+    for values in drawn:
+        verdicts = [
+            judge(comparison(difference(float(value), 1.96 * error)), Margins(margin))
+            for value in values
+        ]
+        alone += any(v.status == "regression" for v in verdicts)
+        together += any(v.status == "regression" for v in correct_for_suites(verdicts))
+    assert alone / trials > 0.09
+    assert together / trials <= 0.035
+
+
+def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
+    clear, close = difference(-0.05, 0.01), difference(-0.0205, 0.01)
+    verdicts = [judge(comparison(d), Margins(0.01)) for d in (clear, close, difference(0, 0.005))]
+    assert [v.status for v in verdicts] == ["regression", "regression", "pass"]
+
+    corrected = correct_for_suites(verdicts)
+
+    p = stats.norm.sf(1.959964 * 0.0105 / 0.01)
+    assert verdicts[1].headline.p == pytest.approx(p, rel=1e-4) and 2 * p > 0.025
+    assert [v.status for v in corrected] == ["regression", "inconclusive", "pass"]
+    assert [v.headline.correction for v in corrected] == ["", "Holm over 3 suites", ""]
 
 
 def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -> None:
