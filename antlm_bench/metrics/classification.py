@@ -346,9 +346,15 @@ class SeedSummary:
 
 
 def summarize_seeds(
-    predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Sequence[Prediction]],
+    metric: str,
+    ties: str = "half",
+    collapsed: Sequence[bool] = (),
 ) -> SeedSummary:
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
+
+    collapsed: whether each seed collapsed, () = none did. The mean is over all seeds; if only some
+    collapsed, its interval is that of a mixture.
 
     Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and as
     `summarize` does.
@@ -365,6 +371,9 @@ def summarize_seeds(
         interval = Interval(first.low, first.high)
         if not uncertain.variance > 0:
             uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+    if any(collapsed) and not all(collapsed):
+        interval = statistics.mixture_interval(values, np.array(collapsed))
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(
         uncertain.value, values.shape[1], interval, {}, METRICS[metric].value_range

@@ -6,9 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from antlm_bench import runs
-from antlm_bench.metrics.classification import summarize_seeds
+from antlm_bench.metrics.classification import SeedSummary, summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
+
+
+def summarize_seed_cells(run: Run, cells: Sequence[Cell], metric: str) -> SeedSummary:
+    """Return the metric over the seeds of a task. Raises RunError where predictions are damaged."""
+    return summarize_seeds(
+        [runs.read_predictions(run.path, cell) for cell in cells],
+        metric,
+        collapsed=[bool(cell.history.get("collapsed")) for cell in cells],
+    )
 
 
 def average_seeds(run: Run) -> Run:
@@ -20,7 +29,7 @@ def average_seeds(run: Run) -> Run:
     cells = [cell for cell in run if cell.seed is None]
     for (suite, method), seeds in group_seeds(run).items():
         metric = seeds[0].summary.metric
-        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
+        spread = summarize_seed_cells(run, seeds, metric)
         collapsed_seeds = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
         notes = [note for cell in seeds[:1] for note in cell.summary.notes]
         if spread.num_seeds > 1:
@@ -76,7 +85,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
     """Yield one summary per task and attention. Raises RunError where predictions are damaged."""
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
-        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+        spread = summarize_seed_cells(run, cells, metric)
         has_several_seeds = spread.num_seeds > 1
         yield FinetunedTaskSummary(
             model=str(run.manifest.model.get("name", run.path)),

@@ -5,6 +5,7 @@ Takes arrays, gives numbers; knows nothing of suites, predictions or files.
 
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,
+    mixture_interval,
     two_level_change,
     two_level_mean,
     two_level_test,
@@ -64,6 +65,7 @@ __all__ = [
     "holm",
     "macro_weights",
     "min_detectable_difference",
+    "mixture_interval",
     "normal_interval",
     "sampled_groups_interval",
     "score_interval",
