@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scipy.special import ndtr
-
 from antlm_bench.comparison.results import (
     HEADLINE,
     POWER_FACTOR,
@@ -27,7 +25,7 @@ from antlm_bench.comparison.results import (
     RunComparison,
 )
 from antlm_bench.notebook import to_html_table
-from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm
+from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm, one_sided_p
 
 Status = Literal["pass", "regression", "inconclusive"]
 PHENOMENON = "phenomenon"
@@ -89,7 +87,7 @@ class Judgement:
         """
         best = self.difference.gain_interval[1]
         half, distance = best - self.difference.gain, -self.tolerance - self.difference.gain
-        return float(ndtr(-Z * distance / half)) if half else float(distance <= 0)
+        return one_sided_p(Z * distance / half) if half else float(distance <= 0)
 
     @property
     def is_significantly_worse(self) -> bool:

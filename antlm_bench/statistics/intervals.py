@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from antlm_bench.types import Floats
 
@@ -36,6 +36,11 @@ Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+def one_sided_p(z: float) -> float:
+    """Return the probability of a standard normal number above z."""
+    return float(ndtr(-z))
 
 
 def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
