@@ -15,7 +15,7 @@ from antlm_bench.comparison.join import group_cells
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
 from antlm_bench.comparison.runs import is_paired
 from antlm_bench.comparison.summary_check import read_run
-from antlm_bench.comparison.verdict import CheckResult, judge
+from antlm_bench.comparison.verdict import CheckResult, correct_for_suites, judge
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Manifest, Run, RunLike, run_folder
@@ -66,9 +66,11 @@ def check(
         baseline_name, new_name, baseline.path, new_run.path, tuple(comparisons)
     )
     # The first source that declares a margin wins: options, policy file, the suite's TOML.
-    verdicts = tuple(
-        judge(comparison, *margins, load_suite_margins(comparison.suite))
-        for comparison in comparisons
+    verdicts = correct_for_suites(
+        [
+            judge(comparison, *margins, load_suite_margins(comparison.suite))
+            for comparison in comparisons
+        ]
     )
     return CheckResult(run_comparison, verdicts, tuple(missing), tuple(unpaired))
 

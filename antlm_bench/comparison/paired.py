@@ -3,10 +3,14 @@
 Each takes joined tables and returns the headline's difference, the groups' differences and the
 items that flipped. A metric's record names its function (`MetricSpec.comparison`):
 
-    compare_accuracy      items earn credit: McNemar's or sign-flip tests, flips, margins
-    compare_item_values   items have values of their own: sign-flip tests
+    compare_accuracy      items earn credit: flips, margins
+    compare_item_values   items have values of their own
     compare_correlations  correlations with ratings: Fisher's z of both and their covariance
-    compare_surprisal     words are the sample: sign-flip tests of their means
+    compare_surprisal     words are the sample: t test of their means
+
+Interval and p-value of a difference come from one statistic: p < .05 exactly where the 95% interval
+excludes 0. For credits and values of 0 and 1 it is the stratified score
+(`statistics.stratified_score`), for other values Welch's t.
 
 Reading times need the suite's data (`paired_reading_times`), finetuned tasks have seeds
 (`paired_seeds`).
@@ -22,9 +26,10 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
+from antlm_bench.metrics.item_mean import is_right_or_wrong
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     assign_strata,
@@ -37,8 +42,8 @@ from antlm_bench.statistics import Interval
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
-POWER_FACTOR = 1 + 0.8416 / statistics.Z
-"""Half a 95% interval, times this, is a true difference that is shown with 80% power."""
+TestedInterval = tuple[Interval, float]
+"""An interval of a difference and the p-value of no difference, from one statistic."""
 
 
 class GroupKey(NamedTuple):
@@ -47,6 +52,20 @@ class GroupKey(NamedTuple):
     level: str
     name: str
     within: str = ""
+
+
+class Strata(NamedTuple):
+    """The strata that a macro-average is over."""
+
+    codes: Ints
+    """The stratum of each item (n,), -1 = none."""
+    weights: Floats
+    """The weight of each stratum; they sum to 1."""
+
+
+def single_stratum(members: Bools) -> Strata:
+    """Return some items (n,) as one stratum."""
+    return Strata(np.where(members, 0, -1).astype(np.int32), np.ones(1))
 
 
 def iterate_groups(joined: JoinedTables) -> Iterator[tuple[GroupKey, Bools]]:
@@ -72,17 +91,10 @@ class PairedCredits:
     b: Floats
     gap_change: Floats
     """Change of each item's `logprob_gaps` (n,), nan where there is none."""
-    identical_scores: bool
-    """The runs agree in every score, as two runs of one model do."""
 
     @property
     def change(self) -> Floats:
         return self.b - self.a
-
-    def select(self, members: Bools) -> PairedCredits:
-        """Return the credits of some items (n,)."""
-        columns = (self.a[members], self.b[members], self.gap_change[members])
-        return PairedCredits(*columns, self.identical_scores)
 
 
 def compare_accuracy(joined: JoinedTables) -> PairedResult:
@@ -94,66 +106,68 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         a=metric.per_item(table),
         b=metric.per_item(other),
         gap_change=logprob_gaps(other, reduction) - logprob_gaps(table, reduction),
-        identical_scores=np.array_equal(table.scores, other.scores),
     )
     codes, paths = assign_strata(table, cell.summary.macro)
-    weights = statistics.macro_weights(paths)
-    groups = [
-        _credit_difference(key, paired.select(members)) for key, members in iterate_groups(joined)
-    ]
-    return PairedResult(
-        _credit_difference(GroupKey(HEADLINE, joined.suite), paired, codes, weights),
-        tuple(groups),
-        _find_flips(table, paired),
+    strata = Strata(codes, statistics.macro_weights(paths))
+    lines = list(iterate_groups(joined))
+    tests = _test_changes(
+        paired.change,
+        strata,
+        [members for _, members in lines],
+        is_same_model=np.array_equal(table.scores, other.scores),
     )
+    headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
+    groups = [
+        _credit_difference(key, paired, single_stratum(members), test)
+        for (key, members), test in zip(lines, tests[1:], strict=True)
+    ]
+    return PairedResult(headline, tuple(groups), _find_flips(table, paired))
+
+
+def _test_changes(
+    change: Floats,
+    strata: Strata,
+    groups: Sequence[Bools],
+    is_same_model: bool,
+) -> list[TestedInterval]:
+    """Return the test of the headline's strata, then of each group, of the changes (n,) of credits.
+
+    is_same_model: two runs of one model differ by nothing, and no sampling error is stated.
+    """
+    if is_same_model:
+        return [(Interval(0.0, 0.0), 1.0)] * (1 + len(groups))
+    headline = statistics.score_test(change, strata.codes, strata.weights)
+    return [headline, *statistics.score_tests_by_group(change, groups)]
 
 
 def _credit_difference(
-    key: GroupKey, paired: PairedCredits, codes: Ints | None = None, weights: Floats | None = None
+    key: GroupKey, paired: PairedCredits, strata: Strata, test: TestedInterval
 ) -> Difference:
-    """Return the weighted mean over strata; a group is one stratum.
-
-    Items are resampled within strata; the view "clustered" takes the strata as a sample. One
-    stratum of right and wrong answers is tested by McNemar's mid-p, everything else by flipping
-    signs.
-    """
-    codes = np.zeros(len(paired.a), np.int32) if codes is None else codes
-    weights = np.ones(1) if weights is None else weights
-    change = paired.change
-    parts = _split(change, codes, len(weights))
-    means = np.array([part.mean() for part in parts])
+    """Return the weighted mean over strata. The view "clustered" takes the strata as a sample."""
+    (interval, p), weights = test, strata.weights
+    parts = _split(paired.change, strata)
+    change, means = np.concatenate(parts), np.array([part.mean() for part in parts])
     n, value = len(change), float(weights @ means)
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
     varies = any(np.ptp(part) > 0 for part in parts)
-    all_or_nothing = len(parts) == 1 and gained + lost == float(np.abs(change).sum())
-    if paired.identical_scores:
-        interval = Interval(0.0, 0.0)
-    elif len(parts) == 1 or not varies:
-        interval = statistics.adjusted_wald_macro_interval(parts, weights)
-    else:
-        interval = statistics.bootstrap_interval(parts, weights)
     closed_form = statistics.normal_interval(parts, weights) if varies else interval
     views = {"closed-form": Estimate(value, n, *closed_form)}
-    if len(parts) > 1:
-        spread = np.ptp(means) > 0
-        clustered = statistics.clustered_interval(means, weights) if spread else interval
+    clustered, _ = statistics.sampled_groups_interval(means, weights)
+    if clustered:
         views["clustered"] = Estimate(value, n, *clustered)
     return Difference(
         *key,
         n=n,
-        a=_weighted_mean(paired.a, codes, weights),
-        b=_weighted_mean(paired.b, codes, weights),
+        a=_weighted_mean(paired.a, strata),
+        b=_weighted_mean(paired.b, strata),
         value=value,
         low=interval.low,
         high=interval.high,
-        p=statistics.mcnemar_test(lost, gained)
-        if all_or_nothing
-        else statistics.macro_permutation_test(parts, weights),
+        p=p,
         views=views,
-        gained=gained,
-        lost=lost,
+        gained=int((change > 0).sum()),
+        lost=int((change < 0).sum()),
         detectable=statistics.min_detectable_difference(parts, weights),
-        margin=_mean_gap_change(_split(paired.gap_change, codes, len(weights)), weights),
+        margin=_mean_gap_change(_split(paired.gap_change, strata), weights),
     )
 
 
@@ -205,14 +219,14 @@ def _find_flips(table: PredictionTable, paired: PairedCredits) -> tuple[Flip, ..
     )
 
 
-def _weighted_mean(values: Floats, codes: Ints, weights: Floats) -> float:
-    return float(weights @ [part.mean() for part in _split(values, codes, len(weights))])
+def _weighted_mean(values: Floats, strata: Strata) -> float:
+    return float(strata.weights @ [part.mean() for part in _split(values, strata)])
 
 
-def _split(values: Floats, codes: Ints, num_strata: int) -> list[Floats]:
+def _split(values: Floats, strata: Strata) -> list[Floats]:
     """Return the values of each stratum; items of none (-1) are left out."""
-    order = np.argsort(codes, kind="stable")
-    sizes = np.bincount(codes + 1, minlength=num_strata + 1)
+    order = np.argsort(strata.codes, kind="stable")
+    sizes = np.bincount(strata.codes + 1, minlength=len(strata.weights) + 1)
     return np.split(values[order], np.cumsum(sizes)[:-1])[1:]
 
 
@@ -235,19 +249,25 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
             location=joined.suite,
             hint="see the notes of each run",
         )
-
-    def difference(key: GroupKey, codes: Ints, weights: Floats) -> Difference:
-        return _value_difference(key, values, codes, weights, metric.spec.lower_is_better)
-
-    headline = difference(
-        GroupKey(HEADLINE, joined.suite),
-        np.where(known, codes, -1),
-        statistics.macro_weights(paths),
+    lower_is_better = metric.spec.lower_is_better
+    change = values[1] - values[0]
+    same_scores = np.array_equal(table.scores, joined.tables_b[0].scores)
+    is_same_model = same_scores and not change[known].any()
+    lines = [
+        (key, known & members) for key, members in iterate_groups(joined) if (known & members).any()
+    ]
+    strata = Strata(np.where(known, codes, -1), statistics.macro_weights(paths))
+    if is_same_model or is_right_or_wrong(np.concatenate([side[known] for side in values])):
+        tests = _test_changes(change, strata, [members for _, members in lines], is_same_model)
+    else:
+        every_strata = [strata, *(single_stratum(members) for _, members in lines)]
+        tests = [statistics.welch_test(_split(change, s), s.weights) for s in every_strata]
+    headline = _value_difference(
+        GroupKey(HEADLINE, joined.suite), values, strata, tests[0], lower_is_better
     )
     groups = [
-        difference(key, np.where(known & members, 0, -1), np.ones(1))
-        for key, members in iterate_groups(joined)
-        if (known & members).any()
+        _value_difference(key, values, single_stratum(members), test, lower_is_better)
+        for (key, members), test in zip(lines, tests[1:], strict=True)
     ]
     return PairedResult(headline, tuple(groups))
 
@@ -255,31 +275,18 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
 def _value_difference(
     key: GroupKey,
     values: tuple[Floats, Floats],
-    codes: Ints,
-    weights: Floats,
+    strata: Strata,
+    test: TestedInterval,
     lower_is_better: bool,
 ) -> Difference:
-    """Return the weighted mean over strata of how much more the second run has; items are resampled
-    within strata."""
-    strata = [codes == code for code in range(len(weights))]
-    parts = [(values[1] - values[0])[members] for members in strata]
-    a, b = (float(weights @ [side[members].mean() for members in strata]) for side in values)
+    """Return the weighted mean over strata of how much more the second run has."""
+    (interval, p), weights = test, strata.weights
+    parts = _split(values[1] - values[0], strata)
+    a, b = (_weighted_mean(run_values, strata) for run_values in values)
     change, value = np.concatenate(parts), b - a
-    all_or_nothing = bool(
-        np.isin(np.concatenate([side[codes >= 0] for side in values]), (0, 1)).all()
-        and len(parts) == 1
-    )
-    if not change.any():
-        interval = Interval(0.0, 0.0)
-    elif all_or_nothing:
-        interval = statistics.adjusted_wald_macro_interval(parts, weights)
-    else:
-        interval = statistics.bootstrap_interval(parts, weights)
-    views = {}
-    if len(parts) > 1:
-        means = np.array([part.mean() for part in parts])
-        clustered = statistics.clustered_interval(means, weights)
-        views["clustered"] = Estimate(value, len(change), *clustered)
+    means = np.array([part.mean() for part in parts])
+    clustered, _ = statistics.sampled_groups_interval(means, weights)
+    views = {"clustered": Estimate(value, len(change), *clustered)} if clustered else {}
     more, less = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
         *key,
@@ -289,9 +296,7 @@ def _value_difference(
         value=value,
         low=interval.low,
         high=interval.high,
-        p=statistics.mcnemar_test(less, more)
-        if all_or_nothing
-        else statistics.macro_permutation_test(parts, weights),
+        p=p,
         views=views,
         gained=less if lower_is_better else more,
         lost=more if lower_is_better else less,
@@ -357,9 +362,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
             hint="raise --max-length, or score more words",
         )
     change: Floats = b - a
-    weights = np.full(len(change), 1 / len(change))
-    moved = bool(change.any())
-    interval = statistics.clustered_interval(change, weights) if moved else Interval(0.0, 0.0)
+    interval, p = statistics.clustered_test(change, np.full(len(change), 1 / len(change)))
     headline = Difference(
         HEADLINE,
         joined.suite,
@@ -370,9 +373,11 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         value=float(change.mean()),
         low=interval.low,
         high=interval.high,
-        p=statistics.permutation_test(change),
+        p=p,
         gained=int((change < 0).sum()),
         lost=int((change > 0).sum()),
-        detectable=statistics.min_detectable_difference([change], np.ones(1)) if moved else None,
+        detectable=statistics.min_detectable_difference([change], np.ones(1))
+        if change.any()
+        else None,
     )
     return PairedResult(headline, ())

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.paired import POWER_FACTOR
-from antlm_bench.comparison.results import Difference, PairedResult
+from antlm_bench.comparison.results import POWER_FACTOR, Difference, PairedResult
 from antlm_bench.errors import BenchError, NotComparable
 from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.metrics.reading_times import (

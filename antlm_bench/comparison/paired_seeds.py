@@ -9,8 +9,8 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.paired import POWER_FACTOR, logprob_gaps
-from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.comparison.paired import logprob_gaps
+from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.metrics.prediction_table import gold_credits
@@ -97,10 +97,9 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
     elif not uncertain.variance:  # all items moved alike, or none did, which is no certainty
         change = b.mean(axis=0) - a.mean(axis=0)
-        low, high = map(
-            float, statistics.adjusted_wald_interval(change.sum(), change @ change, len(change))
-        )
-        interval = Interval(min(low, value), max(high, value))
+        bound = max(1.0, float(np.abs(change).max()))
+        one_stratum = np.zeros(len(change), np.int32)
+        interval, p = statistics.score_test(change, one_stratum, np.ones(1), (-bound, bound))
         uncertain = statistics.uncertain_from_interval(value, interval)
     changed, name = right_b - right_a, _task_name(task)
     difference = Difference(

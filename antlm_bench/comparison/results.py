@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antlm_bench.notebook import to_html_table
+from antlm_bench.statistics import Z
 from antlm_bench.types import Estimate, Labels
 
 HEADLINE = "headline"
+POWER_FACTOR = 1 + 0.8416 / Z
+"""Half a 95% interval, times this, is a true difference that is shown with 80% power."""
 
 
 @dataclass(frozen=True, slots=True)

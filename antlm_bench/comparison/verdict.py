@@ -1,23 +1,31 @@
 """Verdicts of a gate: did the checkpoint get worse by more than a margin declared beforehand?
 
-A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the interval of the paired
-difference d = new - baseline, with its sign turned where lower is better. For a margin m > 0, in
-this order:
+A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the two-sided 95% interval
+of the paired drop, baseline - new, with its sign turned where lower is better. For a margin m > 0:
 
-    the interval lies above -m                pass (a drop may be significant and tolerable)
-    the interval lies below 0, and d <= -m    regression
-    else                                      inconclusive: too few items for this margin
+    the interval lies below m    pass (a drop may be significant and tolerable)
+    the interval lies above m    regression: the drop is larger than the margin
+    the interval holds m         inconclusive: too few items for this margin
+
+So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
+drop of the margin or more passes in at most 2.5%. Of several suites, see `correct_for_suites`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from antlm_bench.comparison.results import HEADLINE, Comparison, Difference, RunComparison
+from antlm_bench.comparison.results import (
+    HEADLINE,
+    POWER_FACTOR,
+    Comparison,
+    Difference,
+    RunComparison,
+)
 from antlm_bench.notebook import to_html_table
-from antlm_bench.statistics import CONFIDENCE_LEVEL
+from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm, one_sided_p
 
 Status = Literal["pass", "regression", "inconclusive"]
 PHENOMENON = "phenomenon"
@@ -66,11 +74,39 @@ class Judgement:
     status: Status
     source: str = ""
     """Source of the margin: an option, a file or "default"."""
+    correction: str = ""
+    """Correction over several suites that turned a regression into "inconclusive"."""
+
+    @property
+    def p(self) -> float:
+        """One-sided p-value of a drop of the margin or less, below 2.5% where the interval says
+        regression.
+
+        The distance between difference and margin is taken in units of the interval's half on that
+        side, which is 1.96 standard errors.
+        """
+        best = self.difference.gain_interval[1]
+        half, distance = best - self.difference.gain, -self.tolerance - self.difference.gain
+        return one_sided_p(Z * distance / half) if half else float(distance <= 0)
 
     @property
     def is_significantly_worse(self) -> bool:
         """Whether it dropped significantly, tolerable or not."""
         return is_significant(self.difference) and self.difference.gain < 0
+
+    @property
+    def items_to_decide(self) -> int | None:
+        """Items like these that decide with 80% power if the drop is as observed, to two digits.
+
+        An interval shrinks with the root of the number of items. None where the drop equals the
+        margin.
+        """
+        worst, best = self.difference.gain_interval
+        distance = abs(self.difference.gain + self.tolerance)
+        if not distance:
+            return None
+        ratio = POWER_FACTOR * (best - worst) / 2 / distance
+        return int(float(f"{self.difference.n * ratio**2:.2g}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +188,27 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     )
 
 
+def correct_for_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return the verdicts of suites that are judged together.
+
+    Any suite without a drop beyond its margin is called a regression in at most 2.5% of checks:
+    p-values of the headlines are adjusted by Holm. A pass of all needs no correction
+    (intersection-union). Groups with margins of their own stay as they are.
+    """
+    correction = f"Holm over {len(verdicts)} suites"
+    adjusted = holm([verdict.headline.p for verdict in verdicts])
+    corrected = []
+    for verdict, p in zip(verdicts, adjusted, strict=True):
+        if verdict.headline.status == "regression" and p >= (1 - CONFIDENCE_LEVEL) / 2:
+            headline = replace(verdict.headline, status="inconclusive", correction=correction)
+            statuses = [headline.status, *(g.status for g in verdict.groups)]
+            status: Status = "regression" if "regression" in statuses else "inconclusive"
+            corrected.append(replace(verdict, headline=headline, status=status))
+        else:
+            corrected.append(verdict)
+    return tuple(corrected)
+
+
 def worst_status(statuses: Sequence[Status]) -> Status:
     """Return the most severe status; without any, pass."""
     return next((status for status in STATUS_SEVERITY if status in statuses), "pass")
@@ -184,5 +241,5 @@ def _decide_status(difference: Difference, margin: float) -> Status:
     if worst > -margin:
         return "pass"
     # A group is one of many: its drop has to be significant within its family.
-    certain = difference.level == HEADLINE or is_significant(difference)
-    return "regression" if best < 0 and difference.gain <= -margin and certain else "inconclusive"
+    is_certain = difference.level == HEADLINE or is_significant(difference)
+    return "regression" if best < -margin and is_certain else "inconclusive"

@@ -174,7 +174,7 @@ def build_result(
     predictions = _build_predictions(task, splits.valid, logprobs)
     sizes = {name: len(getattr(splits, name)) for name in ("train", "selection", "valid")}
     truncated = {name: int(getattr(splits, name).truncated.sum()) for name in ("train", "valid")}
-    collapsed = [*history["collapsed"], *collapse_warnings(predictions)]
+    collapsed = [*history["collapsed"], *collapse_warnings(predictions, task.metric)]
     history = history | {"collapsed": collapsed, **sizes, "cut": truncated}
     return FinetuneResult(predictions, history)
 

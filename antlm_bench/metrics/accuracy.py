@@ -8,14 +8,13 @@ of `macro` (BLiMP's paradigms), with equal weights within each level. Without gr
 is the mean over items.
 
 Source: Warstadt et al. 2020 (BLiMP) and every suite of minimal pairs since.
-Interval: a bootstrap over the items of each group; Wilson's for a single group, or if the credits
-do not vary within any group.
+Interval: `statistics.stratified_score`.
 Corner cases: two options with the same text tie; an item that does not fit the model is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
-IntervalFunction = Callable[[list[Floats], Floats], Interval]
+CREDIT_RANGE = (0.0, 1.0)
 
 
 class Accuracy(Metric):
@@ -39,40 +38,33 @@ class Accuracy(Metric):
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         codes, stratum_labels = assign_strata(table, macro)
         weights = statistics.macro_weights(stratum_labels)
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(stratum_labels)))[:-1]
         flags = table.count_flags()
         flags_without_ties = table.count_flags(exclude="tie")
 
-        def estimate(
-            credits: Floats, compute_interval: IntervalFunction, flags: Mapping[str, int]
-        ) -> Estimate:
-            strata = np.split(credits[order], ends)
-            value = float(sum(w * s.mean() for w, s in zip(weights, strata, strict=True)))
-            if len(strata) == 1 or all(np.ptp(stratum) == 0 for stratum in strata):
-                compute_interval = statistics.wilson_macro_interval
-            return rounded_estimate(value, len(credits), compute_interval(strata, weights), flags)
+        def estimate(credits: Floats, flags: Mapping[str, int]) -> Estimate:
+            means = np.bincount(codes, credits) / np.bincount(codes)
+            interval = statistics.score_interval(credits, codes, weights)
+            return rounded_estimate(float(weights @ means), len(credits), interval, flags)
 
         credits = self.per_item(table)
-        headline = estimate(credits, statistics.bootstrap_interval, flags)
-        views = {"closed-form": estimate(credits, statistics.normal_interval, flags)}
-        if len(stratum_labels) > 1:
-            strata = np.split(credits[order], ends)
-            means = np.array([stratum.mean() for stratum in strata])
-            interval = (
-                statistics.clustered_interval(means, weights)
-                if np.ptp(means) > 0
-                else statistics.wilson_macro_interval(strata, weights)
-            )
-            views["clustered"] = rounded_estimate(headline.value, headline.n, interval, flags)
+        headline = estimate(credits, flags)
+        order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]
+        strata = np.split(credits[order], ends)
+        interval = Interval(headline.low, headline.high)
+        if any(np.ptp(stratum) > 0 for stratum in strata):
+            interval = statistics.normal_interval(strata, weights)
+        views = {"closed-form": rounded_estimate(headline.value, headline.n, interval, flags)}
+        means = np.array([stratum.mean() for stratum in strata])
+        clustered, reason = statistics.sampled_groups_interval(means, weights)
+        if clustered:
+            views["clustered"] = rounded_estimate(headline.value, headline.n, clustered, flags)
         views["micro"] = self.estimate_members(table, np.ones(len(credits), bool))
         for reduction in other_reductions(self.settings.reduction):
             other_credits = gold_credits(table, self.settings.ties, reduction)
             # The flag "tie" is that of the deciding reduction.
-            views[reduction] = estimate(
-                other_credits, statistics.bootstrap_interval, flags_without_ties
-            )
-        return Headline(headline, views)
+            views[reduction] = estimate(other_credits, flags_without_ties)
+        notes = (f"“like these”: {reason}",) if len(strata) > 1 and reason else ()
+        return Headline(headline, views, notes)
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self.by_group(table, np.where(members, 0, -1).astype(np.int32), ("",))[0]
@@ -80,11 +72,11 @@ class Accuracy(Metric):
     def by_group(
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
     ) -> Sequence[Estimate]:
-        """Return the mean credit of each group, with Wilson's interval."""
+        """Return the mean credit of each group, with its score interval."""
         credits, has_group, num_groups = self.per_item(table), codes >= 0, len(names)
-        n = np.bincount(codes[has_group], minlength=num_groups).astype(float)
-        sums = np.bincount(codes[has_group], credits[has_group], minlength=num_groups).astype(float)
-        low, high = statistics.wilson_interval(sums, n)
+        n = np.bincount(codes[has_group], minlength=num_groups)
+        strata = statistics.count_items(credits, codes, np.ones(num_groups), CREDIT_RANGE)
+        low, high = statistics.score_intervals(statistics.separate_averages(strata))
         flag_counts = {
             name: np.bincount(codes[has_group & has_flag], minlength=num_groups)
             for name, has_flag in table.flags.items()
@@ -94,7 +86,7 @@ class Accuracy(Metric):
             for g in range(num_groups)
         ]
         return [
-            rounded_estimate(sums[g] / n[g], int(n[g]), (low[g], high[g]), flags[g])
+            rounded_estimate(strata.means[g], int(n[g]), (low[g], high[g]), flags[g])
             for g in range(num_groups)
         ]
 

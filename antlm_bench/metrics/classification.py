@@ -152,7 +152,7 @@ class ConfusionMetric:
     undefined_reason: Callable[[ConfusionTotals], str] = _no_undefined_reason
     """Totals (k,) -> why the value is undefined, "" if it is defined."""
     is_proportion: bool = False
-    """Whether its interval is Wilson's."""
+    """Whether its interval is a score interval."""
 
     def score(self, table: Floats) -> float:
         """Return scikit-learn's value for a table (k, k), rows gold; 0 where it is undefined."""
@@ -300,14 +300,17 @@ class ConfusionCounts:
         return load_confusion_metric(metric).compute_many(totals)
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Return value and interval: Wilson's for a proportion, else a bootstrap over items.
+        """Return value and interval: a proportion's score interval, else a bootstrap over items.
 
         A bootstrap's interval is widened to include the value: resamples lose rare classes, so that
         a macro-F1 of many classes may lie above nearly all of its replicates.
         """
         value, n = self.score(metric), int(self.counts.sum())
         if load_confusion_metric(metric).is_proportion:
-            return rounded_estimate(value, n, statistics.wilson_interval(value * n, n), flags)
+            credit = self.predicted[np.arange(len(self.gold)), self.gold][self.pair_index]
+            one_stratum = np.zeros(n, np.int32)
+            interval = statistics.score_interval(credit, one_stratum, np.ones(1))
+            return rounded_estimate(value, n, interval, flags)
         interval = statistics.bootstrap_counts_interval(
             self.counts, lambda counts: self.score_resampled(metric, counts)
         )
@@ -373,9 +376,15 @@ class SeedSummary:
 
 
 def summarize_seeds(
-    predictions_by_seed: Sequence[Predictions], metric: str, ties: str = "half"
+    predictions_by_seed: Sequence[Predictions],
+    metric: str,
+    ties: str = "half",
+    collapsed: Sequence[bool] = (),
 ) -> SeedSummary:
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
+
+    collapsed: whether each seed collapsed, () = none did. The mean is over all seeds; if only some
+    collapsed, its interval is that of a mixture.
 
     Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and as
     `summarize` does.
@@ -390,7 +399,10 @@ def summarize_seeds(
             table, np.ones(len(table.ids), bool)
         )
         interval = Interval(first_seed.low, first_seed.high)
-    if not has_variance:
+    is_mixture = any(collapsed) and not all(collapsed)
+    if is_mixture:
+        interval = statistics.mixture_interval(values, np.array(collapsed))
+    if is_mixture or not has_variance:
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(
@@ -431,19 +443,24 @@ def contributions_by_seed(
     return np.stack(rows)
 
 
-def collapse_warnings(predictions: Predictions) -> tuple[str, ...]:
+def collapse_warnings(predictions: Predictions, metric: str) -> tuple[str, ...]:
     """Return the signs that a run has learnt nothing, in words for a table; () if there are none.
 
-    "constant prediction": one class for all items. "no better than the majority class (52.7%)": the
-    accuracy is at most the share of the most frequent gold class.
+    "constant prediction": one class for all items. "no better than one class for all (100 F1
+    54.3)": the task's metric is at most the best value of a constant answer.
     """
     if not len(predictions):
         return ()
     pred, gold = predictions.pred, predictions.gold
     if len(pred) > 1 and len(np.unique(pred)) == 1:
         return ("constant prediction",)
-    majority_count = int(np.unique(gold, return_counts=True)[1].max())
-    if (pred == gold).sum() <= majority_count:
-        percent = 100 * majority_count / len(predictions)
-        return (f"no better than the majority class ({percent:.1f}%)",)
-    return ()
+    spec, compute_many = METRICS[metric], load_confusion_metric(metric).compute_many
+    num_classes = int(predictions.option_counts[0])
+    table = np.zeros((num_classes, num_classes))
+    np.add.at(table, (gold.astype(np.int32), pred), 1)
+    # Tables (answered class, gold, predicted) of the k constant answers.
+    constant_tables = table.sum(axis=1)[:, None] * np.eye(num_classes)[:, None, :]
+    best_constant = float(compute_many(ConfusionTotals.from_tables(constant_tables)).max())
+    if float(compute_many(ConfusionTotals.from_tables(table))) > best_constant:
+        return ()
+    return (f"no better than one class for all ({spec.heading} {spec.format(best_constant)})",)

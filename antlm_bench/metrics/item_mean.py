@@ -4,8 +4,7 @@
 
 The groups are those of `macro`, weighted as in `accuracy`. `MetricSpec.item_values` computes the
 values.
-Interval: a bootstrap over the items of each group; Wilson's if every value is 0 or 1 and there is
-one group, or the values do not vary within any group.
+Interval: `statistics.stratified_score` if every value is 0 or 1, else `statistics.welch_test`.
 Corner cases: items whose value is nan are left out and counted; a group without any value is an
 error.
 """
@@ -47,19 +46,19 @@ class ItemMean(Metric):
         num_strata = len(stratum_labels)
         weights = statistics.macro_weights(stratum_labels)
         headline = weighted_mean(table, values, codes, weights)
+        means = np.array([np.nanmean(values[codes == code]) for code in range(num_strata)])
+        clustered, reason = statistics.sampled_groups_interval(means, weights)
         views = {}
-        if num_strata > 1:
-            means = np.array([np.nanmean(values[codes == code]) for code in range(num_strata)])
+        if clustered:
+            n, flags = headline.n, headline.flags
             views["clustered"] = rounded_estimate(
-                headline.value,
-                headline.n,
-                statistics.clustered_interval(means, weights),
-                headline.flags,
-                self.spec.value_range,
+                headline.value, n, clustered, flags, self.spec.value_range
             )
+        notes = [f"“like these”: {reason}"] if num_strata > 1 and reason else []
         num_missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
-        note = f"left out: {num_missing} items for which the task has no value"
-        return Headline(headline, views, (note,) if num_missing else ())
+        if num_missing:
+            notes.append(f"left out: {num_missing} items for which the task has no value")
+        return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         codes = np.where(members, 0, -1).astype(np.int32)
@@ -72,7 +71,7 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
     values (n,), nan = no value. codes (n,): an item's group, -1 = none. weights (k,). Raises
     DataError if no item of a group has a value.
     """
-    has_value = ~np.isnan(values)
+    has_value = ~np.isnan(values) & (codes >= 0)
     groups = [values[has_value & (codes == code)] for code in range(len(weights))]
     for code, group in enumerate(groups):
         if not len(group):
@@ -82,11 +81,15 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
                 hint="raise --max-length, or score the tasks of a group one by one",
             )
     value = float(sum(w * group.mean() for w, group in zip(weights, groups, strict=True)))
-    used_values = np.concatenate(groups)
-    varies_within_groups = len(groups) > 1 and any(np.ptp(group) > 0 for group in groups)
-    if np.isin(used_values, (0, 1)).all() and not varies_within_groups:
-        interval = statistics.wilson_macro_interval(groups, weights)
+    used_values = values[has_value]
+    if is_right_or_wrong(used_values):
+        interval = statistics.score_interval(used_values, codes[has_value], weights)
     else:
-        interval = statistics.bootstrap_interval(groups, weights)
+        interval = statistics.welch_test(groups, weights)[0]
     flags = table.count_flags(codes >= 0, exclude="tie")  # no option is chosen
     return rounded_estimate(value, len(used_values), interval, flags, UNBOUNDED)
+
+
+def is_right_or_wrong(values: Floats) -> bool:
+    """Return whether all values (n,) are 0 or 1."""
+    return bool(np.isin(values, (0, 1)).all())

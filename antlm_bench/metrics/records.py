@@ -57,6 +57,10 @@ SCORED_ITEM_KINDS = (ItemKind.CHOICE, ItemKind.RATING, ItemKind.READING_TIME, It
 """Items of suites that a TOML of kind "suite" can declare."""
 OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
 """Items whose options are compared, so that their `reduction` matters."""
+SCORE_INTERVAL = "stratified score interval over items"
+"""Method of the intervals of means of credits (`statistics.stratified_score`)."""
+ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if each is 0 or 1, else Welch's t"
+"""Method of the intervals of means of other values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class MetricSpec:
     """Name of the metric in a suite's TOML."""
     label: str
     """Title of the scores in a legend: "Percent right"."""
-    interval: str = "items resampled"
+    interval: str = ITEM_MEAN_INTERVAL
     """Method of the 95% interval, for a legend."""
     item_kind: ItemKind = ItemKind.CHOICE
 
@@ -201,7 +205,7 @@ CLASSIFICATION: dict[str, Any] = PERCENT | {
 ACCURACY = MetricSpec(
     "accuracy",
     "Percent right",
-    "items resampled within each group for an unweighted mean of groups, Wilson's for one group",
+    SCORE_INTERVAL,
     axis_title="% right",
     headline_name="",
     too_long_outcome="counted wrong",
@@ -217,7 +221,8 @@ ACCURACY = MetricSpec(
 SPEARMAN = MetricSpec(
     "spearman",
     "Spearman's rho",
-    item_kind=ItemKind.RATING,
+    "t on Fisher's scale over items",
+    ItemKind.RATING,
     heading="Spearman's rho",
     aggregation="antlm_bench.metrics.spearman:Spearman",
     comparison="antlm_bench.comparison.paired:compare_correlations",
@@ -300,18 +305,15 @@ TASK_TOTAL: dict[str, Any] = TASK_VALUE | {
     "export_rows": "antlm_bench.exports.items_csv:preference_rows",
     "lm_eval": LmEvalFormat(is_item_mean=True, sample_values=False),
 }
-RESAMPLED_OR_WILSON = "items resampled, Wilson's where each is 0 or 1"
 TASK_SCORE = MetricSpec(
     "task-score",
     "Task metric",
-    RESAMPLED_OR_WILSON,
     heading="task's score",
     **TASK_VALUE,
 )
 TASK_PENALTY = MetricSpec(
     "task-penalty",
     "Task metric (less is better)",
-    RESAMPLED_OR_WILSON,
     heading="task's penalty",
     lower_is_better=True,
     **TASK_VALUE,

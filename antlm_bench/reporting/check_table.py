@@ -57,9 +57,9 @@ LONG_KEYS = (
 )
 """Columns of the long form."""
 VERDICT_LEGEND = (
-    "pass: the 95% interval of the difference contains no loss as large as the margin. "
-    "regression: the interval contains losses only, and the observed loss is at least the margin. "
-    "inconclusive: too few items to decide."
+    "pass: the two-sided 95% interval of the difference contains no loss as large as the margin. "
+    "regression: the interval contains only losses larger than the margin. "
+    "inconclusive: the interval contains the margin, so there are too few items to decide."
 )
 
 
@@ -183,6 +183,13 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if verdict.status == "inconclusive" and detectable:
         smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
         yield f"this number of items resolves differences of {smallest_difference} or more"
+    if headline.status == "inconclusive":
+        if headline.correction:
+            yield f"a regression if it were the only suite; not by {headline.correction}"
+        drop = "a significant drop" if headline.is_significantly_worse else "no significant drop"
+        if headline.items_to_decide:
+            drop += f"; about {headline.items_to_decide:,} items like these would decide"
+        yield drop
     yield from verdict.comparison.notes
 
 

@@ -272,8 +272,8 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
             name=f"seeds.{suite}",
             title=make_printable(suite),
             caption="One mark per seed. An outline (× in the table) is a collapsed run: it gives "
-            "the same answer to every item, or is no better than the most frequent class. Means "
-            "include collapsed runs.",
+            "the same answer to every item, or is no better than one class for all. Means include "
+            "collapsed runs.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title="score"),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from antlm_bench import runs, statistics
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
-from antlm_bench.results.seeds import describe_collapse
+from antlm_bench.results.seeds import describe_collapse, summarize_seed_cells
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import MemberSpec
@@ -235,7 +235,7 @@ def summarize_finetuned_member(
 def _score_seeds(run: Run, member: MemberSpec, cells: Sequence[Cell]) -> ReportedScore:
     """Return the mean over the seeds of a finetuned task."""
     metric = member.view or cells[0].summary.metric
-    seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+    seeds = summarize_seed_cells(run, cells, metric)
     return ReportedScore(
         seeds.mean.value,
         metric,

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 
 from antlm_bench import runs
 from antlm_bench.comparison.join import group_cells
-from antlm_bench.metrics.classification import summarize_seeds
+from antlm_bench.metrics.classification import SeedSummary, summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
+
+
+def summarize_seed_cells(run: Run, cells: Sequence[Cell], metric: str) -> SeedSummary:
+    """Return the metric over the seeds of a task. Raises RunError for damaged predictions."""
+    return summarize_seeds(
+        [runs.read_predictions(run.path, cell) for cell in cells],
+        metric,
+        collapsed=[bool(cell.history.get("collapsed")) for cell in cells],
+    )
 
 
 def average_seeds(run: Run) -> Run:
@@ -22,7 +31,7 @@ def average_seeds(run: Run) -> Run:
     for (suite, method), cells in group_seeds(run).items():
         first = cells[0]
         metric = first.summary.metric
-        seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+        seeds = summarize_seed_cells(run, cells, metric)
         collapsed_seeds = [str(cell.seed) for cell in cells if cell.history.get("collapsed")]
         notes = list(first.summary.notes)
         if seeds.num_seeds > 1:
@@ -84,7 +93,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
     """Yield one summary per task and attention. Raises RunError for damaged predictions."""
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
-        seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+        seeds = summarize_seed_cells(run, cells, metric)
         has_several_seeds = seeds.num_seeds > 1
         yield FinetunedTaskSummary(
             model=str(run.manifest.model.get("name", run.path)),

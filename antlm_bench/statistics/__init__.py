@@ -3,12 +3,9 @@
 Takes arrays, gives numbers; knows nothing of suites, predictions or files.
 """
 
-from antlm_bench.statistics.adjusted_wald import (
-    adjusted_wald_interval,
-    adjusted_wald_macro_interval,
-)
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,
+    mixture_interval,
     two_level_change,
     two_level_mean,
     two_level_test,
@@ -22,28 +19,34 @@ from antlm_bench.statistics.intervals import (
     Interval,
     Z,
     bootstrap_counts_interval,
-    bootstrap_interval,
     bootstrap_ratio_interval,
     clustered_interval,
+    clustered_test,
     dirichlet_interval,
     macro_weights,
     normal_interval,
+    one_sided_p,
+    sampled_groups_interval,
     standard_error,
-    wilson_interval,
-    wilson_macro_interval,
+    welch_test,
 )
 from antlm_bench.statistics.paired import (
     benjamini_hochberg,
     holm,
-    macro_permutation_test,
-    mcnemar_test,
     min_detectable_difference,
-    permutation_test,
 )
 from antlm_bench.statistics.spearman import (
     spearman_correlation,
     spearman_difference,
     spearman_interval,
+)
+from antlm_bench.statistics.stratified_score import (
+    count_items,
+    score_interval,
+    score_intervals,
+    score_test,
+    score_tests_by_group,
+    separate_averages,
 )
 
 __all__ = [
@@ -53,21 +56,25 @@ __all__ = [
     "Interval",
     "UncertainValue",
     "Z",
-    "adjusted_wald_interval",
-    "adjusted_wald_macro_interval",
     "benjamini_hochberg",
     "bootstrap_counts_interval",
-    "bootstrap_interval",
     "bootstrap_ratio_interval",
     "clustered_interval",
+    "clustered_test",
+    "count_items",
     "dirichlet_interval",
     "holm",
-    "macro_permutation_test",
     "macro_weights",
-    "mcnemar_test",
     "min_detectable_difference",
+    "mixture_interval",
     "normal_interval",
-    "permutation_test",
+    "one_sided_p",
+    "sampled_groups_interval",
+    "score_interval",
+    "score_intervals",
+    "score_test",
+    "score_tests_by_group",
+    "separate_averages",
     "spearman_correlation",
     "spearman_difference",
     "spearman_interval",
@@ -77,6 +84,5 @@ __all__ = [
     "two_level_test",
     "uncertain_from_interval",
     "weighted_mean",
-    "wilson_interval",
-    "wilson_macro_interval",
+    "welch_test",
 ]

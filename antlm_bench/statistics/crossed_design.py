@@ -55,7 +55,8 @@ import numpy as np
 from scipy.special import stdtr, stdtridf, stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
-from antlm_bench.types import Floats
+from antlm_bench.statistics.stratified_score import score_interval
+from antlm_bench.types import Bools, Floats
 
 NEGLIGIBLE_SEED_SHARE = 0.05
 """A share of seeds in the variance that does not widen the interval."""
@@ -139,6 +140,26 @@ def two_level_mean(values: Floats) -> UncertainValue:
     if values.size == 1:
         return UncertainValue(float(values.mean()), (VarianceComponent(float("nan"), 1.0),))
     return _crossed_mean([values], values.mean(axis=0))
+
+
+def mixture_interval(values: Floats, collapsed: Bools) -> Interval:
+    """Return the interval of the mean of values (S, n) where some seeds collapsed (S,) and some did
+    not.
+
+    Such seeds are two populations, so that no t interval over seeds holds. The mean is
+    m - share * gap, with m over the seeds that did not collapse. The interval of the share is the
+    score interval of the collapsed seeds, that of m is over these seeds and the items; their
+    distances to the mean add up as squares (MOVER: Zou & Donner 2008).
+    """
+    kept, share = two_level_mean(values[~collapsed]), float(collapsed.mean())
+    gap = kept.value - float(values[collapsed].mean())
+    one_stratum = np.zeros(len(collapsed), np.int32)
+    least, most = score_interval(collapsed.astype(float), one_stratum, np.ones(1))
+    change_of_share = sorted((-gap * (most - share), gap * (share - least)))
+    within = (1 - share) * (kept.interval.high - kept.value)
+    value = float(values.mean())
+    below, above = (float(np.hypot(within, change)) for change in change_of_share)
+    return Interval(value - below, value + above)
 
 
 def two_level_change(a: Floats, b: Floats) -> UncertainValue:

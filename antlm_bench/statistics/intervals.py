@@ -3,8 +3,8 @@
 An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` gives the w_k of
 a macro-average. An interval is about one of two populations:
 
-    new items of these strata (paradigms)   `bootstrap_interval`, `normal_interval`;
-                                            `wilson_macro_interval` if all values are equal
+    new items of these strata (paradigms)   `stratified_score` (credits), `welch_test` (other
+                                            values), `normal_interval`
     new strata of the same sort             `clustered_interval`
 
 All intervals are two-sided at CONFIDENCE_LEVEL.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from antlm_bench.types import Floats
 
@@ -27,6 +27,8 @@ SEED = 20_250_101
 """Fixed: the same predictions must print the same interval."""
 MAX_DRAWS_AT_ONCE = 2_000_000
 """Random indices in memory at once: 16 MB."""
+MIN_SAMPLED_GROUPS = 8
+"""Groups from which it is estimated how much other groups like these would vary."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
 """Half the width of a normal interval in standard errors: 1.96."""
 
@@ -36,18 +38,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(successes: Floats | float, n: Floats | float) -> tuple[Floats, Floats]:
-    """Return Wilson's (1927) score interval of `successes` out of n trials, elementwise; n >= 1.
-
-    Fractional successes (ties with 1/k credit) are allowed, which scipy's binomtest refuses. Credit
-    of 1/k has a smaller variance than a 0/1 outcome of the same mean, so the interval is then
-    slightly conservative. At 0 and n successes the bound is exactly 0 and 1.
-    """
-    k, n = np.asarray(successes, float), np.asarray(n, float)
-    p = k / n
-    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return np.where(k <= 0, 0.0, centre - half), np.where(k >= n, 1.0, centre + half)
+def one_sided_p(z: float) -> float:
+    """Return the probability of a standard normal number above z."""
+    return float(ndtr(-z))
 
 
 def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
@@ -65,27 +58,6 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
     return np.array(
         [np.prod([1 / len(children[p[:depth]]) for depth in range(len(p))]) for p in paths], float
     )
-
-
-def bootstrap_interval(
-    strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, seed: int = SEED
-) -> Interval:
-    """Return the percentile interval of sum_k w_k mean_k when the items of each stratum are
-    resampled with replacement.
-
-    Draws how often each distinct value occurs among n_k items (a multinomial), not the items one by
-    one. The replicates have exactly the distribution of the ordinary bootstrap (Efron & Tibshirani
-    1993, ch. 6 and 8). The cost grows with the number of distinct values (two or three for
-    accuracies), not with n_k.
-    """
-    rng = np.random.default_rng(seed)
-    replicates = np.zeros(draws)
-    for values, weight in zip(strata, weights, strict=True):
-        distinct, counts = np.unique(values, return_counts=True)
-        n = len(values)
-        resampled = rng.multinomial(n, counts / n, size=draws) if len(distinct) > 1 else counts
-        replicates += weight * (resampled @ distinct) / n
-    return _percentile_interval(replicates)
 
 
 def bootstrap_ratio_interval(
@@ -112,9 +84,10 @@ def bootstrap_counts_interval(
     """Return the percentile interval of statistic(counts) when the n items of m
     categories are resampled.
 
-    counts (m,); statistic maps counts (draws, m) to numbers (draws,). Counts are drawn as in
-    `bootstrap_interval`. If all replicates are equal (one category holds all items, or the
-    statistic ignores the others), the interval has width 0; use `dirichlet_interval`.
+    counts (m,); statistic maps counts (draws, m) to numbers (draws,). The counts of a resample are
+    drawn, not its items one by one (Efron & Tibshirani 1993, ch. 6). If all replicates are equal
+    (one category holds all items, or the statistic ignores the others), the interval has width 0;
+    use `dirichlet_interval`.
     """
     n = int(counts.sum())
     resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
@@ -153,47 +126,79 @@ def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
     A stratum of one item has no s_k; it gets the largest variance that values in the range of all
     strata can have, (max - min)^2 / 4.
     """
+    return float(np.sqrt(_stratum_variances(strata, weights).sum()))
+
+
+def _stratum_variances(strata: Sequence[Floats], weights: Floats) -> Floats:
+    """Return what each stratum (K,) adds to the variance of sum_k w_k mean_k."""
     max_variance = float(np.ptp(np.concatenate(strata))) ** 2 / 4
     variances = np.array(
         [values.var(ddof=1) if len(values) > 1 else max_variance for values in strata]
     )
     sizes = np.array([len(values) for values in strata])
-    return float(np.sqrt(np.sum(weights**2 * variances / sizes)))
+    return np.asarray(weights**2 * variances / sizes)
 
 
-def wilson_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Return the interval of sum_k w_k p_k from the strata's Wilson intervals (MOVER: Zou & Donner
-    2008), for values in 0..1.
+def welch_test(strata: Sequence[Floats], weights: Floats) -> tuple[Interval, float]:
+    """Return the t interval of sum_k w_k mean_k, and the two-sided p-value that it is 0.
 
-    The distance to each bound is the root of the summed squares of the weighted distances from the
-    strata's means to their Wilson bounds. Unlike `bootstrap_interval` and `normal_interval`, it has
-    a width if all values are equal (all right, or one item each). One stratum: Wilson's interval.
+    For values without a known range or with many distinct values; credits have `stratified_score`.
+    The degrees of freedom are Welch's and Satterthwaite's, (sum_k v_k)^2 / sum_k v_k^2 / (n_k - 1)
+    with v_k = w_k^2 s_k^2 / n_k; a stratum of one item, whose s_k is that of `standard_error`, has
+    one. Values without any variance have an interval of width 0, and p is 0, or 1 if all are 0.
     """
-    sizes = np.array([len(values) for values in strata], float)
-    means = np.array([values.mean() for values in strata])
-    low, high = wilson_interval(means * sizes, sizes)
-    value = float(weights @ means)
-    below = float(np.sqrt(np.sum((weights * (means - low)) ** 2)))
-    above = float(np.sqrt(np.sum((weights * (high - means)) ** 2)))
-    return Interval(value - below, value + above)
+    value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
+    variances = _stratum_variances(strata, weights)
+    variance = float(variances.sum())
+    if not variance:
+        return Interval(value, value), float(value == 0)
+    df = np.array([max(len(values) - 1, 1) for values in strata])
+    return _t_test(value, variance**0.5, variance**2 / float(np.sum(variances**2 / df)))
 
 
 def clustered_interval(means: Floats, weights: Floats) -> Interval:
-    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample.
+    """Return the interval of `clustered_test`."""
+    return clustered_test(means, weights)[0]
+
+
+def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
+    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample, and
+    the two-sided p-value that it is 0.
 
     means: the mean of each stratum (K,).
 
     Cluster-robust with the finite-cluster factor: Var = K/(K-1) sum_k w_k^2 (mean_k - value)^2, K-1
     degrees of freedom; with equal weights it is the t interval over stratum means. (Why to cluster:
-    Miller 2024, arXiv 2411.00640.)
+    Miller 2024, arXiv 2411.00640.) Equal means have no variance: the interval has width 0, and p is
+    0, or 1 if all are 0.
     """
     k = len(means)
     if k < 2:
         raise ValueError("a clustered interval needs two strata or more")
     value = float(weights @ means)
-    variance = k / (k - 1) * float(np.sum(weights**2 * (means - value) ** 2))
-    half = float(stdtrit(k - 1, (1 + CONFIDENCE_LEVEL) / 2)) * variance**0.5
-    return Interval(value - half, value + half)
+    error = float(k / (k - 1) * np.sum(weights**2 * (means - value) ** 2)) ** 0.5
+    if not error:
+        return Interval(value, value), float(value == 0)
+    return _t_test(value, error, k - 1)
+
+
+def sampled_groups_interval(means: Floats, weights: Floats) -> tuple[Interval | None, str]:
+    """Return `clustered_interval` of K groups, or None and the reason why there is none.
+
+    By simulation, t intervals of 5 groups with a mean of .97 cover 66-84%: so few means hardly show
+    how much groups vary. Equal means do not show that groups do not vary.
+    """
+    if len(means) < MIN_SAMPLED_GROUPS:
+        return None, f"not estimated from {len(means)} groups, {MIN_SAMPLED_GROUPS} are needed"
+    if np.ptp(means) == 0:
+        return None, "not estimated, because all groups are equal"
+    return clustered_interval(means, weights), ""
+
+
+def _t_test(value: float, error: float, df: float) -> tuple[Interval, float]:
+    """Return the t interval of a value with a standard error > 0, and the p-value that it is 0."""
+    half = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * error
+    return Interval(value - half, value + half), 2 * float(stdtr(df, -abs(value) / error))
 
 
 def _percentile_interval(replicates: Floats) -> Interval:

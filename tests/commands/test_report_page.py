@@ -73,7 +73,7 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     macro = next(one for one in said["numbers"] if one["member"] == "Macro-average")
     half = 50 * (macro["high"] - macro["low"])
     assert rows["Macro-average"] == [f"{100 * macro['value']:.1f}±{half:.1f}", "60.8"]
-    assert rows["BLiMP"] == ["70.0±9.0", "69.8"] and "taken as independent" in text
+    assert rows["BLiMP"] == ["70.0±9.1", "69.8"] and "taken as independent" in text
 
 
 def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(

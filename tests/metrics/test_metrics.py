@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prediction_rows import PredictionRow, from_rows
+from scipy import stats
 from scipy.special import softmax
 from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import accuracy_score
@@ -51,8 +52,8 @@ def test_headline_averages_paradigms_and_micro_averages_items() -> None:
     assert found.headline.value == pytest.approx((1 + 0.5 + 0) / 3)
     assert found.headline.n == 5
     assert found.views["micro"].value == pytest.approx(3 / 5)
-    assert found.views["clustered"].value == found.headline.value
-    assert found.views["clustered"].low == 0 and found.views["clustered"].high == 1
+    assert "clustered" not in found.views
+    assert found.notes == ("“like these”: not estimated from 3 groups, 8 are needed",)
 
 
 def test_groups_go_coarse_to_fine_and_know_their_parent() -> None:
@@ -164,18 +165,40 @@ def test_the_reduction_that_decides_is_the_one_that_ties() -> None:
     assert (per_token.views["sum"].value, per_token.views["sum"].flags) == (0, {})
 
 
+def test_eight_groups_that_differ_have_an_interval_of_groups_like_these() -> None:
+    rights = (9, 8, 10, 7, 9, 6, 8, 10)
+    pairs = [
+        made(f"{name}{i}", -1, -2 if i < right else 0, p=name)
+        for name, right in zip("abcdefgh", rights, strict=True)
+        for i in range(10)
+    ]
+    found = summary(pairs, macro=["p"]).views["clustered"]
+    means = np.array(rights) / 10
+    expected = stats.t.interval(0.95, 7, loc=means.mean(), scale=stats.sem(means))
+    assert (found.low, found.high) == pytest.approx(np.clip(expected, 0, 1))
+
+
+def test_eight_equal_groups_do_not_show_that_groups_do_not_vary() -> None:
+    perfect = [made(f"{p}{i}", -1, -2, p=p) for p in "abcdefgh" for i in range(10)]
+    found = summary(perfect, macro=["p"])
+    assert "clustered" not in found.views
+    assert found.notes == ("“like these”: not estimated, because all groups are equal",)
+
+
 def test_nothing_varies_yet_nothing_is_certain() -> None:
     perfect = [made(f"{p}{i}", -1, -2, p=p) for p in "abc" for i in range(10)]
     found = summary(perfect, macro=["p"])
     assert found.headline.value == found.headline.high == 1
     assert 0.7 < found.headline.low < 0.9
-    assert found.views["closed-form"].low == found.views["clustered"].low == found.headline.low
+    assert found.views["closed-form"].low == found.headline.low
+    assert "clustered" not in found.views
 
 
-def test_one_level_has_a_wilson_interval() -> None:
+def test_one_level_has_nearly_wilsons_interval() -> None:
     found = summary(PAIRS)
     theirs = binomtest(3, 5).proportion_ci(method="wilson")
-    assert (found.headline.low, found.headline.high) == pytest.approx((theirs.low, theirs.high))
+    expected = (theirs.low, theirs.high)
+    assert (found.headline.low, found.headline.high) == pytest.approx(expected, abs=0.07)
     assert "clustered" not in found.views
 
 

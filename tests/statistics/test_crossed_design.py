@@ -312,3 +312,27 @@ def test_pigeonhole_bootstrap_agrees_up_to_the_interaction() -> None:
     theirs = y[rows, columns].mean(axis=(1, 2)).var()
     interaction = two_way(y)[2] / y.size
     assert statistics.two_level_mean(y).variance + 2 * interaction == pytest.approx(theirs, rel=0.1)
+
+
+def test_the_interval_of_a_mixture_covers_its_mean() -> None:
+    rng, trials, share, hits, drawn = np.random.default_rng(0), 300, 0.2, 0, 0
+    while drawn < trials:
+        collapsed = rng.random(5) < share
+        if not collapsed.any() or collapsed.all():
+            continue
+        difficulty = rng.normal(0, 0.15, 300)
+        learnt = 0.75 + rng.normal(0, 0.02, (5, 1)) + difficulty
+        rates = np.where(collapsed[:, None], 0.5, np.clip(learnt, 0, 1))
+        values = (rng.random((5, 300)) < rates).astype(float)
+        low, high = statistics.mixture_interval(values, collapsed)
+        hits += low <= 0.75 * (1 - share) + 0.5 * share <= high
+        drawn += 1
+    assert hits / trials >= 0.93
+
+
+def test_a_mixture_without_a_gap_is_as_certain_as_its_seeds() -> None:
+    values = np.repeat([[1.0, 0.0, 1.0, 1.0, 0.0]], 3, axis=0)
+    low, high = statistics.mixture_interval(values, np.array([True, False, False]))
+    kept = statistics.two_level_mean(values[1:]).interval
+    half = 2 / 3 * (kept.high - 0.6)
+    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half))

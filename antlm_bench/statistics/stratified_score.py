@@ -1,0 +1,365 @@
+"""The stratified score interval of a macro-average, and the test that agrees with it.
+
+A macro-average is theta = sum_s w_s m_s with fixed weights over the means m_s of strata. Items take
+values in a known range: 0..1 for credits, -1..1 for differences of credits. For a hypothesis
+theta = t:
+
+1. Each stratum gets PSEUDO_ITEMS items, spread as the macro-averaged distribution of values plus
+   half an item at each end of the range. So no stratum claims certainty.
+2. The distributions of all strata are fitted by maximum likelihood under sum_s w_s m_s = t:
+   p_sk = N_sk / (mu_s + lambda w_s x_k) for a value x_k with N_sk items.
+3. v = sum_s w_s^2 var_s / n_s * (n_s + c) / (n_s + c - 1), with var_s of the fit and c
+   pseudo-items. z0 = (estimate - t) / sqrt(v), after the estimate is moved towards t by CONTINUITY
+   steps: counts are whole numbers, so coverage would dip to 91.5% at some rates. A step is
+   sum_s w_s^3 third_s / n_s^2 / v with the third absolute central moment: w / n for rare flips.
+4. With a = sum_s w_s^3 skew_s / n_s^2 / v^1.5 / 6 (skew_s: third central moment of the fit), z
+   solves a z^2 + z = z0 + a, which corrects z0 for skewness.
+
+The interval holds all t with |z(t)| <= 1.96. The p-value of a hypothesis t is that of z(t). They
+come from one function, so p < .05 exactly where the 95% interval excludes t.
+
+One stratum without pseudo-items and corrections: Wilson's interval for credits of 0 and 1, Tango's
+(1998) for differences of such credits, McNemar's statistic at t = 0. Sources: Gart & Nam (1988) and
+Laud (2017, SCAS) for stratified score intervals and step 4; Owen (2001) for the fit.
+Coverage by simulation: docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+
+from antlm_bench.statistics.intervals import Interval, Z
+from antlm_bench.types import Bools, Floats, Ints
+
+PSEUDO_ITEMS = 4.0
+"""Pseudo-items of a stratum."""
+END_ITEMS = 0.5
+"""Items added at each end of the range before the pooled distribution is taken."""
+CONTINUITY = 0.2
+"""Share of the step of an item by which an estimate is moved towards a hypothesis."""
+MAX_VALUES = 101
+"""Distinct values that are told apart. More are spread over a grid of so many points."""
+MAX_MULTIPLIER = 1e12
+"""Multipliers beyond this one, in standard errors, mean an end of the range."""
+DIGITS = 9
+"""Digits of the ends of intervals: the same on all platforms."""
+MAX_STEPS = 200
+TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """The corrections of the rule. The defaults are used everywhere outside of tests."""
+
+    pseudo_items: float = PSEUDO_ITEMS
+    end_items: float = END_ITEMS
+    corrects_skewness: bool = True
+    continuity: float = CONTINUITY
+
+
+class _Fit(NamedTuple):
+    """A fitted hypothesis of each macro-average (B,)."""
+
+    theta: Floats
+    z: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class StratifiedCounts:
+    """Counts of values in R strata, which form B macro-averages."""
+
+    values: Floats
+    """Distinct values (K,), ascending. The first and the last are the ends of the range."""
+    counts: Floats
+    """Items of each stratum with each value (R, K); fractions where items are clustered."""
+    means: Floats
+    """Observed mean of each stratum (R,)."""
+    weights: Floats
+    """Weight of each stratum in its macro-average (R,)."""
+    starts: Ints
+    """First stratum of each macro-average (B,), ascending."""
+
+    @property
+    def estimates(self) -> Floats:
+        """The macro-averages (B,)."""
+        return np.asarray(np.add.reduceat(self.weights * self.means, self.starts))
+
+
+def count_items(
+    values: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float],
+    clusters: Ints | None = None,
+) -> StratifiedCounts:
+    """Return the counts of one macro-average over R strata.
+
+    values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
+    clusters (n,): items of a stratum with the same code belong together.
+
+    A cluster counts as one item whose value is the cluster's mean. Clusters of unequal sizes g
+    count by g^2, so that their counts sum to n^2 / sum g^2 (Kish's effective number): the variance
+    of the stratum's mean is then that of a sum of independent clusters.
+    """
+    used, num_strata = codes >= 0, len(weights)
+    values, codes = np.asarray(values, float)[used], codes[used]
+    sizes = np.bincount(codes, minlength=num_strata).astype(float)
+    means = np.bincount(codes, values, minlength=num_strata) / sizes
+    counts = np.ones(len(values))
+    if clusters is not None:
+        pairs = np.stack([codes, clusters[used]])
+        distinct, members = np.unique(pairs, axis=1, return_inverse=True)
+        members = members.reshape(-1)
+        codes = distinct[0]
+        cluster_sizes = np.bincount(members).astype(float)
+        values = np.bincount(members, values) / cluster_sizes
+        squares = np.bincount(codes, cluster_sizes**2, minlength=num_strata)
+        counts = (cluster_sizes * (sizes / squares)[codes]) ** 2
+    grid, lower, share = _spread_over_grid(values, value_range)
+    table = np.zeros((num_strata, len(grid)))
+    np.add.at(table, (codes, lower), counts * (1 - share))
+    np.add.at(table, (codes, np.minimum(lower + 1, len(grid) - 1)), counts * share)
+    starts = np.zeros(1, np.int32)
+    return StratifiedCounts(grid, table, means, np.asarray(weights, float), starts)
+
+
+def separate_averages(counts: StratifiedCounts) -> StratifiedCounts:
+    """Return the same strata, each as a macro-average of its own (B = R)."""
+    num_strata = len(counts.means)
+    return replace(
+        counts, weights=np.ones(num_strata), starts=np.arange(num_strata, dtype=np.int32)
+    )
+
+
+def score_intervals(
+    counts: StratifiedCounts, rule: ScoreRule = ScoreRule(), z: float = Z
+) -> tuple[Floats, Floats]:
+    """Return both ends (B,) of the intervals of B macro-averages. z: 1.96 for 95%."""
+    model = _Model(counts, rule)
+
+    def end(critical: float) -> Floats:
+        multipliers = _find_roots(lambda u: model.fit(u).z - critical, model.num_averages)
+        return model.fit(multipliers).theta
+
+    low, high, estimates = end(z), end(-z), counts.estimates
+    low, high = np.round(low, DIGITS), np.round(high, DIGITS)
+    return np.minimum(low, estimates), np.maximum(high, estimates)
+
+
+def score_z(
+    counts: StratifiedCounts, null: float | Floats = 0.0, rule: ScoreRule = ScoreRule()
+) -> Floats:
+    """Return z (B,) of the hypotheses that the macro-averages are `null`; above 0 where the
+    estimate lies above it."""
+    model = _Model(counts, rule)
+    null = np.broadcast_to(np.asarray(null, float), (model.num_averages,))
+    multipliers = _find_roots(lambda u: null - model.fit(u).theta, model.num_averages)
+    return model.fit(multipliers).z
+
+
+def score_interval(
+    values: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    clusters: Ints | None = None,
+) -> Interval:
+    """Return the interval of one macro-average. Arguments as in `count_items`."""
+    low, high = score_intervals(count_items(values, codes, weights, value_range, clusters))
+    return Interval(float(low[0]), float(high[0]))
+
+
+def score_test(
+    changes: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    clusters: Ints | None = None,
+) -> tuple[Interval, float]:
+    """Return the interval of a macro-average of paired differences, and the two-sided p-value of
+    "no difference". Arguments as in `count_items`."""
+    counts = count_items(changes, codes, weights, value_range, clusters)
+    low, high = score_intervals(counts)
+    return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
+
+
+def score_tests_by_group(
+    changes: Floats,
+    groups: Sequence[Bools],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    clusters: Ints | None = None,
+) -> list[tuple[Interval, float]]:
+    """Return `score_test` of every group, a single stratum each.
+
+    changes (n,), clusters (n,). groups: the members (n,) of each group, one at least. Groups may
+    overlap. They are computed at once, which takes hardly longer than one of them.
+    """
+    if not groups:
+        return []
+    members = [np.flatnonzero(group) for group in groups]
+    codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
+    rows = np.concatenate(members)
+    of_rows = None if clusters is None else clusters[rows]
+    weights = np.ones(len(groups))
+    counts = separate_averages(count_items(changes[rows], codes, weights, value_range, of_rows))
+    low, high = score_intervals(counts)
+    p = two_sided_p(score_z(counts))
+    return [
+        (Interval(float(a), float(b)), float(p_value))
+        for a, b, p_value in zip(low, high, p, strict=True)
+    ]
+
+
+def two_sided_p(z: Floats) -> Floats:
+    """Return the two-sided p-values (B,) of z (B,)."""
+    return np.asarray(2 * ndtr(-np.abs(z)))
+
+
+def _spread_over_grid(
+    values: Floats, value_range: tuple[float, float]
+) -> tuple[Floats, Ints, Floats]:
+    """Return a grid of values (K,), and for each value (n,) the grid point below it and the share
+    that belongs to the next grid point.
+
+    The grid holds the ends of the range and all distinct values if they are few. Else it holds
+    their quantiles, and values are split between their two neighbours, which keeps the mean and
+    hardly raises the variance.
+    """
+    grid = np.unique(values)
+    if len(grid) > MAX_VALUES:
+        grid = np.quantile(grid, np.linspace(0, 1, MAX_VALUES))
+    grid = np.unique(np.append(grid, value_range))
+    position = np.searchsorted(grid, values, side="right") - 1
+    lower = np.clip(position, 0, len(grid) - 2).astype(np.int32)
+    return grid, lower, (values - grid[lower]) / (grid[lower + 1] - grid[lower])
+
+
+class _Model:
+    """The fits of B macro-averages along their multipliers lambda.
+
+    lambda fixes a hypothesis: theta falls from the upper to the lower end of the range as lambda
+    rises. The unit of u = lambda / scale is about one standard error.
+    """
+
+    def __init__(self, counts: StratifiedCounts, rule: ScoreRule) -> None:
+        self._data, self._rule = counts, rule
+        weights, starts = counts.weights, counts.starts
+        self.num_averages = len(starts)
+        self._sizes = counts.counts.sum(axis=1)
+        self._average = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(weights))))
+        pooled = np.add.reduceat((weights / self._sizes)[:, None] * counts.counts, starts, axis=0)
+        pooled /= np.add.reduceat(weights, starts)[:, None]
+        total = np.add.reduceat(self._sizes, starts)[:, None]
+        pooled *= total
+        pooled[:, [0, -1]] += rule.end_items
+        pooled /= total + 2 * rule.end_items
+        self._cells = counts.counts + rule.pseudo_items * pooled[self._average]
+        enlarged = self._cells.sum(axis=1)
+        variance = self._moments(self._cells / enlarged[:, None])[1]
+        self._scale = 1 / np.sqrt(self._sum(weights**2 * variance / enlarged))
+        corrected = self._sizes + rule.pseudo_items
+        correction = corrected / (corrected - 1) if rule.pseudo_items else 1.0
+        self._variance_factor = weights**2 / self._sizes * correction
+        self._third_factor = weights**3 / self._sizes**2
+        self._estimates = counts.estimates
+
+    def fit(self, multipliers: Floats) -> _Fit:
+        """Return the fitted hypotheses at multipliers (B,) in units of the scale."""
+        means, variances, thirds, absolute_thirds = self._moments(self._tilt(multipliers))
+        theta = self._sum(self._data.weights * means)
+        variance = self._sum(self._variance_factor * variances)
+        has_variance = variance > 0
+        error = np.sqrt(np.where(has_variance, variance, 1.0))
+        step = self._sum(self._third_factor * absolute_thirds) / error**2
+        gap = self._estimates - theta
+        distance = np.maximum(np.abs(gap) - self._rule.continuity * step, 0.0)
+        at_end = np.where(np.abs(gap) > TOLERANCE, np.inf, 0.0)
+        z0 = np.copysign(np.where(has_variance, distance / error, at_end), gap)
+        if not self._rule.corrects_skewness:
+            return _Fit(theta, z0)
+        third = self._sum(self._third_factor * thirds)
+        a = np.where(has_variance, third / error**3 / 6, 0.0)
+        root = np.sqrt(np.maximum(1 + 4 * a * (z0 + a), 0.0))
+        return _Fit(theta, 2 * (z0 + a) / (1 + root))
+
+    def _tilt(self, multipliers: Floats) -> Floats:
+        """Return the fitted distributions (R, K) N / (mu + step * value) of strata.
+
+        mu solves sum_k N_k / (mu + step * x_k) = 1. Values are taken from the end of the range at
+        which the denominator is smallest, so that mu >= 0 there. Newton's steps on 1 / sum start
+        below the solution and approach it from there, because 1 / sum is concave in mu.
+        """
+        values, cells = self._data.values, self._cells
+        steps = (multipliers * self._scale)[self._average] * self._data.weights
+        ends = np.where(steps >= 0, values[0], values[-1])
+        distances = steps[:, None] * (values - ends[:, None])
+        near = np.where(steps >= 0, 0, len(values) - 1)
+        rows = np.arange(len(steps))
+        mu = np.maximum(cells[rows, near], 1e-300)
+        for _ in range(MAX_STEPS):
+            inverse = 1 / (mu[:, None] + distances)
+            p = cells * inverse
+            total = p.sum(axis=1)
+            change = (total - 1) * total / (p * inverse).sum(axis=1)
+            mu = np.maximum(mu + change, 1e-300)
+            if np.all(np.abs(change) <= 1e-14 * mu):
+                break
+        p = cells / (mu[:, None] + distances)
+        p[rows, near] = 0.0
+        p[rows, near] = np.maximum(1 - p.sum(axis=1), 0.0)
+        return np.asarray(p)
+
+    def _moments(self, p: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return mean, variance, third and third absolute central moment (R,) of distributions
+        (R, K)."""
+        means = p @ self._data.values
+        deviations = self._data.values - means[:, None]
+        weighted = p * deviations**2
+        thirds = weighted * deviations
+        return means, weighted.sum(axis=1), thirds.sum(axis=1), np.abs(thirds).sum(axis=1)
+
+    def _sum(self, terms: Floats) -> Floats:
+        """Return the sums (B,) of terms (R,) over the strata of each macro-average."""
+        return np.asarray(np.add.reduceat(terms, self._data.starts))
+
+
+def _find_roots(function: Callable[[Floats], Floats], size: int) -> Floats:
+    """Return the roots (size,) of an increasing elementwise function, +-MAX_MULTIPLIER without one.
+
+    Brackets grow until they hold the root. Then secant steps (Illinois) alternate with bisection.
+    """
+    low, high = np.full(size, -1.0), np.full(size, 1.0)
+    at_low, at_high = function(low), function(high)
+    while np.any((at_low > 0) & (low > -MAX_MULTIPLIER)):
+        moves = (at_low > 0) & (low > -MAX_MULTIPLIER)
+        high, at_high = np.where(moves, low, high), np.where(moves, at_low, at_high)
+        low = np.where(moves, 2 * low, low)
+        at_low = np.where(moves, function(low), at_low)
+    while np.any((at_high < 0) & (high < MAX_MULTIPLIER)):
+        moves = (at_high < 0) & (high < MAX_MULTIPLIER)
+        low, at_low = np.where(moves, high, low), np.where(moves, at_high, at_low)
+        high = np.where(moves, 2 * high, high)
+        at_high = np.where(moves, function(high), at_high)
+    above, below = at_low > 0, at_high < 0
+    for step in range(MAX_STEPS):
+        width = high - low
+        if np.all(width <= TOLERANCE * np.maximum(np.abs(low), 1)):
+            break
+        middle = (low + high) / 2
+        if step % 3 != 2:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                secant = high - at_high * width / (at_high - at_low)
+            middle = np.where((secant > low) & (secant < high), secant, middle)
+        value = function(middle)
+        is_low = value <= 0
+        # Illinois: an end that stays is given half its value, so that the other end moves, too.
+        at_high = np.where(is_low, at_high / 2, value)
+        at_low = np.where(is_low, value, at_low / 2)
+        low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
+    roots = (low + high) / 2
+    return np.asarray(np.where(above, -MAX_MULTIPLIER, np.where(below, MAX_MULTIPLIER, roots)))

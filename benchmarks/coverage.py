@@ -1,0 +1,347 @@
+"""Simulate how often the package's 95% intervals hold the true value.
+
+    python benchmarks/coverage.py [--runs 2000] [--only TEXT]
+
+Each case draws runs from known probabilities, computes the interval that the package prints, and
+counts how often it holds the true macro-average. Asked for: 93% or more in every case, and at most
+99% where 5 or more effective errors are expected (`Case.effective_errors`); an interval from fewer
+errors has to be conservative. The limits allow for two standard errors of the simulation. Exit code
+1: a case misses its limits and is not in EXCEPTIONS.
+
+2000 runs take about three minutes on one core. docs/statistics.md shows its output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from antlm_bench.statistics import macro_weights
+from antlm_bench.statistics.stratified_score import (
+    StratifiedCounts,
+    count_items,
+    score_intervals,
+)
+from antlm_bench.types import Floats
+
+MIN_COVERAGE, MAX_COVERAGE = 0.93, 0.99
+MIN_EFFECTIVE_ERRORS = 5
+MAX_CELLS_AT_ONCE = 1_000_000
+CREDITS, TIED_CREDITS = (0.0, 1.0), (0.0, 0.5, 1.0)
+CHANGES, TIED_CHANGES = (-1.0, 0.0, 1.0), (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+UNEQUAL = (5, 5, 5, 200, 1000)
+SUPPLEMENT = (842, 64, 165, 3867, 280)
+EWOK = (2210, 770, 170, 120, 556, 818, 314, 294, 328, 1548, 490)
+COMPS = (49340, 13896, 13896, 13896)
+NANO = (50,) * 16
+BLIMP, BLIMP_FAST = (1000,) * 67, (200,) * 67
+ENTITY_TRACKING = {
+    "regular": (606, 607, 606, 606, 568, 159),
+    "ambiref": (607, 607, 604, 604, 615, 187),
+    "move_contents": (605, 606, 605, 606, 529, 156),
+}
+EXCEPTIONS: dict[str, str] = {
+    "difference, 11 strata of 1 to 50 +.1 -.2": "conservative: one item has a weight of 1/11",
+}
+"""Name of a case that misses its limits -> why that is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A suite of S strata and the probabilities of its items' values."""
+
+    name: str
+    values: tuple[float, ...]
+    """What an item can contribute (K,)."""
+    sizes: tuple[int, ...]
+    """Items per stratum (S,)."""
+    probabilities: Floats
+    """Probability of each value in each stratum (S, K)."""
+    weights: Floats
+    """Weight of each stratum in the macro-average (S,)."""
+    cluster_sizes: tuple[int, ...] = ()
+    """Sizes of the clusters of the only stratum; () = independent items."""
+    correlation: float = 0.0
+    """Correlation of the items of a cluster."""
+
+    @property
+    def truth(self) -> float:
+        """The true macro-average."""
+        return float(self.weights @ self.probabilities @ np.array(self.values))
+
+    @property
+    def effective_errors(self) -> float:
+        """Expected number of errors (of flips, for differences) that the macro-average rests on.
+
+        (sum_s w_s q_s)^2 / sum_s (w_s^2 q_s / n_s) for error rates q_s: in one stratum the expected
+        number n q. Errors in strata that carry little weight count little.
+        """
+        rates = _error_rates(np.array(self.values), self.probabilities)
+        spread = np.sum(self.weights**2 * rates / np.array(self._independent_items))
+        return float((self.weights @ rates) ** 2 / spread) if spread > 0 else 0.0
+
+    @property
+    def _independent_items(self) -> Sequence[float]:
+        if not self.cluster_sizes:
+            return self.sizes
+        squares = sum(size**2 for size in self.cluster_sizes)
+        return [sum(self.cluster_sizes) ** 2 / squares]
+
+
+def _error_rates(values: Floats, probabilities: Floats) -> Floats:
+    """Return the expected loss of credit (S,), or the rate of flips if values can be negative."""
+    if values[0] < 0:
+        return np.asarray(probabilities @ np.abs(values))
+    return np.asarray(np.minimum(probabilities @ (1 - values), probabilities @ values))
+
+
+class Result(NamedTuple):
+    """How the intervals of a case did."""
+
+    coverage: float
+    too_high: float
+    """Share of intervals that lie above the true value."""
+    too_low: float
+    """Share of intervals that lie below the true value."""
+    width: float
+    """Mean width."""
+    runs: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the coverage, taken at the nearer limit."""
+        limit = MIN_COVERAGE if self.coverage < MIN_COVERAGE else MAX_COVERAGE
+        return float((limit * (1 - limit) / self.runs) ** 0.5)
+
+    def misses_limits(self, effective_errors: float) -> bool:
+        """Return whether the coverage is outside of the limits beyond chance."""
+        is_low = self.coverage < MIN_COVERAGE - 2 * self.error
+        may_be_high = effective_errors < MIN_EFFECTIVE_ERRORS
+        return is_low or (not may_be_high and self.coverage > MAX_COVERAGE + 2 * self.error)
+
+
+def simulate(case: Case, runs: int, seed: int = 0) -> Result:
+    """Return how the intervals of so many simulated runs did."""
+    rng = np.random.default_rng(seed)
+    at_once = max(1, MAX_CELLS_AT_ONCE // (max(len(case.sizes), sum(case.cluster_sizes)) * 5))
+    lows, highs = [], []
+    for start in range(0, runs, at_once):
+        count = min(at_once, runs - start)
+        draw = _draw_clusters if case.cluster_sizes else _draw_items
+        low, high = score_intervals(draw(case, count, rng))
+        lows.append(low)
+        highs.append(high)
+    low, high, truth = np.concatenate(lows), np.concatenate(highs), case.truth
+    too_high, too_low = low > truth + 1e-9, high < truth - 1e-9
+    return Result(
+        float(1 - np.mean(too_high | too_low)),
+        float(too_high.mean()),
+        float(too_low.mean()),
+        float(np.mean(high - low)),
+        runs,
+    )
+
+
+def _draw_items(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCounts:
+    """Draw runs of independent items, a macro-average each."""
+    num_strata, values = len(case.sizes), np.array(case.values)
+    tables = [
+        rng.multinomial(size, p, size=runs)
+        for size, p in zip(case.sizes, case.probabilities, strict=True)
+    ]
+    counts = np.stack(tables, axis=1).reshape(runs * num_strata, -1).astype(float)
+    means = counts @ values / np.tile(case.sizes, runs)
+    starts = num_strata * np.arange(runs, dtype=np.int32)
+    return StratifiedCounts(values, counts, means, np.tile(case.weights, runs), starts)
+
+
+def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCounts:
+    """Draw runs of one stratum of clusters: beta-binomial credits."""
+    p, rho = float(case.probabilities[0, 1]), case.correlation
+    sizes = np.array(case.cluster_sizes)
+    shape = (runs, len(sizes))
+    if rho > 0:
+        strength = (1 - rho) / rho
+        rates = rng.beta(p * strength, (1 - p) * strength, shape)
+    else:
+        rates = np.full(shape, p)
+    right = rng.binomial(sizes, rates)
+    position = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    values = (position < np.repeat(right, sizes, axis=1)).astype(float)
+    codes = np.repeat(np.arange(runs, dtype=np.int32), sizes.sum())
+    clusters = np.tile(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), runs)
+    weights = np.ones(runs)
+    counts = count_items(values.ravel(), codes, weights, (0.0, 1.0), clusters)
+    starts = np.arange(runs, dtype=np.int32)
+    return StratifiedCounts(counts.values, counts.counts, counts.means, weights, starts)
+
+
+# ---- the cases
+
+
+def _equal_weights(num_strata: int) -> Floats:
+    return np.full(num_strata, 1 / num_strata)
+
+
+def one_run(
+    name: str, sizes: Sequence[int], accuracy: float | Sequence[float] | Floats, ties: float = 0.0
+) -> Case:
+    """Return a case of one run. ties: share of items with half a credit; the others are right with
+    a probability such that the mean credit is `accuracy`."""
+    accuracies = np.broadcast_to(np.asarray(accuracy, float), (len(sizes),))
+    tied = np.minimum(ties, 2 * np.minimum(accuracies, 1 - accuracies))
+    right = accuracies - tied / 2
+    columns = [1 - right - tied, tied, right] if ties else [1 - right, right]
+    values = TIED_CREDITS if ties else CREDITS
+    weights = _equal_weights(len(sizes))
+    return Case(name, values, tuple(sizes), np.column_stack(columns), weights)
+
+
+def two_runs(
+    name: str,
+    sizes: Sequence[int],
+    gained: float | Sequence[float],
+    lost: float | Sequence[float],
+    ties: float = 0.0,
+) -> Case:
+    """Return a case of a paired difference. gained, lost: rates of items. ties: the share of these
+    that move by half a credit."""
+    up, down = (np.broadcast_to(np.asarray(x, float), (len(sizes),)) for x in (gained, lost))
+    if ties:
+        moved = [down * (1 - ties), down * ties, 1 - up - down, up * ties, up * (1 - ties)]
+    else:
+        moved = [down, 1 - up - down, up]
+    values = TIED_CHANGES if ties else CHANGES
+    return Case(name, values, tuple(sizes), np.column_stack(moved), _equal_weights(len(sizes)))
+
+
+def clusters(name: str, sizes: Sequence[int], accuracy: float, correlation: float) -> Case:
+    """Return a case of one stratum of clusters."""
+    probabilities = np.array([[1 - accuracy, accuracy]])
+    ones, sizes = np.ones(1), tuple(sizes)
+    return Case(name, CREDITS, (sum(sizes),), probabilities, ones, sizes, correlation)
+
+
+def nested(name: str, accuracy_by_file: dict[str, Sequence[float]]) -> Case:
+    """Return entity tracking: the mean over files of the mean over numbers of operations."""
+    sizes, accuracies, paths = [], [], []
+    for file, file_sizes in ENTITY_TRACKING.items():
+        for index, size in enumerate(file_sizes):
+            sizes.append(size)
+            accuracies.append(accuracy_by_file[file][index])
+            paths.append((file, f"{file}_{index}_ops"))
+    right = np.array(accuracies)
+    table = np.column_stack([1 - right, right])
+    return Case(name, CREDITS, tuple(sizes), table, macro_weights(paths))
+
+
+def iterate_cases() -> Iterator[Case]:
+    """Yield all cases."""
+    yield from _one_run_cases()
+    yield from _two_run_cases()
+    yield from _cluster_cases()
+
+
+def _one_run_cases() -> Iterator[Case]:
+    for accuracy in (0.5, 0.8, 0.95, 0.99, 0.999):
+        yield one_run(f"strata 5/5/5/200/1000 at {accuracy}", UNEQUAL, accuracy)
+        yield one_run(f"supplement at {accuracy}", SUPPLEMENT, accuracy)
+    yield one_run("strata 5/5/5/200/1000, .5 to .98", UNEQUAL, (0.5, 0.7, 0.9, 0.99, 0.98))
+    yield one_run("strata 5/5/5/200/1000, .98 to .5", UNEQUAL, (0.98, 0.99, 0.9, 0.7, 0.5))
+    yield one_run("supplement, .5 to .99", SUPPLEMENT, (0.5, 0.9, 0.99, 0.8, 0.7))
+    for accuracy in (0.5, 0.8, 0.95):
+        yield one_run(f"50 strata of 2 at {accuracy}", (2,) * 50, accuracy)
+        yield one_run(f"20 strata of 1 at {accuracy}", (1,) * 20, accuracy)
+        yield one_run(f"67 strata of 1 at {accuracy}", (1,) * 67, accuracy)
+        yield one_run(f"nano (16 of 50) at {accuracy}", NANO, accuracy)
+    yield one_run("50 strata of 2, .3 to 1", (2,) * 50, np.linspace(0.3, 1, 50))
+    yield one_run("67 strata of 20, .4 to 1", (20,) * 67, np.linspace(0.4, 1, 67))
+    yield one_run("nano (16 of 50) at .995", NANO, 0.995)
+    yield one_run("nano (16 of 50) at .999", NANO, 0.999)
+    yield one_run("blimp-fast (67 of 200), .5 to 1", BLIMP_FAST, np.linspace(0.5, 1, 67))
+    yield one_run("blimp (67 of 1000), .5 to 1", BLIMP, np.linspace(0.5, 1, 67))
+    yield one_run("ewok, .5 to .6", EWOK, np.linspace(0.5, 0.6, 11))
+    yield one_run("ewok at .999", EWOK, 0.999)
+    yield one_run("comps, .5 to .7", COMPS, (0.5, 0.6, 0.65, 0.7))
+    for size, accuracy in ((5, 0.5), (20, 0.5), (50, 0.9), (100, 0.99), (300, 0.95), (5000, 0.999)):
+        yield one_run(f"one stratum of {size} at {accuracy}", (size,), accuracy)
+    yield one_run("one stratum of 100 at .7, 30% tied", (100,), 0.7, ties=0.3)
+    yield one_run("nano (16 of 50) at .6, 50% tied", NANO, 0.6, ties=0.5)
+    yield one_run("supplement at .9, 10% tied", SUPPLEMENT, 0.9, ties=0.1)
+    levels = np.linspace(0.9, 0.4, 6)
+    yield nested("entity tracking, .9 to .4", {file: tuple(levels) for file in ENTITY_TRACKING})
+    yield nested("entity tracking at .99", dict.fromkeys(ENTITY_TRACKING, (0.99,) * 6))
+
+
+def _two_run_cases() -> Iterator[Case]:
+    for gained, lost in ((0.02, 0.02), (0.002, 0.002), (0.0, 0.0005), (0.0, 0.05)):
+        rates = f"+{gained:g} -{lost:g}"
+        yield two_runs(f"difference, strata 5/5/5/200/1000 {rates}", UNEQUAL, gained, lost)
+        yield two_runs(f"difference, supplement {rates}", SUPPLEMENT, gained, lost)
+        yield two_runs(f"difference, nano {rates}", NANO, gained, lost)
+        yield two_runs(f"difference, one of 1000 {rates}", (1000,), gained, lost)
+    yield two_runs("difference, 50 strata of 2 +.1 -.1", (2,) * 50, 0.1, 0.1)
+    yield two_runs("difference, 20 strata of 1 +.1 -.2", (1,) * 20, 0.1, 0.2)
+    yield two_runs("difference, 67 strata of 1 +.2 -.2", (1,) * 67, 0.2, 0.2)
+    small = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 50)
+    yield two_runs("difference, 11 strata of 1 to 50 +.1 -.2", small, 0.1, 0.2)
+    gained_mixed, lost_mixed = (0.1, 0, 0.2, 0.01, 0), (0, 0.3, 0.1, 0.02, 0.01)
+    yield two_runs(
+        "difference, strata 5/5/5/200/1000, mixed rates", UNEQUAL, gained_mixed, lost_mixed
+    )
+    yield two_runs("difference, blimp-fast +.03 -.03", BLIMP_FAST, 0.03, 0.03)
+    yield two_runs("difference, blimp +.002 -.002", BLIMP, 0.002, 0.002)
+    yield two_runs("difference, ewok +.05 -.04", EWOK, 0.05, 0.04)
+    yield two_runs("difference, one of 20 +.1 -.3", (20,), 0.1, 0.3)
+    yield two_runs("difference, nano +.1 -.1, half of it ties", NANO, 0.1, 0.1, ties=0.5)
+    yield two_runs("difference, one of 300 +.05 -.02, all ties", (300,), 0.05, 0.02, ties=0.9)
+
+
+def _cluster_cases() -> Iterator[Case]:
+    unequal = tuple(np.maximum(1, np.random.default_rng(0).geometric(0.2, 60)).tolist())
+    for accuracy in (0.6, 0.98):
+        for correlation in (0.0, 0.3, 0.9):
+            case = f"at {accuracy}, correlation {correlation}"
+            yield clusters(f"20 clusters of 5 {case}", (5,) * 20, accuracy, correlation)
+            yield clusters(f"83 clusters of 6 {case}", (6,) * 83, accuracy, correlation)
+            yield clusters(f"60 unequal clusters {case}", unequal, accuracy, correlation)
+    yield clusters("5 clusters of 10 at .6, correlation .9", (10,) * 5, 0.6, 0.9)
+
+
+def print_results(cases: Sequence[Case], runs: int) -> int:
+    """Print a line per case. Return the number of cases that miss their limits."""
+    print("coverage  above  below  width  errors  case")
+    misses = 0
+    for index, case in enumerate(cases):
+        result = simulate(case, runs, seed=index)
+        is_missed = result.misses_limits(case.effective_errors)
+        accepted = EXCEPTIONS.get(case.name, "")
+        misses += is_missed and not accepted
+        remark = f"  ({accepted})" if accepted else "  MISSED" if is_missed else ""
+        print(
+            f"{result.coverage:8.3f} {result.too_high:6.3f} {result.too_low:6.3f} "
+            f"{result.width:6.3f} {case.effective_errors:7.1f}  {case.name}{remark}",
+            flush=True,
+        )
+    return misses
+
+
+def main() -> int:
+    """Run the simulation; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=2000, help="simulated runs per case")
+    parser.add_argument("--only", default="", help="only cases whose name matches this expression")
+    options = parser.parse_args()
+    cases = [case for case in iterate_cases() if re.search(options.only, case.name)]
+    return int(print_results(cases, options.runs) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
