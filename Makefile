@@ -4,21 +4,22 @@ BIN := .venv/bin
 
 # Tests on the real benchmark files run when these lie beside the checkout; elsewhere they are skipped, with the reason.
 ifneq ($(wildcard ../shared/data/README.md),)
-test test-all test-oldest: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
+quick test test-all test-oldest: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
 endif
 # Likewise what the original code of others answered on tiny checkpoints.
 ifneq ($(wildcard ../shared/cases/README.md),)
-test test-all: export ANTLM_BENCH_CASES ?= $(abspath ../shared/cases)
+quick test test-all: export ANTLM_BENCH_CASES ?= $(abspath ../shared/cases)
 endif
 
 # As antlm-bench does for itself: on a shared machine threads that spin long make everything wait. Every core has a process.
-test test-all: export GOMP_SPINCOUNT ?= 20000
-test test-all: export OMP_NUM_THREADS ?= 1
+quick test test-all: export GOMP_SPINCOUNT ?= 20000
+quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oldest check fmt sweep bench
+.PHONY: help demo quick test test-all test-oldest check fmt sweep bench
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
+	@echo "make quick   the tests that take a moment only (about a minute)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
 	@echo "make test-all  the same with the slow tests: environments with other versions (needs a package registry)"
 	@echo "make test-oldest  the tests of opening, scoring and training with transformers 5.0"
@@ -49,6 +50,9 @@ check: .venv/installed
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+quick: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not long"
 
 test: check
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow"

@@ -65,6 +65,7 @@ def read_prediction_files(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.rglob("predictions/*.parquet")}
 
 
+@pytest.mark.long
 def test_a_score_stopped_by_sigterm_resumes(
     make_checkpoint: Make, pairs: Path, tmp_path: Path
 ) -> None:

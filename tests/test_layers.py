@@ -333,6 +333,7 @@ def test_importing_the_package_loads_nothing() -> None:
     assert not list_loaded_packages("import antlm_bench") & {*ALLOWED_IMPORTERS, "numpy"}
 
 
+@pytest.mark.long
 def test_help_loads_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "scipy", "numpy", "huggingface_hub"}
     assert not list_loaded_packages(command_code("--help")) & {*heavy, "pydantic"}
@@ -341,6 +342,7 @@ def test_help_loads_nothing_heavy() -> None:
     )  # typer itself may use pydantic here
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "argv",
     [

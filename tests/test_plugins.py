@@ -57,6 +57,7 @@ def animals_scored_by(metric: str) -> str:
     return text.replace("groups =", f'metric = "{metric}"\ngroups =', 1)
 
 
+@pytest.mark.long
 def test_a_metric_of_a_package(
     install: Install,
     suites_folder: Path,
@@ -204,6 +205,7 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_scoring_method_of_a_package(
     install: Install, make_checkpoint, pairs: Path, tmp_path: Path, capsys
 ) -> None:

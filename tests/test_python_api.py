@@ -72,6 +72,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("document", "number", "code"), EXAMPLES)
 def test_the_examples_of_the_documents_run(
     demo: Path, document: str, number: int, code: str, monkeypatch: pytest.MonkeyPatch

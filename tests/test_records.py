@@ -173,6 +173,7 @@ def foreign_branches(rule: RegistryRule) -> Iterator[tuple[str, int, str]]:
                     yield module, line, expression
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("registry", REGISTRIES)
 def test_only_a_record_knows_its_name(registry: str) -> None:
     found = [
@@ -181,6 +182,7 @@ def test_only_a_record_knows_its_name(registry: str) -> None:
     assert not found, "ask the record instead:\n" + "\n".join(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("registry", REGISTRIES)
 def test_every_exception_still_occurs(registry: str) -> None:
     rule = REGISTRIES[registry]

@@ -69,6 +69,7 @@ def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
     assert scorer.logprobs(TEXTS) == pytest.approx([sum(part) for part in expected], abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "kind", "layout", "config"),
     [
@@ -104,6 +105,7 @@ def test_logprobs_equal_minicons(make_checkpoint, kind, metric):
     assert Scorer(model, tokenizer).logprobs(TEXTS) == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["causal", "mlm", "mlm-l2r", "mntp"])
 def test_pairs_equal_score_to_the_bit(make_checkpoint, tmp_path, method):
     folder = make_checkpoint("causal" if method == "causal" else "masked")

@@ -95,6 +95,7 @@ def test_the_bound_of_a_perfect_rate_is_clopper_pearson(n: int) -> None:
     assert low < stats.beta.ppf(0.5, n, 1) < high < 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n", "r"), [(30, 0.0), (30, 0.8), (200, 0.5)])
 def test_pearsons_r_has_nominal_coverage_and_error_rate(n: int, r: float) -> None:
     rng, trials = np.random.default_rng(4), 1200

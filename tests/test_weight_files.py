@@ -189,6 +189,7 @@ def test_a_file_that_the_configuration_names_is_what_is_read(copy):
     assert open_on_cpu(folder).metadata["weights"] == sha256(folder / "best.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["seed[1]", "my model (v2)", "modèle-日本", "what? *really*"])
 def test_a_path_that_exists_is_never_a_glob(copy, name):
     odd, other = copy(f"runs {name}/{name}"), copy(f"runs {name}/seed1", seed=1)

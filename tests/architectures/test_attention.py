@@ -77,6 +77,7 @@ def test_padding_on_either_side_changes_nothing_at_real_positions(kind, suffix, 
     assert right.isfinite().all() and left.isfinite().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("form", ["bool", "additive", "infinite"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -53,6 +53,7 @@ def minicons(kind, folder):
     )
 
 
+@pytest.mark.long
 def test_minicons_loads_our_causal_checkpoints(save):
     folder = save("causal")
     theirs = peers.score_with_minicons(
@@ -67,6 +68,7 @@ def test_minicons_loads_our_masked_checkpoints(save):
     assert theirs == pytest.approx(sum_logprobs(folder, TEXTS, "mlm"), abs=1e-4)
 
 
+@pytest.mark.long
 def test_lm_eval_loads_our_causal_checkpoints(save):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

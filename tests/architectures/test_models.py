@@ -277,6 +277,7 @@ def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
         transformers.AutoModelForMaskedLM.from_pretrained(make_checkpoint("causal"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
     model = build_reference_model(kind)[0]

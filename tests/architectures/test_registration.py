@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "imports",
     [
@@ -79,6 +80,7 @@ def test_importing_the_package_loads_no_torch(folder):
     assert printed(code, folder) == ["end"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["normalized", "gpt"])
 def test_a_carried_architecture_opens_without_this_package(tmp_path, kind):
     model = build_reference_model(kind)[0]

@@ -136,6 +136,7 @@ def css_rgb(colour: str) -> str:
     return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_renders_and_works(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path, scheme: str
@@ -168,6 +169,7 @@ def test_the_page_renders_and_works(
         assert view["after"] == [css_rgb(second["ground"]), css_rgb(second["series-1"])]
 
 
+@pytest.mark.long
 def test_the_page_writes_nothing_to_the_console(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_the_page_writes_nothing_to_the_console(
     assert 'id="theme" type="button" aria-label' in dom, "the script did not run"
 
 
+@pytest.mark.long
 def test_requests_and_console_messages_are_detected(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def plain_score(base, adapter):
         )
 
 
+@pytest.mark.long
 def test_an_adapter_scores_as_peft_s_own_forward_does(folders):
     base, adapter = folders
     expected = plain_score(base, adapter)
@@ -95,6 +96,7 @@ def test_an_adapter_scores_as_peft_s_own_forward_does(folders):
     assert open_backbone(str(adapter), OpenOptions(device="cpu")).metadata["adapter"] == "adapter"
 
 
+@pytest.mark.long
 def test_both_hashes_are_recorded_and_in_the_content_key(folders):
     base, adapter = folders
     plain, merged = opened(base), opened(adapter)
@@ -212,6 +214,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
 def test_an_adapter_that_does_not_fit_is_refused(folders, damage, message):
     damage(folders[1])
@@ -258,6 +261,7 @@ def test_without_peft_the_hint_names_the_package(folders, monkeypatch):
     assert "antlm-bench[lora]" in refused.value.hint
 
 
+@pytest.mark.long
 def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_path):
     base, _ = folders
     other = tmp_path / "tokenizer"
@@ -306,6 +310,7 @@ def test_every_command_that_opens_a_checkpoint_takes_both_flags():
         )
 
 
+@pytest.mark.long
 def test_doctor_and_score_record_adapter_and_tokenizer(folders, tmp_path, monkeypatch):
     base, adapter = folders
     options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(base))
@@ -324,6 +329,7 @@ def test_doctor_and_score_record_adapter_and_tokenizer(folders, tmp_path, monkey
         score(str(base), str(tmp_path / "pairs.csv"), out=tmp_path / "run", device="cpu")
 
 
+@pytest.mark.long
 def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path):
     pytest.importorskip("lm_eval")
     pytest.importorskip("minicons")

@@ -176,6 +176,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mix", "layout", "config", "prefixes"), CASES)
 def test_a_public_layout_opens_and_scores_as_the_reference_does(
     tmp_path, mix, layout, config, prefixes
@@ -200,6 +201,7 @@ WRAPPERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("learned", [True, False])
 def test_every_form_of_gpt_bert_opens_both_ways(tmp_path, gate, learned):
@@ -212,6 +214,7 @@ def test_every_form_of_gpt_bert_opens_both_ways(tmp_path, gate, learned):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_gpt_bert_is_read_as_mntp_whatever_its_wrapper_is_called(tmp_path, wrapper):
     state = gpt_layout(weights_for("gpt")[0], "model.", "model.", "lm_head.")
@@ -236,6 +239,7 @@ def test_the_epsilon_comes_from_config_and_doctor_shows_it(tmp_path):
     assert descriptions[None] == "1e-05 (not in config.json, as the authors trained)"
 
 
+@pytest.mark.long
 def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
     weights, settings = weights_for("", per_head=True)
     folder = saved(tmp_path / "heads", ltg_layout(weights), LTG)
@@ -377,6 +381,7 @@ def test_indistinguishable_variants_need_the_option(tmp_path):
         open_checkpoint(str(folder))
 
 
+@pytest.mark.long
 def test_tied_weights_are_found_under_either_name(tmp_path):
     weights, settings = weights_for("gpt")
     expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
@@ -471,6 +476,7 @@ def test_null_in_a_configuration_means_not_given(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mix", ["", "base", "zero", "normalized", "weighted_output"])
 def test_a_layer_mix_that_contradicts_the_weights_is_refused(tmp_path, mix):
     """The zero and normalized variants have the same weights; all others differ."""
@@ -527,6 +533,7 @@ AUTHORS_FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", AUTHORS_FILES)
 def test_weights_open_as_their_authors_save_them(tmp_path, name):
     weights, settings = weights_for("")

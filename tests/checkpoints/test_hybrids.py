@@ -79,6 +79,7 @@ def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
     }
 
 
+@pytest.mark.long
 def test_a_hybrid_is_read_both_ways_with_the_same_weights(folders: dict[str, Path]) -> None:
     causal, full = scores(folders["hybrid"], "causal"), scores(folders["hybrid"], "mlm")
     assert np.allclose(causal, scores(folders["causal"], "causal"), rtol=0, atol=1e-5)
@@ -86,6 +87,7 @@ def test_a_hybrid_is_read_both_ways_with_the_same_weights(folders: dict[str, Pat
     assert np.abs(causal - full).min() > 1e-3
 
 
+@pytest.mark.long
 def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
     folders: dict[str, Path],
 ) -> None:

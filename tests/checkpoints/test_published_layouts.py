@@ -143,6 +143,7 @@ SCORES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCORES)
 def test_sentences_score_as_the_authors_ranking_does(original, tmp_path, name):
     record = json.loads((original / "training" / "sentence_scores.json").read_text())

@@ -57,6 +57,7 @@ def plain(folder, method, texts=TEXTS, dtype=torch.float32):
     return totals
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -158,6 +159,7 @@ LONGROPE = ROPE | {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rope", [LONGROPE, ROPE | {"rope_type": "dynamic"}], ids=["longrope", "dynamic"]
 )
@@ -171,6 +173,7 @@ def test_long_rows_do_not_move_the_scores_of_short_ones(make_checkpoint, rope):
     assert scores(model, "causal") == alone
 
 
+@pytest.mark.long
 def test_texts_beyond_the_original_length_run_by_prefix(make_checkpoint):
     """With longrope a prefix has other angles than the whole text: then each prefix is a row of its
     own.
@@ -184,6 +187,7 @@ def test_texts_beyond_the_original_length_run_by_prefix(make_checkpoint):
     )
 
 
+@pytest.mark.long
 def test_a_forward_that_changes_the_model_is_undone(make_checkpoint):
     """BigBird gives its sparse attention up for good at the first short row."""
     config = {
@@ -320,6 +324,7 @@ def test_a_forward_without_logits_of_every_position_is_named(make_checkpoint):
             plain_logits(model, input_ids=torch.zeros(1, 4, dtype=torch.long))
 
 
+@pytest.mark.long
 def test_a_model_that_answers_by_chance_is_refused(make_checkpoint, monkeypatch):
     folder = make_checkpoint("causal", attention_dropout=0.5)
     model = opened(folder)
@@ -328,6 +333,7 @@ def test_a_model_that_answers_by_chance_is_refused(make_checkpoint, monkeypatch)
         self_test.run_self_test(model, TEXTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
     model, method = opened(make_checkpoint(kind)), "causal" if kind == "causal" else "mlm"
@@ -341,6 +347,7 @@ def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
     assert scores(model, method) == expected
 
 
+@pytest.mark.long
 def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
     """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay
     then.

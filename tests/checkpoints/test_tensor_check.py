@@ -93,6 +93,7 @@ PUBLISHED = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "rename", "add", "config"), PUBLISHED)
 def test_published_shapes_open_and_score(build, architecture, rename, add, config):
     kind = "causal" if architecture.startswith(("GPT", "Llama")) else "masked"
@@ -280,6 +281,7 @@ MASKED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "config", "logits"), MASKED)
 def test_masked_models_with_unusual_names_score_right(build, architecture, config, logits):
     from antlm_bench.scoring.methods import resolve_method

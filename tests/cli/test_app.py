@@ -127,6 +127,7 @@ def test_without_arguments_it_explains_itself(capsys: pytest.CaptureFixture[str]
     assert all(verb in out for verb in ("score", "list", "show", "doctor", "data", "Exit codes"))
 
 
+@pytest.mark.long
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"antlm-bench {__version__}\n"
@@ -245,6 +246,7 @@ def test_what_did_finish_is_shown_before_the_error(
     assert "1 of 2 checkpoints" in captured.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -286,6 +288,7 @@ def test_bad_usage_is_exit_code_2_and_names_the_culprit(
     assert not scorer.calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["suites", "collections", "models", "methods", "architectures"])
 def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*form: str) -> str:
@@ -414,6 +417,7 @@ def test_data_where_names_the_folders_in_order(
     assert out.index(f"{tmp_path} ") < out.index(str(tmp_path / "cache"))
 
 
+@pytest.mark.long
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     line = f"{shlex.join(BIN)} list --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
@@ -448,6 +452,7 @@ def on_a_terminal(argv: Sequence[str], **environment: str) -> str:
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
 
 
+@pytest.mark.long
 def test_colours_on_a_terminal_only_and_never_under_no_color() -> None:
     assert COLOUR.search(on_a_terminal(["show", "blmp"]))
     assert not COLOUR.search(on_a_terminal(["show", "blmp"], NO_COLOR="1"))
@@ -477,6 +482,7 @@ def parsed(argv: Sequence[str]) -> None:
     command.make_context(argv[0], words, parent=context)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", readme_commands())
 def test_commands_of_the_readme_are_understood(
     line: str, scorer: Recorder, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,7 @@ def test_the_verdict_as_json_has_stdout_alone(
     assert "--json: --github and json" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("line", "code", "complaint"),
     [
@@ -258,6 +259,7 @@ def commands_of_the_docs() -> list[str]:
     return re.findall(r"^(?: +- )?(antlm-bench .*)$", text, re.M)
 
 
+@pytest.mark.long
 def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     shutil.copytree("base", "reports/trusted")
     shutil.copytree("base", "reports/new")
@@ -273,6 +275,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     assert Path("antlm-bench.xml").exists() and Path("antlm-bench.md").exists()
 
 
+@pytest.mark.long
 def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     step = action["runs"]["steps"][-1]
@@ -314,6 +317,7 @@ def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     assert "regression" in Path("summary.md").read_text()
 
 
+@pytest.mark.long
 def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
     code = (
         "import sys\nfrom antlm_bench.cli.app import run\n"
@@ -346,6 +350,7 @@ ODD = [
 ]
 
 
+@pytest.mark.long
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -401,6 +406,7 @@ def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
     return cells
 
 
+@pytest.mark.long
 def test_finetuned_tasks_are_judged_as_a_collection(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def nano(folder: Path, shift: int) -> str:
     ).path
 
 
+@pytest.mark.long
 def test_texts_are_looked_up_only_when_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_verb_prints_a_line_per_suite_and_draws(
     family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +204,7 @@ def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
         load_curves([tmp_path / "nothing"])
 
 
+@pytest.mark.long
 def test_curves_need_no_torch(family: Path) -> None:
     code = "import sys\nfrom antlm_bench.cli.app import run\n"
     code += f"assert run(['curve', {str(family)!r}]) == 0\n"

@@ -111,6 +111,7 @@ def test_the_same_command_again_trains_nothing(
     assert run_finetune() == before and not trained
 
 
+@pytest.mark.long
 def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
     run_finetune: Callable[..., Any], trained: list[Any]
 ) -> None:
@@ -199,6 +200,7 @@ def hybrid(tmp_path: Path) -> Path:
     return tmp_path / "hybrid"
 
 
+@pytest.mark.long
 def test_a_hybrid_is_finetuned_with_one_attention_or_both(
     run_finetune: Callable[..., Any], trained: list[Any], hybrid: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_the_table_shows_seeds_majority_and_collapses(run_finetune: Callable[...
     assert "seeds collapsed" in row.flags[0]
 
 
+@pytest.mark.long
 def test_a_learnable_task_is_learned(run_finetune: Callable[..., Any]) -> None:
     result = run_finetune(seeds=[1], changes=[*QUICK, "epochs=12"])
     assert next(iter(result)).summary.headline.value == 1.0

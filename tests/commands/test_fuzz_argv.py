@@ -212,6 +212,7 @@ def whole_runs(place: Path) -> None:
     assert not list(place.rglob("*.tmp")) and not list(place.rglob(".lock"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("lines", "examples", "codes"),
     [(ANY, 900, {0, 2, 3}), (SCORE, 500, {0, 2, 3})],

@@ -166,6 +166,7 @@ def spoiled(raw: bytes, spoil: tuple[int, int, bytes] | None) -> bytes:
     return raw if spoil is None else raw[: spoil[0]] + spoil[2] + raw[spoil[0] + spoil[1] :]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
 def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(
@@ -319,6 +320,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "small.toml"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("instant")
 def test_any_mutation_of_a_suite_is_scored_or_refused_with_its_place(small: Path) -> None:
     kinds = set()
@@ -338,6 +340,7 @@ def test_any_mutation_of_a_suite_is_scored_or_refused_with_its_place(small: Path
     assert {loader.Suite, DataError, DeclarationError} <= kinds
 
 
+@pytest.mark.long
 def test_any_mutation_of_nano_loads_or_is_refused(tmp_path: Path) -> None:
     head, _, rest = (
         NANO.read_text(encoding="utf-8").replace("pairs = 50", "pairs = 4").partition("[expect]")

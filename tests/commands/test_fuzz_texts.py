@@ -106,6 +106,7 @@ def plain(
     return total, number
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "method", "bos"),
     [
@@ -153,6 +154,7 @@ def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
     check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["mlm-l2r", "mntp", "fused"])
 def test_any_texts_through_the_other_methods_are_finite_or_an_error(
     make_checkpoint: Make, method: str
@@ -172,6 +174,7 @@ def test_any_texts_through_the_other_methods_are_finite_or_an_error(
     check()
 
 
+@pytest.mark.long
 def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -227,6 +230,7 @@ def scored(tokenizer: Any, text: str, span: tuple[int, int]) -> list[bool]:
     ]
 
 
+@pytest.mark.long
 @settings(max_examples=600, deadline=None)
 @given(text=TEXT, ends=st.tuples(st.integers(0, 40), st.integers(0, 40)))
 def test_spans_of_a_fast_tokenizer_are_those_of_its_offsets(
@@ -254,6 +258,7 @@ def octets(text: str) -> list[tuple[int, int]]:
     return [(i, i + 1) for i, character in enumerate(text) for _ in character.encode()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "places"), [(CanineTokenizer, characters), (ByT5Tokenizer, octets)]
 )

@@ -28,6 +28,7 @@ def suite(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "pairs.csv", make_agreement_rows())
 
 
+@pytest.mark.long
 def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path) -> None:
     rows = measure_noise(
         str(make_checkpoint()),

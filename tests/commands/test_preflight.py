@@ -230,6 +230,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(wrong: str, model: Path) -> None:
     spoil, words = WRONG[wrong]

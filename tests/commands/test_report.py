@@ -74,6 +74,7 @@ def marks(column: ReportColumn) -> str:
     )
 
 
+@pytest.mark.long
 def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
     column = only(
         build_report(
@@ -198,6 +199,7 @@ def test_a_member_without_one_suite_names_the_command_for_it(
     assert whole.macro_average and whole.macro_average.value == pytest.approx(32 / 104)
 
 
+@pytest.mark.long
 def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", make_zero_shot_cells("causal") + make_glue_cells())
     holes = write_run(
@@ -316,6 +318,7 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("methods", "ways", "pairs"),
     [
@@ -361,6 +364,7 @@ def test_glue_stands_beside_scores_of_the_same_attention(
     assert all((f"also finetuned with {way} attention" in marks(made.columns[0])) for way in unused)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -396,6 +400,7 @@ def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
     assert len(glue_entry.task_scores["wsc"].caveats) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
@@ -465,6 +470,7 @@ def test_a_stand_in_is_named(tmp_path: Path) -> None:
     assert "did you mean" in caught.value.hint
 
 
+@pytest.mark.long
 def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path: Path) -> None:
     run = write_run(tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells())
     made = build_report([run], collection="babylm-2024", published=["ltg-bert 10m, org"])
@@ -628,6 +634,7 @@ def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> No
     assert sum(weights.values()) == len(spec.members) - 1
 
 
+@pytest.mark.long
 def test_the_table_is_printed_before_the_missing_members(
     tmp_path: Path,
 ) -> None:

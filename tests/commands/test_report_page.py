@@ -20,6 +20,7 @@ def ran(tmp_path: Path) -> str:
     return str(write_model_run(tmp_path / "run", "llama", 0.7))
 
 
+@pytest.mark.long
 def test_a_page_is_one_file(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     assert (
@@ -41,11 +42,13 @@ def test_a_page_is_one_file(ran: str, tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.long
 def test_figures_are_files_of_their_own(ran: str, tmp_path: Path) -> None:
     assert run(["report", ran, "--svg", str(tmp_path / "figures")]) == 0
     assert {file.suffix for file in (tmp_path / "figures").iterdir()} == {".svg"}
 
 
+@pytest.mark.long
 def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +79,7 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     assert rows["BLiMP"] == ["70.0±9.1", "69.8"] and "taken as independent" in text
 
 
+@pytest.mark.long
 def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +93,7 @@ def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
     assert "partial: averaged without GLUE" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("drawn", "other", "complaint"),
     [

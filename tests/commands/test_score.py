@@ -37,6 +37,7 @@ def suite(tmp_path: Path) -> Path:
 # ---- what is kept
 
 
+@pytest.mark.long
 def test_the_command_repeated_computes_nothing_and_touches_nothing(
     make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_again_computes_anew_and_finds_the_same(
     assert hash_files(out)["run.json"][0] > before["run.json"][0]
 
 
+@pytest.mark.long
 def test_damaged_predictions_are_computed_again(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_damaged_predictions_are_computed_again(
     assert second == first and file.read_bytes() == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
@@ -124,6 +127,7 @@ def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_
     assert second.key != first.key and second.digest != first.digest
 
 
+@pytest.mark.long
 def test_another_method_or_suite_is_added(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +143,7 @@ def test_another_method_or_suite_is_added(
     assert third.cells[0] == first.cells[0]
 
 
+@pytest.mark.long
 def test_other_weights_or_another_configuration_are_another_checkpoint(
     make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +171,7 @@ def scores(run_: object, method: str) -> np.ndarray:
     return np.array([p.scores for p in read_rows(run_.path, cell)])
 
 
+@pytest.mark.long
 def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_alone(
     make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +203,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -246,6 +253,7 @@ def sweep(make_checkpoint: Make, tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
+@pytest.mark.long
 def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_are_named(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +288,7 @@ def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_a
     assert found[0].cells[0].digest == found[1].cells[0].digest != found[2].cells[0].digest
 
 
+@pytest.mark.long
 def test_one_broken_checkpoint_does_not_cost_the_others(
     sweep: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, lis
 # ---- flags
 
 
+@pytest.mark.long
 def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
     suite = write_sentence_pairs(tmp_path / "x.csv", *[("the cat sleeps", "the cat sleeps")] * 6)
     values = {}
@@ -131,6 +132,7 @@ def test_a_text_of_which_nothing_can_be_scored_is_an_error_that_names_it(
 # ---- the peers' bundles
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("compat", "adds", "specials", "ties"),
     [
@@ -216,6 +218,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_the_mean_per_token_decides_in_a_suite_that_says_so(
     kind: str, make_checkpoint: Make, tmp_path: Path, rows: list[dict[str, Any]]
@@ -244,6 +247,7 @@ def test_the_mean_per_token_decides_in_a_suite_that_says_so(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("compat", "decides"),
     [
@@ -282,6 +286,7 @@ def test_other_suites_are_decided_by_the_sum_and_keep_their_keys(
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("rows")
 def test_adaptive_precision_is_exact_where_a_mean_decides(
     make_checkpoint: Make, tmp_path: Path
@@ -312,6 +317,7 @@ def test_adaptive_precision_is_exact_where_a_mean_decides(
 # ---- the peers' bundles, continued
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("eos", [True, False])
 def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
     make_checkpoint: Make, tmp_path: Path, eos: bool
@@ -350,6 +356,7 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
         assert prediction.pred == max((0, 1), key=lambda k: sums[k] / counts[k])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compat", ["babylm-2025", "babylm-2026", "lm-eval"])
 def test_masked_sentences_stand_in_the_tokenizers_own_template(
     make_checkpoint: Make, tmp_path: Path, compat: str
@@ -364,6 +371,7 @@ def test_masked_sentences_stand_in_the_tokenizers_own_template(
         assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
 
 
+@pytest.mark.long
 def test_a_bundles_rules_for_masking_leave_causal_scores_alone(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -409,6 +417,7 @@ def with_short_limit(folder: Path, positions: int, tokenizer_limit: int) -> Path
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["llama", "gpt-bert"])
 def test_babylm_scores_relative_positions_beyond_the_limit(
     architecture: str, make_checkpoint: Make, tmp_path: Path
@@ -437,6 +446,7 @@ def test_babylm_scores_relative_positions_beyond_the_limit(
     assert (cell.settings["lengths"], cell.settings["max_length"]) == ("positions", None)
 
 
+@pytest.mark.long
 def test_learned_positions_end_where_they_end_under_babylm(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_the_numbers_of_run_json_are_those_of_the_predictions(
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_nan_fails_and_leaves_no_finished_cell_but_keeps_what_was_finished(
     make_checkpoint: Make, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +176,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 def test_a_second_process_that_writes_the_same_run_is_refused(
     make_checkpoint: Make, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +247,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_is_said_and_nothing_finished_is_lost(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:

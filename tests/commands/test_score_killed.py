@@ -111,6 +111,7 @@ def same(out: Path, whole: Path) -> bool:
     )
 
 
+@pytest.mark.long
 def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the_same_bytes(
     start: Start, whole: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the
     assert same(out, whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_stopped_politely_it_says_so_and_resumes(
     start: Start, whole: Path, tmp_path: Path, signum: int, code: int

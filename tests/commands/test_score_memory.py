@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from score_helpers import write_pairs
 
 Make = Callable[..., Path]
@@ -54,6 +55,7 @@ def peak(checkpoint: Path, pairs: int, place: Path) -> int:
     return int(done.stdout.rpartition("peak ")[2])
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_suite(make_checkpoint: Make, tmp_path: Path) -> None:
     small, large = (peak(make_checkpoint(), pairs, tmp_path) for pairs in (4_096, 20_000))
     assert large - small < ALLOWED, f"{(large - small) / 2**20:.0f} MiB more for 15,904 more pairs"

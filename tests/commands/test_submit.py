@@ -80,6 +80,7 @@ def send(folders: list[Path], tmp_path: Path, year: str = "2025", **options: Any
     return dict(json.loads(done.path.read_text()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("year", ["2025", "2026"])
 def test_complete_runs_become_the_official_collators_file(
     year: str, small: int, tmp_path: Path
@@ -176,6 +177,7 @@ def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_
         ]
 
 
+@pytest.mark.long
 def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(
     complete: list[Path], tmp_path: Path
 ) -> None:
@@ -500,6 +502,7 @@ def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(
     assert not (tmp_path / "file.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -565,6 +568,7 @@ def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
     assert "left out, because strict-small does not have these milestones: chck_200M" in done.notes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["a b'; rm -rf $HOME", "models/émile\n\x1b[31m", "../../etc/passwd", "x" * 300, "/"]
 )
@@ -587,6 +591,7 @@ def test_a_folder_of_runs_stands_for_them(complete: list[Path], tmp_path: Path) 
     assert send([folder], tmp_path)["blimp"]
 
 
+@pytest.mark.long
 def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsys: Any) -> None:
     flags = [
         f"--part={key}={file}"
@@ -610,6 +615,7 @@ def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsy
     assert cli([*argv, "--part", "aoa"]) == 2
 
 
+@pytest.mark.long
 def test_no_torch_is_loaded() -> None:
     script = "from antlm_bench.cli.app import run\nimport sys\n"
     script += "argv = ['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']\n"
@@ -641,6 +647,7 @@ def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "submit.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", re.findall(r"^antlm-bench .*", DOCUMENT, re.MULTILINE))
 def test_commands_of_the_document_are_understood(line: str) -> None:
     """Parsed with every type and choice checked, not run."""

@@ -75,6 +75,7 @@ def text(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_text_becomes_whole_submissions(
     small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

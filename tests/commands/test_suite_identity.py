@@ -80,6 +80,7 @@ def values(run: Run) -> dict[str, float]:
 # -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [True, False])
 def test_two_files_of_one_name_keep_their_own_scores(
     make_checkpoint, tmp_path: Path, together: bool
@@ -193,6 +194,7 @@ def test_files_are_shown_by_the_shortest_path_that_differs(tmp_path: Path, files
     assert [cell.suite for cell in run] == names
 
 
+@pytest.mark.long
 def test_a_file_name_that_is_no_text_is_scored(make_checkpoint, tmp_path: Path) -> None:
     for name in (b".x.csv", b"\xff.csv", b"\xfe.csv", b"a\\b.csv"):
         path = Path(str(tmp_path)) / name.decode("utf-8", "surrogateescape")
@@ -201,6 +203,7 @@ def test_a_file_name_that_is_no_text_is_scored(make_checkpoint, tmp_path: Path) 
     assert len(values(run)) == 4
 
 
+@pytest.mark.long
 def test_finetuned_files_of_one_name_are_tasks_of_their_own(
     make_checkpoint, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_row_per_word_ready_for_r(make_checkpoint, stimuli, tmp_path, capsys):
     assert "7 of 2 texts" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_words_regions_and_sentences_add_up(make_checkpoint, stimuli, tmp_path):
     model = str(make_checkpoint("causal", adds=True))
     made = {
@@ -70,6 +71,7 @@ def test_words_regions_and_sentences_add_up(make_checkpoint, stimuli, tmp_path):
     assert [row["freq"] for row in made["sentence"]] == [None, None]
 
 
+@pytest.mark.long
 def test_every_ending_holds_the_same_table(make_checkpoint, stimuli, tmp_path):
     import pyarrow.parquet
 
@@ -85,6 +87,7 @@ def test_every_ending_holds_the_same_table(make_checkpoint, stimuli, tmp_path):
         assert float(a["surprisal_bits"]) == pytest.approx(b["surprisal_bits"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
     make_checkpoint, tmp_path, monkeypatch
 ):
@@ -145,6 +148,7 @@ def test_words_without_a_number_are_rows_counted_and_never_guessed(
     assert [row["n_tokens"] for row in found.rows[3:]] == [None] * 4
 
 
+@pytest.mark.long
 def test_the_correction_moves_words_but_hardly_their_sum(make_checkpoint, stimuli, tmp_path):
     model = str(make_checkpoint("causal", adds=True))
     plain, corrected = (

@@ -89,6 +89,7 @@ def causal_by_hand(model: Any, ids: list[int]) -> float:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", [True, False])
 def test_a_model_without_a_usable_mask_token_is_told_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
@@ -125,6 +126,7 @@ def test_a_model_without_a_usable_mask_token_is_told_so(
         assert why in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_bos_without_an_embedding_is_refused_and_can_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_bos_without_an_embedding_is_refused_and_can_be_left_out(
         )
 
 
+@pytest.mark.long
 def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
     )
 
 
+@pytest.mark.long
 def test_lost_characters_are_counted_beside_the_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +193,7 @@ def test_mlm_l2r_of_a_tokenizer_that_tells_no_words_says_where_they_come_from(
     assert "minicons needs to know which word" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_rows_up_to_the_last_position_are_scored_and_longer_ones_flagged(tmp_path: Path) -> None:
     tokenizer = small_tokenizers.train_byte_level()
     model = checkpoint(

@@ -277,6 +277,7 @@ class TestRun:
         )
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
 
+    @pytest.mark.long
     def test_the_same_text_from_the_grammar(self, run_train: RunTrain, tmp_path: Path) -> None:
         assert run_train("--set", "corpus.words=200", corpus="nano")[0] == 0
         assert read_log(tmp_path / "out")[-1]["step"] == STEPS
@@ -296,6 +297,7 @@ class TestRun:
             == "own"
         )
 
+    @pytest.mark.long
     def test_milestones_are_scored_as_the_recipe_says(
         self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -367,6 +369,7 @@ class TestTeachers:
         words = CAUSAL + '[distil]\nteachers = ["wide", "deep"]\ntemperature = 2.0\nalpha = 0.5\n'
         return write_recipe(folder, "student", words)
 
+    @pytest.mark.long
     def test_they_are_trained_first_or_given(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -393,6 +396,7 @@ class TestTeachers:
         )
         assert read_weights(tmp_path / "a") != read_weights(tmp_path / "c")
 
+    @pytest.mark.long
     def test_the_same_recipe_twice_is_two_models(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -445,6 +449,7 @@ class TestTeachers:
                   TrainOptions(device="cpu", teachers=["./absent", "./absent"]))  # fmt: skip
         assert "absent" in str(error.value)
 
+    @pytest.mark.long
     def test_other_teachers_are_another_run(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -474,6 +479,7 @@ class TestTeachers:
         expected = [hashlib.sha256(read_weights(tmp_path / name)).hexdigest() for name in names]
         assert recorded == {"given": True, "weights": expected}
 
+    @pytest.mark.long
     def test_a_record_without_teachers_still_continues(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -488,6 +494,7 @@ class TestTeachers:
             "nobody knows who taught the first steps"
         )
 
+    @pytest.mark.long
     def test_teachers_trained_first_stay_the_same(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -515,6 +522,7 @@ class TestTeachers:
             "student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=own)
         )
 
+    @pytest.mark.long
     def test_teachers_trained_first_run_as_their_student(
         self, student: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -552,6 +560,7 @@ class TestTeachers:
             train("student", str(text), tmp_path / "out", TrainOptions(device="cpu"))
         assert error.value.location == "student: corpus.eos" and not (tmp_path / "out").exists()
 
+    @pytest.mark.long
     def test_they_read_what_the_student_is_told_to_read(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
@@ -687,6 +696,7 @@ for number, kill in enumerate(kills):
 """
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     recipe: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -721,6 +731,7 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
             assert read_weights(out, checkpoint) == read_weights(whole, checkpoint), kill
 
 
+@pytest.mark.long
 def test_sigterm_stops_a_command_after_its_first_step(
     recipe: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -753,6 +764,7 @@ def test_sigterm_stops_a_command_after_its_first_step(
     assert len([*(out / "state").iterdir()]) == 1 and not (out / "main").exists()
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_does(
     recipe: Path, text: Path, tmp_path: Path, whole: Path
 ) -> None:

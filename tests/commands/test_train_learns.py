@@ -12,6 +12,7 @@ from antlm_bench import score
 from antlm_bench.commands.train import TrainOptions, train
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("recipe", "method"), [("babyllama", "causal"), ("ltg-bert", "mlm")])
 def test_a_nano_recipe_learns_the_grammar(recipe: str, method: str, tmp_path: Path) -> None:
     """A sixth of the text in smaller batches is enough; the suite holds no sentence of it."""

@@ -95,6 +95,7 @@ def plant(monkeypatch, change):
 # ---- agreement
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "adds", "architecture", "methods", "expected_peers"),
     [
@@ -123,6 +124,7 @@ def test_peers_that_load_the_folder_themselves_agree(
     found.raise_on_disagreement()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
 def test_options_after_contexts_agree(make_checkpoint, in_context, kind, adds):
     """lm-eval reads no BOS before a context where the tokenizer adds none: it is spelled, and the
@@ -166,6 +168,7 @@ def test_a_policy_that_lm_eval_does_not_have_is_compared_with_minicons_alone(
     assert (peer, method) == ("lm-eval", "causal") and "BOS" in why
 
 
+@pytest.mark.long
 def test_our_own_architectures_are_known_to_the_peers(suite, tmp_path):
     from ltg_models import SIZES
     from tiny_models import train_tokenizer
@@ -237,6 +240,7 @@ def test_pickled_weights_are_opened_on_request_by_all(make_checkpoint, suite, tm
     assert capsys.readouterr().out.count("agrees") == 2
 
 
+@pytest.mark.long
 def test_a_file_may_name_its_columns_in_its_own_way(make_checkpoint, suite, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("right,wrong\nthe cat sees a dog,the cat see a dog\n")
@@ -249,6 +253,7 @@ def test_a_file_may_name_its_columns_in_its_own_way(make_checkpoint, suite, tmp_
 # ---- disagreement
 
 
+@pytest.mark.long
 def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monkeypatch, capsys):
     """minicons answers the first item's options the other way round: the flip has both margins, the
     exit code is 6.
@@ -289,6 +294,7 @@ def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monke
     assert out.err.startswith("error: ") and "by more than 0.001 nats" in out.err
 
 
+@pytest.mark.long
 def test_an_offset_is_a_difference_even_where_no_decision_moves(
     make_checkpoint, suite, monkeypatch
 ):
@@ -329,6 +335,7 @@ def test_what_no_peer_can_score_is_refused_before_anything_is_opened(method):
         verify("no-such-folder-anywhere", "no-such-suite", methods=method)
 
 
+@pytest.mark.long
 def test_the_other_attention_of_a_checkpoint_is_only_ours(make_checkpoint, suite):
     """A 4-D mask lets our engine read a causal checkpoint both ways; a peer reads it the one way it
     was saved.
@@ -369,6 +376,7 @@ def test_missing_data_is_said(make_checkpoint, tmp_path, capsys):
 # ---- forms
 
 
+@pytest.mark.long
 def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):
     line = ["verify", "--model", str(make_checkpoint()), "--suite", str(suite), "--limit", "3"]
     shown = {}

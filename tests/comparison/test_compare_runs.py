@@ -180,6 +180,7 @@ def test_only_the_phenomenon_that_got_worse_is_blamed(tmp_path: Path) -> None:
     assert found.headline.adjusted is not None and found.headline.adjusted < 0.001
 
 
+@pytest.mark.long
 def test_small_families_use_holm_and_large_ones_bh() -> None:
     rng = np.random.default_rng(0)
 
@@ -235,6 +236,7 @@ def rated(values: np.ndarray, ratings: np.ndarray) -> list[PredictionRow]:
     ]
 
 
+@pytest.mark.long
 def test_correlations_are_compared_on_the_same_items(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ratings = rng.random(80)

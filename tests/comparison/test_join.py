@@ -68,6 +68,7 @@ def predicted(draw: st.DrawFn) -> list[PredictionRow]:
     return made
 
 
+@pytest.mark.long
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

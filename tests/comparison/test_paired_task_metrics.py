@@ -39,6 +39,7 @@ VALUES = np.random.default_rng(0).normal(0.6, 0.2, 90)
 CHANGED = VALUES - np.random.default_rng(1).normal(0.05, 0.1, 90)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "sign"),
     [("task-score", 1), ("task-penalty", -1), ("whole-score", 1), ("whole-penalty", -1)],

@@ -57,6 +57,7 @@ EDITS: dict[str, Change] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("old", [False, True], ids=["bound", "old"])
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edited_summary_is_refused(run_dir: Path, what: str, old: bool) -> None:

@@ -85,6 +85,7 @@ def sent(
 # ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("suite", "year", "settings", "reason"),
     [
@@ -251,6 +252,7 @@ def test_a_run_by_the_rules_of_another_year_is_refused(tmp_path: Path) -> None:
         sent(tmp_path / "2025", "supplement", "2025", "mlm", model, **official)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_real_runs_are_refused_where_the_bos_differs(
     adds: bool, make_checkpoint: Any, tmp_path: Path
@@ -339,6 +341,7 @@ def official_training(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -533,6 +536,7 @@ def test_the_verb_names_the_mending_command_and_marks(
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz", "x"])
 def test_2024_is_what_its_scorer_opens_whatever_the_name(name: str, tmp_path: Path) -> None:
     """score_predictions.py opens the file with gzip."""

@@ -191,6 +191,7 @@ def test_the_verb_writes_each_format(
     capsys.readouterr()
 
 
+@pytest.mark.long
 def test_exporting_and_importing_load_no_torch(run: Path, tmp_path: Path) -> None:
     golden = Path(__file__).resolve().parent.parent / "golden" / "lm_eval" / "m0"
     lines = [

@@ -207,6 +207,7 @@ def test_damaged_tables_are_named(
     assert not (folder / "run").exists()
 
 
+@pytest.mark.long
 def test_groups_that_nest_deep_and_share_tasks_come_in(write: Write) -> None:
     """A chain of two thousand groups, each holding the next one twice: no recursion, and no
     doubling.
@@ -263,6 +264,7 @@ WHOLE = [
 ]
 
 
+@pytest.mark.long
 @settings(
     max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

@@ -37,6 +37,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("year", YEARS)
 def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
     board = leaderboard.load_leaderboard(year)
@@ -108,6 +109,7 @@ def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
         leaderboard.load_leaderboard("2024").milestones_of_track("multimodal")
 
 
+@pytest.mark.long
 def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
     """100,000 answers of 2025; COMPS, as many again, is of the same kind."""
     final = runs.open_run(
@@ -257,6 +259,7 @@ def test_the_text_is_always_a_best_option(scores: Any, ties: str, rule: Any) -> 
         assert rule != "first" or int(row["pred"]) == s.index(max(s))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["entity-tracking-2025", "wug-adj", "wug-past", "supplement"])
 def test_texts_are_those_of_the_official_files(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,7 @@ def text(year: str, part: leaderboard.PartSpec, item: Item, option: int) -> str:
     return chosen.text if year != "2024" else f" {chosen.text}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("year", "part"), PARTS)
 @pytest.mark.parametrize("run", ["half", "random"])
 def test_a_tie_is_answered_as_the_official_code_answers_it(
@@ -117,6 +118,7 @@ def test_a_tie_is_answered_as_the_official_code_answers_it(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suite", ["blimp-filtered", "entity-tracking-2025"])
 def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path) -> None:
     """Against files of both rules, marked by the official scorer."""
@@ -150,6 +152,7 @@ def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path)
     assert notes["random"] == f"{suite}: {len(ties)} ties, {drawn}; {first}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "part", leaderboard.load_leaderboard("2025").milestone_parts[:4], ids=lambda part: part.key
 )

@@ -67,6 +67,7 @@ WAYS = [(name, "", pooling) for name in NAMES for pooling in ("auto", "mean")]
 WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mean")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "way", "pooling"), WAYS)
 def test_padding_never_moves_a_logit(name, way, pooling):
     body = backbone_named(name, both=bool(way))
@@ -188,6 +189,7 @@ def test_the_head_has_the_documented_layers():
     assert not torch.equal(head[1].weight, ClassificationHead(8, 3, 0.5, seed=5)[1].weight)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ltg-bert"])
 def test_low_rank_training_changes_only_adapters_and_head(name):
     body = backbone_named(name)
@@ -216,6 +218,7 @@ def test_lora_without_peft_names_the_package(monkeypatch):
         build_classifier(backbone_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
     body = backbone_named(name)

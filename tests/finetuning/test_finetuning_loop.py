@@ -129,6 +129,7 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
         return losses, logits(valid, range(len(valid))).log_softmax(-1).numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "pooling"), [("causal", "last"), ("masked", "first"), ("masked", "mean")]
 )
@@ -159,6 +160,7 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
 # ---- what can be learnt, and what cannot
 
 
+@pytest.mark.long
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
     outcome = finetune(causal, make_task(300, 80, epochs=6), 1, "causal", CPU)
     assert all(p.pred == p.gold for p in to_rows(outcome.predictions))
@@ -166,6 +168,7 @@ def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
     assert outcome.history["pooling"] == "last"
 
 
+@pytest.mark.long
 def test_which_of_two_texts_is_meant_can_be_learnt(masked):
     outcome = finetune(masked, make_task(500, 80, "second", epochs=8, lr=2e-3), 1, "full", CPU)
     assert sum(p.pred == p.gold for p in to_rows(outcome.predictions)) >= 70
@@ -248,6 +251,7 @@ def test_dropout_is_active_in_training(masked):
 # ---- selection and collapse
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scores", "losses", "best", "epochs"),
     [
@@ -340,6 +344,7 @@ def test_invalid_options_are_refused(causal, masked):
 # ---- split, order, rate
 
 
+@pytest.mark.long
 @given(
     st.lists(st.integers(0, 2), min_size=30, max_size=120), st.floats(0.1, 0.5), st.integers(0, 9)
 )

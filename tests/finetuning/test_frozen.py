@@ -98,6 +98,7 @@ def plain_features(checkpoint: Path, texts: list[str], pooling: str) -> np.ndarr
     return np.stack(features)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "pooling", "expected_pooling"),
     [("causal", "auto", "last"), ("masked", "auto", "first"), ("causal", "mean", "mean")],
@@ -233,6 +234,7 @@ def test_the_same_command_again_fits_nothing(
     assert run_frozen() == before
 
 
+@pytest.mark.long
 def test_another_setting_has_another_key(run_frozen: Any) -> None:
     keys = set()
     for options in ({}, {"pooling": "mean"}, {"seeds": [2]}, {"changes": ["max_length=9"]}):
@@ -240,6 +242,7 @@ def test_another_setting_has_another_key(run_frozen: Any) -> None:
     assert len(keys) == 4
 
 
+@pytest.mark.long
 def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     quick = ["epochs=1", "batch=64"]
     finetuned = run_frozen(frozen=False, seeds=[1, 2], changes=quick)

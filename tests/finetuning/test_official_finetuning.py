@@ -136,6 +136,7 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
     return losses, kept
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["masked", "causal", "gpt2"])
 def test_twenty_updates_equal_the_official_recipe(name):
     # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no
@@ -173,6 +174,7 @@ def test_our_recipe_differs_from_the_official_one():
 # -- law by law
 
 
+@pytest.mark.long
 def test_the_last_partial_batch_is_dropped():
     """100 texts in batches of 16, 3 epochs: 18 updates; ours makes 21."""
     created = []

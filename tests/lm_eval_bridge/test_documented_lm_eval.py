@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 DOCUMENT = Path(__file__).parents[2] / "docs" / "lm-eval.md"
 
 
+@pytest.mark.long
 def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = re.findall(

@@ -210,6 +210,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, kind):
     """QuALITY and ContractNLI are scrolls's, which call themselves `generate_until` and ask for
@@ -236,6 +237,7 @@ def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, 
     assert kind in ("Backwards", "Single") or 0 < found[names[-1]].value < 1
 
 
+@pytest.mark.long
 def test_a_class_of_whole_documents_has_lm_eval_s_perplexities(
     make_checkpoint, make_class, tmp_path
 ):
@@ -249,6 +251,7 @@ def test_a_class_of_whole_documents_has_lm_eval_s_perplexities(
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")]
 )
@@ -265,6 +268,7 @@ def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
         )
 
 
+@pytest.mark.long
 def test_such_runs_are_compared_gated_reported_and_exported(
     make_checkpoint, make_class, tmp_path, capsys
 ):

@@ -72,6 +72,7 @@ F1S = """def weighted(items):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "metrics", "metric"),
     [
@@ -124,6 +125,7 @@ def test_all_numbers_of_a_task_are_lm_eval_s(
     assert not [note for note in summary.notes if "not computed" in note]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")]
 )
@@ -141,6 +143,7 @@ def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
     assert cell.summary.views["f1"].value == pytest.approx(results["toy_ways"]["f1,none"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_greedy_accuracy_is_shown_where_it_is_the_only_metric(make_checkpoint, make_task, tmp_path):
     """arithmetic's form; lambada reports perplexity first."""
     changes = {
@@ -156,6 +159,7 @@ def test_greedy_accuracy_is_shown_where_it_is_the_only_metric(make_checkpoint, m
     assert cell.summary.headline.value == pytest.approx(results["toy_sums"]["acc,none"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weigh", [True, False])
 def test_a_group_s_f1_is_the_mean_of_its_tasks_own(make_checkpoint, make_task, tmp_path, weigh):
     """afrixnli's form, which weighs by size."""
@@ -201,6 +205,7 @@ BBQ = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["bbq/bbq_multiple_choice.yaml", "esbbq/esbbq_age.yaml"])
 def test_bias_scores_are_lm_eval_s(make_checkpoint, tmp_path, place):
     """The shipped tasks' own files, on documents in their form."""
@@ -237,6 +242,7 @@ def test_bias_scores_are_lm_eval_s(make_checkpoint, tmp_path, place):
         assert summary.views[name].value == pytest.approx(value, abs=1e-4), name
 
 
+@pytest.mark.long
 def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
     """discrim_eval, its own code: one coefficient and no number per document."""
     shipped(tmp_path, "discrim_eval/utils.py")
@@ -288,6 +294,7 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_record_loads_and_is_scored(make_checkpoint, tmp_path):
     """super_glue's record, whose own import transformers 5 does not answer."""
     shipped(tmp_path, "super_glue/record/util.py", "super_glue/record/default.yaml")
@@ -325,6 +332,7 @@ def test_record_loads_and_is_scored(make_checkpoint, tmp_path):
     assert 0 < cell.summary.views["em"].value < 1
 
 
+@pytest.mark.long
 def test_such_runs_are_compared_gated_reported_and_exported(
     make_checkpoint, make_task, tmp_path, capsys
 ):
@@ -354,6 +362,7 @@ def test_other_code_of_an_aggregation_is_another_suite(make_task, tmp_path):
     assert load_suite(task_ref(file)).digest != before
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_path, monkeypatch):
     from antlm_bench.scoring import multiple_choice
 

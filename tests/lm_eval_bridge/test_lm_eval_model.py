@@ -52,6 +52,7 @@ def same(ours, theirs):
     assert [bool(a) for _, a in ours] == [bool(b) for _, b in theirs]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GPT2LMHeadModel"])
 def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, architecture):
@@ -158,6 +159,7 @@ def test_a_token_that_straddles_the_border_is_scored_whole(make_checkpoint):
     assert model.loglikelihood(straddling)[0][0] == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mlm", "mlm-l2r", "mntp", "fused", "causal"])
 def test_other_methods_answer_what_score_answers(make_checkpoint, name):
     folder = make_checkpoint("causal")
@@ -210,6 +212,7 @@ def test_what_does_not_fit_is_refused_and_never_cut_silently(make_checkpoint):
     assert "truncate=left" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_cut_on_the_left_it_is_what_hf_answers_and_is_counted(make_checkpoint, adds, caplog):
     folder = make_checkpoint("causal", adds=adds)
@@ -315,6 +318,7 @@ def test_registering_twice_is_fine_and_hides_no_other_model():
     assert get_model("dummy").__name__ == "DummyLM"
 
 
+@pytest.mark.long
 def test_the_table_of_results_is_the_one_of_hf(make_checkpoint, make_task):
     """Choices by log-probability (acc) and per character (acc_norm), lambada's greedy acc, and
     perplexity.

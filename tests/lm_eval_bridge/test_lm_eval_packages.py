@@ -78,6 +78,7 @@ def test_a_package_that_is_absent_is_named_with_its_remedy(make_shipped, monkeyp
     assert "pip install 'lm_eval[tasks]'" in caught.value.hint
 
 
+@pytest.mark.long
 def test_tinybenchmarks_weigh_a_hundred_documents_by_their_places(
     make_checkpoint, make_shipped, tmp_path, monkeypatch
 ):
@@ -107,6 +108,7 @@ class F1:
         return {"f1": f1_score(references, predictions, **how)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["bec", "vaxx"])
 def test_basqueglue_s_f1_is_lm_eval_s(make_checkpoint, make_shipped, tmp_path, monkeypatch, name):
     """It imports `load_metric` from datasets, which no longer has it; the metric itself is the
@@ -158,6 +160,7 @@ def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, 
     assert remedy in caught.value.hint
 
 
+@pytest.mark.long
 def test_perplexities_with_sibling_metrics_are_lm_eval_s(
     make_checkpoint, make_shipped, tmp_path, monkeypatch
 ):

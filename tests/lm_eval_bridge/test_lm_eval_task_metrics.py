@@ -133,6 +133,7 @@ def test_a_task_s_own_code_gives_the_values_of_lm_eval(make_checkpoint, make_cus
     assert [math.isnan(p.judged[3]) for p in found] == [p.gold != 0 for p in found]
 
 
+@pytest.mark.long
 def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_custom_task, tmp_path):
     changes = {
         "doc_to_choice": None,
@@ -191,6 +192,7 @@ def test_several_methods_and_fused_have_task_metric_values(
             assert ours.judged == pytest.approx(theirs.judged, abs=1e-5)
 
 
+@pytest.mark.long
 def test_shares_of_marked_documents_are_means(make_checkpoint, make_custom_task, tmp_path):
     listed = [
         {"metric": n, "aggregation": f"!{f}"} for n, f in (("of_two", "share"), ("of_more", "rest"))
@@ -224,6 +226,7 @@ SEVERAL = [
 ]
 
 
+@pytest.mark.long
 def test_the_best_of_several_right_options_is_right(make_checkpoint, make_task, tmp_path):
     file = make_task("toy_several", SEVERAL, metric_list=metrics("acc", "acc_norm"))
     folder = make_checkpoint("causal", adds=True)
@@ -247,6 +250,7 @@ def test_an_option_that_is_none_is_no_right_one_of_several(make_task):
         load_suite(task_ref(make_task("toy_beyond", docs)))
 
 
+@pytest.mark.long
 def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task, tmp_path):
     """acc_bytes, exact_match; mutual information requests options without context, too."""
     drawn, words = (
@@ -275,6 +279,7 @@ def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task
     assert len({views[name].value for name in names}) > 2
 
 
+@pytest.mark.long
 def test_a_single_continuation_is_the_first_choice_or_not(make_checkpoint, make_task, tmp_path):
     """lambada's acc: of continuations that the model would write itself, some are."""
     from lm_eval.models.huggingface import HFLM
@@ -321,6 +326,7 @@ PERPLEXITIES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", [False, True])
 def test_perplexities_of_long_documents_are_lm_eval_s(
     make_checkpoint, make_task, make_custom_task, tmp_path, own
@@ -393,6 +399,7 @@ def test_other_code_is_another_suite(make_custom_task, tmp_path):
     assert load_suite(task_ref(file)).digest != before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
 def test_runs_of_task_metrics_pass_all_commands(
     make_checkpoint, make_task, make_custom_task, tmp_path, capsys, kind, metric

@@ -204,6 +204,7 @@ def test_bad_documents_are_named_with_their_place(make_task, changes, says):
     assert "toy_bad" in caught.value.location
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("adds", "bos"), [(True, "auto"), (False, "tokenizer")])
 def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, tmp_path, adds, bos):
     folder, file = make_checkpoint("causal", adds=adds), make_task("toy_parity")
@@ -219,6 +220,7 @@ def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, t
     assert cell.summary.headline.value == pytest.approx(results["toy_parity"]["acc,none"])
 
 
+@pytest.mark.long
 def test_sentences_are_scored_after_lm_eval_s_delimiter(make_checkpoint, make_task, tmp_path):
     """As its BLiMP does, with a tokenizer that puts no space before a text: "The" and " The" are
     other tokens.
@@ -253,6 +255,7 @@ def test_sentences_are_scored_after_lm_eval_s_delimiter(make_checkpoint, make_ta
     assert not any(values == theirs[name] for name, values in found["ours"].items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("delimiter", [" ", "\n\n"])
 def test_the_view_per_character_is_lm_eval_s_acc_norm(
     make_checkpoint, make_task, tmp_path, delimiter
@@ -298,6 +301,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.long
 def test_surprisal_is_the_logarithm_of_lm_eval_s_perplexity(make_checkpoint, make_task, tmp_path):
     """lambada's form."""
     both = [
@@ -330,6 +334,7 @@ def test_choices_and_single_continuations_have_no_common_number(make_task, tmp_p
         load_suite(task_ref(tmp_path / "toy_mixed.yaml"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weigh", [True, False])
 def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, weigh):
     folder, file = make_checkpoint("causal", adds=True), group_of(tmp_path, make_task, weigh)
@@ -338,6 +343,7 @@ def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, we
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_group"]["acc,none"])
 
 
+@pytest.mark.long
 def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_task, tmp_path):
     """Winogrande's form: the options are contexts, scored by what follows."""
     docs = [

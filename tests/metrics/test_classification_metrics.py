@@ -85,6 +85,7 @@ def draw_classes(rng: np.random.Generator, n: int, k: int, right: float) -> tupl
     return gold, np.where(rng.random(n) < right, gold, rng.integers(k, size=n))
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(2, 4).flatmap(
@@ -166,6 +167,7 @@ def test_an_accuracy_has_nearly_wilsons_interval() -> None:
     assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=0.015)
 
 
+@pytest.mark.long
 def test_the_bootstrap_of_cells_is_the_bootstrap_of_items() -> None:
     rng = np.random.default_rng(0)
     gold, predicted = draw_classes(rng, 80, 2, 0.5)
@@ -177,6 +179,7 @@ def test_the_bootstrap_of_cells_is_the_bootstrap_of_items() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("metric", "k"), [("f1", 2), ("mcc", 2), ("macro-f1", 3), ("mcc", 3)])
 def test_intervals_of_f1_and_mcc_cover_the_truth_95_times_in_100(metric: str, k: int) -> None:
     rng, hits = np.random.default_rng(11), 0
@@ -404,6 +407,7 @@ def test_seeds_that_all_collapsed_alike_are_not_certain() -> None:
     assert spread.uncertain_mean.variance > 0
 
 
+@pytest.mark.long
 def test_interval_over_seeds_and_items_covers_the_truth() -> None:
     rng, hits = np.random.default_rng(4), 0
     x, w = np.polynomial.hermite_e.hermegauss(

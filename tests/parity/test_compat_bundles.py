@@ -88,6 +88,7 @@ def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECORDED)
 def test_scores_equal_those_of_the_official_code(
     name: str, official_data: Path, tmp_path: Path
@@ -216,6 +217,7 @@ def score_masked_2024(model: Any, tokenizer: Any, context: str, continuation: st
     return sum(values) / len(values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_2024_causal_puts_bos_before_texts_without_context_only(
     adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
@@ -232,6 +234,7 @@ def test_2024_causal_puts_bos_before_texts_without_context_only(
     assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(ours[2], abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("eos", [True, False])
 def test_2024_masked_joins_with_two_spaces(
     eos: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
@@ -250,6 +253,7 @@ def test_2024_masked_joins_with_two_spaces(
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_minicons_reads_requests_of_2024_as_our_engine_does(
     adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
@@ -315,6 +319,7 @@ def minicons_scores(kind: str, folder: Path) -> list[float]:
     return [float(score) for score in scores]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_the_lm_eval_bundle_equals_lm_eval(
     adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
@@ -324,6 +329,7 @@ def test_the_lm_eval_bundle_equals_lm_eval(
     assert [x for scores in ours for x in scores] == pytest.approx(lm_eval_scores(folder), abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
 def test_the_minicons_bundle_equals_minicons(
     kind: str, adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
@@ -335,6 +341,7 @@ def test_the_minicons_bundle_equals_minicons(
     )
 
 
+@pytest.mark.long
 def test_lm_eval_scores_eos_after_a_context(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
@@ -348,6 +355,7 @@ def test_lm_eval_scores_eos_after_a_context(
         )
 
 
+@pytest.mark.long
 def test_minicons_scores_eos_of_every_text(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
@@ -359,6 +367,7 @@ def test_minicons_scores_eos_of_every_text(
         assert [x for scores in ours for x in scores] == expected
 
 
+@pytest.mark.long
 def test_an_explicit_bos_leaves_eos_unscored(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:

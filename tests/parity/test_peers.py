@@ -55,6 +55,7 @@ def test_bos_tokenizer_leaves_the_first_token_unscored(make_checkpoint, sentence
     assert not all_close(sum_logprobs(folder, sentences, "causal"), theirs)
 
 
+@pytest.mark.long
 def test_the_bos_option_of_minicons_may_double_the_bos(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     doubled = score_with_minicons(folder, "causal", sentences, bos_token=True)
@@ -66,6 +67,7 @@ def test_the_bos_option_of_minicons_may_double_the_bos(make_checkpoint, sentence
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_pseudo_log_likelihood_equals_minicons_original(make_checkpoint, sentences, adds):
     folder = make_checkpoint("masked", adds=adds)
@@ -76,6 +78,7 @@ def test_pseudo_log_likelihood_equals_minicons_original(make_checkpoint, sentenc
     )
 
 
+@pytest.mark.long
 def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sentences):
     folder = make_checkpoint("masked", adds=True)
     theirs = score_with_minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
@@ -101,6 +104,7 @@ def sum_logprobs_in_loop(folder, text, hide, read, span_start=0):
     return total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "read"), [("mlm", 0), ("mntp", -1)])
 def test_masked_methods_equal_a_loop_over_babylm_2025(make_checkpoint, sentences, name, read):
     folder = make_checkpoint("masked", adds=True)
@@ -111,6 +115,7 @@ def test_masked_methods_equal_a_loop_over_babylm_2025(make_checkpoint, sentences
     )
 
 
+@pytest.mark.long
 def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     texts = [text for text in sentences if " " in text][:20]
@@ -124,6 +129,7 @@ def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     assert all_close(sum_logprobs(folder, texts, "causal", spans), theirs)
 
 
+@pytest.mark.long
 def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     causal, mntp, fused = (

@@ -199,6 +199,7 @@ def test_contexts_are_items_and_words_without_any_are_none():
     assert first.text == "some old cat" and first.text[slice(*first.span)] == "cat"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suite", ["aoa-2026", "aoa-2025"])
 def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
     (result,) = compute_acquisition([scored], suite)
@@ -232,6 +233,7 @@ def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
         assert headline.value == pytest.approx(0 if suite == "aoa-2026" and p_value > 0.1 else r)
 
 
+@pytest.mark.long
 def test_the_cell_is_stored_in_the_last_run_and_reused(scored, monkeypatch):
     (result,) = compute_acquisition([scored])
     assert Path(result.run_dir) == Path(open_run_of(scored, "chck_10M").path)
@@ -246,6 +248,7 @@ def test_the_cell_is_stored_in_the_last_run_and_reused(scored, monkeypatch):
     assert (Path(result.run_dir) / "run.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_rescored_checkpoints_make_the_number_stale(scored, own_words):
     (old,) = compute_acquisition([scored])
     (own_words / "cdi_human.csv").write_text(
@@ -258,6 +261,7 @@ def test_rescored_checkpoints_make_the_number_stale(scored, own_words):
     )
 
 
+@pytest.mark.long
 def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
     final = scale_logits(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
     score(str(final), "aoa-words-2026", out=scored / "main")
@@ -278,6 +282,7 @@ def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
         compute_acquisition([scored])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_words")
 def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_path, capsys):
     out = tmp_path / "runs"
@@ -298,6 +303,7 @@ def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_pa
     assert "--suite aoa-words-2026" in caught.value.hint and not (tmp_path / "one").exists()
 
 
+@pytest.mark.long
 def test_the_command_prints_the_score_and_writes_the_words(scored, tmp_path, capsys):
     out = tmp_path / "words.csv"
     assert run(["acquisition", str(scored), "--out", str(out)]) == 0
@@ -313,6 +319,7 @@ def test_the_command_prints_the_score_and_writes_the_words(scored, tmp_path, cap
         ]
 
 
+@pytest.mark.long
 def test_invalid_requests_are_refused(scored, own_words, tmp_path):
     run_dir = open_run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):

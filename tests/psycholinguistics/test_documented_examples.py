@@ -72,6 +72,7 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
     assert "(2;%match%) < (2;%mismatch%)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
     reason="needs the real data: set ANTLM_BENCH_DATA",

@@ -102,6 +102,7 @@ FORMULA = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(FORMULA)
 def test_any_formula_holds_where_python_says_so(pair: tuple[str, str]) -> None:
     text, python = pair

@@ -84,6 +84,7 @@ def make_items(space):
     return [Item(str(n), (option(*pair), option("a", "cat")), 0) for n, pair in enumerate(WORDS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_words_without_a_space_equal_the_official_pipeline(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
@@ -104,6 +105,7 @@ def test_words_without_a_space_equal_the_official_pipeline(make_checkpoint, kind
     )  # the loop over pieces was needed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_words_with_a_space_see_their_left_context_only(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)

@@ -114,6 +114,7 @@ def compute_measures(content, predictions):
     return float(np.mean([value for value, _ in eye_tracking])), self_paced, eye_tracking
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["reading-2025", "reading"])
 def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, declare_suite, name):
     content = make_rows()
@@ -159,6 +160,7 @@ def test_the_official_suite_drops_the_previous_word_none(
     assert [len(ours.items[n].options) for n in (19, 20)] == [2, 2]
 
 
+@pytest.mark.long
 def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, declare_suite):
     suite, model = declare_suite("reading", make_rows()), make_checkpoint("causal", adds=True)
     (first,) = score(model, suite, out=tmp_path / "run")
@@ -166,6 +168,7 @@ def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, decl
     assert first.cells == again.cells
 
 
+@pytest.mark.long
 def test_masked_models_score_reading_suites(make_checkpoint, tmp_path, declare_suite):
     model, suite = make_checkpoint("masked", adds=True), declare_suite("reading", make_rows())
     (run,) = score(model, suite, methods=["mlm", "mntp"], out=tmp_path / "run")
@@ -236,6 +239,7 @@ def test_a_declaration_without_times_is_refused(tmp_path):
             suites.load_suite(str(path))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
     reason="needs the real data: set ANTLM_BENCH_DATA",
@@ -262,6 +266,7 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     assert estimates["self-paced-reading"].value == pytest.approx(self_paced, abs=1e-8)
 
 
+@pytest.mark.long
 def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, declare_suite):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
@@ -279,6 +284,7 @@ def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, dec
         compare(folders, suites=["own-reading/reading"])
 
 
+@pytest.mark.long
 def test_two_runs_are_compared_by_drawing_the_same_sentences(
     make_checkpoint, tmp_path, declare_suite, monkeypatch
 ):

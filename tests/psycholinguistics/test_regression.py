@@ -174,6 +174,7 @@ def fit_uncentred_partial_r2(outcome, design, added):
     return 1 - residual_sums[1] / residual_sums[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["alike", "skewed", "kin", "lumps", "nothing"])
 def test_equal_predictors_differ_5_times_in_100(kind):
     """skewed: noise of another shape and scale. kin: the predictors share most of their noise.

@@ -135,6 +135,7 @@ def test_the_correction_counts_the_end_of_text(make_checkpoint):
             assert ours.logp[number] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_words_of_a_text_add_up_to_it(make_checkpoint):
     for kind, method in (("causal", "causal"), ("masked", "mlm"), ("masked", "mntp")):
         model, results = score_words(make_checkpoint(kind, adds=True), method)
@@ -177,6 +178,7 @@ def test_the_words_of_a_sentence_share_one_row(make_checkpoint):
         )
 
 
+@pytest.mark.long
 def test_batch_size_does_not_change_scores(make_checkpoint):
     folder = make_checkpoint("causal", adds=True)
     word_starts = word_start_ids(load_minicons(folder, "causal").tokenizer)

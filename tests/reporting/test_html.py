@@ -114,6 +114,7 @@ names = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(names, names, names, names)
 @example(
@@ -124,6 +125,7 @@ def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -
     assert counted(one(name, suite, group, note)) == PLAIN
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", large_runs.HOSTILE_NAMES)
 def test_hostile_names_are_shown_and_survive_in_the_data(name: str) -> None:
     parsed = Parsed(render_page(one(name), METHODS))
@@ -149,6 +151,7 @@ def made(folder: Path) -> tuple[str, Parsed]:
     return text, Parsed(text)
 
 
+@pytest.mark.long
 def test_every_section_is_there_and_linked(made: tuple[str, Parsed]) -> None:
     ids = {value for _, name, value in made[1].attributes if name == "id"}
     links = {
@@ -229,6 +232,7 @@ def test_the_first_table_holds_the_headlines(made: tuple[str, Parsed], folder: P
     assert "collapsed with seed 2" in shown
 
 
+@pytest.mark.long
 def test_a_page_is_small_and_the_same_each_time(made: tuple[str, Parsed], folder: Path) -> None:
     again = html_data.write_page(
         [folder / "runs"], folder / "again.html", training_dirs=[folder / "train"]
@@ -277,6 +281,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert "one and two are not compared: blimp" in contents.remarks[0]
 
 
+@pytest.mark.long
 def test_figures_are_files_for_a_paper(folder: Path, tmp_path: Path) -> None:
     paths = html_data.write_figures(
         [folder / "runs" / "babyllama"],

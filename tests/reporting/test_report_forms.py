@@ -87,6 +87,7 @@ def drawn(made: Report, width: int) -> str:
         return show(made, "table")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [*FORMS, "model-index", "80.txt", "120.txt"])
 def test_golden(form: str, made: Report) -> None:
     one = replace(made, columns=made.columns[1:3]) if form == "model-index" else made

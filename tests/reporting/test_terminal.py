@@ -53,6 +53,7 @@ def test_golden(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 @pytest.mark.parametrize("by", ["suite", "phenomenon", "paradigm"])
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def test_colour_on_a_terminal_and_none_under_no_color(
     assert "\x1b[33m" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     here = Path(__file__).parent
     code = f"import sys; sys.path.insert(0, {str(here)!r}); from table_runs import ONE_RUN; "

@@ -208,6 +208,7 @@ def test_an_empty_table_says_so() -> None:
     assert json.loads(write("json", build_records_table([])))["table"]["rows"] == []
 
 
+@pytest.mark.long
 @given(HOSTILE)
 @fuzzed
 def test_no_name_steers_the_terminal(name: str) -> None:

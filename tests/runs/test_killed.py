@@ -51,6 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return files(folder)
 
 
+@pytest.mark.long
 def test_an_undisturbed_run_leaves_only_what_it_should(whole: dict[str, str]) -> None:
     assert list(whole) == [
         "predictions/alpha.causal.parquet",
@@ -59,6 +60,7 @@ def test_an_undisturbed_run_leaves_only_what_it_should(whole: dict[str, str]) ->
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_repeated_ends_with_the_same_bytes(
     moment: int, tmp_path: Path, whole: dict[str, str]
@@ -71,6 +73,7 @@ def test_killed_and_repeated_ends_with_the_same_bytes(
     assert files(tmp_path) == whole
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_still_ends(tmp_path: Path, whole: dict[str, str]) -> None:
     for _ in range(4):
         killed = scorer(tmp_path, 19)

@@ -47,6 +47,7 @@ def store_and_read(rows: list[PredictionRow]) -> Predictions:
     return predictions_parquet.decode_predictions(data, "here")
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(predictions(st.integers(0, 9)), predictions(FLOATS)))
 def test_round_trip(given: list[PredictionRow]) -> None:

@@ -210,6 +210,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -254,6 +255,7 @@ except RunError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", [0, 100, 4000])
 def test_a_write_that_the_system_really_cuts_short(tmp_path: Path, limit: int) -> None:
     script = LIMITED.format(here=str(Path(__file__).parent), limit=limit, folder=str(tmp_path))
@@ -279,6 +281,7 @@ except RunError as error:
 """
 
 
+@pytest.mark.long
 def test_a_read_only_folder_is_refused() -> None:
     user = 65534 if os.getuid() == 0 else os.getuid()  # root may write anywhere: become nobody
     with tempfile.TemporaryDirectory() as place:

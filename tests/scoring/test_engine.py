@@ -72,6 +72,7 @@ def by_library(folder, texts, kind):
     return totals
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
 def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint, name):
     kind = "causal" if name in CAUSAL else "masked"
@@ -99,6 +100,7 @@ def pairs(sentences) -> list[Item]:
     return [Item(str(n), (Option(good), Option(bad)), 0) for n, (good, bad) in enumerate(halves)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "name"), [("causal", "causal"), ("masked", "mlm"), ("causal", "fused")]
 )

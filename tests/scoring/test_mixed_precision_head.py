@@ -56,6 +56,7 @@ def test_a_model_that_changes_its_logits_keeps_an_fp32_head(name: str, says: boo
     assert has_plain_lm_head(engine) is says
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_the_quick_model_of_a_checkpoint_is_close_to_the_exact_one(
     make_checkpoint, sentences, kind

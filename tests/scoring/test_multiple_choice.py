@@ -125,6 +125,7 @@ sentences = st.lists(st.sampled_from(["the", "a", "cat", "cats"]), min_size=1, m
 pairs = st.lists(st.tuples(sentences, sentences), min_size=1, max_size=60)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(pairs=pairs, noise=st.floats(0, 3))
 def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):

@@ -57,6 +57,7 @@ def close(predictions, expected):
     return np.abs(np.array([p.scores[0] for p in predictions]) - np.array(expected)).max() <= 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False], ids=["with BOS", "without BOS"])
 @pytest.mark.parametrize("architecture", [LLAMA, GPT2])
 @pytest.mark.parametrize("bos", ["auto", "never", "tokenizer"])
@@ -71,6 +72,7 @@ def test_causal_scores_are_ours_under_every_bos_policy(make_checkpoint, architec
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False], ids=["with CLS", "without CLS"])
 @pytest.mark.parametrize("architecture", [BERT, ROBERTA])
 @pytest.mark.parametrize("name", ["mlm", "mlm-l2r"])
@@ -134,6 +136,7 @@ def test_without_a_pad_or_eos_token_no_row_is_added_to_the_softmax(tmp_path):
     assert close(foreign(tmp_path, "causal"), sum_logprobs(tmp_path, TEXTS, "causal"))
 
 
+@pytest.mark.long
 def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
     from ltg_models import SIZES
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ rows_of_few_tokens = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     rows=rows_of_few_tokens,
@@ -81,6 +83,7 @@ def test_every_read_sees_its_own_row_and_nothing_else(rows, budget, attention):
     ]
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(rows=rows_of_few_tokens)
 def test_one_batch_computes_each_prefix_once(rows):
@@ -91,6 +94,7 @@ def test_one_batch_computes_each_prefix_once(rows):
     assert full.num_nodes == sum(len(row) for row in {tuple(row) for row in rows})
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(rows=rows_of_few_tokens, budget=st.integers(1, 40))
 def test_a_batch_stays_within_its_budget_unless_one_row_is_larger(rows, budget):

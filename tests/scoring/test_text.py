@@ -32,6 +32,7 @@ def rows(encodings):
 odd_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
+@pytest.mark.long
 @settings(max_examples=500, deadline=None)
 @given(text=odd_text, span=st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted))
 def test_a_token_counts_iff_it_overlaps_the_span(text, span):
@@ -48,6 +49,7 @@ def test_a_token_counts_iff_it_overlaps_the_span(text, span):
     ]
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(odd_text, min_size=1, max_size=6))
 def test_a_bulk_of_texts_gives_what_each_gives_alone(texts):

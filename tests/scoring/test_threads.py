@@ -61,12 +61,14 @@ def test_two_models_of_one_architecture(make_checkpoint: Make, items: list[Item]
     score_in_threads([first, second], items)
 
 
+@pytest.mark.long
 def test_models_of_two_architectures(make_checkpoint: Make, items: list[Item]) -> None:
     causal = open_model(make_checkpoint("causal", **LLAMA))
     masked = open_model(make_checkpoint("masked"))
     score_in_threads([causal, masked, with_bf16_body(causal)], items)
 
 
+@pytest.mark.long
 def test_one_model_in_two_threads(make_checkpoint: Make, items: list[Item]) -> None:
     for kind in ("causal", "masked"):
         checkpoint = open_model(make_checkpoint(kind))

@@ -88,6 +88,7 @@ def hidden_by_hand(text: str, offsets: list[tuple[int, int]], target: int) -> se
     return {at for at in range(target, len(offsets)) if words_of(*offsets[at]) & wanted}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", UNTOLD)
 def test_the_rest_of_a_word_is_hidden_without_word_ids(kind: str) -> None:
     tokenizer, mask = UNTOLD[kind], 3
@@ -262,6 +263,7 @@ KINDS = {
 ANY = st.text(st.characters() | st.sampled_from("the cat <s>mask."), max_size=30)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unk", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_text_is_encoded_or_refused_by_an_error_of_ours(kind: str, unk: bool) -> None:

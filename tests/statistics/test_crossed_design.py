@@ -110,6 +110,7 @@ TRIALS = 1500
 NOISE = 3 * (0.05 * 0.95 / TRIALS) ** 0.5  # of a share of 5% that is counted in so many trials
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("luck", [0, 1, 10, 100])
 @pytest.mark.parametrize(("items", "interaction"), [(50, 1.0), (200, 0.4)])
@@ -179,6 +180,7 @@ def test_two_seeds_of_each_run_are_a_paired_t_test() -> None:
     assert statistics.two_level_change(a, more).variance == pytest.approx(contrast**2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5), (5, 3), (2, 5), (2, 10)])
 @pytest.mark.parametrize("luck", [(0.08, 0.08), (1.0, 0.5)])
 def test_equal_models_differ_5_times_in_100(
@@ -237,6 +239,7 @@ def test_an_interval_is_taken_for_its_variance() -> None:
     assert UncertainValue(0.0).p == 1 and UncertainValue(1.0).p == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("counts", [(2,), (3,), (5,), (2, 5), (3, 3), (3, 10)])
 @pytest.mark.parametrize("tasks", [1, 3, 7])
 @pytest.mark.parametrize(("luckless", "items"), [(1.0, 0.0), (1.0, 0.5), (0.01, 0.03), (0.1, 0.3)])
@@ -289,6 +292,7 @@ def test_numbers_with_and_without_seeds_are_averaged() -> None:
     assert tuple(nothing.interval) == (0.5, 0.5) and nothing.p == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_a_macro_average_over_tasks_of_few_seeds_covers(seeds: int) -> None:
     rng, hits = np.random.default_rng(6), 0

@@ -31,6 +31,7 @@ def changes(rng: np.random.Generator, n: int, lost: float, gained: float) -> Flo
 SIZES, WEIGHTS = (64, 165, 280, 842, 40), np.array([0.3, 0.25, 0.2, 0.2, 0.05])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", [0.0, 0.6])
 def test_macro_test_errs_in_5_percent_if_paradigms_differ(shift: float) -> None:
     """shift: one paradigm better, another worse, the weighted mean 0."""
@@ -61,6 +62,7 @@ def test_clustered_interval_covers_sampled_paradigms() -> None:
     assert 0.93 <= hits / trials <= 0.97
 
 
+@pytest.mark.long
 def test_what_is_said_to_be_detectable_is_detected_8_times_in_10() -> None:
     rng, trials = np.random.default_rng(7), 500
     base = [changes(rng, n, 0.1, 0.1) for n in SIZES]
@@ -84,6 +86,7 @@ def test_where_no_item_differs_not_every_difference_is_detectable() -> None:
     assert more > nothing
 
 
+@pytest.mark.long
 @given(PS)
 def test_holm_and_benjamini_hochberg_are_statsmodels(p: list[float]) -> None:
     if not p:

@@ -62,6 +62,7 @@ def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int,
     )
 
 
+@pytest.mark.long
 def test_many_items_give_scipys_bootstrap_and_fishers_interval() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=400)
@@ -82,6 +83,7 @@ def test_many_items_give_scipys_bootstrap_and_fishers_interval() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize(
     ("n", "rho"), [(50, 0.0), (50, 0.5), (50, 0.8), (50, 0.95), (200, 0.5), (200, 0.95)]
@@ -104,6 +106,7 @@ def test_the_interval_of_a_correlation_covers_95_times_in_100(
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rho", [0.5, 0.8])
 @pytest.mark.parametrize(
     ("n", "kind"), [(50, "alike"), (50, "copied"), (50, "kin"), (200, "copied")]
@@ -182,6 +185,7 @@ def alike(
     return np.where(same, 0, x), np.where(same, 0, z), np.where(same, 0, y)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("n", "kin", "tied"),
     [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)],
@@ -194,6 +198,7 @@ def test_tied_runs_that_agree_differ_in_5_percent(n: int, kin: float, tied: floa
     assert 0.03 - NOISE <= np.mean(found) <= 0.07 + NOISE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outside", [20, 30])
 def test_ties_on_the_same_items_leave_a_correlation_covered(outside: int) -> None:
     rng = np.random.default_rng(12)

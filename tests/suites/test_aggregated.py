@@ -40,6 +40,7 @@ def texts(values):
 pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=25)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(pairs, st.sampled_from(["macro", "micro", "weighted", "mcc"]))
 def test_every_document_is_left_out_in_turn(answers, name):

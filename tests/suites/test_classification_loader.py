@@ -53,6 +53,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("suite", "name"), HERE)
 def test_a_task_loads_as_its_files_say(real_data: Path, suite: str, name: str) -> None:
     task, spec = classification_loader.load_task(suite, name), SHIPPED[suite]
@@ -92,6 +93,7 @@ def test_every_file_at_hand_is_known_by_its_hash(real_data: Path) -> None:
         assert hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() in known, path.name
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_data")
 def test_what_is_not_the_official_train_set_is_said() -> None:
     noted = {
@@ -118,6 +120,7 @@ def test_a_train_set_that_nobody_has_is_asked_for() -> None:
     assert "osf.io/ad7qg" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_data")
 def test_the_answers_to_one_paragraph_are_one_group() -> None:
     task = classification_loader.load_task("glue-2025", "multirc")
@@ -129,6 +132,7 @@ def test_the_answers_to_one_paragraph_are_one_group() -> None:
     assert not {one.group for one in task.valid} & set(groups)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_data")
 def test_mnli_mm_trains_on_mnli_and_is_scored_on_its_own() -> None:
     mm, mnli = (
@@ -384,6 +388,7 @@ CELL = st.text("ab \U0001f600\u00e9\u2028", min_size=1, max_size=4).filter(str.s
 ROW = st.fixed_dictionaries({"text": CELL, "label": st.integers(0, 1)})
 
 
+@pytest.mark.long
 @given(
     one=st.lists(ROW, min_size=1, max_size=3),
     other=st.lists(ROW, min_size=1, max_size=3),

@@ -294,6 +294,7 @@ EDIT = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(
     max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -320,6 +321,7 @@ def test_a_damaged_declaration_is_a_suite_or_one_error(
         assert suite.items and all(len(item.options) >= 2 for item in suite.items)
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_changed_line_gives_a_declaration_or_one_error(

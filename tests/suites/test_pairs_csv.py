@@ -234,6 +234,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return tmp_path_factory.mktemp("odd")
 
 
+@pytest.mark.long
 @MANY
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4),
@@ -282,6 +283,7 @@ KEYS = st.sampled_from(
 )
 
 
+@pytest.mark.long
 @MANY
 @given(st.lists(st.dictionaries(KEYS, TEXT | JSON, max_size=6), min_size=1, max_size=4))
 def test_any_json_lines_are_pairs_or_an_error_with_their_line(
@@ -314,6 +316,7 @@ EDIT = st.tuples(
 )
 
 
+@pytest.mark.long
 @MANY
 @given(
     name=st.sampled_from(sorted(PLAIN)),
@@ -337,6 +340,7 @@ def test_a_damaged_file_is_still_a_suite_or_one_error(
         assert len({item.id for item in suite.items}) == len(suite.items)
 
 
+@pytest.mark.long
 @MANY
 @given(
     st.binary(max_size=80) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))

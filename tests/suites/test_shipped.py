@@ -103,6 +103,7 @@ def test_an_example_becomes_what_it_says(spec: SuiteSpec, example: ExampleSpec) 
         assert example.file in spec.data.files
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(set(SUITES) - ABSENT - set(REDUCED) - {"nano"}))
 @pytest.mark.usefixtures("real_data")
 def test_a_complete_suite_loads_with_the_published_counts(name: str) -> None:
@@ -115,6 +116,7 @@ def test_a_complete_suite_loads_with_the_published_counts(name: str) -> None:
     assert {row.state for row in sources.verify_files(spec)} == {"verified"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REDUCED)
 @pytest.mark.usefixtures("real_data")
 def test_a_reduced_suite_says_what_is_missing(name: str) -> None:
@@ -136,6 +138,7 @@ def test_a_reduced_suite_says_what_is_missing(name: str) -> None:
     assert states == {"verified": 57, "incomplete": 10}
 
 
+@pytest.mark.long
 def test_blimp_is_read_as_written(real_data: Path) -> None:
     suite = loader.load_suite("blimp", allow_incomplete=True)
     by_id = {item.id: item for item in suite.items}
@@ -160,6 +163,7 @@ def test_blimp_is_read_as_written(real_data: Path) -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["blimp-filtered", "blimp-fast"])
 @pytest.mark.usefixtures("real_data")
 def test_the_note_on_identical_pairs_is_true(name: str) -> None:
@@ -187,6 +191,7 @@ def test_ewok_fast_is_read_from_the_archive(real_data: Path) -> None:
     assert not list(real_data.glob("**/physical-dynamics.jsonl"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_data")
 def test_entity_tracking_2026_drops_options_that_name_nothing() -> None:
     full, kept = (

@@ -436,6 +436,7 @@ def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.Mo
     assert left() == ["e/d.jsonl.gz", "e/d.jsonl.gz.sha256", "words.txt"]
 
 
+@pytest.mark.long
 def test_the_filter_keeps_the_official_fast_subset(real_data: Path) -> None:
     from antlm_bench.suites.derivation import build_word_tokenizer
 

@@ -13,6 +13,7 @@ SAMPLE = [*((name, "causal") for name in CAUSAL), *((name, "masked") for name in
 CLASS_NAMES = {(model_type, kind): name for model_type, kind, name in iter_architectures()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model_type", "kind"), SAMPLE)
 def test_every_offered_method_equals_a_plain_loop(
     model_type: str, kind: str, tmp_path: Path

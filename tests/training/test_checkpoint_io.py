@@ -64,6 +64,7 @@ class TestCheckpoints:
         save_checkpoint(folder, model, train_tokenizer("causal", adds=True), CARD | card)
         return model
 
+    @pytest.mark.long
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
     def test_it_opens_with_its_card(self, tmp_path: Path, architecture: str) -> None:
         kind = (

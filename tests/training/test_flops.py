@@ -41,6 +41,7 @@ def test_parameters_are_those_of_the_module(shape: str, masked: bool) -> None:
     assert compute_model_size(spec, 311).parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list_declarations("models"))
 def test_a_nano_recipe_is_the_module_it_says(name: str) -> None:
     recipe = read_recipe(name, "nano")
@@ -95,6 +96,7 @@ def counted(recipe: Recipe, rows: int, length: int) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_forward_costs_what_its_products_cost(shape: str) -> None:
     """All positions masked, so that the head runs everywhere, as it does in the module."""

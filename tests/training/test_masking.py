@@ -91,6 +91,7 @@ def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Non
         assert (np.abs(one - other) <= 5 * np.sqrt(2 * mean * (1 - mean) / many) + 1e-9).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("law", "least"), [("geometric", 1), ("geometric", 0), ("uniform", 1)])
 @pytest.mark.parametrize(("width", "rate"), [(8, 0.15), (20, 0.3)])
 def test_spans_follow_the_law_of_a_plain_loop(
@@ -138,6 +139,7 @@ RATES += [f"gpt-bert, rate {rate}, {width} words, never hidden before" for rate 
           for width in (8, 16, 32, 126)]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RATES)
 def test_hidden_shares_are_those_of_the_original_code(name: str, cases_root: Path) -> None:
     case, many = records(cases_root)[name], 1200 if "126" in name else 3000
@@ -249,6 +251,7 @@ def test_a_span_has_one_fate_or_each_token_its_own() -> None:
         assert alike > 0.93 if by_span else 0.4 < alike < 0.6
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=80)
 @given(
     data=st.data(),

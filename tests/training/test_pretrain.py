@@ -146,6 +146,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RESUMED)
 def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, corpus = RESUMED[name], corpus_of(RESUMED[name])
@@ -172,6 +173,7 @@ def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -286,6 +288,7 @@ def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) 
     assert [record["tokens"] for record in log.records] == [64, 128, 192]
 
 
+@pytest.mark.long
 def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, log = make_recipe(**make_phases((1, 1, 0), (2, 0, 1), (1, 1, 0))), RecordingCallback()
     corpus = corpus_of(recipe)
@@ -348,6 +351,7 @@ def test_an_objective_without_targets_yields_its_weight(
     assert farthest(gradients(training, step, monkeypatch), expected) < 1e-6
 
 
+@pytest.mark.long
 def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
     """Words drawn alike from 35, 1 to 9 in a line: far below guessing among 300, and both ways."""
     recipe, log = (
@@ -481,6 +485,7 @@ class TestHeldOut:
         training.model.train()
         return loss
 
+    @pytest.mark.long
     def test_the_pass_with_the_lowest_loss_is_the_result(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
@@ -503,6 +508,7 @@ class TestHeldOut:
         card = json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]
         assert card["steps"] == step
 
+    @pytest.mark.long
     def test_a_stopped_run_selects_the_same(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
         corpus = corpus_of(self.RECIPE)
         total = len(plan_steps(self.RECIPE, len(corpus)))
@@ -580,6 +586,7 @@ class TestFailure:
             pretrain(training, tmp_path, RecordingCallback(empty), RuntimeSettings(device="cpu"))
         assert error.value.location == "step 2, rows 4 to 7 of pass 1"
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "recipe",
         [make_recipe(**steps(12, 1, 0)), make_recipe(**steps(12, 1, 1))],
@@ -631,6 +638,7 @@ class TestMilestones:
         monkeypatch.setattr(loop, "MILLION", 10)
         monkeypatch.setattr(loop, "MILESTONES", (*DENSE, 10**6))
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("beyond", "reached"), [(1.01, True), (1.05, False)])
     def test_a_run_that_ends_just_before_one_has_reached_it(
         self,
@@ -648,6 +656,7 @@ class TestMilestones:
             f"chck_{int(beyond * words) // 10}M"
         ] * reached + ["main"]
 
+    @pytest.mark.long
     def test_each_is_saved_at_the_first_step_with_its_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
@@ -671,6 +680,7 @@ class TestMilestones:
                 tmp_path / name / "gpt_bert.py"
             ).exists()
 
+    @pytest.mark.long
     def test_what_is_saved_are_the_averaged_weights_of_that_moment(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
@@ -687,6 +697,7 @@ class TestMilestones:
             assert farthest(saved, source.ema.average) == 0
             assert farthest(saved, weights(source)) > 1e-4
 
+    @pytest.mark.long
     def test_a_state_is_saved_with_each(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
         recipe = make_recipe(**steps(30, 1, 0))
         whole = RecordingCallback()

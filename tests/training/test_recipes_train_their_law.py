@@ -199,6 +199,7 @@ def taken(training: Trainer) -> Iterator[tuple[Step, list[TrainingBatch]]]:
         yield step, seen[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_steps_are_those_of_a_plain_loop(name: str, corpora: Any) -> None:
     recipe = tiny(name)

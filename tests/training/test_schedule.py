@@ -30,6 +30,7 @@ def passes(steps: list[Step]) -> list[list[Step]]:
     return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.pass_index)]
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(
     tokens=st.integers(31, 5000),
@@ -62,6 +63,7 @@ def test_blocks_switch_exactly_where_epochs_end(
     ]
 
 
+@pytest.mark.long
 @given(
     tokens=st.integers(31, 5000),
     batch=st.integers(16, 600),
@@ -88,6 +90,7 @@ def test_no_offset_shortens_a_pass(offset: int, tokens: int) -> None:
     assert last + 16 <= tokens < last + 3 * 16
 
 
+@pytest.mark.long
 @given(
     tokens=st.integers(64, 20_000),
     growth=st.integers(1, 8),

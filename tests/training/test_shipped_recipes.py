@@ -42,6 +42,7 @@ def test_what_the_literature_has_is_shipped() -> None:
     assert PROMISED <= set(NAMES) <= list_declarations("models").keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_resolves_at_every_scale_and_nano_is_nano(name: str) -> None:
     assert "nano" in list_scales(name)
