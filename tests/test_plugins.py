@@ -142,6 +142,7 @@ def test_a_suite_is_a_toml_in_a_folder_of_ones_own(suites_folder: Path) -> None:
     assert suite.origin == ()  # a suite of the catalog, under its name
 
 
+@pytest.mark.long
 def test_a_kind_of_suite_is_one_record_of_a_package(
     install: Install,
     suites_folder: Path,
@@ -169,6 +170,7 @@ def test_a_kind_of_suite_is_one_record_of_a_package(
     assert "gaps" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_wrong_key_of_such_a_suite_is_named(
     install: Install, suites_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +274,7 @@ lr = 1e-3
 """
 
 
+@pytest.mark.long
 def test_an_architecture_of_a_package(
     install: Install, pairs: Path, tmp_path: Path, capsys
 ) -> None:

@@ -45,6 +45,7 @@ def plain_token_logprobs(model, tokenizer, text: str, kind: str) -> list[float]:
     return logprobs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
     model, tokenizer = load_transformers(make_checkpoint(kind))
@@ -134,6 +135,7 @@ def test_an_opened_checkpoint_and_its_objects_agree(make_checkpoint):
         )
 
 
+@pytest.mark.long
 def test_sentences_equal_surprisal(make_checkpoint, tmp_path):
     folder = make_checkpoint("causal")
     scorer = Scorer(folder, device="cpu")

@@ -62,6 +62,7 @@ def test_minicons_loads_our_causal_checkpoints(save):
     assert theirs == pytest.approx(sum_logprobs(folder, TEXTS, "causal"), abs=1e-4)
 
 
+@pytest.mark.long
 def test_minicons_loads_our_masked_checkpoints(save):
     folder = save("masked")
     theirs = peers.score_with_minicons(minicons("masked", folder), TEXTS, 3, PLL_metric="original")

@@ -362,6 +362,7 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
     )
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft tells of tied embeddings
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_of_one_tied_embedding_leaves_the_other(tmp_path, target):

@@ -41,6 +41,7 @@ def test_doctor_describes_the_checkpoint(make_checkpoint):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("adds", "bos", "spelled"),
     [

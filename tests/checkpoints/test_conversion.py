@@ -222,6 +222,7 @@ def test_a_gpt_bert_is_read_as_mntp_whatever_its_wrapper_is_called(tmp_path, wra
     assert opened.methods[:3] == ["mntp", "causal", "fused"]
 
 
+@pytest.mark.long
 def test_the_epsilon_comes_from_config_and_doctor_shows_it(tmp_path):
     state, descriptions = gpt_layout(weights_for("gpt")[0]), {}
     for eps in (1e-5, 1e-7, None):
@@ -294,6 +295,7 @@ BY_HALF = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "text",
     [*PER_HEAD, *BY_HALF, "value, gate = x.chunk(2, dim=-1)", PER_HEAD[0] + "\n" + BY_HALF[0]],
@@ -328,6 +330,7 @@ def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
         open_checkpoint(str(folder))
 
 
+@pytest.mark.long
 def test_a_text_without_probability_is_a_tie_in_both_precisions(tmp_path):
     folder = saved(tmp_path / "blank", ltg_layout(weights_for("")[0]), LTG)
     (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[:, :, :6] = -math.inf\n")
@@ -453,6 +456,7 @@ WRONG_TYPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("key", "value", "wanted"), WRONG_TYPES, ids=str)
 def test_a_value_of_the_wrong_type_is_named(tmp_path, key, value, wanted):
     for mix, layout, config in (("", ltg_layout, LTG), ("gpt", gpt_layout, GPT)):

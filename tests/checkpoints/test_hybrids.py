@@ -120,6 +120,7 @@ def test_a_causal_model_of_ours_has_no_masked_method(make_checkpoint: Any, tmp_p
     assert open_checkpoint(str(folder)).methods == ["causal"]
 
 
+@pytest.mark.long
 def test_training_metadata_orders_the_methods(folders: dict[str, Path], tmp_path: Path) -> None:
     assert open_checkpoint(str(folders["hybrid"])).methods[:2] == ["mlm", "causal"]
     [run] = score(folders["hybrid"], "nano", limit=1, out=tmp_path / "default", device="cpu")
@@ -130,6 +131,7 @@ def test_training_metadata_orders_the_methods(folders: dict[str, Path], tmp_path
     assert sorted(cell.method for cell in run) == ["causal", "mlm"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "training", ["yes", {"attends": ["sideways"], "methods": ["guess"]}, {"attends": None}]
 )
@@ -155,6 +157,7 @@ def test_an_invalid_option_is_a_usage_error(make_checkpoint: Any, tmp_path: Path
         score(tmp_path / "sweep", "nano", limit=1, out=tmp_path / "out", device="abacus")
 
 
+@pytest.mark.long
 def test_words_seen_come_from_training_metadata(tmp_path: Path) -> None:
     """Learning curves are drawn over them; what else a foreign configuration says under that key is
     nobody's.

@@ -83,6 +83,7 @@ def recorded_logits(model, expected, key):
         return model(input_ids=ids, attention_mask=attended(mask, causal)).logits, real
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_logits_are_those_of_the_authors_code(original, name):
     model = converted(original / "checkpoints" / name)

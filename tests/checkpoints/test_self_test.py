@@ -247,6 +247,7 @@ def wrong_packing(monkeypatch):
     monkeypatch.setattr(attention, "scaled_dot_product_attention", forgetful)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("break_it", "name"), [(wrong_norm, CPU_KERNELS), (wrong_packing, "packed rows")]
 )
@@ -282,6 +283,7 @@ def test_a_forward_that_mixes_rows_runs_one_at_a_time(make_checkpoint, monkeypat
     )
 
 
+@pytest.mark.long
 def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
     from antlm_bench.commands.surprisal import surprisal
 
@@ -365,6 +367,7 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
     """Rotary angles are computed, and stay fp32: rounded, they would be those of other

@@ -173,6 +173,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("damage", "message", "cause"), REFUSED)
 def test_other_weights_than_the_model_s_are_refused(build, damage, message, cause):
     folder = build("LlamaForCausalLM", kind="causal")
@@ -234,6 +235,7 @@ def test_unused_tensors_that_are_allowed_are_recorded(build):
     ]
 
 
+@pytest.mark.long
 def test_allowed_missing_parameters_are_the_same_each_time(build):
     folder = build("LlamaForCausalLM", kind="causal")
     more_layers(folder)
@@ -307,6 +309,7 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
     assert math.isclose(prediction.scores[0], expected, abs_tol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["XLMWithLMHeadModel", "FlaubertWithLMHeadModel"])
 def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
     from antlm_bench.scoring.methods import resolve_method

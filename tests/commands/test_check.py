@@ -58,6 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_an_identical_run_passes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree("base", "copy")
     assert run(["check", "copy", "--against", "base", "--margin", "0.1", "--strict"]) == 0
@@ -65,6 +66,7 @@ def test_an_identical_run_passes(place: Path, capsys: pytest.CaptureFixture[str]
     assert "pass" in captured.out and not captured.err
 
 
+@pytest.mark.long
 def test_a_planted_regression_is_found_and_named_in_one_line(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +79,7 @@ def test_a_planted_regression_is_found_and_named_in_one_line(
     assert "significantly worse in islands" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_noisy_run_is_inconclusive_and_fails_only_when_strict(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +91,7 @@ def test_a_noisy_run_is_inconclusive_and_fails_only_when_strict(
     assert "--strict" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_the_run_lacks_is_incomplete(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = make_predictions(draw_logprob_gaps(300, 0.85, seed=3), PHENOMENON_BY_PARADIGM)
     write_run(place / "both", make_cell(made), make_cell(made, suite="other"))
@@ -106,12 +110,14 @@ def test_what_the_run_lacks_is_incomplete(place: Path, capsys: pytest.CaptureFix
     assert run(["check", "masked", "--against", "base", "--method", "causal=mlm"]) == 0
 
 
+@pytest.mark.long
 def test_other_rules_are_not_comparable(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_toy_run(place / "other", draw_logprob_gaps(300), bos="never")
     assert run(["check", "other", "--against", "base"]) == 6
     assert "--bos: auto / never" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +133,7 @@ def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(
     assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 0
 
 
+@pytest.mark.long
 def test_a_suite_declares_its_margin_and_the_verdict_says_so(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +151,7 @@ def test_a_suite_declares_its_margin_and_the_verdict_says_so(
     assert run([*asked, "--policy", "check.toml"]) == 0
 
 
+@pytest.mark.long
 def test_the_verdict_as_json_has_stdout_alone(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +186,7 @@ def test_slips_are_named(
     assert complaint in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.long
 def test_a_damaged_run_is_no_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (file,) = (place / "worse" / "predictions").iterdir()
     file.write_bytes(file.read_bytes()[:100])
@@ -187,6 +196,7 @@ def test_a_damaged_run_is_no_verdict(place: Path, capsys: pytest.CaptureFixture[
     assert run(["check", "worse", "--against", "base"]) == 3
 
 
+@pytest.mark.long
 def test_files_are_written_whatever_the_verdict(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +213,7 @@ def test_files_are_written_whatever_the_verdict(
     assert "**regression: worse against baseline base" in Path("x.md").read_text()
 
 
+@pytest.mark.long
 def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
     full = runs.open_run("worse")
     model = {**full.manifest.model, "source": "/home/me/x", "device": "cuda:1", "layout": "tree"}
@@ -233,6 +244,7 @@ def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
         find_baseline("mian")
 
 
+@pytest.mark.long
 def test_baselines_are_listed_and_a_damaged_one_says_so(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def two(tmp_path: Path) -> tuple[str, str]:
     return write_toy_run(tmp_path / "one", first).path, write_toy_run(tmp_path / "two", second).path
 
 
+@pytest.mark.long
 def test_the_table_says_who_where_how_much_and_how_sure(
     two: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_table_says_who_where_how_much_and_how_sure(
     assert "islands" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_numbers_are_never_cut_and_names_wrap(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,7 @@ def test_numbers_are_never_cut_and_names_wrap(
         assert sorted(numbers[0]) == sorted(numbers[1]) and len(numbers[0]) >= 20
 
 
+@pytest.mark.long
 def test_csv_and_json_hold_every_level_in_full_precision(
     two: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +109,7 @@ def test_csv_and_json_hold_every_level_in_full_precision(
     assert len(comparison["flipped"]) == len(expected.comparisons[0].flipped) > 100
 
 
+@pytest.mark.long
 def test_hostile_names_stay_text_in_every_form(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,7 @@ def test_hostile_names_stay_text_in_every_form(
     )
 
 
+@pytest.mark.long
 def test_several_runs_are_each_compared_with_the_reference(
     two: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -154,6 +159,7 @@ def test_several_runs_are_each_compared_with_the_reference(
         compare([two[0]], against=two[0])
 
 
+@pytest.mark.long
 def test_what_only_one_run_holds_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +171,7 @@ def test_what_only_one_run_holds_is_said(
     assert "only in A: supplement · causal" in out and "only in B: toy · mntp" in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("more", "code", "complaint"),
     [
@@ -197,6 +204,7 @@ def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "mixed: --ties: half / strict" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_methods_of_one_run_against_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,7 @@ def test_the_verb_prints_a_line_per_suite_and_draws(
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_csv_and_json_hold_a_row_per_checkpoint(
     family: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     return done
 
 
+@pytest.mark.long
 def test_a_cell_per_seed_holds_predictions_settings_and_history(
     run_finetune: Callable[..., Any],
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(
     assert [p.scores for p in first] != [p.scores for p in second]
 
 
+@pytest.mark.long
 def test_the_same_command_again_trains_nothing(
     run_finetune: Callable[..., Any], trained: list[Any]
 ) -> None:
@@ -123,6 +125,7 @@ def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
     assert [seed for _, seed, _ in trained] == [3, 1, 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "anew"),
     [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True),
@@ -138,6 +141,7 @@ def test_settings_that_move_a_score_are_in_the_key(
     assert bool(trained) == anew
 
 
+@pytest.mark.long
 def test_stopped_between_two_seeds_it_continues(
     run_finetune: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +218,7 @@ def test_a_hybrid_is_finetuned_with_one_attention_or_both(
     }
 
 
+@pytest.mark.long
 def test_the_table_shows_seeds_majority_and_collapses(run_finetune: Callable[..., Any]) -> None:
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
@@ -262,6 +267,7 @@ def test_an_unavailable_attention_is_refused(
         run_finetune(make_checkpoint(mask=False), attentions=["full"])
 
 
+@pytest.mark.long
 def test_another_checkpoints_folder_is_refused(
     run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
@@ -326,6 +332,7 @@ def test_a_missing_file_is_an_incomplete_run_that_names_it(
     assert "nowhere.csv" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_scored_texts_in_the_training_set_are_flagged(
     run_finetune: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

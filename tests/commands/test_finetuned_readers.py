@@ -125,6 +125,7 @@ def test_a_reader_shows_a_finetuned_file(
         assert TASK in printed.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", REFUSED)
 def test_a_reader_refuses_with_one_sentence(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -39,11 +39,13 @@ def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path)
     assert all(float(str(row["largest move (nats)"])) < 1e-4 for row in rows)
 
 
+@pytest.mark.long
 def test_bfloat16_moves_scores_and_says_how_far(make_checkpoint: Make, suite: Path) -> None:
     [row] = measure_noise(str(make_checkpoint("masked")), str(suite), conditions=["bfloat16"])
     assert 1e-4 < float(str(row["largest move (nats)"])) < 5 and row["method"] == "mlm"
 
 
+@pytest.mark.long
 def test_flips_and_points_are_those_of_the_decisions(
     make_checkpoint: Make, suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_suite_without_choices_is_refused(make_checkpoint: Make, data_root: Pa
         measure_noise(str(make_checkpoint()), "reading")
 
 
+@pytest.mark.long
 def test_the_verb_prints_one_row_per_condition(
     make_checkpoint: Make, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,6 +227,7 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     assert "--partial" in caught.value.hint
 
 
+@pytest.mark.long
 def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "m",
@@ -245,6 +246,7 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
     assert any("the mean of 2 of 11 tasks" in mark for mark in column.results[3].score.caveats)
 
 
+@pytest.mark.long
 def test_averages_over_different_members_are_no_race(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", make_zero_shot_cells("causal")[:2])
     two = write_run(tmp_path / "two", make_zero_shot_cells("causal")[1:])
@@ -435,6 +437,7 @@ def test_doubts_of_a_scored_suite_are_marked(
     assert second.macro_average and any(sentence in mark for mark in second.macro_average.caveats)
 
 
+@pytest.mark.long
 def test_one_seed_is_said(tmp_path: Path) -> None:
     column = only(
         build_report(
@@ -492,6 +495,7 @@ def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path:
         build_report([run], collection="babylm-2024", published=["palm"])
 
 
+@pytest.mark.long
 def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> None:
     one = write_run(
         tmp_path / "one",
@@ -527,6 +531,7 @@ def test_without_a_collection_both_attentions_have_columns(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.long
 def test_bad_input_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells(seeds=(1,)))
     with pytest.raises(RunError, match="not a run folder"):

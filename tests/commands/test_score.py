@@ -50,6 +50,7 @@ def test_the_command_repeated_computes_nothing_and_touches_nothing(
     assert hash_files(tmp_path / "run") == before
 
 
+@pytest.mark.long
 def test_again_computes_anew_and_finds_the_same(
     make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_changed_convention_replaces_the_cell_and_changing_back_restores_it(
     assert back == first
 
 
+@pytest.mark.long
 def test_what_no_score_depends_on_does_not_change_the_key(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +120,7 @@ def test_what_no_score_depends_on_does_not_change_the_key(
     assert cells[0].key == cells[1].key
 
 
+@pytest.mark.long
 def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
     [[first]] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
     rows = make_agreement_rows()

@@ -62,6 +62,7 @@ def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Pa
     }
 
 
+@pytest.mark.long
 def test_pairs_whose_difference_is_never_scored_are_blind(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_unknown_words_are_counted(make_checkpoint: Make, tmp_path: Path) -> Non
     assert cell.summary.headline.flags == {"unk": 2}
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_named_counts_as_wrong_and_is_never_cut(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_causal_bundles_are_the_peers_choices(
         assert prediction.pred == max((0, 1), key=lambda k: decides[k])
 
 
+@pytest.mark.long
 def test_the_mean_per_token_decides_where_the_peer_takes_it(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -274,6 +277,7 @@ def test_a_peer_with_one_rule_for_all_suites_keeps_it(
     assert len(predictions) == len(rows)
 
 
+@pytest.mark.long
 def test_other_suites_are_decided_by_the_sum_and_keep_their_keys(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:

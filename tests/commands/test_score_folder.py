@@ -32,6 +32,7 @@ def suite(tmp_path: Path) -> Path:
 # -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_files_are_those_that_the_readme_describes(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_files_are_those_that_the_readme_describes(
     )
 
 
+@pytest.mark.long
 def test_the_numbers_of_run_json_are_those_of_the_predictions(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_second_process_that_writes_the_same_run_is_refused(
     assert run(argv) == 0
 
 
+@pytest.mark.long
 def test_out_is_a_file(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -225,6 +228,7 @@ class Unprivileged(runs.RunWriter):
             os.seteuid(before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_read_only_place_is_refused(
     make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str

@@ -216,6 +216,7 @@ def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path
     assert missing.key == "glue" and missing.hint == f"{command} {final}"
 
 
+@pytest.mark.long
 def test_milestones_of_equal_weights_are_refused(complete: list[Path], tmp_path: Path) -> None:
     predictions = [
         leaderboard_runs.make_prediction(leaderboard_runs.make_suite("comps", 1).items[0])

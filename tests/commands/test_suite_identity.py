@@ -99,6 +99,7 @@ def test_two_files_of_one_name_keep_their_own_scores(
         assert read_rows(run.path, cell) == read_rows(alone.path, alone.cells[0])
 
 
+@pytest.mark.long
 def test_a_finished_file_is_not_scored_again_even_when_moved(
     make_checkpoint, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_finished_file_is_not_scored_again_even_when_moved(
     assert after.cells[0].origin == (str(tmp_path / "moved" / "a.csv"),)
 
 
+@pytest.mark.long
 def test_a_changed_file_replaces_its_score_and_says_so(
     make_checkpoint, tmp_path: Path, capsys
 ) -> None:
@@ -125,6 +127,7 @@ def test_a_changed_file_replaces_its_score_and_says_so(
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_equal_files_of_one_name_are_refused_in_one_call(make_checkpoint, tmp_path: Path) -> None:
     refs = [pairs(tmp_path / folder / "a.csv", ("x y", "y x")) for folder in ("de", "fr")]
     with pytest.raises(UsageError, match="have the same name and items") as caught:
@@ -151,6 +154,7 @@ FILES = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

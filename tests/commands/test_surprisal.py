@@ -116,6 +116,7 @@ def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
     assert whole[2]["surprisal_bits"] == pytest.approx(-logp / math.log(2), abs=1e-4)
 
 
+@pytest.mark.long
 def test_words_without_a_number_are_rows_counted_and_never_guessed(
     make_checkpoint, stimuli, tmp_path, capsys
 ):

@@ -180,6 +180,7 @@ def test_lost_characters_are_counted_beside_the_accuracy(
     assert "drops all of its characters" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_mlm_l2r_of_a_tokenizer_that_tells_no_words_says_where_they_come_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -268,6 +268,7 @@ class TestRun:
         assert run_train(*options, out=whole)[0] == 0
         assert read_files(whole) == before
 
+    @pytest.mark.long
     def test_batch_tokens_and_states_change_nothing(
         self, run_train: RunTrain, whole: Path, tmp_path: Path
     ) -> None:
@@ -575,6 +576,7 @@ class TestTeachers:
 
 
 class TestInterruptions:
+    @pytest.mark.long
     @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
     def test_a_signal_saves_and_the_same_command_finishes(
         self,

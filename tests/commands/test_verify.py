@@ -155,6 +155,7 @@ def test_a_tokenizer_that_adds_eos_is_told_of_minicons_rule(make_checkpoint, sui
     assert "tokenizer adds after a text, as we do under --compat minicons" in told["minicons"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bos", ["never", "tokenizer"])
 def test_a_policy_that_lm_eval_does_not_have_is_compared_with_minicons_alone(
     make_checkpoint, suite, bos
@@ -396,6 +397,7 @@ def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):
     assert run([*line, "--json", "--csv"]) == 2
 
 
+@pytest.mark.long
 def test_the_worked_example_of_the_document_runs(make_checkpoint, tmp_path, monkeypatch, capsys):
     blocks = re.findall(
         r"^```(\w+)\n(.*?)^```", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

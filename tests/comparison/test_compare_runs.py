@@ -83,6 +83,7 @@ def test_every_level_is_what_counting_by_hand_gives(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_headline_interval_is_over_items_of_these_paradigms(tmp_path: Path) -> None:
     a, b, first, second = pair(tmp_path)
     head = only(compare_runs(a, b)).headline
@@ -146,6 +147,7 @@ def test_equal_decisions_of_unequal_models_are_not_certainty(tmp_path: Path) -> 
     assert found.headline.low == pytest.approx(-found.headline.high)
 
 
+@pytest.mark.long
 def test_ties_share_credit(tmp_path: Path) -> None:
     first = {"adjunct_island": np.array([1.0, 1, 1, -1, 0, 1, 1, 1])}
     second = {"adjunct_island": np.array([0.0, 0, 0, -1, 0, 1, 0, -1])}
@@ -165,6 +167,7 @@ def test_ties_share_credit(tmp_path: Path) -> None:
     assert (strict.headline.a, strict.headline.b) == (6 / 8, 1 / 8)
 
 
+@pytest.mark.long
 def test_only_the_phenomenon_that_got_worse_is_blamed(tmp_path: Path) -> None:
     first = draw_logprob_gaps(400, 0.85, seed=3)
     second = {
@@ -330,6 +333,7 @@ def finetuned(
     return cells
 
 
+@pytest.mark.long
 def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", *finetuned("rte", 3), *finetuned("boolq", 3))
     b = write_run(

@@ -110,6 +110,7 @@ def test_items_are_found_in_whatever_order_they_stand(tmp_path: Path) -> None:
         assert told[0] == told[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", DECISIVE_SETTINGS)
 def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: Path) -> None:
     a = write_toy_run(tmp_path / "a", draw_logprob_gaps(4))
@@ -142,6 +143,7 @@ def test_the_metric_and_the_averaging_are_rules_too(tmp_path: Path) -> None:
         joined(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", NOTED_SETTINGS)
 def test_numerical_noise_and_treatments_are_noted_only(setting: str, tmp_path: Path) -> None:
     a, b = (
@@ -195,6 +197,7 @@ def test_another_right_answer_is_another_question(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_equal_methods_go_together_and_others_only_when_asked(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     a = write_run(
@@ -265,6 +268,7 @@ FORGERIES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("complaint", FORGERIES)
 def test_what_no_model_says_is_an_error_that_names_the_run(complaint: str, tmp_path: Path) -> None:
     run = forged(tmp_path / "forged", FORGERIES[complaint])

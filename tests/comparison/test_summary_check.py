@@ -97,6 +97,7 @@ def test_old_runs_and_edited_notes_still_read(run_dir: Path) -> None:
     assert read_run(run_dir) == runs.open_run(run_dir)
 
 
+@pytest.mark.long
 def test_an_old_interval_by_another_formula_still_reads(run_dir: Path) -> None:
     unbind(run_dir)
     for low, high, reads in (
@@ -152,6 +153,7 @@ def test_the_bytes_of_predictions_follow_their_numbers_alone(tmp_path: Path) -> 
     assert noted.digest == one.cells[0].digest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reader", ["report", "export", "curve", "baseline", "webpage"])
 def test_every_command_that_shows_a_run_checks_it(
     reader: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

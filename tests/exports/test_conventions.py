@@ -464,6 +464,7 @@ def test_a_milestone_of_another_model_is_refused(
     assert caught.value.location == str(folders[2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -781,6 +782,7 @@ ODD += [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", [p.key for p in leaderboard.load_leaderboard("2025").parts])
 def test_odd_json_is_an_error_or_left_to_the_schema(key: str) -> None:
     def texts(name: str) -> Any:

@@ -148,6 +148,7 @@ def test_a_record_holds_every_number_with_its_interval(run: Path) -> None:
     assert descriptions["wug-past (mlm)"] == "spearman, over all items"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "spoil",
     [

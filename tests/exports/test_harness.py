@@ -53,6 +53,7 @@ def spoil(file: Path, line: int, **changes: Any) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["m0", "m1"])
 def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     model: str, tmp_path: Path
@@ -96,6 +97,7 @@ def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
     assert settings["task_hashes"]["toy_a"] == theirs()["task_hashes"]["toy_a"]
 
 
+@pytest.mark.long
 def test_equal_questions_have_equal_digests(results: Path) -> None:
     def digest(folder: Path) -> Any:
         return read_results(folder).cells[0][0].settings["suite_digest"]
@@ -106,6 +108,7 @@ def test_equal_questions_have_equal_digests(results: Path) -> None:
     assert digest(results) != before
 
 
+@pytest.mark.long
 def test_two_imported_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("m0", "m1"):
         assert cli(["import", str(GOLDEN / model), "--out", str(tmp_path / model)]) == 0
@@ -235,6 +238,7 @@ def assert_same_scores(path: Path) -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["results.json", "blimp_results.json"])
 @pytest.mark.parametrize("filters", [True, False])
 def test_results_of_0_4_2_and_babylm_2024_come_in(results: Path, name: str, filters: bool) -> None:
@@ -266,6 +270,7 @@ def test_samples_inside_the_results_come_in(results: Path) -> None:
     assert_same_scores(results)
 
 
+@pytest.mark.long
 def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_path: Path) -> None:
     file = next(results.glob("results_*.json"))
     newer = json.loads(file.read_text())

@@ -102,6 +102,7 @@ def test_fewer_samples_than_the_results_say_are_left_out(write: Write) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reported", [0.2, 0, float("nan"), 1.1])
 def test_a_mean_that_contradicts_the_results_is_left_out(reported: float, write: Write) -> None:
     results = document(good=RIGHT, bad=RIGHT)
@@ -146,6 +147,7 @@ def test_a_target_that_is_an_index_stays_one_among_numbers(write: Write) -> None
     assert predictions.gold.tolist() == [2, 2, 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -206,6 +206,7 @@ def test_of_two_equal_texts_either_counts_as_right(tmp_path: Path) -> None:
         assert note.count("40 right, 100.00 in all") == 2
 
 
+@pytest.mark.long
 def test_2026_draws_reproducibly_and_not_only_right_options(tmp_path: Path) -> None:
     predictions = planted("blimp-filtered", 1.0)
     once, done = sent(tmp_path / "a", "2026", "blimp-filtered", predictions)

@@ -20,6 +20,7 @@ from antlm_bench.errors import CheckpointError
 from antlm_bench.finetuning.loop import FinetuneSettings, finetune
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_a_backbone_has_the_metadata_of_the_scored_checkpoint(make_checkpoint, kind):
     folder = str(make_checkpoint(kind, mask=kind == "masked"))
@@ -44,6 +45,7 @@ def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, ki
     assert body.model.config._attn_implementation == "sdpa" and body.model.dtype == torch.float32
 
 
+@pytest.mark.long
 def test_training_metadata_opens_both_attentions(tmp_path):
     model = build_ltg_model("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
     setattr(

@@ -174,6 +174,7 @@ def test_which_of_two_texts_is_meant_can_be_learnt(masked):
     assert sum(p.pred == p.gold for p in to_rows(outcome.predictions)) >= 70
 
 
+@pytest.mark.long
 def test_random_labels_stay_at_chance(causal):
     outcome = finetune(causal, make_task(200, 400, "coin", epochs=3), 1, "causal", CPU)
     right = sum(p.pred == p.gold for p in to_rows(outcome.predictions))
@@ -195,6 +196,7 @@ def test_predictions_are_of_the_scored_texts_in_order(causal):
 # ---- seeds, accumulation
 
 
+@pytest.mark.long
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
     toy = make_task(80, 30, epochs=2)
     one, same, other = (

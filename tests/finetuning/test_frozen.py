@@ -226,6 +226,7 @@ def test_any_number_of_seeds_makes_one_cell(run_frozen: Any) -> None:
     assert any("frozen backbone" in note for note in cell.summary.notes)
 
 
+@pytest.mark.long
 def test_the_same_command_again_fits_nothing(
     run_frozen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +254,7 @@ def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     assert rows["frozen-causal"].num_seeds == 1 and rows["frozen-causal"].sd is None
 
 
+@pytest.mark.long
 def test_a_report_has_a_separate_column_for_frozen(run_frozen: Any) -> None:
     run_frozen(frozen=False, seeds=[1, 2], changes=["epochs=1", "batch=64"])
     result = run_frozen()

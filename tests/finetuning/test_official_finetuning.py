@@ -159,6 +159,7 @@ def test_twenty_updates_equal_the_official_recipe(name):
         torch.testing.assert_close(learned[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.long
 def test_our_recipe_differs_from_the_official_one():
     """Else the test above could not fail."""
     body, ours = (

@@ -348,6 +348,7 @@ def test_such_runs_are_compared_gated_reported_and_exported(
     assert "mcc" not in json.loads(samples.read_text().splitlines()[0])
 
 
+@pytest.mark.long
 def test_other_code_of_an_aggregation_is_another_suite(make_task, tmp_path):
     (tmp_path / "averages.py").write_text(F1S)
     file = function(

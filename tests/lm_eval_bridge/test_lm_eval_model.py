@@ -80,6 +80,7 @@ def test_two_splits_of_one_text_are_not_mixed_up(make_checkpoint):
     )
 
 
+@pytest.mark.long
 def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_path):
     """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole;
     docs/lm-eval.md says so.
@@ -129,6 +130,7 @@ def test_the_first_choices_of_the_model_are_known(make_checkpoint):
     assert {first for _, first in ours} == {True, False}
 
 
+@pytest.mark.long
 def test_responses_are_ordered_and_reach_the_cache(make_checkpoint):
     model = AntlmBench(str(make_checkpoint("causal")), device="cpu")
     seen = {}
@@ -252,6 +254,7 @@ def test_a_request_without_a_scored_token_is_refused(make_checkpoint):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adds", [True, False])
 def test_rolling_windows_are_hf_s_with_one_bos(make_checkpoint, adds):
     """HFLM begins a text with two BOS where the tokenizer adds one; told not to (add_bos_token),
@@ -285,6 +288,7 @@ def test_perplexity_and_generation_are_refused(make_checkpoint):
     assert "--model hf" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

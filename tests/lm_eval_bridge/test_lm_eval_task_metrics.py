@@ -99,6 +99,7 @@ def make_custom_task(make_task, tmp_path):
 scored = partial(scored_by, compat="lm-eval")
 
 
+@pytest.mark.long
 def test_a_task_s_own_code_gives_the_values_of_lm_eval(make_checkpoint, make_custom_task, tmp_path):
     names = ("mass", "gap", "first", "gap_of_some", "nan")
     file = make_custom_task(
@@ -153,6 +154,7 @@ def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_cust
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["mlm", "mlm-l2r"])
 def test_masked_methods_give_the_values_of_our_model_in_lm_eval(
     make_checkpoint, make_custom_task, tmp_path, method
@@ -170,6 +172,7 @@ def test_masked_methods_give_the_values_of_our_model_in_lm_eval(
     assert cell.summary.views["first"].value == pytest.approx(results["toy_masked"]["first,none"])
 
 
+@pytest.mark.long
 def test_several_methods_and_fused_have_task_metric_values(
     make_checkpoint, make_custom_task, tmp_path
 ):
@@ -361,6 +364,7 @@ def test_perplexities_of_long_documents_are_lm_eval_s(
     assert tokens[1] > 64 and tokens[0] < 20
 
 
+@pytest.mark.long
 def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task, tmp_path):
     one = make_task(
         "toy_absent",

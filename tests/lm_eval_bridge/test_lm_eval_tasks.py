@@ -396,6 +396,7 @@ def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_masked_and_hybrid_methods_score_the_same_tasks(make_checkpoint, make_task, tmp_path):
     """A masked model on a task of the harness, by a plain loop over the definition."""
     import torch
@@ -436,6 +437,7 @@ def test_masked_and_hybrid_methods_score_the_same_tasks(make_checkpoint, make_ta
     )
 
 
+@pytest.mark.long
 def test_fused_scores_are_the_sum_of_both_ways(make_checkpoint, make_task, tmp_path):
     folder, file = make_checkpoint("causal"), make_task("toy_fused")
     methods = ("causal", "mntp", "fused")
@@ -449,6 +451,7 @@ def test_fused_scores_are_the_sum_of_both_ways(make_checkpoint, make_task, tmp_p
     assert np.abs(causal + mntp - fused).max() < 1e-4
 
 
+@pytest.mark.long
 def test_a_finished_task_is_not_scored_twice_and_holds_no_text(
     make_checkpoint, make_task, tmp_path
 ):

@@ -105,6 +105,7 @@ def test_every_metric_is_scikit_learns(case: tuple[int, list[tuple[int, int]]]) 
         assert result.views[name].low <= result.views[name].value <= result.views[name].high
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(2, 4).flatmap(
@@ -193,6 +194,7 @@ def test_intervals_of_f1_and_mcc_cover_the_truth_95_times_in_100(metric: str, k:
     assert 0.93 <= hits / 800 <= 0.97
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("gold", "predicted", "metric", "value"),
     [
@@ -327,6 +329,7 @@ def test_collapse_is_judged_by_the_tasks_own_metric() -> None:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=12),

@@ -202,6 +202,7 @@ def test_one_level_has_nearly_wilsons_interval() -> None:
     assert "clustered" not in found.views
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1)),
@@ -216,6 +217,7 @@ def test_strict_accuracy_is_scikit_learns(rows: list[tuple[int, int, int]]) -> N
     assert summary(predictions, ties="strict").headline.value == pytest.approx(expected)
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.lists(st.sampled_from([-1.0, -2.0, float("-inf")]), min_size=2, max_size=5),
@@ -313,6 +315,7 @@ def test_bad_input_is_a_typed_error_that_names_the_place(
         summary(predictions, **options)
 
 
+@pytest.mark.long
 def test_every_metric_and_tie_rule_in_the_tables_exists() -> None:
     for spec in METRICS:
         if not (spec.aggregation or spec.confusion):

@@ -103,6 +103,7 @@ def test_a_list_of_rows_is_refused_as_predictions() -> None:
         check_predictions([PAIR], CHOICES, "toy.causal")  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_100_000_predictions_reach_the_mean_as_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     n, rng = 100_000, np.random.default_rng(0)
     scores = rng.normal(-20, 2, (n, 2))

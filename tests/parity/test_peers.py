@@ -48,6 +48,7 @@ def test_causal_without_a_tokenizer_bos_equals_lm_eval(make_checkpoint, sentence
     )
 
 
+@pytest.mark.long
 def test_bos_tokenizer_leaves_the_first_token_unscored(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
     theirs = score_with_minicons(folder, "causal", sentences)

@@ -86,6 +86,7 @@ def test_causal_words_are_minicons_words_in_bits(make_checkpoint):
         assert -ours.logp / math.log(2) == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "metric"), [("mlm", "original"), ("mlm-l2r", "within_word_l2r")]
 )
@@ -164,6 +165,7 @@ def test_an_empty_span_has_log_probability_zero(make_checkpoint):
     assert results.logp.tolist() == [0, 0]
 
 
+@pytest.mark.long
 def test_the_words_of_a_sentence_share_one_row(make_checkpoint):
     """Each token is computed at most once, corrected or not: no forward per word."""
     folder = make_checkpoint("causal", adds=True)

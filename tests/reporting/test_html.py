@@ -173,6 +173,7 @@ def test_every_section_is_there_and_linked(made: tuple[str, Parsed]) -> None:
     assert wanted | {"data"} <= links <= ids
 
 
+@pytest.mark.long
 def test_ids_are_unique_and_charts_labelled(made: tuple[str, Parsed]) -> None:
     ids = Counter(value for _, name, value in made[1].attributes if name == "id")
     assert max(ids.values()) == 1

@@ -96,6 +96,7 @@ def test_golden(form: str, made: Report) -> None:
     assert text == (GOLDEN / f"report.{form}").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_no_line_is_wider_than_the_terminal(width: int, made: Report) -> None:
     assert max(map(len, drawn(made, width).splitlines())) <= width

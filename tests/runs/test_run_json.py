@@ -102,6 +102,7 @@ SUMMARIES = st.builds(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(SUMMARIES)
 def test_any_summary_survives(summary: Summary) -> None:

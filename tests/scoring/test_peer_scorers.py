@@ -274,6 +274,7 @@ def suite(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, suite, tmp_path):
     from antlm_bench import score
 

@@ -54,6 +54,7 @@ def score_in_threads(checkpoints: Sequence[Checkpoint], items: Sequence[Item]) -
         assert all(scores == first for scores in repeats)
 
 
+@pytest.mark.long
 def test_two_models_of_one_architecture(make_checkpoint: Make, items: list[Item]) -> None:
     folders = [make_checkpoint("causal", seed=seed, **LLAMA) for seed in (0, 1)]
     first, second = map(open_model, folders)

@@ -62,6 +62,7 @@ def oracle_words(text: str) -> list[int]:
     return words
 
 
+@pytest.mark.long
 @settings(max_examples=500, deadline=None)
 @given(odd_text | plain_text)
 def test_words_by_characters_are_those_of_gpt2(text: str) -> None:

@@ -25,6 +25,7 @@ QUICK_CASES = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUICK_CASES)
 def test_intervals_hold_the_truth_in_93_percent(name):
     case = CASES[name]

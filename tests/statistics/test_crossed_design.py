@@ -78,6 +78,7 @@ def test_seeds_that_hardly_contribute_do_not_widen_the_interval() -> None:
         ).df == pytest.approx(30)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("df", [1, 2, 4])
 def test_few_seeds_cover_93_to_97_percent(
     df: int,
@@ -318,6 +319,7 @@ def test_pigeonhole_bootstrap_agrees_up_to_the_interaction() -> None:
     assert statistics.two_level_mean(y).variance + 2 * interaction == pytest.approx(theirs, rel=0.1)
 
 
+@pytest.mark.long
 def test_the_interval_of_a_mixture_covers_its_mean() -> None:
     rng, trials, share, hits, drawn = np.random.default_rng(0), 300, 0.2, 0, 0
     while drawn < trials:

@@ -96,6 +96,7 @@ def test_holm_and_benjamini_hochberg_are_statsmodels(p: list[float]) -> None:
     assert statistics.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
+@pytest.mark.long
 def test_a_verdict_does_not_wait_for_slow_imports() -> None:
     script = "import sys, antlm_bench.statistics, antlm_bench.metrics\nprint(*sys.modules)"
     loaded = subprocess.run(

@@ -242,6 +242,7 @@ def counts_of_changes(table, weights):
     return StratifiedCounts(values, table, means, weights, np.zeros(1, int))
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(strata_of_changes())
 def test_p_is_below_05_where_the_interval_excludes_0(drawn):
@@ -254,6 +255,7 @@ def test_p_is_below_05_where_the_interval_excludes_0(drawn):
     assert low - 1e-9 <= counts.estimates[0] <= high + 1e-9
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(strata_of_changes(), st.floats(0, 0.3))
 def test_keeping_a_lost_item_worsens_no_verdict(drawn, margin):
@@ -271,6 +273,7 @@ def test_keeping_a_lost_item_worsens_no_verdict(drawn, margin):
             assert after[1] >= -margin - 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [4, 20, 300, 20_000])
 def test_intervals_fall_with_each_lost_item(n):
     ends = [interval(count([changes(lost, 0, n)], value_range=CHANGES)) for lost in range(4)]

@@ -200,6 +200,7 @@ def test_examples_of_the_original_code_follow_these_laws(cases_root: Path) -> No
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [16, 32])
 def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) -> None:
     case = records(cases_root)[f"gpt-bert, rate 0.15, {width} words, 40 passes with counts kept"]

@@ -148,6 +148,7 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
     assert len({first, load_text_source(str(tmp_path)).digest}) == 2
 
 
+@pytest.mark.long
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
     result = load_text_source("nano")
     created = [line for _, line in result.files[0].iter_non_blank_lines()]
