@@ -135,9 +135,10 @@ def test_a_comparison_marks_what_is_worse(
     mark = "▼" if rise > 0 else "▲"
     for form in ([], ["--markdown"]):
         assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *form]) == 0
-        shown = capsys.readouterr().out.partition("Values in percent")[0]
+        shown = capsys.readouterr().out.partition("Values are in percent")[0]
+        shown = " ".join(shown.split())
         assert mark in shown and "nats, lower is better" in shown and "words better" in shown
-        assert f"{rise:+.2f}"[:4] in shown and " nats would be seen" in shown
+        assert f"{rise:+.2f}"[:4] in shown and " nats is detected with a power of 80%" in shown
 
 
 @pytest.mark.parametrize("lower", [True, False])
