@@ -47,7 +47,7 @@ def check(
     suites, allow_mixed: see `compare`.
 
         result = antlm_bench.check("reports/new", against="main", margin=0.5)
-        result.status  # "pass", "regression" or "inconclusive"
+        result.status  # "pass", "regression" or "undecided"
 
     Raises RunError, UsageError, DeclarationError, NotComparable. A regression is a result,
     not an error.

@@ -11,8 +11,8 @@ from antlm_bench.comparison.verdict import FALLBACK_MARGINS, CheckResult, Judgem
 from antlm_bench.errors import (
     BenchError,
     IncompleteError,
-    Inconclusive,
     PerformanceRegression,
+    Undecided,
 )
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.comparison_table import (
@@ -32,7 +32,7 @@ from antlm_bench.reporting.table import (
     build_row,
 )
 
-TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "inconclusive": "doubtful"}
+TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "undecided": "doubtful"}
 UNPAIRED_NOTE = "its metric has no values of single items that could be paired"
 NUMERIC_HEADERS = ("base", "run", "diff", "95% CI", "margin")
 MAX_NAMED_GROUPS = 3
@@ -59,7 +59,7 @@ LONG_KEYS = (
 VERDICT_LEGEND = (
     "pass: the two-sided 95% interval of the difference contains no loss as large as the margin. "
     "regression: the interval contains only losses larger than the margin. "
-    "inconclusive: the interval contains the margin, so there are too few items to decide."
+    "undecided: the interval contains the margin, so there are too few items to decide."
 )
 
 
@@ -92,12 +92,12 @@ def _list_changes(groups: Sequence[Difference], metric: str) -> str:
 def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
     """Return the error that sets the exit code of the command; None if the check passed.
 
-    A regression takes precedence over missing cells, and these over inconclusive verdicts, which
+    A regression takes precedence over missing cells, and these over undecided verdicts, which
     are errors only if `strict`.
     """
     lines = {
         status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
-        for status in ("regression", "inconclusive")
+        for status in ("regression", "undecided")
     }
     if lines["regression"]:
         hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
@@ -106,9 +106,9 @@ def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
         message = f"the run lacks results of its baseline: {', '.join(result.missing_cells)}"
         hint = "score these suites, or choose others with --suite"
         return IncompleteError(message, location=result.run_comparison.path_b, hint=hint)
-    if lines["inconclusive"] and strict:
+    if lines["undecided"] and strict:
         hint = "use a wider --margin, or suites with more items; without --strict this passes"
-        return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
+        return Undecided("\n".join(lines["undecided"]), hint=hint)
     return None
 
 
@@ -180,10 +180,10 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if headline.status == "pass" and headline.is_significantly_worse:
         yield "significantly worse, within the margin"
     detectable = headline.difference.detectable
-    if verdict.status == "inconclusive" and detectable:
+    if verdict.status == "undecided" and detectable:
         least = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
         yield f"this number of items resolves differences of {least} or more"
-    if headline.status == "inconclusive":
+    if headline.status == "undecided":
         if headline.correction:
             yield f"a regression if it were the only suite; not by {headline.correction}"
         drop = "a significant drop" if headline.is_significantly_worse else "no significant drop"
@@ -223,7 +223,7 @@ def _build_long_table(checked: CheckResult) -> Table:
 
 
 def overall_status(checked: CheckResult) -> str:
-    """Return the most serious status. "incomplete" lies between "regression" and "inconclusive"."""
+    """Return the most serious status. "incomplete" lies between "regression" and "undecided"."""
     if checked.missing_cells and checked.status != "regression":
         return "incomplete"
     return checked.status

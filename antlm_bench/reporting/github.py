@@ -18,7 +18,7 @@ MAX_SUMMARY_BYTES = 1024 * 1024
 def workflow_commands(checked: CheckResult) -> str:
     """Return workflow commands that create annotations, one per line.
 
-    Regressions and missing cells become errors, inconclusive suites and drops within the margin
+    Regressions and missing cells become errors, undecided suites and drops within the margin
     warnings.
     """
     errors = [
@@ -28,9 +28,7 @@ def workflow_commands(checked: CheckResult) -> str:
         ("incomplete", f"the run lacks {make_printable(cell)}") for cell in checked.missing_cells
     ]
     warnings = [
-        ("inconclusive", summarize_verdict(v))
-        for v in checked.verdicts
-        if v.status == "inconclusive"
+        ("undecided", summarize_verdict(v)) for v in checked.verdicts if v.status == "undecided"
     ]
     warnings += [
         ("drop", summarize_verdict(v))

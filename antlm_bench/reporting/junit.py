@@ -14,7 +14,7 @@ from antlm_bench.reporting.comparison_table import format_number
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
     """Return the XML document (UTF-8).
 
-    A regression is a failure, a missing cell an error, an inconclusive case is skipped (a failure
+    A regression is a failure, a missing cell an error, an undecided case is skipped (a failure
     if `strict`). Names are made printable, because XML 1.0 forbids control characters.
     """
     root = Xml.Element("testsuites", name="antlm-bench check")
@@ -76,9 +76,9 @@ def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, stri
     if judgement.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)
         failure.text = make_printable(summarize_verdict(verdict)) if is_headline else None
-    elif judgement.status == "inconclusive":
-        # An inconclusive group never fails, because it may be too small for its margin.
+    elif judgement.status == "undecided":
+        # An undecided group never fails, because it may be too small for its margin.
         if strict and is_headline:
-            Xml.SubElement(case, "failure", type="inconclusive", message=message)
+            Xml.SubElement(case, "failure", type="undecided", message=message)
         else:
-            Xml.SubElement(case, "skipped", message=f"inconclusive: {message}")
+            Xml.SubElement(case, "skipped", message=f"undecided: {message}")

@@ -77,13 +77,13 @@ def test_a_planted_regression_is_found_and_named_in_one_line(
     assert "significantly worse in islands" in capsys.readouterr().out
 
 
-def test_a_noisy_run_is_inconclusive_and_fails_only_when_strict(
+def test_a_noisy_run_is_undecided_and_fails_only_when_strict(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["check", "noisy", "--against", "base", "--margin", "0.5"]
     assert run(asked) == 0
     out = capsys.readouterr().out
-    assert "inconclusive" in out and "this number of items resolves differences of" in out
+    assert "undecided" in out and "this number of items resolves differences of" in out
     assert run([*asked, "--strict"]) == 4
     assert "--strict" in capsys.readouterr().err
 

@@ -147,7 +147,7 @@ def test_whichever_way_is_better_the_gate_is_its_own_mirror_image(lower: bool) -
     for value, half, status in (
         (-0.05, 0.01, "regression"),
         (0.0, 0.005, "pass"),
-        (-0.02, 0.05, "inconclusive"),
+        (-0.02, 0.05, "undecided"),
     ):
         low, high = sorted((sign * (value - half), sign * (value + half)))
         head = Difference(

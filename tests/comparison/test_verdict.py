@@ -45,11 +45,11 @@ def comparison(headline: Difference, *groups: Difference) -> Comparison:
         (-0.005, 0.004, "pass", True),  # significant, and tolerable
         (-0.020, 0.005, "regression", True),
         (-0.011, 0.0005, "regression", True),
-        (-0.011, 0.0105, "inconclusive", True),  # worse for sure, but perhaps tolerably
-        (-0.009, 0.008, "inconclusive", True),  # worse for sure, but perhaps tolerably
-        (-0.012, 0.013, "inconclusive", False),
-        (0.000, 0.011, "inconclusive", False),
-        (0.020, 0.040, "inconclusive", False),
+        (-0.011, 0.0105, "undecided", True),  # worse for sure, but perhaps tolerably
+        (-0.009, 0.008, "undecided", True),  # worse for sure, but perhaps tolerably
+        (-0.012, 0.013, "undecided", False),
+        (0.000, 0.011, "undecided", False),
+        (0.020, 0.040, "undecided", False),
     ],
 )
 def test_the_order_of_the_rule(value: float, half: float, status: str, dropped: bool) -> None:
@@ -66,7 +66,7 @@ def test_the_order_of_the_rule(value: float, half: float, status: str, dropped: 
 def test_a_wider_margin_never_turns_a_pass_into_a_failure(
     value: float, half: float, margin: float, more: float
 ) -> None:
-    order = ["regression", "inconclusive", "pass"]
+    order = ["regression", "undecided", "pass"]
     narrow, wide = (
         judge(comparison(difference(value, half)), Margins(default=m))
         for m in (margin, margin + more)
@@ -98,7 +98,7 @@ def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
 
     p = stats.norm.sf(1.959964 * 0.0105 / 0.01)
     assert verdicts[1].headline.p == pytest.approx(p, rel=1e-4) and 2 * p > 0.025
-    assert [v.status for v in corrected] == ["regression", "inconclusive", "pass"]
+    assert [v.status for v in corrected] == ["regression", "undecided", "pass"]
     assert [v.headline.correction for v in corrected] == ["", "Holm over 3 suites", ""]
 
 
@@ -148,8 +148,8 @@ def test_groups_explain_and_fail_only_by_a_margin_of_their_own() -> None:
     assert judge(made, Margins(groups={"islands": 0.05})).status == "pass"
     every = judge(made, Margins(every_group=0.02))
     assert [g.status for g in every.groups] == [
-        "inconclusive",
-        "inconclusive",
+        "undecided",
+        "undecided",
         "regression",
         "pass",
     ]

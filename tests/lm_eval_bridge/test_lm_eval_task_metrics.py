@@ -418,6 +418,6 @@ def test_another_engine_has_no_task_metric_values(make_checkpoint, make_custom_t
         make_checkpoint("causal"),
     )
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
-        with pytest.raises(UsageError, match="toy_peer (asks for|needs)") as caught:
+        with pytest.raises(UsageError, match=r"toy_peer (asks for|needs)") as caught:
             score(folder, task_ref(file), out=tmp_path / "run", device="cpu", **options)
         assert "reads log-probabilities and first choices" in caught.value.hint
