@@ -137,6 +137,13 @@ def check_command(
     suite: SuiteOption = None,
     method: MethodOption = None,
     allow_mixed: AllowMixedOption = False,
+    fail_on: Annotated[
+        Literal["regression", "drop"],
+        run_option(
+            "--fail-on",
+            help="Exit code 1 for a drop larger than the margin, or for any significant drop.",
+        ),
+    ] = "regression",
     strict: Annotated[
         bool,
         run_option("--strict", help="Exit code 4 if there are too few items to decide."),
@@ -156,7 +163,8 @@ def check_command(
 ) -> None:
     """Check whether a run is worse than its baseline by more than a margin.
 
-    The exit code is 0 if it is not, 1 if it is.
+    The two-sided 95% interval of the drop decides. It lies below the margin: pass; above:
+    regression, exit code 1; it contains the margin: undecided.
     """
     pairs = parse_method_pairs(method)
     if github and table_format != "table":
@@ -180,6 +188,7 @@ def check_command(
         suites=split_names(suite),
         methods=pairs,
         allow_mixed=allow_mixed,
+        fail_on=fail_on,
     )
     error = exit_error(result, strict)
     table = build_check_table(result, error.exit_code if error else 0)

@@ -88,6 +88,23 @@ def test_a_noisy_run_is_undecided_and_fails_only_when_strict(
     assert "--strict" in capsys.readouterr().err
 
 
+def test_fail_on_drop_also_fails_a_significant_drop_within_the_margin(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["check", "worse", "--against", "base", "--margin", "20"]
+    assert run(argv) == 0
+    capsys.readouterr()
+    assert run([*argv, "--fail-on", "drop", "--junit", "x.xml", "--github"]) == 1
+    captured = capsys.readouterr()
+    assert "drop: no regression, but the interval contains only losses" in " ".join(
+        captured.out.split()
+    )
+    assert "::error title=antlm-bench%3A drop::" in captured.out
+    assert "toy · causal: drop:" in captured.err and "within the margin" in captured.err
+    assert 'type="drop"' in Path("x.xml").read_text()
+    assert run(["check", "noisy", "--against", "base", "--fail-on", "drop"]) == 0
+
+
 def test_what_the_run_lacks_is_incomplete(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = make_predictions(draw_logprob_gaps(300, 0.85, seed=3), PHENOMENON_BY_PARADIGM)
     write_run(place / "both", make_cell(made), make_cell(made, suite="other"))
@@ -266,7 +283,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     assert policy
     Path("check.toml").write_text(policy[1])
     lines = commands_of_the_docs()
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         argv = shlex.split(line)[1:]
         assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
@@ -279,7 +296,7 @@ def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     for one in action["runs"]["steps"]:
         assert "${{" not in one["run"]  # an input is data, never part of a script
         assert all(
-            re.fullmatch(r"\$\{\{ inputs\.[a-z]+ \}\}", value) for value in one["env"].values()
+            re.fullmatch(r"\$\{\{ inputs\.[a-z-]+ \}\}", value) for value in one["env"].values()
         )
     given = {name: about.get("default", "") for name, about in action["inputs"].items()}
     bin_folder = place / "bin"
