@@ -10,7 +10,7 @@
     ├── DataError              3     data is missing, damaged, unreadable or incomplete
     ├── RunError               3     a run folder cannot be read or written
     ├── TrainingError          3     a loss is NaN or explodes
-    ├── Inconclusive           4     under --strict: there are too few items for the margin
+    ├── Undecided              4     under --strict: there are too few items for the margin
     ├── IncompleteError        5     some cells failed or are missing
     ├── NotComparable          6     runs of different suites, items or policies
     └── Interrupted            75    a signal stopped the run, which can be resumed
@@ -84,7 +84,7 @@ class TrainingError(BenchError):
     exit_code = 3
 
 
-class Inconclusive(BenchError):
+class Undecided(BenchError):
     exit_code = 4
 
 

@@ -32,7 +32,7 @@ from antlm_bench.errors import BenchError
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 finished · 1 regression, or disagreement with a peer · 2 usage · 3 model or "
-    "data · 4 inconclusive · 5 incomplete · 6 not comparable · 70 bug in antlm-bench · 75 stopped "
+    "data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in antlm-bench · 75 stopped "
     "by a signal, the same command resumes · 130 Ctrl-C"
 )
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {

@@ -161,6 +161,13 @@ def check_command(
     suite: SuiteOption = None,
     method: MethodOption = None,
     allow_mixed: AllowMixedOption = False,
+    fail_on: Annotated[
+        Literal["regression", "drop"],
+        comparison_option(
+            "--fail-on",
+            help="Exit code 1 for a drop larger than the margin, or for any significant drop.",
+        ),
+    ] = "regression",
     strict: Annotated[
         bool,
         comparison_option("--strict", help="Exit code 4 if there are too few items to decide."),
@@ -180,8 +187,9 @@ def check_command(
 ) -> None:
     """Check whether a run is worse than its baseline by more than a margin.
 
-    Exit code: 0 = not worse, 1 = worse, 4 = too few items
-    to decide (with --strict), 5 = the run lacks results of the baseline.
+    The two-sided 95% interval of the drop decides. It lies below the margin: pass; above:
+    regression, exit code 1; it contains the margin: undecided. Exit code 5: the run lacks results
+    of the baseline.
     """
     pairs = parse_method_pairs(method)
     if github and table_format != "table":
@@ -205,6 +213,7 @@ def check_command(
         suites=split_names(suite),
         methods=pairs,
         allow_mixed=allow_mixed,
+        fail_on=fail_on,
     )
     error = build_exit_error(result, strict)
     table = build_check_table(result, error.exit_code if error else 0)

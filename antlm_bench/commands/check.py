@@ -15,7 +15,13 @@ from antlm_bench.comparison.join import group_cells
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
 from antlm_bench.comparison.runs import is_paired
 from antlm_bench.comparison.summary_check import read_run
-from antlm_bench.comparison.verdict import CheckResult, correct_for_suites, judge
+from antlm_bench.comparison.verdict import (
+    CheckResult,
+    FailOn,
+    correct_for_suites,
+    judge,
+    mark_drops,
+)
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Manifest, Run, RunLike, run_folder
@@ -36,6 +42,7 @@ def check(
     suites: Sequence[str] = (),
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
+    fail_on: FailOn = "regression",
 ) -> CheckResult:
     """Check, suite by suite, whether a run is worse than a baseline by more than a margin.
 
@@ -44,10 +51,11 @@ def check(
     margin of the policy, else of the suite's TOML, else 1 point. group_margin: the same for each
     phenomenon; a phenomenon for which none of these declares a margin is not checked. policy: a
     TOML of margins by suite and group. methods: pairs (method of the baseline, method of the run).
-    suites, allow_mixed: see `compare`.
+    suites, allow_mixed: see `compare`. fail_on: "drop" also gives a suite without a regression the
+    status "drop" if it is significantly worse by any amount.
 
         result = antlm_bench.check("reports/new", against="main", margin=0.5)
-        result.status  # "pass", "regression" or "inconclusive"
+        result.status  # "pass", "regression", "drop" or "undecided"
 
     Raises RunError, UsageError, DeclarationError, NotComparable. A regression is a result,
     not an error.
@@ -72,6 +80,8 @@ def check(
             for comparison in comparisons
         ]
     )
+    if fail_on == "drop":
+        verdicts = mark_drops(verdicts)
     return CheckResult(run_comparison, verdicts, tuple(missing), tuple(unpaired))
 
 

@@ -5,10 +5,13 @@ of the paired drop, baseline - new, with its sign turned where lower is better. 
 
     the interval lies below m    pass (a drop may be significant and tolerable)
     the interval lies above m    regression: the drop is larger than the margin
-    the interval holds m         inconclusive: too few items for this margin
+    the interval contains m      undecided: too few items for this margin
 
 So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
 drop of the margin or more passes in at most 2.5%. Of several suites, see `correct_for_suites`.
+
+With `mark_drops`, a suite without a regression whose interval lies above 0 is a `drop`: a
+significant drop of any size, as if m were 0.
 """
 
 from __future__ import annotations
@@ -27,10 +30,13 @@ from antlm_bench.comparison.results import (
 from antlm_bench.notebook import to_html_table
 from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm, one_sided_p
 
-Status = Literal["pass", "regression", "inconclusive"]
+Status = Literal["pass", "regression", "drop", "undecided"]
+FailOn = Literal["regression", "drop"]
 PHENOMENON = "phenomenon"
 """The level at which a drop is explained, in suites that have it."""
-STATUS_SEVERITY: tuple[Status, ...] = ("regression", "inconclusive", "pass")
+STATUS_SEVERITY: tuple[Status, ...] = ("regression", "drop", "undecided", "pass")
+FAILURES: tuple[Status, ...] = ("regression", "drop")
+"""Statuses that fail a check."""
 DEFAULT_MARGIN = 0.01
 """One point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can
 resolve."""
@@ -75,7 +81,7 @@ class Judgement:
     source: str = ""
     """Source of the margin: an option, a file or "default"."""
     correction: str = ""
-    """Correction over several suites that turned a regression into "inconclusive"."""
+    """Correction over several suites without which it would be a regression, or a drop."""
 
     @property
     def p(self) -> float:
@@ -157,8 +163,8 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
 
     margins: the first source that declares a margin wins. Default: 1 point per suite.
 
-    A group fails only where its drop is significant within its family of tests. An inconclusive
-    group does not make the suite inconclusive, because nothing says that it is large enough for its
+    A group fails only where its drop is significant within its family of tests. An undecided
+    group does not make the suite undecided, because nothing says that it is large enough for its
     margin.
     """
     level = explanatory_level(comparison)
@@ -200,13 +206,44 @@ def correct_for_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     corrected = []
     for verdict, p in zip(verdicts, adjusted, strict=True):
         if verdict.headline.status == "regression" and p >= (1 - CONFIDENCE_LEVEL) / 2:
-            headline = replace(verdict.headline, status="inconclusive", correction=correction)
+            headline = replace(verdict.headline, status="undecided", correction=correction)
             statuses = [headline.status, *(g.status for g in verdict.groups)]
-            status: Status = "regression" if "regression" in statuses else "inconclusive"
+            status: Status = "regression" if "regression" in statuses else "undecided"
             corrected.append(replace(verdict, headline=headline, status=status))
         else:
             corrected.append(verdict)
     return tuple(corrected)
+
+
+def mark_drops(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return the verdicts with the status "drop" for suites that dropped significantly.
+
+    Regressions stay regressions. The drops of several suites are corrected as regressions are:
+    the rule is that of a regression with a margin of 0. Groups are not marked.
+    """
+    drops = correct_for_suites(
+        [
+            replace(
+                verdict,
+                headline=_judge_difference(verdict.headline.difference, 0.0, ""),
+                groups=(),
+            )
+            for verdict in verdicts
+        ]
+    )
+    marked = []
+    for verdict, drop in zip(verdicts, drops, strict=True):
+        headline = verdict.headline
+        if headline.status == "regression":
+            marked.append(verdict)
+        elif drop.headline.status == "regression":
+            headline = replace(headline, status="drop")
+            status = worst_status([verdict.status, "drop"])
+            marked.append(replace(verdict, headline=headline, status=status))
+        else:
+            correction = headline.correction or drop.headline.correction
+            marked.append(replace(verdict, headline=replace(headline, correction=correction)))
+    return tuple(marked)
 
 
 def worst_status(statuses: Sequence[Status]) -> Status:
@@ -242,4 +279,4 @@ def _decide_status(difference: Difference, margin: float) -> Status:
         return "pass"
     # A group is one of many: its drop has to be significant within its family.
     is_certain = difference.level == HEADLINE or is_significant(difference)
-    return "regression" if best < -margin and is_certain else "inconclusive"
+    return "regression" if best < -margin and is_certain else "undecided"

@@ -7,12 +7,18 @@ from typing import Any
 
 from antlm_bench.comparison import Difference
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.comparison.verdict import FALLBACK_MARGINS, CheckResult, Judgement, Verdict
+from antlm_bench.comparison.verdict import (
+    FAILURES,
+    FALLBACK_MARGINS,
+    CheckResult,
+    Judgement,
+    Verdict,
+)
 from antlm_bench.errors import (
     BenchError,
     IncompleteError,
-    Inconclusive,
     PerformanceRegression,
+    Undecided,
 )
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.comparison_table import (
@@ -32,7 +38,12 @@ from antlm_bench.reporting.table import (
     build_row,
 )
 
-TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "inconclusive": "doubtful"}
+TONES: dict[str, Tone] = {
+    "pass": "good",
+    "regression": "bad",
+    "drop": "bad",
+    "undecided": "doubtful",
+}
 UNPAIRED_NOTE = "its metric has no values of single items that could be paired"
 NUMERIC_HEADERS = ("base", "run", "diff", "95% CI", "margin")
 MAX_NAMED_GROUPS = 3
@@ -59,7 +70,11 @@ LONG_KEYS = (
 VERDICT_LEGEND = (
     "pass: the two-sided 95% interval of the difference contains no loss as large as the margin. "
     "regression: the interval contains only losses larger than the margin. "
-    "inconclusive: the interval contains the margin, so there are too few items to decide."
+    "undecided: the interval contains the margin, so there are too few items to decide."
+)
+DROP_LEGEND = (
+    "drop: no regression, but the interval contains only losses: a significant drop of any size "
+    "fails (--fail-on drop)."
 )
 
 
@@ -75,14 +90,21 @@ def summarize_verdict(verdict: Verdict) -> str:
     failed_groups = [group.difference for group in verdict.groups if group.status == "regression"]
     if headline.status != "regression" and failed_groups:
         parts.append(f"groups beyond their own margins: {len(failed_groups)}")
-    elif headline.status == "pass" and headline.is_significantly_worse:
-        parts.append("significantly worse, within the margin")
+    elif headline.is_significantly_worse and headline.status != "regression":
+        parts.append(_describe_drop(headline))
     failed_groups.sort(key=lambda group: group.gain)
     other_groups = [group for group in verdict.worse_groups if group not in failed_groups]
     shown_groups = [*failed_groups, *other_groups][:MAX_NAMED_GROUPS]
     if shown_groups:
         parts.append(_list_changes(shown_groups, metric))
     return make_printable("; ".join(parts))
+
+
+def _describe_drop(headline: Judgement) -> str:
+    """Describe a significant drop that is not shown to be larger than the margin."""
+    is_tolerable = headline.difference.gain_interval[0] > -headline.tolerance
+    within = "within the margin" if is_tolerable else "perhaps within the margin"
+    return f"significantly worse, {within}"
 
 
 def _list_changes(groups: Sequence[Difference], metric: str) -> str:
@@ -92,23 +114,21 @@ def _list_changes(groups: Sequence[Difference], metric: str) -> str:
 def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
     """Return the error that sets the exit code of the command; None if the check passed.
 
-    A regression takes precedence over missing cells, and these over inconclusive verdicts, which
-    are errors only if `strict`.
+    A regression or drop takes precedence over missing cells, and these over undecided verdicts,
+    which are errors only if `strict`.
     """
-    lines = {
-        status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
-        for status in ("regression", "inconclusive")
-    }
-    if lines["regression"]:
+    failures = [summarize_verdict(v) for v in result.verdicts if v.status in FAILURES]
+    undecided = [summarize_verdict(v) for v in result.verdicts if v.status == "undecided"]
+    if failures:
         hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
-        return PerformanceRegression("\n".join(lines["regression"]), hint=hint)
+        return PerformanceRegression("\n".join(failures), hint=hint)
     if result.missing_cells:
         message = f"the run lacks results of its baseline: {', '.join(result.missing_cells)}"
         hint = "score these suites, or choose others with --suite"
         return IncompleteError(message, location=result.run_comparison.path_b, hint=hint)
-    if lines["inconclusive"] and strict:
+    if undecided and strict:
         hint = "use a wider --margin, or suites with more items; without --strict this passes"
-        return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
+        return Undecided("\n".join(undecided), hint=hint)
     return None
 
 
@@ -135,6 +155,9 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
     rows += [
         build_row(cell, *blanks, TableCell("missing", tone="bad")) for cell in checked.missing_cells
     ]
+    legend = [*_describe_margin_sources(checked), VERDICT_LEGEND]
+    if any(verdict.headline.status == "drop" for verdict in checked.verdicts):
+        legend.append(DROP_LEGEND)
     unpaired = TableCell("not compared", notes=(UNPAIRED_NOTE,))
     rows += [build_row(cell, *blanks, unpaired) for cell in checked.unpaired_cells]
     return Table(
@@ -145,7 +168,7 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
         ),
         tuple(rows),
         title=f"{overall_status(checked)}: {run_names.name_b} against baseline {run_names.name_a}",
-        legend=(*_describe_margin_sources(checked), VERDICT_LEGEND),
+        legend=tuple(legend),
         long=_build_long_table(checked),
         document=_build_document(checked, exit_code),
     )
@@ -177,15 +200,17 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
         yield f"significantly worse in {changes}" + (
             f" and {num_more} more" if num_more > 0 else ""
         )
-    if headline.status == "pass" and headline.is_significantly_worse:
-        yield "significantly worse, within the margin"
+    if headline.status in ("pass", "drop") and headline.is_significantly_worse:
+        yield _describe_drop(headline)
+    if headline.correction:
+        is_beyond = headline.difference.gain_interval[1] < -headline.tolerance
+        status = "a regression" if is_beyond else "a drop"
+        yield f"{status} if it were the only suite; not by {headline.correction}"
     detectable = headline.difference.detectable
-    if verdict.status == "inconclusive" and detectable:
+    if verdict.status == "undecided" and detectable:
         smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
         yield f"this number of items resolves differences of {smallest_difference} or more"
-    if headline.status == "inconclusive":
-        if headline.correction:
-            yield f"a regression if it were the only suite; not by {headline.correction}"
+    if headline.status == "undecided":
         drop = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:
             drop += f"; about {headline.items_to_decide:,} items like these would decide"
@@ -223,8 +248,8 @@ def _build_long_table(checked: CheckResult) -> Table:
 
 
 def overall_status(checked: CheckResult) -> str:
-    """Return the most serious status. "incomplete" lies between "regression" and "inconclusive"."""
-    if checked.missing_cells and checked.status != "regression":
+    """Return the most serious status. "incomplete" lies between failures and "undecided"."""
+    if checked.missing_cells and checked.status not in FAILURES:
         return "incomplete"
     return checked.status
 

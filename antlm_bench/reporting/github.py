@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from antlm_bench.comparison.verdict import CheckResult
+from antlm_bench.comparison.verdict import FAILURES, CheckResult
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import summarize_verdict
@@ -18,19 +18,17 @@ MAX_SUMMARY_BYTES = 1024 * 1024
 def workflow_commands(checked: CheckResult) -> str:
     """Return workflow commands that create annotations, one per line.
 
-    Regressions and missing cells become errors, inconclusive suites and drops within the margin
-    warnings.
+    Regressions, drops that fail the check and missing cells become errors, undecided suites and
+    other drops within the margin warnings.
     """
-    errors = [
-        ("regression", summarize_verdict(v)) for v in checked.verdicts if v.status == "regression"
+    errors: list[tuple[str, str]] = [
+        (v.status, summarize_verdict(v)) for v in checked.verdicts if v.status in FAILURES
     ]
     errors += [
         ("incomplete", f"the run lacks {make_printable(cell)}") for cell in checked.missing_cells
     ]
     warnings = [
-        ("inconclusive", summarize_verdict(v))
-        for v in checked.verdicts
-        if v.status == "inconclusive"
+        ("undecided", summarize_verdict(v)) for v in checked.verdicts if v.status == "undecided"
     ]
     warnings += [
         ("drop", summarize_verdict(v))

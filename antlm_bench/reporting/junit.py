@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.comparison.verdict import CheckResult, Judgement, Verdict
+from antlm_bench.comparison.verdict import FAILURES, CheckResult, Judgement, Verdict
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import format_change, list_judgements, summarize_verdict
 from antlm_bench.reporting.comparison_table import format_number
@@ -14,8 +14,8 @@ from antlm_bench.reporting.comparison_table import format_number
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
     """Return the XML document (UTF-8).
 
-    A regression is a failure, a missing cell an error, an inconclusive case is skipped (a failure
-    if `strict`). Names are made printable, because XML 1.0 forbids control characters.
+    A regression or drop is a failure, a missing cell an error, an undecided case is skipped (a
+    failure if `strict`). Names are made printable, because XML 1.0 forbids control characters.
     """
     root = Xml.Element("testsuites", name="antlm-bench check")
     for verdict in checked.verdicts:
@@ -73,12 +73,12 @@ def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, stri
     change = format_change(judgement.difference, metric).removesuffix(")")
     message = f"{change}, margin {format_number(judgement.tolerance, metric)})"
     is_headline = judgement.difference.level == HEADLINE
-    if judgement.status == "regression":
-        failure = Xml.SubElement(case, "failure", type="regression", message=message)
+    if judgement.status in FAILURES:
+        failure = Xml.SubElement(case, "failure", type=judgement.status, message=message)
         failure.text = make_printable(summarize_verdict(verdict)) if is_headline else None
-    elif judgement.status == "inconclusive":
-        # An inconclusive group never fails, because it may be too small for its margin.
+    elif judgement.status == "undecided":
+        # An undecided group never fails, because it may be too small for its margin.
         if strict and is_headline:
-            Xml.SubElement(case, "failure", type="inconclusive", message=message)
+            Xml.SubElement(case, "failure", type="undecided", message=message)
         else:
-            Xml.SubElement(case, "skipped", message=f"inconclusive: {message}")
+            Xml.SubElement(case, "skipped", message=f"undecided: {message}")

@@ -80,15 +80,32 @@ def test_a_planted_regression_is_found_and_named_in_one_line(
 
 
 @pytest.mark.long
-def test_a_noisy_run_is_inconclusive_and_fails_only_when_strict(
+def test_a_noisy_run_is_undecided_and_fails_only_when_strict(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["check", "noisy", "--against", "base", "--margin", "0.5"]
     assert run(asked) == 0
     out = capsys.readouterr().out
-    assert "inconclusive" in out and "this number of items resolves differences of" in out
+    assert "undecided" in out and "this number of items resolves differences of" in out
     assert run([*asked, "--strict"]) == 4
     assert "--strict" in capsys.readouterr().err
+
+
+def test_fail_on_drop_also_fails_a_significant_drop_within_the_margin(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["check", "worse", "--against", "base", "--margin", "20"]
+    assert run(argv) == 0
+    capsys.readouterr()
+    assert run([*argv, "--fail-on", "drop", "--junit", "x.xml", "--github"]) == 1
+    captured = capsys.readouterr()
+    assert "drop: no regression, but the interval contains only losses" in " ".join(
+        captured.out.split()
+    )
+    assert "::error title=antlm-bench%3A drop::" in captured.out
+    assert "toy · causal: drop:" in captured.err and "within the margin" in captured.err
+    assert 'type="drop"' in Path("x.xml").read_text()
+    assert run(["check", "noisy", "--against", "base", "--fail-on", "drop"]) == 0
 
 
 @pytest.mark.long
@@ -280,7 +297,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     assert policy
     Path("check.toml").write_text(policy[1])
     lines = commands_of_the_docs()
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         argv = shlex.split(line)[1:]
         assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
@@ -294,7 +311,7 @@ def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     for one in action["runs"]["steps"]:
         assert "${{" not in one["run"]  # an input is data, never part of a script
         assert all(
-            re.fullmatch(r"\$\{\{ inputs\.[a-z]+ \}\}", value) for value in one["env"].values()
+            re.fullmatch(r"\$\{\{ inputs\.[a-z-]+ \}\}", value) for value in one["env"].values()
         )
     given = {name: about.get("default", "") for name, about in action["inputs"].items()}
     bin_folder = place / "bin"

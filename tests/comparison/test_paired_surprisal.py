@@ -135,9 +135,10 @@ def test_a_comparison_marks_what_is_worse(
     mark = "▼" if rise > 0 else "▲"
     for form in ([], ["--markdown"]):
         assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *form]) == 0
-        shown = capsys.readouterr().out.partition("Values in percent")[0]
+        shown = capsys.readouterr().out.partition("Values are in percent")[0]
+        shown = " ".join(shown.split())
         assert mark in shown and "nats, lower is better" in shown and "words better" in shown
-        assert f"{rise:+.2f}"[:4] in shown and " nats is detected" in " ".join(shown.split())
+        assert f"{rise:+.2f}"[:4] in shown and " nats is detected with a power of 80%" in shown
 
 
 @pytest.mark.parametrize("lower", [True, False])
@@ -146,7 +147,7 @@ def test_whichever_way_is_better_the_gate_is_its_own_mirror_image(lower: bool) -
     for value, half, status in (
         (-0.05, 0.01, "regression"),
         (0.0, 0.005, "pass"),
-        (-0.02, 0.05, "inconclusive"),
+        (-0.02, 0.05, "undecided"),
     ):
         low, high = sorted((sign * (value - half), sign * (value + half)))
         head = Difference(

@@ -20,6 +20,7 @@ from antlm_bench.comparison.verdict import (
     correct_for_suites,
     explanatory_level,
     judge,
+    mark_drops,
 )
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.statistics.stratified_score import StratifiedCounts, score_intervals
@@ -45,11 +46,11 @@ def comparison(headline: Difference, *groups: Difference) -> Comparison:
         (-0.005, 0.004, "pass", True),  # significant, and tolerable
         (-0.020, 0.005, "regression", True),
         (-0.011, 0.0005, "regression", True),
-        (-0.011, 0.0105, "inconclusive", True),  # worse for sure, but perhaps tolerably
-        (-0.009, 0.008, "inconclusive", True),  # worse for sure, but perhaps tolerably
-        (-0.012, 0.013, "inconclusive", False),
-        (0.000, 0.011, "inconclusive", False),
-        (0.020, 0.040, "inconclusive", False),
+        (-0.011, 0.0105, "undecided", True),  # worse for sure, but perhaps tolerably
+        (-0.009, 0.008, "undecided", True),  # worse for sure, but perhaps tolerably
+        (-0.012, 0.013, "undecided", False),
+        (0.000, 0.011, "undecided", False),
+        (0.020, 0.040, "undecided", False),
     ],
 )
 def test_the_order_of_the_rule(value: float, half: float, status: str, dropped: bool) -> None:
@@ -66,7 +67,7 @@ def test_the_order_of_the_rule(value: float, half: float, status: str, dropped: 
 def test_a_wider_margin_never_turns_a_pass_into_a_failure(
     value: float, half: float, margin: float, more: float
 ) -> None:
-    order = ["regression", "inconclusive", "pass"]
+    order = ["regression", "undecided", "pass"]
     narrow, wide = (
         judge(comparison(difference(value, half)), Margins(default=m))
         for m in (margin, margin + more)
@@ -98,8 +99,38 @@ def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
 
     p = stats.norm.sf(1.959964 * 0.0105 / 0.01)
     assert verdicts[1].headline.p == pytest.approx(p, rel=1e-4) and 2 * p > 0.025
-    assert [v.status for v in corrected] == ["regression", "inconclusive", "pass"]
+    assert [v.status for v in corrected] == ["regression", "undecided", "pass"]
     assert [v.headline.correction for v in corrected] == ["", "Holm over 3 suites", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "status"),
+    [
+        (-0.005, 0.004, "drop"),  # passes the margin of .01
+        (-0.011, 0.0105, "drop"),  # undecided
+        (-0.020, 0.005, "regression"),
+        (-0.005, 0.006, "undecided"),
+        (-0.003, 0.004, "pass"),
+        (0.020, 0.005, "pass"),
+        (0.000, 0.000, "pass"),
+    ],
+)
+def test_a_drop_is_a_significant_loss_of_any_size(value: float, half: float, status: str) -> None:
+    verdict = mark_drops([judge(comparison(difference(value, half)), Margins(0.01))])[0]
+    assert (verdict.status, verdict.headline.status) == (status, status)
+
+
+def test_drops_of_several_suites_are_adjusted_by_holm() -> None:
+    close, steady = difference(-0.0053, 0.005), difference(0, 0.005)
+    verdicts = [judge(comparison(d), Margins(0.02)) for d in (close, steady, steady)]
+
+    marked = mark_drops(verdicts)
+
+    p = stats.norm.sf(1.959964 * 0.0053 / 0.005)
+    assert p < 0.025 < 3 * p
+    assert [v.status for v in mark_drops(verdicts[:1])] == ["drop"]
+    assert [v.status for v in marked] == ["pass", "pass", "pass"]
+    assert [v.headline.correction for v in marked] == ["Holm over 3 suites", "", ""]
 
 
 def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -> None:
@@ -148,8 +179,8 @@ def test_groups_explain_and_fail_only_by_a_margin_of_their_own() -> None:
     assert judge(made, Margins(groups={"islands": 0.05})).status == "pass"
     every = judge(made, Margins(every_group=0.02))
     assert [g.status for g in every.groups] == [
-        "inconclusive",
-        "inconclusive",
+        "undecided",
+        "undecided",
         "regression",
         "pass",
     ]
