@@ -23,6 +23,9 @@ Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""
+MethodPairs = Sequence[str | tuple[str, str]] | str
+"""One scoring method or several: "mlm", or "causal=mlm" or ("causal", "mlm") for the first run's
+causal and the second run's mlm."""
 ProgressCallback = Callable[[float], None]
 """Receives the share (0..1) of the work that was just done."""
 WORD_START_TARGET = -1
@@ -342,6 +345,15 @@ RunLike = str | Path | Run
 def run_folder(run: RunLike) -> str:
     """Return the folder of a run."""
     return run.path if isinstance(run, Run) else str(run)
+
+
+def list_run_folders(runs: Sequence[Sequence[RunLike] | RunLike]) -> list[str]:
+    """Return the folders of runs that are given one by one or in lists."""
+    return [
+        run_folder(run)
+        for entry in runs
+        for run in ([entry] if isinstance(entry, str | Path | Run) else entry)
+    ]
 
 
 class ModelInfo(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,21 +18,6 @@ from antlm_bench.cli.shared_options import (
 from antlm_bench.errors import UsageError
 
 run_option = partial(typer.Option, rich_help_panel="What is compared")
-
-
-def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Parse `causal=mlm` into ("causal", "mlm"): the reference's method, and the run's.
-
-    `mlm` is ("mlm", "mlm"). Raises UsageError.
-    """
-    pairs = [value.partition("=") for value in split_names(values)]
-    if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
-        raise UsageError(
-            f"{wrong[0]!r} is not a method",
-            location="--method",
-            hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
-        )
-    return [(first, second or first) for first, _, second in pairs]
 
 
 SuiteOption = Annotated[
@@ -88,12 +72,16 @@ def compare_command(
     table_format: str,
 ) -> None:
     """Compare runs item by item: paired differences with intervals and tests."""
-    pairs = parse_method_pairs(method)
-
-    from antlm_bench.commands.compare import compare, load_item_texts, resolve_suite_files
+    from antlm_bench.commands.compare import (
+        compare,
+        load_item_texts,
+        parse_method_pairs,
+        resolve_suite_files,
+    )
     from antlm_bench.reporting.comparison_table import build_comparison_table
     from antlm_bench.reporting.writers import print_table
 
+    pairs = parse_method_pairs(method or ())
     suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *run])
     run_comparisons = compare(
         run, against=against or "", suites=list(suite_files), methods=pairs, allow_mixed=allow_mixed
@@ -158,7 +146,6 @@ def check_command(
 
     The exit code is 0 if it is not, 1 if it is.
     """
-    pairs = parse_method_pairs(method)
     if github and table_format != "table":
         raise UsageError(
             f"--github and {table_format} are both written to stdout",
@@ -178,7 +165,7 @@ def check_command(
         group_margin=group_margin,
         policy=policy or "",
         suites=split_names(suite),
-        methods=pairs,
+        methods=method or (),
         allow_mixed=allow_mixed,
     )
     error = exit_error(result, strict)
