@@ -191,8 +191,9 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _convert_to_any_of(value: Any, hints: Sequence[Any]) -> Any:
-    """Return a value as the first type that takes it as it is, or else that it converts to."""
-    if any(type(value) is hint for hint in hints):
+    """Return a value as it is if one of the types is its class, else as the first that takes it."""
+    classes = [hint for hint in hints if get_origin(hint) is None and hint not in (int, float)]
+    if isinstance(value, tuple(classes)):
         return value
     for hint in hints:
         with suppress(TypeError):
