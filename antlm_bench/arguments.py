@@ -11,6 +11,7 @@ import inspect
 import numbers
 import os
 import reprlib
+import sys
 import types
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import suppress
@@ -93,7 +94,8 @@ def _bind_arguments(
     try:
         bound = signature.bind(*args, **keywords)
     except TypeError as error:
-        raise UsageError(str(error), location=location, hint=f"it takes {signature}") from None
+        hint = f"it takes {', '.join(_list_names(signature))}"
+        raise UsageError(str(error), location=location, hint=hint) from None
     for parameter in signature.parameters.values():
         key = parameter.name
         if key not in bound.arguments:
@@ -117,6 +119,11 @@ def _bind_arguments(
     return bound
 
 
+def _list_names(signature: inspect.Signature) -> list[str]:
+    """Return the names of the parameters, without **settings."""
+    return [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
 @cache
 def _read_signature(
     function: Callable[..., Any], options: type | None
@@ -124,13 +131,9 @@ def _read_signature(
     """Return the signature of a function, and keyword -> its type."""
     signature = inspect.signature(function)
     # The annotation of **settings is imported by type checkers only; `options` has the same fields.
-    annotations = {
-        parameter.name: function.__annotations__[parameter.name]
-        for parameter in signature.parameters.values()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
+    annotations = {name: function.__annotations__[name] for name in _list_names(signature)}
     holder = types.SimpleNamespace(__annotations__=annotations)
-    hints = get_type_hints(holder, vars(inspect.getmodule(function)))
+    hints = get_type_hints(holder, vars(sys.modules[function.__module__]))
     return signature, {**hints, **(get_type_hints(options) if options else {})}
 
 
