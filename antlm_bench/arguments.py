@@ -24,7 +24,7 @@ import numpy as np
 
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import UsageError
-from antlm_bench.keywords import COMMAND_LINE_NAMES
+from antlm_bench.keywords import COMMAND_LINE_NAMES, OUTPUT_OPTIONS
 from antlm_bench.printable import make_printable
 from antlm_bench.types import Names, as_list
 
@@ -152,6 +152,8 @@ def _resolve_keywords(
         if name not in hints:
             choices = [*hints, *aliases]
             hint = suggest_name(given_name, choices) or f"one of {', '.join(choices)}"
+            if given_name in OUTPUT_OPTIONS:
+                hint = "an option of the command line's output; the function returns data"
             raise UsageError(f"there is no keyword {given_name!r}", location=location, hint=hint)
         if name in keywords:
             both = " and ".join(k for k in kwargs if aliases.get(k, k) == name)

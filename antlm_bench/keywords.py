@@ -28,6 +28,11 @@ COMMAND_LINE_NAMES = {
     "track": "trackers",
 }
 """Option of the command line -> keyword, where the names differ. Functions take both."""
+OUTPUT_OPTIONS = (
+    *("format", "json", "csv", "latex", "markdown", "html", "svg", "png", "junit", "github"),
+    *("by", "flips", "show_texts", "model_index", "training", "strict"),
+)
+"""Options that decide what a command prints or writes. Functions return data instead."""
 
 
 class WeightKeywords(TypedDict, total=False):

@@ -31,19 +31,11 @@ from antlm_bench.commands.finetune import FinetuneOptions
 from antlm_bench.commands.score import ScoreOptions
 from antlm_bench.commands.train import TrainOptions
 from antlm_bench.errors import BenchError, UsageError
-from antlm_bench.keywords import COMMAND_LINE_NAMES
+from antlm_bench.keywords import COMMAND_LINE_NAMES, OUTPUT_OPTIONS
 from antlm_bench.types import MethodPairs, Names
 
 OPTIONS = {"score": ScoreOptions, "finetune": FinetuneOptions, "train": TrainOptions}
 NAMES = ("score", "finetune", "train", "compare", "check", "report", "load_run", "load_suite")
-FORMATS = {"help", "format", "json", "csv", "latex", "markdown"}
-OUTPUT_OPTIONS = {
-    "score": {"by"},
-    "compare": {"by", "flips", "show_texts"},
-    "check": {"strict", "junit", "github"},
-    "report": {"model_index", "html", "svg", "png", "training"},
-}
-"""Options that decide what a command prints or writes. The functions return data."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +71,7 @@ def test_options_of_the_command_line_are_keywords(name: str) -> None:
         for flag in parameter.opts
         if flag.startswith("--")
     }
-    options -= FORMATS | OUTPUT_OPTIONS.get(name, set())
+    options -= {*OUTPUT_OPTIONS, "help"}
     keywords = list_keywords(name)
     unknown = [
         option
@@ -103,6 +95,11 @@ def test_an_unknown_keyword_is_named_with_the_nearest(name: str) -> None:
 
 
 ALL: dict[str, Callable[..., Any]] = {name: getattr(antlm_bench, name) for name in NAMES}
+
+
+def test_an_option_of_the_output_is_no_keyword() -> None:
+    with pytest.raises(UsageError, match="the function returns data"):
+        ALL["score"]("model", "nano", format="json")
 
 
 def test_a_missing_and_a_double_argument_are_usage_errors(two: tuple[str, str]) -> None:
