@@ -1,13 +1,38 @@
 """Types of the keyword options of the Python API, for editors and type checkers.
 
-Each class lists the fields of a dataclass of options (OpenOptions, ScoreOptions, FinetuneOptions,
-TrainOptions), which holds the defaults.
+A class for a function lists the fields of its dataclass of options (OpenOptions, ScoreOptions,
+FinetuneOptions, TrainOptions), which holds the defaults, and other names of the command line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
+
+from antlm_bench.types import MethodPairs, Names
+
+COMMAND_LINE_NAMES = {
+    "attention": "attentions",
+    "baseline": "published",
+    "batch_tokens": "micro_tokens",
+    "compat": "preset",
+    "compile": "compiled",
+    "member": "stand_ins",
+    "method": "methods",
+    "model": "models",
+    "seed": "seeds",
+    "set": "changes",
+    "suite": "suites",
+    "task": "tasks",
+    "teacher": "teachers",
+    "track": "trackers",
+}
+"""Option of the command line -> keyword, where the names differ. Functions take both."""
+OUTPUT_OPTIONS = (
+    *("format", "json", "csv", "latex", "markdown", "html", "svg", "png", "junit", "github"),
+    *("by", "flips", "show_texts", "model_index", "training", "strict"),
+)
+"""Options that decide what a command prints or writes. Functions return data instead."""
 
 
 class WeightKeywords(TypedDict, total=False):
@@ -76,6 +101,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     """native, or minicons for models that the native engine cannot run."""
     again: bool
     """Recompute cells that the run folder already has."""
+    method: Names
+    """The same as `methods`."""
 
 
 class FinetuneKeywords(WeightKeywords, total=False):
@@ -101,6 +128,16 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Train no weights of the model: fit a logistic regression on its hidden states."""
     again: bool
     """Recompute cells that the run folder already has."""
+    task: Names
+    """The same as `tasks`."""
+    seed: Sequence[int] | int
+    """The same as `seeds`."""
+    attention: Names
+    """The same as `attentions`."""
+    compat: str
+    """The same as `preset`."""
+    set: Sequence[str]
+    """The same as `changes`."""
 
 
 class TrainKeywords(TypedDict, total=False):
@@ -128,3 +165,31 @@ class TrainKeywords(TypedDict, total=False):
     """Number of steps after which this call stops."""
     trackers: Sequence[str]
     """Experiment trackers of Accelerate, for example "tensorboard"."""
+    set: Sequence[str]
+    """The same as `changes`."""
+    teacher: Sequence[str]
+    """The same as `teachers`."""
+    batch_tokens: int | None
+    """The same as `micro_tokens`."""
+    compile: bool
+    """The same as `compiled`."""
+    track: Sequence[str]
+    """The same as `trackers`."""
+
+
+class CompareKeywords(TypedDict, total=False):
+    """Other names of the keywords of `compare` and `check`."""
+
+    suite: Names
+    """The same as `suites`."""
+    method: MethodPairs
+    """The same as `methods`."""
+
+
+class ReportKeywords(TypedDict, total=False):
+    """Other names of the keywords of `report`."""
+
+    member: Mapping[str, str]
+    """The same as `stand_ins`."""
+    baseline: Names
+    """The same as `published`."""

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from antlm_bench.errors import UsageError
+from antlm_bench.printable import make_printable
 
 MAX_ROWS_SHOWN = 20
 
@@ -19,21 +20,26 @@ def to_html_table(
     title: str = "",
     notes: Sequence[str] = (),
 ) -> str:
-    """Return a static HTML table. All text is escaped; numbers are aligned on the right.
+    """Return a static HTML table. All text is escaped and made printable; numbers are aligned on
+    the right.
 
     Floats are shown with four decimals, None as an empty cell.
     """
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    caption = f"<caption>{_escape(title)}</caption>" if title else ""
     table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    note_items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    note_items = "".join(f"<li>{_escape(note)}</li>" for note in notes)
     return f"{table}<ul>{note_items}</ul>" if notes else table
+
+
+def _escape(text: str) -> str:
+    return escape(make_printable(text))
 
 
 def _html_cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{escape('' if value is None else str(value))}</td>"
+        return f"<td>{_escape('' if value is None else str(value))}</td>"
     text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
     return f'<td style="text-align: right">{text}</td>'
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from antlm_bench.errors import RunError, UnknownCell
 from antlm_bench.notebook import ArrowTable, to_html_table
+from antlm_bench.printable import make_printable
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -23,8 +24,13 @@ Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""
+MethodPairs = Sequence[str | tuple[str, str]] | str
+"""One scoring method or several: "mlm", or "causal=mlm" or ("causal", "mlm") for the first run's
+causal and the second run's mlm."""
 ProgressCallback = Callable[[float], None]
 """Receives the share (0..1) of the work that was just done."""
+MAX_NAMES_SHOWN = 5
+"""Number of suites, models or cells that the repr of a result names."""
 WORD_START_TARGET = -1
 """Target of Probes: any token that begins a word (Engine.set_word_start_ids)."""
 
@@ -200,6 +206,10 @@ class Cell:
     file: str = field(default="", compare=False)
     """Predictions file, relative to the run folder; "" = named after suite, method and seed."""
 
+    def __repr__(self) -> str:
+        """Return one line: suite, method, seed and number."""
+        return f"<Cell {describe_cells([self])}: {self.estimate.value:.4f}>"
+
     @property
     def estimate(self) -> Estimate:
         """The published number with its 95% interval: a fraction, a correlation or nats."""
@@ -215,6 +225,23 @@ class Cell:
         """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
         suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
         return suite, self.suite.removeprefix(f"{suite}.")
+
+
+def describe_cells(cells: Iterable[Cell]) -> str:
+    """Return the suites of cells with their methods, shortened."""
+    methods_by_suite: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        seed = "" if cell.seed is None else f" seed {cell.seed}"
+        methods_by_suite.setdefault(cell.suite, {})[f"{cell.method}{seed}"] = None
+    names = [f"{suite} ({', '.join(methods)})" for suite, methods in methods_by_suite.items()]
+    return shorten_list(names)
+
+
+def shorten_list(names: Sequence[str]) -> str:
+    """Return names for the repr of a result, printable, with the number of those left out."""
+    num_hidden = len(names) - MAX_NAMES_SHOWN
+    shown = [*names[:MAX_NAMES_SHOWN], *([f"{num_hidden} more"] if num_hidden > 0 else [])]
+    return make_printable(", ".join(shown))
 
 
 def finetune_method(attention: Attention, *, frozen: bool = False) -> str:
@@ -319,6 +346,12 @@ class Run:
             raise RunError("this run has no folder to read predictions from", location=self.path)
         return ArrowTable(self.read_table(self.path, cell))
 
+    def __repr__(self) -> str:
+        """Return one line: the model's name, its suites and methods, and the folder."""
+        name = make_printable(str(self.manifest.model.get("name", "")))
+        cells = describe_cells(self.cells) or "no cell"
+        return f"<Run {name}: {cells}; {make_printable(self.path)}>"
+
     def _repr_html_(self) -> str:
         columns = ("suite", "method", "metric", "value", "low", "high", "n")
         rows = []
@@ -342,6 +375,15 @@ RunLike = str | Path | Run
 def run_folder(run: RunLike) -> str:
     """Return the folder of a run."""
     return run.path if isinstance(run, Run) else str(run)
+
+
+def list_run_folders(runs: Sequence[Sequence[RunLike] | RunLike]) -> list[str]:
+    """Return the folders of runs that are given one by one or in lists."""
+    return [
+        run_folder(run)
+        for entry in runs
+        for run in ([entry] if isinstance(entry, str | Path | Run) else entry)
+    ]
 
 
 class ModelInfo(Protocol):

@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
     "weight_files": 1,
     "registry": 1,
     "declarations": 1,
+    "arguments": 1,
     "runs": 1,
     "predictions": 1,
     "suites": 2,

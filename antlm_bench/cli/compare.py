@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,24 +22,6 @@ FLIPS_WITH_TEXTS = 10
 """Number of items per suite that --show-texts lists without --flips: fewer than --flips alone,
 because each has several lines."""
 comparison_option = partial(typer.Option, rich_help_panel="What is compared")
-
-
-def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Parse `causal=mlm` into ("causal", "mlm"): the reference's method, and the run's.
-
-    `mlm` is ("mlm", "mlm"). Raises UsageError.
-    """
-    pairs = []
-    for value in split_names(values):
-        reference_method, equals, run_method = value.partition("=")
-        if not reference_method or (equals and not run_method):
-            raise UsageError(
-                f"{value!r} needs a method before and after =",
-                location="--method",
-                hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's mlm",
-            )
-        pairs.append((reference_method, run_method if equals else reference_method))
-    return pairs
 
 
 SuiteOption = Annotated[
@@ -102,12 +83,16 @@ def compare_command(
     table_format: str,
 ) -> None:
     """Compare runs item by item: paired differences with intervals and tests."""
-    pairs = parse_method_pairs(method)
-
-    from antlm_bench.commands.compare import compare, load_item_texts, resolve_suite_files
+    from antlm_bench.commands.compare import (
+        compare,
+        load_item_texts,
+        parse_method_pairs,
+        resolve_suite_files,
+    )
     from antlm_bench.reporting.comparison_table import build_comparison_table
     from antlm_bench.reporting.writers import print_table
 
+    pairs = parse_method_pairs(method or ())
     suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *runs])
     run_comparisons = compare(
         runs,
@@ -191,7 +176,6 @@ def check_command(
     regression, exit code 1; it contains the margin: undecided. Exit code 5: the run lacks results
     of the baseline.
     """
-    pairs = parse_method_pairs(method)
     if github and table_format != "table":
         raise UsageError(
             f"--github and {table_format} are both written to stdout",
@@ -211,7 +195,7 @@ def check_command(
         group_margin=group_margin,
         policy=policy or "",
         suites=split_names(suite),
-        methods=pairs,
+        methods=method or (),
         allow_mixed=allow_mixed,
         fail_on=fail_on,
     )

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
-from antlm_bench.commands.compare import is_requested
+from antlm_bench.arguments import check_arguments
+from antlm_bench.commands.compare import is_requested, parse_method_pairs
 from antlm_bench.comparison import RunComparison, compare_runs
 from antlm_bench.comparison.join import group_cells
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
@@ -24,7 +25,12 @@ from antlm_bench.comparison.verdict import (
 )
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.results.display_names import model_names
-from antlm_bench.types import Manifest, Run, RunLike, run_folder
+from antlm_bench.types import Manifest, MethodPairs, Names, Run, RunLike, as_list, run_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import CompareKeywords
 
 BASELINES_DIR = Path("reports/baselines")
 MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
@@ -32,6 +38,7 @@ MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
 Facts = Mapping[str, Any]
 
 
+@check_arguments()
 def check(
     run: RunLike,
     against: RunLike,
@@ -39,10 +46,11 @@ def check(
     margin: float | None = None,
     group_margin: float | None = None,
     policy: str | Path = "",
-    suites: Sequence[str] = (),
-    methods: Sequence[tuple[str, str]] = (),
+    suites: Names = (),
+    methods: MethodPairs = (),
     allow_mixed: bool = False,
     fail_on: FailOn = "regression",
+    **_: Unpack[CompareKeywords],
 ) -> CheckResult:
     """Check, suite by suite, whether a run is worse than a baseline by more than a margin.
 
@@ -50,9 +58,9 @@ def check(
     be, in points; a point is 0.01 of the metric (an accuracy, a correlation, nats). By default the
     margin of the policy, else of the suite's TOML, else 1 point. group_margin: the same for each
     phenomenon; a phenomenon for which none of these declares a margin is not checked. policy: a
-    TOML of margins by suite and group. methods: pairs (method of the baseline, method of the run).
-    suites, allow_mixed: see `compare`. fail_on: "drop" also gives a suite without a regression the
-    status "drop" if it is significantly worse by any amount.
+    TOML of margins by suite and group. suites, methods, allow_mixed: see `compare`; the baseline
+    is the reference. fail_on: "drop" also gives a suite without a regression the status "drop" if
+    it is significantly worse by any amount.
 
         result = antlm_bench.check("reports/new", against="main", margin=0.5)
         result.status  # "pass", "regression", "drop" or "undecided"
@@ -60,14 +68,15 @@ def check(
     Raises RunError, UsageError, DeclarationError, NotComparable. A regression is a result,
     not an error.
     """
+    suites, pairs = as_list(suites), parse_method_pairs(methods)
     margins = load_margins(policy, margin, group_margin)
     baseline, new_run = runs.open_runs([find_baseline(run_folder(against)), run_folder(run)])
     _check_suite_names(suites, baseline)
-    missing, unpaired, comparable_suites = _classify_cells(baseline, new_run, suites, methods)
+    missing, unpaired, comparable_suites = _classify_cells(baseline, new_run, suites, pairs)
     comparisons = []
     if comparable_suites:
         comparisons = compare_runs(
-            baseline, new_run, suites=comparable_suites, methods=methods, allow_mixed=allow_mixed
+            baseline, new_run, suites=comparable_suites, methods=pairs, allow_mixed=allow_mixed
         )
     baseline_name, new_name = model_names([baseline, new_run])
     run_comparison = RunComparison(

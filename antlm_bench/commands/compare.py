@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antlm_bench import runs
+from antlm_bench.arguments import check_arguments, split_methods
 from antlm_bench.comparison import Comparison, RunComparison, compare_runs
 from antlm_bench.comparison.join import group_cells, suite_matches
 from antlm_bench.comparison.paired_seeds import TASK_LEVEL
@@ -13,36 +15,52 @@ from antlm_bench.declarations import is_file, list_declarations
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.results.display_names import model_names
-from antlm_bench.types import Run, RunLike, run_folder
+from antlm_bench.types import (
+    MethodPairs,
+    Names,
+    Run,
+    RunLike,
+    as_list,
+    list_run_folders,
+    run_folder,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import CompareKeywords
 
 ItemTexts = Mapping[str, tuple[str, ...]]
 """Id of an item -> its texts."""
 
 
+@check_arguments()
 def compare(
-    folders: Sequence[RunLike],
-    *,
+    *folders: Sequence[RunLike] | RunLike,
     against: RunLike = "",
-    suites: Sequence[str] = (),
-    methods: Sequence[tuple[str, str]] = (),
+    suites: Names = (),
+    methods: MethodPairs = (),
     allow_mixed: bool = False,
+    **_: Unpack[CompareKeywords],
 ) -> list[RunComparison]:
     """Compare every run with the reference, item by item. Return one comparison per other run.
 
-    folders: run folders or opened runs. against: the reference; default the first of `folders`.
-    suites: only these; "glue-2025" stands for its tasks. methods: pairs (method of the reference,
-    method of the run); () = the same method in both. allow_mixed: compare runs with different
-    settings on the items that they share, with a note.
+    folders: run folders or opened runs, one by one or in a list. against: the reference; default
+    the first of `folders`. suites: only these; "glue-2025" stands for its tasks. methods: only
+    these, such as "mlm"; "causal=mlm" or ("causal", "mlm") compares the reference's causal with the
+    run's mlm; () = every method that both have. allow_mixed: compare runs with different settings
+    on the items that they share, with a note.
 
     Differences are run minus reference, in the unit of the metric (fractions, correlations, nats).
 
-        [comparison] = antlm_bench.compare(["reports/a", "reports/b"])
+        [comparison] = antlm_bench.compare("reports/a", "reports/b")
         comparison.comparisons[0].headline.value
 
     Raises RunError, UsageError, NotComparable.
     """
+    suites, pairs = as_list(suites), parse_method_pairs(methods)
     reference = run_folder(against)
-    others = [run_folder(run) for run in folders if run_folder(run) != reference]
+    others = [folder for folder in list_run_folders(folders) if folder != reference]
     paths = [reference, *others] if reference else others
     if len(paths) < 2:
         raise UsageError(
@@ -54,7 +72,7 @@ def compare(
     results = []
     for run, name in zip(opened[1:], names[1:], strict=True):
         comparisons = compare_runs(
-            opened[0], run, suites=suites, methods=methods, allow_mixed=allow_mixed
+            opened[0], run, suites=suites, methods=pairs, allow_mixed=allow_mixed
         )
         compared_a = {(suite, c.method_a) for c in comparisons for suite in _covered_suites(c)}
         compared_b = {(suite, c.method_b) for c in comparisons for suite in _covered_suites(c)}
@@ -66,6 +84,29 @@ def compare(
             RunComparison(names[0], name, paths[0], run.path, tuple(comparisons), tuple(unmatched))
         )
     return results
+
+
+def parse_method_pairs(methods: MethodPairs) -> list[tuple[str, str]]:
+    """Return a pair for each method: the reference's method, and the run's.
+
+    "causal=mlm" is ("causal", "mlm"), and "mlm" is ("mlm", "mlm"). Raises UsageError.
+    """
+    pairs: list[tuple[str, str]] = []
+    for method in [methods] if isinstance(methods, str) else methods:
+        if not isinstance(method, str):
+            pairs.append(method)
+            continue
+        for text in split_methods(method):
+            reference_method, equals, run_method = text.partition("=")
+            if not reference_method or (equals and not run_method):
+                raise UsageError(
+                    f"{text!r} needs a method before and after =",
+                    location="--method",
+                    hint="e.g. mlm, or causal=mlm to compare the reference's causal with the run's "
+                    "mlm",
+                )
+            pairs.append((reference_method, run_method or reference_method))
+    return pairs
 
 
 def resolve_suite_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, str]:

@@ -6,12 +6,13 @@ A cell is one task with one attention and one seed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
+from antlm_bench.arguments import apply_settings, check_arguments
 from antlm_bench.checkpoints import (
     Backbone,
     OpenOptions,
@@ -108,12 +109,13 @@ class FinetuneOptions:
         )
 
 
+@check_arguments(options=FinetuneOptions)
 def finetune(
     models: Names,
     suites: Names,
     *,
     tasks: Names = (),
-    seeds: Sequence[int] = DEFAULT_SEEDS,
+    seeds: Sequence[int] | int = DEFAULT_SEEDS,
     attentions: Names = (),
     out: str | Path | None = None,
     options: FinetuneOptions | None = None,
@@ -123,8 +125,8 @@ def finetune(
 
     models, out: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL
     of texts and labels. tasks: some tasks of the suites; () = all. attentions: causal, full or
-    "all"; () = the attention of the checkpoint's first method. settings: options of the command
-    line by their names; they override `options`.
+    "all"; () = the attention of the checkpoint's first method. seeds: numbers, or N for 1 to N.
+    settings: options of the command line by their names; they override `options`.
 
     With `frozen` a logistic regression on the backbone's features is fitted, and no weight is
     trained. The fit is deterministic, so that each task and attention has one cell, and the first
@@ -139,7 +141,8 @@ def finetune(
     Raises as `score`. If some cells fail (data are missing, say), the others are computed first,
     and then an IncompleteError with the `runs` is raised.
     """
-    options = replace(options or FinetuneOptions(), **settings)
+    options = apply_settings(options or FinetuneOptions(), settings)
+    seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
     _check_options(options, seeds, as_list(attentions))
     refs = expand_refs(as_list(models))
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)

@@ -10,7 +10,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from antlm_bench.arguments import check_arguments
 from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
@@ -33,29 +35,37 @@ from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedS
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_of_type
 from antlm_bench.types import (
     Attention,
+    Names,
     Run,
     RunLike,
+    as_list,
     finetune_method,
-    run_folder,
+    list_run_folders,
     task_full_name,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+    from antlm_bench.keywords import ReportKeywords
+
+
+@check_arguments("report")
 def build_report(
-    runs: Sequence[RunLike],
-    *,
+    *runs: Sequence[RunLike] | RunLike,
     collection: str = "",
-    published: Sequence[str] | None = None,
+    published: Names | bool | None = None,
     stand_ins: Mapping[str, str] | None = None,
     partial: bool = False,
+    **_: Unpack[ReportKeywords],
 ) -> Report:
     """Build the report of some runs, with one column per checkpoint and method.
 
-    runs: opened runs, run folders, or folders of run folders. collection: a name of the catalog or
-    a TOML; "" = the suites of the runs, without a macro-average. published: show the published rows
-    whose name contains one of these words; () = all, None = none. stand_ins: member -> suite that
-    replaces it; every output names the replacement. partial: average the members that are present,
-    with a caveat.
+    runs: opened runs, run folders, or folders of run folders, one by one or in a list. collection:
+    a name of the catalog or a TOML; "" = the suites of the runs, without a macro-average.
+    published: show the published rows whose name contains one of these words; () or True = all,
+    None = none. stand_ins: member -> suite that replaces it; every output names the replacement.
+    partial: average the members that are present, with a caveat.
 
         report = antlm_bench.report(["reports/a", "reports/b"], collection="babylm-2024")
         report.columns[0].macro_average.value  # a fraction
@@ -63,13 +73,16 @@ def build_report(
     Raises IncompleteError if a member is missing without `partial` (its `runs` hold the report),
     RunError, NotComparable (seeds of different items), DeclarationError, UsageError.
     """
+    if isinstance(published, bool):
+        published = () if published else None
+    name_parts = None if published is None else as_list(published)
     spec = _load_collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
         raise UsageError(
             "only a collection has members and published rows",
             hint="name a collection, e.g. --collection babylm-2024",
         )
-    all_runs = read_runs(expand_run_dirs([run_folder(run) for run in runs]))
+    all_runs = read_runs(expand_run_dirs(list_run_folders(runs)))
     if not all_runs:
         raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
     if spec is None:
@@ -83,7 +96,7 @@ def build_report(
             column = replace(column, caveats=(*column.caveats, *caveats))
             columns.append(_with_macro_average(column, members, run, partial=partial))
     columns = _flag_unequal_averages(columns)
-    rows = _select_published(spec, published)
+    rows = _select_published(spec, name_parts)
     published_columns = [_build_published_column(row, spec, members) for row in rows]
     report = Report(spec, members, (*columns, *published_columns))
     if not partial and any(column.missing_members for column in columns):

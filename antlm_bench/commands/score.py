@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
+from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -147,6 +148,7 @@ class ScoreOptions:
                 get_method(name)
 
 
+@check_arguments(options=ScoreOptions)
 def score(
     models: Names,
     suites: Names,
@@ -159,20 +161,20 @@ def score(
     """Score every checkpoint on every suite. Return one run per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: scoring methods (`antlm-bench list methods`); () = the checkpoint's
-    first, "all" = each that it was trained for. out: the run folder, or for several checkpoints the
-    folder of their run folders; default reports/<name>-<weights>. settings: fields of ScoreOptions,
-    which replace those of `options`.
+    pairs, TOMLs. methods (or `method`): scoring methods (`antlm-bench list methods`); () =
+    the checkpoint's first, "all" = each that it was trained for. out: the run folder, or for
+    several checkpoints the folder of their run folders; default reports/<name>-<weights>. settings:
+    fields of ScoreOptions, which replace those of `options`.
 
-        [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
+        [run] = antlm_bench.score("gpt2", "blimp", method="causal", dtype="bfloat16")
         run["blimp"].estimate.value  # a fraction
 
     A cell that the run folder already has under the same content key is not computed again; a call
     that was killed continues. With one checkpoint, its BenchError is raised. With several, the
     others are scored first, and then IncompleteError is raised.
     """
-    options = replace(options or ScoreOptions(), **settings)
-    method_names = as_list(methods)
+    options = apply_settings(options or ScoreOptions(), settings)
+    method_names = split_methods(methods)
     options.validate(method_names)
     refs = expand_refs(as_list(models))
     loader = _LazySuites(as_list(suites), options)

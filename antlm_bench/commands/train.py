@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
+from antlm_bench.arguments import apply_settings, check_arguments
 from antlm_bench.commands.progress_log import ProgressLog
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
@@ -60,6 +61,7 @@ class TrainOptions:
     """Names of Accelerate's experiment trackers."""
 
 
+@check_arguments(options=TrainOptions)
 def train(
     recipe: str,
     corpus: str | Path,
@@ -83,7 +85,7 @@ def train(
     Raises DeclarationError, DataError, UsageError (`out` holds another run), TrainingError,
     RunError.
     """
-    options = replace(options or TrainOptions(), **settings)
+    options = apply_settings(options or TrainOptions(), settings)
     resolved_recipe = read_recipe(recipe, options.scale, options.changes)
     _check_trackers(options.trackers)
     source = load_text_source(str(corpus))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from antlm_bench.notebook import to_html_table
+from antlm_bench.printable import make_printable
 from antlm_bench.statistics import Z
-from antlm_bench.types import Estimate, Labels
+from antlm_bench.types import Estimate, Labels, shorten_list
 
 HEADLINE = "headline"
 POWER_FACTOR = 1 + 0.8416 / Z
@@ -112,6 +113,12 @@ class Comparison:
     macro: tuple[str, ...] = ()
     """The levels that the headline averages over."""
 
+    def __repr__(self) -> str:
+        """Return one line: suite, methods and the difference."""
+        methods = " / ".join(dict.fromkeys((self.method_a, self.method_b)))
+        name = make_printable(f"{self.suite} ({methods})")
+        return f"<Comparison {name}: {self.headline.value:+.4f}>"
+
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
@@ -125,6 +132,12 @@ class RunComparison:
     comparisons: tuple[Comparison, ...]
     unmatched: tuple[str, ...] = ()
     """Sentences on results that only one of the runs has."""
+
+    def __repr__(self) -> str:
+        """Return one line: both models and the suites."""
+        names = make_printable(f"{self.name_b} against {self.name_a}")
+        suites = [f"{c.suite} ({c.method_b})" for c in self.comparisons]
+        return f"<RunComparison {names}: {shorten_list(suites) or 'no suite'}>"
 
     def _repr_html_(self) -> str:
         columns = (

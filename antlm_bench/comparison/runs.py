@@ -12,9 +12,10 @@ from dataclasses import replace
 from antlm_bench.comparison.join import JoinedTables, join_tables, match_cells
 from antlm_bench.comparison.multiple_testing import adjust_p_values
 from antlm_bench.comparison.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
-from antlm_bench.comparison.results import Comparison, PairedResult
+from antlm_bench.comparison.results import Comparison, Difference, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import METRICS, get_metric_spec
+from antlm_bench.metrics.summary import round_value
 from antlm_bench.registry import load_target
 from antlm_bench.types import Run
 
@@ -80,8 +81,8 @@ def _build_comparison(
     metrics = {part.cells_a[0].summary.metric for part in joined}
     lower = all(get_metric_spec(metric).lower_is_better for metric in metrics)
     headline, groups = adjust_p_values(
-        replace(result.headline, lower_is_better=lower),
-        [replace(group, lower_is_better=lower) for group in result.groups],
+        _finish_difference(result.headline, lower),
+        [_finish_difference(group, lower) for group in result.groups],
     )
     return Comparison(
         suite=suite,
@@ -98,3 +99,11 @@ def _build_comparison(
         notes=result.notes,
         macro=macro,
     )
+
+
+def _finish_difference(difference: Difference, lower_is_better: bool) -> Difference:
+    """Return a difference with its direction, and with the values of both runs as their summaries
+    hold them: a mean over groups depends on the order of its sum.
+    """
+    a, b = round_value(difference.a), round_value(difference.b)
+    return replace(difference, a=a, b=b, lower_is_better=lower_is_better)

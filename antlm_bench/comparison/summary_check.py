@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from antlm_bench import runs
+from antlm_bench.arguments import check_arguments
 from antlm_bench.comparison.join import load_table
 from antlm_bench.errors import BenchError, RunError
 from antlm_bench.metrics import get_metric_spec, load_cell_metric
@@ -22,6 +23,7 @@ ROUNDING_TOLERANCE = 1e-6
 RESTORE_HINT = "restore run.json, or repeat the score or finetune command with --again"
 
 
+@check_arguments("load_run")
 def read_run(path: str | Path) -> Run:
     """Open a run folder whose numbers will be shown.
 

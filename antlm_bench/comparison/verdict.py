@@ -28,7 +28,9 @@ from antlm_bench.comparison.results import (
     RunComparison,
 )
 from antlm_bench.notebook import to_html_table
+from antlm_bench.printable import make_printable
 from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm, one_sided_p
+from antlm_bench.types import shorten_list
 
 Status = Literal["pass", "regression", "drop", "undecided"]
 FailOn = Literal["regression", "drop"]
@@ -144,6 +146,13 @@ class CheckResult:
     def status(self) -> Status:
         """The worst status of all verdicts."""
         return worst_status([verdict.status for verdict in self.verdicts])
+
+    def __repr__(self) -> str:
+        """Return one line: the status, both models and the suites with their verdicts."""
+        runs = self.run_comparison
+        names = make_printable(f"{runs.name_b} against {runs.name_a}")
+        suites = shorten_list([f"{v.comparison.suite} {v.status}" for v in self.verdicts])
+        return f"<CheckResult {self.status}: {names}; {suites or 'no suite'}>"
 
     def _repr_html_(self) -> str:
         columns = ("suite", "verdict", "difference", "low", "high", "margin", "n")

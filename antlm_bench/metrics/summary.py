@@ -201,10 +201,15 @@ def rounded_estimate(
 ) -> Estimate:
     """Return an Estimate whose value and bounds are clipped to the metric's range and rounded.
 
-    Rounding to 12 digits removes differences that come from the order of a sum.
+    Rounding (`round_value`) removes differences that come from the order of a sum.
     """
-    value, low, high = (round(float(np.clip(x, *value_range)), 12) for x in (value, *interval))
+    value, low, high = (round_value(float(np.clip(x, *value_range))) for x in (value, *interval))
     return Estimate(value, int(n), low, high, dict(flags))
+
+
+def round_value(value: float) -> float:
+    """Return a value as a Summary holds it, so that equal values of two sums are equal."""
+    return round(value, 12)
 
 
 def _check_name(noun: str, name: str, valid_names: Collection[str]) -> None:

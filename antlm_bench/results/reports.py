@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
 from antlm_bench.notebook import to_html_table
+from antlm_bench.printable import make_printable
 from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore, subtasks
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
-from antlm_bench.types import task_full_name
+from antlm_bench.types import shorten_list, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Report:
     members: tuple[MemberSpec, ...]
     """Rows of the table: the collection's members (or their replacements), or the runs' suites."""
     columns: tuple[ReportColumn, ...]
+
+    def __repr__(self) -> str:
+        """Return one line: the collection, the models with their methods, and the suites."""
+        models = [f"{column.model} {column.method}".rstrip() for column in self.columns]
+        collection = self.collection.name if self.collection else "of runs"
+        suites = shorten_list([member.name for member in self.members])
+        return f"<Report {make_printable(collection)}: {shorten_list(models)}; {suites}>"
 
     def _repr_html_(self) -> str:
         names = [f"{column.model} {column.method}".strip() for column in self.columns]

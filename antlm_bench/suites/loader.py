@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from antlm_bench.arguments import check_arguments
 from antlm_bench.declarations import (
     expand_user_path,
     find_declaration,
@@ -41,6 +42,7 @@ from antlm_bench.suites.templates import (
 from antlm_bench.types import Item, Names, Option, as_list
 
 
+@check_arguments()
 def load_suite(
     ref: str,
     *,

@@ -22,6 +22,7 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
+from antlm_bench.printable import make_printable
 from antlm_bench.registry import Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.types import Item, ProgressCallback, Summary
@@ -96,6 +97,11 @@ class Suite:
     context and answer."""
     origin: tuple[str, ...] = ()
     """Absolute paths of the user's files; () = a suite of the catalog or of lm-eval."""
+
+    def __repr__(self) -> str:
+        """Return one line: name, kind, number of items and metric."""
+        kind = make_printable(f"{self.name} ({self.task_type})")
+        return f"<Suite {kind}: {len(self.items):,} items, {self.metric}>"
 
 
 @dataclass(frozen=True, slots=True)
