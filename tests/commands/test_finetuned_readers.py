@@ -116,7 +116,7 @@ def test_a_reader_shows_a_finetuned_file(
     monkeypatch.chdir(folder)
     code = run(command.split())
     printed = capsys.readouterr()
-    assert code == 0 and printed.err == ""
+    assert code == 0 and printed.err == "", printed.err
     if (
         not command.startswith(("export", "baseline"))
         and "--html" not in command
