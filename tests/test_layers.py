@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "console": 1,
     "weight_files": 1,
     "registry": 1,
+    "arguments": 2,
     "declarations": 1,
     "runs": 1,
     "predictions": 1,

@@ -37,7 +37,7 @@ from antlm_bench.checkpoints.self_test import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers
-from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.engine import Engine, lock_model
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.text import (
@@ -188,7 +188,7 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     sources = CheckpointSources(base=Path(class_name), tokenizer=Path(class_name))
     kind = pretrained.detect_kind(config, sources.base)
     loaded = LoadedModel(name, sources, kind, model, tokenizer, AllowedMismatches())
-    with pretrained.silence_transformers(), evaluation_mode(model):
+    with evaluation_mode(model), pretrained.silence_transformers():
         runnable = detect_capabilities(loaded, options, model.device)
         checkpoint = attach_engine(runnable, options.batch_tokens)
         checkpoint.metadata |= {"name": name, "architecture": class_name, "kind": kind}
@@ -203,6 +203,13 @@ def _check_objects(model: Any, tokenizer: Any) -> None:
             location="Scorer",
             hint="unwrap it: model.module (DDP), model.merge_and_unload() (PEFT);"
             " or give the path or hub id of a checkpoint",
+        )
+    dtype = next(model.parameters()).dtype
+    if dtype not in DTYPES.values():
+        raise UsageError(
+            f"the weights of the model are {str(dtype).removeprefix('torch.')}",
+            location="Scorer",
+            hint=f"one of {', '.join(DTYPES)}: model.to(torch.float32)",
         )
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise UsageError(
@@ -221,17 +228,20 @@ def _check_objects(model: Any, tokenizer: Any) -> None:
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Turn dropout off. Restore training mode and attention implementation at the end."""
-    training = [module for module in model.modules() if module.training]
-    implementation = model.config._attn_implementation
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if model.config._attn_implementation != implementation:
-            model.set_attn_implementation(implementation)
+    """Hold the lock of the model, and turn dropout off. Restore training mode and attention
+    implementation at the end.
+    """
+    with lock_model(model):
+        training = [module for module in model.modules() if module.training]
+        implementation = model.config._attn_implementation
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            if model.config._attn_implementation != implementation:
+                model.set_attn_implementation(implementation)
 
 
 def attach_engine(

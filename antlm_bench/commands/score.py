@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
+from antlm_bench.arguments import check_names, check_option_names, check_option_types
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -52,7 +53,7 @@ from antlm_bench.suites.task_types import (
     TaskType,
     find_task_type,
 )
-from antlm_bench.types import Cell, Item, Names, Run, as_list
+from antlm_bench.types import Cell, Item, Names, Run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,6 +90,10 @@ class ScoreOptions:
     allow_missing: bool = False
     original_layout: str | None = None
     again: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values of other types."""
+        check_option_types(self)
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
@@ -171,12 +176,14 @@ def score(
     that was killed continues. With one checkpoint, its BenchError is raised. With several, the
     others are scored first, and then IncompleteError is raised.
     """
+    check_option_names(ScoreOptions, settings, "score")
     options = replace(options or ScoreOptions(), **settings)
-    method_names = as_list(methods)
+    method_names = check_names(methods, "methods", "a name or a list of names")
     options.validate(method_names)
-    refs = expand_refs(as_list(models))
-    loader = _LazySuites(as_list(suites), options)
-    acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
+    refs = expand_refs(check_names(models, "models", "the folder or hub id of a checkpoint"))
+    suite_refs = check_names(suites, "suites", "the name of a suite, or the path of a file")
+    loader = _LazySuites(suite_refs, options)
+    acquisition_suites = find_acquisition_suites(suite_refs, len(refs))
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
     names_by_weights: dict[str, str] = {}

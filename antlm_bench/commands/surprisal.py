@@ -8,6 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from antlm_bench.arguments import (
+    check_option_names,
+    check_string,
+    check_texts,
+    describe_argument,
+)
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -103,7 +109,20 @@ def surprisal(
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.
     """
+    check_option_names(OpenOptions, settings, "surprisal")
     options = replace(options or OpenOptions(), **settings)
+    if not isinstance(model, str | Path | Scorer):
+        raise UsageError(
+            f"{describe_argument(model)} is not a path, a hub id or a Scorer",
+            location="model",
+            hint="wrap a model in memory: Scorer(model, tokenizer)",
+        )
+    if out is not None and not isinstance(out, str | Path):
+        raise UsageError(
+            f"{describe_argument(out)} is not a path", location="out", hint="out='surprisal.csv'"
+        )
+    if method is not None:
+        check_string(method, "method", "give the name of one method")
     path = None if out is None else Path(out)
     if path:
         check_table_suffix(path)
@@ -114,7 +133,7 @@ def surprisal(
     elif columns:
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
     else:
-        source, texts = "the texts", stimuli_from_texts(stimuli)
+        source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
     units = split_into_units(texts, by)
     if isinstance(model, Scorer):
         if options != OpenOptions():

@@ -1,0 +1,167 @@
+"""Check the arguments of the Python API. A wrong one raises UsageError, which names it, its type
+and the fix.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import fields
+from functools import cache
+from numbers import Integral, Real
+from os import PathLike
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from antlm_bench.declarations import suggest_name
+from antlm_bench.errors import DataError, UsageError
+
+# Classes whose values are shown in a message; a value of another class may fill the screen.
+SHOWN_CLASSES = (str, bytes, Integral, Real, list, tuple, dict, set, frozenset, type(None))
+# Annotation of an option -> the classes that it accepts, those of numpy and pathlib included.
+ACCEPTED_CLASSES: dict[type, tuple[type, ...]] = {
+    str: (str, PathLike),
+    int: (Integral,),
+    bool: (Integral, np.bool_),
+    float: (Real,),
+}
+SURROGATE_HINT = "replace it: text.encode('utf-8', 'replace').decode()"
+
+
+def describe_argument(value: object) -> str:
+    """Return a value with its type, in one line, or only its type."""
+    type_name = type(value).__name__
+    if not isinstance(value, SHOWN_CLASSES):
+        return f"a value of type {type_name}"
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except ValueError:  # an integer of more than 4300 digits
+        return f"a value of type {type_name}"
+    return f"{text} ({type_name})"
+
+
+def check_string(value: object, location: str, hint: str) -> None:
+    """Raise UsageError if an argument is not a string."""
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{describe_argument(value)} is not a string", location=location, hint=hint
+        )
+
+
+def check_texts(texts: object, location: str = "texts") -> list[str]:
+    """Return texts as a list.
+
+    texts: an iterable of strings in a fixed order. Raises UsageError for anything else (a single
+    string, a dict, a set, a table), and DataError for half a surrogate pair.
+    """
+    values = _list_elements(texts, location, "texts", "give [text]")
+    return [_check_text(value, f"{location}[{index}]") for index, value in enumerate(values)]
+
+
+def check_pairs(pairs: object, location: str = "pairs") -> list[tuple[str, str]]:
+    """Return pairs of texts as a list. Raises as `check_texts`, also for a pair that is a dict."""
+    checked = []
+    values = _list_elements(pairs, location, "pairs", "give [(good, bad)]")
+    for index, pair in enumerate(values):
+        pair_location = f"{location}[{index}]"
+        is_array = isinstance(pair, np.ndarray) and pair.ndim == 1
+        is_sequence = isinstance(pair, Sequence) and not isinstance(pair, str | bytes)
+        if not (is_array or is_sequence) or len(pair) != 2:
+            raise UsageError(
+                f"{describe_argument(pair)} is not a pair of texts",
+                location=pair_location,
+                hint="give a tuple (good, bad)",
+            )
+        good, bad = (_check_text(text, pair_location) for text in pair)
+        checked.append((good, bad))
+    return checked
+
+
+def _list_elements(values: Any, location: str, noun: str, hint: str) -> list[Any]:
+    """Return the elements of a list, or of another iterable with a fixed order."""
+    is_table = hasattr(values, "columns") or isinstance(values, Mapping)  # elements are names
+    is_ordered = isinstance(values, Iterable) and not isinstance(values, Set)
+    is_string = isinstance(values, str | bytes | bytearray)
+    if is_ordered and not is_table and not is_string and getattr(values, "ndim", 1) > 0:
+        return list(values)
+    if is_table and noun == "pairs":
+        hint = "give a list, as list(zip(table['good'], table['bad']))"
+    elif is_table:
+        hint = "give a list, as list(table['text'])"
+    raise UsageError(
+        f"{describe_argument(values)} is not a list of {noun}", location=location, hint=hint
+    )
+
+
+def _check_text(text: object, location: str) -> str:
+    if not isinstance(text, str):
+        raise UsageError(
+            f"{describe_argument(text)} is not a string",
+            location=location,
+            hint="give texts as strings",
+        )
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{reprlib.repr(text)} has half a surrogate pair, which no tokenizer reads",
+            location=location,
+            hint=SURROGATE_HINT,
+        )
+    return text
+
+
+def check_names(names: Any, location: str, expected: str) -> list[str]:
+    """Return one name or path, or several, as a list of strings.
+
+    expected: what the argument is, for the message of the UsageError.
+    """
+    hint = f"give {expected}"
+    is_single = isinstance(names, str | PathLike)
+    if not is_single and (isinstance(names, bytes | Mapping) or not isinstance(names, Iterable)):
+        raise UsageError(f"{describe_argument(names)} is not a name", location=location, hint=hint)
+    values: list[Any] = [names] if is_single else list(names)
+    for value in values:
+        if not isinstance(value, str | PathLike):
+            raise UsageError(
+                f"{describe_argument(value)} is not a name", location=location, hint=hint
+            )
+    return [str(value) for value in values]
+
+
+def check_option_names(options_class: type, settings: Mapping[str, object], location: str) -> None:
+    """Raise UsageError for a keyword that is not a field of the dataclass of options."""
+    names = [field.name for field in fields(options_class)]
+    for name in settings:
+        if name not in names:
+            hint = suggest_name(name, names) or f"one of {', '.join(names)}"
+            raise UsageError(f"unknown option {name!r}", location=location, hint=hint)
+
+
+def check_option_types(options: Any) -> None:
+    """Raise UsageError if a field of a dataclass of options has a value of another type.
+
+    `device` is not checked, because it may be an object of torch, which is converted to its name.
+    """
+    for name, classes in _field_classes(type(options)).items():
+        value = getattr(options, name)
+        accepted = (*classes, *(other for c in classes for other in ACCEPTED_CLASSES.get(c, ())))
+        is_wrong_bool = isinstance(value, bool) and bool not in classes
+        if name != "device" and (is_wrong_bool or not isinstance(value, accepted)):
+            names = ["None" if c is type(None) else c.__name__ for c in classes]
+            raise UsageError(
+                f"{describe_argument(value)} has a wrong type",
+                location=name,
+                hint=f"{name} is {' or '.join(names)}",
+            )
+
+
+@cache
+def _field_classes(options_class: Hashable) -> dict[str, tuple[type, ...]]:
+    """Return name of each field -> the classes in its annotation."""
+    classes = {}
+    for name, annotation in get_type_hints(options_class).items():
+        is_union = isinstance(annotation, UnionType)
+        alternatives = get_args(annotation) if is_union else (annotation,)
+        classes[name] = tuple(get_origin(element) or element for element in alternatives)
+    return classes
