@@ -4,8 +4,10 @@ and the fix.
 
 from __future__ import annotations
 
+import os
 import reprlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+import sys
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
@@ -50,6 +52,46 @@ def check_string(value: object, location: str, hint: str) -> None:
         )
 
 
+def check_path(value: object, location: str) -> None:
+    """Raise UsageError if an argument cannot be the path of a file or folder."""
+    try:
+        is_path = isinstance(value, str | PathLike) and b"\0" not in os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):  # a path of bytes; half a surrogate pair
+        is_path = False
+    if not is_path or isinstance(os.fspath(value), bytes):  # type: ignore[call-overload]
+        raise UsageError(
+            f"{describe_argument(value)} is not a path",
+            location=location,
+            hint="give a str or Path",
+        )
+
+
+def check_columns(columns: Any) -> None:
+    """Raise UsageError if names of columns are not a mapping of strings to strings."""
+    is_mapping = isinstance(columns, Mapping)
+    if not is_mapping or any(
+        not isinstance(text, str) for pair in columns.items() for text in pair
+    ):
+        raise UsageError(
+            f"{describe_argument(columns)} does not map names of columns to names of columns",
+            location="columns",
+            hint='give a dict, as {"sentence": "text"}',
+        )
+
+
+def check_options(options: object, options_class: type, settings: Mapping[str, object]) -> None:
+    """Raise UsageError if `options` are neither None nor of the dataclass, or a keyword is not one
+    of its fields.
+    """
+    if options is not None and not isinstance(options, options_class):
+        raise UsageError(
+            f"{describe_argument(options)} is not of type {options_class.__name__}",
+            location="options",
+            hint="give options by name, as device='cpu'",
+        )
+    check_option_names(options_class, settings)
+
+
 def check_texts(texts: object, location: str = "texts") -> list[str]:
     """Return texts as a list.
 
@@ -79,12 +121,16 @@ def check_pairs(pairs: object, location: str = "pairs") -> list[tuple[str, str]]
     return checked
 
 
+def _is_iterable(value: object) -> bool:
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0  # arrays may have 0 axes
+
+
 def _list_elements(values: Any, location: str, noun: str, hint: str) -> list[Any]:
     """Return the elements of a list, or of another iterable with a fixed order."""
     is_table = hasattr(values, "columns") or isinstance(values, Mapping)  # elements are names
-    is_ordered = isinstance(values, Iterable) and not isinstance(values, Set)
+    is_ordered = _is_iterable(values) and not isinstance(values, Set)
     is_string = isinstance(values, str | bytes | bytearray)
-    if is_ordered and not is_table and not is_string and getattr(values, "ndim", 1) > 0:
+    if is_ordered and not is_table and not is_string:
         return list(values)
     if is_table and noun == "pairs":
         hint = "give a list, as list(zip(table['good'], table['bad']))"
@@ -118,7 +164,7 @@ def check_names(names: Any, location: str, expected: str) -> list[str]:
     """
     hint = f"give {expected}"
     is_single = isinstance(names, str | PathLike)
-    if not is_single and (isinstance(names, bytes | Mapping) or not isinstance(names, Iterable)):
+    if not is_single and (isinstance(names, bytes | Mapping) or not _is_iterable(names)):
         raise UsageError(f"{describe_argument(names)} is not a name", location=location, hint=hint)
     values: list[Any] = [names] if is_single else list(names)
     for value in values:
@@ -129,25 +175,30 @@ def check_names(names: Any, location: str, expected: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def check_option_names(options_class: type, settings: Mapping[str, object], location: str) -> None:
+def check_option_names(options_class: Any, settings: Mapping[str, object]) -> None:
     """Raise UsageError for a keyword that is not a field of the dataclass of options."""
     names = [field.name for field in fields(options_class)]
     for name in settings:
         if name not in names:
             hint = suggest_name(name, names) or f"one of {', '.join(names)}"
-            raise UsageError(f"unknown option {name!r}", location=location, hint=hint)
+            raise UsageError("unknown option", location=name, hint=hint)
 
 
 def check_option_types(options: Any) -> None:
     """Raise UsageError if a field of a dataclass of options has a value of another type.
 
-    `device` is not checked, because it may be an object of torch, which is converted to its name.
+    `device` is checked where it is resolved, because it may be an object of torch.
     """
-    for name, classes in _field_classes(type(options)).items():
+    options_class: Any = type(options)
+    for name, classes in _field_classes(options_class).items():
         value = getattr(options, name)
         accepted = (*classes, *(other for c in classes for other in ACCEPTED_CLASSES.get(c, ())))
         is_wrong_bool = isinstance(value, bool) and bool not in classes
-        if name != "device" and (is_wrong_bool or not isinstance(value, accepted)):
+        if name == "device":
+            continue
+        if isinstance(value, Integral) and abs(int(value)) > sys.maxsize:
+            raise UsageError("the number is too large", location=name, hint="give a smaller one")
+        if is_wrong_bool or not isinstance(value, accepted):
             names = ["None" if c is type(None) else c.__name__ for c in classes]
             raise UsageError(
                 f"{describe_argument(value)} has a wrong type",
@@ -157,7 +208,7 @@ def check_option_types(options: Any) -> None:
 
 
 @cache
-def _field_classes(options_class: Hashable) -> dict[str, tuple[type, ...]]:
+def _field_classes(options_class: type) -> dict[str, tuple[type, ...]]:
     """Return name of each field -> the classes in its annotation."""
     classes = {}
     for name, annotation in get_type_hints(options_class).items():

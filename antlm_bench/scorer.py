@@ -112,7 +112,7 @@ class Scorer:
 
         Raises CheckpointError (the checkpoint cannot be opened, the self-test fails), UsageError.
         """
-        check_option_names(OpenOptions, options, "Scorer")
+        check_option_names(OpenOptions, options)
         if isinstance(model, str | Path):
             if tokenizer is not None and not isinstance(tokenizer, str | Path):
                 raise UsageError(
@@ -225,6 +225,7 @@ class Scorer:
             result = scorer.compare([("The cats sleep.", "The cats sleeps.")])
             result.estimate.value, result.interval, result.predictions.to_pandas()
         """
+        check_string(reduction, "reduction", f"one of {', '.join(REDUCTIONS)}")
         if reduction not in REDUCTIONS:
             hint = f"one of {', '.join(REDUCTIONS)}"
             raise UsageError(f"unknown reduction {reduction!r}", location="reduction", hint=hint)

@@ -180,6 +180,7 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     """
     options = options or OpenOptions()
     _check_objects(model, tokenizer)
+    tokenizer = _copy_tokenizer(tokenizer)
     class_name = type(model).__name__
     name = str(getattr(model.config, "_name_or_path", "") or class_name)
     config = copy.copy(model.config)
@@ -224,6 +225,16 @@ def _check_objects(model: Any, tokenizer: Any) -> None:
             location="Scorer",
             hint="tokenizer.backend_tokenizer.model.dropout = None",
         )
+
+
+def _copy_tokenizer(tokenizer: Any) -> Any:
+    """Return a copy, because truncation and padding of calls in other threads are set on the
+    object. A tokenizer with Python code in it cannot be copied, and is returned itself.
+    """
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception:  # of the code that is copied
+        return tokenizer
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.arguments import check_option_types
+from antlm_bench.arguments import check_option_types, check_path
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
@@ -69,9 +69,12 @@ class OpenOptions:
     """Accept files without some of the model's parameters, which are then random (seed 0)."""
 
     def __post_init__(self) -> None:
-        """Convert a torch.device to its name. Raises UsageError for values of other types."""
+        """Convert paths to strings. Raises UsageError for values of other types."""
         check_option_types(self)
-        object.__setattr__(self, "device", str(self.device))
+        for name in ("peft", "tokenizer"):
+            if getattr(self, name) is not None:
+                check_path(getattr(self, name), name)
+                object.__setattr__(self, name, str(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
-from antlm_bench.arguments import check_names, check_option_names, check_option_types
+from antlm_bench.arguments import (
+    check_columns,
+    check_names,
+    check_option_types,
+    check_options,
+    check_path,
+)
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -94,6 +100,7 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Raise UsageError for values of other types."""
         check_option_types(self)
+        check_columns(self.columns)
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
@@ -176,7 +183,9 @@ def score(
     that was killed continues. With one checkpoint, its BenchError is raised. With several, the
     others are scored first, and then IncompleteError is raised.
     """
-    check_option_names(ScoreOptions, settings, "score")
+    check_options(options, ScoreOptions, settings)
+    if out is not None:
+        check_path(out, "out")
     options = replace(options or ScoreOptions(), **settings)
     method_names = check_names(methods, "methods", "a name or a list of names")
     options.validate(method_names)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from antlm_bench.arguments import (
-    check_option_names,
+    check_columns,
+    check_options,
+    check_path,
     check_string,
     check_texts,
     describe_argument,
@@ -36,6 +38,7 @@ from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.suites.stimuli import (
+    UNITS,
     ScoringUnit,
     read_stimuli,
     split_into_units,
@@ -109,20 +112,9 @@ def surprisal(
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.
     """
-    check_option_names(OpenOptions, settings, "surprisal")
+    _check_arguments(model, stimuli, out, method, by, columns)
+    check_options(options, OpenOptions, settings)
     options = replace(options or OpenOptions(), **settings)
-    if not isinstance(model, str | Path | Scorer):
-        raise UsageError(
-            f"{describe_argument(model)} is not a path, a hub id or a Scorer",
-            location="model",
-            hint="wrap a model in memory: Scorer(model, tokenizer)",
-        )
-    if out is not None and not isinstance(out, str | Path):
-        raise UsageError(
-            f"{describe_argument(out)} is not a path", location="out", hint="out='surprisal.csv'"
-        )
-    if method is not None:
-        check_string(method, "method", "give the name of one method")
     path = None if out is None else Path(out)
     if path:
         check_table_suffix(path)
@@ -150,6 +142,29 @@ def surprisal(
     if path:
         write_table(path, result.rows)
     return replace(result, path=path, texts=len(texts))
+
+
+def _check_arguments(
+    model: object, stimuli: object, out: object, method: object, by: object, columns: object
+) -> None:
+    """Raise UsageError for arguments of other types. Lists of texts are checked when read."""
+    if not isinstance(model, str | Path | Scorer):
+        raise UsageError(
+            f"{describe_argument(model)} is not a path, a hub id or a Scorer",
+            location="model",
+            hint="wrap a model in memory: Scorer(model, tokenizer)",
+        )
+    if isinstance(stimuli, str) and not stimuli.strip():
+        raise UsageError(
+            f"{stimuli!r} is not a file", location="stimuli", hint="give a file, or a list of texts"
+        )
+    if out is not None:
+        check_path(out, "out")
+    if method is not None:
+        check_string(method, "method", "give the name of one method")
+    check_string(by, "by", f"one of {', '.join(UNITS)}")
+    if columns is not None:
+        check_columns(columns)
 
 
 def _score_units(
