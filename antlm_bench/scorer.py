@@ -20,6 +20,7 @@ from antlm_bench.arguments import (
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
+    check_model,
     evaluation_mode,
     open_checkpoint,
     open_model,
@@ -117,7 +118,7 @@ class Scorer:
             if tokenizer is not None and not isinstance(tokenizer, str | Path):
                 raise UsageError(
                     "the model is a path, but the tokenizer is an object in memory",
-                    location="Scorer",
+                    location="tokenizer",
                     hint="give the tokenizer's path or hub id",
                 )
             path = None if tokenizer is None else str(tokenizer)
@@ -126,6 +127,7 @@ class Scorer:
             )
             """The opened checkpoint. Its `metadata` holds what `antlm-bench doctor` shows."""
         else:
+            check_model(model)
             unsupported = sorted(options.keys() - IN_MEMORY_OPTIONS)
             if unsupported:
                 raise UsageError(
@@ -136,7 +138,7 @@ class Scorer:
             if tokenizer is None or isinstance(tokenizer, str | Path):
                 raise UsageError(
                     "a model in memory needs its tokenizer as an object in memory",
-                    location="Scorer",
+                    location="tokenizer",
                     hint="Scorer(model, tokenizer)",
                 )
             self.checkpoint = open_model(model, tokenizer, OpenOptions(**options))

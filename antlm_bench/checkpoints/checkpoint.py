@@ -179,7 +179,8 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     model without an LM head, a causal model that sees later tokens, a failed self-test).
     """
     options = options or OpenOptions()
-    _check_objects(model, tokenizer)
+    check_model(model)
+    _check_tokenizer(tokenizer)
     tokenizer = _copy_tokenizer(tokenizer)
     class_name = type(model).__name__
     name = str(getattr(model.config, "_name_or_path", "") or class_name)
@@ -197,32 +198,36 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     return checkpoint
 
 
-def _check_objects(model: Any, tokenizer: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raise UsageError if a model is not one of transformers, with weights of a dtype in DTYPES."""
     if not isinstance(model, transformers.PreTrainedModel):
         raise UsageError(
             f"a model of transformers is needed, not {type(model).__name__}",
-            location="Scorer",
+            location="model",
             hint="unwrap it: model.module (DDP), model.merge_and_unload() (PEFT);"
             " or give the path or hub id of a checkpoint",
         )
     dtype = next(model.parameters()).dtype
     if dtype not in DTYPES.values():
         raise UsageError(
-            f"the weights of the model are {str(dtype).removeprefix('torch.')}",
-            location="Scorer",
-            hint=f"one of {', '.join(DTYPES)}: model.to(torch.float32)",
+            f"the weights are {str(dtype).removeprefix('torch.')}, not {', '.join(DTYPES)}",
+            location="model",
+            hint="model.to(torch.float32)",
         )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise UsageError(
             f"a tokenizer of transformers is needed, not {type(tokenizer).__name__}",
-            location="Scorer",
+            location="tokenizer",
             hint="wrap it: transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)",
         )
     backend_model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(backend_model, "dropout", None):
         raise UsageError(
             f"the tokenizer drops merges at random (BPE dropout {backend_model.dropout:g})",
-            location="Scorer",
+            location="tokenizer",
             hint="tokenizer.backend_tokenizer.model.dropout = None",
         )
 
@@ -267,6 +272,10 @@ def attach_engine(
     vocab_size = pretrained.usable_vocab_size(model)
     if dtype is not None:
         pretrained.cast_weights(model, dtype)
+    if batch_tokens is not None and batch_tokens < 0:
+        raise UsageError(
+            f"{batch_tokens} is negative", location="--batch-tokens", hint="leave it out"
+        )
     if not batch_tokens:
         batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
     engine = Engine(model, loaded.name, loaded.forward_config, batch_tokens)

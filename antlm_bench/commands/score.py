@@ -190,6 +190,8 @@ def score(
     method_names = check_names(methods, "methods", "a name or a list of names")
     options.validate(method_names)
     refs = expand_refs(check_names(models, "models", "the folder or hub id of a checkpoint"))
+    if not refs:
+        raise UsageError("no checkpoint given", location="--model", hint="give a folder or hub id")
     suite_refs = check_names(suites, "suites", "the name of a suite, or the path of a file")
     loader = _LazySuites(suite_refs, options)
     acquisition_suites = find_acquisition_suites(suite_refs, len(refs))
