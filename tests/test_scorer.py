@@ -269,12 +269,11 @@ def test_repr_names_model_methods_and_bos():
     assert repr(scorer) == "Scorer('LlamaForCausalLM', methods=['causal'], bos='never')"
 
 
-def test_tokenizer_settings_of_the_caller_do_not_matter():
+def test_later_changes_of_the_tokenizer_do_not_matter():
     model, tokenizer = build_model("causal", 0), train_tokenizer("causal", True)
     scorer = Scorer(model, tokenizer)
     expected = scorer.logprobs(TEXTS)
-    tokenizer.backend_tokenizer.enable_truncation(2)
-    tokenizer.add_bos_token = False
+    tokenizer.add_tokens(["the cat"])
     assert scorer.logprobs(TEXTS).tolist() == expected.tolist()
 
 

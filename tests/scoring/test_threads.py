@@ -115,11 +115,17 @@ def test_scorers_of_one_model_in_memory(sentences: list[str]) -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_models_that_share_a_configuration_or_a_tokenizer(sentences: list[str]) -> None:
-    model, tokenizer = build_model("causal", 0), train_tokenizer("causal", True)
-    other = type(model)(model.config).eval()
-    assert other.config is model.config
-    texts, scorers = sentences[:8], [Scorer(model, tokenizer), Scorer(other, tokenizer)]
+def test_models_with_one_configuration_object_share_a_lock() -> None:
+    model = build_model("causal", 0)
+    other = type(model)(model.config)
+    assert other.config is model.config and lock_model(other) is lock_model(model)
+    assert lock_model(build_model("causal", 0)) is not lock_model(model)
+
+
+def test_the_caller_tokenizes_while_a_model_is_scored(sentences: list[str]) -> None:
+    tokenizer = train_tokenizer("causal", True)
+    scorers = [Scorer(build_model("causal", seed), tokenizer) for seed in (0, 1)]
+    texts = sentences[:16] * 4
 
     def truncate() -> list[float]:
         return [float(len(tokenizer(text, truncation=True, max_length=4)[0])) for text in texts]
