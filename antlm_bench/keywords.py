@@ -62,7 +62,7 @@ class ScoreKeywords(WeightKeywords, total=False):
     """Longest text in tokens, special tokens included. Longer texts are counted as wrong."""
     limit: int | None
     """Score only the first `limit` items of every paradigm."""
-    columns: Mapping[str, str]
+    columns: Mapping[str, str] | None
     """For a file of pairs: our column -> its column, as {"good": "grammatical"}."""
     allow_incomplete: bool
     """Score a suite even if its files lack items."""

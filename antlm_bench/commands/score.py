@@ -77,7 +77,7 @@ class ScoreOptions:
 
     revision: str | None = None
     limit: int | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] | None = field(default_factory=dict)
     allow_incomplete: bool = False
     bos: str | None = None
     ties: str | None = None
@@ -100,7 +100,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Raise UsageError for values of other types."""
         check_option_types(self)
-        check_columns(self.columns)
+        if self.columns is not None:
+            check_columns(self.columns)
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
