@@ -40,8 +40,19 @@ TYPE_NAMES: dict[Any, str] = {
     types.NoneType: "None",
     Path: "a path",
 }
-VALUE_REPR = reprlib.Repr()
-VALUE_REPR.maxstring = VALUE_REPR.maxother = 60
+# Classes whose values are shown in a message; a value of another class may fill the screen.
+SHOWN_CLASSES = (
+    str,
+    bytes,
+    numbers.Integral,
+    numbers.Real,
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type(None),
+)
 
 
 def check_arguments(
@@ -65,6 +76,18 @@ def check_arguments(
         return checked_function
 
     return decorate
+
+
+def describe_argument(value: object) -> str:
+    """Return a value with its type, in one line, or only its type."""
+    type_name = type(value).__name__
+    if not isinstance(value, SHOWN_CLASSES):
+        return f"a value of type {type_name}"
+    try:
+        text = make_printable(" ".join(reprlib.repr(value).split()))
+    except ValueError:  # an integer of more than 4300 digits
+        return f"a value of type {type_name}"
+    return f"{text} ({type_name})"
 
 
 def apply_settings(options: Options, settings: Mapping[str, Any]) -> Options:
@@ -167,9 +190,8 @@ def _check_value(location: str, name: str, value: Any, hint: Any) -> Any:
     try:
         return _convert(value, hint)
     except TypeError:
-        shown = make_printable(VALUE_REPR.repr(value))
         raise UsageError(
-            f"{name} is {shown} ({type(value).__name__}); it must be {describe_type(hint)}",
+            f"{name} is {describe_argument(value)}; it must be {describe_type(hint)}",
             location=location,
         ) from None
 

@@ -43,7 +43,7 @@ class WeightKeywords(TypedDict, total=False):
     device: str
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str
-    """float32 (default), bfloat16 or float16."""
+    """float32 (default), bfloat16, float16 or float64."""
     batch_tokens: int | None
     """Tokens per forward pass. Scores do not depend on it."""
     trust_remote_code: bool

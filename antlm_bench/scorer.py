@@ -14,19 +14,26 @@ from numpy.typing import NDArray
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
+    check_model,
     evaluation_mode,
     open_checkpoint,
     open_model,
 )
-from antlm_bench.errors import UsageError
-from antlm_bench.metrics import summarize
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import TIE_RULES, summarize
 from antlm_bench.notebook import ArrowTable, to_html_table
 from antlm_bench.predictions import concat_predictions
 from antlm_bench.runs.table_files import build_arrow_table
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method, default_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
-from antlm_bench.scoring.text import TextEncoder, build_specials, check_specials
+from antlm_bench.scoring.text import BOS_POLICIES, TextEncoder, build_specials, check_specials
+from antlm_bench.text_arguments import (
+    check_option_names,
+    check_pairs,
+    check_string,
+    check_texts,
+)
 from antlm_bench.types import Encodings, Estimate, Floats, Item, Option, Probes, Summary
 
 if TYPE_CHECKING:
@@ -106,11 +113,12 @@ class Scorer:
 
         Raises CheckpointError (the checkpoint cannot be opened, the self-test fails), UsageError.
         """
+        check_option_names(OpenOptions, options)
         if isinstance(model, str | Path):
             if tokenizer is not None and not isinstance(tokenizer, str | Path):
                 raise UsageError(
                     "the model is a path, but the tokenizer is an object in memory",
-                    location="Scorer",
+                    location="tokenizer",
                     hint="give the tokenizer's path or hub id",
                 )
             path = None if tokenizer is None else str(tokenizer)
@@ -119,6 +127,7 @@ class Scorer:
             )
             """The opened checkpoint. Its `metadata` holds what `antlm-bench doctor` shows."""
         else:
+            check_model(model)
             unsupported = sorted(options.keys() - IN_MEMORY_OPTIONS)
             if unsupported:
                 raise UsageError(
@@ -129,12 +138,16 @@ class Scorer:
             if tokenizer is None or isinstance(tokenizer, str | Path):
                 raise UsageError(
                     "a model in memory needs its tokenizer as an object in memory",
-                    location="Scorer",
+                    location="tokenizer",
                     hint="Scorer(model, tokenizer)",
                 )
             self.checkpoint = open_model(model, tokenizer, OpenOptions(**options))
+        self._bos = options.get("bos", OpenOptions().bos)
         self._tested_characters: dict[str, int] = {}
         """Attention -> length in characters of the longest text that passed the self-test."""
+
+    def __repr__(self) -> str:
+        return f"Scorer({self.name!r}, methods={self.methods!r}, bos={self._bos!r})"
 
     @property
     def name(self) -> str:
@@ -214,9 +227,11 @@ class Scorer:
             result = scorer.compare([("The cats sleep.", "The cats sleeps.")])
             result.estimate.value, result.interval, result.predictions.to_pandas()
         """
+        check_string(reduction, "reduction", f"one of {', '.join(REDUCTIONS)}")
         if reduction not in REDUCTIONS:
             hint = f"one of {', '.join(REDUCTIONS)}"
-            raise UsageError(f"unknown reduction {reduction!r}", location="compare", hint=hint)
+            raise UsageError(f"unknown reduction {reduction!r}", location="reduction", hint=hint)
+        check_string(ties, "ties", f"one of {', '.join(TIE_RULES)}")
         items = _pairs_to_items(pairs)
         with self._prepare(items, method, bos) as (checkpoint, resolved):
             chunks = [
@@ -242,12 +257,16 @@ class Scorer:
     ) -> Iterator[tuple[Checkpoint, Method]]:
         """Resolve the method, apply the BOS policy and run the self-test on these texts."""
         checkpoint = self.checkpoint
+        if method is not None:
+            check_string(method, "method", f"one of {', '.join(self.methods)}")
+        if bos is not None:
+            check_string(bos, "bos", f"one of {', '.join(BOS_POLICIES)}")
         resolved = resolve_method(
             method or default_method(checkpoint, checkpoint.methods), checkpoint
         )
-        if bos is not None:
-            checkpoint = _with_bos_policy(checkpoint, resolved, bos)
         with evaluation_mode(checkpoint.engine.model):
+            if bos is not None:
+                checkpoint = _with_bos_policy(checkpoint, resolved, bos)
             self._test_longer_texts(checkpoint, items, resolved)
             yield checkpoint, resolved
 
@@ -280,26 +299,17 @@ def _with_bos_policy(checkpoint: Checkpoint, method: Method, bos: str) -> Checkp
 
 
 def _texts_to_items(texts: Sequence[str]) -> list[Item]:
-    if isinstance(texts, str):
-        raise UsageError("a string was given, not a list", location="texts", hint="give [text]")
-    return [_build_item(index, (text,)) for index, text in enumerate(texts)]
+    return [_build_item(index, (text,)) for index, text in enumerate(check_texts(texts))]
 
 
 def _pairs_to_items(pairs: Sequence[tuple[str, str]]) -> list[Item]:
-    for index, pair in enumerate(pairs):
-        if isinstance(pair, str) or len(pair) != 2:
-            raise UsageError(
-                f"{pair!r} is not a pair of texts", location=f"pairs[{index}]", hint="(good, bad)"
-            )
-    return [_build_item(index, pair) for index, pair in enumerate(pairs)]
+    items = [_build_item(index, pair) for index, pair in enumerate(check_pairs(pairs))]
+    if not items:
+        raise DataError("0 pairs", location="pairs", hint="give [(good, bad)]")
+    return items
 
 
 def _build_item(index: int, texts: Sequence[str]) -> Item:
-    for text in texts:
-        if not isinstance(text, str):
-            raise UsageError(
-                f"{text!r} is not a string", location=f"item {index}", hint="give texts as strings"
-            )
     return Item(str(index), tuple(map(Option, texts)), 0)
 
 

@@ -32,6 +32,7 @@ LAYERS: dict[str, int] = {
     "registry": 1,
     "declarations": 1,
     "arguments": 1,
+    "text_arguments": 2,
     "runs": 1,
     "predictions": 1,
     "suites": 2,

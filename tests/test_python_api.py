@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny_models import build_model, train_tokenizer
 
 import antlm_bench
@@ -17,6 +24,7 @@ from antlm_bench.checkpoints import OpenOptions
 from antlm_bench.commands.finetune import FinetuneOptions
 from antlm_bench.commands.score import ScoreOptions
 from antlm_bench.commands.train import TrainOptions
+from antlm_bench.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = [
@@ -76,6 +84,142 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer("causal", True).save_pretrained(checkpoint)
     build_model("causal", 0).save_pretrained(checkpoint)
     return folder
+
+
+WORDS = st.sampled_from(["", " ", "the cat", "a\0b", "\ud800", "caf\u00e9"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=3) | WORDS
+WRONG_VALUES = (
+    st.recursive(
+        SCALARS,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.tuples(inner, inner)
+            | st.dictionaries(WORDS, inner, max_size=2)
+        ),
+        max_leaves=5,
+    )
+    | st.sets(WORDS, max_size=2)
+    | st.sampled_from([object(), 10**5000, np.array("the cat"), np.array(["the cat"]), np.zeros(2)])
+)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> antlm_bench.Scorer:
+    return antlm_bench.Scorer(build_model("causal", 0), train_tokenizer("causal", True))
+
+
+def is_list_of(values: object, is_element: Callable[[object], bool]) -> bool:
+    return isinstance(values, list | tuple | np.ndarray) and all(map(is_element, list(values)))
+
+
+def is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and is_list_of(value, is_text) and len(value) == 2
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+@given(values=WRONG_VALUES)
+def test_texts_are_scored_or_refused(scorer: antlm_bench.Scorer, values: object) -> None:
+    calls: list[tuple[Callable[[Any], Any], Callable[[object], bool]]] = [
+        (scorer.logprobs, is_text),
+        (scorer.token_logprobs, is_text),
+        (lambda texts: antlm_bench.surprisal(scorer, texts), is_text),
+        (scorer.compare, is_pair),
+    ]
+    for call, is_element in calls:
+        try:
+            result = call(values)
+        except antlm_bench.BenchError as error:
+            assert error.location and error.message
+        else:
+            assert is_list_of(values, is_element), values
+            assert call != scorer.logprobs or result.shape == (len(list(values)),)
+
+
+OPTION_CALLS = {
+    "logprobs": ("method", "bos"),
+    "token_logprobs": ("method", "bos"),
+    "compare": ("method", "bos", "ties", "reduction"),
+    "surprisal": ("method", "by", "columns", "out", "options", "bos", "max_length"),
+    "Scorer": ("max_length", "batch_tokens", "bos", "device", "dtype", "peft", "max_len"),
+    "score": ("methods", "limit", "columns", "ties", "compat", "device", "options", "max_len"),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(key, name) for key, names in OPTION_CALLS.items() for name in names]
+)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=WRONG_VALUES)
+def test_options_are_used_or_refused(
+    scorer: antlm_bench.Scorer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    name: str,
+    value: object,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    option: dict[str, Any] = {name: value}
+    model, tokenizer = scorer.checkpoint.engine.model, train_tokenizer("causal", True)
+    calls: dict[str, Callable[[], object]] = {
+        "logprobs": lambda: scorer.logprobs(["the cat"], **option),
+        "token_logprobs": lambda: scorer.token_logprobs(["the cat"], **option),
+        "compare": lambda: scorer.compare([("the cat", "a dog")], **option),
+        "surprisal": lambda: antlm_bench.surprisal(scorer, ["the cat"], **option),
+        "Scorer": lambda: antlm_bench.Scorer(model, tokenizer, **option),
+        "score": lambda: antlm_bench.score("no-such-folder", "nano", **option),
+    }
+    with suppress(antlm_bench.BenchError):
+        calls[function]()
+
+
+@given(value=WRONG_VALUES)
+def test_models_of_another_type_are_refused(scorer: antlm_bench.Scorer, value: Any) -> None:
+    tokenizer = scorer.checkpoint.encoders["causal"].tokenizer
+    for call in (
+        lambda: antlm_bench.Scorer(value),
+        lambda: antlm_bench.Scorer(value, tokenizer),
+        lambda: antlm_bench.Scorer(scorer.checkpoint.engine.model, value),
+        lambda: antlm_bench.surprisal(value, ["the cat"]),
+        lambda: antlm_bench.score(value, "nano"),
+        lambda: antlm_bench.score("no-such-folder", value),
+    ):
+        with pytest.raises(antlm_bench.BenchError):
+            call()
+
+
+@pytest.mark.parametrize("call", ["logprobs", "token_logprobs", "compare", "surprisal"])
+def test_tables_are_refused(scorer: antlm_bench.Scorer, call: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"good": ["the cat"], "bad": ["a cat"]})
+    functions = {"surprisal": partial(antlm_bench.surprisal, scorer)}
+    function = functions.get(call) or getattr(scorer, call)
+    for values in (table, table.to_dict("list")):
+        with pytest.raises(
+            UsageError, match=r"is not a list of .*\n.*hint: give a list, as list\("
+        ):
+            function(values)
+    with pytest.raises(UsageError, match=r"\[0\]: .*\(dict\) is not a"):
+        function(table.to_dict("records"))
+
+
+def test_columns_of_a_table_are_scored(scorer: antlm_bench.Scorer) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"good": ["the cat", "no dogs"], "bad": ["a cat", "dogs no"]})
+    expected = scorer.compare([("the cat", "a cat"), ("no dogs", "dogs no")]).estimate
+    assert scorer.compare(zip(table["good"], table["bad"], strict=True)).estimate == expected
+    assert scorer.compare(table.to_numpy()).estimate == expected
+    texts = ["the cat", "no dogs"]
+    assert scorer.logprobs(table["good"]).tolist() == scorer.logprobs(texts).tolist()
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), "cpu"])
+def test_a_device_is_a_name_or_an_object(demo: Path, device: Any) -> None:
+    checkpoint = demo / ".demo" / "babyllama" / "main"
+    assert antlm_bench.Scorer(checkpoint, device=device).methods[0] == "causal"
 
 
 @pytest.mark.long

@@ -189,7 +189,7 @@ def test_nothing_to_score_gives_nothing():
     scorer = Scorer(build_model("causal", 0), train_tokenizer("causal", True))
     assert scorer.logprobs([]).shape == (0,)
     assert len(scorer.token_logprobs([])) == 0
-    with pytest.raises(DataError, match="no predictions"):
+    with pytest.raises(DataError, match="pairs: 0 pairs"):
         scorer.compare([])
 
 
@@ -248,6 +248,39 @@ def test_longer_texts_are_tested_again(monkeypatch):
     assert tested == [TEXTS[:1], TEXTS[3:]]
 
 
+def test_float64_models_are_scored_in_float64():
+    config = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = build_model("causal", 0, "GPT2LMHeadModel", **config).double()
+    tokenizer = train_tokenizer("causal", True)
+    expected = []
+    for text in TEXTS:
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.inference_mode():
+            logprobs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+        expected.append(logprobs[torch.arange(len(ids) - 1), ids[1:]].sum().item())
+    assert Scorer(model, tokenizer).logprobs(TEXTS) == pytest.approx(expected, abs=1e-10)
+
+
+def test_dtypes_without_a_tolerance_are_refused():
+    model = build_model("causal", 0).to(torch.float8_e4m3fn)
+    with pytest.raises(UsageError, match="the weights are float8_e4m3fn, not float32"):
+        Scorer(model, train_tokenizer("causal", True))
+
+
+def test_repr_names_model_methods_and_bos():
+    model, tokenizer = build_model("causal", 0, mask=False), train_tokenizer("causal", True, False)
+    scorer = Scorer(model, tokenizer, bos="never")
+    assert repr(scorer) == "Scorer('LlamaForCausalLM', methods=['causal'], bos='never')"
+
+
+def test_later_changes_of_the_tokenizer_do_not_matter():
+    model, tokenizer = build_model("causal", 0), train_tokenizer("causal", True)
+    scorer = Scorer(model, tokenizer)
+    expected = scorer.logprobs(TEXTS)
+    tokenizer.add_tokens(["the cat"])
+    assert scorer.logprobs(TEXTS).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -257,6 +290,10 @@ def test_longer_texts_are_tested_again(monkeypatch):
         ("linear tokenizer", {}, "a model of transformers is needed, not Linear"),
         ("model rust", {}, "a tokenizer of transformers is needed, not Tokenizer"),
         ("model dropping", {}, "drops merges at random"),
+        ("linear", {}, "a model of transformers is needed, not Linear"),
+        ("model tokenizer", {"max_length": "64"}, r"max_length: '64' \(str\) has a wrong type"),
+        ("model tokenizer", {"batch_tokens": -1}, "-1 is negative"),
+        ("model tokenizer", {"maxlength": 64}, "maxlength: unknown option\n .*'max_length'"),
     ],
 )
 def test_objects_of_another_kind_are_refused(arguments, options, message, tmp_path):
@@ -278,11 +315,11 @@ def test_wrong_arguments_name_the_fix():
     scorer = Scorer(
         build_model("causal", 0, mask=False), train_tokenizer("causal", True, mask=False)
     )
-    with pytest.raises(UsageError, match=r"not a list\n  hint: give \[text\]"):
+    with pytest.raises(UsageError, match=r"\(str\) is not a list of texts\n  hint: give \[text\]"):
         scorer.logprobs(TEXTS[0])
     with pytest.raises(UsageError, match=r"pairs\[1\]: .* is not a pair of texts"):
         scorer.compare([("a cat", "a dog"), ("a cat",)])
-    with pytest.raises(UsageError, match="3 is not a string"):
+    with pytest.raises(UsageError, match=r"texts\[0\]: 3 \(int\) is not a string"):
         scorer.logprobs([3])
     with pytest.raises(UsageError, match="unknown reduction 'max'"):
         scorer.compare(PAIRS, reduction="max")

@@ -3,6 +3,7 @@
 from antlm_bench.checkpoints.checkpoint import (
     Backbone,
     Checkpoint,
+    check_model,
     evaluation_mode,
     open_backbone,
     open_checkpoint,
@@ -17,6 +18,7 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "OpenOptions",
+    "check_model",
     "evaluation_mode",
     "expand_refs",
     "loading_notes",

@@ -37,7 +37,7 @@ from antlm_bench.checkpoints.self_test import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers
-from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.engine import Engine, lock_model
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.text import (
@@ -179,7 +179,9 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     model without an LM head, a causal model that sees later tokens, a failed self-test).
     """
     options = options or OpenOptions()
-    _check_objects(model, tokenizer)
+    check_model(model)
+    _check_tokenizer(tokenizer)
+    tokenizer = _copy_tokenizer(tokenizer)
     class_name = type(model).__name__
     name = str(getattr(model.config, "_name_or_path", "") or class_name)
     config = copy.copy(model.config)
@@ -188,7 +190,7 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     sources = CheckpointSources(base=Path(class_name), tokenizer=Path(class_name))
     kind = pretrained.detect_kind(config, sources.base)
     loaded = LoadedModel(name, sources, kind, model, tokenizer, AllowedMismatches())
-    with pretrained.silence_transformers(), evaluation_mode(model):
+    with evaluation_mode(model), pretrained.silence_transformers():
         runnable = detect_capabilities(loaded, options, model.device)
         checkpoint = attach_engine(runnable, options.batch_tokens)
         checkpoint.metadata |= {"name": name, "architecture": class_name, "kind": kind}
@@ -196,42 +198,66 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     return checkpoint
 
 
-def _check_objects(model: Any, tokenizer: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raise UsageError if a model is not one of transformers, with weights of a dtype in DTYPES."""
     if not isinstance(model, transformers.PreTrainedModel):
         raise UsageError(
             f"a model of transformers is needed, not {type(model).__name__}",
-            location="Scorer",
+            location="model",
             hint="unwrap it: model.module (DDP), model.merge_and_unload() (PEFT);"
             " or give the path or hub id of a checkpoint",
         )
+    dtype = next(model.parameters()).dtype
+    if dtype not in DTYPES.values():
+        raise UsageError(
+            f"the weights are {str(dtype).removeprefix('torch.')}, not {', '.join(DTYPES)}",
+            location="model",
+            hint="model.to(torch.float32)",
+        )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise UsageError(
             f"a tokenizer of transformers is needed, not {type(tokenizer).__name__}",
-            location="Scorer",
+            location="tokenizer",
             hint="wrap it: transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)",
         )
     backend_model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(backend_model, "dropout", None):
         raise UsageError(
             f"the tokenizer drops merges at random (BPE dropout {backend_model.dropout:g})",
-            location="Scorer",
+            location="tokenizer",
             hint="tokenizer.backend_tokenizer.model.dropout = None",
         )
 
 
+def _copy_tokenizer(tokenizer: Any) -> Any:
+    """Return a copy, because truncation and padding of calls in other threads are set on the
+    object. A tokenizer with Python code in it cannot be copied, and is returned itself.
+    """
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception:  # of the code that is copied
+        return tokenizer
+
+
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Turn dropout off. Restore training mode and attention implementation at the end."""
-    training = [module for module in model.modules() if module.training]
-    implementation = model.config._attn_implementation
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if model.config._attn_implementation != implementation:
-            model.set_attn_implementation(implementation)
+    """Hold the lock of the model, and turn dropout off. Restore training mode and attention
+    implementation at the end.
+    """
+    with lock_model(model):
+        training = [module for module in model.modules() if module.training]
+        implementation = model.config._attn_implementation
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            if model.config._attn_implementation != implementation:
+                model.set_attn_implementation(implementation)
 
 
 def attach_engine(
@@ -246,6 +272,10 @@ def attach_engine(
     vocab_size = pretrained.usable_vocab_size(model)
     if dtype is not None:
         pretrained.cast_weights(model, dtype)
+    if batch_tokens is not None and batch_tokens < 0:
+        raise UsageError(
+            f"{batch_tokens} is negative", location="--batch-tokens", hint="leave it out"
+        )
     if not batch_tokens:
         batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
     engine = Engine(model, loaded.name, loaded.forward_config, batch_tokens)

@@ -30,7 +30,12 @@ from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.text import Specials, build_specials, check_specials, find_mask_token
 from antlm_bench.types import Attention
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 ATTENTIONS: tuple[Attention, ...] = ("causal", "full")
 
 
@@ -82,6 +87,8 @@ def load_runnable_model(
             hint=f"one of {', '.join(DTYPES)}",
         )
     device = pretrained.resolve_device(options.device)
+    if device.type == "mps" and options.dtype == "float64":
+        raise UsageError("MPS has no float64", location="--dtype", hint="--device cpu")
     keep_freed_memory()
     sources = locate_sources(ref, options)
     # Raises if two sets of weight files disagree; returns notes on which was chosen.

@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
+from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
@@ -291,17 +292,18 @@ def usable_vocab_size(model: Any) -> int:
     return min(sizes)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device | int) -> torch.device:
     """Return the device of that name; "auto" takes the first available of cuda, mps and cpu."""
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        shown = repr(name) if isinstance(name, str) else describe_argument(name)
         raise UsageError(
-            f"unknown device {name!r}", location="--device", hint="cpu, cuda, cuda:1, mps"
+            f"unknown device {shown}", location="--device", hint="cpu, cuda, cuda:1, mps"
         ) from error
     if device.type not in ("cpu", "cuda", "mps"):  # torch also has devices without memory ("meta")
         raise UsageError(

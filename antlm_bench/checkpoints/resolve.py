@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
+from antlm_bench.text_arguments import check_option_types, check_path
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
     list_weight_sets,
@@ -43,7 +44,7 @@ class OpenOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
-    """float32, bfloat16 or float16."""
+    """float32, bfloat16, float16 or float64."""
     bos: str = "auto"
     """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
@@ -66,6 +67,14 @@ class OpenOptions:
     """Accept files with tensors that the model does not use."""
     allow_missing: bool = False
     """Accept files without some of the model's parameters, which are then random (seed 0)."""
+
+    def __post_init__(self) -> None:
+        """Convert paths to strings. Raises UsageError for values of other types."""
+        check_option_types(self)
+        for name in ("peft", "tokenizer"):
+            if getattr(self, name) is not None:
+                check_path(getattr(self, name), name)
+                object.__setattr__(self, name, str(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,10 @@ def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
     """Return the local folder of a checkpoint or PEFT adapter. Downloads the needed files of a hub
     id.
     """
+    if not ref.strip():
+        raise CheckpointError(
+            "the name is empty", location="model", hint="give a folder or a hub id"
+        )
     path = _as_path(ref)
     if path.is_dir():
         if options.revision:

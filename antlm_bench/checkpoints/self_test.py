@@ -26,14 +26,16 @@ from antlm_bench.scoring.engine import (
     SHORTCUTS,
     Engine,
     attention_mask_inputs,
+    lock_model,
     plain_logits,
+    widen,
 )
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
 from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
 
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 """dtype -> largest difference of one log-probability (nats). Rounding stays below it; an error such
-as a wrong position id does not."""
+as a wrong position id does not. Some layers of a model in float64 compute in float32."""
 TRIAL_TEXTS = (
     "The cats near the house sleep.",
     "Who has seen that the dogs never see the old house?",
@@ -97,9 +99,10 @@ def run_self_test(
     engine = checkpoint.engine
     counts = engine.nodes_computed, engine.head_rows_computed
     try:
-        return _compare_with_plain_forward(
-            checkpoint, texts, sorted(attentions or checkpoint.attentions), max_predictions
-        )
+        with lock_model(engine.model):
+            return _compare_with_plain_forward(
+                checkpoint, texts, sorted(attentions or checkpoint.attentions), max_predictions
+            )
     finally:
         # The counters are for scored texts only.
         engine.nodes_computed, engine.head_rows_computed = counts
@@ -261,7 +264,7 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
                 masks = attention_mask_inputs(len(ids), p.attention)
                 inputs |= {name: mask.to(device) for name, mask in masks.items()}
             with torch.inference_mode():
-                logits = plain_logits(engine.model, **inputs)[0, int(position)].float()
+                logits = widen(plain_logits(engine.model, **inputs)[0, int(position)])
             if engine.model_state is not None:
                 engine.model_state.restore()
             logprobs[text] = float(logits.log_softmax(-1)[int(target)])

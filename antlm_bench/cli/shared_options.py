@@ -178,8 +178,10 @@ OPEN_OPTIONS: dict[str, Any] = {
         ),
     ],
     "dtype": Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        settings_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+        Literal["float32", "bfloat16", "float16", "float64"] | None,
+        settings_option(
+            metavar="NAME", help="float32, bfloat16, float16, float64.", show_default="float32"
+        ),
     ],
     "batch_tokens": BatchTokensOption,
     "trust_remote_code": Annotated[

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -30,10 +31,18 @@ from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.suites.stimuli import (
+    UNITS,
     ScoringUnit,
     read_stimuli,
     split_into_units,
     stimuli_from_texts,
+)
+from antlm_bench.text_arguments import (
+    check_columns,
+    check_options,
+    check_path,
+    check_string,
+    check_texts,
 )
 from antlm_bench.types import FLAGS, Item
 
@@ -103,6 +112,8 @@ def surprisal(
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.
     """
+    _check_arguments(model, stimuli, out, method, by, columns)
+    check_options(options, OpenOptions, settings)
     options = replace(options or OpenOptions(), **settings)
     path = None if out is None else Path(out)
     if path:
@@ -114,7 +125,7 @@ def surprisal(
     elif columns:
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
     else:
-        source, texts = "the texts", stimuli_from_texts(stimuli)
+        source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
     units = split_into_units(texts, by)
     if isinstance(model, Scorer):
         if options != OpenOptions():
@@ -131,6 +142,29 @@ def surprisal(
     if path:
         write_table(path, result.rows)
     return replace(result, path=path, texts=len(texts))
+
+
+def _check_arguments(
+    model: object, stimuli: object, out: object, method: object, by: object, columns: object
+) -> None:
+    """Raise UsageError for arguments of other types. Lists of texts are checked when read."""
+    if not isinstance(model, str | Path | Scorer):
+        raise UsageError(
+            f"{describe_argument(model)} is not a path, a hub id or a Scorer",
+            location="model",
+            hint="wrap a model in memory: Scorer(model, tokenizer)",
+        )
+    if isinstance(stimuli, str) and not stimuli.strip():
+        raise UsageError(
+            f"{stimuli!r} is not a file", location="stimuli", hint="give a file, or a list of texts"
+        )
+    if out is not None:
+        check_path(out, "out")
+    if method is not None:
+        check_string(method, "method", "give the name of one method")
+    check_string(by, "by", f"one of {', '.join(UNITS)}")
+    if columns is not None:
+        check_columns(columns)
 
 
 def _score_units(

@@ -14,10 +14,11 @@ holds what a model can do, which is tested when it is opened. Every shortcut can
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -95,6 +96,26 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
 }
 
 
+# id of a model's configuration -> the lock of the models that use it.
+_locks_by_config: dict[int, RLock] = {}
+_locks_guard = Lock()
+
+
+def lock_model(model: Any) -> RLock:
+    """Return the lock that a thread holds while it runs a model.
+
+    A forward sets attributes of the model and the attention implementation in its configuration, so
+    models that share a configuration object share a lock.
+    """
+    config = model.config
+    with _locks_guard:
+        if id(config) not in _locks_by_config:
+            _locks_by_config[id(config)] = RLock()
+            finalizer = weakref.finalize(config, _locks_by_config.pop, id(config), None)
+            finalizer.atexit = False
+        return _locks_by_config[id(config)]
+
+
 class Engine:
     """Scores probes with a model."""
 
@@ -118,7 +139,6 @@ class Engine:
         self.kernels: ModuleSwaps | None = None
         """The layers replaced by CPU kernels; None if the shortcut is off."""
         self.model_state = ModelState.capture(model) if forward_config.restores_state else None
-        self._lock = RLock()  # a forward sets attributes of its model: one thread at a time
         self._searched_last_layer = False
         self.nodes_computed = self.head_rows_computed = 0
         """Tokens and LM-head rows computed so far, from which benchmarks count operations."""
@@ -189,7 +209,7 @@ class Engine:
         """
         probes = list(probes)
         scores = np.zeros(num_texts)
-        with self._lock, torch.inference_mode():
+        with lock_model(self.model), torch.inference_mode():
             if not self.forward_config.whole_rows:
                 causal_probes = [p for p in probes if p.attention == "causal"]
                 scores += self._score_prefixes(causal_probes, num_texts)
@@ -433,17 +453,18 @@ class Engine:
     def _target_logprobs(
         self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
     ) -> Tensor:
-        """Return the log-softmax (k,) of logits (h, vocabulary) at (read_index, target), in fp32.
+        """Return the log-softmax (k,) of logits (h, vocabulary) at (read_index, target), in fp32;
+        in fp64 for a model in fp64.
 
         For WORD_START_TARGET, the probabilities of `word_start_ids` are added up.
         """
         if word_start_ids is None:
-            target_logits = logits[read_index, target].float()
+            target_logits = widen(logits[read_index, target])
         else:
             target_logits = torch.where(
                 target == WORD_START_TARGET,
                 fast_logsumexp(logits[:, word_start_ids])[read_index],
-                logits[read_index, target.clamp(min=0)].float(),
+                widen(logits[read_index, target.clamp(min=0)]),
             )
         return target_logits - fast_logsumexp(logits)[read_index]
 
@@ -531,18 +552,23 @@ def attention_mask_inputs(length: int, attention: Attention) -> dict[str, Tensor
     return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
+def widen(logits: Tensor) -> Tensor:
+    """Return logits in fp32; in fp64 if they are in fp64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def fast_logsumexp(logits: Tensor) -> Tensor:
-    """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32.
+    """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32 or fp64 (`widen`).
 
     The largest logit is not subtracted first, which would take two more passes over memory: e^x
     neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other rows are
     recomputed with `logsumexp`.
     """
-    total = torch.cat([block.float().exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
+    total = torch.cat([widen(block).exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
     in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
     total = total.log()
     if not in_range.all():
-        total[~in_range] = logits[~in_range].float().logsumexp(-1)
+        total[~in_range] = widen(logits[~in_range]).logsumexp(-1)
     return total
 
 

@@ -145,10 +145,13 @@ def _iter_unit_spans(
 
 def stimuli_from_texts(texts: Sequence[str]) -> list[Stimulus]:
     """Return one stimulus per text, with items numbered from 1. Raises DataError if there is no
-    text, or one has characters that no tokenizer accepts."""
+    text, or one is empty or has characters that no tokenizer accepts."""
     if not texts:
-        raise DataError("0 texts", location="texts")
-    return [_whole_text(str(n), text, f"texts[{n - 1}]") for n, text in enumerate(texts, start=1)]
+        raise DataError("0 texts", location="stimuli")
+    for index, text in enumerate(texts):
+        if not text.strip():
+            raise DataError("the text is empty", location=f"stimuli[{index}]", hint="leave it out")
+    return [_whole_text(str(n), text, f"stimuli[{n - 1}]") for n, text in enumerate(texts, start=1)]
 
 
 def _parse_lines(text: str, location: str) -> list[Stimulus]:

@@ -202,3 +202,51 @@ def test_bad_files_end_with_a_message_and_a_code(
         == code
     )
     assert wrong in " ".join(capsys.readouterr().err.split())
+
+
+def test_float64_is_a_dtype_of_the_command(make_checkpoint, stimuli, tmp_path):
+    folder, bits = make_checkpoint("causal"), {}
+    for dtype in ("float32", "float64"):
+        out = tmp_path / f"{dtype}.csv"
+        argv = ["surprisal", "--model", str(folder), "--in", str(stimuli), "--out", str(out)]
+        assert run([*argv, "--dtype", dtype, "--device", "cpu"]) == 0
+        bits[dtype] = [float(row["surprisal_bits"]) for row in table(out)]
+    assert bits["float64"] == pytest.approx(bits["float32"], abs=1e-4)
+    assert bits["float64"] != bits["float32"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+def test_empty_texts_are_refused_by_index(make_checkpoint, text):
+    with pytest.raises(DataError, match=r"stimuli\[1\]: the text is empty"):
+        surprisal(make_checkpoint("causal"), ["the cat", text])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", 'sentence\n" "\n', "in.csv:2: 'sentence' is empty"),
+        ("in.csv", 'region,text\nnp," "\n', "in.csv:2: 'text' is empty"),
+        ("in.jsonl", '{"sentence": ""}\n', "in.jsonl:1: 'sentence' is empty"),
+        ("in.txt", " \n\n", "in.txt: 0 texts"),
+        (
+            "in.json",
+            '{"items": [{"item_number": 1, "conditions": [{"condition_name": "a", "regions": '
+            '[{"region_number": 1, "content": " "}]}]}], "predictions": []}',
+            "in.json: items[0].conditions[0]: the text is empty",
+        ),
+    ],
+)
+def test_empty_texts_of_files_are_refused(
+    make_checkpoint, tmp_path, capsys, name, content, message
+):
+    path = tmp_path / name
+    path.write_text(content)
+    model = str(make_checkpoint("causal"))
+    argv = ["surprisal", "--model", model, "--in", str(path), "--out", str(tmp_path / "out.csv")]
+    assert run(argv) == 3
+    assert message in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_model_object_is_to_be_wrapped():
+    with pytest.raises(UsageError, match=r"hint: wrap a model in memory: Scorer\(model, token"):
+        surprisal(object(), ["the cat"])

@@ -4,6 +4,7 @@ bit.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +15,12 @@ from threading import Barrier
 import pytest
 import torch
 from prediction_rows import predict_rows
+from tiny_models import build_model, train_tokenizer
 
+from antlm_bench import Scorer, surprisal
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
 from antlm_bench.checkpoints.pretrained import silence_transformers
+from antlm_bench.scoring.engine import _locks_by_config, lock_model
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
@@ -74,6 +78,86 @@ def test_one_model_in_two_threads(make_checkpoint: Make, items: list[Item]) -> N
     for kind in ("causal", "masked"):
         checkpoint = open_model(make_checkpoint(kind))
         score_in_threads([checkpoint, checkpoint], items)
+
+
+def call_in_threads(calls: Sequence[Callable[[], list[float]]]) -> None:
+    """Check that calls in threads of their own return what they return one after the other."""
+    expected = [call() for call in calls]
+    start = Barrier(len(calls))
+
+    def repeat(call: Callable[[], list[float]]) -> list[list[float]]:
+        start.wait()
+        return [call() for _ in range(REPEATS)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that a call is interrupted often
+    try:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            results = list(pool.map(repeat, calls))
+    finally:
+        sys.setswitchinterval(interval)
+    for first, repeats in zip(expected, results, strict=True):
+        assert all(scores == first for scores in repeats)
+
+
+def test_scorers_of_one_model_in_memory(sentences: list[str]) -> None:
+    model, tokenizer = build_model("causal", 0).train(), train_tokenizer("causal", True)
+    texts = sentences[:8]
+    first, second = Scorer(model, tokenizer), Scorer(model, tokenizer)
+    call_in_threads(
+        [
+            lambda: first.logprobs(texts).tolist(),
+            lambda: first.logprobs(texts, method="mlm").tolist(),
+            lambda: first.token_logprobs(texts, bos="never").column("token_id"),
+            lambda: second.logprobs(texts).tolist(),
+            lambda: second.compare([(texts[0], texts[1])]).predictions.column("scores"),
+            lambda: Scorer(model, tokenizer).logprobs(texts, method="mlm").tolist(),
+            lambda: [row["surprisal_bits"] for row in surprisal(second, texts).rows],
+        ]
+    )
+    assert all(module.training for module in model.modules())
+
+
+def test_models_with_one_configuration_object_share_a_lock() -> None:
+    model = build_model("causal", 0)
+    other = type(model)(model.config)
+    assert other.config is model.config and lock_model(other) is lock_model(model)
+    assert lock_model(build_model("causal", 0)) is not lock_model(model)
+
+
+def test_the_caller_tokenizes_while_a_model_is_scored(sentences: list[str]) -> None:
+    tokenizer = train_tokenizer("causal", True)
+    scorers = [Scorer(build_model("causal", seed), tokenizer) for seed in (0, 1)]
+    texts = sentences[:16] * 4
+
+    def truncate() -> list[float]:
+        return [float(len(tokenizer(text, truncation=True, max_length=4)[0])) for text in texts]
+
+    call_in_threads(
+        [truncate, *(lambda scorer=scorer: scorer.logprobs(texts).tolist() for scorer in scorers)]
+    )
+
+
+def test_two_models_run_at_the_same_time() -> None:
+    first, second = build_model("causal", 0), build_model("causal", 1)
+    both_hold = Barrier(2, timeout=60)
+
+    def hold(model: torch.nn.Module) -> int:
+        with lock_model(model):
+            return both_hold.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(hold, (first, second))) == [0, 1]
+
+
+def test_a_lock_goes_with_its_model() -> None:
+    model = build_model("causal", 0)
+    assert lock_model(model) is lock_model(model)
+    key = id(model.config)
+    assert key in _locks_by_config
+    del model
+    gc.collect()
+    assert key not in _locks_by_config
 
 
 def test_a_forward_changes_no_module_of_the_library(

@@ -1,0 +1,188 @@
+"""Check the texts, pairs and options that are given to a Scorer or to `surprisal`.
+
+A wrong argument raises UsageError, which names the argument, its type and the fix.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import fields
+from functools import cache
+from numbers import Integral, Real
+from os import PathLike
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from antlm_bench.arguments import describe_argument
+from antlm_bench.declarations import suggest_name
+from antlm_bench.errors import DataError, UsageError
+
+# Annotation of an option -> the classes that it accepts, those of numpy and pathlib included.
+ACCEPTED_CLASSES: dict[type, tuple[type, ...]] = {
+    str: (str, PathLike),
+    int: (Integral,),
+    bool: (Integral, np.bool_),
+    float: (Real,),
+}
+SURROGATE_HINT = "replace it: text.encode('utf-8', 'replace').decode()"
+
+
+def check_string(value: object, location: str, hint: str) -> None:
+    """Raise UsageError if an argument is not a string."""
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{describe_argument(value)} is not a string", location=location, hint=hint
+        )
+
+
+def check_path(value: object, location: str) -> None:
+    """Raise UsageError if an argument cannot be the path of a file or folder."""
+    try:
+        is_path = isinstance(value, str | PathLike) and b"\0" not in os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):  # a path of bytes; half a surrogate pair
+        is_path = False
+    if not is_path or isinstance(os.fspath(value), bytes):  # type: ignore[call-overload]
+        raise UsageError(
+            f"{describe_argument(value)} is not a path",
+            location=location,
+            hint="give a str or Path",
+        )
+
+
+def check_columns(columns: Any) -> None:
+    """Raise UsageError if names of columns are not a mapping of strings to strings."""
+    is_mapping = isinstance(columns, Mapping)
+    if not is_mapping or any(
+        not isinstance(text, str) for pair in columns.items() for text in pair
+    ):
+        raise UsageError(
+            f"{describe_argument(columns)} does not map names of columns to names of columns",
+            location="columns",
+            hint='give a dict, as {"sentence": "text"}',
+        )
+
+
+def check_options(options: object, options_class: type, settings: Mapping[str, object]) -> None:
+    """Raise UsageError if `options` are neither None nor of the dataclass, or a keyword is not one
+    of its fields.
+    """
+    if options is not None and not isinstance(options, options_class):
+        raise UsageError(
+            f"{describe_argument(options)} is not of type {options_class.__name__}",
+            location="options",
+            hint="give options by name, as device='cpu'",
+        )
+    check_option_names(options_class, settings)
+
+
+def check_texts(texts: object, location: str = "texts") -> list[str]:
+    """Return texts as a list.
+
+    texts: an iterable of strings in a fixed order. Raises UsageError for anything else (a single
+    string, a dict, a set, a table), and DataError for half a surrogate pair.
+    """
+    values = _list_elements(texts, location, "texts", "give [text]")
+    return [_check_text(value, f"{location}[{index}]") for index, value in enumerate(values)]
+
+
+def check_pairs(pairs: object, location: str = "pairs") -> list[tuple[str, str]]:
+    """Return pairs of texts as a list. Raises as `check_texts`, also for a pair that is a dict."""
+    checked = []
+    values = _list_elements(pairs, location, "pairs", "give [(good, bad)]")
+    for index, pair in enumerate(values):
+        pair_location = f"{location}[{index}]"
+        is_array = isinstance(pair, np.ndarray) and pair.ndim == 1
+        is_sequence = isinstance(pair, Sequence) and not isinstance(pair, str | bytes)
+        if not (is_array or is_sequence) or len(pair) != 2:
+            raise UsageError(
+                f"{describe_argument(pair)} is not a pair of texts",
+                location=pair_location,
+                hint="give a tuple (good, bad)",
+            )
+        good, bad = (_check_text(text, pair_location) for text in pair)
+        checked.append((good, bad))
+    return checked
+
+
+def _is_iterable(value: object) -> bool:
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0  # arrays may have 0 axes
+
+
+def _list_elements(values: Any, location: str, noun: str, hint: str) -> list[Any]:
+    """Return the elements of a list, or of another iterable with a fixed order."""
+    is_table = hasattr(values, "columns") or isinstance(values, Mapping)  # elements are names
+    is_ordered = _is_iterable(values) and not isinstance(values, Set)
+    is_string = isinstance(values, str | bytes | bytearray)
+    if is_ordered and not is_table and not is_string:
+        return list(values)
+    if is_table and noun == "pairs":
+        hint = "give a list, as list(zip(table['good'], table['bad']))"
+    elif is_table:
+        hint = "give a list, as list(table['text'])"
+    raise UsageError(
+        f"{describe_argument(values)} is not a list of {noun}", location=location, hint=hint
+    )
+
+
+def _check_text(text: object, location: str) -> str:
+    if not isinstance(text, str):
+        raise UsageError(
+            f"{describe_argument(text)} is not a string",
+            location=location,
+            hint="give texts as strings",
+        )
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{reprlib.repr(text)} has half a surrogate pair, which no tokenizer reads",
+            location=location,
+            hint=SURROGATE_HINT,
+        )
+    return text
+
+
+def check_option_names(options_class: Any, settings: Mapping[str, object]) -> None:
+    """Raise UsageError for a keyword that is not a field of the dataclass of options."""
+    names = [field.name for field in fields(options_class)]
+    for name in settings:
+        if name not in names:
+            hint = suggest_name(name, names) or f"one of {', '.join(names)}"
+            raise UsageError("unknown option", location=name, hint=hint)
+
+
+def check_option_types(options: Any) -> None:
+    """Raise UsageError if a field of a dataclass of options has a value of another type.
+
+    `device` is checked where it is resolved, because it may be an object of torch.
+    """
+    options_class: Any = type(options)
+    for name, classes in _field_classes(options_class).items():
+        value = getattr(options, name)
+        accepted = (*classes, *(other for c in classes for other in ACCEPTED_CLASSES.get(c, ())))
+        is_wrong_bool = isinstance(value, bool) and bool not in classes
+        if name == "device":
+            continue
+        if isinstance(value, Integral) and abs(int(value)) > sys.maxsize:
+            raise UsageError("the number is too large", location=name, hint="give a smaller one")
+        if is_wrong_bool or not isinstance(value, accepted):
+            names = ["None" if c is type(None) else c.__name__ for c in classes]
+            raise UsageError(
+                f"{describe_argument(value)} has a wrong type",
+                location=name,
+                hint=f"{name} is {' or '.join(names)}",
+            )
+
+
+@cache
+def _field_classes(options_class: type) -> dict[str, tuple[type, ...]]:
+    """Return name of each field -> the classes in its annotation."""
+    classes = {}
+    for name, annotation in get_type_hints(options_class).items():
+        is_union = isinstance(annotation, UnionType)
+        alternatives = get_args(annotation) if is_union else (annotation,)
+        classes[name] = tuple(get_origin(element) or element for element in alternatives)
+    return classes
