@@ -22,7 +22,7 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
-from antlm_bench.registry import Registry, deferred
+from antlm_bench.registry import RecordType, Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.types import Item, Summary
 
@@ -230,6 +230,21 @@ class TaskType:
     """Declaration -> the facts that `show` prints, in reading order."""
 
 
+def _find_wrong_suite(suite: Any, _: SuiteRequest) -> str:
+    return "" if isinstance(suite, Suite) else f"a {type(suite).__name__}, not a Suite"
+
+
+def _find_wrong_predictions(predictions: Any, request: PredictRequest) -> str:
+    if not isinstance(predictions, list | tuple):
+        return f"a {type(predictions).__name__}, not a list of Predictions"
+    expected, actual = len(request.methods), len(predictions)
+    return "" if actual == expected else f"{actual} Predictions for {expected} methods"
+
+
+def _find_wrong_summary(summary: Any, _: SummarizeRequest) -> str:
+    return "" if isinstance(summary, Summary) else f"a {type(summary).__name__}, not a Summary"
+
+
 _SHIPPED = "antlm_bench.suites.shipped_task_types"
 TASK_TYPES: Registry[TaskType] = Registry(
     "kind of suite",
@@ -245,6 +260,15 @@ TASK_TYPES: Registry[TaskType] = Registry(
         "collection": f"{_SHIPPED}:COLLECTION",
         "acquisition": f"{_SHIPPED}:ACQUISITION",
     },
+    "antlm-bench list task-types",
+    RecordType(
+        TaskType,
+        {
+            "load": _find_wrong_suite,
+            "predict": _find_wrong_predictions,
+            "summarize": _find_wrong_summary,
+        },
+    ),
 )
 
 
