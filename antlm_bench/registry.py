@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import update_wrapper
 from importlib import import_module
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -156,9 +157,10 @@ class Registry(Generic[Record]):
         try:
             record: Record = load_target(target)
         except (Exception, SystemExit) as error:  # a module may call sys.exit
+            is_missing = isinstance(error, ImportError | AttributeError)
+            reason = error if is_missing else _describe_exception(error)
             raise UsageError(
-                f"the {self.noun} {name!r} of the package {package} cannot be "
-                f"imported: {_describe_exception(error)}",
+                f"the {self.noun} {name!r} of the package {package} cannot be imported: {reason}",
                 location=target,
                 hint="reinstall or repair that package",
             ) from error
@@ -182,6 +184,10 @@ class Registry(Generic[Record]):
         if not isinstance(getattr(record, "name", None), str):
             return f"a {type(record).__name__} without a name"
         return ""
+
+    def package_of(self, name: str) -> str:
+        """Return the package that declares a record, "" for one of this process."""
+        return "" if self._targets[name] == "" else self._packages.get(name, "antlm-bench")
 
     def describe(self, name: str) -> str:
         """Return what a message calls a record of another package; "" for one of ours."""
@@ -243,7 +249,7 @@ def _describe_exception(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
-    if frames is None or isinstance(error, ImportError):
+    if frames is None:
         return text
     return f"{text} ({frames.tb_frame.f_code.co_filename}:{frames.tb_lineno})"
 
@@ -298,7 +304,7 @@ def _guard_function(
             _guard_methods(result, plugin)
         return result
 
-    return call
+    return call if isinstance(target, str) else update_wrapper(call, target)
 
 
 def _guard_methods(instance: Any, plugin: str) -> None:

@@ -7,11 +7,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.architectures.records import ARCHITECTURES
-from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
-from antlm_bench.errors import DeclarationError, UsageError, map_collecting_errors
+from antlm_bench.declarations import (
+    catalog,
+    find_declaration,
+    parse_toml,
+    shipped_declaration,
+    suggest_name,
+)
+from antlm_bench.errors import BenchError, DeclarationError, UsageError, map_collecting_errors
+from antlm_bench.metrics import METRICS
 from antlm_bench.scoring.methods import METHODS, get_method
 from antlm_bench.suites import pairs_csv
-from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, read_declaration
+from antlm_bench.suites.sources import describe_files
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    CatalogRow,
+    Facts,
+    read_catalog,
+    read_declaration,
+)
 from antlm_bench.training.flops import compute_model_size, training_flops
 from antlm_bench.training.recipe import (
     EXCLUSIVE_KEYS,
@@ -34,18 +48,28 @@ TOKENS_PER_WORD = 1.4
 def list_catalog(kind: str = "suites") -> list[CatalogRow]:
     """Return a row per name of a kind (a key of CATALOG_LISTINGS), sorted by name.
 
-    Raises DeclarationError, and UsageError for an unknown kind.
+    Invalid declarations of users are left out, see `list_catalog_problems`. Raises DeclarationError
+    for an invalid one of ours, and UsageError for an unknown kind.
     """
     if kind not in CATALOG_LISTINGS:
         raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}")
     return CATALOG_LISTINGS[kind]()
 
 
+def list_catalog_problems(kind: str) -> list[str]:
+    """Return the errors of the users' declarations that `list_catalog` leaves out."""
+    errors: Mapping[str, BenchError] = {}
+    if kind in ("suites", "collections"):
+        _, errors = read_catalog()
+    elif kind == "models":
+        _, errors = _read_recipes()
+    return [f"left out: {name}: {error}" for name, error in errors.items()]
+
+
 def _declaration_rows(listing: str) -> list[CatalogRow]:
     """Return a row per declaration in tasks/ whose task type belongs to a listing."""
     rows = []
-    for name in catalog("tasks"):
-        spec, _ = read_declaration(name)
+    for spec in read_catalog()[0].values():
         task_type = TASK_TYPES[spec.task_type]
         if task_type.listing == listing:
             rows.append(task_type.list_row(spec))
@@ -75,10 +99,23 @@ def count_parameters(recipe: Recipe) -> int:
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
+def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
+    """Return name -> recipe, and name -> error of an invalid recipe of a user."""
+    recipes: dict[str, Recipe] = {}
+    errors: dict[str, BenchError] = {}
+    for name, path in catalog("models").items():
+        try:
+            recipes[name] = read_recipe(name)
+        except BenchError as error:
+            if path == shipped_declaration("models", name):
+                raise
+            errors[name] = error
+    return recipes, errors
+
+
 def _model_rows() -> list[CatalogRow]:
     rows: list[CatalogRow] = []
-    for name in catalog("models"):
-        recipe = read_recipe(name)
+    for name, recipe in _read_recipes()[0].items():
         row: CatalogRow = {
             "model": name,
             "parameters": count_parameters(recipe),
@@ -112,12 +149,39 @@ def _architecture_rows() -> list[CatalogRow]:
     ]
 
 
+def _metric_rows() -> list[CatalogRow]:
+    return [
+        {
+            "metric": metric.name,
+            "what it is": metric.label,
+            "items": metric.item_kind.value,
+            "better": "lower" if metric.lower_is_better else "higher",
+            "package": METRICS.package_of(metric.name),
+        }
+        for metric in METRICS
+    ]
+
+
+def _task_type_rows() -> list[CatalogRow]:
+    return [
+        {
+            "kind of suite": task_type.name,
+            "what it is": task_type.noun,
+            "declared in a TOML": task_type.declaration is not None,
+            "package": TASK_TYPES.package_of(task_type.name),
+        }
+        for task_type in TASK_TYPES
+    ]
+
+
 CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
     "suites": partial(_declaration_rows, "suites"),
     "collections": partial(_declaration_rows, "collections"),
     "models": _model_rows,
     "methods": _method_rows,
     "architectures": _architecture_rows,
+    "metrics": _metric_rows,
+    "task-types": _task_type_rows,
 }
 
 
@@ -154,8 +218,10 @@ def describe_entry(
             "kind": "a file of pairs: score it with --suite, name its columns with --columns",
             "or": "of texts and labels: finetune on it with --suite, score --valid",
         }
-    spec, _ = read_declaration(name)
-    facts = TASK_TYPES[spec.task_type].describe(spec)
+    spec, folder = read_declaration(name)
+    facts = {**TASK_TYPES[spec.task_type].describe(spec)}
+    if "data" in facts and hasattr(spec, "data"):  # a user's files lie beside the TOML
+        facts["data"] = describe_files(spec, folder)
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
 
 

@@ -330,6 +330,18 @@ JSON = OutputFormat("json", write_json)
 LATEX = OutputFormat("latex", write_latex)
 
 
+def list_formats() -> list[dict[str, object]]:
+    """Return a row per output format."""
+    return [
+        {
+            "format": each.name,
+            "what it is": (each.write.__doc__ or "").strip().partition("\n")[0],
+            "package": FORMATS.package_of(each.name),
+        }
+        for each in FORMATS
+    ]
+
+
 def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
     """Print tables on stdout: for terminals one by one, in other formats as parts of one table.
 

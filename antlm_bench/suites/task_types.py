@@ -17,10 +17,11 @@ from antlm_bench.declarations import (
     catalog,
     find_declaration,
     parse_toml,
+    shipped_declaration,
     suggest_name,
     validate_tables,
 )
-from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
 from antlm_bench.registry import RecordType, Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
@@ -283,6 +284,24 @@ def read_declaration_file(path: Path) -> SuiteDeclaration:
     close = suggest_name(kind, kinds) if isinstance(kind, str) else ""
     names = ", ".join(f'"{name}"' for name in kinds)
     raise DeclarationError(message, location=f"{path}: kind", hint=close or f"it is one of {names}")
+
+
+def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:
+    """Read all declarations of the catalog. Return name -> declaration, and name -> error.
+
+    Only declarations of users may be invalid: they do not hide the others. Raises the error of a
+    shipped one.
+    """
+    specs: dict[str, SuiteDeclaration] = {}
+    errors: dict[str, BenchError] = {}
+    for name, path in catalog("tasks").items():
+        try:
+            specs[name] = read_declaration_file(path)
+        except BenchError as error:
+            if path == shipped_declaration("tasks", name):
+                raise
+            errors[name] = error
+    return specs, errors
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
