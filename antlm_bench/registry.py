@@ -81,6 +81,7 @@ class Registry(Generic[Record]):
         """
         self._type = record_type
         self.noun, self.group, self.list_command = noun, group, list_command
+        self._a_noun = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         self._targets = dict(shipped)
         """Name -> "module:attribute"."""
         self._packages: dict[str, str] = {}
@@ -95,8 +96,8 @@ class Registry(Generic[Record]):
         Raises UsageError for an unknown name, for a package that cannot be imported, and for one
         that adds a name which is invalid or exists already.
         """
+        self._scan_installed_packages()  # a clash of names is an error for every record
         if name not in self._records:
-            self._scan_installed_packages()
             if name not in self._targets:
                 raise UsageError(f"unknown {self.noun} {name!r}", hint=self._hint(name))
             self._records[name] = self._load(name)
@@ -118,10 +119,10 @@ class Registry(Generic[Record]):
         another type, and for a name that is invalid or taken.
         """
         if problem := self._find_wrong_type(record) or find_wrong_name(record.name):
-            raise UsageError(f"this is no {self.noun}: {problem}")
+            raise UsageError(f"{self._a_noun} cannot be added: {problem}")
         if record.name in self.names() and self._records.get(record.name) is not record:
             raise UsageError(
-                f"a {self.noun} named {record.name!r} exists already", hint="choose another name"
+                f"{self._a_noun} named {record.name!r} exists already", hint="choose another name"
             )
         self._targets[record.name], self._records[record.name] = "", record
 
@@ -135,12 +136,12 @@ class Registry(Generic[Record]):
             package = entry.dist.name if entry.dist else entry.value
             if problem := find_wrong_name(entry.name):
                 raise UsageError(
-                    f"the package {package} adds a {self.noun} with an invalid name: {problem}",
+                    f"the package {package} adds {self._a_noun} with an invalid name: {problem}",
                     hint=f"rename its entry point in {self.group}, or uninstall it",
                 )
             if entry.name in self._targets or targets.get(entry.name, entry.value) != entry.value:
                 raise UsageError(
-                    f"the package {package} adds a {self.noun} named {entry.name!r}, which exists "
+                    f"the package {package} adds {self._a_noun} named {entry.name!r}, which exists "
                     "already",
                     hint=f"rename its entry point in {self.group}, or uninstall it",
                 )
@@ -171,7 +172,7 @@ class Registry(Generic[Record]):
             raise UsageError(
                 f"the entry point {name!r} of {package} points to {problem}",
                 location=target,
-                hint=f"an entry point of {self.group} must have the name of its record",
+                hint=f"an entry point of {self.group} must point to a record of its name",
             )
         guarded: Record = guard_record(record, self.describe(name), self._type.result_checks)
         return guarded
