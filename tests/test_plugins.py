@@ -100,6 +100,10 @@ def test_a_metric_of_a_package(
     assert "lower is better" in capsys.readouterr().out
     assert run(["report", folders[0], "--csv"]) == 0
     assert f"{means[0]:.6f}"[:7] in capsys.readouterr().out
+    assert run(["report", folders[0]]) == 0  # as the record says: neither percent nor times 100
+    shown = capsys.readouterr().out
+    assert f"{means[0]:.3f} ±" in shown and "Percent" not in shown
+    assert "Brier score (less is better) ± half the 95% interval" in shown
     assert run(["export", folders[0], "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
 
 
@@ -285,7 +289,9 @@ class NoHeadline(ItemMean):
         return None
 
 def make(values, **fields):
-    return MetricSpec("odd", "Odd", item_values=lambda table, settings: values(len(table.gold)), **fields)
+    def item_values(table, settings):
+        return values(len(table.gold))
+    return MetricSpec("odd", "Odd", item_values=item_values, **fields)
 
 SHORT = make(lambda n: np.ones(1))
 FLAT = make(lambda n: np.ones((n, 1)))
@@ -588,6 +594,9 @@ def test_an_output_format_is_one_record_of_a_package(
     assert run(["list", "methods", "--format", "org"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "| method | what it is | attention |"
+    assert run(["list", "formats", "--format", "org"]) == 0
+    row = "| org | Write the rows as an Org-mode table. Notes and legend are left out. | stranger |"
+    assert row in capsys.readouterr().out
     assert "| mntp | one token masked, read one position to its left | full |" in out
     assert run(["list", "--format", "orq"]) == 2
     assert "Did you mean 'org'?" in capsys.readouterr().err
