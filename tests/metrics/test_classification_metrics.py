@@ -309,6 +309,12 @@ def test_collapse_is_named() -> None:
     assert collapse_warnings(from_rows([])) == ()
 
 
+def test_a_perfect_score_on_one_class_is_no_collapse() -> None:
+    assert collapse_warnings(from_rows(make_predictions([1, 1, 1], [1, 1, 1]))) == ()
+    assert collapse_warnings(from_rows(make_predictions([1], [1]))) == ()
+    assert collapse_warnings(from_rows(make_predictions([1], [0])))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=12),
