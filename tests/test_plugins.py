@@ -630,6 +630,18 @@ def test_a_broken_architecture_is_refused_by_name(install: Install, tmp_path: Pa
     assert "compute_size returned a NoneType, not a ModelSize" in message
 
 
+def test_a_missing_layout_class_of_an_architecture_is_refused_by_name(
+    install: Install, make_checkpoint, capsys
+) -> None:
+    code = documented("# wide_record.py").replace(
+        "    config_settings=", '    original_layout="nowhere:Layout",\n    config_settings='
+    )
+    install(code, ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
+    assert run(["doctor", "--model", str(make_checkpoint("causal"))]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert "the architecture 'wide-llama' of the package stranger failed: ModuleNotFound" in message
+
+
 def test_an_exception_of_ours_stays_a_bug(install: Install, monkeypatch, capsys) -> None:
     def fail(table: Table) -> str:
         raise ZeroDivisionError
