@@ -9,6 +9,7 @@
     ├── CheckpointError        3     a model cannot be opened, or returns NaN
     ├── DataError              3     data is missing, damaged, unreadable or incomplete
     ├── RunError               3     a run folder cannot be read or written
+    ├── PluginError            3     code of an installed package fails, or returns a wrong type
     ├── TrainingError          3     a loss is NaN or explodes
     ├── Undecided              4     under --strict: there are too few items for the margin
     ├── IncompleteError        5     some cells failed or are missing
@@ -77,6 +78,10 @@ class DataError(BenchError):
 
 
 class RunError(BenchError):
+    exit_code = 3
+
+
+class PluginError(BenchError):
     exit_code = 3
 
 

@@ -410,6 +410,22 @@ def check_predictions(predictions: Predictions, schema: PredictionSchema, locati
         )
 
 
+def check_ids(predictions: Predictions, item_ids: Sequence[str], location: str) -> None:
+    """Raise DataError, naming `location`, unless there is a row per item, in the same order."""
+    ids = predictions.ids
+    if ids == tuple(item_ids):
+        return
+    if len(ids) != len(item_ids):
+        problem = f"there are {len(ids)} predictions for {len(item_ids)} items"
+    else:
+        pairs = enumerate(zip(ids, item_ids, strict=True), 1)
+        row, (actual, expected) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        problem = f"prediction {row} has the id {actual!r}, item {row} has {expected!r}"
+    raise DataError(
+        problem, location=location, hint="`predict` must return a row per item, in their order"
+    )
+
+
 def find_damage(predictions: Predictions) -> str:
     """Return what is wrong with the cells of a predictions file, "" if nothing is.
 

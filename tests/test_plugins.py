@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prediction_rows import read_rows
+from prediction_rows import PredictionRow, from_rows, read_rows
 
 from antlm_bench import runs
 from antlm_bench.architectures import registration
 from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.cli.app import run
-from antlm_bench.metrics import METRICS
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import METRICS, MetricSettings
+from antlm_bench.metrics.prediction_table import build_table
+from antlm_bench.metrics.summary import load_metric
 from antlm_bench.registry import Registry
-from antlm_bench.reporting.writers import FORMATS
+from antlm_bench.reporting.table import Table
+from antlm_bench.reporting.writers import FORMATS, OutputFormat
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.suites.task_types import TASK_TYPES
@@ -97,6 +101,10 @@ def test_a_metric_of_a_package(
     assert "lower is better" in capsys.readouterr().out
     assert run(["report", folders[0], "--csv"]) == 0
     assert f"{means[0]:.6f}"[:7] in capsys.readouterr().out
+    assert run(["report", folders[0]]) == 0  # as the record says: neither percent nor times 100
+    shown = capsys.readouterr().out
+    assert f"{means[0]:.3f} ±" in shown and "Percent" not in shown
+    assert "Brier score (less is better) ± half the 95% interval" in shown
     assert run(["export", folders[0], "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
 
 
@@ -196,6 +204,239 @@ def test_finetune_sends_such_a_suite_to_score(
     )
 
 
+GAP_KINDS = """
+import pyarrow as pa
+from dataclasses import replace
+from antlm_bench.suites.task_types import SummarizeRequest
+
+def fail(request):
+    raise ZeroDivisionError("in here")
+
+def nothing(request):
+    return None
+
+def change(rows):
+    def predict(request):
+        return [replace(p, table=rows(p.table)) for p in CLOZE.predict(request)]
+    return predict
+
+def rename(table):
+    ids = pa.array(["gaps_0", "other"])
+    return table.set_column(0, "id", ids)
+
+def make(**fields):
+    return replace(CLOZE, **fields)
+
+FEW = make(predict=change(lambda table: table.slice(0, 1)))
+SWAPPED = make(predict=change(lambda table: table.take([1, 0])))
+RENAMED = make(predict=change(rename))
+NO_METHOD = make(predict=lambda request: [])
+NO_PREDICTIONS = make(predict=nothing)
+FAILS_TO_PREDICT = make(predict=fail)
+FAILS_TO_LOAD = make(load=fail)
+NO_SUITE = make(load=nothing)
+FAILS_TO_SUMMARIZE = make(summarize=fail)
+NO_SUMMARY = make(summarize=nothing)
+EXITS = make(load=lambda request: exit(0))
+"""
+KIND = "the kind of suite 'cloze' of the package stranger: "
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ("FEW", "'cloze': there are 1 predictions for 2 items"),
+        ("SWAPPED", "'cloze': prediction 1 has the id 'gaps_1', item 1 has 'gaps_0'"),
+        ("RENAMED", "'cloze': prediction 2 has the id 'other', item 2 has 'gaps_1'"),
+        ("NO_METHOD", KIND + "predict returned 0 Predictions for 1 methods"),
+        ("NO_PREDICTIONS", KIND + "predict returned a NoneType, not a list of Predictions"),
+        ("FAILS_TO_PREDICT", KIND + "predict failed: ZeroDivisionError: in here"),
+        ("FAILS_TO_LOAD", KIND + "load failed: ZeroDivisionError: in here"),
+        ("NO_SUITE", KIND + "load returned a NoneType, not a Suite"),
+        ("FAILS_TO_SUMMARIZE", KIND + "summarize failed: ZeroDivisionError: in here"),
+        ("NO_SUMMARY", KIND + "summarize returned a NoneType, not a Summary"),
+        ("EXITS", KIND + "load failed: SystemExit: 0"),
+    ],
+)
+def test_a_broken_kind_of_suite_is_refused_by_name(
+    install: Install, suites_folder: Path, make_checkpoint, tmp_path: Path, capsys, record, problem
+) -> None:
+    install(documented("# cloze.py") + GAP_KINDS, TASK_TYPES, f"cloze = stranger:{record}")
+    (suites_folder / "gaps.toml").write_text(documented("# tasks/gaps.toml"))
+    command = ["score", "--model", str(make_checkpoint("causal")), "--suite", "gaps"]
+    assert run([*command, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 3
+    assert problem in " ".join(capsys.readouterr().err.split())
+
+
+# ---- metrics
+
+
+METRIC_MAKER = """
+import numpy as np
+from antlm_bench.metrics import MetricSpec
+from antlm_bench.metrics.item_mean import ItemMean
+
+def fail(table, settings):
+    raise IndexError("in here")
+
+class Short(ItemMean):
+    def per_item(self, table):
+        return np.ones(1)
+
+class Fails(ItemMean):
+    def headline(self, table, macro):
+        raise IndexError("in here")
+
+class NoHeadline(ItemMean):
+    def headline(self, table, macro):
+        return None
+
+def make(values, **fields):
+    def item_values(table, settings):
+        return values(len(table.gold))
+    return MetricSpec("odd", "Odd", item_values=item_values, **fields)
+
+SHORT = make(lambda n: np.ones(1))
+FLAT = make(lambda n: np.ones((n, 1)))
+NONE = make(lambda n: None)
+TEXTS = make(lambda n: ["a"] * n)
+INFINITE = make(lambda n: np.full(n, -np.inf))
+OUTSIDE = make(lambda n: np.linspace(0, 2, n), value_range=(0.0, 1.0))
+FAILING = MetricSpec("odd", "Odd", item_values=fail)
+BY_PATH = MetricSpec("odd", "Odd", item_values="stranger:fail")
+MISSING = MetricSpec("odd", "Odd", item_values="stranger:nowhere")
+SHORT_CLASS = make(np.ones, aggregation=Short)
+FAILING_CLASS = make(np.ones, aggregation="stranger:Fails")
+NO_HEADLINE = make(np.ones, aggregation=NoHeadline)
+"""
+METRIC = "the metric 'odd' of the package stranger: "
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ("SHORT", "the values of the items have the shape (1,), not (2,)"),
+        ("FLAT", "the values of the items have the shape (2, 1), not (2,)"),
+        ("NONE", "the values of the items are a NoneType of type object"),
+        ("TEXTS", "the values of the items are a list of type <U1"),
+        ("INFINITE", "the values of the items are -inf for the item animals_0"),
+        ("OUTSIDE", "item animals_1 is 2, outside the metric's value_range 0 to 1"),
+        ("FAILING", "item_values failed: IndexError: in here"),
+        ("BY_PATH", "item_values failed: IndexError: in here"),
+        ("MISSING", "item_values failed: AttributeError"),
+        ("FAILING_CLASS", "aggregation.headline failed: IndexError: in here"),
+        ("NO_HEADLINE", "failed: AttributeError"),
+    ],
+)
+def test_a_broken_metric_is_refused_by_name(
+    install: Install, suites_folder: Path, make_checkpoint, tmp_path: Path, capsys, record, problem
+) -> None:
+    install(METRIC_MAKER, METRICS, f"odd = stranger:{record}")
+    toml = animals_scored_by("odd").replace('groups = ["animal"]', "").replace("macro =", "# ")
+    (suites_folder / "animals.toml").write_text(toml)
+    (suites_folder / "animals.jsonl").write_text(documented('{"good"'))
+    command = ["score", "--model", str(make_checkpoint("causal")), "--suite", "animals"]
+    assert run([*command, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert problem in message and METRIC[:-2] in message
+
+
+def test_an_aggregation_returns_a_value_per_item(install: Install) -> None:
+    install(METRIC_MAKER, METRICS, "odd = stranger:SHORT_CLASS")
+    metric = load_metric("odd", MetricSettings())
+    table = build_table(
+        from_rows([PredictionRow(str(n), 0, 0, (1.0, 0.0), (1, 1), (1, 1)) for n in range(3)]),
+        set(),
+    )
+    with pytest.raises(DataError, match=r"'odd'.*the shape \(1,\), not \(3,\)"):
+        metric.per_item(table)
+
+
+# ---- names and types of records
+
+
+@pytest.mark.parametrize("name", ["a,b", "a b", "all", "auto", "-x", "a/b", ""])
+def test_a_record_needs_a_name_that_an_option_can_hold(name: str) -> None:
+    with pytest.raises(UsageError, match="an output format cannot be added"):
+        FORMATS.add(OutputFormat(name, str))
+
+
+@pytest.mark.parametrize(
+    ("code", "registry", "entry", "command", "problem"),
+    [
+        ("", METHODS, "a,b = stranger:X", "methods", "a method with an invalid name: 'a,b'"),
+        ("", METRICS, "all = stranger:X", "metrics", "'all' has a meaning of its own"),
+        ("", FORMATS, "csv = stranger:X", "methods", "adds an output format named 'csv', which"),
+        (
+            "",
+            METRICS,
+            "accuracy = stranger:X",
+            "metrics",
+            "a metric named 'accuracy', which exists",
+        ),
+        ("X = {'name': 'x'}", METHODS, "x = stranger:X", "methods", "to a dict, not a Method"),
+        ("exit(0)", METHODS, "x = stranger:X", "methods", "cannot be imported: SystemExit: 0"),
+        ("1 / 0", METHODS, "x = stranger:X", "methods", "imported: ZeroDivisionError"),
+        ("def:", METHODS, "x = stranger:X", "methods", "imported: SyntaxError"),
+    ],
+)
+def test_a_wrong_entry_point_is_refused_with_its_package(
+    install: Install, capsys, code: str, registry: Registry[Any], entry: str, command, problem: str
+) -> None:
+    install(code, registry, entry)
+    assert run(["list", command, "--csv"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert problem in message and "stranger" in message
+
+
+def test_a_clash_of_metrics_is_an_error_where_a_shipped_one_is_used(install: Install) -> None:
+    install("", METRICS, "accuracy = stranger:X")
+    with pytest.raises(UsageError, match="a metric named 'accuracy', which exists already"):
+        METRICS["spearman"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("metrics", "brier,Brier score (less is better),"),
+        ("task-types", "suite,a suite that is scored,true,antlm-bench"),
+        ("formats", "markdown,"),
+    ],
+)
+def test_list_shows_the_records_of_every_registry(install: Install, capsys, kind, row) -> None:
+    install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
+    assert run(["list", kind, "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(",package") and any(line.startswith(row) for line in lines)
+
+
+# ---- suites of users in `list` and `show`
+
+
+def test_an_invalid_toml_does_not_hide_the_others(suites_folder: Path, capsys) -> None:
+    (suites_folder / "animals.toml").write_text(documented("# tasks/animals.toml"))
+    (suites_folder / "broken.toml").write_text(animals_scored_by("nothing"))
+    recipes = suites_folder.parent / "models"
+    recipes.mkdir()
+    (recipes / "odd.toml").write_text("colour = 1")
+    for kind, row, problem in [
+        ("suites", "animals,", "left out: broken: "),
+        ("models", "ltg-bert", "left out: odd: "),
+    ]:
+        assert run(["list", kind, "--csv"]) == 0
+        captured = capsys.readouterr()
+        assert row in captured.out and problem in " ".join([*captured.err.split(), ""])
+    assert run(["data", "list"]) == 0
+    assert "animals" in capsys.readouterr().out
+
+
+def test_show_finds_the_files_beside_a_toml_of_a_user(suites_folder: Path, capsys) -> None:
+    (suites_folder / "animals.toml").write_text(documented("# tasks/animals.toml"))
+    (suites_folder / "animals.jsonl").write_text(documented('{"good"'))
+    assert run(["show", "animals"]) == 0
+    assert "1 of 1 files here" in capsys.readouterr().out
+
+
 # ---- scoring methods and architectures
 
 
@@ -243,6 +484,54 @@ def two_hidden(folder: Path, text: str) -> float:
         with torch.no_grad():
             total += model(input_ids=row).logits[0, at].log_softmax(-1)[ids[at]].item()
     return total
+
+
+PROBE_FUNCTIONS = """
+from antlm_bench.scoring.methods import Method
+from antlm_bench.scoring.probes import mlm
+
+def fail(encoded, mask_id):
+    raise ZeroDivisionError("in here")
+
+def nothing(encoded, mask_id):
+    return None
+
+def read_far(encoded, mask_id):
+    probes = mlm(encoded, mask_id)
+    probes.position[:] = 9999
+    return probes
+
+def no_rows(encoded, mask_id):
+    probes = mlm(encoded, mask_id)
+    return replace(probes, ids=probes.ids[:0])
+
+def invent(encoded, mask_id):
+    probes = mlm(encoded, mask_id)
+    probes.ids[:] = 10**6
+    return probes
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("fail", "'odd' of the package stranger: parts failed: ZeroDivisionError: in here"),
+        ("nothing", "'odd' of the package stranger: parts returned a NoneType, not Probes"),
+        ("read_far", "parts returned Probes with a position of 9999"),
+        ("no_rows", "parts returned Probes with a row of 0"),
+        ("invent", "a scoring method reads the token id 1000000, but the model has the ids 0 to"),
+    ],
+)
+def test_a_broken_probe_function_is_refused_by_name(
+    install: Install, make_checkpoint, pairs: Path, tmp_path: Path, capsys, function, problem
+) -> None:
+    record = f"ODD = Method('odd', 'x', parts=(('full', {function}),), needs_mask=True)"
+    code = "from dataclasses import replace" + PROBE_FUNCTIONS + record
+    install(code, METHODS, "odd = stranger:ODD")
+    command = ["score", "--model", str(make_checkpoint("masked")), "--suite", str(pairs)]
+    command += ["--method", "odd", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert run(command) == 3
+    assert problem in " ".join(capsys.readouterr().err.split())
 
 
 WIDE_RECIPE = """
@@ -310,6 +599,57 @@ def test_an_output_format_is_one_record_of_a_package(
     assert run(["list", "methods", "--format", "org"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "| method | what it is | attention |"
+    assert run(["list", "formats", "--format", "org"]) == 0
+    row = "| org | Write the rows as an Org-mode table. Notes and legend are left out. | stranger |"
+    assert row in capsys.readouterr().out
     assert "| mntp | one token masked, read one position to its left | full |" in out
     assert run(["list", "--format", "orq"]) == 2
     assert "Did you mean 'org'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("writer", "problem"),
+    [
+        ("lambda table: 1 / 0", "failed: ZeroDivisionError"),
+        ("lambda table: None", "returned a NoneType, not a str"),
+        ("lambda table: b'x'", "returned a bytes, not a str"),
+        ("lambda table: chr(0xD800)", "returned text that is not valid Unicode"),
+    ],
+)
+def test_a_broken_writer_is_refused_by_name(install: Install, capsys, writer, problem) -> None:
+    code = (
+        f"from antlm_bench.reporting.writers import OutputFormat\nX = OutputFormat('odd', {writer})"
+    )
+    install(code, FORMATS, "odd = stranger:X")
+    assert run(["list", "methods", "--format", "odd"]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"the output format 'odd' of the package stranger: write {problem}" in message
+
+
+def test_a_broken_architecture_is_refused_by_name(install: Install, tmp_path: Path, capsys) -> None:
+    code = documented("# wide_record.py").replace("LLAMA.compute_size,", "lambda *_: None,")
+    install(code, ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
+    (tmp_path / "wide.toml").write_text(WIDE_RECIPE)
+    assert run(["show", "models", str(tmp_path / "wide.toml")]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert "compute_size returned a NoneType, not a ModelSize" in message
+
+
+def test_a_missing_layout_class_of_an_architecture_is_refused_by_name(
+    install: Install, make_checkpoint, capsys
+) -> None:
+    code = documented("# wide_record.py").replace(
+        "    config_settings=", '    original_layout="nowhere:Layout",\n    config_settings='
+    )
+    install(code, ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
+    assert run(["doctor", "--model", str(make_checkpoint("causal"))]) == 3
+    message = " ".join(capsys.readouterr().err.split())
+    assert "the architecture 'wide-llama' of the package stranger failed: ModuleNotFound" in message
+
+
+def test_an_exception_of_ours_stays_a_bug(install: Install, monkeypatch, capsys) -> None:
+    def fail(table: Table) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(FORMATS._records, "markdown", OutputFormat("markdown", fail))
+    assert run(["list", "methods", "--markdown"]) == 70

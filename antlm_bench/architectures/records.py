@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from antlm_bench.registry import Registry, load_target
+from antlm_bench.registry import RecordType, Registry, load_target, naming_plugin
 
 SHIPPED = {
     "llama": "antlm_bench.architectures.shipped:LLAMA",
@@ -117,7 +117,8 @@ class Architecture:
 
     def load_class(self, auto: str) -> Any:
         """Import the class that an Auto class opens."""
-        return load_target(self.classes[auto])
+        with naming_plugin(ARCHITECTURES.describe(self.name)):
+            return load_target(self.classes[auto])
 
     def load_model_class(self, masked: bool) -> Any:
         """Import the class to train. For an architecture of transformers it is the causal LM, which
@@ -127,8 +128,23 @@ class Architecture:
         return self.load_class("AutoModelForMaskedLM" if masked_class else "AutoModelForCausalLM")
 
 
+def _find_wrong_settings(settings: Any, _: ModelShape) -> str:
+    return "" if isinstance(settings, Mapping) else f"a {type(settings).__name__}, not a dict"
+
+
+def _find_wrong_size(size: Any, *_: Any) -> str:
+    return "" if isinstance(size, ModelSize) else f"a {type(size).__name__}, not a ModelSize"
+
+
 ARCHITECTURES: Registry[Architecture] = Registry(
-    "architecture", "antlm_bench.architectures", SHIPPED, "antlm-bench list architectures"
+    "architecture",
+    "antlm_bench.architectures",
+    SHIPPED,
+    "antlm-bench list architectures",
+    RecordType(
+        Architecture,
+        {"config_settings": _find_wrong_settings, "compute_size": _find_wrong_size},
+    ),
 )
 
 

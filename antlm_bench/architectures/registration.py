@@ -20,7 +20,7 @@ from typing import Any
 
 from antlm_bench.architectures.records import ARCHITECTURES, find_architecture
 from antlm_bench.errors import CheckpointError
-from antlm_bench.registry import load_target
+from antlm_bench.registry import naming_plugin
 
 TRAINING_KEY = "antlm_bench"  # key of config.json under which `train` describes the training
 AUTO_MODULE = "transformers.models.auto.configuration_auto"
@@ -44,11 +44,12 @@ def register_architectures() -> None:
     import transformers
 
     for architecture in ARCHITECTURES:
-        models = {auto: load_target(target) for auto, target in architecture.custom_classes.items()}
-        if config := models.pop("AutoConfig", None):
-            transformers.AutoConfig.register(architecture.model_type, config, exist_ok=True)
-        for auto, model in models.items():
-            getattr(transformers, auto).register(model.config_class, model, exist_ok=True)
+        models = {auto: architecture.load_class(auto) for auto in architecture.custom_classes}
+        with naming_plugin(ARCHITECTURES.describe(architecture.name)):
+            if config := models.pop("AutoConfig", None):
+                transformers.AutoConfig.register(architecture.model_type, config, exist_ok=True)
+            for auto, model in models.items():
+                getattr(transformers, auto).register(model.config_class, model, exist_ok=True)
 
 
 def add_remote_code(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from antlm_bench.architectures.records import ARCHITECTURES, Architecture
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.registry import load_target
+from antlm_bench.registry import load_target, naming_plugin
 from antlm_bench.weight_files import WeightSet, select_weights
 
 LAYOUT_OPTION = "--original-layout"
@@ -179,7 +179,9 @@ def detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint | 
 def _list_families() -> Iterator[tuple[Architecture, type[OriginalCheckpoint]]]:
     for architecture in ARCHITECTURES:
         if architecture.original_layout:
-            yield architecture, load_target(architecture.original_layout)
+            with naming_plugin(ARCHITECTURES.describe(architecture.name)):
+                family = load_target(architecture.original_layout)
+            yield architecture, family
 
 
 def _detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint | None:
@@ -190,19 +192,20 @@ def _detect_original(folder: Path, options: OpenOptions) -> OriginalCheckpoint |
     if options.trust_remote_code or not isinstance(settings, dict):
         return None
     model_type = settings.get("model_type")
-    families = [
-        (architecture, family)
-        for architecture, family in _list_families()
-        if family.accepts_config(settings)
-    ]
+    families = []
+    for architecture, family in _list_families():
+        with naming_plugin(ARCHITECTURES.describe(architecture.name)):
+            if family.accepts_config(settings):
+                families.append((architecture, family))
     if not families or model_type in {architecture.model_type for architecture, _ in families}:
         return None
     shapes = _read_shapes(folder, options)
     for architecture, family in families:
-        if family.matches_weights(shapes):
-            original = family(architecture, folder, settings, shapes, options)
-            _check_class_names(original)
-            return original
+        with naming_plugin(ARCHITECTURES.describe(architecture.name)):
+            if family.matches_weights(shapes):
+                original = family(architecture, folder, settings, shapes, options)
+                _check_class_names(original)
+                return original
     return None
 
 

@@ -31,21 +31,38 @@ SuitesArgument = Annotated[
 @with_table_format()
 def list_command(
     kind: Annotated[
-        Literal["suites", "collections", "models", "methods", "architectures"],
+        Literal[
+            "suites",
+            "collections",
+            "models",
+            "methods",
+            "architectures",
+            "metrics",
+            "task-types",
+            "formats",
+        ],
         typer.Argument(
             metavar="KIND",
-            help="suites, collections, models (training recipes), methods or architectures.",
+            help="suites, collections, models (training recipes), methods, architectures, metrics, "
+            "task-types (kinds of suites) or formats (of output).",
         ),
     ] = "suites",
     *,
     table_format: str,
 ) -> None:
-    """List suites, collections, training recipes, scoring methods or architectures."""
-    from antlm_bench.commands.catalog import list_catalog
-    from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
+    """List suites, collections, training recipes, or records such as methods and metrics.
 
-    print_table(build_records_table(list_catalog(kind), empty=f"no {kind} yet"), table_format)
+    Records of installed packages are listed with ours.
+    """
+    from antlm_bench.commands.catalog import list_catalog, list_catalog_problems
+    from antlm_bench.console import print_warning
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import list_formats, print_table
+
+    rows = list_formats() if kind == "formats" else list_catalog(kind)
+    print_table(build_records_table(rows, empty=f"no {kind} yet"), table_format)
+    for problem in list_catalog_problems(kind):
+        print_warning(problem)
 
 
 @with_table_format()

@@ -293,7 +293,12 @@ def _add_options(
 
 
 def _choose_format(values: OptionValues) -> str:
-    """Return the one format that was given, else "table". Raises UsageError for several."""
+    """Return the one format that was given, else "table".
+
+    Raises UsageError for several, and for one that does not exist, before the command computes.
+    """
+    from antlm_bench.reporting.writers import FORMATS
+
     flags_by_format = {}
     if long_form := values.get("format_format"):
         flags_by_format[long_form] = f"--format {long_form}"
@@ -305,4 +310,4 @@ def _choose_format(values: OptionValues) -> str:
         raise UsageError(
             f"{first} and {second} exclude each other", hint="each prints the same rows"
         )
-    return next(iter(flags_by_format), "table")
+    return FORMATS[next(iter(flags_by_format), "table")].name

@@ -7,11 +7,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.architectures.records import ARCHITECTURES
-from antlm_bench.declarations import find_declaration, list_declarations, parse_toml, suggest_name
-from antlm_bench.errors import DeclarationError, UsageError, map_collecting_errors
+from antlm_bench.declarations import (
+    find_declaration,
+    list_declarations,
+    parse_toml,
+    shipped_declaration,
+    suggest_name,
+)
+from antlm_bench.errors import BenchError, DeclarationError, UsageError, map_collecting_errors
+from antlm_bench.metrics import METRICS
 from antlm_bench.scoring.methods import METHODS, get_method
 from antlm_bench.suites import pairs_csv
-from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, read_declaration
+from antlm_bench.suites.sources import describe_files
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    CatalogRow,
+    Facts,
+    read_catalog,
+    read_declaration,
+)
 from antlm_bench.training.flops import compute_model_size, training_flops
 from antlm_bench.training.recipe import (
     EXCLUSIVE_KEYS,
@@ -34,7 +48,9 @@ TOKENS_PER_WORD = 1.4
 def list_catalog(listing: str = "suites") -> list[CatalogRow]:
     """Return the rows of the table `antlm-bench list LISTING`, sorted by name.
 
-    listing: a key of CATALOG_LISTINGS. Raises DeclarationError, and UsageError for another listing.
+    listing: a key of CATALOG_LISTINGS. Invalid declarations of users are left out, see
+    `list_catalog_problems`. Raises DeclarationError for an invalid one of ours, and UsageError for
+    another listing.
     """
     if listing not in CATALOG_LISTINGS:
         raise UsageError(
@@ -43,11 +59,20 @@ def list_catalog(listing: str = "suites") -> list[CatalogRow]:
     return CATALOG_LISTINGS[listing]()
 
 
+def list_catalog_problems(listing: str) -> list[str]:
+    """Return the errors of the users' declarations that `list_catalog` leaves out."""
+    errors: Mapping[str, BenchError] = {}
+    if listing in ("suites", "collections"):
+        _, errors = read_catalog()
+    elif listing == "models":
+        _, errors = _read_recipes()
+    return [f"left out: {name}: {error}" for name, error in errors.items()]
+
+
 def _list_suites(listing: str) -> list[CatalogRow]:
     """Return the rows of `list suites` or `list collections`, one per declaration in tasks/."""
     rows = []
-    for name in list_declarations("tasks"):
-        spec, _ = read_declaration(name)
+    for spec in read_catalog()[0].values():
         task_type = TASK_TYPES[spec.task_type]
         if task_type.listing == listing:
             rows.append(task_type.list_row(spec))
@@ -82,10 +107,23 @@ def count_parameters(recipe: Recipe) -> int:
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
+def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
+    """Return name -> recipe, and name -> error of an invalid recipe of a user."""
+    recipes: dict[str, Recipe] = {}
+    errors: dict[str, BenchError] = {}
+    for name, path in list_declarations("models").items():
+        try:
+            recipes[name] = read_recipe(name)
+        except BenchError as error:
+            if path == shipped_declaration("models", name):
+                raise
+            errors[name] = error
+    return recipes, errors
+
+
 def _list_recipes() -> list[CatalogRow]:
     rows: list[CatalogRow] = []
-    for name in list_declarations("models"):
-        recipe = read_recipe(name)
+    for name, recipe in _read_recipes()[0].items():
         row: CatalogRow = {
             "model": name,
             "parameters": count_parameters(recipe),
@@ -119,12 +157,39 @@ def _list_architectures() -> list[CatalogRow]:
     ]
 
 
+def _list_metrics() -> list[CatalogRow]:
+    return [
+        {
+            "metric": metric.name,
+            "what it is": metric.label,
+            "items": metric.item_kind.value,
+            "better": "lower" if metric.lower_is_better else "higher",
+            "package": METRICS.package_of(metric.name),
+        }
+        for metric in METRICS
+    ]
+
+
+def _list_task_types() -> list[CatalogRow]:
+    return [
+        {
+            "kind of suite": task_type.name,
+            "what it is": task_type.noun,
+            "declared in a TOML": task_type.declaration is not None,
+            "package": TASK_TYPES.package_of(task_type.name),
+        }
+        for task_type in TASK_TYPES
+    ]
+
+
 CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
     "suites": partial(_list_suites, "suites"),
     "collections": partial(_list_suites, "collections"),
     "models": _list_recipes,
     "methods": _list_methods,
     "architectures": _list_architectures,
+    "metrics": _list_metrics,
+    "task-types": _list_task_types,
 }
 """Argument of `list` -> its rows. "models" are training recipes, after their folder models/."""
 
@@ -168,8 +233,10 @@ def describe_entry(
             "or": "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
             "--valid FILE",
         }
-    spec, _ = read_declaration(name)
-    facts = TASK_TYPES[spec.task_type].describe(spec)
+    spec, folder = read_declaration(name)
+    facts = {**TASK_TYPES[spec.task_type].describe(spec)}
+    if "data" in facts and hasattr(spec, "data"):  # a user's files lie beside the TOML
+        facts["data"] = describe_files(spec, folder)
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
 
 

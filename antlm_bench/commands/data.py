@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import DataError, IncompleteError, UsageError, map_collecting_errors
 from antlm_bench.suites import sources
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.sources import SuiteWithData
-from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, read_declaration
+from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, read_catalog, read_declaration
 
 OK_STATES = ("here", "verified", "complete")
 """States of a file (sources.FileStatus) that are no problem."""
@@ -94,7 +93,7 @@ def list_data_dirs() -> list[CatalogRow]:
 
 def _single_suite_names() -> list[str]:
     """Return the names of the catalog's suites, without collections of suites."""
-    specs = {name: read_declaration(name)[0] for name in list_declarations("tasks")}
+    specs, _ = read_catalog()
     return [
         name for name, spec in specs.items() if not TASK_TYPES[spec.task_type].members(spec, "")
     ]

@@ -29,7 +29,7 @@ from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
-from antlm_bench.predictions import Predictions, check_predictions, concat_predictions
+from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
 from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.scoring import multiple_choice
@@ -373,12 +373,17 @@ class _PendingCells:
     conventions: ScoringConventions
     chunks: Sequence[Sequence[Item]]
 
-    def check_columns(self, predictions: Predictions, method_name: str) -> None:
-        """Raise DataError for predictions without the columns that the task type declares."""
+    def check_predictions(
+        self, predictions: Predictions, method_name: str, items: Sequence[Item]
+    ) -> None:
+        """Raise DataError for predictions without the columns that the task type declares, or
+        without a row for each item, in the order of the items.
+        """
+        location = f"{self.suite.name}.{method_name}, predicted by {self.task_type.name!r}"
         schema = self.task_type.prediction_schema
         if schema is not None:
-            location = f"{self.suite.name}.{method_name}, predicted by {self.task_type.name!r}"
             check_predictions(predictions, schema, location)
+        check_ids(predictions, [item.id for item in items], location)
 
 
 def _predict_chunks(
@@ -421,7 +426,7 @@ def _predict_chunks(
             )
             computed = pending.task_type.predict(request)
             for name, batch in zip(pending.method_names, computed, strict=True):
-                pending.check_columns(batch, name)
+                pending.check_predictions(batch, name, chunk)
                 writer.save_chunk(pending.suite.name, name, pending.keys[name], number, batch)
                 stored[name] = batch
         for name, predictions in stored.items():

@@ -452,6 +452,8 @@ def collapse_warnings(predictions: Predictions, metric: str) -> tuple[str, ...]:
     if not len(predictions):
         return ()
     pred, gold = predictions.pred, predictions.gold
+    if len(np.unique(gold)) == 1 and (pred == gold).all():
+        return ()  # no answer could be better than the majority class
     if len(pred) > 1 and len(np.unique(pred)) == 1:
         return ("constant prediction",)
     spec, compute_many = METRICS[metric], load_confusion_metric(metric).compute_many

@@ -19,7 +19,14 @@ from antlm_bench import statistics
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.records import MetricSpec
-from antlm_bench.metrics.summary import Headline, Metric, MetricSettings, rounded_estimate
+from antlm_bench.metrics.summary import (
+    Headline,
+    Metric,
+    MetricSettings,
+    check_item_values,
+    check_value_range,
+    rounded_estimate,
+)
 from antlm_bench.registry import load_target
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -37,8 +44,10 @@ class ItemMean(Metric):
 
     def per_item(self, table: PredictionTable) -> Floats:
         """Return the value (n,) of each item, nan where it has none."""
-        values = np.asarray(self._item_values(table, self.settings), float)
-        return np.where(table.get_flag("too-long"), np.nan, values)
+        values = check_item_values(self._item_values(table, self.settings), table, self.spec)
+        values[table.get_flag("too-long")] = np.nan
+        check_value_range(values, table, self.spec)
+        return values
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         values = self.per_item(table)

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
-from antlm_bench.registry import Registry
+from antlm_bench.registry import RecordType, Registry
 
 Target = str | Callable[..., Any]
 """A function or class, or its import path "module:attribute"."""
@@ -106,6 +106,8 @@ class MetricSpec:
     """Words that follow a headline without groups. "" = none."""
     scale: int = 1
     """Factor from the stored value to the written one: 100 for percent."""
+    report_scale: int | None = None
+    """Factor in a report of many suites: 100 for a correlation beside percent. None = `scale`."""
     decimals: int = 3
     difference_unit: str = ""
     """Unit of a difference: "points"."""
@@ -122,7 +124,7 @@ class MetricSpec:
     # ---- what a score means
     lower_is_better: bool = False
     value_range: tuple[float, float] = (-math.inf, math.inf)
-    """Lowest and highest possible value. A report writes bounded metrics times 100."""
+    """Lowest and highest possible value of an item and of a score."""
     trivial_baseline: str = ""
     """Baseline without any knowledge: "chance" (1 / number of options), "majority" (the most
     frequent class). "" = none."""
@@ -135,8 +137,9 @@ class MetricSpec:
     aggregation: Target | None = "antlm_bench.metrics.item_mean:ItemMean"
     """(MetricSpec, MetricSettings) -> `summary.Metric`. None = the score needs more than one
     suite's predictions: a command computes it, and `summarize` raises an error."""
-    confusion: Target | None = None
-    """The `classification.ConfusionMetric` of a metric of classified texts, else None."""
+    confusion: str | Any | None = None
+    """The `classification.ConfusionMetric` of a metric of classified texts, or its import path;
+    else None."""
     num_classes: int | None = None
     """Number of classes for which the metric is defined. None = any."""
     averages_groups: bool = True
@@ -168,13 +171,18 @@ class MetricSpec:
     def is_bounded(self) -> bool:
         return all(map(math.isfinite, self.value_range))
 
+    @property
+    def is_percent_in_reports(self) -> bool:
+        """Whether a report of many suites writes a value times 100."""
+        return (self.report_scale or self.scale) == 100
+
     def format(self, value: float) -> str:
         """Return a value as it is written in tables."""
         return f"{self.scale * value:.{self.decimals}f}"
 
     def format_beside_percent(self, value: float) -> str:
-        """Return a value as a report of many suites writes it: bounded metrics times 100."""
-        return f"{100 * value:.1f}" if self.is_bounded else self.format(value)
+        """Return a value as a report of many suites writes it."""
+        return f"{100 * value:.1f}" if self.is_percent_in_reports else self.format(value)
 
 
 PERCENT: dict[str, Any] = {
@@ -185,6 +193,7 @@ PERCENT: dict[str, Any] = {
     "value_range": (0.0, 1.0),
 }
 CORRELATION: dict[str, Any] = {
+    "report_scale": 100,
     "decimals": 2,
     "headline_basis": "",
     "difference_title": "difference of correlations",
@@ -370,6 +379,8 @@ METRICS: Registry[MetricSpec] = Registry(
             "bits-per-byte",
         )
     },
+    "antlm-bench list metrics",
+    RecordType(MetricSpec),
 )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, parent_names
 from antlm_bench.metrics.records import (
     CLASS_REDUCTION,
@@ -24,7 +24,7 @@ from antlm_bench.metrics.records import (
     MetricSpec,
     Target,
 )
-from antlm_bench.registry import load_target
+from antlm_bench.registry import load_target, naming_plugin
 from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Summary
 
 if TYPE_CHECKING:
@@ -136,19 +136,20 @@ def summarize(
     if loaded.spec.fixed_macro is not None:
         macro, groups = loaded.spec.fixed_macro, ()
     table = build_table(predictions, {*macro, *groups}, reduction)
-    headline = loaded.headline(table, macro)
-    group_estimates = []
-    for parent_level, level in zip((None, *groups), groups, strict=False):
-        codes, names = table.levels[level]
-        parents = parent_names(table, parent_level, codes, len(names))
-        estimates = loaded.by_group(table, codes, names)
-        group_estimates += [
-            Group(level, name, estimate, parent)
-            for name, estimate, parent in zip(names, estimates, parents, strict=True)
-        ]
-    closing_notes = loaded.closing_notes(
-        {suite: headline.estimate, **{group.name: group.estimate for group in group_estimates}}
-    )
+    with naming_plugin(METRICS.describe(metric)):
+        headline = loaded.headline(table, macro)
+        group_estimates = []
+        for parent_level, level in zip((None, *groups), groups, strict=False):
+            codes, names = table.levels[level]
+            parents = parent_names(table, parent_level, codes, len(names))
+            estimates = loaded.by_group(table, codes, names)
+            group_estimates += [
+                Group(level, name, estimate, parent)
+                for name, estimate, parent in zip(names, estimates, parents, strict=True)
+            ]
+        closing_notes = loaded.closing_notes(
+            {suite: headline.estimate, **{group.name: group.estimate for group in group_estimates}}
+        )
     return Summary(
         suite,
         method,
@@ -184,7 +185,62 @@ def load_metric(name: str, settings: MetricSettings) -> Metric:
             hint="its own command computes it: antlm-bench score, or antlm-bench acquisition",
         )
     loaded: Metric = load_target(target)(spec, settings)
+    if not isinstance(loaded, Metric):
+        raise UsageError(
+            f"the aggregation of the metric {name!r} is a {type(loaded).__name__}, not a Metric",
+            hint="see antlm_bench.metrics.summary.Metric",
+        )
+    if METRICS.describe(name):
+        compute_values = loaded.per_item
+        loaded.per_item = lambda table: check_item_values(  # type: ignore[method-assign]
+            compute_values(table), table, spec
+        )
     return loaded
+
+
+def check_item_values(values: Any, table: PredictionTable, spec: MetricSpec) -> Floats:
+    """Return the values (n,) of a metric as floats.
+
+    Raises DataError, naming the metric, unless they are numbers of the shape (n,). They may be nan
+    where an item has no value; those of items that fit the model may not be infinite.
+    """
+    location, num_items = _describe_metric(spec), len(table.ids)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"no array of numbers: {error}", location=location) from error
+    if array.dtype.kind not in "biuf":
+        problem = f"are a {type(values).__name__} of type {array.dtype}, not an array of floats"
+    elif array.shape != (num_items,):
+        problem = f"have the shape {array.shape}, not ({num_items},): one value per item"
+    elif len(infinite := np.flatnonzero(np.isinf(array) & ~table.get_flag("too-long"))):
+        problem = f"are {array[infinite[0]]} for the item {table.ids[int(infinite[0])]}"
+    else:
+        return array.astype(float)
+    raise DataError(
+        f"the values of the items {problem}",
+        location=location,
+        hint="return a float array with a number per item, nan = left out",
+    )
+
+
+def _describe_metric(spec: MetricSpec) -> str:
+    return METRICS.describe(spec.name) or f"the metric {spec.name!r}"
+
+
+def check_value_range(values: Floats, table: PredictionTable, spec: MetricSpec) -> None:
+    """Raise DataError for the first item whose value (n,) is outside the metric's `value_range`."""
+    low, high = spec.value_range
+    tolerance = 1e-9 * max(1.0, *(abs(end) for end in (low, high) if np.isfinite(end)), 0.0)
+    outside = np.flatnonzero((values < low - tolerance) | (values > high + tolerance))
+    if len(outside):
+        index = int(outside[0])
+        raise DataError(
+            f"the value of the item {table.ids[index]} is {values[index]:g}, outside the metric's "
+            f"value_range {low:g} to {high:g}",
+            location=_describe_metric(spec),
+            hint="correct the values, or the value_range of the record",
+        )
 
 
 def load_cell_metric(cell: Cell) -> Metric:

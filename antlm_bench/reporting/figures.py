@@ -313,7 +313,8 @@ def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> Hea
         return HeatmapCell("–", is_group=is_group)
     tooltip = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
     share = None if is_group else estimate.value
-    return HeatmapCell(f"{100 * estimate.value:.1f}", share, is_group, tooltip)
+    text = get_metric_spec(metric).format_beside_percent(estimate.value)
+    return HeatmapCell(text, share, is_group, tooltip)
 
 
 def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def score_cell(score: ReportedScore | None) -> TableCell:
         format_value(score),
         score.low,
         score.high,
-        unit="fraction" if spec.is_bounded else spec.heading,
+        unit="fraction" if spec.is_percent_in_reports else spec.heading,
         notes=score.caveats,
     )
 
@@ -190,9 +190,12 @@ def build_legend(report: Report) -> str:
     specs = [get_metric_spec(metric) for metric in dict.fromkeys(s.metric for s in scores)]
     percent_names = [spec.percent_name for spec in specs if spec.percent_name]
     scaled = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
-    labels = [spec.label for spec in specs if not spec.is_bounded]
+    labels = [spec.label for spec in specs if not spec.is_percent_in_reports]
     others = "".join(f", {label[0].lower()}{label[1:]}" for label in labels)
-    sentences = [f"Percent ({scaled} times 100{others}) ± half the 95% interval over {sampled}."]
+    values = f"Percent ({scaled} times 100{others})"
+    if labels and len(labels) == len(specs):
+        values = ", ".join(labels)
+    sentences = [f"{values} ± half the 95% interval over {sampled}."]
     if any(score.low is None for score in scores):
         sentences.append("Published numbers have no interval.")
     if report.collection:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antlm_bench.printable import make_printable
-from antlm_bench.registry import Registry
+from antlm_bench.registry import RecordType, Registry
 from antlm_bench.reporting.table import (
     NoteMarks,
     Table,
@@ -307,16 +307,39 @@ def _latex_character(character: str) -> str:
     return character if is_plain else f"U+{ord(character):04X}"
 
 
+def _find_wrong_text(text: Any, _: Table) -> str:
+    if not isinstance(text, str):
+        return f"a {type(text).__name__}, not a str"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"text that is not valid Unicode: {error}"
+    return ""
+
+
 FORMATS: Registry[OutputFormat] = Registry(
     "output format",
     "antlm_bench.formats",
     {name: f"{__name__}:{name.upper()}" for name in ("table", "markdown", "csv", "json", "latex")},
+    record_type=RecordType(OutputFormat, {"write": _find_wrong_text}),
 )
 TABLE = OutputFormat("table", write_terminal)
 MARKDOWN = OutputFormat("markdown", write_markdown)
 CSV = OutputFormat("csv", write_csv)
 JSON = OutputFormat("json", write_json)
 LATEX = OutputFormat("latex", write_latex)
+
+
+def list_formats() -> list[dict[str, object]]:
+    """Return a row per output format."""
+    return [
+        {
+            "format": each.name,
+            "what it is": (each.write.__doc__ or "").strip().partition("\n")[0],
+            "package": FORMATS.package_of(each.name),
+        }
+        for each in FORMATS
+    ]
 
 
 def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:

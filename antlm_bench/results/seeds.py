@@ -11,6 +11,9 @@ from antlm_bench.metrics.classification import SeedSummary, summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
+CAVEAT_BEGINNINGS = ("incomplete: ", "all scored rows ")
+"""Beginnings of notes on the data that qualify a task's score."""
+
 
 def summarize_seed_cells(run: Run, cells: Sequence[Cell], metric: str) -> SeedSummary:
     """Return the metric over the seeds of a task. Raises RunError for damaged predictions."""
@@ -128,6 +131,9 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)
     if num_cut:
         yield f"{num_cut} texts cut"
+    num_train_cut = max(cell.history.get("cut", {}).get("train", 0) for cell in cells)
+    if num_train_cut:
+        yield f"{num_train_cut} training texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     causal_methods = (finetune_method("causal"), finetune_method("causal", frozen=True))
@@ -137,5 +143,8 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     if any("substitute" in note for note in cells[0].summary.notes):
         yield "substitute train set"
     yield from dict.fromkeys(
-        note for cell in cells for note in cell.summary.notes if SEEN_IN_TRAINING in note
+        note
+        for cell in cells
+        for note in cell.summary.notes
+        if SEEN_IN_TRAINING in note or note.startswith(CAVEAT_BEGINNINGS)
     )

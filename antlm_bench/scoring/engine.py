@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from antlm_bench.errors import CheckpointError
+from antlm_bench.errors import CheckpointError, PluginError
 from antlm_bench.scoring.attention import (
     PACKED_ATTENTION,
     BeyondWindowError,
@@ -205,9 +205,11 @@ class Engine:
         """Return summed log-probabilities (num_texts,) in nats.
 
         tick: receives the share (0..1) of the work that was just done. Raises CheckpointError if
-        the model returns NaN, or if a single row does not fit into memory.
+        the model returns NaN, or if a single row does not fit into memory, and PluginError for
+        token ids that the model does not have.
         """
         probes = list(probes)
+        self._check_token_ids(probes)
         scores = np.zeros(num_texts)
         with lock_model(self.model), torch.inference_mode():
             if not self.forward_config.whole_rows:
@@ -217,6 +219,20 @@ class Engine:
             if probes:
                 scores += self._score_plans(build_plans(probes), num_texts, tick)
             return scores
+
+    def _check_token_ids(self, probes: Sequence[Probes]) -> None:
+        """Raise PluginError for rows with token ids that the model has no embedding for."""
+        num_tokens = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if num_tokens is None:
+            return
+        for each in probes:
+            wrong_ids = each.ids[(each.ids < 0) | (each.ids >= num_tokens)]
+            if len(wrong_ids):
+                raise PluginError(
+                    f"{self.name}: a scoring method reads the token id {wrong_ids[0]}, but the "
+                    f"model has the ids 0 to {num_tokens - 1}",
+                    hint="repair or update the package of the method (--method)",
+                )
 
     def _score_plans(
         self, plans: Sequence[Plan], num_texts: int, tick: Callable[[float], None] | None

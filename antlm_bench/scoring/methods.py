@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from antlm_bench.errors import MethodNotSupported, UsageError
-from antlm_bench.registry import Registry
+from antlm_bench.registry import RecordType, Registry, deferred
 
 if TYPE_CHECKING:
     from antlm_bench.types import Attention, Encodings, ModelInfo, Probes
@@ -84,7 +84,11 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry(
-    "method", "antlm_bench.methods", SHIPPED, "antlm-bench list methods"
+    "method",
+    "antlm_bench.methods",
+    SHIPPED,
+    "antlm-bench list methods",
+    RecordType(Method, {"parts": deferred("antlm_bench.scoring.probes:find_wrong_probes")}),
 )
 
 

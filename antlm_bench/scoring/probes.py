@@ -78,6 +78,32 @@ def mntp(encoded: EncodedBatch, mask_id: int) -> Probes:
     return _masked_probes(encoded, mask_id, _mask_no_others, shift=1)
 
 
+def find_wrong_probes(probes: object, encoded: EncodedBatch, _: int | None) -> str:
+    """Return what is wrong with the result of a probe function, "" = nothing."""
+    if not isinstance(probes, Probes):
+        return f"a {type(probes).__name__}, not Probes"
+    arrays = {"ids": probes.ids} | {
+        name: getattr(probes, name) for name in ("row", "position", "target", "text_index")
+    }
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.integer):
+            return f"Probes whose {name} is no array of integers"
+    if probes.ids.ndim != 2 or any(
+        array.shape != (len(probes.row),) for name, array in arrays.items() if name != "ids"
+    ):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        return f"Probes of shapes {shapes}; they should be (r, t) and four times (k,)"
+    num_rows, num_positions = probes.ids.shape
+    for name, limit in (("row", num_rows), ("position", num_positions)):
+        wrong = arrays[name][(arrays[name] < 0) | (arrays[name] >= limit)]
+        if len(wrong):
+            return f"Probes with a {name} of {wrong[0]}; ids has the shape {probes.ids.shape}"
+    texts = np.setdiff1d(probes.text_index, encoded.text_index)
+    if len(texts):
+        return f"Probes with a text_index of {texts[0]}, which is no text of the batch"
+    return ""
+
+
 def _mask_no_others(rows: Ints, position: Ints) -> Bools:
     del position
     return np.zeros(rows.shape, np.bool_)

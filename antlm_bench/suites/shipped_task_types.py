@@ -48,7 +48,7 @@ def _describe_suite(spec: SuiteSpec) -> Facts:
         "headline": describe_aggregation(spec),
         "groups": " > ".join(spec.groups),
         "example": _format_example(spec.example[0]) if spec.example else "",
-        "data": _describe_data(spec),
+        "data": sources.describe_files(spec),
         "notes": "\n".join(spec.notes),
     }
 
@@ -71,16 +71,6 @@ def _format_example(example: ExampleSpec) -> str:
         f"{'+' if index == example.gold else '-'} {text}"
         for index, text in enumerate(example.options)
     )
-
-
-def _describe_data(spec: sources.SuiteWithData) -> str:
-    """Return how many of the suite's files are on this machine, and their folders."""
-    if spec.data is None:
-        return "generated from the declaration; nothing to fetch"
-    rows = sources.list_files(spec)
-    paths = [row.path for row in rows if row.path]
-    folders = sorted({str(path.parent) for path in paths})
-    return f"{len(paths)} of {len(rows)} files here" + "".join(f"\n{folder}" for folder in folders)
 
 
 def _check_lm_eval_methods(ref: str, method_names: Sequence[str]) -> None:
@@ -216,7 +206,7 @@ def _describe_classification(spec: ClassificationSpec) -> Facts:
         },
         "selection": f"the epoch that is best on {spec.held_out:.0%} of train, held out",
         "presets": {name: preset.source for name, preset in spec.preset.items()},
-        "data": _describe_data(spec),
+        "data": sources.describe_files(spec),
         "notes": "\n".join(spec.notes),
     }
 

@@ -109,6 +109,16 @@ def list_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStat
     return _list_files(spec, data_roots(folder))
 
 
+def describe_files(spec: SuiteWithData, folder: Path | None = None) -> str:
+    """Return how many files are here, and the folders that hold them."""
+    if spec.data is None:
+        return "generated from the declaration; nothing to fetch"
+    rows = list_files(spec, folder)
+    paths = [row.path for row in rows if row.path]
+    folders = sorted({str(path.parent) for path in paths})
+    return f"{len(paths)} of {len(rows)} files here" + "".join(f"\n{path}" for path in folders)
+
+
 def verify_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
     """Return the status of each file after reading it.
 

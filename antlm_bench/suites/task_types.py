@@ -17,13 +17,14 @@ from antlm_bench.declarations import (
     find_declaration,
     list_declarations,
     parse_toml,
+    shipped_declaration,
     suggest_name,
     validate_tables,
 )
-from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
 from antlm_bench.printable import make_printable
-from antlm_bench.registry import Registry, deferred
+from antlm_bench.registry import RecordType, Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.types import Item, ProgressCallback, Summary
 
@@ -252,6 +253,21 @@ class TaskType:
     """Declaration -> the facts that `show` prints, in reading order."""
 
 
+def _find_wrong_suite(suite: Any, _: SuiteRequest) -> str:
+    return "" if isinstance(suite, Suite) else f"a {type(suite).__name__}, not a Suite"
+
+
+def _find_wrong_predictions(predictions: Any, request: PredictRequest) -> str:
+    if not isinstance(predictions, list | tuple):
+        return f"a {type(predictions).__name__}, not a list of Predictions"
+    expected, actual = len(request.methods), len(predictions)
+    return "" if actual == expected else f"{actual} Predictions for {expected} methods"
+
+
+def _find_wrong_summary(summary: Any, _: SummarizeRequest) -> str:
+    return "" if isinstance(summary, Summary) else f"a {type(summary).__name__}, not a Summary"
+
+
 _SHIPPED = "antlm_bench.suites.shipped_task_types"
 TASK_TYPES: Registry[TaskType] = Registry(
     "kind of suite",
@@ -267,6 +283,15 @@ TASK_TYPES: Registry[TaskType] = Registry(
         "collection": f"{_SHIPPED}:COLLECTION",
         "acquisition": f"{_SHIPPED}:ACQUISITION",
     },
+    "antlm-bench list task-types",
+    RecordType(
+        TaskType,
+        {
+            "load": _find_wrong_suite,
+            "predict": _find_wrong_predictions,
+            "summarize": _find_wrong_summary,
+        },
+    ),
 )
 
 
@@ -283,6 +308,24 @@ def read_declaration_file(path: Path) -> SuiteDeclaration:
     raise DeclarationError(
         message, location=f"{path}: kind", hint=suggestion or f"it is one of {names}"
     )
+
+
+def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:
+    """Read all declarations of the catalog. Return name -> declaration, and name -> error.
+
+    Only declarations of users may be invalid: they do not hide the others. Raises the error of a
+    shipped one.
+    """
+    specs: dict[str, SuiteDeclaration] = {}
+    errors: dict[str, BenchError] = {}
+    for name, path in list_declarations("tasks").items():
+        try:
+            specs[name] = read_declaration_file(path)
+        except BenchError as error:
+            if path == shipped_declaration("tasks", name):
+                raise
+            errors[name] = error
+    return specs, errors
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:

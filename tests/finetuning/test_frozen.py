@@ -50,6 +50,26 @@ def toy_backbone() -> Backbone:
     return make_backbone(build_model("causal", 0), "causal")
 
 
+def test_rows_without_a_label_and_cut_training_texts_are_flagged(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    train = write_texts(tmp_path / "train.csv", 30)
+    valid = write_texts(tmp_path / "valid.csv", 12, start=100)
+    with train.open("a", encoding="utf-8") as file:
+        file.write("a cat sees,\n" * 3 + f"{'cat ' * 500},cat\n")
+    result = finetune(
+        [str(make_checkpoint("causal"))],
+        [str(train)],
+        valid=str(valid),
+        frozen=True,
+        device="cpu",
+        out=tmp_path / "run",
+    )[0]
+    [summary] = summarize_finetuned_tasks(result)
+    assert "1 training texts cut" in summary.flags
+    assert "incomplete: 3 of 34 train rows have no label and are left out" in summary.flags
+
+
 def write_texts(path: Path, count: int, start: int = 0) -> Path:
     """Texts of three classes: the first animal in it, with some noise."""
     with path.open("w", encoding="utf-8", newline="") as file:

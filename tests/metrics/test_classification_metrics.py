@@ -315,6 +315,12 @@ def test_collapse_is_named() -> None:
     assert collapse_warnings(from_rows([]), "accuracy") == ()
 
 
+def test_a_perfect_score_on_one_class_is_no_collapse() -> None:
+    assert collapse_warnings(from_rows(make_predictions([1, 1, 1], [1, 1, 1])), "accuracy") == ()
+    assert collapse_warnings(from_rows(make_predictions([1], [1])), "accuracy") == ()
+    assert collapse_warnings(from_rows(make_predictions([1], [0])), "accuracy")
+
+
 def test_collapse_is_judged_by_the_tasks_own_metric() -> None:
     gold = [1] * 3 + [0] * 5  # always 1: F1 = 2 * 3 / (3 + 8)
     pred = [1, 0, 0] + [0] * 4 + [1]  # F1 = 2 / (3 + 2)
