@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from antlm_bench.comparison.summary_check import read_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.printable import make_printable
@@ -69,7 +69,7 @@ def build_report(
             "only a collection has members and published rows",
             hint="name a collection, e.g. --collection babylm-2024",
         )
-    all_runs = read_runs(expand_run_dirs([run_folder(run) for run in runs]))
+    all_runs = open_verified_runs(expand_run_dirs([run_folder(run) for run in runs]))
     if not all_runs:
         raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
     if spec is None:
