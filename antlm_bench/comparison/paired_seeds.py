@@ -1,5 +1,5 @@
-"""Paired comparison of finetuned tasks with several seeds: the difference of each task, and the mean
-difference over a collection of tasks.
+"""Paired comparison of finetuned tasks with several seeds: the difference of each task, and the
+mean difference over a collection of tasks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Verdicts of `check`: did the checkpoint get worse by more than a margin declared beforehand?
 
-This is a test of non-inferiority (as in clinical trials: Piaggio et al. 2012). It uses the two-sided
-95% interval of the paired drop: baseline - new, or new - baseline if lower is better. For a margin
-m > 0:
+This is a test of non-inferiority (as in clinical trials: Piaggio et al. 2012). It uses the
+two-sided 95% interval of the paired drop: baseline - new, or new - baseline if lower is better. For
+a margin m > 0:
 
     the interval lies below m    pass (a drop may be significant, but is tolerated)
     the interval lies above m    regression: the drop is larger than the margin
@@ -177,17 +177,18 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     margin.
     """
     level = explanatory_level(comparison)
+    declared = [(m.for_suite(comparison.suite), m.source) for m in (*margins, FALLBACK_MARGINS)]
     headline = next(
-        _judge_difference(comparison.headline, tolerance, source.source)
-        for source in (*margins, FALLBACK_MARGINS)
-        if (tolerance := source.for_suite(comparison.suite)) is not None
+        _judge_difference(comparison.headline, tolerance, source)
+        for tolerance, source in declared
+        if tolerance is not None
     )
     groups = []
     for group in comparison.groups:
-        for source in margins:
-            tolerance = source.for_group(group, level)
+        for declared_margins in margins:
+            tolerance = declared_margins.for_group(group, level)
             if tolerance is not None:
-                groups.append(_judge_difference(group, tolerance, source.source))
+                groups.append(_judge_difference(group, tolerance, declared_margins.source))
                 break
     group_failures: list[Status] = [
         group.status for group in groups if group.status == "regression"
@@ -230,8 +231,8 @@ def adjust_for_multiple_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ..
 def mark_drops(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """Return the verdicts with the status "drop" for suites that dropped significantly.
 
-    Regressions stay regressions. A drop is a regression with a margin of 0, with the same correction
-    for several suites. Groups are not marked.
+    Regressions stay regressions. A drop is a regression with a margin of 0, with the same
+    correction for several suites. Groups are not marked.
     """
     drops = adjust_for_multiple_suites(
         [
