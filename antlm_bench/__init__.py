@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.commands.train import train
     from antlm_bench.comparison.results import Comparison, RunComparison
-    from antlm_bench.comparison.summary_check import read_run as load_run
+    from antlm_bench.comparison.summary_check import open_verified_run as load_run
     from antlm_bench.comparison.verdict import CheckResult
     from antlm_bench.errors import BenchError
     from antlm_bench.results.reports import Report
@@ -70,7 +70,7 @@ _TARGETS = {
     "check": "commands.check:check",
     "compare": "commands.compare:compare",
     "finetune": "commands.finetune:finetune",
-    "load_run": "comparison.summary_check:read_run",
+    "load_run": "comparison.summary_check:open_verified_run",
     "load_suite": "suites.loader:load_suite",
     "report": "commands.report:build_report",
     "score": "commands.score:score",

@@ -43,7 +43,7 @@ class Declaration(BaseModel):
             known_keys = [field.alias or name for name, field in cls.model_fields.items()]
             for key in table:
                 if key not in known_keys:
-                    valid_keys = f"known are {', '.join(sorted(known_keys))}"
+                    valid_keys = f"valid keys: {', '.join(sorted(known_keys))}"
                     hint = suggest_name(key, known_keys) or valid_keys
                     raise ValueError(f"unknown key {key!r}: {hint}")
         return table
@@ -52,12 +52,12 @@ class Declaration(BaseModel):
 D = TypeVar("D", bound=Declaration)
 
 
-def read_toml(path: Path, model: type[D]) -> D:
+def read_toml(path: Path, declaration_class: type[D]) -> D:
     """Read the declaration at `path`.
 
-    Raises DeclarationError that names the file and, for a syntax error the line, else the key.
+    Raises DeclarationError. It names the file, and the line of a syntax error or the invalid key.
     """
-    return validate_tables(parse_toml(path), model, path)
+    return validate_tables(parse_toml(path), declaration_class, path)
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def parse_toml(path: Path) -> dict[str, Any]:
         raise DeclarationError(
             "tables or arrays are nested too deeply", location=str(path)
         ) from None
-    except ValueError as error:  # TOMLDecodeError is one; so is an integer of thousands of digits
+    # TOMLDecodeError, or the error of Python for an integer of thousands of digits.
+    except ValueError as error:
         line = re.search(r"\(at line (\d+), column \d+\)", str(error))
         location = f"{path}:{line[1]}" if line else str(path)
         raise DeclarationError(f"not valid TOML: {error}", location=location) from None
@@ -83,7 +84,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
 def parse_toml_value(text: str, location: str) -> Any:
     """Parse a TOML value from a command line; a bare word is a string.
 
-    Raises DeclarationError with `location`.
+    location: what a DeclarationError names, e.g. an option.
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -95,12 +96,12 @@ def parse_toml_value(text: str, location: str) -> Any:
         ) from None
 
 
-def validate_tables(tables: dict[str, Any], model: type[D], path: Path) -> D:
+def validate_tables(tables: dict[str, Any], declaration_class: type[D], path: Path) -> D:
     """Convert tables to a typed declaration. Raises DeclarationError that names `path`."""
     try:
-        return model.model_validate(tables)
+        return declaration_class.model_validate(tables)
     except ValidationError as error:
-        raise _validation_failure(path, tables, error) from None
+        raise _convert_validation_error(path, tables, error) from None
 
 
 def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
@@ -116,7 +117,11 @@ def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
 
 
 def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
-    """Return the file of a name in the catalog, or of a path (has a separator or ends in .toml)."""
+    """Return the file of a declaration, given its name in the catalog or a path.
+
+    Text with a separator, or that ends in .toml, is a path; `kind` is then ignored. Raises
+    DeclarationError if there is no such file.
+    """
     if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
         path = expand_user_path(name_or_path)
         if not is_file(path):
@@ -180,14 +185,15 @@ def _shipped_folder(kind: DeclarationKind) -> Path:
     return in_wheel if in_wheel.is_dir() else package.parent / kind
 
 
-def _validation_failure(path: Path, tables: Any, error: ValidationError) -> DeclarationError:
+def _convert_validation_error(path: Path, tables: Any, error: ValidationError) -> DeclarationError:
     """Convert the first of pydantic's errors, with the path of its key in the file."""
     first = error.errors(include_url=False)[0]
     keys = []
     value = tables
     for key in first["loc"]:
         value = value[key] if _has_key(value, key) else None
-        # For a union of types, pydantic appends the name of a type, which is no key of the file.
+        # A missing key is not in the file, but belongs to the location. Otherwise, a key that is
+        # not in the file is the name of a type, which pydantic appends for a union of types.
         if value is None and first["type"] != "missing":
             break
         keys.append(str(key))

@@ -59,7 +59,7 @@ def test_a_valid_declaration_is_read_and_frozen(tmp_path: Path) -> None:
         (
             GOOD + "[more.back]\nsize = 1\nwrong = 2\n",
             "bicycle.toml: more.back",
-            "known are size, spokes",
+            "valid keys: size, spokes",
         ),
         (GOOD.replace("28", '"28"'), "bicycle.toml: front.size", "valid integer"),
         (GOOD.replace("28", "true"), "bicycle.toml: front.size", "valid integer"),

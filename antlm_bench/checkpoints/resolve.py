@@ -35,8 +35,8 @@ CODE_PATTERNS = ("*.py",)
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How to open a checkpoint. Each field can change a score or refuse a file; `score --help`
-    explains them.
+    """How to open a checkpoint. Each field can change scores, or whether a checkpoint is accepted;
+    `score --help` explains them.
     """
 
     revision: str | None = None
@@ -48,17 +48,19 @@ class OpenOptions:
     bos: str = "auto"
     """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
-    """Longest row in tokens; None = as long as model and tokenizer allow."""
+    """Longest text in tokens, special tokens included; None = as `lengths` allows."""
     lengths: str = "declared"
-    """Which limit of the model applies (scoring.conventions.ScoringConventions)."""
+    """Rule for the longest text without `max_length`. "declared": the limit in config.json and the
+    tokenizer. "positions": as many tokens as the model can run.
+    """
     batch_tokens: int | None = None
-    """Tokens per forward; None = the default for the device."""
+    """Tokens per forward pass; None = the default for the device."""
     allow_pickle: bool = False
     """Load pickled weights."""
     trust_remote_code: bool = False
     """Run the Python code in the checkpoint's folder."""
     original_layout: str | None = None
-    """Name of the published code that wrote the weights (checkpoints.ltg_layouts)."""
+    """Published layout of the weights (checkpoints.ltg_layouts), if the files fit several."""
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None
@@ -87,7 +89,9 @@ class CheckpointSources:
     adapter: Path | None = None
     """A PEFT adapter to merge into the weights."""
     notes: tuple[str, ...] = ()
-    """Sentences about choices: which of several sets of weights was read, and why."""
+    """Sentences for the user on what is opened, e.g. that an adapter is merged. The loader adds
+    which of several sets of weights it read.
+    """
 
 
 def expand_refs(refs: Sequence[str]) -> list[str]:
@@ -115,7 +119,7 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             continue
         if not matches:
             raise CheckpointError(
-                "no checkpoint here (no config.json, in it or one level down)",
+                "no checkpoint here: no config.json in this folder or its subfolders",
                 location=ref,
                 hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) "
                 "or a hub id",
@@ -130,8 +134,9 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:
-    """Split a glob into its longest existing parent folder, whose brackets are no pattern, and the
-    pattern below that folder.
+    """Return (longest existing parent folder, pattern below it) of a glob.
+
+    Brackets in the parent's name are literal.
     """
     parent = next((parent for parent in path.parents if parent.is_dir()), Path())
     return parent, str(path.relative_to(parent))
@@ -149,19 +154,17 @@ def _as_path(ref: str) -> Path:
 
 
 def _milestone_key(path: Path) -> tuple[float, str]:
-    """Return the sort key of a milestone: the last number in the folder's name, times its K, M or B
-    (`chck_1M`, `step-2000`), then the name.
+    """Return the sort key of a milestone: (last number in the folder's name, name).
+
+    A K, M or B directly behind the number is its unit, unless a letter follows: `chck_1M` is a
+    million, `step-1000-best` and `1000-base` are a thousand.
     """
-    digits = unit = ""
-    for character in reversed(path.name):
-        if character.isdigit() or (character == "." and digits):
-            digits = character + digits
-        elif digits:
-            break
-        elif character.upper() in "KMB":
-            unit = character.upper()
-    scale = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}[unit]
-    return (float(digits.strip(".") or 0) * scale, path.name)
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?:([KMB])(?![^\W\d_]))?", path.name, re.IGNORECASE)
+    if not numbers:
+        return (0.0, path.name)
+    number, unit = numbers[-1]
+    scale = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}[unit.upper()]
+    return (float(number) * scale, path.name)
 
 
 def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
@@ -209,10 +212,11 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
     if options.peft:
         adapter = _adapter_folder(options.peft, options)
     elif (folder / ADAPTER_CONFIG).is_file():
+        # Also for an unreadable file, whose adapter_config is None: _base_folder raises for it.
         adapter = folder
         base = _base_folder(ref, folder, adapter_config, options)
         if base == folder:
-            notes = (f"the adapter beside the weights in {folder.name} is merged into them",)
+            notes = (f"{folder.name} holds weights and an adapter, which is merged into them",)
     if options.tokenizer:
         tokenizer = _tokenizer_folder(options.tokenizer, options)
     elif list_files(folder, TOKENIZER_PATTERNS):
@@ -227,7 +231,8 @@ def _base_folder(
 ) -> Path:
     """Return the folder of an adapter's base model, which adapter_config.json names."""
     base = (adapter_config or {}).get("base_model_name_or_path")
-    if adapter_config is None or not (base is None or isinstance(base, str)):
+    is_valid_base = base is None or isinstance(base, str)
+    if adapter_config is None or not is_valid_base:
         raise CheckpointError(
             f"{ADAPTER_CONFIG} cannot be read", location=str(folder), hint="save the adapter again"
         )
@@ -238,8 +243,8 @@ def _base_folder(
         raise CheckpointError(
             f"holds a whole model and an adapter of another model ({base!r})",
             location=str(folder),
-            hint=f"score the adapter with --model {base} --peft {folder}, or the model after "
-            f"moving {ADAPTER_CONFIG} away",
+            hint=f"to score the adapter: --model {base} --peft {folder}; to score the model: move "
+            f"{ADAPTER_CONFIG} out of the folder",
         )
     if not base:
         raise CheckpointError(
@@ -247,13 +252,14 @@ def _base_folder(
             location=str(folder),
             hint=f"--model BASE --peft {folder}",
         )
+    # The path of a base model may be relative to the adapter's parent folder.
     sibling = folder.parent / base
     base_ref = str(sibling) if sibling.is_dir() and not _as_path(base).is_dir() else base
-    revision = adapter_config.get("revision")
-    if Path(base_ref).is_dir() or not isinstance(revision, str):
-        revision = None
+    base_revision = adapter_config.get("revision")
+    if Path(base_ref).is_dir() or not isinstance(base_revision, str):
+        base_revision = None
     try:
-        return locate_checkpoint(base_ref, replace(options, revision=revision))
+        return locate_checkpoint(base_ref, replace(options, revision=base_revision))
     except BenchError as error:
         raise CheckpointError(
             f"the adapter's base model {base!r} cannot be opened: {error.message}",
@@ -263,6 +269,7 @@ def _base_folder(
 
 
 def _is_same_folder(base: str, folder: Path) -> bool:
+    """Return whether the name of a base model is a path to `folder`."""
     candidates = (_as_path(base), folder.parent / base)
     return any(path.is_dir() and path.samefile(folder) for path in candidates)
 
@@ -296,16 +303,16 @@ def _download_snapshot(
 ) -> Path:
     """Return the local folder of a hub id's files.
 
-    Raises CheckpointError, with `hint`, for a reference that is not a hub id, and if the download
-    fails.
+    Raises CheckpointError for a reference that is not a hub id (with `hint`), and for a failed
+    download (with its own hint).
     """
     is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")
     if _as_path(ref).exists() or not is_hub_id:
         raise CheckpointError("no such folder", location=ref, hint=hint)
     from huggingface_hub import snapshot_download
 
-    # Code runs only with --trust-remote-code. But it is read, as text, if the names of the weights
-    # fit two layouts (checkpoints.ltg_layouts).
+    # Code is downloaded even without --trust-remote-code, but not run: if the tensor names fit two
+    # published layouts, checkpoints.ltg_layouts reads the code as text to tell them apart.
     patterns = ["*.json", "*.txt", "*.model", *CODE_PATTERNS]
     if with_weights:
         patterns.append(SAFETENSORS_PATTERN)

@@ -1,6 +1,6 @@
 """The command line application: the tables of commands, and the entry point `main`.
 
-Modules of this package import no slow library at the top, so that `--help` answers at once. Each
+Modules of antlm_bench.cli import no slow library at the top, so that `--help` answers at once. Each
 command imports what it needs when it runs.
 """
 
@@ -31,12 +31,12 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 finished · 1 regression, or disagreement with a peer · 2 usage · 3 model or "
-    "data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in antlm-bench · 75 stopped "
-    "by a signal, the same command resumes · 130 Ctrl-C"
+    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
+    "3 error in model or data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in "
+    "antlm-bench · 75 stopped by a signal, the same command resumes · 130 Ctrl-C"
 )
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
-    "score": (score.score_command, score.PEER_OPTIONS_HELP),
+    "score": (score.score_command, score.OTHER_TOOLS_OPTIONS_HELP),
     "finetune": (finetune.finetune_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
     "train": (train.train_command, ""),
@@ -128,5 +128,6 @@ def report_error(error: BenchError) -> None:
 
 
 def main() -> None:
+    # OpenMP threads that wait for work sleep sooner. To be set before torch is imported.
     limit_thread_spinning()
     sys.exit(run(sys.argv[1:]))

@@ -22,7 +22,7 @@ from antlm_bench.cli.shared_options import (
 from antlm_bench.errors import IncompleteError
 from antlm_bench.scoring.methods import SHIPPED
 
-PEER_OPTIONS_HELP = (
+OTHER_TOOLS_OPTIONS_HELP = (
     "Options of lm-eval and BabyLM work too: --model hf --model_args pretrained=X,dtype=float32, "
     "--tasks, --batch_size, --output_path, --backend, --model_path_or_name, --revision_name; with "
     "underscores or hyphens."

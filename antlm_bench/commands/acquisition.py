@@ -18,7 +18,7 @@ import numpy as np
 
 from antlm_bench import runs
 from antlm_bench.comparison.join import DECISIVE_SETTINGS
-from antlm_bench.comparison.summary_check import read_run
+from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.acquisition import AcquisitionSettings, summarize_acquisition
@@ -115,7 +115,7 @@ def compute_acquisition(
     RunError, DataError.
     """
     child_data = _load_child_data(suite)
-    all_runs = [read_run(path) for path in expand_run_dirs(paths)]
+    all_runs = [open_verified_run(path) for path in expand_run_dirs(paths)]
     results = []
     for model, series in group_checkpoints(all_runs).items():
         milestones = [run for run in series if parse_milestone(run)]

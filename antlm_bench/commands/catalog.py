@@ -69,7 +69,7 @@ def list_catalog_problems(listing: str) -> list[str]:
     return [f"left out: {name}: {error}" for name, error in errors.items()]
 
 
-def _list_suites(listing: str) -> list[CatalogRow]:
+def _list_tasks(listing: str) -> list[CatalogRow]:
     """Return the rows of `list suites` or `list collections`, one per declaration in tasks/."""
     rows = []
     for spec in read_catalog()[0].values():
@@ -102,7 +102,8 @@ def describe_objective(recipe: Recipe) -> str:
 def count_parameters(recipe: Recipe) -> int:
     """Return the number of parameters of a recipe's model at the recipe's vocabulary size.
 
-    A tokenizer that is trained on a small corpus may have a smaller vocabulary.
+    A trained model can be smaller: on a small corpus, the tokenizer may not reach that vocabulary
+    size.
     """
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
@@ -122,6 +123,7 @@ def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
 
 
 def _list_recipes() -> list[CatalogRow]:
+    """Return the rows of `list models`, which lists recipes: they are declared in models/."""
     rows: list[CatalogRow] = []
     for name, recipe in _read_recipes()[0].items():
         row: CatalogRow = {
@@ -183,15 +185,16 @@ def _list_task_types() -> list[CatalogRow]:
 
 
 CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
-    "suites": partial(_list_suites, "suites"),
-    "collections": partial(_list_suites, "collections"),
+    "suites": partial(_list_tasks, "suites"),
+    "collections": partial(_list_tasks, "collections"),
     "models": _list_recipes,
     "methods": _list_methods,
     "architectures": _list_architectures,
     "metrics": _list_metrics,
     "task-types": _list_task_types,
 }
-"""Argument of `list` -> its rows. "models" are training recipes, after their folder models/."""
+"""Argument of `list` -> its rows. "models" lists training recipes: they are declared in
+the folder models/."""
 
 
 def describe_entry(
@@ -208,11 +211,11 @@ def describe_entry(
     """
     if len(kind_and_name) > 2:
         raise UsageError(
-            f"`show` takes one name, not {len(kind_and_name)} arguments",
+            f"`show` takes NAME or KIND NAME, not {len(kind_and_name)} arguments",
             hint="give one at a time: antlm-bench show [KIND] NAME",
         )
     name = kind_and_name[-1]
-    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
+    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_entry_kind(name)
     if kind not in CATALOG_LISTINGS:
         raise UsageError(
             f"{kind!r} cannot be shown",
@@ -227,6 +230,7 @@ def describe_entry(
     if kind == "architectures":
         return _describe_architecture(name)
     if pairs_csv.is_pairs_file(name):
+        # The same kinds of file (CSV, JSONL, ...) hold pairs, or texts with labels.
         return name, {
             "kind": "a file of pairs: antlm-bench score --model CKPT --suite FILE; "
             "--columns names its columns",
@@ -240,11 +244,11 @@ def describe_entry(
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
 
 
-def detect_kind(name: str) -> str:
+def detect_entry_kind(name: str) -> str:
     """Return the kind of a name or a .toml: "methods", "models", "suites" or "architectures".
 
-    Collections count as "suites", and a .toml with a key that only recipes have as "models". Raises
-    DeclarationError for an unknown name.
+    Collections count as "suites". A .toml counts as "models" if it has a key that only recipes
+    have, otherwise as "suites". Raises DeclarationError for an unknown name.
     """
     if name in METHODS:
         return "methods"
@@ -262,7 +266,8 @@ def detect_kind(name: str) -> str:
             hint=suggest_name(name, names)
             or f"list the names: antlm-bench list {'|'.join(CATALOG_LISTINGS)}",
         )
-    keys = parse_toml(find_declaration("models", name)).keys()
+    path = find_declaration("models", name)  # the kind is ignored, because the name is a path
+    keys = parse_toml(path).keys()
     return "models" if {"model", "extends"} & keys else "suites"
 
 
@@ -299,12 +304,12 @@ def list_recipe_differences(
     """Return the differences of a recipe from its paper; [] for a name that is no recipe.
 
     Columns: "number" (the setting that differs: a recipe key or a description), "paper" (its value
-    in the paper), "ours" (its value in this recipe), "why". The differences that the recipe
-    declares come first, then the settings that `scale` and `overrides` change. Raises as
+    in the paper), "ours" (its value in this recipe), "why". The recipe's [[difference]] entries
+    come first, then the settings that `scale` and `overrides` change. Raises the same errors as
     describe_recipe.
     """
     name = kind_and_name[-1]
-    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_kind(name)
+    kind = kind_and_name[0] if len(kind_and_name) == 2 else detect_entry_kind(name)
     if kind != "models":
         return []
     recipe = read_recipe(name, scale, overrides)
@@ -321,26 +326,27 @@ def list_recipe_differences(
             "ours": difference.ours,
             "why": why,
         }
-    declared = _flatten_settings(read_recipe(name).model_dump(mode="json"))
-    used = _flatten_settings(recipe.model_dump(mode="json"))
+    default_settings = _flatten_settings(read_recipe(name).model_dump(mode="json"))
+    used_settings = _flatten_settings(recipe.model_dump(mode="json"))
     overridden_keys = {override.partition("=")[0].strip() for override in overrides}
     overridden_keys |= {  # setting one of two exclusive keys removes the other
         f"{table}.{other_key}"
         for table, key, other_key in EXCLUSIVE_KEYS
         if f"{table}.{key}" in overridden_keys
     }
-    for key in dict.fromkeys([*declared, *used]):
-        if declared.get(key) == used.get(key):
+    for key in dict.fromkeys([*default_settings, *used_settings]):
+        if default_settings.get(key) == used_settings.get(key):
             continue
         is_overridden = any(f"{key}.".startswith(f"{prefix}.") for prefix in overridden_keys)
-        declared_difference = rows_by_setting.get(key)
+        difference_row = rows_by_setting.get(key)
+        if difference_row:
+            paper_value = difference_row["paper"]
+        else:  # without a [[difference]] entry, the recipe's default is the paper's value
+            paper_value = default_settings.get(key, "none")
         rows_by_setting[key] = {
             "number": key,
-            # The recipe has the paper's value of every setting, except of declared differences.
-            "paper": declared_difference["paper"]
-            if declared_difference
-            else declared.get(key, "none"),
-            "ours": used.get(key, "none"),
+            "paper": paper_value,
+            "ours": used_settings.get(key, "none"),
             "why": "changed by --set" if is_overridden else f"changed by scale {scale}",
         }
     return list(rows_by_setting.values())
@@ -361,7 +367,7 @@ def _flatten_settings(tables: Mapping[str, Any], prefix: str = "") -> dict[str, 
 def _format_phases(phases: Sequence[Mapping[str, Any]]) -> str:
     """Return a line such as `4 epochs: 1 causal, 16 epochs: 1 causal and 15 masked`.
 
-    The numbers before the objectives are the relative numbers of rows in a batch.
+    `1 causal and 15 masked`: a batch has 15 masked rows per causal row.
     """
     parts = []
     for phase in phases:
@@ -404,7 +410,9 @@ def _describe_architecture(name: str) -> tuple[str, Facts]:
     facts = {
         "title": architecture.title,
         "model type": architecture.model_type,
-        "classes": "\n".join(f"{auto}: {path}" for auto, path in architecture.classes.items()),
+        "classes": "\n".join(
+            f"{auto_class}: {path}" for auto_class, path in architecture.classes.items()
+        ),
         "further keys": ", ".join(f"model.{key}" for key in sorted(architecture.optional_keys)),
         "recipes": ", ".join(recipes),
     }

@@ -1,25 +1,25 @@
-"""`check` and `baseline`: check a run for a regression against a saved run. No model, no torch."""
+"""`check` and `baseline`: check a run for a regression against a saved run. Loads no model."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
 from antlm_bench.commands.compare import is_requested, parse_method_pairs
 from antlm_bench.comparison import RunComparison, compare_runs
+from antlm_bench.comparison.compare import is_paired
 from antlm_bench.comparison.join import group_cells
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
-from antlm_bench.comparison.runs import is_paired
-from antlm_bench.comparison.summary_check import read_run
+from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.comparison.verdict import (
     CheckResult,
     FailOn,
-    correct_for_suites,
+    adjust_for_multiple_suites,
     judge,
     mark_drops,
 )
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 BASELINES_DIR = Path("reports/baselines")
 MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
-"""Facts of a manifest about the machine. They do not identify the model."""
-Facts = Mapping[str, Any]
+"""Facts of a manifest about the machine and its files, which a baseline does not keep."""
 
 
 @check_arguments()
@@ -55,9 +54,10 @@ def check(
     """Check, suite by suite, whether a run is worse than a baseline by more than a margin.
 
     against: a run, its folder, or the name of a saved baseline. margin: how much worse a suite may
-    be, in points; a point is 0.01 of the metric (an accuracy, a correlation, nats). By default the
-    margin of the policy, else of the suite's TOML, else 1 point. group_margin: the same for each
-    phenomenon; a phenomenon for which none of these declares a margin is not checked. policy: a
+    be, in points. One point is 0.01 in the unit of the metric: 1% of accuracy, 0.01 of a
+    correlation, 0.01 nats. By default the margin of the policy, else of the suite's TOML, else 1
+    point. group_margin: how much worse each phenomenon may be, in points. By default the margin of
+    the policy, else of the suite's TOML; without a margin, phenomena are not checked. policy: a
     TOML of margins by suite and group. suites, methods, allow_mixed: see `compare`; the baseline
     is the reference. fail_on: "drop" also gives a suite without a regression the status "drop" if
     it is significantly worse by any amount.
@@ -70,7 +70,7 @@ def check(
     """
     suites, pairs = as_list(suites), parse_method_pairs(methods)
     margins = load_margins(policy, margin, group_margin)
-    baseline, new_run = runs.open_runs([find_baseline(run_folder(against)), run_folder(run)])
+    baseline, new_run = runs.open_runs([find_run_or_baseline(against), run_folder(run)])
     _check_suite_names(suites, baseline)
     missing, unpaired, comparable_suites = _classify_cells(baseline, new_run, suites, pairs)
     comparisons = []
@@ -83,7 +83,7 @@ def check(
         baseline_name, new_name, baseline.path, new_run.path, tuple(comparisons)
     )
     # The first source that declares a margin wins: options, policy file, the suite's TOML.
-    verdicts = correct_for_suites(
+    verdicts = adjust_for_multiple_suites(
         [
             judge(comparison, *margins, load_suite_margins(comparison.suite))
             for comparison in comparisons
@@ -109,17 +109,20 @@ def _check_suite_names(suites: Sequence[str], baseline: Run) -> None:
 def _classify_cells(
     baseline: Run, new_run: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Split the baseline's (suite, method) cells into missing, unpaired and comparable ones.
+    """Return (missing cells, unpaired cells, comparable suites) of the baseline.
 
-    Returns the cells that the new run lacks and those whose metric has no values per item to pair,
-    as "suite · method", and the names of the suites that can be compared.
+    Missing: the new run lacks the cell. Unpaired: the metric has no values per item. Both are
+    lists of "suite · method".
     """
-    new_cells, new_method_by_method = group_cells(new_run), dict(methods)
+    new_cells = group_cells(new_run)
+    new_method_by_baseline_method = dict(methods)
     missing, unpaired, comparable_suites = [], [], []
     for (suite, method), cells in group_cells(baseline).items():
-        if not is_requested(suite, suites) or (methods and method not in new_method_by_method):
+        if not is_requested(suite, suites):
             continue
-        new_method = new_method_by_method.get(method, method)
+        if methods and method not in new_method_by_baseline_method:
+            continue
+        new_method = new_method_by_baseline_method.get(method, method)
         if (suite, new_method) not in new_cells:
             missing.append(f"{suite} · {new_method}")
         elif not is_paired(cells[0].summary.metric):
@@ -138,14 +141,15 @@ def save_baseline(
 ) -> Path:
     """Write a small copy of a run and return its folder.
 
-    The copy has every cell with its predictions (ids and numbers, no texts). It lacks facts about
-    the machine and training histories. The paths of the user's files are shortened as far as they
-    stay different. name: of the folder in `baselines_dir`; default the run folder's.
+    The copy has every cell with its predictions (ids and numbers, no texts). It has no training
+    histories and no facts about the machine. Paths of the user's files are shortened to the
+    shortest endings that still differ. name: name of the new folder in `baselines_dir`. Default:
+    the name of the run's folder.
 
-    Raises RunError (no run, damaged predictions, a full disk), UsageError (an impossible name, an
-    existing baseline).
+    Raises RunError (not a run folder, damaged predictions, a full disk), UsageError (a name that
+    no folder can have, an existing baseline).
     """
-    opened_run = read_run(run)
+    opened_run = open_verified_run(run)
     name = name or Path(run).resolve().name
     if Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -171,7 +175,7 @@ def save_baseline(
         temporary_dir.rename(baseline_dir)
     except OSError as error:
         raise RunError(
-            f"cannot be replaced: {error.strerror}",
+            f"cannot be written: {error.strerror}",
             location=str(baseline_dir),
             hint="is it in use?",
         ) from error
@@ -183,14 +187,15 @@ def _write_baseline(run: Run, baseline_dir: Path) -> None:
     model = {key: value for key, value in manifest.model.items() if key not in MACHINE_KEYS}
     manifest = Manifest(runs.SCHEMA_VERSION, model, manifest.software, manifest.created)
     with runs.RunWriter(baseline_dir, manifest) as writer:
-        for cell in runs.portable_cells(run):
+        for cell in runs.cells_with_short_paths(run):
+            # Reports warn about finetuning that collapsed, so this entry of the history is kept.
             history = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
             writer.write_cell(replace(cell, history=history), runs.read_predictions(run.path, cell))
 
 
-def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
+def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[dict[str, str]]:
     """Return one row per baseline. The row of a damaged baseline has the error in column model."""
-    rows: list[Facts] = []
+    rows: list[dict[str, str]] = []
     for path in sorted(Path(baselines_dir).glob("*/run.json")):
         row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
         try:
@@ -205,15 +210,16 @@ def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
     return rows
 
 
-def find_baseline(path_or_name: str | Path, baselines_dir: str | Path = BASELINES_DIR) -> Path:
-    """Return the folder of a run or of a baseline.
+def find_run_or_baseline(run_or_name: RunLike, baselines_dir: str | Path = BASELINES_DIR) -> Path:
+    """Return the folder of a run, or of the baseline of that name.
 
     Raises UsageError, with the names of the baselines, if there is none.
     """
+    path_or_name = run_folder(run_or_name)
     for folder in (Path(path_or_name), Path(baselines_dir) / path_or_name):
         if (folder / "run.json").exists():
             return folder
-    names = [str(row["baseline"]) for row in list_baselines(baselines_dir)]
+    names = [row["baseline"] for row in list_baselines(baselines_dir)]
     if names:
         hint = f"baselines are {', '.join(names)}"
     else:

@@ -22,11 +22,11 @@ def list_file_status(suite_names: Sequence[str]) -> list[CatalogRow]:
 
     No data file is opened.
     """
-    specs = _resolve_specs(suite_names or _single_suite_names())
-    files = [(spec, sources.list_files(spec, folder)) for spec, folder in specs]
+    specs = _resolve_specs(suite_names or _suite_names_without_collections())
+    statuses_by_suite = [(spec, sources.list_files(spec, folder)) for spec, folder in specs]
     if suite_names:
-        return [_file_row(spec, row) for spec, rows in files for row in rows]
-    return [_suite_row(spec, rows) for spec, rows in files]
+        return [_file_row(spec, status) for spec, files in statuses_by_suite for status in files]
+    return [_suite_row(spec, files) for spec, files in statuses_by_suite]
 
 
 def fetch_suites(
@@ -34,7 +34,7 @@ def fetch_suites(
 ) -> Iterator[CatalogRow]:
     """Download missing files, suite by suite. Yield a row per suite.
 
-    Raises as `sources.fetch_files`.
+    Raises the same errors as `sources.fetch_files`.
     """
     specs = {spec.name: spec for spec, _ in _resolve_specs(suite_names)}
     return map_collecting_errors(
@@ -46,23 +46,28 @@ def fetch_suites(
 def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[CatalogRow]]:
     """Read every file and compare it with the published one.
 
-    Returns a row per suite, and a row per file that differs. Without names, all suites with local
-    files are verified.
+    Returns a row per suite, and a row per file whose state is not in OK_STATES. Without names, all
+    suites with local files are verified.
     """
-    specs = _resolve_specs(suite_names or _single_suite_names())
-    files = [(spec, sources.verify_files(spec, folder)) for spec, folder in specs]
+    specs = _resolve_specs(suite_names or _suite_names_without_collections())
+    statuses_by_suite = [(spec, sources.verify_files(spec, folder)) for spec, folder in specs]
     if not suite_names:
-        files = [(spec, rows) for spec, rows in files if any(row.path for row in rows)]
+        statuses_by_suite = [
+            (spec, files) for spec, files in statuses_by_suite if any(file.path for file in files)
+        ]
     bad_files = [
-        _file_row(spec, row) for spec, rows in files for row in rows if row.state not in OK_STATES
+        _file_row(spec, file)
+        for spec, files in statuses_by_suite
+        for file in files
+        if file.state not in OK_STATES
     ]
-    return [_suite_row(spec, rows) for spec, rows in files], bad_files
+    return [_suite_row(spec, files) for spec, files in statuses_by_suite], bad_files
 
 
-def raise_on_bad_files(bad_files: Sequence[CatalogRow], are_required: bool) -> None:
+def raise_on_bad_files(bad_files: Sequence[CatalogRow], require_complete: bool) -> None:
     """Raise DataError if a file is damaged or differs from the published one.
 
-    are_required: raise IncompleteError, too, if files are absent or lack rows.
+    require_complete: raise IncompleteError if no file is wrong, but files are absent or lack rows.
     """
     states = Counter(row["state"] for row in bad_files)
     num_wrong = states["damaged"] + states["differs"]
@@ -71,7 +76,7 @@ def raise_on_bad_files(bad_files: Sequence[CatalogRow], are_required: bool) -> N
             f"{num_wrong} files are damaged or not the published ones",
             hint="delete them and download them again: antlm-bench data fetch SUITE",
         )
-    if are_required and bad_files:
+    if require_complete and bad_files:
         raise IncompleteError(
             f"{len(bad_files)} files are absent or lack rows", hint="antlm-bench data fetch SUITE"
         )
@@ -82,8 +87,8 @@ def list_data_dirs() -> list[CatalogRow]:
     folders = []
     if data_dir := os.environ.get("ANTLM_BENCH_DATA"):
         folders.append((data_dir, "ANTLM_BENCH_DATA"))
-    is_moved = bool(os.environ.get("ANTLM_BENCH_CACHE"))
-    cache_reason = "ANTLM_BENCH_CACHE" if is_moved else "the cache: downloads go here"
+    has_custom_cache = bool(os.environ.get("ANTLM_BENCH_CACHE"))
+    cache_reason = "ANTLM_BENCH_CACHE" if has_custom_cache else "the cache: downloads go here"
     folders.append((str(sources.cache_dir()), cache_reason))
     return [
         {"folder": folder, "why": reason, "exists": Path(folder).is_dir()}
@@ -91,20 +96,20 @@ def list_data_dirs() -> list[CatalogRow]:
     ]
 
 
-def _single_suite_names() -> list[str]:
-    """Return the names of the catalog's suites, without collections of suites."""
+def _suite_names_without_collections() -> list[str]:
     specs, _ = read_catalog()
+    # members(spec, ""): the members of a collection, whatever the command.
     return [
         name for name, spec in specs.items() if not TASK_TYPES[spec.task_type].members(spec, "")
     ]
 
 
-def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path | None]]:
-    """Return each suite with data files once: its declaration, and the folder of that.
+def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path]]:
+    """Return (declaration, folder of its TOML) of every suite that has data files.
 
-    A collection stands for its members.
+    A collection is replaced by its members. No suite is repeated.
     """
-    specs: dict[str, tuple[SuiteWithData, Path | None]] = {}
+    specs: dict[str, tuple[SuiteWithData, Path]] = {}
     for name in suite_names:
         if is_pairs_file(name):
             raise UsageError(
@@ -114,24 +119,25 @@ def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path
         spec, folder = read_declaration(name)
         if members := TASK_TYPES[spec.task_type].members(spec, ""):
             specs |= {member.name: (member, path) for member, path in _resolve_specs(members)}
-        elif hasattr(spec, "data"):
+        elif hasattr(spec, "data"):  # other suites have no data files
             specs[spec.name] = (spec, folder)
     return list(specs.values())
 
 
-def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> CatalogRow:
-    local_files = [row for row in file_rows if row.path]
-    states = Counter(row.state for row in file_rows)
+def _suite_row(spec: SuiteWithData, files: Sequence[sources.FileStatus]) -> CatalogRow:
+    local_files = [file for file in files if file.path]
+    states = Counter(file.state for file in files)
     # In bytes. Files in the same zip have the same path, which counts once.
-    size_by_path = {row.path: row.size or 0 for row in local_files}
+    size_by_path = {file.path: file.size or 0 for file in local_files}
     return {
         "suite": spec.name,
-        "files": f"{len(local_files)} of {len(file_rows)}" if file_rows else "generated",
+        # Code generates the items of a suite without files.
+        "files": f"{len(local_files)} of {len(files)}" if files else "generated",
         "state": ", ".join(
             f"{count} {state}" if len(states) > 1 else state for state, count in states.items()
         ),
         "size": sum(size_by_path.values()),
-        "folder": ", ".join(sorted({str(row.path.parent) for row in local_files if row.path})),
+        "folder": ", ".join(sorted({str(file.path.parent) for file in local_files if file.path})),
     }
 
 

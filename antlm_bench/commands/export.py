@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from antlm_bench import runs
-from antlm_bench.comparison.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import open_verified_run, open_verified_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.types import Run
@@ -35,7 +35,7 @@ def export(
     folder without a run, UsageError for runs without cells, and if two runs would write the same
     file.
     """
-    opened = read_runs(expand_run_dirs(folders))
+    opened = open_verified_runs(expand_run_dirs(folders))
     if not any(run.cells for run in opened):
         raise UsageError(
             "these runs have no finished cell", location="RUN", hint="score them first"
@@ -121,7 +121,7 @@ def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str,
     with runs.RunWriter(out, imported.manifest) as writer:
         for cell, predictions in imported.cells:
             writer.write_cell(cell, predictions)
-    return read_run(out), imported.skipped_tasks
+    return open_verified_run(out), imported.skipped_tasks
 
 
 def write_file(path: Path, data: bytes) -> Path:

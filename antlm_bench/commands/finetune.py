@@ -21,7 +21,7 @@ from antlm_bench.checkpoints import (
     open_backbone,
     select_content_key_metadata,
 )
-from antlm_bench.comparison.summary_check import read_run
+from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
@@ -331,7 +331,7 @@ class _Finetuner:
                     self.failures.append(f"  {backbone.name}: {task}")
             cells = self._list_pending_cells(backbone, attentions, writer)
             self._compute_cells(backbone, cells, writer)
-        return read_run(folder) if (folder / "run.json").exists() else None
+        return open_verified_run(folder) if (folder / "run.json").exists() else None
 
     def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
         """Load a task, or return the error, so that the other tasks are computed."""

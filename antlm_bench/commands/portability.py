@@ -2,7 +2,8 @@
 checkpoint.
 
 Only files are read: no weight is loaded, no code is run. `official_environment.json` lists the
-model types and tokenizer classes of that version; a slow test compares it with the version itself.
+model types and tokenizer classes of that version; a slow test compares it with an installed
+transformers 4.51.3.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Modules and names of transformers 5 that 4.51.3 does not have.
+# Modules and names of transformers 5 that 4.51.3 does not have. A module is also in NEWER_NAMES if
+# it is imported by name: `from transformers import masking_utils`.
 NEWER_MODULES = frozenset(
     f"transformers.{name}"
     for name in [
@@ -75,11 +77,11 @@ def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
     A setting that the pinned version would ignore is a problem, too.
     """
     config = read_json_object(folder / "config.json")
-    tokenizer = read_json_object(folder / "tokenizer_config.json")
+    tokenizer_config = read_json_object(folder / "tokenizer_config.json")
     auto_map = config.get("auto_map")
     if not isinstance(auto_map, dict):
         auto_map = {}
-    yield from _tokenizer_problems(tokenizer, read_json_object(folder / "tokenizer.json"))
+    yield from _tokenizer_problems(tokenizer_config, read_json_object(folder / "tokenizer.json"))
     yield from _config_problems(config, auto_map)
     # A value with "--" names code in another repository of the hub.
     modules = {str(name).partition(".")[0] for name in auto_map.values() if "--" not in str(name)}
@@ -95,27 +97,30 @@ def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _tokenizer_problems(
-    tokenizer: Mapping[str, Any], fast_tokenizer: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any], tokenizer_json: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """Yield the problems of tokenizer_config.json and tokenizer.json."""
-    environment, name = official_environment(), tokenizer.get("tokenizer_class")
-    auto_map = tokenizer.get("auto_map")
+    environment = official_environment()
+    class_name = tokenizer_config.get("tokenizer_class")
+    auto_map = tokenizer_config.get("auto_map")
     has_remote_code = isinstance(auto_map, list) or (
         isinstance(auto_map, dict) and "AutoTokenizer" in auto_map
     )
-    is_unknown = isinstance(name, str) and name not in environment["tokenizer_classes"]
+    is_unknown = isinstance(class_name, str) and class_name not in environment["tokenizer_classes"]
     if is_unknown and not has_remote_code:
         yield (
-            f"tokenizer_config.json names the class {name}, which transformers "
-            f"{environment['transformers']} (of the official pipelines) does not know",
+            f"tokenizer_config.json names the class {class_name}, which the official "
+            f"pipelines' transformers {environment['transformers']} does not know",
             'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json exists',
         )
-    pre_tokenizer = fast_tokenizer.get("pre_tokenizer")
+    pre_tokenizer = tokenizer_json.get("pre_tokenizer")
     adds_space = isinstance(pre_tokenizer, dict) and pre_tokenizer.get("add_prefix_space") is True
-    if adds_space and not tokenizer.get("add_prefix_space", False) and not has_remote_code:
+    # PreTrainedTokenizerFast overwrites add_prefix_space of tokenizer.json with its keyword, whose
+    # default is False.
+    if adds_space and not tokenizer_config.get("add_prefix_space", False) and not has_remote_code:
         yield (
-            f"tokenizer.json adds a space before a text, and transformers "
-            f"{environment['transformers']} (of the official pipelines) would not",
+            "tokenizer.json adds a space before a text, which the official pipelines' transformers "
+            f"{environment['transformers']} turns off unless tokenizer_config.json sets it",
             'write "add_prefix_space": true into tokenizer_config.json',
         )
 
@@ -130,7 +135,7 @@ def _config_problems(
         and "AutoConfig" not in auto_map
     ):
         yield (
-            f"transformers {environment['transformers']} (of the official pipelines) does not know"
+            f"the official pipelines' transformers {environment['transformers']} does not know"
             f" the model type {model_type!r}, and config.json names no code for it (auto_map)",
             "save the checkpoint with its code and an auto_map for AutoConfig and its models",
         )
@@ -139,12 +144,12 @@ def _config_problems(
         return
     if rope.get("rope_theta") not in (None, config.get("rope_theta", DEFAULT_ROPE_THETA)):
         yield (
-            f"rope_theta is {rope['rope_theta']} in rope_parameters: only transformers 5 reads it",
+            f"rope_theta {rope['rope_theta']} is only in rope_parameters, which 4.51.3 ignores",
             f'also write "rope_theta": {rope["rope_theta"]} at the top level of config.json',
         )
     if rope.get("rope_type", "default") != "default" and "rope_scaling" not in config:
         yield (
-            f"rope_type is {rope['rope_type']} in rope_parameters, which only transformers 5 reads",
+            f"rope_type is {rope['rope_type']} in rope_parameters, which 4.51.3 ignores",
             'also write the same table as "rope_scaling" at the top level of config.json',
         )
 
@@ -172,7 +177,7 @@ def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
         if missing:
             yield (
                 f"{file.name}:{getattr(node, 'lineno', 1)} imports {', '.join(missing)}, which "
-                f"transformers {official_environment()['transformers']} (of the official pipelines)"
+                f"the official pipelines' transformers {official_environment()['transformers']}"
                 " does not have",
                 "import it in a try block, and handle ImportError",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from antlm_bench.arguments import check_arguments
-from antlm_bench.comparison.summary_check import read_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.printable import make_printable
@@ -82,7 +82,7 @@ def build_report(
             "only a collection has members and published rows",
             hint="name a collection, e.g. --collection babylm-2024",
         )
-    all_runs = read_runs(expand_run_dirs(list_run_folders(runs)))
+    all_runs = open_verified_runs(expand_run_dirs(list_run_folders(runs)))
     if not all_runs:
         raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
     if spec is None:

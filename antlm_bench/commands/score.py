@@ -25,7 +25,7 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.comparison.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import open_verified_run, open_verified_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
@@ -206,7 +206,7 @@ def score(
         )
     for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
-    return read_runs(run.path for run in finished)
+    return open_verified_runs(run.path for run in finished)
 
 
 class _LazySuites:
@@ -277,7 +277,7 @@ def _score_checkpoint(
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
         for suite, names in product(loaded_suites, method_groups.values()):
             _score_suite(checkpoint, suite, names, writer, options, notes)
-    return read_run(folder)
+    return open_verified_run(folder)
 
 
 def _resolve_methods(

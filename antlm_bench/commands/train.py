@@ -40,11 +40,11 @@ class TrainOptions:
     scale: str = ""
     """A scale that the recipe declares, e.g. "nano"; "" = none."""
     changes: Sequence[str] = ()
-    """Changes of the recipe, e.g. "optimizer.lr=1e-3"."""
+    """Changes of the recipe (--set), e.g. "optimizer.lr=1e-3"."""
     teachers: Sequence[str] = ()
-    """Teacher checkpoints in the order of distil.teachers; () = train the teachers first."""
+    """Teacher checkpoints in the order of distil.teachers; () = train them before the student."""
     resume: bool = False
-    """Raise UsageError if there is no run to resume."""
+    """Require an unfinished run in the folder. Runs are resumed with or without this option."""
     device: str = "auto"
     """auto (chosen by Accelerate) or cpu."""
     precision: str = "float32"
@@ -72,10 +72,10 @@ def train(
     """Train a recipe on a corpus. Return the folder of the final checkpoint.
 
     Returns None if training was stopped before the end by `stop_after`. recipe: a name
-    (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano". out:
-    the output folder, for the run's metadata (train.json), the log (train.jsonl), corpus/, state/,
-    and the checkpoints chck_1M ... and main. settings: options of the command line by their names,
-    on top of `options`.
+    (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano" (a
+    small generated corpus). out: the output folder, for the run's metadata (train.json), the log
+    (train.jsonl), corpus/, state/, and the checkpoints (chck_1M, chck_2M, ..., main). settings:
+    fields of TrainOptions, which override `options`.
 
     A finished run is left alone. An unfinished one resumes if recipe, text, precision and the
     weights of its teachers are the same.
@@ -90,9 +90,9 @@ def train(
     _check_trackers(options.trackers)
     source = load_text_source(str(corpus))
     # Check all teachers before the training of the first one.
-    for _, teacher in _resolve_teachers(resolved_recipe, options):
-        if teacher:
-            _check_teacher(teacher, resolved_recipe)
+    for _, teacher_recipe in _resolve_teachers(resolved_recipe, options):
+        if teacher_recipe:
+            _check_teacher(teacher_recipe, resolved_recipe)
     return _train_recipe(resolved_recipe, source, Path(out), options)
 
 
@@ -112,26 +112,26 @@ def _train_recipe(
             runs.make_folder(folder)
             stack.enter_context(runs.lock_folder(folder))
             run_metadata = _build_run_metadata(recipe, source, options, teacher_hashes)
-            _claim_folder(folder, run_metadata, options.resume)
+            _start_or_check_run(folder, run_metadata, options.resume)
         if _read_run_metadata(folder).get("finished"):
             return folder / "main"
         teacher_paths = _train_teachers(recipe, source, folder, options)
         if teacher_paths is None:
             return None
         if is_main and teacher_paths and not options.teachers:
-            _claim_trained_teachers(folder, _hash_teachers(teacher_paths))
+            _record_teacher_hashes(folder, _hash_teachers(teacher_paths))
         with processes.main_process_first():
             corpus = prepare_corpus(
                 source, recipe.corpus, recipe.tokenizer, recipe.model.positions, folder / "corpus"
             )
-        settings = _runtime_settings(options, folder)
+        runtime = _runtime_settings(options, folder)
         teacher_models = [_load_teacher(Path(path), corpus) for path in teacher_paths]
-        trainer = Trainer(recipe, corpus, settings, teacher_models)
+        trainer = Trainer(recipe, corpus, runtime, teacher_models)
         stop_signals = stack.enter_context(_catch_stop_signals())
-        log = stack.enter_context(ProgressLog(folder, recipe, stop_signals, settings, trainer))
-        checkpoint = pretrain(trainer, folder, log, settings)
-        # Written last: if the process is killed while the final checkpoint is scored, the next call
-        # scores it again.
+        log = stack.enter_context(ProgressLog(folder, recipe, stop_signals, runtime, trainer))
+        checkpoint = pretrain(trainer, folder, log, runtime)
+        # Written last: if the process is killed while ProgressLog scores the final checkpoint, the
+        # next call scores it again.
         if checkpoint and is_main:
             _write_run_metadata(folder, _read_run_metadata(folder) | {"finished": True})
     if checkpoint is None and stop_signals:  # The state is saved, so the signal may take effect.
@@ -176,8 +176,8 @@ def _build_run_metadata(
 ) -> dict[str, Any]:
     """Return the content of train.json: everything that determines the weights, up to rounding.
 
-    teacher_hashes: hashes of the weights that --teacher names. For teachers that are trained first
-    it is empty, and `_claim_trained_teachers` adds the hashes later.
+    teacher_hashes: hashes of the weights that --teacher names. For teachers that this run trains
+    itself it is empty, and `_record_teacher_hashes` adds the hashes later.
     """
     from antlm_bench.training.corpus import CORPUS_FORMAT_VERSION
 
@@ -194,7 +194,7 @@ def _build_run_metadata(
     return metadata
 
 
-def _claim_folder(folder: Path, metadata: dict[str, Any], resume: bool) -> None:
+def _start_or_check_run(folder: Path, metadata: dict[str, Any], resume: bool) -> None:
     """Write train.json for a new run, or check that the folder holds the same run.
 
     The metadata of another run are overwritten if that run made no step. Entries that older
@@ -202,8 +202,9 @@ def _claim_folder(folder: Path, metadata: dict[str, Any], resume: bool) -> None:
     """
     old = _read_run_metadata(folder)
     if old:
-        compared = {key: metadata[key] for key in COMPARED_KEYS if key in old or key == "recipe"}
-        difference = _describe_difference(old, compared)
+        # Every version wrote the recipe: without it, train.json is not that of a run.
+        new = {key: metadata[key] for key in COMPARED_KEYS if key in old or key == "recipe"}
+        difference = _describe_difference(old, new)
         difference = difference or _describe_teacher_difference(old, metadata)
         if not difference:
             return
@@ -234,10 +235,11 @@ def _has_steps(folder: Path, metadata: dict[str, Any]) -> bool:
 
 
 def _describe_teacher_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Describe how the teachers of two runs differ; "" if they agree or one has no entry.
+    """Describe how the teachers of two runs differ; "" if they agree, or if either
+    train.json has no entry "teachers".
 
-    The order of teachers is not compared, because it changes the mean of their logits by rounding
-    only.
+    The order of teachers is not compared, because it changes the mean of their logits only by
+    rounding errors.
     """
     old_teachers, new_teachers = old.get("teachers"), new.get("teachers")
     if old_teachers is None or new_teachers is None:
@@ -248,9 +250,9 @@ def _describe_teacher_difference(old: dict[str, Any], new: dict[str, Any]) -> st
     if not new_teachers["given"]:
         if old_teachers["given"]:
             return "its teachers were given with --teacher, but --teacher is missing now"
-        return ""  # trained first in both runs: _claim_trained_teachers compares the hashes
+        return ""  # each run trains its teachers: _record_teacher_hashes compares the hashes
     if not old_hashes:
-        return "its teachers are trained first, but --teacher is given now"
+        return "it trains its teachers itself, but --teacher is given now"
     return (
         f"the weights of its teachers were {_shorten_hashes(old_hashes)} "
         f"and are {_shorten_hashes(new_hashes)} now"
@@ -261,8 +263,8 @@ def _shorten_hashes(hashes: list[str]) -> str:
     return ", ".join(digest[:12] for digest in hashes)
 
 
-def _claim_trained_teachers(folder: Path, hashes: list[str]) -> None:
-    """Write the hashes of teachers that were trained first, or check those in train.json.
+def _record_teacher_hashes(folder: Path, hashes: list[str]) -> None:
+    """Write the hashes of teachers that this run trained, or check those in train.json.
 
     Raises UsageError if earlier steps of the run learned from other weights.
     """
@@ -305,7 +307,7 @@ def _describe_difference(old: Any, new: Any, key_path: str = "") -> str:
     if old == new:
         return ""
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return f"{key_path} is {old!r} there and {new!r} here"
+        return f"{key_path} is {old!r} in {RUN_METADATA_FILE} and {new!r} now"
     for key, value in new.items():
         difference = _describe_difference(old.get(key), value, f"{key_path}.{key}".lstrip("."))
         if difference:
@@ -335,34 +337,39 @@ def _catch_stop_signals() -> Iterator[list[int]]:
 
 
 def _resolve_teachers(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | None]]:
-    """Return one pair per teacher: (checkpoint, None), or (folder name, recipe) to train it first.
+    """Return one pair per teacher.
 
-    A recipe that occurs twice is trained with two seeds. Raises UsageError if `options.teachers`
-    has the wrong number of teachers.
+    (checkpoint, None) is a teacher of --teacher. (folder name, recipe) is a teacher that this run
+    trains; a recipe that occurs twice is trained with two seeds. Raises UsageError if
+    `options.teachers` has the wrong number of teachers.
     """
     names = recipe.distil.teachers if recipe.distil else ()
     if options.teachers and len(options.teachers) != len(names):
         raise UsageError(
-            f"{len(options.teachers)} given, but {recipe.name} has {len(names)}: "
+            f"teachers given: {len(options.teachers)}, but {recipe.name} has {len(names)}: "
             f"{', '.join(names) or 'none'}",
             location="--teacher",
-            hint="give all teachers in this order, or none to train them first",
+            hint="give all teachers in this order, or none to train them before the student",
         )
     if options.teachers:
         return [(path, None) for path in options.teachers]
-    # Changes that teachers need, too, to have the same tokens as the student.
+    # Teachers must have the tokens of the student, so these changes are theirs, too.
     token_changes = [c for c in options.changes if c.startswith(("corpus.", "tokenizer."))]
     teachers: list[tuple[str, Recipe | None]] = []
     for index, name in enumerate(names):
-        repeat = names[:index].count(name)
+        num_earlier = names[:index].count(name)
         scale = recipe.scale if recipe.scale in list_scales(name) else ""
-        teacher = read_recipe(name, scale, [*token_changes, f"seed={recipe.seed + repeat}"])
-        teachers.append((f"{name}-{repeat + 1}" if repeat else name, teacher))
+        seed = recipe.seed + num_earlier
+        teacher_recipe = read_recipe(name, scale, [*token_changes, f"seed={seed}"])
+        folder_name = f"{name}-{num_earlier + 1}" if num_earlier else name
+        teachers.append((folder_name, teacher_recipe))
     return teachers
 
 
 def _check_teacher(teacher: Recipe, student: Recipe) -> None:
-    """Raise DeclarationError unless teacher and student have the same tokens and scale."""
+    """Raise DeclarationError unless teacher and student have the same tokenizer, corpus settings
+    and scale.
+    """
     pairs: dict[str, tuple[Any, Any]] = {
         "tokenizer": (teacher.tokenizer, student.tokenizer),
         "scale": (teacher.scale, student.scale),
@@ -382,32 +389,32 @@ def _check_teacher(teacher: Recipe, student: Recipe) -> None:
 def _train_teachers(
     recipe: Recipe, source: TextSource, folder: Path, options: TrainOptions
 ) -> list[str | Path] | None:
-    """Return the checkpoints of all teachers. Those that are not given are trained in `folder`.
+    """Return the checkpoints of all teachers. Trains those that are not given with --teacher.
 
     Returns None if their training was stopped.
     """
     teacher_options = replace(
         options, scale="", changes=(), teachers=(), resume=False, stop_after=None, trackers=()
     )
-    checkpoints: list[str | Path] = []
-    for name_or_path, teacher in _resolve_teachers(recipe, options):
-        checkpoint: str | Path | None = name_or_path
-        if teacher:
+    teacher_paths: list[str | Path] = []
+    for name_or_path, teacher_recipe in _resolve_teachers(recipe, options):
+        path: str | Path | None = name_or_path
+        if teacher_recipe:
             teacher_folder = folder / "teachers" / name_or_path
-            checkpoint = _train_recipe(teacher, source, teacher_folder, teacher_options)
-        if checkpoint is None:
+            path = _train_recipe(teacher_recipe, source, teacher_folder, teacher_options)
+        if path is None:
             return None
-        checkpoints.append(checkpoint)
-    return checkpoints
+        teacher_paths.append(path)
+    return teacher_paths
 
 
-def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
+def _hash_teachers(teacher_paths: Sequence[str | Path]) -> list[str]:
     """Hash the weights of each teacher's checkpoint. Raises CheckpointError if there is none."""
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.checkpoints.resolve import locate_checkpoint
 
     options = OpenOptions()
-    paths = [locate_checkpoint(str(path), options) for path in teachers]
+    paths = [locate_checkpoint(str(path), options) for path in teacher_paths]
     return [hash_weights(path, options.allow_pickle) for path in paths]
 
 

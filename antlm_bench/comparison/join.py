@@ -1,5 +1,6 @@
-"""Join two runs item by item: which cells answer the same questions, and the predictions of both as
-tables with the same rows.
+"""Join two runs: pair their cells, and load the predictions of a pair as tables with the same rows.
+
+A cell is one suite scored by one method, with one seed if it was finetuned.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ DECISIVE_SETTINGS: dict[str, str] = {
     "select": "split that epochs are selected on",
     "held_out": "share held out of the training set",
 }
-"""Settings of a cell that decide what its score means -> their name for a reader.
+"""Settings of a cell that decide what its score means -> their name in messages.
 
-Where they differ, the scores of one and the same model can differ."""
+If such a setting differs, the same model can have two different scores."""
 NOTED_SETTINGS: dict[str, str] = {
     "dtype": "--dtype",
     "precision": "--precision",
@@ -51,9 +52,11 @@ NOTED_SETTINGS: dict[str, str] = {
     "pooling": "--pooling",
     "lora": "--lora",
 }
-"""Settings that move a score by numerical noise, or are part of what is compared."""
+"""Settings whose difference is only noted -> their name in messages. They change scores by
+numerical noise, or are part of what is compared.
+"""
 MIXED_PREFIX = "mixed"
-"""How a note begins that names a difference in spite of which cells were compared."""
+"""Start of a note on a difference of two cells that were compared because of `allow_mixed`."""
 
 SeedCells = tuple[Cell, ...]
 
@@ -64,34 +67,35 @@ class JoinedTables:
 
     suite: str
     cells_a: SeedCells
-    """The first run's cells, one per seed; scored suites have one."""
+    """Cells of the first run: one per seed for a finetuned task, otherwise one."""
     cells_b: SeedCells
     tables_a: tuple[PredictionTable, ...]
-    """A table per cell."""
+    """One table per cell of `cells_a`."""
     tables_b: tuple[PredictionTable, ...]
     notes: tuple[str, ...]
     """Sentences that qualify the join."""
 
 
 def group_cells(run: Run) -> dict[tuple[str, str], SeedCells]:
-    """Return (suite, method) -> its cells, in order of seed."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    """Return (suite, method) -> cells, sorted by seed."""
+    cells_by_key: dict[tuple[str, str], list[Cell]] = {}
     for cell in run:
-        groups.setdefault((cell.suite, cell.method), []).append(cell)
+        cells_by_key.setdefault((cell.suite, cell.method), []).append(cell)
     return {
-        key: tuple(sorted(cells, key=lambda cell: cell.seed or 0)) for key, cells in groups.items()
+        key: tuple(sorted(cells, key=lambda cell: cell.seed or 0))
+        for key, cells in cells_by_key.items()
     }
 
 
 def match_cells(
     a: Run, b: Run, suites: Sequence[str] = (), methods: Sequence[tuple[str, str]] = ()
 ) -> list[tuple[SeedCells, SeedCells]]:
-    """Return the cells of both runs that go together: of one suite, under one method or one of the
-    pairs `methods`.
+    """Return the pairs (cells of a, cells of b) of one suite and method.
 
     suites: only these; a collection that was finetuned ("glue-2025") stands for its tasks. () = all
-    that both hold. Raises UsageError for a suite that one of the runs lacks, NotComparable where no
-    suite or no method is in both.
+    suites of both runs. methods: (method of a, method of b) pairs; () = the same method in both.
+    Raises UsageError for a suite that one of the runs lacks, NotComparable if the runs have no
+    common suite or no common method.
     """
     cells_a, cells_b = group_cells(a), group_cells(b)
     names_a, names_b = ({suite for suite, _ in cells} for cells in (cells_a, cells_b))
@@ -103,32 +107,32 @@ def match_cells(
                     location="--suite",
                     hint=f"it holds {', '.join(sorted(names)) or 'nothing'}",
                 )
-    shared = [
+    shared_suites = [
         suite
         for suite, _ in cells_a
         if suite in names_b
         and (not suites or any(suite_matches(suite, requested) for requested in suites))
     ]
-    if not shared:
+    if not shared_suites:
         message = f"no suite is in both runs: {_format_names(names_a)} / {_format_names(names_b)}"
         raise NotComparable(
             message, location=f"{a.path} / {b.path}", hint="score both on the same suites"
         )
-    paired = [
+    pairs = [
         (cells_a[suite, method_a], cells_b[suite, method_b])
-        for suite in dict.fromkeys(shared)
+        for suite in dict.fromkeys(shared_suites)
         for method_a, method_b in _pair_methods(suite, cells_a, cells_b, methods)
     ]
-    if not paired:
-        suite = shared[0]
+    if not pairs:
+        suite = shared_suites[0]
         methods_a, methods_b = (
             sorted(method for name, method in cells if name == suite)
             for cells in (cells_a, cells_b)
         )
         message = f"no method is in both runs: {', '.join(methods_a)} / {', '.join(methods_b)}"
-        hint = f"say which go together: --method {methods_a[0]}={methods_b[0]}"
+        hint = f"name two methods to compare: --method {methods_a[0]}={methods_b[0]}"
         raise NotComparable(message, location=f"{a.path} / {b.path}: {suite}", hint=hint)
-    return paired
+    return pairs
 
 
 def suite_matches(suite: str, requested: str) -> bool:
@@ -139,11 +143,11 @@ def suite_matches(suite: str, requested: str) -> bool:
 def join_tables(
     a: Run, b: Run, cells_a: SeedCells, cells_b: SeedCells, allow_mixed: bool = False
 ) -> JoinedTables:
-    """Join the items that two groups of cells share, in the order of the first run.
+    """Join the items of two groups of cells, in the order of the first run.
 
-    Raises NotComparable, naming each setting that differs with both values, or the items; with
-    `allow_mixed` what differs becomes a note and the shared items are joined. Items whose right
-    answers differ are always refused.
+    Raises NotComparable if a decisive setting or the items differ; the message names each setting
+    with both values. With `allow_mixed`, the shared items are joined and each difference becomes a
+    note. Always raises NotComparable if an item has different right answers.
     """
     suite = cells_a[0].suite
     location = f"{a.path} / {b.path}: {suite}"
@@ -153,8 +157,8 @@ def join_tables(
         raise NotComparable(
             "; ".join(differing),
             location=location,
-            hint="score both alike; --allow-mixed compares the items that they share all the same, "
-            "and says so",
+            hint="score both with the same settings; or compare the shared items in spite of this, "
+            "with a note: --allow-mixed",
         )
     tables_a = [load_table(a, cell) for cell in cells_a]
     tables_b = [load_table(b, cell) for cell in cells_b]
@@ -163,26 +167,27 @@ def join_tables(
         counts = f"{len(tables_a[0].ids)} / {len(tables_b[0].ids)}"
         line = f"items: {len(ids)} shared of {counts}"
         if not allow_mixed or not ids:
-            suggestion = "; --allow-mixed compares those that they share" if ids else ""
+            suggestion = "; --allow-mixed compares the shared items" if ids else ""
             hint = f"score both on the same data{suggestion}"
             raise NotComparable(line, location=location, hint=hint)
         differing.append(line)
     joined_a, joined_b = (
         [_select_rows(table, ids) for table in tables] for tables in (tables_a, tables_b)
     )
-    other = np.flatnonzero(joined_a[0].gold != joined_b[0].gold)
-    if len(other):
-        message = f"the right answer differs in {len(other)} items, first {ids[int(other[0])]!r}"
-        hint = "these are other questions under the same ids"
+    rows = np.flatnonzero(joined_a[0].gold != joined_b[0].gold)
+    if len(rows):
+        message = f"the right answer differs in {len(rows)} items, first {ids[int(rows[0])]!r}"
+        hint = "the two runs have different items with the same ids"
         raise NotComparable(message, location=location, hint=hint)
     notes = (*(f"{MIXED_PREFIX}: {line}" for line in differing), *noted)
     return JoinedTables(suite, cells_a, cells_b, tuple(joined_a), tuple(joined_b), notes)
 
 
 def load_table(run: Run, cell: Cell) -> PredictionTable:
-    """Return a cell's predictions with all their labels, straight from the columns of its file.
+    """Return a cell's predictions with all their labels.
 
-    Raises RunError where the file is damaged or holds what no model says (an empty cell, nan).
+    Raises RunError if the file is damaged, or if an item has no scores or a score or gold answer
+    that is nan.
     """
     predictions = runs.read_predictions(run.path, cell)
     location = f"{run.path}: {cell.suite}.{cell.method}"
@@ -220,10 +225,16 @@ def _pair_methods(
     cells_b: Mapping[tuple[str, str], SeedCells],
     pairs: Sequence[tuple[str, str]],
 ) -> list[tuple[str, str]]:
-    """Return the methods of a suite that go together: the same ones, or the requested pairs that
-    both runs have."""
-    wanted = pairs or [(method, method) for name, method in cells_a if name == suite]
-    return [(x, y) for x, y in wanted if (suite, x) in cells_a and (suite, y) in cells_b]
+    """Return the (method of a, method of b) pairs that both runs have for a suite.
+
+    pairs: the requested ones; () = the same method in both.
+    """
+    candidates = pairs or [(method, method) for name, method in cells_a if name == suite]
+    return [
+        (method_a, method_b)
+        for method_a, method_b in candidates
+        if (suite, method_a) in cells_a and (suite, method_b) in cells_b
+    ]
 
 
 def _diff_cells(cells_a: SeedCells, cells_b: SeedCells, names: Mapping[str, str]) -> list[str]:
@@ -237,16 +248,21 @@ def _diff_cells(cells_a: SeedCells, cells_b: SeedCells, names: Mapping[str, str]
             metric_a, metric_b = ((cell.summary.metric, cell.summary.macro) for cell in (a, b))
             values.append(("metric", metric_a, metric_b))
         lines += [
-            f"{label}: {_format_setting(x)} / {_format_setting(y)}"
-            for label, x, y in values
-            if x != y
+            f"{label}: {_format_setting(value_a)} / {_format_setting(value_b)}"
+            for label, value_a, value_b in values
+            if value_a != value_b
         ]
     return list(dict.fromkeys(lines))
 
 
 def _format_setting(value: object) -> str:
-    """Return a setting, short enough for one line."""
-    text = "none" if value is None else value if isinstance(value, str) and value else repr(value)
+    """Return a setting as text of at most 40 characters."""
+    if value is None:
+        text = "none"
+    elif isinstance(value, str) and value:
+        text = value
+    else:
+        text = repr(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
@@ -255,33 +271,33 @@ def _format_names(names: set[str]) -> str:
 
 
 def _intersect_ids(id_lists: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the ids that all lists have, in the order of the first."""
+    """Return the ids that are in all lists, in the order of the first list."""
     if all(ids == id_lists[0] for ids in id_lists):
         return id_lists[0]
-    everywhere = set(id_lists[0]).intersection(*id_lists[1:])
-    return tuple(name for name in id_lists[0] if name in everywhere)
+    shared_ids = set(id_lists[0]).intersection(*id_lists[1:])
+    return tuple(item_id for item_id in id_lists[0] if item_id in shared_ids)
 
 
 def _select_rows(table: PredictionTable, ids: tuple[str, ...]) -> PredictionTable:
-    """Return the rows of these ids, in their order."""
+    """Return the rows of a table with these ids, in the order of `ids`."""
     if table.ids == ids:
         return table
-    row_of = {name: row for row, name in enumerate(table.ids)}
-    rows = np.array([row_of[name] for name in ids], int)
-    parts = {
+    row_by_id = {item_id: row for row, item_id in enumerate(table.ids)}
+    rows = np.array([row_by_id[item_id] for item_id in ids], int)
+    columns = {
         name: getattr(table, name)[rows]
         for name in ("gold", "scores", "tokens", "characters", "valid", "task_values")
     }
-    flags = {name: raised[rows] for name, raised in table.flags.items()}
+    flags = {name: is_set[rows] for name, is_set in table.flags.items()}
     levels = {
         level: _compact_codes(codes[rows], names) for level, (codes, names) in table.levels.items()
     }
-    return replace(table, ids=ids, **parts, flags=flags, levels=levels)
+    return replace(table, ids=ids, **columns, flags=flags, levels=levels)
 
 
 def _compact_codes(codes: Ints, names: tuple[str, ...]) -> tuple[Ints, tuple[str, ...]]:
-    """Return codes of the names that are left, and those names."""
-    kept = sorted(set(codes.tolist()) - {-1})
-    table = np.full(len(names) + 1, -1, np.int32)  # index -1 is the last one, and stays -1
-    table[kept] = np.arange(len(kept))
-    return table[codes], tuple(names[code] for code in kept)
+    """Number the names that occur from 0. Return the new codes (-1 stays -1), and these names."""
+    used_codes = sorted(set(codes.tolist()) - {-1})
+    new_code = np.full(len(names) + 1, -1, np.int32)  # code -1 indexes the last entry, which is -1
+    new_code[used_codes] = np.arange(len(used_codes))
+    return new_code[codes], tuple(names[code] for code in used_codes)

@@ -1,7 +1,7 @@
-"""Margins of a gate as data: how much worse a run may be, in points, declared beforehand.
+"""Load the margins of `check`: by how many points a run may be worse than the baseline.
 
-Three sources, the first one that names a margin wins: the command line, a policy file, the suite's
-own TOML.
+A margin is declared by the command line, a policy file or the suite's TOML. The first of these that
+declares one for a suite or group wins.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from antlm_bench.errors import UsageError
 from antlm_bench.suites.declaration_types import CheckSpec, Points
 
 POINT = 0.01
+"""In the unit of the metric: 1% of accuracy, 0.01 of a correlation, 0.01 nats."""
 
 
 class MarginPolicy(CheckSpec):
-    """A policy's TOML: margins of every suite, and in `suites` those of single suites."""
+    """A policy's TOML: the margins of all suites, and in `suites` those of single suites."""
 
     suites: dict[str, Points] = Field(default_factory=dict)
 
 
 class SuiteCheckSpec(Declaration):
-    """The part of a suite's TOML that a gate reads."""
+    """The part of a suite's TOML that `check` reads."""
 
     check: CheckSpec
 
@@ -40,10 +41,10 @@ class SuiteCheckSpec(Declaration):
 def load_margins(
     policy_path: str | Path = "", margin: float | None = None, every_group: float | None = None
 ) -> tuple[Margins, ...]:
-    """Return the margins of the command line, then those of a policy file, if any.
+    """Return the margins of the command line and, if there is a policy file, its margins.
 
-    margin, every_group: in points. Raises DeclarationError, naming the file and the key, and
-    UsageError for a margin that is not above 0.
+    margin, every_group: in points. Raises DeclarationError that names the file and the key,
+    UsageError for a margin that is not above 0 and at most 100.
     """
     for option, value in (("--margin", margin), ("--group-margin", every_group)):
         if value is not None and not 0 < value <= 100:
@@ -58,10 +59,10 @@ def load_margins(
 
 
 def load_suite_margins(suite: str) -> Margins:
-    """Return the margins of the [check] table in a suite's TOML; none for a suite that is not in
-    the catalog.
+    """Return the margins of the [check] table in a suite's TOML, empty ones if there is none.
 
-    Only that table is read and checked, to keep verdicts fast. Raises DeclarationError.
+    A suite that is not in the catalog has none. Only this table is validated, to keep `check` fast.
+    Raises DeclarationError.
     """
     path = list_declarations("tasks").get(suite)
     table = parse_toml(path).get("check") if path else None

@@ -1,19 +1,20 @@
-"""Paired comparisons of one suite in two runs: a function per way in which items make a number.
+"""Paired comparisons of one suite in two runs.
 
-Each takes joined tables and returns the headline's difference, the groups' differences and the
-items that flipped. A metric's record names its function (`MetricSpec.comparison`):
+Each function takes joined tables and returns the difference of the headline, the differences of the
+groups, and the items that flipped. The record of a metric names its function
+(`MetricSpec.comparison`):
 
-    compare_accuracy      items earn credit: flips, margins
-    compare_item_values   items have values of their own
+    compare_accuracy      credits of items (right, wrong, shares of ties); also flips and margins
+    compare_item_values   other values of items
     compare_correlations  correlations with ratings: Fisher's z of both and their covariance
-    compare_surprisal     words are the sample: t test of their means
+    compare_surprisal     t test of the mean surprisal of each word
 
-Interval and p-value of a difference come from one statistic: p < .05 exactly where the 95% interval
-excludes 0. For credits and values of 0 and 1 it is the stratified score
-(`statistics.stratified_score`), for other values Welch's t.
+Interval and p-value of a difference come from one statistic, so p < .05 if and only if the 95%
+interval excludes 0. For credits and for values of 0 and 1, it is the stratified score
+(`statistics.stratified_score`); for other values, Welch's t.
 
-Reading times need the suite's data (`paired_reading_times`), finetuned tasks have seeds
-(`paired_seeds`).
+`paired_reading_times` compares reading times, which need the suite's data. `paired_seeds` compares
+finetuned tasks, which have seeds.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 TestedInterval = tuple[Interval, float]
-"""An interval of a difference and the p-value of no difference, from one statistic."""
+"""Interval of a difference, and the p-value that there is no difference."""
 
 
 class GroupKey(NamedTuple):
-    """Identifies a line of a comparison; see Difference."""
+    """Identifies a headline or group; see the fields of Difference."""
 
     level: str
     name: str
@@ -55,7 +56,7 @@ class GroupKey(NamedTuple):
 
 
 class Strata(NamedTuple):
-    """The strata that a macro-average is over."""
+    """The strata of a macro-average."""
 
     codes: Ints
     """The stratum of each item (n,), -1 = none."""
@@ -64,23 +65,25 @@ class Strata(NamedTuple):
 
 
 def single_stratum(members: Bools) -> Strata:
-    """Return some items (n,) as one stratum."""
+    """Return the items of a mask (n,) as one stratum."""
     return Strata(np.where(members, 0, -1).astype(np.int32), np.ones(1))
 
 
 def iterate_groups(joined: JoinedTables) -> Iterator[tuple[GroupKey, Bools]]:
-    """Yield every group of the first run's summary with its members (n,), coarse to fine."""
+    """Yield every group of the first run's summary with the mask of its items (n,), coarsest level
+    first.
+    """
     table, summary = joined.tables_a[0], joined.cells_a[0].summary
-    reported = dict.fromkeys(group.level for group in summary.groups)
-    levels = [level for level in reported if level in table.levels]
-    for above, level in zip((None, *levels), levels, strict=False):
+    summary_levels = dict.fromkeys(group.level for group in summary.groups)
+    levels = [level for level in summary_levels if level in table.levels]
+    for parent_level, level in zip((None, *levels), levels, strict=False):
         codes, names = table.levels[level]
-        parents = parent_names(table, above, codes, len(names))
+        parents = parent_names(table, parent_level, codes, len(names))
         for code, (name, within) in enumerate(zip(names, parents, strict=True)):
             yield GroupKey(level, name, within), codes == code
 
 
-# ---- items that earn credit
+# ---- credits of items
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class PairedCredits:
     a: Floats
     b: Floats
     gap_change: Floats
-    """Change of each item's `logprob_gaps` (n,), nan where there is none."""
+    """Change of each item's `logprob_gaps` (n,); nan if a run has none."""
 
     @property
     def change(self) -> Floats:
@@ -98,30 +101,30 @@ class PairedCredits:
 
 
 def compare_accuracy(joined: JoinedTables) -> PairedResult:
-    """Compare suites whose items earn credit: right, wrong, shares of ties."""
-    cell, table, other = joined.cells_a[0], joined.tables_a[0], joined.tables_b[0]
+    """Compare the credits of items: 1 for right, 0 for wrong, a share for a tie."""
+    cell, table_a, table_b = joined.cells_a[0], joined.tables_a[0], joined.tables_b[0]
     metric = load_cell_metric(cell)
     reduction = metric.settings.reduction
     paired = PairedCredits(
-        a=metric.per_item(table),
-        b=metric.per_item(other),
-        gap_change=logprob_gaps(other, reduction) - logprob_gaps(table, reduction),
+        a=metric.per_item(table_a),
+        b=metric.per_item(table_b),
+        gap_change=logprob_gaps(table_b, reduction) - logprob_gaps(table_a, reduction),
     )
-    codes, paths = assign_strata(table, cell.summary.macro)
+    codes, paths = assign_strata(table_a, cell.summary.macro)
     strata = Strata(codes, statistics.macro_weights(paths))
-    lines = list(iterate_groups(joined))
+    groups = list(iterate_groups(joined))
     tests = _test_changes(
         paired.change,
         strata,
-        [members for _, members in lines],
-        is_same_model=np.array_equal(table.scores, other.scores),
+        [members for _, members in groups],
+        is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
     headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
-    groups = [
+    differences = [
         _credit_difference(key, paired, single_stratum(members), test)
-        for (key, members), test in zip(lines, tests[1:], strict=True)
+        for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    return PairedResult(headline, tuple(groups), _find_flips(table, paired))
+    return PairedResult(headline, tuple(differences), _find_flips(table_a, paired))
 
 
 def _test_changes(
@@ -130,9 +133,9 @@ def _test_changes(
     groups: Sequence[Bools],
     is_same_model: bool,
 ) -> list[TestedInterval]:
-    """Return the test of the headline's strata, then of each group, of the changes (n,) of credits.
+    """Test the changes (n,) of the headline's strata, then of each group.
 
-    is_same_model: two runs of one model differ by nothing, and no sampling error is stated.
+    is_same_model: both runs have the same scores, so the difference is 0 without sampling error.
     """
     if is_same_model:
         return [(Interval(0.0, 0.0), 1.0)] * (1 + len(groups))
@@ -143,7 +146,7 @@ def _test_changes(
 def _credit_difference(
     key: GroupKey, paired: PairedCredits, strata: Strata, test: TestedInterval
 ) -> Difference:
-    """Return the weighted mean over strata. The view "clustered" takes the strata as a sample."""
+    """Return the weighted mean over strata of the change of credit."""
     (interval, p), weights = test, strata.weights
     parts = _split(paired.change, strata)
     change, means = np.concatenate(parts), np.array([part.mean() for part in parts])
@@ -172,8 +175,10 @@ def _credit_difference(
 
 
 def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
-    """Return log P(right option) - log P(best other) (n,) in nats, of the scores that decide; nan
-    where one is missing."""
+    """Return log P(right option) - log P(best other option) (n,) in nats, of the reduced scores.
+
+    nan for an item without one of the two, or that was too long.
+    """
     scores = np.where(table.valid, table.reduced_scores(reduction), -np.inf)
     rows, gold = np.arange(len(scores)), gold_indices(table)
     right = scores[rows, gold]
@@ -185,19 +190,20 @@ def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
 
 
 def _mean_gap_change(parts: Sequence[Floats], weights: Floats) -> Estimate | None:
-    """Return the weighted mean change of the gap with its normal interval; None where a stratum has
-    none or too few items."""
-    known = [part[~np.isnan(part)] for part in parts]
-    n = sum(map(len, known))
-    if n < 2 or not all(map(len, known)):
+    """Return the weighted mean change of the gap with its normal interval.
+
+    Returns None if a stratum has no gap, or if all strata together have fewer than two.
+    """
+    finite_parts = [part[~np.isnan(part)] for part in parts]
+    n = sum(map(len, finite_parts))
+    if n < 2 or not all(map(len, finite_parts)):
         return None
-    value = float(sum(w * part.mean() for w, part in zip(weights, known, strict=True)))
-    return Estimate(value, n, *statistics.normal_interval(known, weights))
+    value = float(sum(w * part.mean() for w, part in zip(weights, finite_parts, strict=True)))
+    return Estimate(value, n, *statistics.normal_interval(finite_parts, weights))
 
 
 def _find_flips(table: PredictionTable, paired: PairedCredits) -> tuple[Flip, ...]:
-    """Return the items whose credit moved: lost ones first, of those the ones whose gap fell
-    most."""
+    """Return the items whose credit changed, sorted by the change of credit, then of the gap."""
     change = paired.change
     rows = np.flatnonzero(change)
     rows = rows[np.lexsort((np.nan_to_num(paired.gap_change[rows]), change[rows]))]
@@ -224,52 +230,55 @@ def _weighted_mean(values: Floats, strata: Strata) -> float:
 
 
 def _split(values: Floats, strata: Strata) -> list[Floats]:
-    """Return the values of each stratum; items of none (-1) are left out."""
+    """Return the values of each stratum, without the items that are in no stratum (-1)."""
     order = np.argsort(strata.codes, kind="stable")
     sizes = np.bincount(strata.codes + 1, minlength=len(strata.weights) + 1)
     return np.split(values[order], np.cumsum(sizes)[:-1])[1:]
 
 
-# ---- items that have values of their own
+# ---- other values of items
 
 
 def compare_item_values(joined: JoinedTables) -> PairedResult:
-    """Compare the mean value of items, over those that have one in both runs; no item flips.
+    """Compare the mean value of the items that have a value in both runs. Returns no flips.
 
-    Raises NotComparable where a group that the headline averages over has none.
+    Raises NotComparable if a stratum of the headline has no such item.
     """
-    cell, table = joined.cells_a[0], joined.tables_a[0]
+    cell, table_a, table_b = joined.cells_a[0], joined.tables_a[0], joined.tables_b[0]
     metric = load_cell_metric(cell)
-    values = metric.per_item(table), metric.per_item(joined.tables_b[0])
-    known = ~np.isnan(values[0] + values[1])
-    codes, paths = assign_strata(table, cell.summary.macro)
-    if len(np.unique(codes[known])) < len(paths):
+    values = metric.per_item(table_a), metric.per_item(table_b)
+    in_both = ~np.isnan(values[0] + values[1])
+    codes, paths = assign_strata(table_a, cell.summary.macro)
+    if len(np.unique(codes[in_both])) < len(paths):
         raise NotComparable(
-            "no item has a number in both runs",
+            "no item has a value in both runs",
             location=joined.suite,
             hint="see the notes of each run",
         )
     lower_is_better = metric.spec.lower_is_better
     change = values[1] - values[0]
-    same_scores = np.array_equal(table.scores, joined.tables_b[0].scores)
-    is_same_model = same_scores and not change[known].any()
-    lines = [
-        (key, known & members) for key, members in iterate_groups(joined) if (known & members).any()
+    has_same_scores = np.array_equal(table_a.scores, table_b.scores)
+    is_same_model = has_same_scores and not change[in_both].any()
+    groups = [
+        (key, in_both & members)
+        for key, members in iterate_groups(joined)
+        if (in_both & members).any()
     ]
-    strata = Strata(np.where(known, codes, -1), statistics.macro_weights(paths))
-    if is_same_model or is_right_or_wrong(np.concatenate([side[known] for side in values])):
-        tests = _test_changes(change, strata, [members for _, members in lines], is_same_model)
+    strata = Strata(np.where(in_both, codes, -1), statistics.macro_weights(paths))
+    is_credit = is_right_or_wrong(np.concatenate([run_values[in_both] for run_values in values]))
+    if is_same_model or is_credit:
+        tests = _test_changes(change, strata, [members for _, members in groups], is_same_model)
     else:
-        every_strata = [strata, *(single_stratum(members) for _, members in lines)]
-        tests = [statistics.welch_test(_split(change, s), s.weights) for s in every_strata]
+        all_strata = [strata, *(single_stratum(members) for _, members in groups)]
+        tests = [statistics.welch_test(_split(change, s), s.weights) for s in all_strata]
     headline = _value_difference(
         GroupKey(HEADLINE, joined.suite), values, strata, tests[0], lower_is_better
     )
-    groups = [
+    differences = [
         _value_difference(key, values, single_stratum(members), test, lower_is_better)
-        for (key, members), test in zip(lines, tests[1:], strict=True)
+        for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    return PairedResult(headline, tuple(groups))
+    return PairedResult(headline, tuple(differences))
 
 
 def _value_difference(
@@ -279,7 +288,7 @@ def _value_difference(
     test: TestedInterval,
     lower_is_better: bool,
 ) -> Difference:
-    """Return the weighted mean over strata of how much more the second run has."""
+    """Return the weighted mean over strata of value in b - value in a."""
     (interval, p), weights = test, strata.weights
     parts = _split(values[1] - values[0], strata)
     a, b = (_weighted_mean(run_values, strata) for run_values in values)
@@ -287,7 +296,7 @@ def _value_difference(
     means = np.array([part.mean() for part in parts])
     clustered, _ = statistics.sampled_groups_interval(means, weights)
     views = {"clustered": Estimate(value, len(change), *clustered)} if clustered else {}
-    more, less = int((change > 0).sum()), int((change < 0).sum())
+    num_higher, num_lower = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
         *key,
         n=len(change),
@@ -298,8 +307,8 @@ def _value_difference(
         high=interval.high,
         p=p,
         views=views,
-        gained=less if lower_is_better else more,
-        lost=more if lower_is_better else less,
+        gained=num_lower if lower_is_better else num_higher,
+        lost=num_higher if lower_is_better else num_lower,
         detectable=statistics.min_detectable_difference(parts, weights),
     )
 
@@ -308,56 +317,58 @@ def _value_difference(
 
 
 def compare_correlations(joined: JoinedTables) -> PairedResult:
-    """Compare how well two runs correlate with the same ratings, by the influence of each item on
-    both correlations."""
-    table, other = joined.tables_a[0], joined.tables_b[0]
+    """Compare the rank correlations of two runs with the same ratings."""
+    table_a, table_b = joined.tables_a[0], joined.tables_b[0]
     metric = load_cell_metric(joined.cells_a[0])
-    values = metric.per_item(table), metric.per_item(other)
-    used = ~(table.get_flag("too-long") | other.get_flag("too-long"))
+    values = metric.per_item(table_a), metric.per_item(table_b)
+    in_both = ~(table_a.get_flag("too-long") | table_b.get_flag("too-long"))
 
-    def difference(key: GroupKey, members: Bools) -> Difference:
+    def compare_group(key: GroupKey, members: Bools) -> Difference:
         return _correlation_difference(
-            key, values[0][members], values[1][members], table.gold[members]
+            key, values[0][members], values[1][members], table_a.gold[members]
         )
 
-    headline = difference(GroupKey(HEADLINE, joined.suite), used)
-    groups = tuple(difference(key, used & members) for key, members in iterate_groups(joined))
+    headline = compare_group(GroupKey(HEADLINE, joined.suite), in_both)
+    groups = tuple(compare_group(key, in_both & members) for key, members in iterate_groups(joined))
     untested = [d.name for d in (headline, *groups) if d.p is None]
     notes = no_interval_note(untested, "difference", MIN_UNTIED_ITEMS_DIFFERENCE)
     return PairedResult(headline, groups, notes=notes)
 
 
-def _correlation_difference(key: GroupKey, x: Floats, z: Floats, ratings: Floats) -> Difference:
-    """x, z (n,): values of the first and of the second run."""
-    a = statistics.spearman_correlation(x, ratings)
-    b = statistics.spearman_correlation(z, ratings)
+def _correlation_difference(
+    key: GroupKey, values_a: Floats, values_b: Floats, ratings: Floats
+) -> Difference:
+    """Return the difference of two correlations. values_a, values_b, ratings (n,)."""
+    a = statistics.spearman_correlation(values_a, ratings)
+    b = statistics.spearman_correlation(values_b, ratings)
     p: float | None
-    if a is None or b is None:  # undefined, and shown as 0 as in a Summary: the whole range
+    if a is None or b is None:  # undefined: shown as 0, as in a Summary, with the whole range
         interval, p = Interval(-2.0, 2.0), None
-    elif np.array_equal(x, z):
+    elif np.array_equal(values_a, values_b):
         interval, p = Interval(0.0, 0.0), 1.0
     else:
-        interval, p = statistics.spearman_difference(x, z, ratings)
+        interval, p = statistics.spearman_difference(values_a, values_b, ratings)
     a, b = a or 0.0, b or 0.0
     detectable = POWER_FACTOR * (interval.high - interval.low) / 2 if p is not None else None
     return Difference(*key, len(ratings), a, b, b - a, *interval, p, detectable=detectable or None)
 
 
-# ---- words as the sample
+# ---- surprisal of words
 
 
 def compare_surprisal(joined: JoinedTables) -> PairedResult:
-    """Compare the mean surprisal of words, each word's over the contexts that fit both models.
+    """Compare the mean over words of each word's mean surprisal.
 
-    The interval is that of words like these, as a run's own. There are no groups, and no item
-    flips. Raises NotComparable where fewer than two words are left.
+    A word's mean is over the contexts that are not too long for either model. Words are the sample,
+    as in the interval of one run. Returns no groups and no flips. Raises NotComparable if fewer
+    than two words are left.
     """
     tables = (joined.tables_a[0], joined.tables_b[0])
-    used = ~(tables[0].get_flag("too-long") | tables[1].get_flag("too-long"))
-    a, b = (word_means(tables[0], -table.scores[:, 0], used) for table in tables)
+    in_both = ~(tables[0].get_flag("too-long") | tables[1].get_flag("too-long"))
+    a, b = (word_means(tables[0], -table.scores[:, 0], in_both) for table in tables)
     if len(a) < 2:
         raise NotComparable(
-            f"a difference needs two words, here are {len(a)}",
+            f"an interval needs two words that fit both models, but there are {len(a)}",
             location=joined.suite,
             hint="raise --max-length, or score more words",
         )
@@ -367,7 +378,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         HEADLINE,
         joined.suite,
         "",
-        n=int(used.sum()),
+        n=int(in_both.sum()),
         a=float(a.mean()),
         b=float(b.mean()),
         value=float(change.mean()),

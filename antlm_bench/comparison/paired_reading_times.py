@@ -1,8 +1,8 @@
-"""Paired comparison of reading times: how much more of them does the second run's surprisal
-explain?
+"""Paired comparison of the partial R2 of surprisal in regressions of reading times.
 
-The predictions are one half of the regressions, the suite's data the other. Sentences are
-resampled, the same ones for both runs; the test rests on the influence of each sentence.
+The surprisals come from predictions, the reading times from the suite's data. The interval comes
+from resampling sentences, the same ones for both runs. The p-value comes from the influence of each
+sentence on the difference.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Regressions = list[NestedRegression]
 
 
 def compare_reading_times(joined: JoinedTables) -> PairedResult:
-    """Compare headline, measures and outcomes, on the words that both runs have a number for.
+    """Compare headline, measures and outcomes, on the words with a surprisal in both runs.
 
-    Raises NotComparable where the reading times are not at hand.
+    Raises NotComparable if the suite's data is absent or was changed.
     """
     times = _load_reading_times(joined)
     tables = (joined.tables_a[0], joined.tables_b[0])
@@ -49,54 +49,61 @@ def compare_reading_times(joined: JoinedTables) -> PairedResult:
     sentence = _sentence_codes(tables[0])
     human = align_columns(tables[0].ids, times)
     missing = np.isnan(surprisals[0][SURPRISAL_COLUMN] + surprisals[1][SURPRISAL_COLUMN])
-    sides = []
+    regressions_by_run = []
     for columns in surprisals:
         model = {name: np.where(missing, np.nan, column) for name, column in columns.items()}
-        sides.append(build_regressions({**human, **model}, sentence, times))
-    values = [[partial_r2(regression) for regression in side] for side in sides]
+        regressions_by_run.append(build_regressions({**human, **model}, sentence, times))
+    regressions_a, regressions_b = regressions_by_run
+    values = [[partial_r2(regression) for regression in regressions_a]]
+    values.append([partial_r2(regression) for regression in regressions_b])
     num_sentences = int(sentence.max()) + 1
-    undefined = num_sentences < 2 or None in values[0] + values[1]
-    identical = all(
+    is_undefined = num_sentences < 2 or None in values[0] + values[1]
+    is_same_model = all(
         np.array_equal(column, surprisals[1][name], equal_nan=True)
         for name, column in surprisals[0].items()
     )
-    replicates, influences = np.zeros((1, len(sides[0]))), np.zeros((len(sides[0]), num_sentences))
-    if not undefined and not identical:
-        replicates, influences = _resample_sentences(sides[0], sides[1], num_sentences)
+    replicates = np.zeros((1, len(regressions_a)))
+    influences = np.zeros((len(regressions_a), num_sentences))
+    if not is_undefined and not is_same_model:
+        replicates, influences = _resample_sentences(regressions_a, regressions_b, num_sentences)
     differences = []
     for level, name, within, weights in estimate_weights(times):
-        a, b = (float(weights @ [r2 or 0.0 for r2 in side]) for side in values)
+        a, b = (float(weights @ [r2 or 0.0 for r2 in run_values]) for run_values in values)
         p: float | None
-        if identical:
+        if is_same_model:
             interval, p = Interval(0.0, 0.0), 1.0
-        elif undefined:
+        elif is_undefined:
             interval, p = Interval(-1.0, 1.0), None
         else:
             interval = bias_corrected_interval(b - a, replicates @ weights)
             p = clustered_t_test(b - a, weights @ influences)
-        n = max(len(sides[0][i].outcome) for i in np.flatnonzero(weights))
+        n = max(len(regressions_a[i].outcome) for i in np.flatnonzero(weights))
         detectable = POWER_FACTOR * (interval.high - interval.low) / 2 or None
-        line = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
-        differences.append(Difference(*line, detectable=detectable))
+        fields = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
+        differences.append(Difference(*fields, detectable=detectable))
     return PairedResult(differences[0], tuple(differences[1:]))
 
 
 def _resample_sentences(
-    side_a: Regressions, side_b: Regressions, num_sentences: int
+    regressions_a: Regressions, regressions_b: Regressions, num_sentences: int
 ) -> tuple[Floats, Floats]:
-    """Return the change of each of r regressions' R2 in resamples (draws, r), and by sentence
-    (r, sentences)."""
-    replicates = bootstrap_partial_r2([*side_a, *side_b], num_sentences)
+    """Return the differences of partial R2, b - a, of r regressions: in each resample (draws, r),
+    and the influence of each sentence on them (r, sentences).
+    """
+    replicates = bootstrap_partial_r2([*regressions_a, *regressions_b], num_sentences)
     influences = [
         cluster_influences(b, num_sentences) - cluster_influences(a, num_sentences)
-        for a, b in zip(side_a, side_b, strict=True)
+        for a, b in zip(regressions_a, regressions_b, strict=True)
     ]
-    return replicates[:, len(side_a) :] - replicates[:, : len(side_a)], np.array(influences)
+    r = len(regressions_a)
+    return replicates[:, r:] - replicates[:, :r], np.array(influences)
 
 
 def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
-    """Load the reading times of the suite that both runs answered: no run holds them, the data at
-    hand does."""
+    """Load the suite's reading times from its data files, because run folders do not have them.
+
+    Raises NotComparable if the data is absent, or differs from the data that was scored.
+    """
     from antlm_bench.suites import loader
 
     cell = joined.cells_a[0]
@@ -108,18 +115,17 @@ def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
             ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True
         )
     except BenchError as error:
-        message = f"its reading times are not at hand: {error.message}"
+        message = f"its reading times cannot be loaded: {error.message}"
         raise NotComparable(message, location=joined.suite, hint=error.hint or hint) from None
     if loaded.reading_times is None or loaded.digest != cell.settings.get("suite_digest"):
         raise NotComparable(
-            "its data here is not what was scored", location=joined.suite, hint=hint
+            "its data files differ from those that were scored", location=joined.suite, hint=hint
         )
     return loaded.reading_times
 
 
 def _surprisal_columns(table: PredictionTable) -> Mapping[str, Floats]:
-    """Return surprisals (n,) in nats of each word and of the word before it; nan where there is
-    none."""
+    """Return surprisals (n,) in nats of each word and of the word before it; nan = none."""
     columns = {}
     for option, name in enumerate((SURPRISAL_COLUMN, PREVIOUS_COLUMN)):
         columns[name] = np.full(len(table.ids), np.nan)
@@ -130,7 +136,7 @@ def _surprisal_columns(table: PredictionTable) -> Mapping[str, Floats]:
 
 
 def _sentence_codes(table: PredictionTable) -> Ints:
-    """Return which sentence each word (n,) is of; without labels, each is its own."""
+    """Return the number of each word's sentence (n,). Without labels, each word is a sentence."""
     if CLUSTER_LABEL not in table.levels:
         return np.arange(len(table.ids), dtype=np.int32)
     codes = table.levels[CLUSTER_LABEL][0]

@@ -1,5 +1,6 @@
-"""Paired comparison of finetuned tasks, several seeds each: differences over seeds and items per
-task, and their mean over a collection."""
+"""Paired comparison of finetuned tasks with several seeds: the difference of each task, and the
+mean difference over a collection of tasks.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ TASK_LEVEL = "task"
 
 
 def collection_name(cell: Cell) -> str:
-    """Return what a finetuned cell's task belongs to: "glue-2025" of "glue-2025.rte"."""
+    """Return the collection of a finetuned cell's task: "glue-2025" for "glue-2025.rte"."""
     return cell.finetuned_task[0]
 
 
 def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
-    """Compare the unweighted mean over tasks; each task is a group.
+    """Compare the unweighted mean over tasks. Each task is a group.
 
-    Tasks are independent, so variances add up (statistics.weighted_mean).
+    Tasks are independent, so their variances are added (statistics.weighted_mean).
     """
     results = [_compare_task(task) for task in tasks]
     groups = tuple(difference for difference, _, _ in results)
@@ -56,7 +57,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
 
 
 def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
-    """Return sentences that qualify the numbers of these tasks."""
+    """Return notes on the results of these tasks."""
     notes = []
     for task in tasks:
         name = _task_name(task)
@@ -70,9 +71,9 @@ def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
     selected_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
     if "valid" in selected_on:
         notes.append("epochs were selected on the scored examples: both values are optimistic")
-    sides = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
-    counts = {len(cells) for cells in sides if not cells[0].is_frozen}
-    notes += [note for count, note in FEW_SEEDS_NOTES.items() if count in counts]
+    seed_cells = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
+    seed_counts = {len(cells) for cells in seed_cells if not cells[0].is_frozen}
+    notes += [note for count, note in FEW_SEEDS_NOTES.items() if count in seed_counts]
     return tuple(dict.fromkeys(notes))
 
 
@@ -81,27 +82,31 @@ def _task_name(task: JoinedTables) -> str:
 
 
 def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[Flip]]:
-    metric, sides = load_cell_metric(task.cells_a[0]), (task.tables_a, task.tables_b)
-    a, b = (np.stack([metric.per_item(table) for table in side]) for side in sides)
+    metric = load_cell_metric(task.cells_a[0])
+    tables_by_run = (task.tables_a, task.tables_b)
+    a, b = (np.stack([metric.per_item(table) for table in tables]) for tables in tables_by_run)
     ties = metric.settings.ties
-    right_a, right_b = (  # a metric's contributions are not whole numbers, right and wrong are
-        np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in side], axis=0)
-        for side in sides
+    # Flips are changes of credit: the metric's values per item (F1, MCC) are not right or wrong.
+    credit_a, credit_b = (
+        np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in tables], axis=0)
+        for tables in tables_by_run
     )
     gaps_a, gaps_b = (
-        np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in side]) for side in sides
+        np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in tables])
+        for tables in tables_by_run
     )
     value, interval, p = statistics.two_level_test(a, b)
     uncertain = statistics.two_level_change(a, b)
-    if _same_scores(task):
+    if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not uncertain.variance:  # all items moved alike, or none did, which is no certainty
+    elif not uncertain.variance:
+        # All items changed by the same amount, or none changed: the difference is still uncertain.
         change = b.mean(axis=0) - a.mean(axis=0)
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
         interval, p = statistics.score_test(change, one_stratum, np.ones(1), (-bound, bound))
         uncertain = statistics.uncertain_from_interval(value, interval)
-    changed, name = right_b - right_a, _task_name(task)
+    credit_change, name = credit_b - credit_a, _task_name(task)
     difference = Difference(
         TASK_LEVEL,
         name,
@@ -113,8 +118,8 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         low=interval.low,
         high=interval.high,
         p=p,
-        gained=int((changed > 0).sum()),
-        lost=int((changed < 0).sum()),
+        gained=int((credit_change > 0).sum()),
+        lost=int((credit_change < 0).sum()),
         detectable=POWER_FACTOR * (interval.high - interval.low) / 2,
         margin=_mean_gap_change(gaps_a, gaps_b),
     )
@@ -123,24 +128,25 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         Flip(
             id=f"{name}/{task.tables_a[0].ids[row]}",
             labels={TASK_LEVEL: name},
-            a=float(right_a[row]),
-            b=float(right_b[row]),
+            a=float(credit_a[row]),
+            b=float(credit_b[row]),
             margin=None if np.isnan(gap_change[row]) else float(gap_change[row]),
         )
-        for row in np.flatnonzero(changed).tolist()
+        for row in np.flatnonzero(credit_change).tolist()
     ]
     return difference, uncertain, flips
 
 
-def _same_scores(task: JoinedTables) -> bool:
-    """Return whether the runs hold the same model, seed by seed."""
+def _has_same_scores(task: JoinedTables) -> bool:
+    """Return whether both runs have the same scores, seed by seed."""
     return len(task.tables_a) == len(task.tables_b) and all(
-        np.array_equal(x.scores, y.scores)
-        for x, y in zip(task.tables_a, task.tables_b, strict=True)
+        np.array_equal(table_a.scores, table_b.scores)
+        for table_a, table_b in zip(task.tables_a, task.tables_b, strict=True)
     )
 
 
 def _mean_gap_change(a: Floats, b: Floats) -> Estimate | None:
+    """Return the mean change of `logprob_gaps` (seeds, n); None if one is nan, or n < 2."""
     if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
         return None
     value, (low, high), _ = statistics.two_level_test(a, b)

@@ -1,6 +1,6 @@
-"""Results of a comparison: the typed values that tables, gates and plots use.
+"""Results of a comparison, from which tables, verdicts and plots are made.
 
-A difference is run b minus run a; `lower_is_better` says which sign is good.
+A difference is run b minus run a. If `lower_is_better`, a negative difference is an improvement.
 """
 
 from __future__ import annotations
@@ -16,58 +16,65 @@ from antlm_bench.types import Estimate, Labels, shorten_list
 
 HEADLINE = "headline"
 POWER_FACTOR = 1 + 0.8416 / Z
-"""Half a 95% interval, times this, is a true difference that is shown with 80% power."""
+"""Half the width of a 95% interval, times this, is the true difference that is significant with
+80% probability.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One line of a comparison: run b minus run a on the same n items.
+    """The headline or a group of a comparison: run b minus run a on the same n items.
 
-    Values are fractions; correlations, nats and the like are as they are.
+    Accuracies are fractions, not percent. Other values have the unit of their metric.
     """
 
     level: str
     """"headline", a label level (field, phenomenon, paradigm) or "task"."""
     name: str
-    """The group's name; of a headline the suite's."""
+    """Name of the group, or of the suite for a headline."""
     within: str
-    """The group one level up that holds it, or ""."""
+    """Name of the group one level up that contains this group; "" = none."""
     n: int
     a: float
+    """Value of run a."""
     b: float
+    """Value of run b."""
     value: float
     """b - a."""
     low: float
     """Lower end of the 95% interval of `value`."""
     high: float
-    """Upper end."""
+    """Upper end of that interval."""
     p: float | None = None
-    """Two-sided p of "no difference". None = there is no test."""
+    """Two-sided p-value that there is no difference. None = there is no test."""
     adjusted: float | None = None
-    """p within its family (`multiple_testing`)."""
+    """p-value after correction for multiple testing (`multiple_testing`)."""
     family: str = ""
-    """The tests that p was adjusted for, in words."""
+    """Correction and number of tests, e.g. "Holm over 12 phenomena"."""
     views: Mapping[str, Estimate] = field(default_factory=dict)
-    """The same difference with other intervals: "clustered" (were the groups a sample: paradigms
-    like these), "closed-form"."""
+    """The same difference with other intervals. "clustered": as if the strata (e.g. paradigms) were
+    a sample. "closed-form": the normal interval.
+    """
     gained: int = 0
     """Items (words) that got better."""
     lost: int = 0
     """Items (words) that got worse."""
     detectable: float | None = None
-    """The smallest true difference that so many items that vary so much show with 80% power."""
+    """Smallest true difference that would be significant with 80% probability, given the number and
+    the variance of these items.
+    """
     margin: Estimate | None = None
     """Mean change of log P(right option) - log P(best other), in nats."""
     lower_is_better: bool = False
 
     @property
     def gain(self) -> float:
-        """How much better the second run is."""
+        """How much better run b is; negative = worse."""
         return -self.value if self.lower_is_better else self.value
 
     @property
     def gain_interval(self) -> tuple[float, float]:
-        """The interval of `gain`, the worst first."""
+        """The interval of `gain` as (worst, best)."""
         return (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
 
 
@@ -78,8 +85,9 @@ class Flip:
     id: str
     labels: Labels
     a: float
-    """Its credit under the first run."""
+    """Credit in run a."""
     b: float
+    """Credit in run b."""
     margin: float | None
     """Change of log P(right option) - log P(best other), in nats."""
 
@@ -90,7 +98,9 @@ class PairedResult(NamedTuple):
     headline: Difference
     groups: tuple[Difference, ...]
     flipped: tuple[Flip, ...] = ()
-    """Items that moved, most credit and most margin first lost."""
+    """Items whose credit changed, from the largest loss to the largest gain of credit, then of
+    `margin`.
+    """
     notes: tuple[str, ...] = ()
 
 
@@ -104,7 +114,7 @@ class Comparison:
     metric: str
     """Metric of the items; "mixed" if the tasks of a collection have different metrics."""
     seeds: tuple[int, int]
-    """Number of seeds of each run, for the task with the fewest; 1 for scored suites."""
+    """Smallest number of seeds per task in run a and in run b; 1 for scored suites."""
     headline: Difference
     groups: tuple[Difference, ...]
     flipped: tuple[Flip, ...]
@@ -122,10 +132,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """A run against the reference."""
+    """All comparisons of a run (b) with a reference run (a)."""
 
     name_a: str
-    """Name of the reference's model; models of one name are told apart by their folders."""
+    """Model name of the reference run, with its folder if both models have the same name."""
     name_b: str
     path_a: str
     path_b: str
@@ -153,9 +163,16 @@ class RunComparison:
         )
         rows = []
         for comparison in self.comparisons:
-            head = comparison.headline
-            numbers = (head.a, head.b, head.value, head.low, head.high, head.p)
+            headline = comparison.headline
+            numbers = (
+                headline.a,
+                headline.b,
+                headline.value,
+                headline.low,
+                headline.high,
+                headline.p,
+            )
             methods = dict.fromkeys((comparison.method_a, comparison.method_b))
             values = [None if number is None else float(number) for number in numbers]
-            rows.append((comparison.suite, " / ".join(methods), *values, head.n))
+            rows.append((comparison.suite, " / ".join(methods), *values, headline.n))
         return to_html_table(columns, rows, notes=self.unmatched)

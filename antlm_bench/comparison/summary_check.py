@@ -1,8 +1,8 @@
-"""Open a run folder and check that the numbers in run.json are those of its predictions.
+"""Open run folders and check that the summaries in run.json match the predictions files.
 
-A file of predictions carries a digest of the numbers that were computed from it, so an edit of
-run.json shows without computing anything again. Files from before this digest existed are
-summarised again, as far as predictions suffice.
+A predictions file stores a digest of its summary, so that an edit of run.json is found without
+recomputing the summary. Files of older versions have no digest: their summary is recomputed, if the
+metric can be computed from predictions alone.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from antlm_bench.metrics import get_metric_spec, load_cell_metric
 from antlm_bench.types import Cell, Estimate, Run
 
 ROUNDING_TOLERANCE = 1e-6
-"""Summaries are rounded to 12 digits; older versions may have added up in another order."""
+"""Summaries are rounded to 12 digits; older versions may have summed in another order."""
 RESTORE_HINT = "restore run.json, or repeat the score or finetune command with --again"
 
 
 @check_arguments("load_run")
-def read_run(path: str | Path) -> Run:
-    """Open a run folder whose numbers will be shown.
+def open_verified_run(path: str | Path) -> Run:
+    """Open a run folder and check its summaries against its predictions.
 
-    Raises RunError as `runs.read`, for predictions that are missing or damaged, and for a summary
-    in run.json that is not the one of its predictions.
+    Raises RunError if the folder holds no run, if predictions are missing or damaged, or if a
+    summary in run.json does not match its predictions.
     """
-    return read_runs([path])[0]
+    return open_verified_runs([path])[0]
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Open run folders that are shown together: one suite has one name in all. Raises as
-    `read_run`.
+def open_verified_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Open run folders that are shown together. A suite has the same name in all of them.
+
+    Raises the same errors as `open_verified_run`.
     """
     opened = [runs.open_stored_run(path) for path in paths]
     for run in opened:
@@ -45,63 +46,71 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def check_cell(run: Run, cell: Cell) -> None:
-    """Raise RunError unless a cell's summary is the one of its predictions; see `read_run`."""
-    bound = runs.summary_matches(run.path, cell)
-    if bound:
+    """Raise RunError if a cell's summary in run.json does not match its predictions."""
+    digest_matches = runs.summary_matches(run.path, cell)
+    if digest_matches:
         return
     value_range = get_metric_spec(cell.summary.metric).value_range
     differing = [
-        line for line in _recompute(run, cell) if not _estimates_agree(*line[1:], value_range)
+        (name, stored, recomputed)
+        for name, stored, recomputed in _pair_with_recomputed(run, cell)
+        if not _estimates_agree(stored, recomputed, value_range)
     ]
-    if bound is None and not differing:
+    if digest_matches is None and not differing:  # None: written before digests existed
         return
-    message = f"the summary of {cell.suite} ({cell.method}) is not that of its predictions"
+    message = f"the summary of {cell.suite} ({cell.method}) does not match its predictions"
     if differing:
-        name, stored, estimate = differing[0]
-        shown = f"{_format_estimate(stored)} in run.json, {_format_estimate(estimate)} recomputed"
+        name, stored, recomputed = differing[0]
+        shown = f"{_format_estimate(stored)} in run.json, {_format_estimate(recomputed)} recomputed"
         message += f": {name} {shown}"
     raise RunError(message, location=str(Path(run.path) / "run.json"), hint=RESTORE_HINT)
 
 
 def _format_estimate(estimate: Estimate) -> str:
-    return f"{estimate.value:.6g} [{estimate.low:.4g}, {estimate.high:.4g}] of {estimate.n}"
+    return f"{estimate.value:.6g} [{estimate.low:.4g}, {estimate.high:.4g}] (n = {estimate.n})"
 
 
 def _estimates_agree(
     stored: Estimate, recomputed: Estimate, value_range: tuple[float, float]
 ) -> bool:
-    """Return whether two estimates have the same value, and intervals that two versions of this
-    program may have computed.
+    """Return whether the values and n agree, and the stored interval is plausible.
 
-    An interval lies within the metric's range and is at most three times as wide, or it is the
-    whole range: another version may have had another formula, or none for so few items.
+    Older versions computed intervals by other formulas. The stored interval must lie in the
+    metric's range. It may be up to three times as wide as the recomputed one, or the whole range,
+    which older versions stored for few items.
     """
     tolerance = ROUNDING_TOLERANCE
     lowest, highest = value_range
-    widest = 3 * (recomputed.high - recomputed.low) + tolerance
-    whole = (stored.low, stored.high) == value_range
-    possible = lowest - tolerance <= stored.low <= stored.high <= highest + tolerance
-    same = math.isclose(stored.value, recomputed.value, rel_tol=tolerance, abs_tol=tolerance)
-    narrow = stored.high - stored.low <= widest
-    return same and stored.n == recomputed.n and possible and (whole or narrow)
+    max_width = 3 * (recomputed.high - recomputed.low) + tolerance
+    has_same_value = math.isclose(
+        stored.value, recomputed.value, rel_tol=tolerance, abs_tol=tolerance
+    )
+    is_in_range = lowest - tolerance <= stored.low <= stored.high <= highest + tolerance
+    is_whole_range = (stored.low, stored.high) == value_range
+    is_narrow_enough = stored.high - stored.low <= max_width
+    has_plausible_interval = is_in_range and (is_whole_range or is_narrow_enough)
+    return has_same_value and stored.n == recomputed.n and has_plausible_interval
 
 
-def _recompute(run: Run, cell: Cell) -> list[tuple[str, Estimate, Estimate]]:
-    """Return (name, stored, recomputed) of the headline and of every group; nothing where
-    predictions do not suffice, as for reading times and ages of acquisition."""
+def _pair_with_recomputed(run: Run, cell: Cell) -> list[tuple[str, Estimate, Estimate]]:
+    """Return (name, stored, recomputed) of the headline and of every group.
+
+    Returns [] if the summary cannot be computed from predictions alone (reading times, ages of
+    acquisition).
+    """
     summary = cell.summary
     try:
         metric, table = load_cell_metric(cell), load_table(run, cell)
         headline = metric.headline(table, summary.macro).estimate
-        compared = [("headline", summary.headline, headline)]
+        pairs = [("headline", summary.headline, headline)]
         for level in dict.fromkeys(group.level for group in summary.groups):
             codes, names = table.levels[level]
             estimates = dict(zip(names, metric.by_group(table, codes, names), strict=True))
-            compared += [
+            pairs += [
                 (group.name, group.estimate, estimates[group.name])
                 for group in summary.groups
                 if group.level == level
             ]
-        return compared
+        return pairs
     except (BenchError, KeyError):
-        return []  # another kind of number: it is bound to its file or older than that
+        return []  # only a digest can show an edit of such a summary

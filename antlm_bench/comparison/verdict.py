@@ -1,14 +1,16 @@
-"""Verdicts of a gate: did the checkpoint get worse by more than a margin declared beforehand?
+"""Verdicts of `check`: did the checkpoint get worse by more than a margin declared beforehand?
 
-A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the two-sided 95% interval
-of the paired drop, baseline - new, with its sign turned where lower is better. For a margin m > 0:
+This is a test of non-inferiority (as in clinical trials: Piaggio et al. 2012). It uses the
+two-sided 95% interval of the paired drop: baseline - new, or new - baseline if lower is better. For
+a margin m > 0:
 
-    the interval lies below m    pass (a drop may be significant and tolerable)
+    the interval lies below m    pass (a drop may be significant, but is tolerated)
     the interval lies above m    regression: the drop is larger than the margin
     the interval contains m      undecided: too few items for this margin
 
 So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
-drop of the margin or more passes in at most 2.5%. Of several suites, see `correct_for_suites`.
+drop of the margin or more passes in at most 2.5%. For several suites, see
+`adjust_for_multiple_suites`.
 
 With `mark_drops`, a suite without a regression whose interval lies above 0 is a `drop`: a
 significant drop of any size, as if m were 0.
@@ -16,6 +18,7 @@ significant drop of any size, as if m were 0.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -35,37 +38,41 @@ from antlm_bench.types import shorten_list
 Status = Literal["pass", "regression", "drop", "undecided"]
 FailOn = Literal["regression", "drop"]
 PHENOMENON = "phenomenon"
-"""The level at which a drop is explained, in suites that have it."""
+"""The level whose groups explain a drop, in suites that have this level."""
 STATUS_SEVERITY: tuple[Status, ...] = ("regression", "drop", "undecided", "pass")
 FAILURES: tuple[Status, ...] = ("regression", "drop")
 """Statuses that fail a check."""
 DEFAULT_MARGIN = 0.01
-"""One point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can
-resolve."""
+"""One point. It is larger than the numerical noise of any dtype (`antlm-bench noise`), and BLiMP
+has enough items to detect such a drop.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """The margins that one source declares, as fractions (correlations and nats: as they are)."""
+    """The margins that one source declares, in the unit of the metric (accuracies: fractions)."""
 
     default: float | None = None
-    """For every suite's headline. None = not declared."""
+    """Margin of the headline of every suite. None = not declared."""
     suites: Mapping[str, float] = field(default_factory=dict)
     """Suite -> margin."""
     groups: Mapping[str, float] = field(default_factory=dict)
-    """Field, phenomenon, paradigm or task -> margin. Other groups are not judged."""
+    """Field, phenomenon, paradigm or task -> margin."""
     every_group: float | None = None
-    """For every group of the level that explains a drop."""
+    """Margin of every other group of the level that explains a drop. None = not declared; groups
+    without a margin are not judged."""
     source: str = ""
-    """An option, a policy file, a suite's TOML."""
+    """Name of the option, policy file or TOML that declares them."""
 
     def for_suite(self, suite: str) -> float | None:
-        """Return the margin of a suite's headline, if this source declares one."""
+        """Return the margin of a suite's headline; None if this source declares none."""
         return self.suites.get(suite, self.default)
 
     def for_group(self, group: Difference, level: str) -> float | None:
-        """Return the margin of a group, if this source declares one. level: the one that
-        explains."""
+        """Return the margin of a group; None if this source declares none.
+
+        level: the level whose groups explain a drop.
+        """
         return self.groups.get(group.name, self.every_group if group.level == level else None)
 
 
@@ -74,7 +81,7 @@ FALLBACK_MARGINS = Margins(DEFAULT_MARGIN, source="default")
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One difference, judged against its margin."""
+    """A difference, its margin, and the status that follows."""
 
     difference: Difference
     tolerance: float
@@ -83,68 +90,69 @@ class Judgement:
     source: str = ""
     """Source of the margin: an option, a file or "default"."""
     correction: str = ""
-    """Correction over several suites without which it would be a regression, or a drop."""
+    """Correction for several suites, if it changed the status from regression or drop."""
 
     @property
     def p(self) -> float:
-        """One-sided p-value of a drop of the margin or less, below 2.5% where the interval says
-        regression.
+        """One-sided p-value that the drop is at most the margin.
 
-        The distance between difference and margin is taken in units of the interval's half on that
-        side, which is 1.96 standard errors.
+        It is below 2.5% if the interval says regression: the distance of the difference from the
+        margin is divided by a standard error, the upper half of the interval / 1.96.
         """
-        best = self.difference.gain_interval[1]
-        half, distance = best - self.difference.gain, -self.tolerance - self.difference.gain
-        return one_sided_p(Z * distance / half) if half else float(distance <= 0)
+        highest_gain = self.difference.gain_interval[1]
+        half_width = highest_gain - self.difference.gain
+        distance = -self.tolerance - self.difference.gain
+        return one_sided_p(Z * distance / half_width) if half_width else float(distance <= 0)
 
     @property
     def is_significantly_worse(self) -> bool:
-        """Whether it dropped significantly, tolerable or not."""
+        """Whether the drop is significant, whatever the margin."""
         return is_significant(self.difference) and self.difference.gain < 0
 
     @property
     def items_to_decide(self) -> int | None:
-        """Items like these that decide with 80% power if the drop is as observed, to two digits.
+        """Number of items, to two digits, with which the verdict would not be undecided.
 
-        An interval shrinks with the root of the number of items. None where the drop equals the
+        With 80% probability, if the true drop is the observed one and items vary as these do: the
+        width of an interval falls with the root of the number of items. None if the drop equals the
         margin.
         """
-        worst, best = self.difference.gain_interval
+        lowest_gain, highest_gain = self.difference.gain_interval
         distance = abs(self.difference.gain + self.tolerance)
         if not distance:
             return None
-        ratio = POWER_FACTOR * (best - worst) / 2 / distance
+        ratio = POWER_FACTOR * (highest_gain - lowest_gain) / 2 / distance
         return int(float(f"{self.difference.n * ratio**2:.2g}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One suite, judged."""
+    """The verdict on one suite."""
 
     comparison: Comparison
     status: Status
-    """The worst of the headline's and of the judged groups'."""
+    """The most severe status of the headline and of groups that regressed."""
     headline: Judgement
     groups: tuple[Judgement, ...]
-    """The groups that have margins of their own."""
+    """The groups that have margins."""
     worse_groups: tuple[Difference, ...]
-    """Groups of the level that explains, significantly worse, worst first."""
+    """Significantly worse groups of the level that explains a drop, worst first."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """A run against its baseline: a verdict per suite."""
+    """The verdicts on a run compared with a baseline, one per suite."""
 
     run_comparison: RunComparison
     verdicts: tuple[Verdict, ...]
     missing_cells: tuple[str, ...]
     """Cells of the baseline that the run lacks, as "suite · method"."""
     unpaired_cells: tuple[str, ...] = ()
-    """Cells of a metric to which single items contribute nothing that could be compared."""
+    """Cells whose metric has no values per item, so that two runs cannot be paired."""
 
     @property
     def status(self) -> Status:
-        """The worst status of all verdicts."""
+        """The most severe status of all verdicts."""
         return worst_status([verdict.status for verdict in self.verdicts])
 
     def __repr__(self) -> str:
@@ -170,10 +178,11 @@ class CheckResult:
 def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     """Return the verdict on one suite.
 
-    margins: the first source that declares a margin wins. Default: 1 point per suite.
+    margins: for each suite or group, the first source that declares a margin wins. Default: 1 point
+    per suite, none per group.
 
-    A group fails only where its drop is significant within its family of tests. An undecided
-    group does not make the suite undecided, because nothing says that it is large enough for its
+    A group is a regression only if its drop is also significant within its family of tests. An
+    undecided group does not make the suite undecided, because it may have too few items for its
     margin.
     """
     level = explanatory_level(comparison)
@@ -185,10 +194,14 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     )
     groups = []
     for group in comparison.groups:
-        declared = [(m.for_group(group, level), m.source) for m in margins]
-        known = [(tolerance, source) for tolerance, source in declared if tolerance is not None]
-        groups += [_judge_difference(group, *margin) for margin in known[:1]]
-    failed: list[Status] = [group.status for group in groups if group.status == "regression"]
+        for declared_margins in margins:
+            tolerance = declared_margins.for_group(group, level)
+            if tolerance is not None:
+                groups.append(_judge_difference(group, tolerance, declared_margins.source))
+                break
+    group_failures: list[Status] = [
+        group.status for group in groups if group.status == "regression"
+    ]
     worse_groups = [
         group
         for group in comparison.groups
@@ -196,19 +209,19 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     ]
     return Verdict(
         comparison=comparison,
-        status=worst_status([headline.status, *failed]),
+        status=worst_status([headline.status, *group_failures]),
         headline=headline,
         groups=tuple(groups),
         worse_groups=tuple(sorted(worse_groups, key=lambda group: group.gain)),
     )
 
 
-def correct_for_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Return the verdicts of suites that are judged together.
+def adjust_for_multiple_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return the verdicts, corrected for the number of suites by Holm.
 
-    Any suite without a drop beyond its margin is called a regression in at most 2.5% of checks:
-    p-values of the headlines are adjusted by Holm. A pass of all needs no correction
-    (intersection-union). Groups with margins of their own stay as they are.
+    Afterwards, if no suite dropped by more than its margin, a check calls any suite a regression
+    with a probability of at most 2.5%. That all suites pass needs no correction
+    (intersection-union). The judgements of groups stay unchanged.
     """
     correction = f"Holm over {len(verdicts)} suites"
     adjusted = holm([verdict.headline.p for verdict in verdicts])
@@ -227,10 +240,10 @@ def correct_for_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 def mark_drops(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """Return the verdicts with the status "drop" for suites that dropped significantly.
 
-    Regressions stay regressions. The drops of several suites are corrected as regressions are:
-    the rule is that of a regression with a margin of 0. Groups are not marked.
+    Regressions stay regressions. A drop is a regression with a margin of 0, with the same
+    correction for several suites. Groups are not marked.
     """
-    drops = correct_for_suites(
+    drops = adjust_for_multiple_suites(
         [
             replace(
                 verdict,
@@ -256,23 +269,28 @@ def mark_drops(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 
 
 def worst_status(statuses: Sequence[Status]) -> Status:
-    """Return the most severe status; without any, pass."""
+    """Return the most severe status; "pass" if there is none."""
     return next((status for status in STATUS_SEVERITY if status in statuses), "pass")
 
 
 def explanatory_level(comparison: Comparison) -> str:
-    """Return the level of groups that explains a drop: phenomena, else the coarsest that has two
-    groups or more."""
-    counts: dict[str, int] = {}
-    for group in comparison.groups:
-        counts[group.level] = counts.get(group.level, 0) + 1
-    several = [level for level, count in counts.items() if count > 1]
-    return PHENOMENON if PHENOMENON in several else several[0] if several else HEADLINE
+    """Return the level whose groups explain a drop.
+
+    It is "phenomenon" if the suite has at least two; else the coarsest level with at least two
+    groups; else HEADLINE.
+    """
+    counts = Counter(group.level for group in comparison.groups)
+    levels = [level for level, count in counts.items() if count > 1]
+    if PHENOMENON in levels:
+        return PHENOMENON
+    return levels[0] if levels else HEADLINE
 
 
 def is_significant(difference: Difference) -> bool:
-    """Return whether a difference is not 0: by its test within its family or, without a test, by
-    its interval."""
+    """Return whether a difference is significant.
+
+    By its adjusted p-value or, without a test, by its interval.
+    """
     if difference.adjusted is not None:
         return difference.adjusted < 1 - CONFIDENCE_LEVEL
     return difference.low > 0 or difference.high < 0
@@ -283,9 +301,9 @@ def _judge_difference(difference: Difference, margin: float, source: str) -> Jud
 
 
 def _decide_status(difference: Difference, margin: float) -> Status:
-    worst, best = difference.gain_interval
-    if worst > -margin:
+    lowest_gain, highest_gain = difference.gain_interval
+    if lowest_gain > -margin:
         return "pass"
-    # A group is one of many: its drop has to be significant within its family.
-    is_certain = difference.level == HEADLINE or is_significant(difference)
-    return "regression" if best < -margin and is_certain else "undecided"
+    # A group is one of many tests, so its drop must also be significant within its family.
+    can_fail = difference.level == HEADLINE or is_significant(difference)
+    return "regression" if highest_gain < -margin and can_fail else "undecided"

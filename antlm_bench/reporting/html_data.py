@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import runs
-from antlm_bench.comparison.summary_check import read_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import NotComparable, UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import results_table
@@ -93,7 +93,7 @@ def gather_report_data(
     report: Report | None = None,
 ) -> ReportData:
     """Gather the data of a page. Arguments and errors are those of `write_page`."""
-    all_runs = read_runs(expand_run_dirs(paths))
+    all_runs = open_verified_runs(expand_run_dirs(paths))
     averaged_by_path = {run.path: average_seeds(run) for run in all_runs}
     averaged_runs = [averaged_by_path[run.path] for run in all_runs]
     checkpoint_series = {
@@ -229,7 +229,7 @@ def _compare_to_first(
     Yields a pair with a refusal for each suite that cannot be compared. display_names:
     (path, method) -> series.
     """
-    from antlm_bench.comparison.runs import compare_runs
+    from antlm_bench.comparison.compare import compare_runs
 
     runs_by_path = {run.path: run for run in all_runs}
     for other in shown_runs[1:]:

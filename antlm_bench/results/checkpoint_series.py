@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from antlm_bench.comparison.summary_check import read_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import model_name
@@ -93,7 +93,7 @@ def load_curves(
     no run records words seen, if a suite was not scored, or if two checkpoints of a series have
     seen the same number of words.
     """
-    all_runs = [average_seeds(run) for run in read_runs(expand_run_dirs(paths))]
+    all_runs = [average_seeds(run) for run in open_verified_runs(expand_run_dirs(paths))]
     curves = build_curves(all_runs)
     unplaced_models = [model_name(run) for run in all_runs if words_seen(run) is None]
     if not curves:

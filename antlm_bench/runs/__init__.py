@@ -26,9 +26,9 @@ from antlm_bench.runs.store import (
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     cell_has_suite,
+    cells_with_short_paths,
     distinguish_suites,
     is_user_suite,
-    portable_cells,
 )
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "base_suite_name",
     "cell_has_suite",
     "cell_to_dict",
+    "cells_with_short_paths",
     "distinguish_suites",
     "is_user_suite",
     "lock_folder",
@@ -44,7 +45,6 @@ __all__ = [
     "open_run",
     "open_runs",
     "open_stored_run",
-    "portable_cells",
     "read_predictions",
     "read_predictions_table",
     "summary_matches",

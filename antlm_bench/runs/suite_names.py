@@ -75,7 +75,7 @@ def distinguish_suites(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def portable_cells(run: Run) -> list[Cell]:
+def cells_with_short_paths(run: Run) -> list[Cell]:
     """Return the cells of a run as they are stored, with paths no longer than suites need.
 
     Only the ends of paths that tell the user's files apart are kept.

@@ -1,7 +1,4 @@
-"""The statistics of runs: intervals of one run and of several seeds, tests between two runs.
-
-Takes arrays, gives numbers; knows nothing of suites, predictions or files.
-"""
+"""Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,

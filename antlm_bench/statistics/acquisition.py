@@ -2,9 +2,9 @@
 
     y = a / (1 + exp(-b (x - c))) + d
 
-Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), with its
-bounds, starting points and conditions; unbounded fits: evaluation-pipeline-2025,
-evaluation_pipeline/utils.py. A word whose curve has no answer has no age.
+Sources: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), also for
+bounds, starting points and the conditions under which a word has no age. Unbounded fits:
+evaluation-pipeline-2025, evaluation_pipeline/utils.py.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Floats
 
 ParameterBound = Sequence[float] | float
-"""A bound of each parameter, or one bound of all."""
+"""A bound for each parameter, or one bound for all parameters."""
 HALFWAY = 0.5
+"""Share of the rise of a curve at which a word counts as acquired."""
 MIN_POINTS = 3
-"""Points of a curve, words of a correlation."""
+"""Fewest points of a curve, and fewest words of a correlation."""
 UNBOUNDED = (-np.inf, np.inf)
-"""Makes scipy fit by Levenberg-Marquardt."""
+"""Bounds with which scipy fits by Levenberg-Marquardt."""
 
 
 def child_age_of_acquisition(ages: Floats, proportions: Floats) -> float | None:
     """Return the age in months at which half of the children know a word.
 
-    ages (n,): months. proportions (n,): shares in 0..1, nan = missing. None with fewer than
-    MIN_POINTS ages, or where the curve passes one half outside of these ages.
+    ages (n,): in months, increasing. proportions (n,): shares of children in 0..1, nan = missing.
+    Returns None with fewer than MIN_POINTS ages, or if the curve does not pass one half within
+    these ages.
     """
-    known = np.isfinite(proportions)
-    x, y = ages[known], proportions[known]
+    is_present = np.isfinite(proportions)
+    x, y = ages[is_present], proportions[is_present]
     if len(x) < MIN_POINTS:
         return None
     bounds = ([0, 0, x[0], -0.5], [2.0, 1.0, x[-1], 0.5])
-    fitted = _fit_sigmoid(x, y, [1.0, 0.1, x.mean(), 0.0], bounds, 1000)
-    age = _sigmoid_crossing(fitted, HALFWAY, 0.0)
+    parameters = _fit_sigmoid(x, y, [1.0, 0.1, x.mean(), 0.0], bounds, 1000)
+    age = _sigmoid_crossing(parameters, HALFWAY, 0.0)
     return age if age is not None and x[0] <= age <= x[-1] else None
 
 
@@ -48,32 +50,38 @@ def model_age_of_acquisition(
 ) -> float | None:
     """Return log10(words seen + 1) at which surprisal is halfway between chance and its minimum.
 
-    words_seen (n,): increasing; several points may have seen equally many. surprisal (n,): in nats,
-    nan = missing. chance_surprisal: in 2026 the word's number of tokens * ln(size of the
-    vocabulary). None as in `child_age_of_acquisition`.
+    words_seen (n,): words seen at each checkpoint, not decreasing. surprisal (n,): in nats, nan =
+    missing. chance_surprisal: in 2026, the word's number of tokens * ln(size of the vocabulary).
+    Returns None with fewer than MIN_POINTS checkpoints, or if the curve does not pass that level
+    within them.
     """
-    known = np.isfinite(surprisal)
-    seen, y = words_seen[known], -surprisal[known]
+    is_present = np.isfinite(surprisal)
+    words, y = words_seen[is_present], -surprisal[is_present]
     if len(y) < MIN_POINTS:
         return None
-    x = np.log10(seen + 1)
+    x = np.log10(words + 1)
     height, low, high = float(np.ptp(y)), float(y.min()), float(y.max())
     limits = (
         [0.0, 0.0, x.min() - 1, low - 2 * height - 1],
         [10 * height + 1, 100.0, x.max() + 1, high + 1],
     )
-    bounds, max_evaluations, min_parameter = (
-        (limits, 20_000, 1e-6) if bounded else (UNBOUNDED, 1000, 0.0)
-    )
-    fitted = _fit_sigmoid(x, y, [height, 1.0, x.mean(), low], bounds, max_evaluations)
+    start = [height, 1.0, x.mean(), low]
+    if bounded:
+        parameters = _fit_sigmoid(x, y, start, limits, max_evaluations=20_000)
+        min_parameter = 1e-6
+    else:
+        parameters = _fit_sigmoid(x, y, start, UNBOUNDED, max_evaluations=1000)
+        min_parameter = 0.0
     level = -(chance_surprisal - HALFWAY * (chance_surprisal + high))
-    age = _sigmoid_crossing(fitted, level, min_parameter)
+    age = _sigmoid_crossing(parameters, level, min_parameter)
     return age if age is not None and x[0] <= age <= x[-1] else None
 
 
 def pearson_correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
-    """Return Pearson's r of x (n,) and y (n,), its two-sided p and Fisher's (1921) interval; None
-    with fewer than MIN_POINTS, or where one is constant."""
+    """Return Pearson's r of x (n,) and y (n,), its two-sided p-value and Fisher's (1921) interval.
+
+    Returns None if n is below MIN_POINTS, or if x or y is constant.
+    """
     from scipy.stats import pearsonr
 
     if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -81,8 +89,9 @@ def pearson_correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] |
     r, p = (float(number) for number in pearsonr(x, y))
     if len(x) == MIN_POINTS or abs(r) == 1:
         return r, p, Interval(-1.0, 1.0)
-    half = Z / math.sqrt(len(x) - 3)
-    return r, p, Interval(math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+    half_width = Z / math.sqrt(len(x) - 3)
+    low, high = math.tanh(math.atanh(r) - half_width), math.tanh(math.atanh(r) + half_width)
+    return r, p, Interval(low, high)
 
 
 def _sigmoid(x: Floats, a: float, b: float, c: float, d: float) -> Floats:
@@ -97,21 +106,27 @@ def _fit_sigmoid(
     bounds: tuple[ParameterBound, ParameterBound],
     max_evaluations: int,
 ) -> tuple[float, ...] | None:
+    """Return the fitted a, b, c, d; None if there is no fit."""
     from scipy.optimize import OptimizeWarning, curve_fit
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # about the covariance, unused here
+            warnings.simplefilter(
+                "ignore", OptimizeWarning
+            )  # about the covariance, which is not used
             fitted, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=max_evaluations)
     except (RuntimeError, ValueError, TypeError):
-        return None  # no convergence; a start outside of its bounds; too few points
+        return None  # no convergence, a start outside of its bounds, or too few points
     return tuple(float(number) for number in fitted)
 
 
 def _sigmoid_crossing(
     parameters: tuple[float, ...] | None, level: float, min_parameter: float
 ) -> float | None:
-    """Return where the curve passes a level; None where it does not, or does not rise."""
+    """Return the x at which the curve passes a level; None if it does not pass it or does not rise.
+
+    The curve rises if a and b are above `min_parameter`.
+    """
     if parameters is None:
         return None
     a, b, c, d = parameters

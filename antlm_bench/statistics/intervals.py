@@ -1,11 +1,11 @@
 """Confidence intervals of weighted means, ratios and statistics of counts.
 
-An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` gives the w_k of
-a macro-average. An interval is about one of two populations:
+An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` returns the w_k
+of a macro-average. An interval says how the estimate would vary in one of two populations:
 
-    new items of these strata (paradigms)   `stratified_score` (credits), `welch_test` (other
-                                            values), `normal_interval`
-    new strata of the same sort             `clustered_interval`
+    other items of the same strata (paradigms)   `stratified_score` (credits), `welch_test` (other
+                                                 values), `normal_interval`
+    other strata like these                      `clustered_interval`
 
 All intervals are two-sided at CONFIDENCE_LEVEL.
 """
@@ -23,14 +23,15 @@ from antlm_bench.types import Floats
 
 CONFIDENCE_LEVEL = 0.95
 DRAWS = 10_000
+"""Number of resamples of a bootstrap."""
 SEED = 20_250_101
-"""Fixed: the same predictions must print the same interval."""
+"""Fixed, because the same predictions must give the same interval."""
 MAX_DRAWS_AT_ONCE = 2_000_000
-"""Random indices in memory at once: 16 MB."""
+"""Largest number of random indices in memory (16 MB)."""
 MIN_SAMPLED_GROUPS = 8
-"""Groups from which it is estimated how much other groups like these would vary."""
+"""Fewest groups from which the variance of groups is estimated."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
-"""Half the width of a normal interval in standard errors: 1.96."""
+"""Half the width of a normal interval, in standard errors (1.96)."""
 
 
 class Interval(NamedTuple):
@@ -39,7 +40,7 @@ class Interval(NamedTuple):
 
 
 def one_sided_p(z: float) -> float:
-    """Return the probability of a standard normal number above z."""
+    """Return the probability that a standard normal variable is above z."""
     return float(ndtr(-z))
 
 
@@ -48,8 +49,8 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
 
     paths: the labels of each stratum, outermost level first.
 
-    One level: 1/K each. Nested ("mean over files of the mean over paradigms"): the product of
-    1/(number of siblings).
+    With one level, each weight is 1/K. With nested levels ("mean over files of the mean over
+    paradigms"), it is the product over levels of 1/(number of siblings).
     """
     children: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for path in paths:
@@ -63,10 +64,10 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
 def bootstrap_ratio_interval(
     numerators: Floats, denominators: Floats, draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Return the percentile interval of sum(numerators) / sum(denominators) when the n pairs are
-    resampled.
+    """Return the bootstrap percentile interval of sum(numerators) / sum(denominators), (n,) each.
 
-    Denominators are 0 or more, not all 0; the few replicates in which all are 0 are left out.
+    Pairs of numerator and denominator are resampled. Denominators are not negative and not all 0.
+    Resamples whose denominators are all 0 are left out.
     """
     rng, n = np.random.default_rng(seed), len(numerators)
     num_batches = max(1, n * draws // MAX_DRAWS_AT_ONCE)
@@ -81,13 +82,12 @@ def bootstrap_ratio_interval(
 def bootstrap_counts_interval(
     counts: Floats, statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Return the percentile interval of statistic(counts) when the n items of m
-    categories are resampled.
+    """Return the bootstrap percentile interval of statistic(counts).
 
-    counts (m,); statistic maps counts (draws, m) to numbers (draws,). The counts of a resample are
-    drawn, not its items one by one (Efron & Tibshirani 1993, ch. 6). If all replicates are equal
-    (one category holds all items, or the statistic ignores the others), the interval has width 0;
-    use `dirichlet_interval`.
+    counts (m,): number of items in each of m categories. statistic: maps counts (draws, m) to
+    values (draws,). The counts of a resample are drawn directly from a multinomial (Efron &
+    Tibshirani 1993, ch. 6). If the statistic is equal in all resamples, e.g. because one category
+    has all items, the interval has width 0; use `dirichlet_interval`.
     """
     n = int(counts.sum())
     resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
@@ -103,12 +103,12 @@ def dirichlet_interval(
 ) -> Interval:
     """Return the interval of statistic(counts) from the Dirichlet posterior of its rates.
 
-    prior_weight: pseudo-count of every category. Use this where a bootstrap interval has width 0:
-    the pseudo-count lets categories occur that are empty in the sample (for precision, recall and
-    F: Goutte & Gaussier 2005). The statistic must not depend on the scale of the counts.
+    prior_weight: pseudo-count of every category. Use this if a bootstrap interval has width 0: with
+    a pseudo-count, categories that are empty in the sample can occur (for precision, recall and F:
+    Goutte & Gaussier 2005). The statistic must not depend on the scale of the counts.
     """
     shape = (draws, len(counts))
-    # Normalised, these would be the rates; the statistic does not depend on their sum.
+    # The rates are these divided by their sum, which does not change the statistic.
     gammas = np.random.default_rng(seed).standard_gamma(counts + prior_weight, size=shape)
     return _percentile_interval(statistic(gammas))
 
@@ -116,21 +116,21 @@ def dirichlet_interval(
 def normal_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
     """Return the normal interval of sum_k w_k mean_k, from its `standard_error`."""
     value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
-    half = Z * standard_error(strata, weights)
-    return Interval(value - half, value + half)
+    half_width = Z * standard_error(strata, weights)
+    return Interval(value - half_width, value + half_width)
 
 
 def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
     """Return the standard error of sum_k w_k mean_k: Var = sum_k w_k^2 s_k^2 / n_k.
 
-    A stratum of one item has no s_k; it gets the largest variance that values in the range of all
-    strata can have, (max - min)^2 / 4.
+    For a stratum of one item, s_k^2 is the largest variance that values within the range of all
+    strata can have: (max - min)^2 / 4.
     """
     return float(np.sqrt(_stratum_variances(strata, weights).sum()))
 
 
 def _stratum_variances(strata: Sequence[Floats], weights: Floats) -> Floats:
-    """Return what each stratum (K,) adds to the variance of sum_k w_k mean_k."""
+    """Return the term of each stratum (K,) in the variance of sum_k w_k mean_k."""
     max_variance = float(np.ptp(np.concatenate(strata))) ** 2 / 4
     variances = np.array(
         [values.var(ddof=1) if len(values) > 1 else max_variance for values in strata]
@@ -142,10 +142,11 @@ def _stratum_variances(strata: Sequence[Floats], weights: Floats) -> Floats:
 def welch_test(strata: Sequence[Floats], weights: Floats) -> tuple[Interval, float]:
     """Return the t interval of sum_k w_k mean_k, and the two-sided p-value that it is 0.
 
-    For values without a known range or with many distinct values; credits have `stratified_score`.
-    The degrees of freedom are Welch's and Satterthwaite's, (sum_k v_k)^2 / sum_k v_k^2 / (n_k - 1)
-    with v_k = w_k^2 s_k^2 / n_k; a stratum of one item, whose s_k is that of `standard_error`, has
-    one. Values without any variance have an interval of width 0, and p is 0, or 1 if all are 0.
+    For values without a known range or with many distinct values; for credits, use
+    `stratified_score`. The degrees of freedom are Welch's and Satterthwaite's, (sum_k v_k)^2 /
+    sum_k (v_k^2 / d_k), with v_k = w_k^2 s_k^2 / n_k (see `standard_error`) and d_k = n_k - 1, or 1
+    for a stratum of one item. Values without variance have an interval of width 0; p is then 0, or
+    1 if the mean is 0.
     """
     value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
     variances = _stratum_variances(strata, weights)
@@ -162,15 +163,14 @@ def clustered_interval(means: Floats, weights: Floats) -> Interval:
 
 
 def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
-    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample, and
-    the two-sided p-value that it is 0.
+    """Return the interval of sum_k w_k mean_k, and the two-sided p-value that it is 0.
 
-    means: the mean of each stratum (K,).
+    The strata are treated as a sample of strata.
 
-    Cluster-robust with the finite-cluster factor: Var = K/(K-1) sum_k w_k^2 (mean_k - value)^2, K-1
-    degrees of freedom; with equal weights it is the t interval over stratum means. (Why to cluster:
-    Miller 2024, arXiv 2411.00640.) Equal means have no variance: the interval has width 0, and p is
-    0, or 1 if all are 0.
+    means: the mean of each stratum (K,), K >= 2. The variance is cluster-robust with the
+    finite-cluster factor, K/(K-1) sum_k w_k^2 (mean_k - value)^2, with K-1 degrees of freedom. With
+    equal weights, this is the t interval over stratum means. (On clustering: Miller 2024, arXiv
+    2411.00640.) If all means are equal, the interval has width 0, and p is 0, or 1 if they are 0.
     """
     k = len(means)
     if k < 2:
@@ -183,10 +183,10 @@ def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
 
 
 def sampled_groups_interval(means: Floats, weights: Floats) -> tuple[Interval | None, str]:
-    """Return `clustered_interval` of K groups, or None and the reason why there is none.
+    """Return (`clustered_interval` of K groups, ""), or (None, reason why there is none).
 
-    By simulation, t intervals of 5 groups with a mean of .97 cover 66-84%: so few means hardly show
-    how much groups vary. Equal means do not show that groups do not vary.
+    By simulation, 95% intervals of 5 groups with a mean of .97 cover only 66-84%, because so few
+    means hardly show how much groups vary. Nor do equal means show that groups do not vary.
     """
     if len(means) < MIN_SAMPLED_GROUPS:
         return None, f"not estimated from {len(means)} groups, {MIN_SAMPLED_GROUPS} are needed"
@@ -196,9 +196,11 @@ def sampled_groups_interval(means: Floats, weights: Floats) -> tuple[Interval | 
 
 
 def _t_test(value: float, error: float, df: float) -> tuple[Interval, float]:
-    """Return the t interval of a value with a standard error > 0, and the p-value that it is 0."""
-    half = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * error
-    return Interval(value - half, value + half), 2 * float(stdtr(df, -abs(value) / error))
+    """Return the t interval of a value with standard error > 0, and the p-value that it is 0."""
+    half_width = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * error
+    return Interval(value - half_width, value + half_width), 2 * float(
+        stdtr(df, -abs(value) / error)
+    )
 
 
 def _percentile_interval(replicates: Floats) -> Interval:

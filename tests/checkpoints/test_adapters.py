@@ -148,7 +148,7 @@ def test_an_adapter_beside_its_base_is_merged_with_a_note(folders):
     checkpoint = opened(base)
     assert math.isclose(our_score(checkpoint), expected, abs_tol=1e-4)
     assert checkpoint.metadata["notes"] == [
-        "the adapter beside the weights in base is merged into them"
+        "base holds weights and an adapter, which is merged into them"
     ]
 
 

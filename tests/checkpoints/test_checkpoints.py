@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint, with_bf16_body
+from antlm_bench.checkpoints.resolve import _milestone_key
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.weight_files import hash_weights
 
@@ -178,6 +182,39 @@ def test_options_that_cannot_apply_are_refused(make_checkpoint):
 def test_an_unknown_hub_id_is_refused_offline():
     with pytest.raises(CheckpointError, match="hub"):
         opened("nobody/nothing")
+
+
+NUMBERED_FOLDERS = {
+    "chck_1M": 1e6,
+    "chck_100M": 1e8,
+    "chck_1.5m": 1.5e6,
+    "chck_1B": 1e9,
+    "checkpoint-500k": 5e5,
+    "checkpoint-500k-best": 5e5,
+    "step-2000": 2000,
+    "step-1000-best": 1000,
+    "step-1000-mlm": 1000,
+    "1000-base": 1000,
+    "1000mlm": 1000,
+    "v1.2.3": 3,
+    "main": 0,
+}
+
+
+@given(st.permutations(sorted(NUMBERED_FOLDERS)))
+def test_milestones_sort_by_the_last_number_and_its_unit(names):
+    expected = sorted(names, key=lambda name: (NUMBERED_FOLDERS[name], name))
+    assert sorted(names, key=lambda name: _milestone_key(Path(name))) == expected
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([("", 1), ("K", 1e3), ("k", 1e3), ("M", 1e6), ("b", 1e9)]),
+    st.sampled_from(["", "-best", "_mlm", "-K", ".M"]),
+)
+def test_only_a_letter_directly_behind_the_number_is_its_unit(number, unit, suffix):
+    letter, scale = unit
+    assert _milestone_key(Path(f"step-{number}{letter}{suffix}"))[0] == number * scale
 
 
 def test_folders_and_globs_expand_by_words_seen(tmp_path, make_checkpoint):

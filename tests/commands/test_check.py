@@ -32,7 +32,7 @@ from prediction_rows import PredictionRow, read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
-from antlm_bench.commands.check import find_baseline, save_baseline
+from antlm_bench.commands.check import find_run_or_baseline, save_baseline
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest
 
@@ -251,14 +251,14 @@ def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
     assert read_rows(saved, read.cells[0]) == read_rows("worse", full.cells[0])
     assert {p.name for p in saved.iterdir()} == {"run.json", "predictions"}
     assert "/home/me" not in (saved / "run.json").read_text()
-    assert find_baseline("main") == saved
+    assert find_run_or_baseline("main") == saved
     with pytest.raises(UsageError, match="there is a baseline 'main' already"):
         save_baseline("base", "main")
     save_baseline("base", "main", overwrite=True)
     assert runs.open_run(saved).manifest.model["name"] == "base"
     assert not list(Path("reports/baselines").glob(".*"))
     with pytest.raises(UsageError, match="baselines are main"):
-        find_baseline("mian")
+        find_run_or_baseline("mian")
 
 
 @pytest.mark.long

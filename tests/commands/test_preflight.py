@@ -73,7 +73,7 @@ def code(text: str) -> Callable[[Path], Any]:
     return lambda m: (m / "chck_5M/modeling.py").write_text(text)
 
 
-NEWER = "which transformers 4.51.3 (of the official pipelines) does not"
+NEWER = "which the official pipelines' transformers 4.51.3 does not"
 # What transformers 4.51.3, which the official pipelines pin, cannot open.
 UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer class": (
@@ -98,7 +98,7 @@ UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "rotary base": (
         in_config("rope_parameters", {"rope_theta": 5e5}),
-        "rope_theta is 500000.0 in rope_parameters",
+        "rope_theta 500000.0 is only in rope_parameters",
     ),
     "rotary scale": (
         in_config("rope_parameters", {"rope_type": "yarn"}),

@@ -299,7 +299,7 @@ def test_a_milestone_whose_summary_was_edited_is_a_hole(
     (run / "run.json").write_text(json.dumps(document))
     with pytest.raises(IncompleteError, match="1 parts") as caught:
         send(complete, tmp_path)
-    assert "is not that of its predictions" in str(caught.value) and "(chck_2M)" in str(
+    assert "does not match its predictions" in str(caught.value) and "(chck_2M)" in str(
         caught.value
     )
 

@@ -101,7 +101,7 @@ class TestRefusals:
             (("--scale", "huge"), {}, 2, "has no scale 'huge'"),
             (("--batch-tokens", "many"), {}, 2, "not a number of tokens"),
             (("--precision", "int4"), {}, 2, "--precision"),
-            (("--teacher", "somewhere"), {}, 2, "1 given, but tiny has 0"),
+            (("--teacher", "somewhere"), {}, 2, "teachers given: 1, but tiny has 0"),
             (("--resume",), {}, 2, "nothing to resume"),
             (("--track", "tensorbord"), {}, 2, "did you mean 'tensorboard'?"),
             ((), {"corpus": "absent"}, 3, "no such file or folder"),
@@ -150,7 +150,7 @@ class TestRefusals:
         )
         before = read_files(tmp_path / "out")
         code, message = run_train("--precision", "bfloat16")
-        assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
+        assert code == 2 and "precision is 'float32' in train.json and 'bfloat16' now" in message
         assert read_files(tmp_path / "out") == before
 
     def test_another_format_of_the_stream_is_another_run(
@@ -158,7 +158,7 @@ class TestRefusals:
     ) -> None:
         monkeypatch.setattr(corpora, "CORPUS_FORMAT_VERSION", corpora.CORPUS_FORMAT_VERSION + 1)
         code, message = run_train(out=whole)
-        assert code == 2 and "corpus_format is 1 there and 2 here" in message
+        assert code == 2 and "corpus_format is 1 in train.json and 2 now" in message
 
     def test_a_record_of_an_older_version_still_continues(
         self, run_train: RunTrain, recipe: Path, text: Path, tmp_path: Path
@@ -189,7 +189,7 @@ class TestRefusals:
     def test_another_recipe_names_the_key(self, run_train: RunTrain, whole: Path) -> None:
         before = read_files(whole)
         code, message = run_train("--set", "optimizer.lr=2e-3", out=whole)
-        assert code == 2 and "recipe.optimizer.lr is 0.001 there and 0.002 here" in message
+        assert code == 2 and "recipe.optimizer.lr is 0.001 in train.json and 0.002 now" in message
         assert read_files(whole) == before
 
     def test_another_text_is_another_run(
@@ -417,7 +417,7 @@ class TestTeachers:
         assert read_weights(taught / "wide") != read_weights(taught / "wide-2")
 
     def test_too_few_are_refused(self, student: Path, text: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="1 given, but student has 2: wide, deep"):
+        with pytest.raises(UsageError, match="teachers given: 1, but student has 2: wide, deep"):
             train(
                 "student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=["x"])
             )

@@ -85,7 +85,7 @@ def test_items_without_a_number_in_one_run_are_left_out_of_both(tmp_path: Path) 
     head = only(a, b).headline
     assert (head.n, head.a, head.b) == (2, pytest.approx(0.3), pytest.approx(0.35))
     nothing = run(tmp_path / "c", [math.nan, 0.5, math.nan, math.nan], "task-score")
-    with pytest.raises(NotComparable, match="no item has a number in both runs"):
+    with pytest.raises(NotComparable, match="no item has a value in both runs"):
         compare_runs(a, nothing, suites=["lm-eval.toy"])
 
 

@@ -14,7 +14,7 @@ from pair_runs import draw_logprob_gaps, write_toy_run
 from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
-from antlm_bench.comparison.summary_check import read_run
+from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.errors import RunError
 from antlm_bench.runs import predictions_parquet, store
 from antlm_bench.types import Cell, Estimate, Manifest, Summary
@@ -63,12 +63,12 @@ EDITS: dict[str, Change] = {
 def test_an_edited_summary_is_refused(run_dir: Path, what: str, old: bool) -> None:
     if old:
         unbind(run_dir)
-    true = read_run(run_dir).cells[0].summary.headline
+    true = open_verified_run(run_dir).cells[0].summary.headline
     edit(run_dir, EDITS[what])
     with pytest.raises(
-        RunError, match=r"toy \(causal\) is not that of its predictions: .* recomputed"
+        RunError, match=r"toy \(causal\) does not match its predictions: .* recomputed"
     ) as refused:
-        read_run(run_dir)
+        open_verified_run(run_dir)
     assert "--again" in refused.value.hint and refused.value.location.endswith("run.json")
     if what == "the headline":
         assert f"headline 0.99 [{true.low:.4g}, {true.high:.4g}]" in refused.value.message
@@ -83,18 +83,18 @@ def test_views_and_the_metric_s_name_are_bound_too(run_dir: Path) -> None:
         lambda c: c["summary"]["views"].update(other=headline(c)),
     ):
         edit(run_dir, change)
-        with pytest.raises(RunError, match="is not that of its predictions"):
-            read_run(run_dir)
+        with pytest.raises(RunError, match="does not match its predictions"):
+            open_verified_run(run_dir)
         (run_dir / "run.json").write_text(original)
-    assert read_run(run_dir) == runs.open_run(run_dir)
+    assert open_verified_run(run_dir) == runs.open_run(run_dir)
 
 
 def test_old_runs_and_edited_notes_still_read(run_dir: Path) -> None:
     edit(run_dir, lambda c: c["summary"]["notes"].append("a remark"))
-    assert read_run(run_dir).cells[0].summary.notes[-1] == "a remark"
+    assert open_verified_run(run_dir).cells[0].summary.notes[-1] == "a remark"
     unbind(run_dir)
     assert runs.summary_matches(run_dir, runs.open_run(run_dir).cells[0]) is None
-    assert read_run(run_dir) == runs.open_run(run_dir)
+    assert open_verified_run(run_dir) == runs.open_run(run_dir)
 
 
 @pytest.mark.long
@@ -108,10 +108,10 @@ def test_an_old_interval_by_another_formula_still_reads(run_dir: Path) -> None:
     ):
         edit(run_dir, lambda c, low=low, high=high: headline(c).update(low=low, high=high))  # type: ignore[misc]
         if reads:
-            assert read_run(run_dir).cells[0].summary.headline.low == low
+            assert open_verified_run(run_dir).cells[0].summary.headline.low == low
         else:
             with pytest.raises(RunError):
-                read_run(run_dir)
+                open_verified_run(run_dir)
 
 
 def test_a_number_that_predictions_do_not_give_is_bound_to_them(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_a_number_that_predictions_do_not_give_is_bound_to_them(tmp_path: Path) 
         tmp_path, Manifest(runs.SCHEMA_VERSION, {"weights": "w"}, {}, "2026")
     ) as writer:
         writer.write_cell(cell, from_rows(predictions))
-    assert math.isclose(read_run(tmp_path).cells[0].summary.headline.value, 0.4)
+    assert math.isclose(open_verified_run(tmp_path).cells[0].summary.headline.value, 0.4)
     edit(tmp_path, lambda c: headline(c).update(value=0.9))
-    with pytest.raises(RunError, match=r"aoa \(causal\) is not that of its predictions\n"):
-        read_run(tmp_path)
+    with pytest.raises(RunError, match=r"aoa \(causal\) does not match its predictions\n"):
+        open_verified_run(tmp_path)
 
 
 def test_score_computes_an_edited_cell_again(run_dir: Path) -> None:
@@ -169,4 +169,4 @@ def test_every_command_that_shows_a_run_checks_it(
         "baseline": ["baseline", "save", str(run_dir), "--to", str(tmp_path / "baselines")],
     }
     assert run(commands[reader]) == RunError.exit_code
-    assert "is not that of its predictions" in " ".join(capsys.readouterr().err.split())
+    assert "does not match its predictions" in " ".join(capsys.readouterr().err.split())

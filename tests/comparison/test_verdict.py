@@ -17,7 +17,7 @@ from antlm_bench.comparison import Comparison, Difference
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
 from antlm_bench.comparison.verdict import (
     Margins,
-    correct_for_suites,
+    adjust_for_multiple_suites,
     explanatory_level,
     judge,
     mark_drops,
@@ -85,7 +85,7 @@ def test_five_suites_at_their_margin_have_hardly_ever_a_regression() -> None:
             for value in values
         ]
         alone += any(v.status == "regression" for v in verdicts)
-        together += any(v.status == "regression" for v in correct_for_suites(verdicts))
+        together += any(v.status == "regression" for v in adjust_for_multiple_suites(verdicts))
     assert alone / trials > 0.09
     assert together / trials <= 0.035
 
@@ -95,7 +95,7 @@ def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
     verdicts = [judge(comparison(d), Margins(0.01)) for d in (clear, close, difference(0, 0.005))]
     assert [v.status for v in verdicts] == ["regression", "regression", "pass"]
 
-    corrected = correct_for_suites(verdicts)
+    corrected = adjust_for_multiple_suites(verdicts)
 
     p = stats.norm.sf(1.959964 * 0.0105 / 0.01)
     assert verdicts[1].headline.p == pytest.approx(p, rel=1e-4) and 2 * p > 0.025

@@ -1,7 +1,7 @@
 """Compare two runs: how much better is the second, where, and how sure is that?
 
-Every number is one of paired items. Which pairs there are, `join` finds; how a metric's items are
-compared, the metric's record says.
+All numbers are computed from the items that both runs have (paired items), which `join` finds. The
+record of a metric (`metrics.METRICS`) names the function that compares its items.
 """
 
 from __future__ import annotations
@@ -28,47 +28,50 @@ def compare_runs(
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> list[Comparison]:
-    """Compare every suite that both runs answered, b minus a, in the order of the first run;
-    finetuned tasks come last.
+    """Compare every suite that both runs contain. Differences are b minus a.
 
-    suites: only these ("glue-2025" stands for its tasks). methods: pairs of methods that go
-    together, () = equal ones. allow_mixed: compare what two differing cells share, and note it.
-    Raises UsageError, NotComparable, RunError.
+    suites: only these ("glue-2025" stands for its tasks). methods: (method of a, method of b) pairs
+    to compare; () = the same method in both. allow_mixed: if the settings or the items of two cells
+    differ, compare the shared items and add a note, instead of raising NotComparable. The order is
+    that of run a, with finetuned tasks last. Raises UsageError, NotComparable, RunError.
     """
     comparisons: list[Comparison] = []
-    tasks: dict[tuple[str, str, str], list[JoinedTables]] = {}
+    tasks_by_collection: dict[tuple[str, str, str], list[JoinedTables]] = {}
     for cells_a, cells_b in match_cells(a, b, suites, methods):
-        first = cells_a[0]
-        if not is_paired(first.summary.metric):
+        cell_a = cells_a[0]
+        if not is_paired(cell_a.summary.metric):
             if suites:
                 raise NotComparable(
-                    f"single items of {first.suite} contribute nothing that could be paired",
-                    hint="its interval stands in each run: antlm-bench report RUN...",
+                    f"the metric of {cell_a.suite} has no values per item, so two runs cannot be "
+                    "paired on it",
+                    hint="compare the intervals of the two runs: antlm-bench report RUN...",
                 )
             continue
         joined = join_tables(a, b, cells_a, cells_b, allow_mixed)
-        if first.seed is not None:
-            key = (collection_name(first), first.method, cells_b[0].method)
-            tasks.setdefault(key, []).append(joined)
+        if cell_a.seed is not None:  # only cells of finetuned tasks have a seed
+            key = (collection_name(cell_a), cell_a.method, cells_b[0].method)
+            tasks_by_collection.setdefault(key, []).append(joined)
             continue
         try:
             comparisons.append(_compare_scored_suite(joined))
         except NotComparable:
-            if suites:  # data that is not at hand stops only a suite that was asked for
+            # E.g. its data files are not on this machine. Skip it unless the user named it.
+            if suites:
                 raise
     return comparisons + [
         _build_comparison(name, joined, compare_seeds(joined, name), (TASK_LEVEL,))
-        for (name, _, _), joined in tasks.items()
+        for (name, _, _), joined in tasks_by_collection.items()
     ]
 
 
 def is_paired(metric: str) -> bool:
-    """Return whether single items contribute to a metric, so that two runs can be paired."""
+    """Return whether a metric has a value per item, so that two runs can be paired on it."""
     return get_metric_spec(metric).comparison is not None
 
 
 def _compare_scored_suite(joined: JoinedTables) -> Comparison:
     summary = joined.cells_a[0].summary
+    # Not "": `is_paired` was checked.
     compare = load_target(METRICS[summary.metric].comparison or "")
     result: PairedResult = compare(joined)
     result = result._replace(notes=joined.notes + result.notes)
@@ -76,13 +79,13 @@ def _compare_scored_suite(joined: JoinedTables) -> Comparison:
 
 
 def _build_comparison(
-    suite: str, joined: Sequence[JoinedTables], result: PairedResult, macro: tuple[str, ...]
+    suite: str, joined: Sequence[JoinedTables], result: PairedResult, macro_levels: tuple[str, ...]
 ) -> Comparison:
     metrics = {part.cells_a[0].summary.metric for part in joined}
-    lower = all(get_metric_spec(metric).lower_is_better for metric in metrics)
+    lower_is_better = all(get_metric_spec(metric).lower_is_better for metric in metrics)
     headline, groups = adjust_p_values(
-        _finish_difference(result.headline, lower),
-        [_finish_difference(group, lower) for group in result.groups],
+        _finish_difference(result.headline, lower_is_better),
+        [_finish_difference(group, lower_is_better) for group in result.groups],
     )
     return Comparison(
         suite=suite,
@@ -97,7 +100,7 @@ def _build_comparison(
         groups=groups,
         flipped=result.flipped,
         notes=result.notes,
-        macro=macro,
+        macro=macro_levels,
     )
 
 
