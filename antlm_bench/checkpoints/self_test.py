@@ -131,7 +131,7 @@ def _compare_with_plain_forward(
         expected = _plain_logprobs(engine, probes)
     if np.isnan(expected).any():
         raise CheckpointError(
-            f"{checkpoint.name} answers NaN",
+            f"{checkpoint.name} returns NaN",
             hint="the weights are damaged, or the dtype overflows: try --dtype float32",
         )
     tolerance = TOLERANCE[next(engine.model.parameters()).dtype]

@@ -78,11 +78,19 @@ def distinguish_suites(runs: Sequence[Run]) -> list[Run]:
 def cells_with_short_paths(run: Run) -> list[Cell]:
     """Return the cells of a run as they are stored, with paths no longer than suites need.
 
-    Only the ends of paths that tell the user's files apart are kept.
+    Files whose names begin alike keep equally many folders: a path that is shorter than the others
+    would free a shorter name for one of them.
     """
+    cells = distinguish_suites([run])[0].cells
+    num_folders: dict[str, int] = {}
+    for cell in filter(is_user_suite, cells):
+        stem = _collection_name(cell).partition(".")[0]
+        num_folders[stem] = max(num_folders.get(stem, 0), _count_folders(cell.suite))
     return [
-        _make_portable(cell) if is_user_suite(cell) else cell
-        for cell in distinguish_suites([run])[0]
+        _shorten_paths(cell, num_folders[_collection_name(cell).partition(".")[0]])
+        if is_user_suite(cell)
+        else cell
+        for cell in cells
     ]
 
 
@@ -231,8 +239,11 @@ def _rename_cell(cell: Cell, name: str) -> Cell:
     return replace(cell, suite=shown, settings=settings, summary=replace(cell.summary, suite=shown))
 
 
-def _make_portable(cell: Cell) -> Cell:
-    """Return a renamed cell under its own name, with paths as long as the name that it had."""
-    folders = cell.suite.removeprefix("./").count("/")
-    origin = tuple("/".join(Path(path).parts[-folders - 1 :]) for path in cell.origin)
+def _count_folders(suite_name: str) -> int:
+    return suite_name.removeprefix("./").count("/")
+
+
+def _shorten_paths(cell: Cell, num_folders: int) -> Cell:
+    """Return a renamed cell under its own name, with this number of folders in its paths."""
+    origin = tuple("/".join(Path(path).parts[-num_folders - 1 :]) for path in cell.origin)
     return replace(_rename_cell(cell, _collection_name(cell)), origin=origin)

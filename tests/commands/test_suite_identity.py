@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prediction_rows import PredictionRow, from_rows, read_rows
 
@@ -159,6 +159,7 @@ FILES = st.lists(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(FILES)
+@example([("a", "0", ".csv"), ("a", "0", ".tsv"), ("b", "0", ".csv")])
 def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, files) -> None:
     folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
     paths = dict.fromkeys(folder / where / f"{name}{ending}" for where, name, ending in files)
