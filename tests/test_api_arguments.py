@@ -111,6 +111,7 @@ def test_a_missing_and_a_double_argument_are_usage_errors(two: tuple[str, str]) 
         ALL["check"](*two, "more")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["causal", ["causal"], ("causal",), "causal,causal"])
 def test_score_takes_method_as_the_command_line_does(
     checkpoint: str, tmp_path: Path, method: Any
@@ -121,6 +122,7 @@ def test_score_takes_method_as_the_command_line_does(
     assert scored == same and [cell.method for cell in scored] == ["causal"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["causal", "causal=causal", ["causal"], [("causal", "causal")]])
 def test_compare_and_check_take_method_pairs(two: tuple[str, str], method: Any) -> None:
     [compared] = antlm_bench.compare(*two, method=method, suite="toy")
@@ -146,6 +148,7 @@ def test_seeds_may_be_a_number_as_on_the_command_line(tmp_path: Path) -> None:
 # ---- one or several
 
 
+@pytest.mark.long
 def test_one_run_or_several_in_every_form(two: tuple[str, str]) -> None:
     opened = [antlm_bench.load_run(folder) for folder in two]
     forms = [two, [list(two)], [Path(two[0]), opened[1]], [iter(two)], [np.array(two)]]
@@ -241,6 +244,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @settings(
     deadline=None,
@@ -308,6 +312,7 @@ def test_control_characters_of_a_name_are_not_shown(tmp_path: Path) -> None:
     assert all(text.isprintable() and "a\N{REPLACEMENT CHARACTER}[31m" in text for text in shown)
 
 
+@pytest.mark.long
 def test_check_prints_the_values_of_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from antlm_bench.cli.app import run
 Make = Callable[..., Path]
 
 
+@pytest.mark.long
 def test_doctor_prints_models_and_methods(
     make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

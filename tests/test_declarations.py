@@ -96,6 +96,7 @@ def test_several_mistakes_are_counted() -> None:
         validate_tables({"name": 1, "front": {"size": "x"}}, Bicycle, Path("b.toml"))
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.binary(max_size=60))
 def test_any_text_is_a_declaration_or_an_error(

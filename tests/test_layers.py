@@ -297,6 +297,7 @@ def test_packages_do_nothing_on_import() -> None:
             assert all(isinstance(node, allowed) for node in tree.body), module
 
 
+@pytest.mark.long
 def test_files_and_functions_stay_small() -> None:
     for module, path in MODULES.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())

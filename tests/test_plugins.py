@@ -242,6 +242,7 @@ EXITS = make(load=lambda request: exit(0))
 KIND = "the kind of suite 'cloze' of the package stranger: "
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
@@ -312,6 +313,7 @@ NO_HEADLINE = make(np.ones, aggregation=NoHeadline)
 METRIC = "the metric 'odd' of the package stranger: "
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
@@ -361,6 +363,7 @@ def test_a_record_needs_a_name_that_an_option_can_hold(name: str) -> None:
         FORMATS.add(OutputFormat(name, str))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "registry", "entry", "command", "problem"),
     [
@@ -413,6 +416,7 @@ def test_list_shows_the_records_of_every_registry(install: Install, capsys, kind
 # ---- suites of users in `list` and `show`
 
 
+@pytest.mark.long
 def test_an_invalid_toml_does_not_hide_the_others(suites_folder: Path, capsys) -> None:
     (suites_folder / "animals.toml").write_text(documented("# tasks/animals.toml"))
     (suites_folder / "broken.toml").write_text(animals_scored_by("nothing"))
@@ -512,6 +516,7 @@ def invent(encoded, mask_id):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "problem"),
     [

@@ -120,6 +120,7 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+@pytest.mark.long
 @given(values=WRONG_VALUES)
 def test_texts_are_scored_or_refused(scorer: antlm_bench.Scorer, values: object) -> None:
     calls: list[tuple[Callable[[Any], Any], Callable[[object], bool]]] = [
@@ -148,6 +149,7 @@ OPTION_CALLS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "name"), [(key, name) for key, names in OPTION_CALLS.items() for name in names]
 )
@@ -176,6 +178,7 @@ def test_options_are_used_or_refused(
         calls[function]()
 
 
+@pytest.mark.long
 @given(value=WRONG_VALUES)
 def test_models_of_another_type_are_refused(scorer: antlm_bench.Scorer, value: Any) -> None:
     tokenizer = scorer.checkpoint.encoders["causal"].tokenizer
@@ -206,6 +209,7 @@ def test_tables_are_refused(scorer: antlm_bench.Scorer, call: str) -> None:
         function(table.to_dict("records"))
 
 
+@pytest.mark.long
 def test_columns_of_a_table_are_scored(scorer: antlm_bench.Scorer) -> None:
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"good": ["the cat", "no dogs"], "bad": ["a cat", "dogs no"]})
@@ -216,6 +220,7 @@ def test_columns_of_a_table_are_scored(scorer: antlm_bench.Scorer) -> None:
     assert scorer.logprobs(table["good"]).tolist() == scorer.logprobs(texts).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("device", [torch.device("cpu"), "cpu"])
 def test_a_device_is_a_name_or_an_object(demo: Path, device: Any) -> None:
     checkpoint = demo / ".demo" / "babyllama" / "main"

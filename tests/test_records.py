@@ -204,6 +204,7 @@ def method_branches(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ast.unparse(node)
 
 
+@pytest.mark.long
 def test_nobody_compares_a_method_to_causal() -> None:
     assert list(method_branches(ast.parse("x = cell.method == 'causal'")))
     found = [
@@ -242,6 +243,7 @@ def kind_branches(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield node.lineno, ast.unparse(node)
 
 
+@pytest.mark.long
 def test_nobody_branches_on_the_kind_of_a_suite() -> None:
     assert {"SuiteSpec", "CollectionSpec", "ClassificationSpec", "AcquisitionSpec"} == SUITE_MODELS
     allowed = {

@@ -91,6 +91,7 @@ def test_architectures_in_memory_keep_their_numbers(name, kind, layout, config, 
     assert model.dtype == dtype
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric"), [("causal", None), ("masked", "original")])
 @pytest.mark.filterwarnings("ignore")
 def test_logprobs_equal_minicons(make_checkpoint, kind, metric):
@@ -125,6 +126,7 @@ def test_pairs_equal_score_to_the_bit(make_checkpoint, tmp_path, method):
     assert logprobs.tolist() == scores
 
 
+@pytest.mark.long
 def test_an_opened_checkpoint_and_its_objects_agree(make_checkpoint):
     folder = make_checkpoint("masked")
     opened_scorer, in_memory = Scorer(folder, device="cpu"), Scorer(*load_transformers(folder))
@@ -158,6 +160,7 @@ def test_fused_is_the_product_of_two_predictions(make_checkpoint):
     assert sum(tokens) == pytest.approx(sum(parts).sum(), abs=1e-6)
 
 
+@pytest.mark.long
 def test_the_bos_policy_is_chosen_per_call(make_checkpoint):
     model, tokenizer = load_transformers(make_checkpoint("causal", adds=False))
     scorer = Scorer(model, tokenizer)
@@ -281,6 +284,7 @@ def test_later_changes_of_the_tokenizer_do_not_matter():
     assert scorer.logprobs(TEXTS).tolist() == expected.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

@@ -54,6 +54,7 @@ def test_one_cluster_has_no_clustered_interval() -> None:
         statistics.clustered_interval(np.array([0.5]), equal_weights(1))
 
 
+@pytest.mark.long
 def test_normal_macro_interval_covers_the_truth_95_times_in_100() -> None:
     sizes, rates = [64, 165, 280, 842, 400], [0.6, 0.45, 0.7, 0.9, 0.55]
     weights, rng, hits, trials = equal_weights(5), np.random.default_rng(7), 0, 1500

@@ -78,6 +78,7 @@ def test_the_hash_of_shards_is_that_of_their_bytes_in_order(copy):
     assert open_on_cpu(folder).metadata["weight_files"] == "model.safetensors.index.json (2 files)"
 
 
+@pytest.mark.long
 def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
     folder, plain = copy(), copy("plain")
     files = split_into_shards(folder)
@@ -129,6 +130,7 @@ def test_pickled_headers_are_read_without_running_code(copy, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 def test_safetensors_are_preferred_to_pickled_weights(copy):
     folder = copy()
     state = load_file(folder / "model.safetensors")
@@ -206,6 +208,7 @@ def test_a_path_that_exists_is_never_a_glob(copy, name):
     )
 
 
+@pytest.mark.long
 def test_a_run_of_a_folder_with_brackets_is_read_back(copy, tmp_path, monkeypatch):
     from antlm_bench.commands.report import build_report
     from antlm_bench.commands.score import score

@@ -18,6 +18,7 @@ def close(a, b):
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_full_attention_sees_the_right_context(kind):
     changed = IDS.clone()
@@ -37,6 +38,7 @@ def test_no_gradient_reaches_the_future_of_a_causal_position(kind):
     assert embedded.grad[0, :4].abs().amax(-1).min() > 0 and embedded.grad[0, 4:].abs().max() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_causal_base_model_is_causal_with_equal_weights(kind):
     masked, causal = build_reference_model(kind)[0], build_reference_model(kind, "ForCausalLM")[0]
@@ -57,6 +59,7 @@ def test_a_causal_base_model_is_causal_with_equal_weights(kind):
     )  # additive
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("suffix", ["ForMaskedLM", "ForCausalLM"])
 @pytest.mark.parametrize("kind", ["", "weighted_output", "gpt"])
@@ -99,6 +102,7 @@ def test_packed_documents_equal_separate_rows(kind, form, mode):
             assert close(packed[:, 3:], logits(model, input_ids=IDS[:, 3:]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["", "gpt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -100,6 +100,7 @@ def test_weighted_layers_are_at_first_the_plain_residual_stream():
     assert torch.allclose(weighted(IDS).logits, plain(IDS).logits, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", ["ForMaskedLM", "ForCausalLM"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_parameter(kind, suffix):
@@ -235,6 +236,7 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
         assert output.loss.item() == pytest.approx(sum(errors) / 2, rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
     config = transformers.LlamaConfig(
         vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,

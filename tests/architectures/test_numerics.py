@@ -18,6 +18,7 @@ def close(found, expected, tolerance=2e-5):
     return np.abs(np.asarray(found) - expected).max() <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", DIRECTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_the_reference(kind, suffix):

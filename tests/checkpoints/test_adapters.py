@@ -131,6 +131,7 @@ def test_adapters_of_one_base_are_several_checkpoints_of_a_folder(folders, tmp_p
     assert expand_refs([str(root)]) == [str(root / "checkpoint-3"), str(root / "checkpoint-20")]
 
 
+@pytest.mark.long
 def test_a_base_is_found_beside_the_adapter(folders):
     base, adapter = folders
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -140,6 +141,7 @@ def test_a_base_is_found_beside_the_adapter(folders):
     assert opened(adapter).metadata["base_weights"] == opened(base).metadata["weights"]
 
 
+@pytest.mark.long
 def test_an_adapter_beside_its_base_is_merged_with_a_note(folders):
     base, adapter = folders
     expected = plain_score(base, adapter)
@@ -222,6 +224,7 @@ def test_an_adapter_that_does_not_fit_is_refused(folders, damage, message):
         opened(folders[1])
 
 
+@pytest.mark.long
 def test_a_pickled_adapter_opens_when_allowed(folders):
     _, adapter = folders
     expected = our_score(opened(adapter))
@@ -289,6 +292,7 @@ def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_pat
         opened(base, tokenizer=str(base))
 
 
+@pytest.mark.long
 def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
     _, adapter = folders
     train_tokenizer("causal", False).save_pretrained(adapter)

@@ -33,6 +33,7 @@ def copy(make_checkpoint, tmp_path):
     return made
 
 
+@pytest.mark.long
 def test_doctor_describes_the_checkpoint(make_checkpoint):
     facts = opened(make_checkpoint("causal")).describe_for_doctor()
     assert facts["architecture"] == "LlamaForCausalLM" and facts["kind"] == "causal"
@@ -60,6 +61,7 @@ def test_bos_policies_give_these_special_tokens(make_checkpoint, adds, bos, spel
     )
 
 
+@pytest.mark.long
 def test_eos_replaces_a_missing_bos_and_always_needs_one(copy):
     folder = copy("causal", adds=False)
     tokenizer = train_tokenizer("causal", False)
@@ -247,6 +249,7 @@ def test_a_bos_that_the_text_contains_is_not_doubled(make_checkpoint):
     assert plain.batches[0].ids.tolist() == spelled.batches[0].ids.tolist()
 
 
+@pytest.mark.long
 def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
     for kind in ("causal", "masked"):
         model = opened(make_checkpoint(kind))
@@ -278,6 +281,7 @@ def test_an_invalid_value_of_config_json_is_named(copy, field, value, message):
     assert "config.json" in str(refused.value) and "truncated" not in str(refused.value)
 
 
+@pytest.mark.long
 def test_a_configured_flash_attention_is_ignored(copy):
     folder = copy("causal")
     before = opened(folder).metadata["weights"]

@@ -258,6 +258,7 @@ def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
         )
 
 
+@pytest.mark.long
 def test_without_wrapper_code_the_layout_option_is_required(tmp_path):
     weights, _ = weights_for("")
     elsewhere = {"auto_map": {"AutoModel": "someone/model--modeling_ltgbert.LtgBertModel"}}
@@ -363,6 +364,7 @@ def test_an_original_layout_is_refused_elsewhere(make_checkpoint):
         open_checkpoint(str(make_checkpoint("masked")), OpenOptions(original_layout="ltg-bert-bnc"))
 
 
+@pytest.mark.long
 def test_the_layout_is_part_of_the_content_key(tmp_path):
     folder = saved(tmp_path / "two", ltg_layout(weights_for("")[0]), LTG)
     (folder / "modeling_ltgbert.py").unlink()
@@ -411,6 +413,7 @@ CHANGED = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGED)
 def test_unused_weights_and_empty_parameters_are_named(tmp_path, name):
     state = ltg_layout(weights_for("")[0])
@@ -556,6 +559,7 @@ def test_weights_open_as_their_authors_save_them(tmp_path, name):
         open_checkpoint(str(folder), OpenOptions(allow_pickle=True))
 
 
+@pytest.mark.long
 def test_pickled_weights_are_opened_only_on_request(tmp_path):
     weights, settings = weights_for("")
     folder = saved(tmp_path / "pickled", ltg_layout(weights), LTG, pickled=True)

@@ -101,6 +101,7 @@ def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
     assert np.allclose(scores(folders["hybrid"], "causal"), by_hand, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_masked_model_without_metadata_is_not_scored_causally(
     folders: dict[str, Path],
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_masked_model_without_metadata_is_not_scored_causally(
         scores(folders["plain"], "causal")
 
 
+@pytest.mark.long
 def test_a_causal_model_of_ours_has_no_masked_method(make_checkpoint: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "ours")
     assert "mlm" in open_checkpoint(str(folder)).methods, (

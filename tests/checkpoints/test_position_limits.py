@@ -47,6 +47,7 @@ def accepts(model, length: int) -> bool:
         return False
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> None:
     model = build_model(

@@ -86,6 +86,7 @@ def test_positions_skip_tokens_with_the_padding_id(make_checkpoint, name, paddin
     )
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.lists(st.sampled_from([0, 1, 7, 9]), min_size=1, max_size=9), min_size=1, max_size=7
@@ -144,6 +145,7 @@ def test_a_permutation_model_is_not_causal(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.long
 def test_an_encoder_saved_as_a_decoder_is_causal(make_checkpoint):
     folder = make_checkpoint("causal", architecture="BertLMHeadModel", is_decoder=True)
     np.testing.assert_allclose(
@@ -265,6 +267,7 @@ def test_a_broken_shortcut_is_turned_off_and_recorded(make_checkpoint, monkeypat
     )
 
 
+@pytest.mark.long
 def test_a_forward_that_mixes_rows_runs_one_at_a_time(make_checkpoint, monkeypatch):
     """Mixtures of experts with capacities do so. Bloom's attention cannot be packed: it reads plain
     rows.
@@ -386,6 +389,7 @@ def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
     } == expected and torch.float32 in expected.values()
 
 
+@pytest.mark.long
 def test_a_run_records_the_self_test_on_its_own_texts(make_checkpoint, tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text(

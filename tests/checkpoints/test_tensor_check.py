@@ -220,6 +220,7 @@ def test_a_tensor_of_another_shape_names_both_shapes(build):
         opened(folder, allow_missing=True, allow_unused=True)
 
 
+@pytest.mark.long
 def test_unused_tensors_that_are_allowed_are_recorded(build):
     folder = build("LlamaForCausalLM", kind="causal")
     whole = select_content_key_metadata(opened(folder, allow_unused=True, allow_missing=True))
@@ -265,6 +266,7 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "config", "message", "hint"), SENTENCES)
 def test_the_message_says_why_a_model_cannot_be_scored(build, architecture, config, message, hint):
     with pytest.raises(CheckpointError, match=message) as refused:

@@ -96,6 +96,7 @@ FLAGS = (
 FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
 
+@pytest.mark.long
 def test_help_loads_nothing_heavy() -> None:
     """So that it answers at once."""
     code = (
@@ -379,6 +380,7 @@ def test_show_resolves_a_recipe_and_says_what_it_costs(capsys: pytest.CaptureFix
         assert said in short
 
 
+@pytest.mark.long
 def test_show_knows_a_recipe_of_the_users_by_its_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +390,7 @@ def test_show_knows_a_recipe_of_the_users_by_its_tables(
     assert "layers             3" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_data_verify_finds_a_changed_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

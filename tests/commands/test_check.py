@@ -91,6 +91,7 @@ def test_a_noisy_run_is_undecided_and_fails_only_when_strict(
     assert "--strict" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_fail_on_drop_also_fails_a_significant_drop_within_the_margin(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

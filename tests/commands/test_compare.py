@@ -195,6 +195,7 @@ def test_what_cannot_be_compared_is_refused(
     assert complaint in captured.err and "hint" in captured.err and not captured.out
 
 
+@pytest.mark.long
 def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (
         write_toy_run(tmp_path / "a", draw_logprob_gaps(5)),
@@ -265,6 +266,7 @@ def test_texts_are_looked_up_only_when_asked_for(
     assert "is not what was scored" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,6 +293,7 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
     assert "find the file that was scored" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_folder_that_is_no_run_is_named(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -195,6 +195,7 @@ def test_csv_and_json_hold_a_row_per_checkpoint(
     assert [float(row["value"]) for row in rows] == [row["value"] for row in exact]
 
 
+@pytest.mark.long
 def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint was scored on 'nope'"):
         load_curves([family], ["nope"])

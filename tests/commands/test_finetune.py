@@ -161,6 +161,7 @@ def test_stopped_between_two_seeds_it_continues(
     assert [seed for _, seed, _ in trained] == [2]
 
 
+@pytest.mark.long
 def test_a_failed_cell_is_reported_after_the_others(
     run_finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +236,7 @@ def test_a_learnable_task_is_learned(run_finetune: Callable[..., Any]) -> None:
     assert next(iter(result)).summary.headline.value == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
@@ -301,6 +303,7 @@ def argv(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Ite
     ]
 
 
+@pytest.mark.long
 def test_the_command_prints_a_row_per_task(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +312,7 @@ def test_the_command_prints_a_row_per_task(
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
+@pytest.mark.long
 def test_a_limit_applies_to_every_task_or_to_one(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +350,7 @@ def test_scored_texts_in_the_training_set_are_flagged(
         assert message in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.long
 def test_scored_texts_of_their_own_are_not_flagged(
     run_finetune: Callable[..., Any], files: tuple[Path, Path]
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_reader_refuses_with_one_sentence(
     assert not Path("out", command.rpartition("out/")[2]).exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["one", "three"])
 def test_the_report_shows_the_mean_over_seeds(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -174,6 +175,7 @@ def test_compare_names_the_task_and_both_means(
     assert result["headline"]["b"] == pytest.approx(mean_accuracy(folder, "other"))
 
 
+@pytest.mark.long
 def test_the_page_draws_the_seeds_of_the_task(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

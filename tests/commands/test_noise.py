@@ -95,6 +95,7 @@ def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> 
         measure_noise(str(make_checkpoint()), str(suite), conditions=["float8"])
 
 
+@pytest.mark.long
 def test_a_suite_without_choices_is_refused(make_checkpoint: Make, data_root: Path) -> None:
     with pytest.raises(UsageError, match="items of reading are no choices"):
         measure_noise(str(make_checkpoint()), "reading")

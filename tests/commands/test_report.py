@@ -108,6 +108,7 @@ def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
     assert not column.missing_members and not marks(column)
 
 
+@pytest.mark.long
 def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> None:
     column = only(
         build_report(
@@ -131,6 +132,7 @@ def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> N
     assert halves == pytest.approx(binomial, abs=0.01)
 
 
+@pytest.mark.long
 def test_weights_are_the_collection_s(tmp_path: Path) -> None:
     members = (
         '[[members]]\nsuite = "blimp-filtered"\nweight = 3\n[[members]]\nsuite = "supplement"\n'
@@ -282,6 +284,7 @@ def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> 
     assert column.macro_average and column.macro_average.value == pytest.approx(31 / 40)
 
 
+@pytest.mark.long
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "hidden"\nmade_by = "nothing"\n')
     with pytest.raises(
@@ -452,6 +455,7 @@ def test_one_seed_is_said(tmp_path: Path) -> None:
     assert "one seed: the interval does not know how seeds differ" in marks(column)
 
 
+@pytest.mark.long
 def test_a_stand_in_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "m", make_zero_shot_cells("causal", ewok="ewok-fast-2025"))
     with pytest.raises(IncompleteError):  # never silently
@@ -519,6 +523,7 @@ def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> N
     assert made.columns[0].results[1].task_scores["rte"].value == pytest.approx(31 / 40)
 
 
+@pytest.mark.long
 def test_without_a_collection_both_attentions_have_columns(tmp_path: Path) -> None:
     cells = [
         make_cell("nano", "causal", 3, 4),

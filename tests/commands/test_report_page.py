@@ -119,6 +119,7 @@ def test_what_has_no_place_on_the_page_is_not_ignored(
     assert complaint in capsys.readouterr().err and not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.long
 def test_losses_are_not_tabulated(
     ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

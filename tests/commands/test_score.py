@@ -359,6 +359,7 @@ def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     assert loaded == ["chck_1M"] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_method_that_does_not_fit_is_refused_before_any_data_is_looked_for(
     make_checkpoint: Make,
 ) -> None:

@@ -82,6 +82,7 @@ def test_pairs_whose_difference_is_never_scored_are_blind(
     assert [p.flags for p in predictions] == [(), ()] and not cell.summary.headline.flags
 
 
+@pytest.mark.long
 def test_unknown_words_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -393,6 +394,7 @@ def test_a_bundles_rules_for_masking_leave_causal_scores_alone(
     assert causal[0] == causal[1] and mlm[0] != mlm[1]
 
 
+@pytest.mark.long
 def test_what_is_said_explicitly_wins_over_the_bundle(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_complete_runs_become_the_official_collators_file(
             assert fast[key] == [{key: m / 1000} for m in STRICT_SMALL]
 
 
+@pytest.mark.long
 def test_global_piqa_has_one_answer_per_example_and_all_of_them(small: int, tmp_path: Path) -> None:
     final = leaderboard_runs.write_final_run(
         tmp_path / "main", "2026", small, without="global-piqa-parallel-2026"
@@ -187,6 +188,7 @@ def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(
     assert row == {"id": "wug_adj_0", "pred": "wug_adj 0 right.", "prob": row["prob"]}
 
 
+@pytest.mark.long
 def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> None:
     final = leaderboard_runs.write_final_run(tmp_path / "main", "2024", small)
     milestone = leaderboard_runs.write_milestone_run(
@@ -229,6 +231,7 @@ def test_milestones_of_equal_weights_are_refused(complete: list[Path], tmp_path:
         send([*complete, twin], tmp_path)
 
 
+@pytest.mark.long
 def test_a_missing_part_is_named_with_the_command_that_makes_it(
     complete: list[Path], tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_missing_part_is_named_with_the_command_that_makes_it(
     assert not (tmp_path / "file.json").exists()
 
 
+@pytest.mark.long
 def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Path) -> None:
     with pytest.raises(IncompleteError, match=r"chck_7M\)") as caught:
         send([folder for folder in complete if folder.name != "r7"], tmp_path)
@@ -289,6 +293,7 @@ def test_a_milestone_whose_predictions_are_damaged_is_a_hole(
     )
 
 
+@pytest.mark.long
 def test_a_milestone_whose_summary_was_edited_is_a_hole(
     complete: list[Path], tmp_path: Path
 ) -> None:
@@ -304,6 +309,7 @@ def test_a_milestone_whose_summary_was_edited_is_a_hole(
     )
 
 
+@pytest.mark.long
 def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_path: Path) -> None:
     done = submit(
         complete, year="2025", track="strict-small", out=tmp_path / "f.json", allow_partial=True
@@ -312,6 +318,7 @@ def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_pa
     assert "aoa" not in json.loads(done.path.read_text())
 
 
+@pytest.mark.long
 def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) -> None:
     final = leaderboard_runs.write_final_run(tmp_path / "main", "2026", small)
     document = send([final], tmp_path, "2026", parts={}, allow_partial=True)
@@ -338,6 +345,7 @@ def test_an_item_that_did_not_fit_is_written_as_wrong(small: int, tmp_path: Path
     assert texts and not any(text.endswith("right.") for text in texts)
 
 
+@pytest.mark.long
 def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path: Path) -> None:
     suite = leaderboard_runs.make_suite("comps", 3)
     predictions = [leaderboard_runs.make_prediction(item) for item in suite.items]
@@ -451,6 +459,7 @@ def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
     assert "glue: the labels of seed 42, finetune-full (there is no finetune-causal)" in done.notes
 
 
+@pytest.mark.long
 def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_path: Path) -> None:
     predictions = [
         leaderboard_runs.make_prediction(item)
@@ -489,6 +498,7 @@ def test_a_wrong_option_is_named(
         submit(given.pop("folders"), **given)
 
 
+@pytest.mark.long
 def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(
     complete: list[Path], tmp_path: Path
 ) -> None:
@@ -539,6 +549,7 @@ def test_a_part_made_elsewhere_brings_no_hole_that_nobody_announced(
     assert not (tmp_path / "file.json").exists()
 
 
+@pytest.mark.long
 def test_a_short_part_made_elsewhere_is_no_announced_hole(small: int, tmp_path: Path) -> None:
     final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     (tmp_path / "x.json").write_text('{"wh_island": {"predictions": []}}')
@@ -558,6 +569,7 @@ def test_two_final_models_or_twice_a_milestone_are_refused(
         send([*complete, final], tmp_path)
 
 
+@pytest.mark.long
 def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
     complete: list[Path], tmp_path: Path
 ) -> None:
@@ -584,6 +596,7 @@ def test_hostile_names_of_models_stay_names(name: str, small: int, tmp_path: Pat
     assert shlex.split(command)[:3] == ["score", "--model", name]
 
 
+@pytest.mark.long
 def test_a_folder_of_runs_stands_for_them(complete: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "reports"
     folder.mkdir()
@@ -638,6 +651,7 @@ def test_a_hub_model_s_command_names_its_revision() -> None:
     assert build_model_arguments("out@home") == ["--model", "out@home"]
 
 
+@pytest.mark.long
 def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -> None:
     final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     done = submit([final], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)

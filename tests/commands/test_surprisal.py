@@ -204,6 +204,7 @@ def test_bad_files_end_with_a_message_and_a_code(
     assert wrong in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.long
 def test_float64_is_a_dtype_of_the_command(make_checkpoint, stimuli, tmp_path):
     folder, bits = make_checkpoint("causal"), {}
     for dtype in ("float32", "float64"):

@@ -218,6 +218,7 @@ def test_rows_up_to_the_last_position_are_scored_and_longer_ones_flagged(tmp_pat
             assert prediction.scores[0] == pytest.approx(by_hand, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_lm_eval_model_warns_of_what_the_tokenizer_loses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

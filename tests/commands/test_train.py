@@ -84,6 +84,7 @@ def run_train(
 
 
 class TestRefusals:
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("options", "places", "code", "expected"),
         [
@@ -128,6 +129,7 @@ class TestRefusals:
         code, message = run_train(corpus=tmp_path / "small.txt")
         assert code == 3 and "less than one row of 16" in message
 
+    @pytest.mark.long
     def test_a_run_without_a_step_does_not_block_its_folder(
         self, run_train: RunTrain, tmp_path: Path
     ) -> None:
@@ -605,6 +607,7 @@ class TestInterruptions:
             tmp_path / "out"
         ) == read_log(whole)
 
+    @pytest.mark.long
     def test_a_full_disk_is_named_and_costs_nothing_older(
         self, run_train: RunTrain, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -140,6 +140,7 @@ def test_options_after_contexts_agree(make_checkpoint, in_context, kind, adds):
         )
 
 
+@pytest.mark.long
 def test_a_tokenizer_that_adds_eos_is_told_of_minicons_rule(make_checkpoint, suite, tmp_path):
     from tokenizers import processors
     from transformers import AutoTokenizer
@@ -189,6 +190,7 @@ def test_the_sample_is_evenly_spaced():
     assert sample_evenly(items, 10) == sample_evenly(items, 99) == items
 
 
+@pytest.mark.long
 def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_path):
     suite = write_sentence_pairs(
         tmp_path / "x.csv",
@@ -201,6 +203,7 @@ def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_pat
         verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=1))
 
 
+@pytest.mark.long
 def test_a_checkpoint_s_own_python_is_run_by_all_or_none(
     make_checkpoint, suite, tmp_path, monkeypatch, capsys
 ):
@@ -226,6 +229,7 @@ def test_a_checkpoint_s_own_python_is_run_by_all_or_none(
     assert capsys.readouterr().out.count("agrees") == 2
 
 
+@pytest.mark.long
 def test_pickled_weights_are_opened_on_request_by_all(make_checkpoint, suite, tmp_path, capsys):
     import torch
     import transformers
@@ -312,6 +316,7 @@ def test_an_offset_is_a_difference_even_where_no_decision_moves(
     )
 
 
+@pytest.mark.long
 def test_a_decision_between_equal_texts_may_fall_either_way(make_checkpoint, tmp_path, monkeypatch):
     suite = write_sentence_pairs(tmp_path / "twins.csv", ("the cat sleeps", "the cat sleeps"))
     plant(monkeypatch, lambda scores: scores + np.array([0.0, 1e-5]))
@@ -321,6 +326,7 @@ def test_a_decision_between_equal_texts_may_fall_either_way(make_checkpoint, tmp
     found.raise_on_disagreement()
 
 
+@pytest.mark.long
 def test_scores_that_are_no_numbers_are_an_error(make_checkpoint, suite, monkeypatch):
     plant(monkeypatch, lambda scores: scores * np.nan)
     with pytest.raises(CheckpointError, match="not finite"):

@@ -50,6 +50,7 @@ def pair(
     )
 
 
+@pytest.mark.long
 def test_every_level_is_what_counting_by_hand_gives(tmp_path: Path) -> None:
     a, b, first, second = pair(tmp_path)
     found = only(compare_runs(a, b))
@@ -100,6 +101,7 @@ def test_the_headline_interval_is_over_items_of_these_paradigms(tmp_path: Path) 
     assert head.p is not None and (head.p < 0.05) == (head.low > 0 or head.high < 0)
 
 
+@pytest.mark.long
 def test_the_other_way_round_everything_changes_sign(tmp_path: Path) -> None:
     a, b, *_ = pair(tmp_path)
     there, back = only(compare_runs(a, b)), only(compare_runs(b, a))
@@ -112,6 +114,7 @@ def test_the_other_way_round_everything_changes_sign(tmp_path: Path) -> None:
     assert {flip.id for flip in there.flipped} == {flip.id for flip in back.flipped}
 
 
+@pytest.mark.long
 def test_flips_are_the_items_answered_differently_the_worst_first(tmp_path: Path) -> None:
     a, b, first, second = pair(tmp_path)
     flipped = only(compare_runs(a, b)).flipped
@@ -135,6 +138,7 @@ def test_a_run_against_itself_is_certain_to_be_equal(tmp_path: Path) -> None:
     assert not found.flipped
 
 
+@pytest.mark.long
 def test_equal_decisions_of_unequal_models_are_not_certainty(tmp_path: Path) -> None:
     first = draw_logprob_gaps(20)
     a, b = (
@@ -216,6 +220,7 @@ def test_small_families_use_holm_and_large_ones_bh() -> None:
     assert [g.adjusted for g in groups] == pytest.approx([*holm, *bh])
 
 
+@pytest.mark.long
 def test_what_was_not_scored_counts_as_wrong_and_has_no_margin(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(10, 1.0), PHENOMENON_BY_PARADIGM)
     long = replace(made[0], scores=(), tokens=(), characters=(), flags=("too-long",))

@@ -94,6 +94,7 @@ def joined(a: Run, b: Run, allow_mixed: bool = False):  # type: ignore[no-untype
     return join_tables(a, b, cells_a, cells_b, allow_mixed)
 
 
+@pytest.mark.long
 def test_items_are_found_in_whatever_order_they_stand(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(5), PHENOMENON_BY_PARADIGM)
     shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
@@ -133,6 +134,7 @@ def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: P
     ]
 
 
+@pytest.mark.long
 def test_the_metric_and_the_averaging_are_rules_too(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(4), PHENOMENON_BY_PARADIGM)
     a, b = (
@@ -157,6 +159,7 @@ def test_numerical_noise_and_treatments_are_noted_only(setting: str, tmp_path: P
     ]
 
 
+@pytest.mark.long
 def test_missing_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(4), PHENOMENON_BY_PARADIGM)
     a, b = (
@@ -173,6 +176,7 @@ def test_missing_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> No
     assert [names[code] for code in codes] == [p.labels["paradigm"] for p in made[3:]]
 
 
+@pytest.mark.long
 def test_no_shared_item_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     other = [replace(p, id=f"x{p.id}") for p in made]
@@ -184,6 +188,7 @@ def test_no_shared_item_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_another_right_answer_is_another_question(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     other = [replace(made[0], gold=1), *made[1:]]

@@ -89,6 +89,7 @@ def test_a_run_equals_itself_and_one_word_is_no_sample(tmp_path: Path) -> None:
         compare_runs(one, one, suites=["words"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rise", [0.3, -0.3])
 def test_a_rise_is_a_regression_and_a_fall_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rise: float

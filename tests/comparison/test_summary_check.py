@@ -75,6 +75,7 @@ def test_an_edited_summary_is_refused(run_dir: Path, what: str, old: bool) -> No
         assert f"{true.value:.6g} [" in refused.value.message
 
 
+@pytest.mark.long
 def test_views_and_the_metric_s_name_are_bound_too(run_dir: Path) -> None:
     original = (run_dir / "run.json").read_text()
     for change in (

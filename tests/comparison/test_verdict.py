@@ -75,6 +75,7 @@ def test_a_wider_margin_never_turns_a_pass_into_a_failure(
     assert order.index(wide.status) >= order.index(narrow.status)
 
 
+@pytest.mark.long
 def test_five_suites_at_their_margin_have_hardly_ever_a_regression() -> None:
     trials, margin, error = 2000, 0.01, 0.004
     drawn = -margin + error * np.random.default_rng(1).normal(size=(trials, 5))
@@ -139,6 +140,7 @@ def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -
     assert judged.items_to_decide == 820
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("share", "most"), [(0.8, 0.02), (1.0, 0.035)])
 def test_a_drop_within_the_margin_is_hardly_ever_a_regression(share: float, most: float) -> None:
     items, trials, margin = 1500, 1500, 0.02

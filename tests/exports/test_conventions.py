@@ -177,6 +177,7 @@ def test_a_setting_that_can_change_an_answer_is_refused(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("suite", "year", "settings"),
     [

@@ -176,6 +176,7 @@ def test_the_same_run_is_the_same_file(run: Path, tmp_path: Path) -> None:
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.long
 def test_the_verb_writes_each_format(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_task_without_acc_is_left_out_with_its_group(results: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_target_may_be_a_text(results: Path) -> None:
     file = samples(results, "toy_b")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -140,6 +141,7 @@ def test_a_target_may_be_a_text(results: Path) -> None:
     assert predictions.table.equals(expected.table)
 
 
+@pytest.mark.long
 def test_a_second_filter_is_no_second_answer(results: Path) -> None:
     file = samples(results, "toy_b")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -248,6 +250,7 @@ def test_results_of_0_4_2_and_babylm_2024_come_in(results: Path, name: str, filt
     assert read_results(results).manifest.model["name"] == "out/m0"
 
 
+@pytest.mark.long
 def test_other_questions_of_old_results_have_another_digest(results: Path, tmp_path: Path) -> None:
     as_0_4_2(results)
     digest = read_results(results).cells[0][0].settings["suite_digest"]
@@ -256,6 +259,7 @@ def test_other_questions_of_old_results_have_another_digest(results: Path, tmp_p
     assert read_results(results).cells[0][0].settings["suite_digest"] != digest
 
 
+@pytest.mark.long
 def test_samples_inside_the_results_come_in(results: Path) -> None:
     """What `lm_eval.simple_evaluate` returns, dumped by its caller."""
     file = next(results.glob("results_*.json"))
@@ -393,6 +397,7 @@ def test_names_of_models_do_not_leave_the_folder(ours: Path, tmp_path: Path) -> 
     }
 
 
+@pytest.mark.long
 def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> None:
     export([ours], "lm-eval", tmp_path / "out")
     folder = next((tmp_path / "out").glob("*__mntp"))
@@ -407,6 +412,7 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.long
 def test_a_run_twice_is_no_two_runs(ours: Path, tmp_path: Path) -> None:
     shutil.copytree(ours, tmp_path / "copy")
     with pytest.raises(UsageError, match="two runs would be written to"):

@@ -110,6 +110,7 @@ def test_a_mean_that_contradicts_the_results_is_left_out(reported: float, write:
     assert "samples is 1.0000, but" in left_out(write(results, good=RIGHT, bad=RIGHT))
 
 
+@pytest.mark.long
 def test_the_mean_is_that_of_the_samples_own_filter(write: Write) -> None:
     results = document(good=RIGHT, bad=RIGHT)
     results["results"]["bad"] = {"acc,none": 0.2, "acc,upper": 1.0}
@@ -184,6 +185,7 @@ def test_an_odd_task_alone_is_not_told_to_log_samples(write: Write) -> None:
     assert "log_samples" not in caught.value.hint and "one right option" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -205,11 +205,13 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.long
 def test_the_unbroken_document_is_right(small: Any) -> None:
     document, schema = small
     assert not list(Draft202012Validator(schema).iter_errors(document))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     document, schema = deepcopy(small[0]), small[1]
@@ -219,6 +221,7 @@ def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.Mon
         leaderboard.validate_document(document, "babylm-2025")
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.lists(st.sampled_from([-1.0, -2.0, -2.5]), min_size=2, max_size=4),

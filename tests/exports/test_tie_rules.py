@@ -194,6 +194,7 @@ def fast_entries(part: leaderboard.PartSpec, checkpoints: Mapping[int, Run]) -> 
     return list(made.document["fast_eval_results"][part.key])
 
 
+@pytest.mark.long
 def test_of_two_equal_texts_either_counts_as_right(tmp_path: Path) -> None:
     """The official scorer compares texts: no rule moves the score of such a pair."""
     predictions = [

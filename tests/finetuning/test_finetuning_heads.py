@@ -84,6 +84,7 @@ def test_padding_never_moves_a_logit(name, way, pooling):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "way", "pooling"),
     [

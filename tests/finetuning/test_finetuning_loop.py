@@ -231,6 +231,7 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
     return loss, result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "masked", "gpt2"])
 def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
     body = request.getfixturevalue(kind)

@@ -50,6 +50,7 @@ def toy_backbone() -> Backbone:
     return make_backbone(build_model("causal", 0), "causal")
 
 
+@pytest.mark.long
 def test_rows_without_a_label_and_cut_training_texts_are_flagged(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_the_fit_is_deterministic_and_leaves_the_backbone() -> None:
     assert all(torch.equal(p, weights[name]) for name, p in backbone.model.named_parameters())
 
 
+@pytest.mark.long
 def test_batching_changes_rounding_only() -> None:
     results = [
         fit_frozen(toy_backbone(), make_task(60, 20), 1, "causal", settings)
@@ -238,6 +240,7 @@ def test_both_attentions_of_a_hybrid_give_their_own_features() -> None:
 # ---- the command
 
 
+@pytest.mark.long
 def test_any_number_of_seeds_makes_one_cell(run_frozen: Any) -> None:
     result = run_frozen(seeds=[1, 2, 3])
     assert [(c.suite, c.method, c.seed) for c in result] == [("train", "frozen-causal", 1)]
@@ -286,6 +289,7 @@ def test_a_report_has_a_separate_column_for_frozen(run_frozen: Any) -> None:
     assert any("not finetuned" in caveat for caveat in score.caveats)
 
 
+@pytest.mark.long
 def test_a_collection_never_takes_frozen_for_finetuned(run_frozen: Any) -> None:
     result = run_frozen()
     [column] = report.build_report([result.path], collection="babylm-2025", partial=True).columns
@@ -330,6 +334,7 @@ def test_a_leaderboard_file_takes_no_frozen_labels(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_the_command_line_prints_a_row_named_frozen(
     make_checkpoint: Make,
     files: tuple[Path, Path],
@@ -343,6 +348,7 @@ def test_the_command_line_prints_a_row_named_frozen(
     assert (row["task"], row["attention"], row["n"]) == ("train", "frozen-causal", 50)
 
 
+@pytest.mark.long
 def test_frozen_trains_nothing(run_frozen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "finetune", None)
     assert len(list(run_frozen())) == 1

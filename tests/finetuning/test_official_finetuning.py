@@ -246,6 +246,7 @@ def test_every_tensor_decays():
     assert fewest_dims == {True: 2, False: 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("law", "best"), [("first", 2), ("lowest-loss", 3)])
 def test_the_first_of_equal_epochs_is_kept(law, best, monkeypatch):
     planted = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.2), (0.6, 0.1)])

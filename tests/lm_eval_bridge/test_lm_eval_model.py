@@ -64,6 +64,7 @@ def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, archi
     same(ours, theirs)
 
 
+@pytest.mark.long
 def test_two_splits_of_one_text_are_not_mixed_up(make_checkpoint):
     """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md
     says so.
@@ -96,6 +97,7 @@ def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_pat
     assert abs(ours[0][0] - hf(tmp_path).loglikelihood(pairs, disable_tqdm=True)[0][0]) > 0.1
 
 
+@pytest.mark.long
 def test_the_first_choices_of_the_model_are_known(make_checkpoint):
     """Continuations that the model would write itself: `is_greedy`, which exact_match and lambada's
     acc rest on.
@@ -176,6 +178,7 @@ def test_other_methods_answer_what_score_answers(make_checkpoint, name):
     assert [score for score, _ in answers] == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_masked_model_knows_its_first_choices(make_checkpoint):
     """By a plain loop: is the hidden token the one that the model would fill in?"""
     import torch
@@ -277,6 +280,7 @@ def test_rolling_windows_are_hf_s_with_one_bos(make_checkpoint, adds):
     assert (abs(ours[0] - doubled[0]) > 0.1) == adds
 
 
+@pytest.mark.long
 def test_perplexity_and_generation_are_refused(make_checkpoint):
     masked = AntlmBench(str(make_checkpoint("masked")), device="cpu")
     with pytest.raises(MethodNotSupported, match="'causal', not 'mlm'"):

@@ -388,6 +388,7 @@ def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task
         )
 
 
+@pytest.mark.long
 def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_custom_task, tmp_path):
     file = make_custom_task("toy_broken", "broken", metric_list=metrics("acc"))
     with pytest.raises(DataError, match="own metric code fails: ZeroDivisionError") as caught:
@@ -423,6 +424,7 @@ def test_runs_of_task_metrics_pass_all_commands(
     assert results["higher_is_better"]["lm-eval.toy_all"] == {name: metric == "task-score"}
 
 
+@pytest.mark.long
 def test_another_engine_has_no_task_metric_values(make_checkpoint, make_custom_task, tmp_path):
     file, folder = (
         make_custom_task("toy_peer", "mass", metric_list=metrics("mass")),

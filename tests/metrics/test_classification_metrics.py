@@ -373,6 +373,7 @@ def make_seeds(
     return runs
 
 
+@pytest.mark.long
 def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
     runs = make_seeds(np.random.default_rng(0), 4, 200, 0.5)
     values = [summary(run, "f1").headline.value for run in runs]

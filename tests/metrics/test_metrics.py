@@ -98,6 +98,7 @@ def test_a_nested_macro_average_is_a_mean_of_means() -> None:
 TIED = [made("t", -1, -1), made("u", -1, -1, -1, gold=2), made("v", -2, -1, -1), made("w", -1, -2)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ties", "credit"), [("half", 1 / 2 + 1 / 3 + 0 + 1), ("strict", 1), ("first", 2)]
 )
@@ -107,6 +108,7 @@ def test_tie_rules(ties: str, credit: float) -> None:
     assert found.headline.flags == {"tie": 3}
 
 
+@pytest.mark.long
 def test_random_ties_are_fair_and_depend_on_the_id_alone() -> None:
     many = [made(f"item {i}", -1, -1) for i in range(4000)]
     found = summary(many, ties="random")
@@ -127,6 +129,7 @@ def test_identical_texts_tie_even_where_scores_differ_by_rounding() -> None:
     assert found.headline.flags == {"tie": 1, "identical": 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "scores", [(), (float("nan"), float("nan")), (-3.0, float("-inf")), (-1.0, -2.0)]
 )

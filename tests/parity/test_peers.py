@@ -34,6 +34,7 @@ def all_close(a, b):
     return np.abs(np.array(a) - np.array(b)).max() <= TOLERANCE
 
 
+@pytest.mark.long
 def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     scores = sum_logprobs(folder, sentences, "causal")
@@ -41,6 +42,7 @@ def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, s
     assert all_close(scores, score_with_lm_eval(folder, sentences))
 
 
+@pytest.mark.long
 def test_causal_without_a_tokenizer_bos_equals_lm_eval(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
     assert all_close(

@@ -42,6 +42,7 @@ def run_example(make_checkpoint, tmp_path, monkeypatch):
     return run_line
 
 
+@pytest.mark.long
 def test_the_documented_surprisal_table_is_reproduced(run_example):
     (_, stimuli), (_, line), (_, expected) = read_code_blocks("surprisal.md")[:3]
     Path("stimuli.csv").write_text(stimuli, encoding="utf-8")
@@ -59,6 +60,7 @@ def test_the_documented_surprisal_table_is_reproduced(run_example):
         assert float(a["surprisal_bits"]) > 0 and float(b["surprisal_bits"]) > 0
 
 
+@pytest.mark.long
 def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
     (_, content), (_, line) = read_code_blocks("surprisal.md")[3:5]
     Path("agreement.json").write_text(content, encoding="utf-8")

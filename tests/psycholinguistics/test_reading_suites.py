@@ -179,6 +179,7 @@ def test_masked_models_score_reading_suites(make_checkpoint, tmp_path, declare_s
         score(model, suite, precision="adaptive", out=tmp_path / "adaptive")
 
 
+@pytest.mark.long
 def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, declare_suite):
     (run,) = score(
         make_checkpoint("causal", adds=True),

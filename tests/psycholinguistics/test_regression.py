@@ -103,6 +103,7 @@ def test_a_bias_corrected_interval_contains_its_value():
     )
 
 
+@pytest.mark.long
 def test_partial_r2_intervals_have_nominal_coverage():
     """One predictor explains 0.2^2 / (1 + 0.2^2), about 4%, of the residual variance."""
     rng, covered, n, trials = np.random.default_rng(4), 0, 400, 60
@@ -122,6 +123,7 @@ def test_partial_r2_intervals_have_nominal_coverage():
     assert covered >= 0.85 * trials
 
 
+@pytest.mark.long
 def test_intervals_of_a_difference_have_nominal_coverage():
     """Two noisy copies of a signal that explains 0.5^2 / 1.25 of the residual variance.
 

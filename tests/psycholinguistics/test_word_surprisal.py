@@ -101,6 +101,7 @@ def test_masked_words_are_minicons_words(make_checkpoint, method, metric):
         assert ours.logp == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_correction_is_minicons_where_the_beginnings_are(make_checkpoint):
     """minicons leaves out the end of text; with its set of ids the scores are equal."""
     folder = make_checkpoint("causal", adds=True)

@@ -90,6 +90,7 @@ def test_series_differ_in_shape_where_they_share_a_colour() -> None:
     assert len({(palette.colour_role(index), palette.glyph(index)) for index in range(40)}) == 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("look", [WIDE, PHONE])
 def test_a_dot_and_an_interval_per_row(look: ChartStyle) -> None:
     rows = [row(f"phenomenon_{i}", name, 50 + i) for i in range(4) for name in NAMES]
@@ -104,6 +105,7 @@ def test_a_dot_and_an_interval_per_row(look: ChartStyle) -> None:
     assert len(rules) == len(rows)
 
 
+@pytest.mark.long
 def test_an_absent_series_takes_no_room_and_changes_no_colour() -> None:
     rows = [row("a", "three", 50), row("b", "three", 60)]
     root = svg(charts.dot_plot(rows, NAMES, WIDE, "% right"), WIDE)

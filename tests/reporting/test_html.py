@@ -184,6 +184,7 @@ def test_ids_are_unique_and_charts_labelled(made: tuple[str, Parsed]) -> None:
     assert made[1].elements["figure"] < made[1].elements["table"]
 
 
+@pytest.mark.long
 def test_nothing_points_outside(made: tuple[str, Parsed]) -> None:
     text, parsed = made
     for _, name, value in parsed.attributes:
@@ -242,6 +243,7 @@ def test_a_page_is_small_and_the_same_each_time(made: tuple[str, Parsed], folder
     assert len(made[0]) < 3_000_000
 
 
+@pytest.mark.long
 def test_of_a_curve_only_the_last_checkpoint_stands_beside_others(folder: Path) -> None:
     contents = html_data.gather_report_data([folder / "runs"])
     assert [column.model for column in contents.columns] == [
@@ -252,6 +254,7 @@ def test_of_a_curve_only_the_last_checkpoint_stands_beside_others(folder: Path) 
     assert len(contents.curves) == 2 and "has 4 checkpoints" in contents.remarks[0]
 
 
+@pytest.mark.long
 def test_seeds_are_averaged_and_compared_with_the_method_that_each_model_has(folder: Path) -> None:
     contents = html_data.gather_report_data(
         [folder / "runs" / "babyllama", folder / "runs" / "ltg-bert"]
@@ -272,6 +275,7 @@ def test_seeds_are_averaged_and_compared_with_the_method_that_each_model_has(fol
     assert blimp.headline.value == pytest.approx(scored[1] - scored[0])
 
 
+@pytest.mark.long
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     for name, version in (("one", "1"), ("two", "2")):
         with runs.RunWriter(tmp_path / name, large_runs.make_manifest(name)) as writer:

@@ -124,6 +124,7 @@ def test_too_little_data_fails_under_strict_but_not_a_group() -> None:
     ]
 
 
+@pytest.mark.long
 @given(name=st.text(min_size=1, max_size=40), group=st.text(min_size=1, max_size=40))
 def test_any_name_gives_xml_that_parses_to_it(name: str, group: str) -> None:
     found = checked((name, -0.05, 0.01), missing=(name,), group=group)

@@ -102,6 +102,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, made: Report) -> None:
     assert max(map(len, drawn(made, width).splitlines())) <= width
 
 
+@pytest.mark.long
 def test_a_collapsed_seed_is_noted_wherever_it_counts(made: Report) -> None:
     flagged = {
         row.cells[0].value
@@ -149,6 +150,7 @@ def test_the_hub_reads_the_model_card(made: Report) -> None:
         show(made, "model-index")
 
 
+@pytest.mark.long
 def test_a_card_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "m", make_zero_shot_cells("causal")[:2])
     assert command(["report", str(run), "--collection", "babylm-2024", "--model-index"]) == 5
@@ -240,6 +242,7 @@ def test_no_name_breaks_out_of_a_latex_row(name: str) -> None:
     assert all(ord(c) < 0x180 for c in text)
 
 
+@pytest.mark.long
 @given(HOSTILE)
 @fuzzed
 def test_no_name_breaks_out_of_the_model_card(name: str) -> None:
@@ -248,6 +251,7 @@ def test_no_name_breaks_out_of_the_model_card(name: str) -> None:
     assert results[0].dataset_name == make_printable(name or "x")
 
 
+@pytest.mark.long
 @given(HOSTILE)
 @fuzzed
 def test_no_name_steers_the_terminal(name: str) -> None:

@@ -130,6 +130,7 @@ def tables(draw: st.DrawFn) -> Table:
     return Table(tuple(columns), tuple(rows), header=draw(st.booleans()))
 
 
+@pytest.mark.long
 @given(tables(), st.integers(20, 200))
 @fuzzed
 def test_no_number_is_cut_at_any_width(table: Table, width: int) -> None:
@@ -140,6 +141,7 @@ def test_no_number_is_cut_at_any_width(table: Table, width: int) -> None:
         assert text.count(number) >= numbers.count(number)
 
 
+@pytest.mark.long
 @given(tables(), st.integers(20, 200))
 @fuzzed
 def test_no_line_is_wider_than_the_terminal(table: Table, width: int) -> None:
@@ -149,6 +151,7 @@ def test_no_line_is_wider_than_the_terminal(table: Table, width: int) -> None:
     )
 
 
+@pytest.mark.long
 @given(tables(), st.integers(20, 200))
 @fuzzed
 def test_notes_are_lettered_in_reading_order(table: Table, width: int) -> None:
@@ -467,6 +470,7 @@ def test_the_strict_parser_refuses_what_latex_refuses() -> None:
             parse_latex(wrong)
 
 
+@pytest.mark.long
 @given(HOSTILE)
 @fuzzed
 def test_latex_parses_whatever_a_name_holds(name: str) -> None:

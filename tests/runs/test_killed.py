@@ -102,6 +102,7 @@ with runs.RunWriter({folder!r}, MANIFEST):
 """
 
 
+@pytest.mark.long
 def test_a_second_process_is_refused_at_once_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     script = HOLD.format(here=str(SCORER.parent), folder=str(tmp_path))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -170,6 +170,7 @@ DOCUMENT = json.loads(BYTES)
 JUNK = st.sampled_from([None, True, "text", -1, 1.5, [], {}, [None], {"": None}])
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(every_path(DOCUMENT)[1:]), JUNK, st.booleans())
 def test_junk_in_any_field_is_read_or_a_typed_error(

@@ -131,6 +131,7 @@ def test_no_score_depends_on_budget_order_limit_or_threads(make_checkpoint, pair
         torch.set_num_threads(before)
 
 
+@pytest.mark.long
 def test_out_of_memory_halves_the_budget_and_changes_no_score(make_checkpoint, pairs, monkeypatch):
     model = open_checkpoint(str(make_checkpoint()), OpenOptions(device="cpu"))
     reference = scored(model, pairs, "causal", 1024)

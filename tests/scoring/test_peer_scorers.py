@@ -84,6 +84,7 @@ def test_masked_scores_are_ours(make_checkpoint, architecture, adds, name):
         )
 
 
+@pytest.mark.long
 def test_a_span_that_ends_before_its_text_counts_the_tokens_inside(make_checkpoint):
     texts, spans = ["the old cat sleeps near the house"], [(3, 11)]
     for kind, name in (("causal", "causal"), ("masked", "mlm")):
@@ -93,6 +94,7 @@ def test_a_span_that_ends_before_its_text_counts_the_tokens_inside(make_checkpoi
         assert found[0].characters == (8,)
 
 
+@pytest.mark.long
 def test_a_bos_that_the_tokenizer_adds_is_not_doubled(make_checkpoint):
     """`always` where the tokenizer has one: minicons' own bos_token=True would put a second one,
     and score it.
@@ -128,6 +130,7 @@ def test_tokens_and_flags_are_ours_too(make_checkpoint):
     assert [p.flags for p in found] == [("identical",), (), ("too-long",)]
 
 
+@pytest.mark.long
 def test_without_a_pad_or_eos_token_no_row_is_added_to_the_softmax(tmp_path):
     tokenizer = train_tokenizer("causal", True)
     tokenizer.pad_token = tokenizer.eos_token = None
@@ -154,6 +157,7 @@ def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
         assert close(foreign(tmp_path / kind, name), sum_logprobs(tmp_path / kind, TEXTS, name))
 
 
+@pytest.mark.long
 def test_a_checkpoint_in_its_authors_layout_is_converted_first(tmp_path):
     from test_conversion import LTG, ltg_layout, saved, weights_for
 
@@ -161,6 +165,7 @@ def test_a_checkpoint_in_its_authors_layout_is_converted_first(tmp_path):
     assert close(foreign(folder, "mlm", texts=TEXTS[:3]), sum_logprobs(folder, TEXTS[:3], "mlm"))
 
 
+@pytest.mark.long
 def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypatch):
     from antlm_bench.checkpoints import open_checkpoint
     from antlm_bench.scoring.engine import Engine
@@ -210,6 +215,7 @@ def test_minicons_refuses_a_special_token_inside_a_masked_text(
         foreign(make_checkpoint("masked"), "mlm", texts=["the cat </s> sleeps"])
 
 
+@pytest.mark.long
 def test_a_text_that_a_spelled_bos_changes_is_refused(tmp_path):
     """A tokenizer that marks a text's first word alone: after a spelled <s>, the text is no
     beginning any more.

@@ -58,6 +58,7 @@ def test_a_bulk_of_texts_gives_what_each_gives_alone(texts):
         assert together.get(number) == rows(encoder().encode([text], [None])).get(0)
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(text=odd_text)
 def test_a_slow_tokenizer_gives_its_own_ids(text):
@@ -66,6 +67,7 @@ def test_a_slow_tokenizer_gives_its_own_ids(text):
     assert found.get(0, ([1],))[0] == [*SLOW(text, add_special_tokens=False)["input_ids"], 1]
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), min_size=1),

@@ -100,6 +100,7 @@ def call_in_threads(calls: Sequence[Callable[[], list[float]]]) -> None:
         assert all(scores == first for scores in repeats)
 
 
+@pytest.mark.long
 def test_scorers_of_one_model_in_memory(sentences: list[str]) -> None:
     model, tokenizer = build_model("causal", 0).train(), train_tokenizer("causal", True)
     texts = sentences[:8]
@@ -125,6 +126,7 @@ def test_models_with_one_configuration_object_share_a_lock() -> None:
     assert lock_model(build_model("causal", 0)) is not lock_model(model)
 
 
+@pytest.mark.long
 def test_the_caller_tokenizes_while_a_model_is_scored(sentences: list[str]) -> None:
     tokenizer = train_tokenizer("causal", True)
     scorers = [Scorer(build_model("causal", seed), tokenizer) for seed in (0, 1)]
@@ -150,6 +152,7 @@ def test_two_models_run_at_the_same_time() -> None:
         assert sorted(pool.map(hold, (first, second))) == [0, 1]
 
 
+@pytest.mark.long
 def test_a_lock_goes_with_its_model() -> None:
     model = build_model("causal", 0)
     assert lock_model(model) is lock_model(model)
@@ -160,6 +163,7 @@ def test_a_lock_goes_with_its_model() -> None:
     assert key not in _locks_by_config
 
 
+@pytest.mark.long
 def test_a_forward_changes_no_module_of_the_library(
     make_checkpoint: Make, items: list[Item]
 ) -> None:

@@ -130,6 +130,7 @@ def test_interval_covers_95_percent_for_any_seed_variance(
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
+@pytest.mark.long
 def test_binary_outcomes_are_covered_too() -> None:
     rng, trials = np.random.default_rng(2), 2000
     x, w = np.polynomial.hermite_e.hermegauss(

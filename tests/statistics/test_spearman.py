@@ -34,6 +34,7 @@ def rated(rng: np.random.Generator, n: int, kind: str, rho: float) -> tuple[Floa
     return 9 * first - 80, np.exp(copied if kind == "copied" else second), ratings
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 30), st.integers(21, 40))
 def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int, n: int) -> None:
@@ -120,6 +121,7 @@ def test_equal_correlations_are_told_apart_5_times_in_100(n: int, kind: str, rho
     assert 0.03 - NOISE <= false / TRIALS <= 0.07 + NOISE
 
 
+@pytest.mark.long
 def test_a_difference_is_covered_95_times_in_100() -> None:
     rng, hits, r = np.random.default_rng(3), 0, 2 * np.sin(np.pi * 0.8 / 6)
     for _ in range(TRIALS):

@@ -83,6 +83,7 @@ def slope(items):
     return np.polyfit(x, y, 1)[0]
 
 
+@pytest.mark.long
 def test_distinct_documents_are_left_out_in_groups():
     calls, found, wanted = [], [], []
     for seed in range(40):

@@ -83,6 +83,7 @@ def test_a_task_loads_as_its_files_say(real_data: Path, suite: str, name: str) -
     )
 
 
+@pytest.mark.long
 def test_every_file_at_hand_is_known_by_its_hash(real_data: Path) -> None:
     known = set()
     for name in ("glue-2025", "glue-2024"):
@@ -143,6 +144,7 @@ def test_mnli_mm_trains_on_mnli_and_is_scored_on_its_own() -> None:
     assert mm.valid != mnli.valid and mm.digest != mnli.digest
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_data")
 def test_the_files_are_found_and_verified_as_those_of_any_suite() -> None:
     rows = {row["file"]: row["state"] for row in data.list_file_status(["glue-2025"])}
@@ -353,6 +355,7 @@ def test_changes_lie_on_top_of_the_preset(tmp_path: Path) -> None:
     assert training.betas == (0.9, 0.98) and training.batch == 4 and training.epochs == 3
 
 
+@pytest.mark.long
 @given(rows=st.integers(2, 60), limit=st.integers(2, 80))
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -68,6 +68,7 @@ def test_paradigms_suffice_and_no_sentence_repeats() -> None:
     assert set(sentences.values()) == {1}
 
 
+@pytest.mark.long
 def test_the_training_text_is_held_out_and_repeatable() -> None:
     held_out = {pair[side] for pair in PAIRS for side in ("sentence_good", "sentence_bad")}
     text = list(generate_sentences(nano(), 20_000, seed=3))
@@ -80,6 +81,7 @@ def test_the_training_text_is_held_out_and_repeatable() -> None:
     )
 
 
+@pytest.mark.long
 def test_every_test_word_and_construction_occurs_in_training() -> None:
     def words(sentence: str) -> list[str]:
         return re.findall(r"\w+", sentence)

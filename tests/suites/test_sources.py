@@ -417,6 +417,7 @@ EWOK = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("net")
 def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = EWOK | {"Context1": "A zyx sat."}

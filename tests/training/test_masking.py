@@ -108,6 +108,7 @@ def test_spans_follow_the_law_of_a_plain_loop(
     same_distribution(chosen, np.array(expected))
 
 
+@pytest.mark.long
 def test_less_often_hidden_tokens_are_hidden_next() -> None:
     many, width, passes, rng = 150, 16, 15, np.random.default_rng(5)
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
@@ -218,6 +219,7 @@ def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) 
     assert abs(np.array(rates) - case["mean_rate_by_pass"]).max() < 0.012
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("law", SPAN_LENGTH_DISTRIBUTIONS)
 @pytest.mark.parametrize("by_span", [True, False])
 def test_of_ten_chosen_eight_are_masked_one_random_one_kept(law: str, by_span: bool) -> None:

@@ -70,6 +70,7 @@ def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> Trainin
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
@@ -92,6 +93,7 @@ def test_causal_rows_do_not_see_the_future_and_full_rows_do(shape: str, masked: 
         assert (change[:7] < 1e-12).all() if causal else (change[:7] > 1e-9).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
@@ -150,6 +152,7 @@ def test_the_head_at_targets_equals_the_whole_model(shape: str) -> None:
     assert torch.allclose(logits, whole[expected >= 0], atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list_declarations("models"))
 def test_every_shipped_recipe_builds_with_its_options(name: str) -> None:
     """Its architecture and options, at a size for tests."""

@@ -213,6 +213,7 @@ def recorded_steps(
     return recipe, training, tensors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ltg-bert", "gpt-bert"])
 def test_ten_steps_are_those_of_the_original_loop(
     name: str, training_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,7 @@ def test_lines_can_be_read_again(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"))))
 def test_any_text_comes_back_as_its_lines(
     tmp_path_factory: pytest.TempPathFactory, written: list[str]
