@@ -16,6 +16,7 @@ from tiny_models import WORDS
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
+from antlm_bench.commands.check import save_baseline
 from antlm_bench.commands.finetune import finetune
 
 Make = Callable[..., Path]
@@ -38,7 +39,7 @@ def write_texts(path: Path, count: int, first: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> Path:
     """Run folders one, three (so many seeds of a causal model), other (3 seeds of another), masked
-    (1 seed).
+    (1 seed). A folder out, with a saved baseline of three.
     """
     root = tmp_path_factory.mktemp("readers")
     train, valid = write_texts(root / f"{TASK}.csv", 64), write_texts(root / "valid.csv", 20, 1000)
@@ -52,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> P
         seeds = [1, 2, 3] if name in ("three", "other") else [1]
         options = {"valid": str(valid), "changes": QUICK, "device": "cpu"}
         finetune(str(model), str(train), seeds=seeds, out=root / name, **options)
+    save_baseline(root / "three", "saved", baselines_dir=root / "out" / "baselines")
     return root
 
 
@@ -87,7 +89,7 @@ COMMANDS = [
     "check three --against other --margin 50 --junit out/j.xml --markdown out/m.md --github",
     "check one --against one --json",
     "baseline save three --name kept --to out/baselines",
-    "check other --against out/baselines/kept --margin 90",
+    "check other --against out/baselines/saved --margin 90",
     "report one three other --html out/page.html",
 ]
 # command -> (exit code, words of its message)
