@@ -125,18 +125,18 @@ def _bind_arguments(
             continue
         value = bound.arguments[key]
         if parameter.kind is parameter.VAR_KEYWORD:
-            new_value: Any = {k: _check_value(location, k, v, hints[k]) for k, v in value.items()}
+            new_value: Any = {k: check_value(location, k, v, hints[k]) for k, v in value.items()}
         elif parameter.kind is parameter.VAR_POSITIONAL:
-            new_value = tuple(_check_value(location, key, v, hints[key]) for v in value)
+            new_value = tuple(check_value(location, key, v, hints[key]) for v in value)
         else:
-            new_value = _check_value(location, key, value, hints[key])
+            new_value = check_value(location, key, value, hints[key])
             is_required = parameter.default is parameter.empty
             if is_required and isinstance(new_value, str | Sequence) and not len(new_value):
                 expected = describe_type(hints[key])
                 raise UsageError(f"{key} is empty; it must be {expected}", location=location)
         if key == "options" and options and isinstance(new_value, options):
             fields = get_type_hints(options)
-            checked = {f: _check_value(location, f, getattr(value, f), fields[f]) for f in fields}
+            checked = {f: check_value(location, f, getattr(value, f), fields[f]) for f in fields}
             new_value = replace(new_value, **checked)  # type: ignore[type-var]
         bound.arguments[key] = new_value
     return bound
@@ -185,8 +185,8 @@ def _resolve_keywords(
     return keywords
 
 
-def _check_value(location: str, name: str, value: Any, hint: Any) -> Any:
-    """Return a value as the annotated type. Raises UsageError."""
+def check_value(location: str, name: str, value: Any, hint: Any) -> Any:
+    """Return a value as the annotated type. Raises UsageError, which names the argument."""
     try:
         return _convert(value, hint)
     except TypeError:

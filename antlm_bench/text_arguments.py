@@ -10,25 +10,16 @@ import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields
-from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from antlm_bench.arguments import describe_argument
+from antlm_bench.arguments import check_value, describe_argument
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
 
-# Annotation of an option -> the classes that it accepts, those of numpy and pathlib included.
-ACCEPTED_CLASSES: dict[type, tuple[type, ...]] = {
-    str: (str, PathLike),
-    int: (Integral,),
-    bool: (Integral, np.bool_),
-    float: (Real,),
-}
 SURROGATE_HINT = "replace it: text.encode('utf-8', 'replace').decode()"
 
 
@@ -159,30 +150,10 @@ def check_option_types(options: Any) -> None:
 
     `device` is checked where it is resolved, because it may be an object of torch.
     """
-    options_class: Any = type(options)
-    for name, classes in _field_classes(options_class).items():
+    for name, annotation in get_type_hints(type(options)).items():
         value = getattr(options, name)
-        accepted = (*classes, *(other for c in classes for other in ACCEPTED_CLASSES.get(c, ())))
-        is_wrong_bool = isinstance(value, bool) and bool not in classes
         if name == "device":
             continue
         if isinstance(value, Integral) and abs(int(value)) > sys.maxsize:
             raise UsageError("the number is too large", location=name, hint="give a smaller one")
-        if is_wrong_bool or not isinstance(value, accepted):
-            names = ["None" if c is type(None) else c.__name__ for c in classes]
-            raise UsageError(
-                f"{describe_argument(value)} has a wrong type",
-                location=name,
-                hint=f"{name} is {' or '.join(names)}",
-            )
-
-
-@cache
-def _field_classes(options_class: type) -> dict[str, tuple[type, ...]]:
-    """Return name of each field -> the classes in its annotation."""
-    classes = {}
-    for name, annotation in get_type_hints(options_class).items():
-        is_union = isinstance(annotation, UnionType)
-        alternatives = get_args(annotation) if is_union else (annotation,)
-        classes[name] = tuple(get_origin(element) or element for element in alternatives)
-    return classes
+        check_value(type(options).__name__, name, value, annotation)

@@ -295,7 +295,11 @@ def test_later_changes_of_the_tokenizer_do_not_matter():
         ("model rust", {}, "a tokenizer of transformers is needed, not Tokenizer"),
         ("model dropping", {}, "drops merges at random"),
         ("linear", {}, "a model of transformers is needed, not Linear"),
-        ("model tokenizer", {"max_length": "64"}, r"max_length: '64' \(str\) has a wrong type"),
+        (
+            "model tokenizer",
+            {"max_length": "64"},
+            r"max_length is '64' \(str\); it must be an integer or None",
+        ),
         ("model tokenizer", {"batch_tokens": -1}, "-1 is negative"),
         ("model tokenizer", {"maxlength": 64}, "maxlength: unknown option\n .*'max_length'"),
     ],
