@@ -26,6 +26,14 @@ else:
 DeclarationKind = Literal["tasks", "models"]
 """Folder of the declarations: tasks/ has suites and collections, models/ has training recipes."""
 
+NOUNS: dict[DeclarationKind, str] = {"tasks": "suite", "models": "recipe"}
+SOURCES: dict[DeclarationKind, str] = {
+    "tasks": "a name (antlm-bench list suites), a .toml, a SyntaxGym .json, or a file of pairs: "
+    ".csv, .tsv, .jsonl",
+    "models": "a name (antlm-bench list models) or a .toml",
+}
+"""What a suite or a recipe can be given as, for hints."""
+
 T = TypeVar("T")
 TomlTuple = Annotated[tuple[T, ...], Strict(False)]
 """A TOML array as a tuple, so that a declaration is immutable."""
@@ -120,21 +128,26 @@ def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
     """Return the file of a declaration, given its name in the catalog or a path.
 
     Text with a separator, or that ends in .toml, is a path; `kind` is then ignored. Raises
-    DeclarationError if there is no such file.
+    DeclarationError if there is no such file, or if the file is no TOML.
     """
-    if name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path:
-        path = expand_user_path(name_or_path)
-        if not is_file(path):
-            raise DeclarationError("there is no such file", location=name_or_path)
-        return path
     files = list_declarations(kind)
-    if name_or_path not in files:
-        noun = "suite" if kind == "tasks" else "recipe"
-        raise DeclarationError(
-            f"unknown {noun} {name_or_path!r}",
-            hint=suggest_name(name_or_path, files) or f"known: {', '.join(files)}",
-        )
-    return files[name_or_path]
+    if name_or_path in files:
+        return files[name_or_path]
+    path = expand_user_path(name_or_path)
+    is_path = name_or_path.endswith(".toml") or "/" in name_or_path or os.sep in name_or_path
+    if is_path and path.suffix in ("", ".toml") and is_file(path):
+        return path
+    noun, sources = NOUNS[kind], f"a {NOUNS[kind]} is {SOURCES[kind]}"
+    if is_folder(path):
+        raise DeclarationError(f"a folder is not a {noun}", location=name_or_path, hint=sources)
+    if is_file(path):
+        message = f"a file {path.suffix!r} is not a {noun}" if path.suffix else f"not a {noun}"
+        raise DeclarationError(message, location=name_or_path, hint=sources)
+    if is_path:
+        raise DeclarationError("there is no such file", location=name_or_path)
+    raise DeclarationError(
+        f"unknown {noun} {name_or_path!r}", hint=suggest_name(name_or_path, files) or sources
+    )
 
 
 def shipped_declaration(kind: DeclarationKind, name: str) -> Path | None:
@@ -207,6 +220,14 @@ def _has_key(value: Any, key: str | int) -> bool:
     if isinstance(value, dict):
         return key in value
     return isinstance(value, list) and isinstance(key, int)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether a path is an existing folder; False for text that cannot be a path."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def is_file(path: str | Path) -> bool:

@@ -91,6 +91,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     """For a file of pairs: our column -> its column, as {"good": "grammatical"}."""
     allow_incomplete: bool
     """Score a suite even if its files lack items."""
+    require_all: bool
+    """Score nothing if the data of one of several suites are absent; default: score the others."""
     ties: str | None
     """Credit for a tie: half (1/k of k tied options), strict (0), first or random."""
     compat: str | None

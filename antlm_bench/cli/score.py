@@ -49,6 +49,13 @@ def score_command(
     allow_incomplete: Annotated[
         bool, model_option("--allow-incomplete", help="Score a suite that lacks items.")
     ] = False,
+    require_all: Annotated[
+        bool,
+        model_option(
+            "--require-all",
+            help="Score nothing if one of several suites lacks data; default: score the others.",
+        ),
+    ] = False,
     method: Annotated[
         list[str] | None,
         settings_option(

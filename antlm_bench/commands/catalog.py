@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import (
     find_declaration,
+    is_file,
+    is_folder,
     list_declarations,
     parse_toml,
     shipped_declaration,
@@ -23,6 +25,8 @@ from antlm_bench.suites.task_types import (
     TASK_TYPES,
     CatalogRow,
     Facts,
+    fill_command,
+    match_task_type,
     read_catalog,
     read_declaration,
 )
@@ -237,6 +241,8 @@ def describe_entry(
             "or": "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
             "--valid FILE",
         }
+    if record := match_task_type(name):
+        return name, {"kind": record.noun, "run": fill_command(record.example_command, [name])}
     spec, folder = read_declaration(name)
     facts = {**TASK_TYPES[spec.task_type].describe(spec)}
     if "data" in facts and hasattr(spec, "data"):  # a user's files lie beside the TOML
@@ -255,18 +261,18 @@ def detect_entry_kind(name: str) -> str:
     recipes, suites = list_declarations("models"), list_declarations("tasks")
     if name in recipes:
         return "models"
-    if name in suites or pairs_csv.is_pairs_file(name):
+    if name in suites or match_task_type(name):
         return "suites"
     if name in ARCHITECTURES:
         return "architectures"
-    if not name.endswith(".toml"):
+    if not name.endswith(".toml") and not (is_file(name) or is_folder(name)):
         names = [*suites, *recipes, *METHODS.names(), *ARCHITECTURES.names()]
         raise DeclarationError(
             f"no suite, recipe, method or architecture is called {name!r}",
             hint=suggest_name(name, names)
             or f"list the names: antlm-bench list {'|'.join(CATALOG_LISTINGS)}",
         )
-    path = find_declaration("models", name)  # the kind is ignored, because the name is a path
+    path = find_declaration("tasks", name)  # a path; the kind matters for errors only
     keys = parse_toml(path).keys()
     return "models" if {"model", "extends"} & keys else "suites"
 

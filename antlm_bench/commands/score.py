@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,8 @@ from antlm_bench.checkpoints.minicons_backend import (
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
 from antlm_bench.comparison.summary_check import open_verified_run, open_verified_runs
-from antlm_bench.errors import BenchError, IncompleteError, UsageError
+from antlm_bench.declarations import list_declarations
+from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
@@ -73,6 +74,7 @@ class ScoreOptions:
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     allow_incomplete: bool = False
+    require_all: bool = False
     bos: str | None = None
     ties: str | None = None
     compat: str | None = None
@@ -170,8 +172,9 @@ def score(
         run["blimp"].estimate.value  # a fraction
 
     A cell that the run folder already has under the same content key is not computed again; a call
-    that was killed continues. With one checkpoint, its BenchError is raised. With several, the
-    others are scored first, and then IncompleteError is raised.
+    that was killed continues. With one checkpoint and one suite, its BenchError is raised. With
+    several, the others are scored first, and then IncompleteError is raised; with `require_all`,
+    the DataError of a suite is raised before any is scored.
     """
     options = apply_settings(options or ScoreOptions(), settings)
     method_names = split_methods(methods)
@@ -194,16 +197,13 @@ def score(
             finished.append(run)
         except BenchError as error:
             # An error of the suites or options would be the same for every checkpoint.
-            if len(refs) == 1 or error is loader.error or isinstance(error, UsageError):
+            is_only_error = len(refs) == 1 and not loader.unavailable
+            if is_only_error or error is loader.error or isinstance(error, UsageError):
                 raise
             failures.append((ref, error))
-    if failures:
-        raise IncompleteError(
-            f"{len(failures)} of {len(refs)} checkpoints were not scored:\n"
-            + "\n".join(f"  {ref}: {error}" for ref, error in failures),
-            hint="fix them and repeat the command: finished cells are kept",
-            runs=runs.distinguish_suites(finished),
-        )
+            finished += getattr(error, "runs", ())
+    if failures or loader.unavailable:
+        raise _describe_failures(failures, len(refs), loader, runs.distinguish_suites(finished))
     for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
     return open_verified_runs(run.path for run in finished)
@@ -222,19 +222,37 @@ class _LazySuites:
         self.refs = suites.list_suite_refs(refs)
         self.options = options
         self.suites: list[Suite] | None = None
+        self.unavailable: dict[str, DataError] = {}
+        """Reference -> why its data cannot be read, while the other suites are scored."""
         self.error: BenchError | None = None
 
     def load(self, methods: Sequence[str]) -> list[Suite]:
-        """Load the suites. Raises MethodNotSupported before it opens any data file."""
+        """Load the suites whose data can be read. Raises MethodNotSupported before it opens any
+        data file.
+
+        Raises DataError of a single suite, or of any suite under `require_all`, and IncompleteError
+        if no suite can be read.
+        """
         for ref in self.refs:
             find_task_type(ref).check_methods(ref, methods)
         if self.suites is None:
             try:
-                self.suites = deduplicate_suites(self._load_suite(ref) for ref in self.refs)
+                self.suites = deduplicate_suites(self._load_available_suites())
+                if not self.suites:
+                    raise _describe_failures((), 0, self, ())
             except BenchError as error:
                 self.error = error
                 raise
         return self.suites
+
+    def _load_available_suites(self) -> Iterator[Suite]:
+        for ref in self.refs:
+            try:
+                yield self._load_suite(ref)
+            except DataError as error:
+                if self.options.require_all or len(self.refs) == 1:
+                    raise
+                self.unavailable[ref] = error
 
     def _load_suite(self, ref: str) -> Suite:
         return suites.load_suite(
@@ -243,6 +261,27 @@ class _LazySuites:
             allow_incomplete=self.options.allow_incomplete,
             columns=columns_for_ref(ref, self.refs, self.options.columns),
         )
+
+
+def _describe_failures(
+    failures: Sequence[tuple[str, BenchError]],
+    num_checkpoints: int,
+    loader: _LazySuites,
+    finished: Sequence[Run],
+) -> IncompleteError:
+    """Return an error that lists what was not scored, and the command that downloads the data."""
+    lines = [f"  {ref}: {error}" for ref, error in failures]
+    lines += [f"  {error}" for error in loader.unavailable.values()]
+    counts = [f"{len(failures)} of {num_checkpoints} checkpoints"] * bool(failures)
+    if loader.unavailable:
+        counts.append(f"{len(loader.unavailable)} of {len(loader.refs)} suites")
+    shipped = [ref for ref in loader.unavailable if ref in list_declarations("tasks")]
+    fetch = f"; download data: antlm-bench data fetch {' '.join(shipped)}" if shipped else ""
+    return IncompleteError(
+        f"{' and '.join(counts)} were not scored completely:\n" + "\n".join(lines),
+        hint=f"fix them and repeat the command: finished cells are kept{fetch}",
+        runs=finished,
+    )
 
 
 def _describe_opening(
@@ -274,9 +313,21 @@ def _score_checkpoint(
         conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         method_groups.setdefault(conventions, []).append(name)
     loaded_suites = loader.load([name for names in method_groups.values() for name in names])
+    cells = list(product(loaded_suites, method_groups.values()))
+    errors: list[DataError] = []
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
-        for suite, names in product(loaded_suites, method_groups.values()):
-            _score_suite(checkpoint, suite, names, writer, options, notes)
+        for suite, names in cells:
+            try:
+                _score_suite(checkpoint, suite, names, writer, options, notes)
+            except DataError as error:  # the other suites are scored
+                if len(cells) == 1:
+                    raise
+                errors.append(error)
+    if errors:
+        raise IncompleteError(
+            "\n".join(dict.fromkeys(map(str, errors))),
+            runs=[open_verified_run(folder)] if len(errors) < len(cells) else (),
+        )
     return open_verified_run(folder)
 
 
@@ -346,6 +397,14 @@ def _score_suite(
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in pending_names:
         predictions, changed_predictions = predictions_by_method.pop(name), None
+        if len(predictions) and predictions.has_flag("too-long").all():
+            writer.discard_chunks(suite.name, name)
+            raise DataError(
+                f"none of {len(predictions)} items fits the model, which reads "
+                f"{checkpoint.max_length} tokens",
+                location=suite.name,
+                hint="leave the suite out, or raise --max-length if the model reads longer texts",
+            )
         if suite.task_metrics and suite.task_metrics.corpus_metrics:
             predictions = suite.task_metrics.with_corpus_metrics(predictions)
             changed_predictions = predictions

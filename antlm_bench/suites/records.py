@@ -28,8 +28,14 @@ def check_column_names(columns: Iterable[str], valid_names: Collection[str]) -> 
 
 def missing_column_error(column: str, record: Record, location: str, advice: str = "") -> DataError:
     """Return an error for a record without a column. The hint suggests a similar name, or lists the
-    columns, followed by `advice`.
+    columns, followed by `advice`. It says so if the file has another separator than its name tells.
     """
+    if len(record) == 1 and (separator := re.search("[;\t|]", next(iter(record)))):
+        return DataError(
+            f"the columns are separated by {separator[0]!r}",
+            location=location,
+            hint="separate them by commas in a .csv, by tabs in a .tsv",
+        )
     names = ", ".join(map(repr, list(record)[:MAX_NAMES_SHOWN]))
     hint = suggest_name(column, record) or f"there are {names}{advice}"
     return DataError(f"the column {column!r} is missing", location=location, hint=hint)

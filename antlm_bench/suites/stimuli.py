@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from antlm_bench.declarations import decode_utf8
+from antlm_bench.declarations import decode_utf8, list_declarations
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
@@ -74,6 +74,11 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     """
     records.check_column_names(columns or {}, COLUMNS)
     location, name = str(path), path.name.lower().removesuffix(".gz")
+    if not path.exists() and location in list_declarations("tasks"):
+        raise DataError(
+            f"{location!r} is a suite, not a file of texts",
+            hint="a suite is scored: antlm-bench score --model CKPT --suite " + location,
+        )
     if syntaxgym.is_syntaxgym_file(name):
         stimuli = _read_syntaxgym(path)
     elif name.endswith(".txt"):
@@ -250,9 +255,7 @@ def _rename_columns(
             raise DataError(message, location=location, hint=hint)
     if "sentence" not in row and "text" not in row:
         advice = "; name it with --columns sentence=..., or --columns text=...,region=..."
-        names = ", ".join(map(repr, list(raw)[: records.MAX_NAMES_SHOWN]))
-        hint = f"there are {names}{advice}"
-        raise DataError("the column 'sentence' is missing", location=location, hint=hint)
+        raise records.missing_column_error("sentence", raw, location, advice)
     return row
 
 

@@ -64,6 +64,12 @@ def read_suite(path: Path) -> SyntaxGymSuite:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", location=location) from None
+    if isinstance(content, list):
+        raise DataError(
+            "a JSON list is not a SyntaxGym suite",
+            location=location,
+            hint="for rows of pairs or texts, write one JSON object per line into a .jsonl",
+        )
     items = _require_list(content, "items", location)
     if not items:
         raise DataError("0 items", location=location)

@@ -8,6 +8,7 @@ task types (suites/shipped_task_types.py) and those of installed packages (docs/
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,7 +330,16 @@ def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
-    """Return the declaration of a catalog name or a TOML path, and the folder of its file."""
+    """Return the declaration of a catalog name or a TOML path, and the folder of its file.
+
+    Raises DeclarationError; UsageError for a file that is a suite without a declaration.
+    """
+    if record := match_task_type(ref):
+        raise UsageError(
+            f"{ref!r} is {record.noun}, without a declaration of its own",
+            location="--suite",
+            hint=fill_command(record.example_command, [ref]),
+        )
     path = find_declaration("tasks", ref)
     return read_declaration_file(path), path.parent
 
@@ -363,16 +373,21 @@ def suggest_commands(ref: str, spec: SuiteDeclaration) -> str:
     for suite in suites:
         line = TASK_TYPES[read_declaration(suite)[0].task_type].example_command
         suites_by_line.setdefault(line, []).append(suite)
-    lines = (
-        line.format(model="CKPT", suite=",".join(names)) for line, names in suites_by_line.items()
-    )
-    return "; ".join(lines)
+    return "; ".join(fill_command(line, names) for line, names in suites_by_line.items())
+
+
+def fill_command(line: str, suites: Sequence[str]) -> str:
+    """Return an example command for some suites, as it can be pasted into a shell."""
+    return line.format(model="CKPT", suite=shlex.quote(",".join(suites)))
+
+
+def match_task_type(ref: str) -> TaskType | None:
+    """Return the task type of a suite without a declaration: a data file, or lm-eval:TASK."""
+    if ref.endswith(".toml") or ref in list_declarations("tasks"):
+        return None
+    return next((record for record in TASK_TYPES if record.matches(ref)), None)
 
 
 def find_task_type(ref: str) -> TaskType:
     """Return the task type of a reference. Raises DeclarationError for an unknown suite."""
-    if not ref.endswith(".toml") and ref not in list_declarations("tasks"):
-        for record in TASK_TYPES:
-            if record.matches(ref):
-                return record
-    return TASK_TYPES[read_declaration(ref)[0].task_type]
+    return match_task_type(ref) or TASK_TYPES[read_declaration(ref)[0].task_type]
