@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from antlm_bench import __version__
 from antlm_bench.cli import (
@@ -28,7 +29,7 @@ from antlm_bench.cli.aliases import normalize_argv
 from antlm_bench.cli.exit_codes import run_command
 from antlm_bench.cli.report import report_command
 from antlm_bench.cpu_tuning import limit_thread_spinning
-from antlm_bench.errors import BenchError
+from antlm_bench.errors import BenchError, UsageError
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
@@ -74,6 +75,31 @@ COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
 """Name of a group -> (its help, name -> function)."""
 
 
+class Command(TyperCommand):
+    """A command that refuses an option of one value that is given twice with different values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse argv. Raises UsageError; click itself would keep the last value in silence."""
+        options = [p for p in self.params if isinstance(p, TyperOption) and not p.multiple]
+        names = {name: option for option in options for name in option.opts}
+        values: dict[str, set[str]] = {}
+        for word, following in zip(args, [*args, ""][1:], strict=True):
+            if word == "--":
+                break
+            name, equals, value = word.partition("=")
+            if name in names and not names[name].is_flag:
+                values.setdefault(name, set()).add(value if equals else following)
+        for name, different_values in values.items():
+            if len(different_values) > 1:
+                raise UsageError(
+                    f"given with {len(different_values)} values: "
+                    f"{', '.join(map(repr, sorted(different_values)))}",
+                    location=name,
+                    hint="the option takes one value; repeat the command for each",
+                )
+        return super().parse_args(ctx, args)
+
+
 def print_version(value: bool) -> None:
     if value:
         print(f"antlm-bench {__version__}")
@@ -102,11 +128,11 @@ def build_app() -> typer.Typer:
     )
     app.callback()(root_callback)
     for name, (command, epilog) in COMMANDS.items():
-        app.command(name, epilog=epilog or None)(command)
+        app.command(name, cls=Command, epilog=epilog or None)(command)
     for name, (help_text, subcommands) in COMMAND_GROUPS.items():
         group = typer.Typer(help=help_text)
         for subcommand_name, command in subcommands.items():
-            group.command(subcommand_name)(command)
+            group.command(subcommand_name, cls=Command)(command)
         app.add_typer(group, name=name)
     return app
 

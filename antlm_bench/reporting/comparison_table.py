@@ -176,7 +176,7 @@ def select_differences(comparison: Comparison, by: str) -> list[tuple[int, Diffe
     level = by if by in levels else explanatory_level(comparison)
     groups = [group for group in comparison.groups if group.level == level]
     outer_groups: list[Difference] = []
-    if by == "paradigm" and level != levels[0]:
+    if by == "paradigm" and level in levels[1:]:
         outer_level = levels[levels.index(level) - 1]
         outer_groups = [group for group in comparison.groups if group.level == outer_level]
     for outer in outer_groups:

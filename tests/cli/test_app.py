@@ -92,6 +92,7 @@ FLAGS = (
     "allow_missing",
     "trust_remote_code",
     "again",
+    "require_all",
 )
 FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
@@ -186,7 +187,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "--method mlm,mlm-l2r "
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 "
         "--precision adaptive "
-        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out "
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --require-all --out "
         "runs "
         "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
     )
@@ -504,3 +505,21 @@ def test_commands_of_the_readme_are_understood(
     else:
         parsed(argv)  # the others need the net, a checkpoint or runs
     assert argv[0] != "score" or scorer.calls
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "surprisal --model A --model B --in x.csv --out y.csv",
+        "surprisal --model A --in x.csv --in=z.csv --out y.csv",
+        "score --model A --suite nano --limit 2 --limit=3",
+        "check A --against B --against C",
+        "finetune --model A --suite glue --revision x --revision_name y",
+        "data fetch blimp --to a --to b",
+    ],
+)
+def test_an_option_with_two_values_is_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command.split()) == 2
+    assert "given with 2 values" in capsys.readouterr().err
