@@ -187,8 +187,8 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "--method mlm,mlm-l2r "
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 "
         "--precision adaptive "
-        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --require-all --out "
-        "runs "
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again "
+        "--require-all --out runs "
         "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
     )
     assert run(shlex.split(line)) == 0

@@ -265,7 +265,8 @@ def test_available_suites_are_scored_without_the_others(
 ) -> None:
     write_pairs(tmp_path / "pairs.csv", make_agreement_rows(4))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "nothing"))
+    (tmp_path / "no-data").mkdir()
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "no-data"))
     command = ["score", "--model", str(make_checkpoint()), "--suite", "supplement,pairs.csv"]
 
     assert run([*command, "--out", "all", "--require-all"]) == 3
