@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def make_printable(text: str) -> str:
     """Return text with "\N{REPLACEMENT CHARACTER}" for each character that is not printable.
@@ -13,4 +15,33 @@ def make_printable(text: str) -> str:
 
 def clean_lines(text: str) -> str:
     """Return text with every line made printable and without trailing spaces."""
-    return "\n".join(make_printable(line).rstrip() for line in text.splitlines())
+    lines = "\n".join(make_printable(line).rstrip() for line in text.splitlines())
+    return hide_workflow_commands(lines)
+
+
+def hide_workflow_commands(text: str) -> str:
+    """Return text without lines that GitHub's log would carry out as commands.
+
+    A command is a line that begins with `::`, or holds `##[`. The first character of either is
+    replaced.
+    """
+    return re.sub(r"(?m)^(\s*):(?=:)|#(?=#\[)", "\\1\N{REPLACEMENT CHARACTER}", text)
+
+
+CSV_COMMAND = re.compile(r"'*(?:[=+\-@]|::)")
+"""Start of a text that a spreadsheet would compute, or GitHub's log would carry out."""
+
+
+def to_csv_text(text: str) -> str:
+    """Return text as a CSV field that no spreadsheet computes.
+
+    Text that begins like a formula (= + - @) or like `::` gets an apostrophe in front, as
+    spreadsheets write text; one that already has apostrophes there gets one more.
+    `from_csv_text` removes it.
+    """
+    return f"'{text}" if CSV_COMMAND.match(text) else text
+
+
+def from_csv_text(field: str) -> str:
+    """Return the text of a CSV field (the inverse of `to_csv_text`)."""
+    return field[1:] if field.startswith("'") and CSV_COMMAND.match(field) else field

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from antlm_bench.console import open_console
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import clean_lines
 
 LOG_INTERVAL = 10.0
 """Seconds between two log lines."""
@@ -31,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str, unit: str = "items") -> None:
-        self.total, self.label, self.unit = total, make_printable(label), unit
+        self.total, self.label, self.unit = total, clean_lines(label), unit
         self.num_done = self.num_computed = 0
         self.console = open_console(stderr=True)
         self.start_time = self.last_log_time = time.monotonic()
@@ -79,13 +79,13 @@ class Progress:
 
     def describe(self, label: str) -> None:
         """Change the label."""
-        self.label = make_printable(label)
+        self.label = clean_lines(label)
         if self.bar:
             self.bar.update(self.task, description=self.label)
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
-        (self.bar.console if self.bar else self.console).print(Text(make_printable(text)))
+        (self.bar.console if self.bar else self.console).print(Text(clean_lines(text)))
 
     @property
     def rate(self) -> float:

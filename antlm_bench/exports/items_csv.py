@@ -17,6 +17,7 @@ from antlm_bench import runs
 from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, gold_credits
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import to_csv_text
 from antlm_bench.registry import load_target
 from antlm_bench.types import Cell, Run
 
@@ -39,6 +40,7 @@ Row = Mapping[str, float]
 def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     """Return the table as UTF-8 CSV with a header.
 
+    Names that begin like a formula have an apostrophe in front (printable.to_csv_text).
     Columns, in order; a value that is not defined is empty:
     KEY_COLUMNS: what identifies an item of a run; `weights` is 8 digits of their sha256.
     One column per label level of any suite.
@@ -68,7 +70,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*KEY_COLUMNS, *levels, *NUMBER_COLUMNS, "flags"])
+    level_names = map(to_csv_text, levels)
+    writer.writerow([*KEY_COLUMNS, *level_names, *NUMBER_COLUMNS, "flags"])
     for run, cell, predictions in cells_with_predictions:
         model = run.manifest.model
         key = [
@@ -88,7 +91,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
             predictions.ids, item_labels, rows, predictions.flag_lists(), strict=True
         ):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
-            writer.writerow([*key, item_id, *labels_of_item, *numbers, " ".join(flags)])
+            names = [to_csv_text(str(name)) for name in (*key, item_id, *labels_of_item)]
+            writer.writerow([*names, *numbers, " ".join(flags)])
     return buffer.getvalue().encode("utf-8", "surrogatepass")
 
 

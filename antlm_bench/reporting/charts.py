@@ -13,6 +13,7 @@ from typing import Any
 
 import altair as alt
 
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting import palette
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -308,8 +309,9 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
 def _escape_for_vega(value: Any) -> Any:
     """Replace strings in a specification that Vega cannot draw.
 
-    Characters above U+FFFF are replaced by their code points, because Vega may cut a long label
-    between the two halves of one. The name `if` gets a zero-width space, because Vega would read it
+    Control characters are no XML: the renderer would abort the process. Characters above U+FFFF are
+    replaced by their code points, because Vega may cut a long label between the two halves of one.
+    The name `if` gets a zero-width space, because Vega would read it
     as a function in the domain of a scale.
     """
     if isinstance(value, dict):
@@ -320,4 +322,5 @@ def _escape_for_vega(value: Any) -> Any:
         return value
     if value == "if":
         return "if\u200b"
-    return "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value)
+    lines = map(make_printable, value.split("\n"))
+    return "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in "\n".join(lines))

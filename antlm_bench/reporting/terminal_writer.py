@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from antlm_bench.console import open_console, print_paragraph
-from antlm_bench.printable import clean_lines
+from antlm_bench.printable import clean_lines, hide_workflow_commands
 from antlm_bench.reporting.table import NoteMarks, Table, TableCell, TableColumn
 
 GAP = 2
@@ -36,7 +36,7 @@ def write_terminal(table: Table) -> str:
     out = open_console()
     with out.capture() as capture:
         _print_table(out, table)
-    return capture.get()
+    return hide_workflow_commands(capture.get())
 
 
 def _print_table(out: Console, table: Table) -> None:

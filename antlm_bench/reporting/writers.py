@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import hide_workflow_commands, make_printable, to_csv_text
 from antlm_bench.registry import RecordType, Registry
 from antlm_bench.reporting.table import (
     NoteMarks,
@@ -45,7 +45,7 @@ class OutputFormat:
 
 def write_markdown(table: Table) -> str:
     """Write GitHub-flavoured Markdown: title, table, notes, legend, then the table's parts."""
-    return "\n\n".join(_markdown_blocks(table)) + "\n"
+    return hide_workflow_commands("\n\n".join(_markdown_blocks(table)) + "\n")
 
 
 def _markdown_blocks(table: Table) -> Iterator[str]:
@@ -117,7 +117,8 @@ def write_csv(table: Table) -> str:
 
 
 def csv_text(value: Any) -> str:
-    """Return a value as a CSV field: numbers in full precision, text without control characters.
+    """Return a value as a CSV field: numbers in full precision, printable text as by
+    `to_csv_text`.
 
     The csv module quotes it.
     """
@@ -125,7 +126,7 @@ def csv_text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return make_printable(value) if isinstance(value, str) else repr(value)
+    return to_csv_text(make_printable(value)) if isinstance(value, str) else repr(value)
 
 
 def _flat_columns(table: Table) -> Iterator[tuple[str, int, str]]:
@@ -222,7 +223,7 @@ def _json_escape(character: str) -> str:
 
 def write_latex(table: Table) -> str:
     """Write a tabular with the rules of booktabs, notes below it, then the table's parts."""
-    return "% \\usepackage{booktabs}\n" + "\n".join(_latex_blocks(table))
+    return hide_workflow_commands("% \\usepackage{booktabs}\n" + "\n".join(_latex_blocks(table)))
 
 
 def _latex_blocks(table: Table) -> Iterator[str]:
