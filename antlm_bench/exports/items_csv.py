@@ -150,9 +150,13 @@ def document_rows(cell: Cell, predictions: Predictions, table: PredictionTable) 
 
 
 def reading_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
-    """Yield the score of each word and, if there is one, of the word before it."""
+    """Yield the score of each word and, if there is one, of the word before it. Words that are too
+    long have none."""
+    is_too_long = table.get_flag("too-long")
     for index, row in enumerate(logprob_rows(cell, predictions, table)):
-        if table.valid.shape[1] > 1 and table.valid[index, 1]:
+        if is_too_long[index]:
+            yield {}
+        elif table.valid.shape[1] > 1 and table.valid[index, 1]:
             yield {
                 **row,
                 "score_other": table.scores[index, 1],
