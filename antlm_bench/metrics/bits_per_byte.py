@@ -38,7 +38,7 @@ class BitsPerByte(Metric):
 
     def per_item(self, table: PredictionTable) -> Floats:
         """Return the contribution (n,) of each document; their mean is the ratio."""
-        return _contributions(_bits(table), task_values(table, BYTES_COLUMN))
+        return document_contributions(_bits(table), task_values(table, BYTES_COLUMN))
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         del macro  # documents have no groups
@@ -65,7 +65,7 @@ class BitsPerByte(Metric):
                 location=f"item {table.ids[int(np.flatnonzero(members)[0])]} and others",
                 hint="the task must count the bytes (words) of each document",
             )
-        interval, _ = statistics.welch_test([_contributions(bits, lengths)], np.ones(1))
+        interval, _ = statistics.welch_test([document_contributions(bits, lengths)], np.ones(1))
         return rounded_estimate(
             float(bits.sum() / lengths.sum()),
             len(bits),
@@ -82,7 +82,7 @@ def _as_perplexity(bits: Estimate) -> Estimate:
     return replace(bits, value=value, low=low, high=high)
 
 
-def _contributions(bits: Floats, lengths: Floats) -> Floats:
+def document_contributions(bits: Floats, lengths: Floats) -> Floats:
     """Return the contribution (n,) of each document to sum(bits) / sum(lengths).
 
     Their mean is the ratio, and the variance of their mean is the jackknife's. Linearised
