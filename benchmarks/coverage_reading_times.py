@@ -106,10 +106,13 @@ def simulate_reading(case: ReadingCase, runs: int, seed: int = 0) -> dict[str, R
             excludes_0 = interval.low > 0 or interval.high < 0
             is_covered = interval.low <= case.truth + 1e-9 and interval.high >= case.truth - 1e-9
             outcomes[name].append((is_covered, p < 0.05, excludes_0 != (p < 0.05)))
-    return {
-        name: ReadingResult(*np.mean(rows, axis=0)[:2].tolist(), int(np.sum(rows, axis=0)[2]), runs)
-        for name, rows in outcomes.items()
-    }
+    results = {}
+    for name, rows in outcomes.items():
+        covered, rejected, contradicts = np.array(rows).T
+        results[name] = ReadingResult(
+            float(covered.mean()), float(rejected.mean()), int(contradicts.sum()), runs
+        )
+    return results
 
 
 def print_reading_results(cases: Sequence[ReadingCase], runs: int) -> int:
@@ -130,7 +133,7 @@ def print_reading_results(cases: Sequence[ReadingCase], runs: int) -> int:
 
 def _test(samples: list[PartialCorrelations], weights: Floats) -> tuple[Interval, float]:
     if len(samples) == 2:
-        return partial_r2_difference(*samples, weights)
+        return partial_r2_difference(samples[0], samples[1], weights)
     interval, p = partial_r2_test(samples[0], weights)
     assert p is not None
     return interval, p
@@ -164,8 +167,14 @@ def draw_correlations(case: ReadingCase, rng: np.random.Generator) -> list[Parti
         design = design_with_interactions(predictors)
         second_word_on = position > 1
         regressions = [NestedRegression(t, design, surprisal, sentence) for t in times.T[:4]]
-        rows = [values[second_word_on] for values in (times[:, 4], design, surprisal)]
-        regressions.append(NestedRegression(*rows, sentence[second_word_on]))
+        regressions.append(
+            NestedRegression(
+                times[second_word_on, 4],
+                design[second_word_on],
+                surprisal[second_word_on],
+                sentence[second_word_on],
+            )
+        )
         correlations = partial_correlations(regressions, len(lengths))
         assert correlations is not None
         samples.append(correlations)
