@@ -1,13 +1,12 @@
 """Paired comparison of the partial R2 of surprisal in regressions of reading times.
 
-The surprisals come from predictions, the reading times from the suite's data. The interval comes
-from resampling sentences, the same ones for both runs. The p-value comes from the influence of each
-sentence on the difference.
+The surprisals come from predictions, the reading times from the suite's data. Interval and p-value
+are those of one t test, whose standard error comes from leaving out each sentence in both runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,16 +25,12 @@ from antlm_bench.metrics.reading_times import (
 )
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
-    NestedRegression,
-    bias_corrected_interval,
-    bootstrap_partial_r2,
-    cluster_influences,
-    clustered_t_test,
+    PartialCorrelations,
+    partial_correlations,
     partial_r2,
+    partial_r2_difference,
 )
 from antlm_bench.types import Floats, Ints
-
-Regressions = list[NestedRegression]
 
 
 def compare_reading_times(joined: JoinedTables) -> PairedResult:
@@ -49,54 +44,41 @@ def compare_reading_times(joined: JoinedTables) -> PairedResult:
     sentence = _sentence_codes(tables[0])
     human = align_columns(tables[0].ids, times)
     missing = np.isnan(surprisals[0][SURPRISAL_COLUMN] + surprisals[1][SURPRISAL_COLUMN])
-    regressions_by_run = []
+    num_sentences = int(sentence.max()) + 1
+    values, correlations, num_rows = [], [], []
     for columns in surprisals:
         model = {name: np.where(missing, np.nan, column) for name, column in columns.items()}
-        regressions_by_run.append(build_regressions({**human, **model}, sentence, times))
-    regressions_a, regressions_b = regressions_by_run
-    values = [[partial_r2(regression) for regression in regressions_a]]
-    values.append([partial_r2(regression) for regression in regressions_b])
-    num_sentences = int(sentence.max()) + 1
-    is_undefined = num_sentences < 2 or None in values[0] + values[1]
+        regressions = build_regressions({**human, **model}, sentence, times)
+        values.append([partial_r2(regression) for regression in regressions])
+        correlations.append(
+            None if None in values[-1] else partial_correlations(regressions, num_sentences)
+        )
+        num_rows = [len(regression.outcome) for regression in regressions]
     is_same_model = all(
         np.array_equal(column, surprisals[1][name], equal_nan=True)
         for name, column in surprisals[0].items()
     )
-    replicates = np.zeros((1, len(regressions_a)))
-    influences = np.zeros((len(regressions_a), num_sentences))
-    if not is_undefined and not is_same_model:
-        replicates, influences = _resample_sentences(regressions_a, regressions_b, num_sentences)
     differences = []
     for level, name, within, weights in estimate_weights(times):
         a, b = (float(weights @ [r2 or 0.0 for r2 in run_values]) for run_values in values)
-        p: float | None
-        if is_same_model:
-            interval, p = Interval(0.0, 0.0), 1.0
-        elif is_undefined:
-            interval, p = Interval(-1.0, 1.0), None
-        else:
-            interval = bias_corrected_interval(b - a, replicates @ weights)
-            p = clustered_t_test(b - a, weights @ influences)
-        n = max(len(regressions_a[i].outcome) for i in np.flatnonzero(weights))
+        interval, p = _test_difference(correlations, weights, is_same_model)
+        n = max(num_rows[i] for i in np.flatnonzero(weights))
         detectable = POWER_FACTOR * (interval.high - interval.low) / 2 or None
         fields = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
         differences.append(Difference(*fields, detectable=detectable))
     return PairedResult(differences[0], tuple(differences[1:]))
 
 
-def _resample_sentences(
-    regressions_a: Regressions, regressions_b: Regressions, num_sentences: int
-) -> tuple[Floats, Floats]:
-    """Return the differences of partial R2, b - a, of r regressions: in each resample (draws, r),
-    and the influence of each sentence on them (r, sentences).
-    """
-    replicates = bootstrap_partial_r2([*regressions_a, *regressions_b], num_sentences)
-    influences = [
-        cluster_influences(b, num_sentences) - cluster_influences(a, num_sentences)
-        for a, b in zip(regressions_a, regressions_b, strict=True)
-    ]
-    r = len(regressions_a)
-    return replicates[:, r:] - replicates[:, :r], np.array(influences)
+def _test_difference(
+    correlations: Sequence[PartialCorrelations | None], weights: Floats, is_same_model: bool
+) -> tuple[Interval, float | None]:
+    """Return the interval of a difference of two runs and its p-value; None = there is no test."""
+    a, b = correlations
+    if is_same_model:
+        return Interval(0.0, 0.0), 1.0
+    if a is None or b is None:
+        return Interval(-1.0, 1.0), None
+    return partial_r2_difference(a, b, weights)
 
 
 def _load_reading_times(joined: JoinedTables) -> ReadingTimes:

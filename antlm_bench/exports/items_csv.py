@@ -47,9 +47,10 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     gold, pred: indices of the correct and of the preferred option; gold is the rating if the items
     have human ratings.
     correct: credit in 0..1, for ties by the run's tie rule; or the value of the lm-eval task's
-    metric.
+    metric. For bits per byte, a contribution of the document; their mean is the score.
     score, score_other: summed log-probabilities (nats) of the correct option and of the best other
-    option. Without a correct option, `score` is that of the preferred one.
+    option. Without a correct option, `score` is that of the preferred one. For reading times, those
+    of the word and of the word before it.
     margin: score - score_other.
     tokens, tokens_other: numbers of tokens of the two options.
     share: probability of the first option among the options, for items with ratings.
@@ -142,6 +143,31 @@ def logprob_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -
     scores, tokens = (predictions.first(name).tolist() for name in ("scores", "tokens"))
     for score, num_tokens in zip(scores, tokens, strict=True):
         yield {"score": score, "tokens": num_tokens}
+
+
+def document_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
+    """Yield the score of each document and its linearised contribution to the metric."""
+    contributions = load_cell_metric(cell).per_item(table)
+    rows = logprob_rows(cell, predictions, table)
+    for row, contribution in zip(rows, contributions, strict=True):
+        yield {**row, "correct": contribution}
+
+
+def reading_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
+    """Yield the score of each word and, if there is one, of the word before it. Words that are too
+    long have none."""
+    is_too_long = table.get_flag("too-long")
+    for index, row in enumerate(logprob_rows(cell, predictions, table)):
+        if is_too_long[index]:
+            yield {}
+        elif table.valid.shape[1] > 1 and table.valid[index, 1]:
+            yield {
+                **row,
+                "score_other": table.scores[index, 1],
+                "tokens_other": int(table.tokens[index, 1]),
+            }
+        else:
+            yield row
 
 
 def _gold_and_best_other(table: PredictionTable, index: int, gold: int) -> Row:

@@ -6,8 +6,9 @@ This is a ratio of sums, not a mean of ratios: long documents count more. Models
 vocabularies are comparable. Views: byte perplexity = 2 ** (bits per byte), and word perplexity =
 2 ** (bits per word). Source: The Pile (Gao et al. 2020) and lm-eval's `bits_per_byte`.
 
-The interval resamples whole documents. The contributions of documents are linearised (Cochran 1977,
-Sampling Techniques, ch. 6). Without a count of words there is no word perplexity.
+Intervals and tests are Student's t over the contributions of documents, which come from leaving
+out each document in turn (jackknife; Cochran 1977, Sampling Techniques, ch. 6). Without a count of
+words there is no word perplexity.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from antlm_bench.types import Bools, Estimate, Floats
 BYTES_COLUMN, WORDS_COLUMN = 0, 1
 """Columns of `PredictionTable.task_values` with the lengths of a document."""
 
+MAX_EXPONENT = 1000.0
+"""Largest bits per unit that are written as a perplexity: a float ends at 2 ** 1024."""
+
 
 class BitsPerByte(Metric):
     """Information content of documents in bits, divided by their bytes."""
 
     def per_item(self, table: PredictionTable) -> Floats:
-        """Return the linearised contribution (n,) of each document; their mean is the ratio."""
-        bits, num_bytes = _bits(table), task_values(table, BYTES_COLUMN)
-        ratio = float(bits.sum() / num_bytes.sum())
-        return np.asarray(ratio + (bits - ratio * num_bytes) / num_bytes.mean())
+        """Return the contribution (n,) of each document; their mean is the ratio."""
+        return document_contributions(_bits(table), task_values(table, BYTES_COLUMN))
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         del macro  # documents have no groups
@@ -63,10 +65,11 @@ class BitsPerByte(Metric):
                 location=f"item {table.ids[int(np.flatnonzero(members)[0])]} and others",
                 hint="the task must count the bytes (words) of each document",
             )
+        interval, _ = statistics.welch_test([document_contributions(bits, lengths)], np.ones(1))
         return rounded_estimate(
             float(bits.sum() / lengths.sum()),
             len(bits),
-            statistics.bootstrap_ratio_interval(bits, lengths),
+            (max(interval.low, 0.0), interval.high),
             table.count_flags(members, exclude="tie"),
             self.spec.value_range,
         )
@@ -74,8 +77,24 @@ class BitsPerByte(Metric):
 
 def _as_perplexity(bits: Estimate) -> Estimate:
     """Return bits per unit as a perplexity: 2 ** value, with the bounds of the interval alike."""
-    value, low, high = (round(2**exponent, 12) for exponent in (bits.value, bits.low, bits.high))
+    exponents = (min(number, MAX_EXPONENT) for number in (bits.value, bits.low, bits.high))
+    value, low, high = (round(2**exponent, 12) for exponent in exponents)
     return replace(bits, value=value, low=low, high=high)
+
+
+def document_contributions(bits: Floats, lengths: Floats) -> Floats:
+    """Return the contribution (n,) of each document to sum(bits) / sum(lengths).
+
+    Their mean is the ratio, and the variance of their mean is the jackknife's. Linearised
+    contributions divide by the mean length of all documents, not of the others; their intervals
+    are too narrow if a few documents are long.
+    """
+    n, total = len(bits), float(lengths.sum())
+    ratio = float(bits.sum()) / total
+    others = total - lengths
+    mean_of_others = np.where(others > 0, others / max(n - 1, 1), total / n)
+    effects = (bits - ratio * lengths) / mean_of_others
+    return np.asarray(ratio + effects - effects.mean())
 
 
 def _bits(table: PredictionTable) -> Floats:

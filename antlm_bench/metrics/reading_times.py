@@ -10,8 +10,8 @@ are 100 times this value.
 Predictions are log-probabilities of words and of the words before them. The suite's data have the
 human reading times and the baseline predictors. Corner cases: a regression leaves out rows with a
 missing number, such as words that do not fit the model; a regression with too few rows counts as 0,
-and its interval is the whole range. Intervals resample sentences, the same ones for all regressions
-(statistics.regression).
+and its interval is the whole range. Intervals and the tests that surprisal explains nothing leave
+out sentences in turn, the same ones in all regressions (statistics.regression).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from antlm_bench.metrics.summary import rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
     NestedRegression,
-    bias_corrected_interval,
-    bootstrap_partial_r2,
     design_with_interactions,
+    partial_correlations,
     partial_r2,
+    partial_r2_test,
 )
-from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Summary
+from antlm_bench.types import FLAGS, Floats, Group, Ints, Summary
 
 if TYPE_CHECKING:
     from antlm_bench.predictions import Predictions
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SURPRISAL_COLUMN, PREVIOUS_COLUMN = "surprisal", "previous_surprisal"
 """Columns with the model's surprisal of a word, and of the word before it, in nats."""
 CLUSTER_LABEL = "sentence"
-"""The label whose values are resampled."""
+"""The label whose values are left out in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ def summarize_reading_times(
 ) -> Summary:
     """Return partial R2 in 0..1: the headline, and each measure and each outcome as a group.
 
+    A note has the p-values that surprisal explains nothing of the headline and of the measures.
     Raises DataError if the suite has no reading times of a predicted word.
     """
     columns, sentence_codes = _join_predictions(predictions, times)
@@ -84,30 +85,21 @@ def summarize_reading_times(
     regressions = build_regressions(columns, sentence_codes, times)
     values = [partial_r2(regression) for regression in regressions]
     num_sentences = int(sentence_codes.max()) + 1
-    has_interval = num_sentences > 1 and None not in values
-    replicates = (
-        bootstrap_partial_r2(regressions, num_sentences)
-        if has_interval
-        else np.zeros((1, len(regressions)))
-    )
-
-    def estimate(weights: Floats) -> Estimate:
+    correlations = None if None in values else partial_correlations(regressions, num_sentences)
+    groups, p_values = [], {}
+    for level, name, parent, weights in estimate_weights(times):
         value = float(weights @ [r2 or 0.0 for r2 in values])
         n = max(len(regressions[i].outcome) for i in np.flatnonzero(weights))
-        interval = (
-            bias_corrected_interval(value, replicates @ weights)
-            if has_interval
-            else Interval(0.0, 1.0)
+        interval, p = (
+            partial_r2_test(correlations, weights) if correlations else (Interval(0.0, 1.0), None)
         )
-        return rounded_estimate(value, n, interval, flags, DELTA_R2.value_range)
-
-    headline, *groups = [
-        Group(level, name, estimate(weights), parent)
-        for level, name, parent, weights in estimate_weights(times)
-    ]
+        estimate = rounded_estimate(value, n, interval, flags, DELTA_R2.value_range)
+        groups.append(Group(level, name, estimate, parent))
+        if p is not None and level != "outcome":
+            p_values[name or "mean"] = p
+    headline, *others = groups
     outcomes = [outcome for measure in times.measures for outcome in measure.outcomes]
     undefined = [outcome for outcome, r2 in zip(outcomes, values, strict=True) if r2 is None]
-    note = f"too few rows for a regression, shown as 0: {', '.join(undefined)}"
     return Summary(
         suite,
         method,
@@ -115,9 +107,22 @@ def summarize_reading_times(
         macro=("measure", "outcome"),
         headline=headline.estimate,
         views={},
-        groups=tuple(groups),
-        notes=(*notes, note) if undefined else tuple(notes),
+        groups=tuple(others),
+        notes=(*notes, *_describe_tests(p_values), *_describe_undefined(undefined)),
     )
+
+
+def _describe_tests(p_values: Mapping[str, float]) -> Iterator[str]:
+    """Yield a note on the tests of each mean of partial R2. p_values: name -> p-value."""
+    if p_values:
+        listed = ", ".join(f"{name} {p:.2g}" for name, p in p_values.items())
+        yield f"p that surprisal explains nothing (sentences left out in turn): {listed}"
+
+
+def _describe_undefined(outcomes: Sequence[str]) -> Iterator[str]:
+    """Yield a note on the outcomes without a regression."""
+    if outcomes:
+        yield f"too few rows for a regression, shown as 0: {', '.join(outcomes)}"
 
 
 def estimate_weights(times: ReadingTimes) -> Iterator[tuple[str, str, str, Floats]]:

@@ -264,14 +264,14 @@ MCC = MetricSpec(
 DELTA_R2 = MetricSpec(
     "delta-r2",
     "100 ΔR²",
-    "percent that surprisal explains of what the other predictors leave, sentences resampled",
+    "percent that surprisal explains of what the other predictors leave, jackknife over sentences",
     ItemKind.READING_TIME,
     heading="100 ΔR²",
     percent_name="ΔR²",
     aggregation=None,
     comparison="antlm_bench.comparison.paired_reading_times:compare_reading_times",
     needs_suite_data=True,
-    export_rows="antlm_bench.exports.items_csv:logprob_rows",
+    export_rows="antlm_bench.exports.items_csv:reading_rows",
     lm_eval=None,
     **PERCENT | {"change_labels": ()},
 )
@@ -294,7 +294,7 @@ SURPRISAL = MetricSpec(
 ACQUISITION = MetricSpec(
     "acquisition",
     "Pearson's r",
-    "Fisher's",
+    "Fisher's interval over words",
     ItemKind.CURVE,
     heading="Pearson's r",
     aggregation=None,
@@ -343,7 +343,7 @@ WHOLE_PENALTY = MetricSpec(
 BITS_PER_BYTE = MetricSpec(
     "bits-per-byte",
     "Bits per byte (less is better)",
-    "documents resampled",
+    "jackknife over documents",
     ItemKind.DOCUMENT,
     heading="bits per byte",
     difference_unit="bits",
@@ -351,7 +351,7 @@ BITS_PER_BYTE = MetricSpec(
     lower_is_better=True,
     averages_groups=False,
     aggregation="antlm_bench.metrics.bits_per_byte:BitsPerByte",
-    export_rows="antlm_bench.exports.items_csv:logprob_rows",
+    export_rows="antlm_bench.exports.items_csv:document_rows",
     lm_eval=LmEvalFormat(
         output_type="loglikelihood_rolling",
         equivalents=("bits_per_byte", "byte_perplexity", "word_perplexity"),

@@ -23,7 +23,7 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.metrics.accuracy import other_reductions
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
-from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS
+from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS, has_narrow_interval
 from antlm_bench.types import Bools, Estimate, Floats
 
 
@@ -50,9 +50,14 @@ class Spearman(Metric):
         }
         headline = self._correlate(table, everything, reduction)
         pairs = self._probabilities_and_ratings(table, everything, reduction)
-        is_undefined = statistics.spearman_correlation(*pairs) is None
-        note = "correlation undefined (too few items, or all equal): shown as 0"
-        return Headline(headline, views, (note,) if is_undefined else ())
+        notes = []
+        if statistics.spearman_correlation(*pairs) is None:
+            notes.append("correlation undefined (too few items, or all equal): shown as 0")
+        elif has_narrow_interval(*pairs):
+            notes.append(
+                "the interval covers 89 to 93%: the correlation is above .9, many items tie"
+            )
+        return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self._correlate(table, members, self.settings.reduction)

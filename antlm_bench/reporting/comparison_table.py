@@ -27,7 +27,7 @@ WORSE, BETTER = "▼", "▲"
 LEGEND = (
     "Values are in percent and differences in points; correlations, nats, bits and scores of "
     "lm-eval tasks are not scaled. 95% intervals: stratified score interval over items (Welch's t "
-    "if values are not 0 or 1, Fisher's scale for correlations), sentences resampled for 100 ΔR², "
+    "if values are not 0 or 1, Fisher's scale for correlations), t over sentences for 100 ΔR², "
     "t over words for surprisal, t over seeds and items for finetuned tasks. The p values of "
     "groups are corrected within families of tests by Holm, or for many groups by "
     "Benjamini-Hochberg (BH); the p value of a suite is not corrected. ▼ worse, ▲ better: p < .05, "

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
-from antlm_bench.statistics.intervals import Interval, Z
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval
 from antlm_bench.types import Floats
 
 ParameterBound = Sequence[float] | float
@@ -24,6 +25,8 @@ HALFWAY = 0.5
 """Share of the rise of a curve at which a word counts as acquired."""
 MIN_POINTS = 3
 """Fewest points of a curve, and fewest words of a correlation."""
+MAX_CORRELATION = 1 - 1e-15
+"""Largest correlation with a finite value on Fisher's scale."""
 UNBOUNDED = (-np.inf, np.inf)
 """Bounds with which scipy fits by Levenberg-Marquardt."""
 
@@ -78,20 +81,26 @@ def model_age_of_acquisition(
 
 
 def pearson_correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
-    """Return Pearson's r of x (n,) and y (n,), its two-sided p-value and Fisher's (1921) interval.
+    """Return Pearson's r of x (n,) and y (n,), its two-sided p-value and its interval.
 
     Returns None if n is below MIN_POINTS, or if x or y is constant.
+
+    p is that of the t test with n - 2 degrees of freedom, and below 1 - CONFIDENCE_LEVEL if and
+    only if the interval excludes 0. The interval is Fisher's (1921), tanh(atanh r -+ h), but with
+    h = atanh of the smallest r that is significant in place of 1.96 / sqrt(n - 3). The two differ
+    by 1% at n = 10.
     """
     from scipy.stats import pearsonr
 
-    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
+    n = len(x)
+    if n < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     r, p = (float(number) for number in pearsonr(x, y))
-    if len(x) == MIN_POINTS or abs(r) == 1:
-        return r, p, Interval(-1.0, 1.0)
-    half_width = Z / math.sqrt(len(x) - 3)
-    low, high = math.tanh(math.atanh(r) - half_width), math.tanh(math.atanh(r) + half_width)
-    return r, p, Interval(low, high)
+    t = float(stdtrit(n - 2, (1 + CONFIDENCE_LEVEL) / 2))
+    half_width = math.atanh(t / math.sqrt(n - 2 + t**2))
+    z = math.atanh(min(max(r, -MAX_CORRELATION), MAX_CORRELATION))
+    low, high = math.tanh(z - half_width), math.tanh(z + half_width)
+    return r, p, Interval(min(low, r), max(high, r))
 
 
 def _sigmoid(x: Floats, a: float, b: float, c: float, d: float) -> Floats:

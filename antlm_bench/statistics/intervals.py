@@ -26,8 +26,6 @@ DRAWS = 10_000
 """Number of resamples of a bootstrap."""
 SEED = 20_250_101
 """Fixed, because the same predictions must give the same interval."""
-MAX_DRAWS_AT_ONCE = 2_000_000
-"""Largest number of random indices in memory (16 MB)."""
 MIN_SAMPLED_GROUPS = 8
 """Fewest groups from which the variance of groups is estimated."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
@@ -59,24 +57,6 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
     return np.array(
         [np.prod([1 / len(children[p[:depth]]) for depth in range(len(p))]) for p in paths], float
     )
-
-
-def bootstrap_ratio_interval(
-    numerators: Floats, denominators: Floats, draws: int = DRAWS, seed: int = SEED
-) -> Interval:
-    """Return the bootstrap percentile interval of sum(numerators) / sum(denominators), (n,) each.
-
-    Pairs of numerator and denominator are resampled. Denominators are not negative and not all 0.
-    Resamples whose denominators are all 0 are left out.
-    """
-    rng, n = np.random.default_rng(seed), len(numerators)
-    num_batches = max(1, n * draws // MAX_DRAWS_AT_ONCE)
-    ratios = []
-    for size in np.diff(np.linspace(0, draws, num_batches + 1).astype(int)):
-        rows = rng.integers(n, size=(size, n))
-        total = denominators[rows].sum(axis=1)
-        ratios.append(numerators[rows].sum(axis=1)[total > 0] / total[total > 0])
-    return _percentile_interval(np.concatenate(ratios))
 
 
 def bootstrap_counts_interval(
@@ -154,7 +134,8 @@ def welch_test(strata: Sequence[Floats], weights: Floats) -> tuple[Interval, flo
     if not variance:
         return Interval(value, value), float(value == 0)
     df = np.array([max(len(values) - 1, 1) for values in strata])
-    return _t_test(value, variance**0.5, variance**2 / float(np.sum(variances**2 / df)))
+    shares = variances / variance
+    return _t_test(value, variance**0.5, 1 / float(np.sum(shares**2 / df)))
 
 
 def clustered_interval(means: Floats, weights: Floats) -> Interval:

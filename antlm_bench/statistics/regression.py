@@ -4,6 +4,12 @@
 
 Both regressions are ordinary least squares. BabyLM's reading scores are 100 times partial R2
 (evaluation-pipeline-2025, reading/run.py).
+
+Partial R2 is the square of the partial correlation r of outcome and added predictor: the
+correlation of their residuals after regression on the design. A score is a weighted mean of squares
+theta = sum_j w_j r_j^2. The covariance C of the r_j comes from leaving out one cluster (sentence)
+at a time: C = (k - 1) / k sum_c d_c d_c', with d_c the deviation of the r_j without cluster c from
+their mean over the k clusters.
 """
 
 from __future__ import annotations
@@ -13,11 +19,14 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr
+from scipy.optimize import brentq
+from scipy.special import gammaincc, ndtr, ndtri, stdtr, stdtrit
 
-from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, DRAWS, SEED, Interval
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, clustered_test
 from antlm_bench.types import Floats, Ints
+
+NEGLIGIBLE_R2 = 1e-12
+"""Differences of R2 below this are rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,7 @@ class NestedRegression:
     added_predictor: Floats
     """(n,)"""
     cluster: Ints
-    """Number of each row's cluster (n,), from 0. The rows of a cluster are resampled together."""
+    """Number of each row's cluster (n,), from 0. The rows of a cluster are left out together."""
 
 
 def design_with_interactions(predictors: Sequence[Floats]) -> Floats:
@@ -59,91 +68,176 @@ def partial_r2(regression: NestedRegression) -> float | None:
     return min(max((with_predictor - without) / (1 - without), 0.0), 1.0)
 
 
-def bootstrap_partial_r2(
-    regressions: Sequence[NestedRegression], num_clusters: int, draws: int = DRAWS, seed: int = SEED
-) -> NDArray[np.float64]:
-    """Return the partial R2 of each regression in each resample of clusters (draws, regressions).
+@dataclass(frozen=True, slots=True)
+class PartialCorrelations:
+    """The partial correlations of several regressions on the same clusters."""
 
-    All regressions share the resamples. A regression needs only sums of squares and products of its
-    columns, so these are computed once per cluster and added up per resample. Columns are centred
-    and scaled first, which changes no R2 but keeps the sums accurate.
+    values: Floats
+    """Partial correlation of each regression (r,)."""
+    left_out: Floats
+    """The same without each cluster in turn (clusters, r)."""
+
+    @property
+    def covariance(self) -> Floats:
+        """Jackknife estimate of the covariance (r, r) of `values`."""
+        k = len(self.left_out)
+        deviations = self.left_out - self.left_out.mean(axis=0)
+        return np.asarray((k - 1) / k * deviations.T @ deviations)
+
+
+def partial_correlations(
+    regressions: Sequence[NestedRegression], num_clusters: int
+) -> PartialCorrelations | None:
+    """Return the partial correlations of r regressions, with each cluster left out in turn.
+
+    Returns None with fewer than two clusters, or if the rows of all clusters but one are too few
+    for the coefficients of a regression.
+
+    A regression needs only sums of squares and products of its columns, so these are computed once
+    per cluster, and the cluster's are subtracted. Columns are centred and scaled first, which
+    changes no correlation but keeps the sums accurate.
     """
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(
-        num_clusters, np.full(num_clusters, 1 / num_clusters), size=draws
-    ).astype(float)
-    replicates = np.empty((draws, len(regressions)))
+    values = np.empty(len(regressions))
+    left_out = np.empty((num_clusters, len(regressions)))
     for index, regression in enumerate(regressions):
+        rows, num_columns = regression.design.shape
+        sizes = np.bincount(regression.cluster, minlength=num_clusters)
+        if num_clusters < 2 or rows - sizes.max() < num_columns + 2:
+            return None
         columns = np.column_stack(
             [regression.design[:, 1:], regression.added_predictor, regression.outcome]
         )
         spread = columns.std(axis=0)
         scaled = (columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1)
-        table = np.column_stack([np.ones(len(columns)), scaled])
-        width = table.shape[1]
-        sums = np.zeros((num_clusters, width, width))
-        np.add.at(sums, regression.cluster, table[:, :, None] * table[:, None, :])
-        grams = (counts @ sums.reshape(num_clusters, -1)).reshape(draws, width, width)
-        without = _residual_sum_of_squares(grams, width - 2)
-        with_predictor = _residual_sum_of_squares(grams, width - 1)
-        explained = (without - with_predictor) / np.where(without > 0, without, 1)
-        replicates[:, index] = np.where(without > 0, explained, 0)
-    return np.clip(replicates, 0, 1)
+        table = np.column_stack([np.ones(rows), scaled])
+        parts = np.split(table[np.argsort(regression.cluster)], np.cumsum(sizes)[:-1])
+        sums = np.array([part.T @ part for part in parts])
+        total = sums.sum(axis=0)
+        values[index] = _correlate_residuals(total[None])[0]
+        left_out[:, index] = _correlate_residuals(total - sums)
+    return PartialCorrelations(values, left_out)
 
 
-def _residual_sum_of_squares(grams: Floats, size: int) -> Floats:
-    """Return the residual sum of squares (d,) of regressing the last column on the first `size`.
+def _correlate_residuals(grams: Floats) -> Floats:
+    """Return the correlation (d,) of the residuals of the last two columns after regression on the
+    others; 0 if there are no residuals.
 
-    grams (d, k, k): sums of products of k columns in each of d resamples.
+    grams (d, w, w): sums of products of w columns in each of d samples.
     """
+    size = grams.shape[1] - 2
     ridge = 1e-10 * np.einsum("dii->d", grams)[:, None, None] * np.eye(size)
-    moments = grams[:, :size, -1:]
-    coefficients = np.linalg.solve(grams[:, :size, :size] + ridge, moments)
-    return np.asarray(grams[:, -1, -1] - (moments * coefficients).sum(axis=(1, 2)))
+    moments = grams[:, :size, size:]
+    explained = moments.transpose(0, 2, 1) @ np.linalg.solve(
+        grams[:, :size, :size] + ridge, moments
+    )
+    residuals = grams[:, size:, size:] - explained
+    tolerance = 1e-9 * grams[:, [size, size + 1], [size, size + 1]]
+    squares = np.maximum(residuals[:, [0, 1], [0, 1]], 0)
+    is_defined = (squares > tolerance).all(axis=1)
+    product = np.where(is_defined, squares.prod(axis=1), 1)
+    return np.where(is_defined, np.clip(residuals[:, 0, 1] / product**0.5, -1, 1), 0)
 
 
-def bias_corrected_interval(value: float, replicates: Floats) -> Interval:
-    """Return the bias-corrected percentile interval (Efron 1981).
+def partial_r2_test(
+    correlations: PartialCorrelations, weights: Floats
+) -> tuple[Interval, float | None]:
+    """Return the interval of theta = sum_j w_j r_j^2 in 0..1, and the p-value that it is 0.
 
-    Resampling noise can only increase an R2, so the plain percentiles of a small R2 would lie above
-    it. The interval is widened to contain `value`, if it does not.
+    weights (r,): not negative, with the sum 1. p is below 1 - CONFIDENCE_LEVEL if and only if the
+    interval lies above 0. Returns (0, 1) and None if leaving out clusters changes nothing.
+
+    For a true value of t, the estimate is distributed as the weighted sum of squares of normal
+    variables with the covariance C, whose means are the r_j scaled to theta = t
+    (`_SumOfSquares`). The p-value of t is the probability of a square root that is as far from that
+    of t as the estimate's. Student's t with k - 1 degrees of freedom replaces the normal
+    distribution: a p-value of 2 Phi(-z) becomes 2 T(-z). With one regression, p is that of the t
+    test of r / se(r).
     """
-    share = np.clip((replicates < value).mean(), 1 / len(replicates), 1 - 1 / len(replicates))
-    z = ndtri([(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    low, high = np.quantile(replicates, ndtr(2 * ndtri(share) + z))
-    return Interval(float(min(low, value)), float(max(high, value)))
+    estimate = _SumOfSquares.from_correlations(correlations, weights)
+    if estimate is None:
+        return Interval(0.0, 1.0), None
+    df = len(correlations.left_out) - 1
+    max_z = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2))
+    least_p = 2 * float(ndtr(-max_z))
+
+    def excess(t: float) -> float:
+        return estimate.p_value(t) - least_p
+
+    value = estimate.value
+    low = brentq(excess, 0, value, xtol=1e-14) if excess(0) < 0 else 0.0
+    high = brentq(excess, value, 1, xtol=1e-14) if excess(1) < 0 else 1.0
+    p = 2 * float(stdtr(df, ndtri(estimate.p_value(0) / 2)))
+    return Interval(float(low), float(high)), p
 
 
-def cluster_influences(regression: NestedRegression, num_clusters: int) -> Floats:
-    """Return the influence of each cluster on partial R2 (clusters,): the sum of the first-order
-    influences of its rows.
+@dataclass(frozen=True, slots=True)
+class _SumOfSquares:
+    """The estimate of theta = sum_j w_j r_j^2, and its distribution for any true value.
 
-    Partial R2 is the square of r = C / sqrt(A B). Here h and e are the residuals of the added
-    predictor and of the outcome after regression on the design; A, B and C are the means of h^2,
-    e^2 and h e. The influence of a row on r is (h e / sqrt(A B) - r / 2 (h^2 / A + e^2 / B)) / n,
-    and on R2 2 r times that. The fitted coefficients of the design need no term of their own,
-    because C does not depend on them to first order.
+    Let M be the covariance of the sqrt(w_j) r_j, and e the unit vector of their direction. With a
+    true value of t, the sum of squares has the cumulants
+
+        t + tr M,    4 t e'M e + 2 tr M^2,    24 t e'M^2 e + 8 tr M^3.
+
+    A shifted gamma distribution with these cumulants approximates it (Pearson 1959; Imhof 1961,
+    Biometrika 48). It is exact for one regression and t = 0.
     """
-    scaled = regression.design / np.maximum(np.abs(regression.design).max(axis=0), 1e-300)
-    columns = np.column_stack([regression.added_predictor, regression.outcome])
-    h, e = (columns - scaled @ np.linalg.lstsq(scaled, columns, rcond=None)[0]).T
-    a, b = float(h @ h) / len(h), float(e @ e) / len(e)
-    if not a * b > 0:
-        return np.zeros(num_clusters)
-    r = float(h @ e) / len(h) / (a * b) ** 0.5
-    influence = 2 * r * (h * e / (a * b) ** 0.5 - r / 2 * (h**2 / a + e**2 / b)) / len(h)
-    return np.asarray(np.bincount(regression.cluster, influence, minlength=num_clusters), float)
+
+    value: float
+    traces: tuple[float, float, float]
+    """Traces of M, M^2 and M^3."""
+    directional: tuple[float, float]
+    """e'M e and e'M^2 e."""
+
+    @classmethod
+    def from_correlations(
+        cls, correlations: PartialCorrelations, weights: Floats
+    ) -> _SumOfSquares | None:
+        """Return the estimate; None if its variance is 0."""
+        roots = np.sqrt(weights)
+        weighted = roots * correlations.values
+        m = correlations.covariance * np.outer(roots, roots)
+        value = float(weighted @ weighted)
+        if np.trace(m) < NEGLIGIBLE_R2**2:
+            return None
+        e = weighted / value**0.5 if value > 0 else np.linalg.eigh(m)[1][:, -1]
+        traces = (float(np.trace(m)), float(np.sum(m * m)), float(np.trace(m @ m @ m)))
+        return cls(value, traces, (float(e @ m @ e), float(e @ m @ m @ e)))
+
+    def p_value(self, t: float) -> float:
+        """Return the probability, for a true value of t, that the square root of the sum is at
+        least as far from sqrt(t) as the estimate's."""
+        root, distance = t**0.5, abs(self.value**0.5 - t**0.5)
+        above = self._upper_tail(t, (root + distance) ** 2)
+        below = 1 - self._upper_tail(t, (root - distance) ** 2) if root > distance else 0.0
+        return min(above + below, 1.0)
+
+    def _upper_tail(self, t: float, bound: float) -> float:
+        """Return the probability, for a true value of t, that the sum is above a bound."""
+        variance = 4 * t * self.directional[0] + 2 * self.traces[1]
+        third_cumulant = 24 * t * self.directional[1] + 8 * self.traces[2]
+        shape = 4 * variance**3 / third_cumulant**2
+        gamma = shape + (bound - t - self.traces[0]) * (shape / variance) ** 0.5
+        return float(gammaincc(shape, max(gamma, 0.0)))
 
 
-def clustered_t_test(value: float, influence: Floats) -> float:
-    """Return the two-sided p-value that a value is 0, from the influences (k,) of clusters on it.
+def partial_r2_difference(
+    a: PartialCorrelations, b: PartialCorrelations, weights: Floats
+) -> tuple[Interval, float]:
+    """Return the t interval of sum_j w_j (r_bj^2 - r_aj^2), and the p-value that it is 0.
 
-    This is a t test with k - 1 degrees of freedom. By simulation of two equal partial R2 on the
-    same 80 or 205 sentences, 5 to 6% of tests have p < .05, whatever the shape and scale of the two
-    predictors. It is fewer if the predictors explain little: 4% at an R2 of .01 on 1640 rows, 1% on
-    400 rows, 0% at an R2 of 0, because the slope of a square at 0 is 0. (A permutation test that
-    exchanges sentences between runs would mix two predictors with different scales.)
+    Both runs have the same k clusters. The standard error comes from leaving out each of them in
+    both runs; Student's t has k - 1 degrees of freedom. If both runs explain nothing, the interval
+    is too wide, because the slope of a square at 0 is 0.
     """
-    k = len(influence)
-    error = (k / (k - 1) * float(influence @ influence)) ** 0.5
-    return 2 * float(stdtr(k - 1, -abs(value) / error)) if error else 1.0
+    change = _round_r2((b.values**2 - a.values**2) @ weights)
+    without_cluster = _round_r2((b.left_out**2 - a.left_out**2) @ weights)
+    k = len(without_cluster)
+    pseudo_values = change + (k - 1) * (without_cluster.mean() - without_cluster)
+    (low, high), p = clustered_test(pseudo_values, np.full(k, 1 / k))
+    return Interval(max(low, -1.0), min(high, 1.0)), p
+
+
+def _round_r2(values: Floats) -> Floats:
+    """Round R2, so that differences that are only rounding errors are 0."""
+    return np.round(values / NEGLIGIBLE_R2) * NEGLIGIBLE_R2

@@ -62,6 +62,16 @@ def spearman_interval(x: Floats, y: Floats) -> Interval:
     return Interval(float(min(low, rho)), float(max(high, rho)))
 
 
+def has_narrow_interval(x: Floats, y: Floats) -> bool:
+    """Return whether the interval of this correlation covers only 89-93%: |rho| is above .9, and
+    30% of the items or more tie in x and in y (see `spearman_interval`)."""
+    rho = spearman_correlation(x, y)
+    if rho is None or _count_untied_items(x, y) < MIN_UNTIED_ITEMS:
+        return False
+    largest_ties = [np.unique(values, return_counts=True)[1].max() for values in (x, y)]
+    return abs(rho) > 0.9 and min(largest_ties) >= 0.3 * len(x)
+
+
 def spearman_difference(
     scores_a: Floats, scores_b: Floats, ratings: Floats
 ) -> tuple[Interval, float | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prediction_rows import assert_columns_declared, read_rows
+from scipy import stats
 from scipy.stats import pearsonr
 
 from antlm_bench.cli.app import run
@@ -97,7 +98,12 @@ def test_correlation_is_pearsons_with_fishers_interval():
     y = x + rng.normal(size=50)
     r, p, (low, high) = curves.pearson_correlation(x, y)
     assert r == pytest.approx(np.corrcoef(x, y)[0, 1]) and p < 1e-4
-    assert math.atanh(high) - math.atanh(r) == pytest.approx(1.959964 / math.sqrt(47), rel=1e-5)
+    t = stats.t.ppf(0.975, 48)
+    significant_r = t / math.sqrt(48 + t**2)
+    assert [math.atanh(high) - math.atanh(r), math.atanh(r) - math.atanh(low)] == pytest.approx(
+        [math.atanh(significant_r)] * 2
+    )
+    assert math.atanh(high) - math.atanh(r) == pytest.approx(1.959964 / math.sqrt(47), rel=2e-3)
     assert low < r < high
     assert (
         curves.pearson_correlation(x[:2], y[:2]) is None
@@ -368,6 +374,11 @@ def test_an_insignificant_correlation_may_count_as_0():
         f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words"
         in summaries[0.1].notes[-1]
     )
+
+
+def test_three_words_on_a_line_are_significant_and_exclude_0():
+    r, p, (low, high) = curves.pearson_correlation(np.arange(3.0), 2 * np.arange(3.0))
+    assert r == pytest.approx(1) and p < 0.05 and 0 < low <= r <= high
 
 
 def test_too_few_ages_are_no_correlation():

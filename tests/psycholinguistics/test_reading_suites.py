@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shutil
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +20,7 @@ from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
 from antlm_bench.comparison import compare_runs as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
+from antlm_bench.exports.items_csv import format_items_csv
 from antlm_bench.suites import loader as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -140,6 +143,28 @@ def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, de
     assert cell.summary.headline.value == pytest.approx((eye_tracking + self_paced) / 2, abs=1e-9)
     assert all(0 <= e.low <= e.value <= e.high <= 1 for e in estimates.values())
     assert cell.summary.metric == "delta-r2"
+
+
+@pytest.mark.long
+def test_exported_items_give_the_documented_numbers(
+    make_checkpoint, tmp_path, declare_suite, monkeypatch
+):
+    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    declaration = declare_suite("reading", make_rows(40))
+    (run,) = score(make_checkpoint("causal", adds=True), declaration, out=tmp_path / "run")
+    (tmp_path / "items.csv").write_bytes(format_items_csv([run]))
+    shutil.copy(Path(declaration).with_name("reading_data.csv"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    names: dict[str, float] = {}
+    exec(code, names)
+
+    (cell,) = run
+    (value,) = (g.estimate.value for g in cell.summary.groups if g.name == "self-paced-reading")
+    assert names["r"] ** 2 == pytest.approx(value, abs=1e-9)
+    p = 2 * stats.t.sf(abs(names["r"] / names["error"]), names["k"] - 1)
+    assert f"self-paced-reading {p:.2g}" in cell.summary.notes[-1]
 
 
 def test_the_official_suite_drops_the_previous_word_none(

@@ -153,7 +153,7 @@ def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
     assert results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2 ±0.8"
     assert results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
     legend = results_table.build_legend(results_table.build_columns(READING_RUN))
-    assert "sentences resampled" in legend and "Surprisal in nats" in legend
+    assert "jackknife over sentences" in legend and "Surprisal in nats" in legend
     assert not any(words in legend for words in ("right", "tie", "Options are compared"))
 
 

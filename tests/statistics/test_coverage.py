@@ -2,6 +2,7 @@
 
 import coverage
 import pytest
+from coverage_small_samples import SMALL_SAMPLES, simulate_small_sample
 
 CASES = {case.name: case for case in coverage.iterate_cases()}
 QUICK_CASES = (
@@ -33,6 +34,23 @@ def test_intervals_hold_the_truth_in_93_percent(name):
     result = coverage.simulate(case, runs=300, seed=1)
 
     assert not result.misses_limits(case.effective_errors), result
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ages of 3 words, r = 0.6",
+        "ages of 50 words, r = 0.9, skewed",
+        "bits per byte of 10 documents",
+        "difference in 30 documents",
+        "surprisal of 20 words",
+    ],
+)
+def test_t_intervals_of_few_items_hold_the_truth_in_91_percent(name):
+    covered = simulate_small_sample(SMALL_SAMPLES[name], runs=300, seed=1)
+
+    assert covered >= 0.91 - 2 * (0.91 * 0.09 / 300) ** 0.5
 
 
 def test_names_of_cases_are_distinct():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from antlm_bench import statistics
+from antlm_bench.statistics.acquisition import pearson_correlation
+from antlm_bench.statistics.regression import PartialCorrelations, partial_r2_test
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 CRITICAL = stats.norm.ppf(0.975)
@@ -79,9 +82,57 @@ def test_the_examples_of_the_page_are_true() -> None:
 
 
 def test_the_example_code_of_the_page_runs() -> None:
-    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
-    exec(compile(code, str(PAGE), "exec"), {})
+    assert len(blocks) >= 2
+    for code in blocks:
+        exec(compile(code, str(PAGE), "exec"), {})
+
+
+def folded_normal_p(s: float, r: float, error: float) -> float:
+    """Return the exact p of a true correlation of s: r^2 is the square of a normal variable."""
+    distance = abs(r - s)
+    far = stats.norm.sf(distance / error) + stats.norm.cdf(-(2 * s + distance) / error)
+    near = stats.norm.cdf(-distance / error) - stats.norm.cdf((distance - 2 * s) / error)
+    return float(far + (near if s > distance else 0))
+
+
+def test_a_partial_r2_follows_from_the_documented_steps() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    names: dict[str, Any] = {}
+    exec(code.rpartition("partial_r2_test(")[0], names)
+    correlations = PartialCorrelations(np.array([0.1]), names["left_out"][:, None])
+    limit = 2 * stats.norm.sf(stats.t.ppf(0.975, 204))
+    low = optimize.brentq(lambda s: folded_normal_p(s, 0.1, 0.04) - limit, 0, 0.0999)
+    high = optimize.brentq(lambda s: folded_normal_p(s, 0.1, 0.04) - limit, 0.1, 0.5)
+
+    interval, p = partial_r2_test(correlations, np.ones(1))
+
+    assert p == pytest.approx(2 * stats.t.sf(2.5, 204), rel=1e-6)
+    assert tuple(interval) == pytest.approx((low**2, high**2), rel=0.05)
+    shown = f"p = {p:.3f} (2 T(-2.5)), interval {interval.low:.4f} to {interval.high:.4f}."
+    assert shown.replace("0.", ".") in " ".join(text.split())
+
+
+def test_a_correlation_of_ages_follows_from_the_documented_steps() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    x, noise = np.random.default_rng(0).normal(size=(2, 30))
+    x = (x - x.mean()) / x.std()
+    noise -= noise.mean() + x * (x @ noise) / 30
+    y = 0.6 * x + 0.8 * noise / noise.std()
+    t = stats.t.ppf(0.975, 28)
+    half_width = np.arctanh(t / (28 + t**2) ** 0.5)
+    expected = np.tanh(np.arctanh(0.6) + half_width * np.array([-1, 1]))
+
+    correlation = pearson_correlation(x, y)
+
+    assert correlation is not None
+    r, p, interval = correlation
+    assert (r, p) == pytest.approx(stats.pearsonr(x, y))
+    assert tuple(interval) == pytest.approx(expected)
+    shown = f"r = {r:.2f} of 30 words: p = {p:.4f}, interval {interval.low:.2f} to "
+    assert f"{shown}{interval.high:.2f}.".replace("0.", ".") in text
 
 
 def test_surprisals_have_the_t_interval_and_test_over_words() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from antlm_bench import statistics
+from antlm_bench.statistics.spearman import has_narrow_interval
 from antlm_bench.types import Floats
 
 TRIALS = 800
@@ -222,3 +223,14 @@ def test_no_table_of_pairs_of_items_is_built() -> None:
     finally:
         tracemalloc.stop()
     assert peak < n * n  # bytes: one boolean per pair
+
+
+@pytest.mark.parametrize(
+    ("num_tied", "noise", "is_narrow"), [(40, 0.02, True), (20, 0.02, False), (40, 1.0, False)]
+)
+def test_narrow_intervals_are_those_of_high_tied_correlations(num_tied, noise, is_narrow) -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([np.zeros(num_tied), 1 + np.arange(100.0 - num_tied) / 100])
+    y = np.where(x > 0, x + noise * rng.normal(size=100), 0)
+
+    assert has_narrow_interval(x, y) == is_narrow

@@ -1,0 +1,96 @@
+"""Simulate the t intervals of correlations of ages, bits per byte and surprisals of few items.
+
+`coverage.py` prints the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from antlm_bench.metrics.bits_per_byte import document_contributions
+from antlm_bench.statistics import clustered_test, welch_test
+from antlm_bench.statistics.acquisition import pearson_correlation
+from antlm_bench.statistics.intervals import Interval
+
+Draw = Callable[[np.random.Generator], tuple[Interval, float]]
+"""Draws a sample. Returns the interval and the true value."""
+BITS_PER_BYTE = 1.2
+
+
+def simulate_small_sample(draw: Draw, runs: int, seed: int = 0) -> float:
+    """Return the share of intervals that hold the true value."""
+    rng = np.random.default_rng(seed)
+    num_covered = 0
+    for _ in range(runs):
+        (low, high), truth = draw(rng)
+        num_covered += low <= truth <= high
+    return num_covered / runs
+
+
+def ages(n: int, rho: float, is_skewed: bool = False) -> Draw:
+    """Return a draw of n ages of words with a true correlation of rho before ages are skewed."""
+    sigma = 0.5
+    skewed_rho = rho * sigma / float(np.exp(sigma**2) - 1) ** 0.5
+
+    def draw(rng: np.random.Generator) -> tuple[Interval, float]:
+        x, noise = rng.normal(size=(2, n))
+        y = rho * x + (1 - rho**2) ** 0.5 * noise
+        correlation = pearson_correlation(np.exp(sigma * x) if is_skewed else x, y)
+        assert correlation is not None
+        return correlation[2], skewed_rho if is_skewed else rho
+
+    return draw
+
+
+def documents(n: int, is_difference: bool = False) -> Draw:
+    """Return a draw of n documents with lognormal lengths: one run, or two equal runs."""
+
+    def draw(rng: np.random.Generator) -> tuple[Interval, float]:
+        lengths = np.exp(rng.normal(7, 0.8, n))
+        bits = lengths * rng.normal(BITS_PER_BYTE, 0.2, n)
+        contributions = document_contributions(bits, lengths)
+        if is_difference:
+            changed = document_contributions(bits + lengths * rng.normal(0, 0.02, n), lengths)
+            return welch_test([changed - contributions], np.ones(1))[0], 0.0
+        return welch_test([contributions], np.ones(1))[0], BITS_PER_BYTE
+
+    return draw
+
+
+def words(n: int) -> Draw:
+    """Return a draw of the changes of n words' surprisals: gamma, with skewness 1.4."""
+
+    def draw(rng: np.random.Generator) -> tuple[Interval, float]:
+        return clustered_test(rng.gamma(2, 1, n), np.full(n, 1 / n))[0], 2.0
+
+    return draw
+
+
+SMALL_SAMPLES: dict[str, Draw] = {
+    **{
+        f"ages of {n} words, r = {rho:g}{', skewed' * skewed}": ages(n, rho, skewed)
+        for n in (3, 5, 50, 400)
+        for rho in (0.0, 0.6, 0.9)
+        for skewed in (False, True)
+    },
+    **{f"bits per byte of {n} documents": documents(n) for n in (3, 10, 30, 100)},
+    **{f"difference in {n} documents": documents(n, True) for n in (3, 10, 30, 100)},
+    **{f"surprisal of {n} words": words(n) for n in (2, 20, 300)},
+}
+MIN_COVERAGE = 0.91
+"""Lower than elsewhere, because t intervals of few skewed values are too narrow."""
+
+
+def print_small_samples(names: list[str], runs: int) -> int:
+    """Print a line per case. Return the number of cases below MIN_COVERAGE beyond chance."""
+    print("coverage  case")
+    misses = 0
+    tolerance = 2 * (MIN_COVERAGE * (1 - MIN_COVERAGE) / runs) ** 0.5
+    for index, name in enumerate(names):
+        coverage = simulate_small_sample(SMALL_SAMPLES[name], runs, seed=index)
+        is_missed = coverage < MIN_COVERAGE - tolerance
+        misses += is_missed
+        print(f"{coverage:8.3f}  {name}{'  MISSED' * is_missed}", flush=True)
+    return misses
