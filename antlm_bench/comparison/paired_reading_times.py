@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.results import POWER_FACTOR, Difference, PairedResult
+from antlm_bench.comparison.results import Difference, PairedResult
 from antlm_bench.errors import BenchError, NotComparable
 from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.metrics.reading_times import (
@@ -78,9 +78,8 @@ def compare_reading_times(joined: JoinedTables) -> PairedResult:
             interval = bias_corrected_interval(b - a, replicates @ weights)
             p = clustered_t_test(b - a, weights @ influences)
         n = max(len(regressions_a[i].outcome) for i in np.flatnonzero(weights))
-        detectable = POWER_FACTOR * (interval.high - interval.low) / 2 or None
         fields = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
-        differences.append(Difference(*fields, detectable=detectable))
+        differences.append(Difference(*fields))
     return PairedResult(differences[0], tuple(differences[1:]))
 
 
