@@ -8,7 +8,7 @@ by it, and counts how often the test finds the drop. Asked for: 75 to 85% on ave
 observed comparisons. The limits allow for two standard errors of the simulation. Exit code 1: a
 case misses its limits and is not in EXCEPTIONS.
 
-200 comparisons with 100 repetitions each take about ten minutes on one core. docs/statistics.md
+200 comparisons with 100 repetitions each take about half an hour on one core. docs/statistics.md
 shows its output.
 """
 
@@ -45,8 +45,9 @@ MIN_POWER, MAX_POWER = 0.75, 0.85
 REPETITIONS = 100
 """Repetitions per observed comparison."""
 EXCEPTIONS: dict[str, str] = {
-    "20 exponential values": "Welch's t of few skewed values",
     "5 exponential values": "Welch's t of few skewed values",
+    "20 exponential values": "Welch's t of few skewed values",
+    "supplement, 0% to 10% flip": "conservative: 64 items without flips may flip elsewhere",
 }
 """Name of a case that misses its limits -> why that is accepted."""
 

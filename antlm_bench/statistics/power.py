@@ -4,8 +4,8 @@ A repetition draws other items from the same strata. A true drop of d in every s
 share of items that flip as it is, but more of the flips are losses. Let m_v be the share of items
 of a stratum that change by v or -v (v = 1 for credits without ties):
 
-1. Observed shares are smoothed: SMOOTHING_ITEMS that flip as those of all strata do are added to
-   each stratum, so that a small stratum without flips is not taken for one that never flips.
+1. Observed shares are pulled towards that of all strata, the more, the less strata differ beyond
+   chance (empirical Bayes). So a small stratum without flips is not taken for one that never flips.
 2. A flip is a loss with probability (1 + r) / 2, with r = d / sum_v v m_v. With v = 1, the shares
    of losses and gains are (m + d) / 2 and (m - d) / 2, as in Connor (1987, Biometrics 43).
 3. If d is larger than sum_v v m_v, all flips are losses, and further items are lost. So with 0
@@ -42,8 +42,8 @@ from antlm_bench.types import Bools, Floats, Ints
 
 POWER = 0.8
 """Share of the repetitions in which a detectable drop is significant."""
-SMOOTHING_ITEMS = 20.0
-"""Items that are added to each stratum and flip as those of all strata do."""
+MIN_PRIOR_ITEMS = 4.0
+"""Fewest items that the flip rate of all strata counts for in each stratum."""
 MIN_DROP = 1e-9
 """Smallest drop that is tried."""
 MIN_DF = 4
@@ -128,11 +128,33 @@ def observed_flip_rates(counts: StratifiedCounts) -> FlipRates:
     changes = np.unique(magnitudes[magnitudes > 0])
     flips = counts.counts @ (magnitudes[:, None] == changes)
     rates = FlipRates(sizes, changes, flips, counts.weights, counts.starts)
-    reliability = counts.weights / (sizes + SMOOTHING_ITEMS)  # per item; low in small strata
+    strength = _prior_strength(rates)[rates.averages]
+    reliability = counts.weights / (1 + sizes / strength)  # per item; lower in large strata
     pooled = rates.sum_strata(reliability[:, None] * flips)
     pooled /= rates.sum_strata(reliability * sizes)[:, None]
-    smoothed = flips + SMOOTHING_ITEMS * pooled[rates.averages]
-    return replace(rates, shares=smoothed / (sizes + SMOOTHING_ITEMS)[:, None])
+    share = (sizes / (sizes + strength))[:, None]
+    return replace(
+        rates, shares=share * flips / sizes[:, None] + (1 - share) * pooled[rates.averages]
+    )
+
+
+def _prior_strength(rates: FlipRates) -> Floats:
+    """Return how many items (B,) the flip rate of all strata counts for in each stratum.
+
+    By moments: with the heterogeneity Q = sum_s n_s (m_s - m)^2 / (m (1 - m)) of S strata, it is
+    (n - sum_s n_s^2 / n) / (Q - (S - 1)), as for a beta-binomial distribution.
+
+    rates: with numbers of flips as shares.
+    """
+    flips = rates.shares.sum(axis=1)
+    total, all_flips = rates.sum_strata(rates.sizes), rates.sum_strata(flips)
+    mean = all_flips / total
+    squares = rates.sum_strata(rates.sizes * (flips / rates.sizes - mean[rates.averages]) ** 2)
+    heterogeneity = squares / np.maximum(mean * (1 - mean), MIN_DROP)
+    num_strata = np.bincount(rates.averages)
+    items = total - rates.sum_strata(rates.sizes**2) / total
+    excess = np.maximum(heterogeneity - (num_strata - 1), MIN_DROP)
+    return np.clip(items / excess, MIN_PRIOR_ITEMS, 1 / MIN_DROP)
 
 
 def planned_flip_rates(sizes: Floats, weights: Floats, flips: float) -> FlipRates:

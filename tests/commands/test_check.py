@@ -86,7 +86,7 @@ def test_a_noisy_run_is_undecided_and_fails_only_when_strict(
     asked = ["check", "noisy", "--against", "base", "--margin", "0.5"]
     assert run(asked) == 0
     out = capsys.readouterr().out
-    assert "undecided" in out and "this number of items resolves differences of" in out
+    assert "undecided" in out and "is detected with a power of 80%" in out
     assert run([*asked, "--strict"]) == 4
     assert "--strict" in capsys.readouterr().err
 
