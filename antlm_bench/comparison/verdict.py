@@ -138,7 +138,7 @@ class Judgement:
         else:
             num_items = equivalent_items(d.detectable, d.flip_rate, d.n)
             rates = planned_flip_rates(np.full(1, num_items), np.ones(1), d.flip_rate)
-            factor = items_factor(rates, self.tolerance, -d.gain)
+            factor = max(items_factor(rates, self.tolerance, -d.gain), 1.0)
         return int(float(f"{d.n * factor:.2g}")) if np.isfinite(factor) else None
 
 

@@ -44,7 +44,7 @@ POWER = 0.8
 """Share of the repetitions in which a detectable drop is significant."""
 MIN_PRIOR_ITEMS = 4.0
 """Fewest items that the flip rate of all strata counts for in each stratum."""
-MIN_DROP = 1e-9
+MIN_DROP = 1e-7
 """Smallest drop that is tried."""
 MIN_DF = 4
 """Fewest degrees of freedom from which a t test's detectable mean is computed."""
@@ -53,7 +53,7 @@ NUM_QUANTILES = 100
 MAX_CORRELATION = 0.999
 """Correlations nearer to 1 have no finite place on Fisher's scale."""
 MAX_STEPS = 100
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
 """Relative tolerance of a detectable drop."""
 
 
@@ -219,20 +219,22 @@ def _z_of_no_difference(counts: StratifiedCounts) -> Floats:
 
 
 def observed_detectable_drops(
-    changes: Floats, codes: Ints, weights: Floats, groups: Sequence[Bools] = ()
+    changes: Floats,
+    codes: Ints,
+    weights: Floats,
+    groups: Sequence[Bools] = (),
+    clusters: Ints | None = None,
 ) -> list[float | None]:
     """Return the detectable drop of a macro-average of paired differences, then of each group.
 
-    None where no drop could be detected. changes, codes (n,), weights (R,): see `count_items`.
-    groups: the members (n,) of each group, one at least.
+    None where no drop could be detected. changes, codes, clusters (n,), weights (R,): see
+    `count_items`. groups: the members (n,) of each group, one at least.
     """
-    value_range = (-1.0, 1.0)
-    drops = [
-        detectable_drops(observed_flip_rates(count_items(changes, codes, weights, value_range)))
-    ]
+    counts = [count_items(changes, codes, weights, (-1.0, 1.0), clusters)]
     if groups:
-        drops.append(detectable_drops(observed_flip_rates(count_items_by_group(changes, groups))))
-    return [None if np.isnan(drop) else float(drop) for drop in np.concatenate(drops)]
+        counts.append(count_items_by_group(changes, groups, clusters=clusters))
+    drops = np.concatenate([detectable_drops(observed_flip_rates(each)) for each in counts])
+    return [None if np.isnan(drop) else float(drop) for drop in drops]
 
 
 def pass_probability(rates: FlipRates, margin: float, z: float = Z) -> float:

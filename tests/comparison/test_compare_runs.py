@@ -102,6 +102,19 @@ def test_the_headline_interval_is_over_items_of_these_paradigms(tmp_path: Path) 
     assert head.p is not None and (head.p < 0.05) == (head.low > 0 or head.high < 0)
 
 
+def test_on_3_items_no_difference_is_called_detectable(tmp_path: Path) -> None:
+    gaps = {"anaphor": np.array([1.0, 1.0, -1.0])}
+    a = write_toy_run(tmp_path / "a", gaps)
+    b = write_toy_run(tmp_path / "b", {"anaphor": np.array([1.0, -1.0, -1.0])})
+
+    comparison = only(compare_runs(a, b))
+
+    assert comparison.headline.detectable is None
+    assert comparison.headline.flip_rate == pytest.approx(1 / 3)
+    [note] = [note for note in comparison.notes if "power of 80%" in note]
+    assert note.startswith("too few items: no true difference would be detected")
+
+
 @pytest.mark.long
 def test_the_other_way_round_everything_changes_sign(tmp_path: Path) -> None:
     a, b, *_ = pair(tmp_path)
