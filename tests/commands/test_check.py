@@ -298,7 +298,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     assert policy
     Path("check.toml").write_text(policy[1])
     lines = commands_of_the_docs()
-    assert len(lines) == 12
+    assert len(lines) == 14
     for line in lines:
         argv = shlex.split(line)[1:]
         assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
