@@ -31,7 +31,7 @@ LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
 DEFAULT_NUMBERS: dict[str, str] = {"--flips": "20"}
 """Option whose number is optional -> its default number. typer has no such options."""
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
-NUMBER_PATTERN = re.compile(r"[-+]?\d+(\.\d*)?")
+NUMBER_PATTERN = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)%?")
 TOKENS_PER_SEQUENCE = 128
 """Factor from lm-eval's --batch_size (sequences) to our --batch-tokens."""
 

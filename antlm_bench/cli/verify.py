@@ -24,6 +24,11 @@ from antlm_bench.cli.shared_options import (
 if TYPE_CHECKING:
     from antlm_bench.reporting.table import Table
 
+NOISE_LEGEND = (
+    "at most: upper bound of the rate on other items (one-sided 95%, Clopper-Pearson); about 3 / n "
+    "for 0 flips of n items."
+)
+
 
 @with_table_format()
 @with_open_options(without=("device", "dtype", "batch_tokens", "original_layout"))
@@ -128,7 +133,12 @@ def noise_command(
 def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from antlm_bench.reporting.table import TableCell, build_records_table
 
-    formats = {"rate": "{:.2%}", "largest move (nats)": "{:.2g}", "points": "{:+.2f}"}
+    formats = {
+        "rate": "{:.2%}",
+        "at most": "{:.2%}",
+        "largest move (nats)": "{:.2g}",
+        "points": "{:+.2f}",
+    }
     records = [
         {
             **row,
@@ -136,5 +146,6 @@ def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         }
         for row in rows
     ]
-    units = {"rate": "fraction", "largest move (nats)": "nats", "points": "points"}
-    return build_records_table(records, units=units)
+    units = {"rate": "fraction", "at most": "fraction"}
+    units |= {"largest move (nats)": "nats", "points": "points"}
+    return build_records_table(records, units=units, legend=(NOISE_LEGEND,))

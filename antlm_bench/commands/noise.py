@@ -17,6 +17,7 @@ from antlm_bench.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method, resolve_method
+from antlm_bench.statistics import rate_upper_bound
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Bools, Names
@@ -44,6 +45,9 @@ def measure_noise(
     options: OpenOptions | None = None,
 ) -> list[NoiseRow]:
     """Return a row per suite and condition: how many decisions flip, and how far scores move.
+
+    The column `at most` is the one-sided 95% upper bound of the rate: 0 flips of n items do not
+    show that no item flips, but that at most about 3/n do.
 
     suite_names: suites of minimal pairs or multiple choice. method: a scoring method of the
     checkpoint; "" = its first. limit: items per paradigm. The column `points` is the difference of
@@ -115,6 +119,7 @@ def _compare_predictions(suite: Suite, before: Predictions, after: Predictions) 
         "items": len(after),
         "flips": flips,
         "rate": flips / len(after),
+        "at most": rate_upper_bound(flips, len(after)),
         "largest move (nats)": float(moves.max()),
         "points": 100 * (_headline(suite, after) - _headline(suite, before)),
     }

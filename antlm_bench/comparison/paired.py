@@ -20,14 +20,14 @@ finetuned tasks, which have seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
+from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.item_mean import is_right_or_wrong
@@ -43,6 +43,7 @@ from antlm_bench.statistics import Interval
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
+UNDETECTABLE_NOTE = "too few items: no true difference would be detected with a power of 80%"
 TestedInterval = tuple[Interval, float]
 """Interval of a difference, and the p-value that there is no difference."""
 
@@ -119,12 +120,20 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         [members for _, members in groups],
         is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
+    drops = statistics.observed_detectable_drops(
+        paired.change, *strata, [members for _, members in groups]
+    )
     headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
     differences = [
-        _credit_difference(key, paired, single_stratum(members), test)
-        for (key, members), test in zip(groups, tests[1:], strict=True)
+        replace(_credit_difference(key, paired, single_stratum(members), test), detectable=drop)
+        for (key, members), test, drop in zip(groups, tests[1:], drops[1:], strict=True)
     ]
-    return PairedResult(headline, tuple(differences), _find_flips(table_a, paired))
+    return PairedResult(
+        replace(headline, detectable=drops[0]),
+        tuple(differences),
+        _find_flips(table_a, paired),
+        () if drops[0] else (UNDETECTABLE_NOTE,),
+    )
 
 
 def _test_changes(
@@ -169,7 +178,7 @@ def _credit_difference(
         views=views,
         gained=int((change > 0).sum()),
         lost=int((change < 0).sum()),
-        detectable=statistics.min_detectable_difference(parts, weights),
+        flip_rate=float(weights @ [(part != 0).mean() for part in parts]),
         margin=_mean_gap_change(_split(paired.gap_change, strata), weights),
     )
 
@@ -278,7 +287,17 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         _value_difference(key, values, single_stratum(members), test, lower_is_better)
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    return PairedResult(headline, tuple(differences))
+    notes: tuple[str, ...] = ()
+    if is_credit:
+        members_by_group = [members for _, members in groups]
+        drops = statistics.observed_detectable_drops(change, *strata, members_by_group)
+        headline = replace(headline, detectable=drops[0])
+        differences = [
+            replace(difference, detectable=drop)
+            for difference, drop in zip(differences, drops[1:], strict=True)
+        ]
+        notes = () if drops[0] else (UNDETECTABLE_NOTE,)
+    return PairedResult(headline, tuple(differences), notes=notes)
 
 
 def _value_difference(
@@ -309,7 +328,7 @@ def _value_difference(
         views=views,
         gained=num_lower if lower_is_better else num_higher,
         lost=num_higher if lower_is_better else num_lower,
-        detectable=statistics.min_detectable_difference(parts, weights),
+        detectable=statistics.detectable_by_t(interval, statistics.welch_df(parts, weights)),
     )
 
 
@@ -349,8 +368,10 @@ def _correlation_difference(
     else:
         interval, p = statistics.spearman_difference(values_a, values_b, ratings)
     a, b = a or 0.0, b or 0.0
-    detectable = POWER_FACTOR * (interval.high - interval.low) / 2 if p is not None else None
-    return Difference(*key, len(ratings), a, b, b - a, *interval, p, detectable=detectable or None)
+    detectable = None
+    if p is not None:
+        detectable = statistics.detectable_correlation_drop(a, b, interval, len(ratings))
+    return Difference(*key, len(ratings), a, b, b - a, *interval, p, detectable=detectable)
 
 
 # ---- surprisal of words
@@ -387,8 +408,6 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         p=p,
         gained=int((change < 0).sum()),
         lost=int((change > 0).sum()),
-        detectable=statistics.min_detectable_difference([change], np.ones(1))
-        if change.any()
-        else None,
+        detectable=statistics.detectable_by_t(interval, len(change) - 1),
     )
     return PairedResult(headline, ())

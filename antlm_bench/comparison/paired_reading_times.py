@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from antlm_bench.comparison.join import JoinedTables
-from antlm_bench.comparison.results import POWER_FACTOR, Difference, PairedResult
+from antlm_bench.comparison.results import Difference, PairedResult
 from antlm_bench.errors import BenchError, NotComparable
 from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.metrics.reading_times import (
@@ -63,9 +63,8 @@ def compare_reading_times(joined: JoinedTables) -> PairedResult:
         a, b = (float(weights @ [r2 or 0.0 for r2 in run_values]) for run_values in values)
         interval, p = _test_difference(correlations, weights, is_same_model)
         n = max(num_rows[i] for i in np.flatnonzero(weights))
-        detectable = POWER_FACTOR * (interval.high - interval.low) / 2 or None
         fields = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
-        differences.append(Difference(*fields, detectable=detectable))
+        differences.append(Difference(*fields))
     return PairedResult(differences[0], tuple(differences[1:]))
 
 

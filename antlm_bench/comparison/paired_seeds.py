@@ -11,7 +11,7 @@ import numpy as np
 from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
 from antlm_bench.comparison.paired import logprob_gaps
-from antlm_bench.comparison.results import HEADLINE, POWER_FACTOR, Difference, Flip, PairedResult
+from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.metrics.prediction_table import gold_credits
@@ -49,7 +49,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
         p=mean.p,
         gained=sum(d.gained for d in groups),
         lost=sum(d.lost for d in groups),
-        detectable=POWER_FACTOR * (high - low) / 2,
+        detectable=statistics.detectable_by_t(mean.interval, mean.df),
     )
     flips = [flip for _, _, flipped in results for flip in flipped]
     flips.sort(key=lambda flip: (flip.b - flip.a, flip.margin or 0.0))
@@ -120,7 +120,7 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         p=p,
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
-        detectable=POWER_FACTOR * (interval.high - interval.low) / 2,
+        detectable=statistics.detectable_by_t(interval, uncertain.df),
         margin=_mean_gap_change(gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)

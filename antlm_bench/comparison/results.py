@@ -11,14 +11,9 @@ from typing import NamedTuple
 
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
-from antlm_bench.statistics import Z
 from antlm_bench.types import Estimate, Labels, shorten_list
 
 HEADLINE = "headline"
-POWER_FACTOR = 1 + 0.8416 / Z
-"""Half the width of a 95% interval, times this, is the true difference that is significant with
-80% probability.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +55,12 @@ class Difference:
     lost: int = 0
     """Items (words) that got worse."""
     detectable: float | None = None
-    """Smallest true difference that would be significant with 80% probability, given the number and
-    the variance of these items.
+    """Smallest true difference that would be significant in 80% of repetitions with other items, if
+    as many of them flip, or vary as much (`statistics.power`). None = not computed, or too few
+    items for any difference.
     """
+    flip_rate: float | None = None
+    """Share of items whose credit changed, as a mean over strata. None = no credits."""
     margin: Estimate | None = None
     """Mean change of log P(right option) - log P(best other), in nats."""
     lower_is_better: bool = False

@@ -23,16 +23,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from antlm_bench.comparison.results import (
     HEADLINE,
-    POWER_FACTOR,
     Comparison,
     Difference,
     RunComparison,
 )
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
-from antlm_bench.statistics import CONFIDENCE_LEVEL, Z, holm, one_sided_p
+from antlm_bench.statistics import (
+    CONFIDENCE_LEVEL,
+    Z,
+    equivalent_items,
+    holm,
+    items_factor,
+    one_sided_p,
+    planned_flip_rates,
+)
 from antlm_bench.types import shorten_list
 
 Status = Literal["pass", "regression", "drop", "undecided"]
@@ -40,6 +49,9 @@ FailOn = Literal["regression", "drop"]
 PHENOMENON = "phenomenon"
 """The level whose groups explain a drop, in suites that have this level."""
 STATUS_SEVERITY: tuple[Status, ...] = ("regression", "drop", "undecided", "pass")
+HALF_WIDTHS_TO_DECIDE = 1 + 0.8416 / Z
+"""Distance of a true drop from the margin, in half widths of a normal interval, that is decided
+with 80% probability."""
 FAILURES: tuple[Status, ...] = ("regression", "drop")
 """Statuses that fail a check."""
 DEFAULT_MARGIN = 0.01
@@ -113,16 +125,21 @@ class Judgement:
     def items_to_decide(self) -> int | None:
         """Number of items, to two digits, with which the verdict would not be undecided.
 
-        With 80% probability, if the true drop is the observed one and items vary as these do: the
-        width of an interval falls with the root of the number of items. None if the drop equals the
-        margin.
+        With 80% probability, if the true drop is the observed one and as many items flip. Other
+        values: if they vary as much, since the width of an interval falls with the root of the
+        number of items. None if the drop equals the margin.
         """
-        lowest_gain, highest_gain = self.difference.gain_interval
-        distance = abs(self.difference.gain + self.tolerance)
+        d = self.difference
+        distance = abs(d.gain + self.tolerance)
         if not distance:
             return None
-        ratio = POWER_FACTOR * (highest_gain - lowest_gain) / 2 / distance
-        return int(float(f"{self.difference.n * ratio**2:.2g}"))
+        if d.flip_rate is None or d.detectable is None:
+            factor = (HALF_WIDTHS_TO_DECIDE * (d.high - d.low) / 2 / distance) ** 2
+        else:
+            num_items = equivalent_items(d.detectable, d.flip_rate, d.n)
+            rates = planned_flip_rates(np.full(1, num_items), np.ones(1), d.flip_rate)
+            factor = max(items_factor(rates, self.tolerance, -d.gain), 1.0)
+        return int(float(f"{d.n * factor:.2g}")) if np.isfinite(factor) else None
 
 
 @dataclass(frozen=True, slots=True)

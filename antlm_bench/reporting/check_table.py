@@ -209,7 +209,7 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     detectable = headline.difference.detectable
     if verdict.status == "undecided" and detectable:
         smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
-        yield f"this number of items resolves differences of {smallest_difference} or more"
+        yield f"a true difference of {smallest_difference} is detected with a power of 80%"
     if headline.status == "undecided":
         drop = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:

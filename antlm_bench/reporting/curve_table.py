@@ -59,7 +59,7 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
         values = [point.estimate.value for curve in suite_curves for point in curve.points]
         for curve in suite_curves:
             first, last = curve.points[0], curve.points[-1]
-            best = max(curve.points, key=lambda point: point.estimate.value)
+            best = curve.best_point
             first_words, last_words, best_words = (
                 format_word_count(point.words_seen) for point in (first, last, best)
             )
@@ -72,8 +72,23 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
                 "curve": sparkline(curve, min(values), max(values)),
                 "first": TableCell(first.estimate.value, _format_value(curve, first)),
                 "last": estimate_cell(last.estimate, curve.metric),
-                "best": TableCell(best.estimate.value, best_text),
+                "best": TableCell(best.estimate.value, best_text, notes=describe_optimism(curve)),
             }
+
+
+def describe_optimism(curve: LearningCurve) -> tuple[str, ...]:
+    """Return a sentence on the optimism of the best value of several checkpoints."""
+    optimism = curve.optimism
+    if optimism is None:
+        return ()
+    spec = get_metric_spec(curve.metric)
+    num_checkpoints = sum(not point.duplicate_of for point in curve.points)
+    unit = f" {spec.difference_unit}".rstrip()
+    return (
+        f"the best of {num_checkpoints} checkpoints is optimistic, because chance selects it, too: "
+        f"by up to {spec.format(optimism)}{unit} on average; report the last, or select on other "
+        "items",
+    )
 
 
 def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:

@@ -53,7 +53,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "curves": (
         "Learning curves",
-        "The results of a model's checkpoints, over the words that they have seen.",
+        "The results of a model's checkpoints, over the words that they have seen. The best of "
+        "several checkpoints is optimistic, because chance selects it, too.",
     ),
     "training": ("Training", "The loss of the training run, over the words seen."),
     "seeds": ("Finetuning, seed by seed", "How much the results of one task vary between seeds."),

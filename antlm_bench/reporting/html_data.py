@@ -14,6 +14,7 @@ from antlm_bench.errors import NotComparable, UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
+from antlm_bench.reporting.report_table import describe_comparisons
 from antlm_bench.results.checkpoint_series import (
     build_curves,
     expand_run_dirs,
@@ -125,6 +126,10 @@ def gather_report_data(
         for pair in pairs
         if pair.refusal
     ]
+    suites = dict.fromkeys(suite for column in columns for suite in column.cells)
+    values_per_suite = [sum(suite in column.cells for column in columns) for suite in suites]
+    if comparisons := describe_comparisons(values_per_suite):
+        remarks.append(comparisons)
     return ReportData(
         title=title or _default_title(names),
         runs=tuple(all_runs),

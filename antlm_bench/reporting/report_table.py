@@ -198,6 +198,14 @@ def build_legend(report: Report) -> str:
     sentences = [f"{values} ± half the 95% interval over {sampled}."]
     if any(score.low is None for score in scores):
         sentences.append("Published numbers have no interval.")
+    values_per_row = [
+        sum(column.results[index].score is not None for column in report.columns if column.run)
+        for index in range(len(report.members))
+    ]
+    if report.collection:
+        values_per_row.append(sum(bool(c.macro_average) for c in report.columns if c.run))
+    if comparisons := describe_comparisons(values_per_row):
+        sentences.append(comparisons)
     if report.collection:
         weights = {member.weight for member in report.members}
         exceptions = [f"{m.name} {m.weight:g}" for m in report.members if m.weight != 1]
@@ -206,6 +214,27 @@ def build_legend(report: Report) -> str:
             f"{MACRO}: {kind} mean of the {len(report.members)} members, taken as independent."
         )
     return " ".join(sentences)
+
+
+def describe_comparisons(values_per_row: Sequence[int]) -> str:
+    """Describe how many comparisons a reader makes who picks the best value of each row.
+
+    values_per_row: number of compared values of each row. Returns "" for rows without two values.
+    """
+    counts = [count for count in values_per_row if count > 1]
+    if not counts:
+        return ""
+    num_pairs = sum(count * (count - 1) // 2 for count in counts)
+    largest = max(counts)
+    values = f"{largest}" if min(counts) == largest else f"{min(counts)} to {largest}"
+    rows = f"each of {len(counts)} rows" if len(counts) > 1 else "the row"
+    pairs = f"{num_pairs:,} pairs" if num_pairs > 1 else "1 pair"
+    by_chance = "; without true differences, 1 in 20 is significant by chance"
+    return (
+        f"No value is marked as the best: picking the best of {values} in {rows} compares {pairs} "
+        f"of values{by_chance if num_pairs > 1 else ''}. The command compare tests two runs item "
+        "by item."
+    )
 
 
 def _build_long_table(report: Report) -> Table:

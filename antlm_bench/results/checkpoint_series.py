@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import model_name
 from antlm_bench.results.seeds import average_seeds
+from antlm_bench.statistics import Z
 from antlm_bench.types import Cell, Estimate, Run
 
 MILLION = 10**6
@@ -51,6 +54,27 @@ class LearningCurve:
     milestones: tuple[int, ...]
     """Milestones at which the series has a checkpoint or should have one. A milestone without a
     point is a gap."""
+
+    @property
+    def best_point(self) -> CurvePoint:
+        """The checkpoint with the best value; the first of equals."""
+        sign = -1 if get_metric_spec(self.metric).lower_is_better else 1
+        return max(self.points, key=lambda point: sign * point.estimate.value)
+
+    @property
+    def optimism(self) -> float | None:
+        """Upper bound of the mean amount by which the best value is better than the true value of
+        its checkpoint, in the unit of the metric. None for a single checkpoint.
+
+        The largest of K normal errors, independent or not, is at most sqrt(2 ln K) standard errors
+        on average (Boucheron, Lugosi & Massart 2013, section 2.5), whatever the true values. A
+        standard error is half the widest 95% interval, divided by 1.96.
+        """
+        estimates = [point.estimate for point in self.points if not point.duplicate_of]
+        if len(estimates) < 2:
+            return None
+        half_width = max(estimate.high - estimate.low for estimate in estimates) / 2
+        return math.sqrt(2 * math.log(len(estimates))) * half_width / Z
 
     @property
     def segments(self) -> list[list[CurvePoint]]:

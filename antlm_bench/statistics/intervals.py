@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from antlm_bench.types import Floats
 
@@ -40,6 +40,14 @@ class Interval(NamedTuple):
 def one_sided_p(z: float) -> float:
     """Return the probability that a standard normal variable is above z."""
     return float(ndtr(-z))
+
+
+def rate_upper_bound(count: int, n: int, confidence: float = CONFIDENCE_LEVEL) -> float:
+    """Return the one-sided upper bound of a rate of which `count` of n were observed.
+
+    Clopper & Pearson (1934). With a count of 0 it is 1 - .05^(1/n), about 3/n.
+    """
+    return float(betaincinv(count + 1, n - count, confidence)) if count < n else 1.0
 
 
 def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
@@ -133,9 +141,17 @@ def welch_test(strata: Sequence[Floats], weights: Floats) -> tuple[Interval, flo
     variance = float(variances.sum())
     if not variance:
         return Interval(value, value), float(value == 0)
+    return _t_test(value, variance**0.5, welch_df(strata, weights))
+
+
+def welch_df(strata: Sequence[Floats], weights: Floats) -> float:
+    """Return the degrees of freedom of `welch_test`; infinity for values without variance."""
+    variances = _stratum_variances(strata, weights)
     df = np.array([max(len(values) - 1, 1) for values in strata])
-    shares = variances / variance
-    return _t_test(value, variance**0.5, 1 / float(np.sum(shares**2 / df)))
+    total = float(variances.sum())
+    if not total:
+        return float("inf")
+    return 1 / float(np.sum((variances / total) ** 2 / df))
 
 
 def clustered_interval(means: Floats, weights: Floats) -> Interval:

@@ -1,7 +1,7 @@
-"""Power of paired tests, and corrections for multiple testing.
+"""Corrections for multiple testing.
 
-statsmodels has both corrections, too, but takes a second to import, half of the time of `check`.
-Our tests compare these functions with it.
+statsmodels has both, too, but takes a second to import, half of the time of `check`. Our tests
+compare these functions with it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri
-
-from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, standard_error
-from antlm_bench.types import Floats
-
-
-def min_detectable_difference(
-    strata: Sequence[Floats], weights: Floats, power: float = 0.8
-) -> float:
-    """Return the smallest true difference of sum_k w_k mean_k that is found with probability
-    `power` by a two-sided test at alpha = 1 - CONFIDENCE_LEVEL.
-
-    It is (z_{1 - alpha/2} + z_power) standard errors, given the variance of the observed
-    differences. If all strata have no variance, it is computed as if one item differed, because 0
-    would claim too much.
-    """
-    error = standard_error(strata, weights)
-    if not error:
-        num_items = sum(len(values) for values in strata)
-        sizes = np.array([len(values) for values in strata])
-        error = float(np.sqrt(np.sum(weights**2 / sizes) / num_items))
-    return float(ndtri((1 + CONFIDENCE_LEVEL) / 2) + ndtri(power)) * error
 
 
 def holm(p: Sequence[float]) -> list[float]:

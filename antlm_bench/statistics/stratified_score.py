@@ -188,6 +188,24 @@ def score_test(
     return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
 
 
+def count_items_by_group(
+    changes: Floats,
+    groups: Sequence[Bools],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    clusters: Ints | None = None,
+) -> StratifiedCounts:
+    """Return the counts of every group, a macro-average of one stratum each (B = R).
+
+    Arguments as in `score_tests_by_group`, with one group or more.
+    """
+    members = [np.flatnonzero(group) for group in groups]
+    codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
+    rows = np.concatenate(members)
+    of_rows = None if clusters is None else clusters[rows]
+    weights = np.ones(len(groups))
+    return separate_averages(count_items(changes[rows], codes, weights, value_range, of_rows))
+
+
 def score_tests_by_group(
     changes: Floats,
     groups: Sequence[Bools],
@@ -201,12 +219,7 @@ def score_tests_by_group(
     """
     if not groups:
         return []
-    members = [np.flatnonzero(group) for group in groups]
-    codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
-    rows = np.concatenate(members)
-    of_rows = None if clusters is None else clusters[rows]
-    weights = np.ones(len(groups))
-    counts = separate_averages(count_items(changes[rows], codes, weights, value_range, of_rows))
+    counts = count_items_by_group(changes, groups, value_range, clusters)
     low, high = score_intervals(counts)
     p = two_sided_p(score_z(counts))
     return [

@@ -18,7 +18,7 @@ import pytest
 
 from antlm_bench.cli.app import run as cli
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.reporting.curve_table import collect_notes, sparkline
+from antlm_bench.reporting.curve_table import build_curve_table, collect_notes, sparkline
 from antlm_bench.results.checkpoint_series import (
     CurvePoint,
     LearningCurve,
@@ -113,6 +113,25 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
         "a: no result at 20M words.",
         "Left out, because the number of words seen is unknown: main.",
     ]
+
+
+def test_the_best_of_several_checkpoints_is_said_to_be_optimistic() -> None:
+    [curve] = build_curves([checkpoint(f"chck_{n}M", value=n / 20) for n in (7, 8, 9)])
+
+    [row] = build_curve_table([curve], []).rows
+
+    # sqrt(2 ln 3) standard errors of .1 / 1.96
+    assert curve.optimism == pytest.approx(1.4823 * 0.1 / 1.959964, rel=1e-4)
+    assert "the best of 3 checkpoints is optimistic" in row.cells[-1].notes[0]
+    assert "by up to 7.6 points" in row.cells[-1].notes[0]
+    assert build_curves([checkpoint("chck_1M")])[0].optimism is None
+
+
+def test_the_best_checkpoint_in_surprisal_is_the_lowest() -> None:
+    points = tuple(CurvePoint(n, n, f"c{n}", Estimate(n, 9, n - 1, n + 1)) for n in (1, 2))
+
+    assert LearningCurve("a", "s", "causal", "surprisal", points, (1, 2)).best_point.milestone == 1
+    assert LearningCurve("a", "s", "causal", "accuracy", points, (1, 2)).best_point.milestone == 2
 
 
 def test_gaps_are_milestones_or_checkpoints_of_other_series() -> None:

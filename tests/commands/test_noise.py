@@ -37,6 +37,7 @@ def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path)
     )
     assert [(row["flips"], row["points"], row["items"]) for row in rows] == [(0, 0.0, 40)] * 2
     assert all(float(str(row["largest move (nats)"])) < 1e-4 for row in rows)
+    assert [row["at most"] for row in rows] == pytest.approx([1 - 0.05 ** (1 / 40)] * 2)
 
 
 @pytest.mark.long
@@ -72,6 +73,7 @@ def test_flips_and_points_are_those_of_the_decisions(
         row["flips"] == 3
         and row["rate"] == 3 / 40
         and row["points"] == pytest.approx(100 * balance / 40)
+        and row["at most"] > 3 / 40
     )
 
 
@@ -119,3 +121,4 @@ def test_the_verb_prints_one_row_per_condition(
     [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert row["condition"] == "adaptive" and row["items"] == 40
     assert row["rate_text"] == f"{100 * row['rate']:.2f}%"
+    assert row["at most"] > row["rate"]

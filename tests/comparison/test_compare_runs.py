@@ -95,10 +95,24 @@ def test_the_headline_interval_is_over_items_of_these_paradigms(tmp_path: Path) 
         tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01
     )
     assert "clustered" not in head.views  # six paradigms
-    assert head.detectable == pytest.approx(
-        statistics.min_detectable_difference(changes, np.full(6, 1 / 6))
-    )
+    flips = float(np.mean([np.mean(each != 0) for each in changes]))
+    normal = 2.801585 * statistics.standard_error(changes, np.full(6, 1 / 6))
+    assert head.flip_rate == pytest.approx(flips)
+    assert head.detectable == pytest.approx(normal, rel=0.1)
     assert head.p is not None and (head.p < 0.05) == (head.low > 0 or head.high < 0)
+
+
+def test_on_3_items_no_difference_is_called_detectable(tmp_path: Path) -> None:
+    gaps = {"anaphor": np.array([1.0, 1.0, -1.0])}
+    a = write_toy_run(tmp_path / "a", gaps)
+    b = write_toy_run(tmp_path / "b", {"anaphor": np.array([1.0, -1.0, -1.0])})
+
+    comparison = only(compare_runs(a, b))
+
+    assert comparison.headline.detectable is None
+    assert comparison.headline.flip_rate == pytest.approx(1 / 3)
+    [note] = [note for note in comparison.notes if "power of 80%" in note]
+    assert note.startswith("too few items: no true difference would be detected")
 
 
 @pytest.mark.long
@@ -278,9 +292,13 @@ def test_correlations_are_compared_on_the_same_items(tmp_path: Path) -> None:
     ]
     same = only(compare_runs(runs[0], runs[0])).headline
     assert (same.low, same.high, same.p, same.detectable) == (0, 0, 1, None)
-    power = stats.norm.ppf(0.8) / stats.norm.ppf(0.975)
-    half = (found.headline.high - found.headline.low) / 2
-    assert found.headline.detectable == pytest.approx((1 + power) * half, rel=1e-3)
+    drop = statistics.detectable_correlation_drop(
+        found.headline.a,
+        found.headline.b,
+        statistics.Interval(found.headline.low, found.headline.high),
+        80,
+    )
+    assert found.headline.detectable == pytest.approx(drop)
 
 
 def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:

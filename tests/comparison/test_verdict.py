@@ -23,6 +23,7 @@ from antlm_bench.comparison.verdict import (
     mark_drops,
 )
 from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.statistics import detectable_drops, pass_probability, planned_flip_rates
 from antlm_bench.statistics.stratified_score import StratifiedCounts, score_intervals
 
 
@@ -138,6 +139,17 @@ def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -
     judged = judge(comparison(difference(-0.004, 0.012)), Margins(default=0.01)).headline
     # Half the interval must shrink from .012 to .006 / 1.43: (2.86)^2 times 100 items.
     assert judged.items_to_decide == 820
+
+
+def test_items_to_decide_with_few_flips_are_those_that_pass_in_80_percent() -> None:
+    flips, margin = 0.02, 0.01
+    [detectable] = detectable_drops(planned_flip_rates(np.array([100]), np.ones(1), flips))
+    equal = replace(difference(0.0, 0.03), detectable=float(detectable), flip_rate=flips)
+
+    items = judge(comparison(equal), Margins(default=margin)).headline.items_to_decide
+
+    enlarged = planned_flip_rates(np.array([items]), np.ones(1), flips)
+    assert pass_probability(enlarged, margin) == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.long

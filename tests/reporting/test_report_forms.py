@@ -33,6 +33,7 @@ from antlm_bench.reporting.report_table import (
     LONG_KEYS,
     MACRO,
     build_report_table,
+    describe_comparisons,
     format_value,
 )
 from antlm_bench.reporting.writers import FORMATS
@@ -94,6 +95,13 @@ def test_golden(form: str, made: Report) -> None:
     width = form.partition(".")[0]
     text = drawn(made, int(width)) if width.isdecimal() else show(one, form)
     assert text == (GOLDEN / f"report.{form}").read_text(encoding="utf-8")
+
+
+def test_a_reader_of_3_values_in_2_rows_compares_6_pairs() -> None:
+    assert "best of 3 in each of 2 rows compares 6 pairs of values" in describe_comparisons([3, 3])
+    assert "best of 2 to 3 in each of 2 rows compares 4 pairs" in describe_comparisons([3, 2, 1])
+    assert "best of 2 in the row compares 1 pair of values. " in describe_comparisons([2])
+    assert describe_comparisons([1, 0]) == ""
 
 
 @pytest.mark.long

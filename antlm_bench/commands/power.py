@@ -1,0 +1,254 @@
+"""`power`: plan a comparison. Which drop do a suite's items or seeds detect, and how many of them
+does a margin need?
+
+Needs no model, and no data if the suite's declaration states the number of items of each stratum.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from antlm_bench import statistics
+from antlm_bench.comparison.verdict import DEFAULT_MARGIN
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.statistics import CONFIDENCE_LEVEL
+from antlm_bench.suites import loader, sources
+from antlm_bench.suites.classification import ClassificationSpec
+from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.spec import SuiteSpec
+from antlm_bench.suites.task_types import find_task_type, read_declaration
+from antlm_bench.types import Floats, Names, as_list
+
+Correction = Literal["none", "holm"]
+MAX_SEEDS = 1000
+"""Largest number of seeds that is considered."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerPlan:
+    """What a suite can detect, and what a margin needs. Drops and margins are fractions."""
+
+    suite: str
+    unit: Literal["items", "seeds"]
+    """What is counted: items, or seeds of each run."""
+    count: int
+    """Number of items, or of seeds."""
+    strata: int
+    """Number of strata (paradigms, domains), or of finetuned tasks."""
+    detectable: float | None
+    """Smallest true drop that is significant with a power of 80%. None = no drop is."""
+    margin: float
+    passes: float
+    """Probability that a run without a true difference passes a check with this margin."""
+    needed: int | None
+    """Number of items or seeds with which it passes with a probability of 80%. None = more than
+    are considered (a million times the items, or MAX_SEEDS seeds)."""
+
+
+class SuiteStrata(NamedTuple):
+    """The strata that a suite's headline averages."""
+
+    sizes: Floats
+    """Items of each stratum (R,)."""
+    weights: Floats
+    """Weight of each stratum (R,); they sum to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerOptions:
+    """Assumptions of a plan."""
+
+    flips: float | None = None
+    """Share of the items that two runs answer differently."""
+    accuracy: float | None = None
+    """Instead of `flips`: the accuracy of two runs that err independently of each other. Such runs
+    flip 2 a (1 - a) of the items; runs of one recipe flip fewer."""
+    margin: float = DEFAULT_MARGIN
+    """Margin of `check`, as a fraction."""
+    correction: Correction = "none"
+    """"holm": a drop is significant after a correction for all suites, as in `check`."""
+    seeds: int = 5
+    """Seeds of each run on finetuned tasks."""
+    seed_sd: float | None = None
+    """Standard deviation of a task's score over seeds, as a fraction."""
+
+    def flip_rate(self) -> float | None:
+        """Return the share of items that flip. Raises UsageError if two options state it."""
+        if self.flips is not None and self.accuracy is not None:
+            raise UsageError(
+                "--flips and --accuracy exclude each other",
+                location="--accuracy",
+                hint="--accuracy computes the flips of two independent runs",
+            )
+        if self.accuracy is not None:
+            return 2 * self.accuracy * (1 - self.accuracy)
+        return self.flips
+
+
+def plan_power(suites: Names, options: PowerOptions) -> list[PowerPlan]:
+    """Return a plan per suite. A collection stands for its members that can be planned.
+
+    Suites of right and wrong answers need `flips` or `accuracy`, finetuned suites need `seed_sd`.
+    Raises UsageError, DeclarationError, and DataError if strata are neither declared nor in local
+    data.
+    """
+    for name, value, limit in (
+        ("--flips", options.flips, 1.0),
+        ("--accuracy", options.accuracy, 1.0),
+        ("--seed-sd", options.seed_sd, 0.5),
+    ):
+        if value is not None and not 0 <= value <= limit:
+            raise UsageError(
+                f"{100 * value:g}% is not a share", location=name, hint=f"0% to {100 * limit:g}%"
+            )
+    if not 0 < options.margin <= 1:
+        raise UsageError(
+            f"{100 * options.margin:g} points is not a margin",
+            location="--margin",
+            hint="more than 0, at most 100 points",
+        )
+    refs = list(dict.fromkeys(ref for name in as_list(suites) for ref in _list_members(name)))
+    num_tests = len(refs) if options.correction == "holm" else 1
+    alpha = (1 - CONFIDENCE_LEVEL) / num_tests
+    return [
+        _plan_seeds(ref, options, alpha) if _is_finetuned(ref) else _plan_items(ref, options, alpha)
+        for ref in refs
+    ]
+
+
+def _list_members(ref: str) -> Iterator[str]:
+    """Yield the suites of a collection that can be planned, or the suite itself."""
+    if find_task_type(ref).matches(ref):
+        yield ref
+        return
+    spec, _ = read_declaration(ref)
+    if isinstance(spec, CollectionSpec):
+        members = [read_declaration(member)[0] for member in spec.list_suites("")]
+        yield from (member.name for member in members if _has_credits(member))
+    elif _has_credits(spec):
+        yield ref
+    else:
+        raise UsageError(
+            f"the power of {ref!r} cannot be planned: its items are not right or wrong",
+            location="--suite",
+            hint="`compare` states which difference two of its runs detect",
+        )
+
+
+def _has_credits(spec: object) -> bool:
+    """Return whether items are right or wrong, or texts are classified."""
+    if isinstance(spec, SuiteSpec):
+        return METRICS[spec.metric].item_kind is ItemKind.CHOICE
+    return isinstance(spec, ClassificationSpec)
+
+
+def _is_finetuned(ref: str) -> bool:
+    return not find_task_type(ref).matches(ref) and isinstance(
+        read_declaration(ref)[0], ClassificationSpec
+    )
+
+
+# ---- items
+
+
+def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
+    """Plan a suite of right and wrong answers. alpha: level of a significant drop."""
+    flips = options.flip_rate()
+    if flips is None:
+        raise UsageError(
+            f"the share of items that flip decides what {ref!r} detects, but it is not given",
+            location="--flips",
+            hint="e.g. --flips 2% (`compare` lists the flips of two runs), or --accuracy 80%",
+        )
+    strata = read_strata(ref)
+    rates = statistics.planned_flip_rates(strata.sizes, strata.weights, flips)
+    [detectable] = statistics.detectable_drops(rates, alpha)
+    factor = statistics.items_factor(rates, options.margin)
+    return PowerPlan(
+        suite=ref,
+        unit="items",
+        count=int(strata.sizes.sum()),
+        strata=len(strata.sizes),
+        detectable=None if np.isnan(detectable) else float(detectable),
+        margin=options.margin,
+        passes=statistics.pass_probability(rates, options.margin),
+        needed=None if np.isnan(factor) else int(np.ceil(strata.sizes * factor - 1e-6).sum()),
+    )
+
+
+def read_strata(ref: str) -> SuiteStrata:
+    """Return the strata of a suite's headline, from its declaration or else from local data.
+
+    Raises DataError if the declaration does not state them and the data is absent.
+    """
+    task_type = find_task_type(ref)
+    if not task_type.matches(ref):
+        spec, folder = loader.read_suite_spec(ref)
+        declared = _declared_strata(spec)
+        if declared:
+            return declared
+        statuses = sources.list_files(spec, folder) if spec.data else []
+        if any(file_status.state == "absent" for file_status in statuses):
+            raise DataError(
+                "the declaration does not state the items of each "
+                f"{spec.macro[-1] if spec.macro else 'suite'}, and its data is absent",
+                location=ref,
+                hint=f"antlm-bench data fetch {ref}",
+            )
+    suite = loader.load_suite(ref, allow_incomplete=True)
+    paths = [tuple(item.labels[level] for level in suite.macro) for item in suite.items]
+    counts = Counter(paths)
+    weights = statistics.macro_weights(list(counts))
+    return SuiteStrata(np.array(list(counts.values()), float), weights)
+
+
+def _declared_strata(spec: SuiteSpec) -> SuiteStrata | None:
+    """Return the strata that a declaration states, or None."""
+    if not spec.macro and spec.expect:
+        return SuiteStrata(np.array([spec.expect.items], float), np.ones(1))
+    counts = spec.expect.counts if spec.expect else {}
+    if spec.grammar:
+        counts = {paradigm.name: spec.grammar.pairs for paradigm in spec.grammar.paradigm}
+    if not counts or spec.macro != (spec.finest_level,):
+        return None
+    sizes = np.array(list(counts.values()), float)
+    return SuiteStrata(sizes, np.full(len(sizes), 1 / len(sizes)))
+
+
+# ---- seeds
+
+
+def _plan_seeds(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
+    """Plan the mean over the tasks of a finetuned suite. alpha: level of a significant drop."""
+    sd, seeds, margin = options.seed_sd, options.seeds, options.margin
+    if not sd:
+        raise UsageError(
+            f"the spread of seeds decides what {ref!r} detects, but it is not given",
+            location="--seed-sd",
+            hint="e.g. --seed-sd 1.5 (points; `report` shows the largest of the tasks)",
+        )
+    if seeds < 2:
+        raise UsageError("one seed shows no spread", location="--seeds", hint="2 or more")
+    spec, _ = read_declaration(ref)
+    num_tasks = len(spec.task) if isinstance(spec, ClassificationSpec) else 1
+    needed = [
+        count
+        for count in range(2, MAX_SEEDS + 1)
+        if statistics.seeds_power(margin, sd, count, num_tasks) >= statistics.POWER
+    ]
+    return PowerPlan(
+        suite=ref,
+        unit="seeds",
+        count=seeds,
+        strata=num_tasks,
+        detectable=statistics.seeds_detectable(sd, seeds, num_tasks, alpha),
+        margin=margin,
+        passes=statistics.seeds_power(margin, sd, seeds, num_tasks),
+        needed=min(needed, default=None),
+    )
