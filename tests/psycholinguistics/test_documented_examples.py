@@ -24,6 +24,11 @@ def read_code_blocks(name: str) -> list[tuple[str, str]]:
     )
 
 
+def read_commands(name: str) -> list[str]:
+    """Return the blocks of a document that are command lines."""
+    return [text for language, text in read_code_blocks(name) if language != "python"]
+
+
 @pytest.fixture
 def run_example(make_checkpoint, tmp_path, monkeypatch):
     """try_out(line): run a command of a document in an empty folder, on a real checkpoint."""
@@ -82,7 +87,7 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
 def test_both_reading_suites_stand_side_by_side(run_example, capsys):
     if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():
         pytest.skip("no reading/ in ANTLM_BENCH_DATA")
-    (_, line) = read_code_blocks("reading.md")[0]
+    line = read_commands("reading.md")[0]
     run_example(line.strip(), "--out", "run")
     assert [cell.suite for cell in runs.open_run("run")] == ["reading-2025", "reading"]
     out = capsys.readouterr().out
@@ -90,7 +95,7 @@ def test_both_reading_suites_stand_side_by_side(run_example, capsys):
 
 
 def test_the_commands_about_acquisition_are_understood(capsys):
-    for line in read_code_blocks("reading.md")[1][1].strip().splitlines():
+    for line in read_commands("reading.md")[1].strip().splitlines():
         assert run([shlex.split(line)[1], "--help"]) == 0
         printed = capsys.readouterr().out
         assert all(f"{word} " in printed for word in shlex.split(line) if word.startswith("--"))
