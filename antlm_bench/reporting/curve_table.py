@@ -16,7 +16,7 @@ DUPLICATE_SIGN = "="
 LEGEND = (
     f"One sign per checkpoint, from the suite's lowest value ({BARS[0]}) to its highest "
     f"({BARS[-1]}); {MISSING_SIGN} a missing checkpoint, {DUPLICATE_SIGN} a checkpoint with the "
-    "weights of an earlier one. The last value has half its 95% interval after ±."
+    "weights of an earlier one. The last value is followed by its [95% interval]."
 )
 
 
