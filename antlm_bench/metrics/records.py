@@ -63,7 +63,8 @@ ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if all values are 0 or 1, else Welch's t
 """Method of the intervals of means of other values."""
 SEED_INTERVAL = (
     "t over seeds and items; with one seed, or seeds that do not vary, over items only (score "
-    "interval for accuracy, else bootstrap); that of a mixture if only some seeds collapsed"
+    "interval for accuracy, else simulated confusion tables); that of a mixture if only some seeds "
+    "collapsed"
 )
 """Method of the intervals of finetuned tasks (`classification.summarize_seeds`)."""
 SEED_DIFFERENCE_INTERVAL = "t over seeds and items; a run of one seed adds nothing over seeds"
@@ -223,7 +224,7 @@ CORRELATION: dict[str, Any] = {
 }
 CLASSIFICATION: dict[str, Any] = PERCENT | {
     "item_kind": ItemKind.CLASS,
-    "interval": "bootstrap over items",
+    "interval": "simulated confusion tables",
     "difference_interval": SEED_DIFFERENCE_INTERVAL,
     "trivial_baseline": "majority",
     "averages_groups": False,

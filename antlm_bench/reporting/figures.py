@@ -20,6 +20,7 @@ from antlm_bench.reporting.comparison_table import (
     format_interval,
     format_p_value,
 )
+from antlm_bench.reporting.curve_table import describe_other_items
 from antlm_bench.reporting.report_data import (
     Figure,
     FigureTable,
@@ -217,7 +218,8 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
             section="curves",
             name=f"curve.{suite}",
             title=make_printable(suite),
-            caption=_axis_title(metric),
+            caption=_axis_title(metric)
+            + "".join(f". {note}" for note in describe_other_items(suite_curves)),
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.line_plot, rows, names, title=_axis_title(metric)),

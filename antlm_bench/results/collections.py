@@ -18,7 +18,7 @@ from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
-from antlm_bench.results.seeds import describe_collapse, summarize_seed_cells
+from antlm_bench.results.seeds import describe_collapse, merge_seed_notes, summarize_seed_cells
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING, read_trainings
 from antlm_bench.suites.collection import MemberSpec
@@ -317,7 +317,7 @@ def _collect_caveats(
         yield f"finetuned with the settings of {preset}"
     if any(_settings_without_seed(cell) != _settings_without_seed(first) for cell in cells):
         yield f"{suite}: its seeds were finetuned with different settings"
-    for note in dict.fromkeys(note for cell in cells for note in cell.summary.notes):
+    for note in merge_seed_notes(cells):
         if CAVEAT_PATTERN.search(note):
             yield f"{suite}: {note}"
     if compat := first.settings.get("compat"):

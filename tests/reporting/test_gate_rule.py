@@ -22,7 +22,7 @@ from antlm_bench.comparison.verdict import (
 )
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.check_table import build_check_table, build_exit_error
-from antlm_bench.reporting.github import workflow_commands
+from antlm_bench.reporting.github import escape_message, workflow_commands
 from antlm_bench.reporting.html import render_page
 from antlm_bench.reporting.junit import to_junit_xml
 from antlm_bench.reporting.report_data import ReportData
@@ -65,7 +65,7 @@ def test_github_states_the_rule() -> None:
         if line.startswith("::notice")
     ]
     assert len(notices) == 1
-    assert notices[0].endswith(GATE_RULE)
+    assert notices[0].endswith(escape_message(GATE_RULE))
 
 
 def test_the_page_states_the_rule_and_that_it_has_no_verdicts() -> None:
