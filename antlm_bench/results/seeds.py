@@ -73,7 +73,7 @@ def merge_seed_notes(cells: Sequence[Cell]) -> list[str]:
     return [
         note
         if len(seeds) == len(cells)
-        else f"seed {', '.join(seeds)}: {note.replace('shown as 0', 'counts as 0 in the mean')}"
+        else f"{note.replace('shown as 0', 'counts as 0 in the mean')} (seed {', '.join(seeds)})"
         for note, seeds in seeds_by_note.items()
     ]
 
