@@ -92,10 +92,8 @@ def read_trainings(suite: str) -> dict[str, str]:
     """
     if suite not in list_declarations("tasks"):
         return {}
-    spec, _ = read_declaration(suite)
-    if not isinstance(spec, ClassificationSpec):
-        return {}
-    return {name: task.trains_with or name for name, task in spec.task.items()}
+    tasks: Mapping[str, TaskSpec] = getattr(read_declaration(suite)[0], "task", {})
+    return {name: task.trains_with or name for name, task in tasks.items()}
 
 
 def list_presets(ref: str) -> dict[str, str]:
