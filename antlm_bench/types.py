@@ -216,6 +216,11 @@ class Cell:
         return self.summary.headline
 
     @property
+    def is_finetuned(self) -> bool:
+        """Whether a classifier was finetuned: one seed, or the average over seeds."""
+        return self.method.startswith("finetune-")
+
+    @property
     def is_frozen(self) -> bool:
         """Whether a classifier was fitted on a frozen backbone, and nothing was finetuned."""
         return self.method.startswith("frozen-")

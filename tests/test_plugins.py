@@ -103,8 +103,8 @@ def test_a_metric_of_a_package(
     assert f"{means[0]:.6f}"[:7] in capsys.readouterr().out
     assert run(["report", folders[0]]) == 0  # as the record says: neither percent nor times 100
     shown = capsys.readouterr().out
-    assert f"{means[0]:.3f} ±" in shown and "Percent" not in shown
-    assert "Brier score (less is better) ± half the 95% interval" in shown
+    assert f"{means[0]:.3f} [" in shown and "Percent" not in shown
+    assert "Brier score (less is better) [95% interval]" in shown
     assert run(["export", folders[0], "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
 
 

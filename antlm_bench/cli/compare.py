@@ -172,9 +172,14 @@ def check_command(
 ) -> None:
     """Check whether a run is worse than its baseline by more than a margin.
 
-    The two-sided 95% interval of the drop decides. It lies below the margin: pass; above:
-    regression, exit code 1; it contains the margin: undecided. Exit code 5: the run lacks results
-    of the baseline.
+    A drop is baseline - run, or run - baseline if lower is better.
+
+    pass: the two-sided 95% interval of the drop lies below the margin; regression: the interval
+    lies above the margin; undecided: the interval holds the margin, so there are too few items to
+    decide; drop: no regression, but the interval lies above 0 (only with --fail-on drop). With
+    several suites, a regression or drop must also hold after Holm's correction. Exit codes: 0 pass
+    or undecided, 1 regression or drop, 4 undecided with --strict. Exit code 5: the run lacks
+    results of the baseline.
     """
     if github and table_format != "table":
         raise UsageError(

@@ -19,6 +19,7 @@ from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.results.collections import (
+    PUBLISHED,
     MemberResult,
     ReportedScore,
     SeenDigests,
@@ -31,6 +32,7 @@ from antlm_bench.results.display_names import model_names
 from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.methods import METHODS
+from antlm_bench.suites.classification_loader import read_trainings
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_of_type
 from antlm_bench.types import (
@@ -149,14 +151,14 @@ def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tupl
 
 
 def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
-    """Return a member per suite of the runs. The tasks of a finetuned suite are one member."""
+    """Return a member per suite of the runs. All tasks of a finetuned suite are one member."""
     tasks_by_suite: dict[tuple[str, bool], list[str]] = {}
     for cell in (cell for run in all_runs for cell in run):
         if cell.seed is None:
             tasks_by_suite.setdefault((cell.suite, False), [])
             continue
         suite, task = cell.finetuned_task
-        tasks = tasks_by_suite.setdefault((suite, True), [])
+        tasks = tasks_by_suite.setdefault((suite, True), list(read_trainings(suite)))
         if task not in tasks:
             tasks.append(task)
     return tuple(
@@ -349,7 +351,7 @@ def _build_published_column(
     """Return a published row as a column. Its scores have no interval: their items are unknown."""
 
     def to_score(percent: float | None) -> ReportedScore | None:
-        return None if percent is None else ReportedScore(percent / 100, "published")
+        return None if percent is None else ReportedScore(percent / 100, PUBLISHED)
 
     results = []
     for declared, shown in zip(spec.members, members, strict=True):

@@ -82,10 +82,12 @@ def _build_comparison(
     suite: str, joined: Sequence[JoinedTables], result: PairedResult, macro_levels: tuple[str, ...]
 ) -> Comparison:
     metrics = {part.cells_a[0].summary.metric for part in joined}
-    lower_is_better = all(get_metric_spec(metric).lower_is_better for metric in metrics)
+    specs = [get_metric_spec(metric) for metric in metrics]
+    lower_is_better = all(spec.lower_is_better for spec in specs)
+    largest = max(spec.value_range[1] - spec.value_range[0] for spec in specs)
     headline, groups = adjust_p_values(
-        _finish_difference(result.headline, lower_is_better),
-        [_finish_difference(group, lower_is_better) for group in result.groups],
+        _finish_difference(result.headline, lower_is_better, largest),
+        [_finish_difference(group, lower_is_better, largest) for group in result.groups],
     )
     return Comparison(
         suite=suite,
@@ -104,9 +106,12 @@ def _build_comparison(
     )
 
 
-def _finish_difference(difference: Difference, lower_is_better: bool) -> Difference:
+def _finish_difference(difference: Difference, lower_is_better: bool, largest: float) -> Difference:
     """Return a difference with its direction, and with the values of both runs as their summaries
     hold them: a mean over groups depends on the order of its sum.
+
+    largest: the largest difference that the metrics can have; the interval ends there.
     """
     a, b = round_value(difference.a), round_value(difference.b)
-    return replace(difference, a=a, b=b, lower_is_better=lower_is_better)
+    low, high = max(difference.low, -largest), min(difference.high, largest)
+    return replace(difference, a=a, b=b, low=low, high=high, lower_is_better=lower_is_better)

@@ -17,6 +17,7 @@ from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.metrics.prediction_table import gold_credits
 from antlm_bench.metrics.records import CLASS_REDUCTION
 from antlm_bench.statistics import Interval, UncertainValue
+from antlm_bench.suites.classification_loader import read_trainings
 from antlm_bench.types import Cell, Estimate, Floats
 
 TASK_LEVEL = "task"
@@ -30,11 +31,14 @@ def collection_name(cell: Cell) -> str:
 def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     """Compare the unweighted mean over tasks. Each task is a group.
 
-    Tasks are independent, so their variances are added (statistics.weighted_mean).
+    name: name of the suite. The variances of tasks are added (statistics.weighted_mean); tasks that
+    share their trainings vary together over seeds.
     """
     results = [_compare_task(task) for task in tasks]
     groups = tuple(difference for difference, _, _ in results)
-    mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results])
+    training_by_task = read_trainings(name)
+    trainings = [training_by_task.get(group.name, group.name) for group in groups]
+    mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results], None, trainings)
     low, high = mean.interval
     headline = Difference(
         HEADLINE,
@@ -53,7 +57,14 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     )
     flips = [flip for _, _, flipped in results for flip in flipped]
     flips.sort(key=lambda flip: (flip.b - flip.a, flip.margin or 0.0))
-    return PairedResult(headline, groups, tuple(flips), _seed_notes(tasks))
+    missing = [task for task in training_by_task if task not in {group.name for group in groups}]
+    notes = _seed_notes(tasks)
+    if missing:
+        notes = (
+            f"mean of {len(groups)} of {len(training_by_task)} tasks, without {', '.join(missing)}",
+            *notes,
+        )
+    return PairedResult(headline, groups, tuple(flips), notes)
 
 
 def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ a margin m > 0:
 
     the interval lies below m    pass (a drop may be significant, but is tolerated)
     the interval lies above m    regression: the drop is larger than the margin
-    the interval contains m      undecided: too few items for this margin
+    the interval holds m         undecided: too few items for this margin
 
 So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
 drop of the margin or more passes in at most 2.5%. For several suites, see
@@ -54,6 +54,20 @@ HALF_WIDTHS_TO_DECIDE = 1 + 0.8416 / Z
 with 80% probability."""
 FAILURES: tuple[Status, ...] = ("regression", "drop")
 """Statuses that fail a check."""
+STATUS_RULES: dict[Status, str] = {
+    "pass": "the two-sided 95% interval of the drop lies below the margin",
+    "regression": "the interval lies above the margin",
+    "undecided": "the interval holds the margin, so there are too few items to decide",
+    "drop": "no regression, but the interval lies above 0 (only with --fail-on drop)",
+}
+"""Status -> its condition. The drop is baseline - run, or run - baseline if lower is better."""
+EXIT_CODES = "Exit codes: 0 pass or undecided, 1 regression or drop, 4 undecided with --strict."
+GATE_RULE = (
+    "; ".join(f"{status}: {rule}" for status, rule in STATUS_RULES.items())
+    + ". With several suites, a regression or drop must also hold after Holm's correction. "
+    + EXIT_CODES
+)
+"""The rule of `check`, as every output and page states it (tests/reporting/test_gate_rule.py)."""
 DEFAULT_MARGIN = 0.01
 """One point. It is larger than the numerical noise of any dtype (`antlm-bench noise`), and BLiMP
 has enough items to detect such a drop.

@@ -2,8 +2,9 @@
 
 A deviation is a setting with which the official code could have given another answer. Settings that
 provably give the same answers are no deviations: `--bos auto` if the tokenizer adds the same
-special tokens by itself, a delimiter if every text has a context, adaptive precision. Neither are
-the tie rule and the softmax precision, because the file is computed with the official ones.
+special tokens by itself, a delimiter if every text has a context. Neither are the tie rule and the
+softmax precision, because the file is computed with the official ones. Adaptive precision is
+accepted too: a few choices may differ from fp32, as those of two machines may.
 """
 
 from __future__ import annotations

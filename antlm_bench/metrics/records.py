@@ -59,8 +59,16 @@ OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
 """Items whose options are compared, so that their `reduction` matters."""
 SCORE_INTERVAL = "stratified score interval over items"
 """Method of the intervals of means of credits (`statistics.stratified_score`)."""
-ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if each is 0 or 1, else Welch's t"
+ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if all values are 0 or 1, else Welch's t over items"
 """Method of the intervals of means of other values."""
+SEED_INTERVAL = (
+    "t over seeds and items; with one seed, or seeds that do not vary, over items only (score "
+    "interval for accuracy, else simulated confusion tables); that of a mixture if only some seeds "
+    "collapsed"
+)
+"""Method of the intervals of finetuned tasks (`classification.summarize_seeds`)."""
+SEED_DIFFERENCE_INTERVAL = "t over seeds and items; a run of one seed adds nothing over seeds"
+"""Method of the intervals of differences of finetuned tasks (`comparison.paired_seeds`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +100,10 @@ class MetricSpec:
     label: str
     """Title of the scores in a legend: "Percent right"."""
     interval: str = ITEM_MEAN_INTERVAL
-    """Method of the 95% interval, for a legend."""
+    """Method of the 95% interval of one run, for a legend."""
     item_kind: ItemKind = ItemKind.CHOICE
+    difference_interval: str = ""
+    """Method of the 95% interval of a difference of two runs, for a legend. "" = `interval`."""
 
     # ---- how a score is written
     heading: str = ""
@@ -105,9 +115,9 @@ class MetricSpec:
     headline_basis: str = "over items"
     """Words that follow a headline without groups. "" = none."""
     scale: int = 1
-    """Factor from the stored value to the written one: 100 for percent."""
-    report_scale: int | None = None
-    """Factor in a report of many suites: 100 for a correlation beside percent. None = `scale`."""
+    """Factor from the stored value to the written one: 100 for percent and correlations."""
+    raw_unit: str = ""
+    """Unit of the stored value, in JSON. "" = "fraction" if `scale` is 100, else the heading."""
     decimals: int = 3
     difference_unit: str = ""
     """Unit of a difference: "points"."""
@@ -118,8 +128,6 @@ class MetricSpec:
     are not counted."""
     too_long_outcome: str = "left out"
     """Words for what happens to items that do not fit the model."""
-    percent_name: str = ""
-    """Name, in a report's legend, of values times 100 that are neither percent nor correlations."""
 
     # ---- what a score means
     lower_is_better: bool = False
@@ -161,6 +169,9 @@ class MetricSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heading", self.heading or self.name)
+        default_unit = "fraction" if self.scale == 100 else self.heading
+        object.__setattr__(self, "raw_unit", self.raw_unit or default_unit)
+        object.__setattr__(self, "difference_interval", self.difference_interval or self.interval)
 
     @property
     def difference_axis_title(self) -> str:
@@ -171,18 +182,28 @@ class MetricSpec:
     def is_bounded(self) -> bool:
         return all(map(math.isfinite, self.value_range))
 
-    @property
-    def is_percent_in_reports(self) -> bool:
-        """Whether a report of many suites writes a value times 100."""
-        return (self.report_scale or self.scale) == 100
+    def format(self, value: float, sign: str = "") -> str:
+        """Return a value as it is written everywhere: scaled and rounded, never "-0.0".
 
-    def format(self, value: float) -> str:
-        """Return a value as it is written in tables."""
-        return f"{self.scale * value:.{self.decimals}f}"
+        sign: "+" also marks positive numbers.
+        """
+        text = f"{self.scale * value:{sign}.{self.decimals}f}"
+        is_zero = not text.strip("+-0.")
+        return text.lstrip("+-") if is_zero else text
 
-    def format_beside_percent(self, value: float) -> str:
-        """Return a value as a report of many suites writes it."""
-        return f"{100 * value:.1f}" if self.is_percent_in_reports else self.format(value)
+    def format_interval(self, low: float, high: float, sign: str = "") -> str:
+        """Return an interval as it is written everywhere: `[80.4, 98.2]`."""
+        return f"[{self.format(low, sign)}, {self.format(high, sign)}]"
+
+    def format_estimate(self, value: float, low: float | None, high: float | None) -> str:
+        """Return a value with its interval, `92.5 [80.4, 98.2]`.
+
+        The interval is left out if it is unknown, or if it is the whole range of the metric and so
+        says nothing.
+        """
+        if low is None or high is None or (low, high) == self.value_range:
+            return self.format(value)
+        return f"{self.format(value)} {self.format_interval(low, high)}"
 
 
 PERCENT: dict[str, Any] = {
@@ -193,17 +214,18 @@ PERCENT: dict[str, Any] = {
     "value_range": (0.0, 1.0),
 }
 CORRELATION: dict[str, Any] = {
-    "report_scale": 100,
-    "decimals": 2,
+    "scale": 100,
+    "decimals": 1,
+    "difference_unit": "points",
     "headline_basis": "",
-    "difference_title": "difference of correlations",
     "change_labels": (),
     "value_range": (-1.0, 1.0),
     "averages_groups": False,
 }
 CLASSIFICATION: dict[str, Any] = PERCENT | {
     "item_kind": ItemKind.CLASS,
-    "interval": "over seeds and items",
+    "interval": "simulated confusion tables",
+    "difference_interval": SEED_DIFFERENCE_INTERVAL,
     "trivial_baseline": "majority",
     "averages_groups": False,
     "aggregation": None,
@@ -229,10 +251,11 @@ ACCURACY = MetricSpec(
 )
 SPEARMAN = MetricSpec(
     "spearman",
-    "Spearman's rho",
+    "100 times Spearman's rho",
     "t on Fisher's scale over items",
     ItemKind.RATING,
-    heading="Spearman's rho",
+    heading="100 rho",
+    raw_unit="Spearman's rho",
     aggregation="antlm_bench.metrics.spearman:Spearman",
     comparison="antlm_bench.comparison.paired:compare_correlations",
     export_rows="antlm_bench.exports.items_csv:rating_rows",
@@ -258,16 +281,17 @@ MCC = MetricSpec(
     "mcc",
     "100 times Matthews' correlation",
     heading="100 MCC",
+    raw_unit="Matthews' correlation",
     confusion="antlm_bench.metrics.classification:MCC",
     **CLASSIFICATION | {"value_range": (-1.0, 1.0)},
 )
 DELTA_R2 = MetricSpec(
     "delta-r2",
-    "100 ΔR²",
-    "percent that surprisal explains of what the other predictors leave, jackknife over sentences",
+    "100 ΔR² (percent that surprisal explains of what the other predictors leave)",
+    "jackknife over sentences",
     ItemKind.READING_TIME,
+    difference_interval="t over sentences",
     heading="100 ΔR²",
-    percent_name="ΔR²",
     aggregation=None,
     comparison="antlm_bench.comparison.paired_reading_times:compare_reading_times",
     needs_suite_data=True,
@@ -278,7 +302,7 @@ DELTA_R2 = MetricSpec(
 SURPRISAL = MetricSpec(
     "surprisal",
     "Surprisal in nats",
-    "words as a sample",
+    "t over words",
     ItemKind.TEXT,
     heading="nats",
     decimals=2,
@@ -293,10 +317,11 @@ SURPRISAL = MetricSpec(
 )
 ACQUISITION = MetricSpec(
     "acquisition",
-    "Pearson's r",
+    "100 times Pearson's r",
     "Fisher's interval over words",
     ItemKind.CURVE,
-    heading="Pearson's r",
+    heading="100 r",
+    raw_unit="Pearson's r",
     aggregation=None,
     comparison=None,
     export_rows=None,
@@ -309,7 +334,7 @@ TASK_VALUE: dict[str, Any] = {
     "change_labels": ("documents better", "worse"),
 }
 TASK_TOTAL: dict[str, Any] = TASK_VALUE | {
-    "interval": "documents left out in turn",
+    "interval": "jackknife over documents",
     "change_labels": (),
     "export_rows": "antlm_bench.exports.items_csv:preference_rows",
     "lm_eval": LmEvalFormat(is_item_mean=True, sample_values=False),
@@ -345,6 +370,7 @@ BITS_PER_BYTE = MetricSpec(
     "Bits per byte (less is better)",
     "jackknife over documents",
     ItemKind.DOCUMENT,
+    difference_interval="Welch's t over documents",
     heading="bits per byte",
     difference_unit="bits",
     change_labels=("documents better", "worse"),

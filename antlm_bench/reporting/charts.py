@@ -162,12 +162,14 @@ def loss_plot(
     return alt.layer(*layers).properties(height=230, width=style.width)
 
 
-def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -> alt.Chart:
+def heatmap(
+    rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle, chance: float | None
+) -> alt.Chart:
     """Draw a heat map of percentages: a tile with its value per name in `row` and series.
 
-    Tiles are orange below 50 and blue above.
+    Tiles are orange below chance (a fraction) and blue above; without it they have no colour.
 
-    Fields of rows: row, series, value (percent), text (shown on the tile), description.
+    Fields of rows: row, series, value (percent), tile (the text on it), description.
     """
     order = list(dict.fromkeys(row["row"] for row in rows))
     y = alt.Y(
@@ -177,14 +179,17 @@ def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -
         orient="top", labelAngle=-30, labelLimit=160, labelAlign="left", labelPadding=4
     )
     x = alt.X("series:N", sort=list(names), title=None, axis=header)
-    colour_range = [style.colours["below"], style.colours["ground"], style.colours["above"]]
+    roles = ("ground",) * 3 if chance is None else ("below", "ground", "above")
+    domain = [0, 50 if chance is None else 100 * chance, 100]
     colour = alt.Color(
         "value:Q",
         legend=None,
-        scale=alt.Scale(domain=[0, 50, 100], range=colour_range, interpolate="rgb"),
+        scale=alt.Scale(
+            domain=domain, range=[style.colours[role] for role in roles], interpolate="rgb"
+        ),
     )
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
-    text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="text:N")
+    text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="tile:N")
     tiles = alt.layer(base.mark_rect().encode(color=colour, description="description:N"), text)
     return tiles.properties(height=18 * len(order), width=style.width)
 

@@ -10,6 +10,7 @@ from antlm_bench.comparison.results import HEADLINE
 from antlm_bench.comparison.verdict import (
     FAILURES,
     FALLBACK_MARGINS,
+    GATE_RULE,
     CheckResult,
     Judgement,
     Verdict,
@@ -67,15 +68,6 @@ LONG_KEYS = (
     "status",
 )
 """Columns of the long form."""
-VERDICT_LEGEND = (
-    "pass: the two-sided 95% interval of the difference contains no loss as large as the margin. "
-    "regression: the interval contains only losses larger than the margin. "
-    "undecided: the interval contains the margin, so there are too few items to decide."
-)
-DROP_LEGEND = (
-    "drop: no regression, but the interval contains only losses: a significant drop of any size "
-    "fails (--fail-on drop)."
-)
 
 
 def summarize_verdict(verdict: Verdict) -> str:
@@ -133,9 +125,9 @@ def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | 
 
 
 def format_change(difference: Difference, metric: str) -> str:
-    """Return a difference with its interval: `-3.1 (95% CI -4.9..-1.3)`."""
-    low, high = format_interval(difference, metric).split("..")
-    return f"{format_number(difference.value, metric, '+')} (95% CI {low}..{high})"
+    """Return a difference with its interval: `-3.1 (95% CI [-4.9, -1.3])`."""
+    value = format_number(difference.value, metric, "+")
+    return f"{value} (95% CI {format_interval(difference, metric)})"
 
 
 def list_judgements(verdict: Verdict) -> list[Judgement]:
@@ -155,9 +147,7 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
     rows += [
         build_row(cell, *blanks, TableCell("missing", tone="bad")) for cell in checked.missing_cells
     ]
-    legend = [*_describe_margin_sources(checked), VERDICT_LEGEND]
-    if any(verdict.headline.status == "drop" for verdict in checked.verdicts):
-        legend.append(DROP_LEGEND)
+    legend = [*_describe_margin_sources(checked), GATE_RULE]
     unpaired = TableCell("not compared", notes=(UNPAIRED_NOTE,))
     rows += [build_row(cell, *blanks, unpaired) for cell in checked.unpaired_cells]
     return Table(

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from antlm_bench.comparison import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.metrics.records import SEED_DIFFERENCE_INTERVAL
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
@@ -20,19 +21,12 @@ from antlm_bench.reporting.table import (
     build_records_table,
     build_row,
 )
+from antlm_bench.types import Estimate
 
 TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Suite -> id of an item -> its texts."""
 WORSE, BETTER = "▼", "▲"
-LEGEND = (
-    "Values are in percent and differences in points; correlations, nats, bits and scores of "
-    "lm-eval tasks are not scaled. 95% intervals: stratified score interval over items (Welch's t "
-    "if values are not 0 or 1, Fisher's scale for correlations), t over sentences for 100 ΔR², "
-    "t over words for surprisal, t over seeds and items for finetuned tasks. The p values of "
-    "groups are corrected within families of tests by Holm, or for many groups by "
-    "Benjamini-Hochberg (BH); the p value of a suite is not corrected. ▼ worse, ▲ better: p < .05, "
-    "or an interval without 0 if there is no test."
-)
+CHANGE_LEGEND = "▼ worse, ▲ better: p < .05, or an interval without 0 if there is no test."
 
 
 def build_comparison_table(
@@ -47,10 +41,46 @@ def build_comparison_table(
     contains all). texts: texts of items, to print with the flipped items.
     """
     parts = [_build_part(comparison, by, flips, texts or {}) for comparison in run_comparisons]
-    parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, LEGEND))
+    parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, build_legend(run_comparisons, by)))
     table = parts[0] if len(parts) == 1 else Table((TableColumn("name"),), parts=tuple(parts))
     document = {"comparisons": [asdict(comparison) for comparison in run_comparisons]}
     return replace(table, long=_build_long_table(run_comparisons), document=document)
+
+
+def build_legend(run_comparisons: Sequence[RunComparison], by: str) -> str:
+    """Describe the values, intervals and tests of the comparisons shown.
+
+    by: as of `build_comparison_table`.
+    """
+    comparisons = [c for run_comparison in run_comparisons for c in run_comparison.comparisons]
+    methods = []
+    for comparison in comparisons:
+        spec = get_metric_spec(comparison.metric)
+        label = "Finetuned tasks" if is_classified(comparison) else spec.label
+        unit = f", differences in {spec.difference_unit}" if spec.difference_unit else ""
+        method = describe_difference_interval(comparison)
+        methods.append((label, unit, method))
+    sentences = results_table.join_interval_methods(methods)
+    families = [describe_families(comparison, by) for comparison in comparisons]
+    if any(families):
+        name = "; BH: Benjamini-Hochberg" if any("BH" in family for family in families) else ""
+        sentences.append(
+            "The p values of groups are adjusted within their family of tests (see the notes"
+            f"{name}), the p value of a suite is not."
+        )
+    return " ".join([*sentences, CHANGE_LEGEND])
+
+
+def describe_difference_interval(comparison: Comparison) -> str:
+    """Return the method of the 95% interval of a comparison's differences."""
+    if is_classified(comparison):
+        return SEED_DIFFERENCE_INTERVAL
+    return get_metric_spec(comparison.metric).difference_interval
+
+
+def is_classified(comparison: Comparison) -> bool:
+    """Return whether a comparison is of finetuned tasks, or of classifiers on frozen features."""
+    return comparison.method_a.startswith(("finetune-", "frozen-"))
 
 
 def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: TextsBySuite) -> Table:
@@ -188,10 +218,7 @@ def select_differences(comparison: Comparison, by: str) -> list[tuple[int, Diffe
 
 def format_number(value: float, metric: str, sign: str = "") -> str:
     """Return a value or difference in the metric's scale. sign: "+" also marks positive numbers."""
-    spec = get_metric_spec(metric)
-    text = f"{spec.scale * value:{sign}.{spec.decimals}f}"
-    is_zero = not text.strip("+-0.")
-    return text.lstrip("+-") if is_zero else text  # "0.0", never "-0.0"
+    return get_metric_spec(metric).format(value, sign)
 
 
 def unit_suffix(metric: str) -> str:
@@ -199,9 +226,13 @@ def unit_suffix(metric: str) -> str:
     return f" {get_metric_spec(metric).difference_unit}".rstrip()
 
 
-def format_interval(difference: Difference, metric: str) -> str:
-    low, high = (format_number(end, metric, "+") for end in (difference.low, difference.high))
-    return f"{low}..{high}"
+def format_interval(difference: Difference | Estimate, metric: str) -> str:
+    """Return the 95% interval of a difference: `[-4.9, -1.3]`; `–` if none is known."""
+    spec = get_metric_spec(metric)
+    widest = spec.value_range[1] - spec.value_range[0]
+    if (difference.low, difference.high) == (-widest, widest):
+        return MISSING
+    return spec.format_interval(difference.low, difference.high, "+")
 
 
 def format_p_value(p: float | None) -> str:
@@ -250,16 +281,15 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
         smallest_difference = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
         notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
     if clustered := head.views.get("clustered"):
-        low, high = (format_number(end, metric, "+") for end in (clustered.low, clustered.high))
         notes.append(
             f"if the {results_table.pluralize(comparison.macro[-1])} are a sample themselves: "
-            f"95% CI {low}..{high}"
+            f"95% CI {format_interval(clustered, metric)}"
         )
     if head.margin:
         m = head.margin
         notes.append(
-            f"log-probability margin of the right option: {m.value:+.3f} nats (95% CI "
-            f"{m.low:+.3f}..{m.high:+.3f})"
+            f"change of the log-probability gap of the right option: {m.value:+.3f} nats (95% CI "
+            f"[{m.low:+.3f}, {m.high:+.3f}])"
         )
     if tests := describe_families(comparison, by):
         notes.append(f"p of groups: {tests}")

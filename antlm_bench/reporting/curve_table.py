@@ -16,7 +16,7 @@ DUPLICATE_SIGN = "="
 LEGEND = (
     f"One sign per checkpoint, from the suite's lowest value ({BARS[0]}) to its highest "
     f"({BARS[-1]}); {MISSING_SIGN} a missing checkpoint, {DUPLICATE_SIGN} a checkpoint with the "
-    "weights of an earlier one. The last value has half its 95% interval after ±."
+    "weights of an earlier one. The last value is followed by its [95% interval]."
 )
 
 
@@ -118,7 +118,7 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
 def collect_notes(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> list[str]:
-    """Describe checkpoints that are duplicates, missing, or without a number of words seen."""
+    """Describe checkpoints that are duplicates, missing, left out, or without a number of words."""
     duplicate_notes: list[str] = []
     missing_by_series: dict[str, dict[int, None]] = {}  # series -> words; a dict as ordered set
     for curve in curves:
@@ -129,10 +129,12 @@ def collect_notes(
                     f"{point.duplicate_of}."
                 )
         present = {point.milestone for point in curve.points}
+        if curve.other_items:
+            continue  # their checkpoints are not missing
         for milestone in curve.milestones:
             if milestone not in present:
                 missing_by_series.setdefault(curve.series_name, {})[milestone] = None
-    notes = list(dict.fromkeys(duplicate_notes))
+    notes = list(dict.fromkeys([*duplicate_notes, *describe_other_items(curves)]))
     for series, milestones in missing_by_series.items():
         words = ", ".join(map(format_word_count, milestones))
         notes.append(f"{series}: no result at {words} words.")
@@ -140,6 +142,16 @@ def collect_notes(
         names = ", ".join(unplaced_checkpoints)
         notes.append(f"Left out, because the number of words seen is unknown: {names}.")
     return notes
+
+
+def describe_other_items(curves: Sequence[LearningCurve]) -> list[str]:
+    """Name the checkpoints that a curve leaves out, because they were scored on other items."""
+    return [
+        f"{curve.series_name}, {curve.suite}: left out {', '.join(curve.other_items)}, scored on "
+        "other items than the last checkpoint (--limit, or another version of the suite)."
+        for curve in curves
+        if curve.other_items
+    ]
 
 
 def _format_value(curve: LearningCurve, point: CurvePoint) -> str:

@@ -15,6 +15,12 @@ from antlm_bench import runs
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts, palette, results_table
+from antlm_bench.reporting.comparison_table import (
+    describe_difference_interval,
+    format_interval,
+    format_p_value,
+)
+from antlm_bench.reporting.curve_table import describe_other_items
 from antlm_bench.reporting.report_data import (
     Figure,
     FigureTable,
@@ -74,7 +80,7 @@ def build_figures(report_data: ReportData) -> Iterator[Figure]:
 
 def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
     yield from _phenomenon_figures(report_data.columns)
-    yield from _paradigm_figures(report_data.columns)
+    yield from _paradigm_figures(report_data.columns, report_data.chance_levels)
     yield from _difference_figures(report_data.pairs, tuple(series_names(report_data.columns)))
     yield from learning_curve_figures(report_data.curves)
     yield from map(_training_figure, report_data.trainings)
@@ -84,7 +90,12 @@ def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
 def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
     names = tuple(series_names(columns))
     for block in results_table.build_blocks(columns, "phenomenon"):
-        groups = sorted((row for row in block.rows if row.depth), key=_mean_value, reverse=True)
+        spec = get_metric_spec(block.metric)
+        groups = sorted(
+            (row for row in block.rows if row.depth),
+            key=_mean_value,
+            reverse=not spec.lower_is_better,
+        )
         if len(groups) < 2:
             continue
         rows = _estimate_rows(groups, block.metric, names)
@@ -92,8 +103,8 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
             section="phenomena",
             name=f"phenomena.{block.suite}",
             title=make_printable(block.suite),
-            caption=f"{_axis_title(block.metric)}, with 95% intervals over the items; the hardest "
-            "phenomenon is last.",
+            caption=f"{_axis_title(block.metric)}, with 95% intervals ({spec.interval}). The group "
+            "with the worst mean over models is last.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
@@ -101,20 +112,26 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
         )
 
 
-def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
+def _paradigm_figures(
+    columns: Sequence[results_table.ResultsColumn], chance_levels: Mapping[str, float]
+) -> Iterator[Figure]:
     names = tuple(series_names(columns))
     for block in results_table.build_blocks(columns, "paradigm"):
         groups = [row for row in block.rows if row.depth]
         rows = _estimate_rows([row for row in groups if row.depth == 2], block.metric, names)
         if get_metric_spec(block.metric).trivial_baseline != "chance" or not rows:
             continue
+        chance = chance_levels.get(block.suite)
+        colours = (
+            "" if chance is None else f": blue above chance ({100 * chance:.4g}), orange below"
+        )
         present_series = _present_series(rows)
         present_names = [name for name in names if name in present_series]
         table_rows = []
         for row in groups:
             is_group = row.depth == 1
             cells = [
-                _heatmap_cell(estimate, block.metric, is_group)
+                _heatmap_cell(estimate, block.metric, None if is_group else chance, is_group)
                 for name, estimate in zip(names, row.estimates, strict=True)
                 if name in present_series
             ]
@@ -123,11 +140,11 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
             section="paradigms",
             name=f"paradigms.{block.suite}",
             title=make_printable(block.suite),
-            caption="Accuracy in % per paradigm: blue above 50, orange below. The row of a "
-            "phenomenon is over all its items.",
+            caption=f"Accuracy in % per paradigm{colours}. The row of a phenomenon is over all its "
+            "items.",
             series=names,
             present_series=present_series,
-            draw=partial(charts.heatmap, rows, present_names),
+            draw=partial(charts.heatmap, rows, present_names, chance=chance),
             table=FigureTable(("", *present_names), tuple(table_rows)),
             is_heatmap=True,
         )
@@ -148,12 +165,12 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 if comparison.suite == suite
                 for difference in (comparison.headline, *_coarsest_groups(comparison.groups))
             ]
+            shown = [comparison for _, comparison in comparisons if comparison.suite == suite]
             yield Figure(
                 section="differences",
                 name=f"differences.{suite}",
                 title=make_printable(suite),
-                caption=f"Difference from {reference}, paired by item, with 95% intervals. A "
-                "filled mark is significant: p < .05, corrected for the number of rows.",
+                caption=_describe_differences(reference, shown),
                 series=names,
                 present_series=_present_series(rows),
                 draw=partial(
@@ -161,6 +178,20 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 ),
                 table=_series_table(rows, names),
             )
+
+
+def _describe_differences(reference: str, comparisons: Sequence[Comparison]) -> str:
+    """Return the caption of the differences of one suite from a reference."""
+    interval = describe_difference_interval(comparisons[0])
+    groups = [group for c in comparisons for group in _coarsest_groups(c.groups)]
+    families = dict.fromkeys(group.family for group in groups if group.family)
+    correction = f", adjusted for groups ({', '.join(families)})" if families else ""
+    tested = [c.headline.p is not None for c in comparisons] + [g.p is not None for g in groups]
+    untested = "" if all(tested) else "; without a test, an interval without 0"
+    return (
+        f"Difference from {reference} on the same items, with 95% intervals ({interval}). A filled "
+        f"mark is significant: p < .05{correction}{untested}."
+    )
 
 
 def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
@@ -187,7 +218,8 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
             section="curves",
             name=f"curve.{suite}",
             title=make_printable(suite),
-            caption=_axis_title(metric),
+            caption=_axis_title(metric)
+            + "".join(f". {note}" for note in describe_other_items(suite_curves)),
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.line_plot, rows, names, title=_axis_title(metric)),
@@ -198,7 +230,7 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
 
 def _curve_row(point: CurvePoint, series: str, segment: int, metric: str) -> dict[str, Any]:
     """Return the chart row of a checkpoint. segment: index in the curve's segments."""
-    text = _format_estimate(point.estimate, metric)
+    text = results_table.format_estimate(point.estimate, metric)
     if point.duplicate_of:
         text += f", the weights of {point.duplicate_of}"
     return _scaled_values(point.estimate, metric) | {
@@ -252,8 +284,8 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
         for seed in (seed for seed in seeds if seed.suite == suite):
             symptoms = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
             task = f"{seed.task.removeprefix(f'{suite}.')} ({seed.metric})"
-            value = get_metric_spec(seed.metric).scale * seed.estimate.value
-            text = f"{value:.1f}{symptoms}"
+            spec = get_metric_spec(seed.metric)
+            value, text = spec.scale * seed.estimate.value, spec.format(seed.estimate.value)
             rows.append(
                 {
                     "value": value,
@@ -263,8 +295,8 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
                     "series": seed.series,
                     "hollow": bool(seed.collapsed),
                     "faint": not seed.collapsed,
-                    "text": f"{value:.1f}{'×' if seed.collapsed else ''}",
-                    "description": f"{task}, {seed.series}, seed {seed.seed}: {text}",
+                    "text": f"{text}{'×' if seed.collapsed else ''}",
+                    "description": f"{task}, {seed.series}, seed {seed.seed}: {text}{symptoms}",
                 }
             )
         yield Figure(
@@ -293,7 +325,7 @@ def _estimate_rows(
     for result_row in result_rows:
         for name, estimate in zip(names, result_row.estimates, strict=True):
             if estimate:
-                text = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
+                text = results_table.format_estimate(estimate, metric)
                 rows.append(
                     _scaled_values(estimate, metric)
                     | {
@@ -301,32 +333,38 @@ def _estimate_rows(
                         "series": name,
                         "hollow": False,
                         "faint": False,
-                        "text": f"{get_metric_spec(metric).scale * estimate.value:.0f}",
-                        "description": f"{result_row.name}, {name}: {text}",
+                        "text": text,
+                        "tile": f"{get_metric_spec(metric).scale * estimate.value:.0f}",
+                        "description": f"{result_row.name}, {name}: {text}, n {estimate.n:,}",
                     }
                 )
     return rows
 
 
-def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> HeatmapCell:
+def _heatmap_cell(
+    estimate: Estimate | None, metric: str, chance: float | None, is_group: bool
+) -> HeatmapCell:
+    """Build a tile. chance: accuracy without any knowledge, None = the tile has no colour."""
     if estimate is None:
         return HeatmapCell("–", is_group=is_group)
-    tooltip = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
-    share = None if is_group else estimate.value
-    text = get_metric_spec(metric).format_beside_percent(estimate.value)
-    return HeatmapCell(text, share, is_group, tooltip)
+    tooltip = f"{results_table.format_estimate(estimate, metric)}, n {estimate.n:,}"
+    strength = None
+    if chance is not None:
+        distance = estimate.value - chance
+        strength = distance / (1 - chance if distance > 0 else chance)
+    return HeatmapCell(get_metric_spec(metric).format(estimate.value), strength, is_group, tooltip)
 
 
 def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
     """Return the chart row of a difference, in the metric's scale."""
     spec = get_metric_spec(comparison.metric)
-    digits = spec.decimals
     p = difference.adjusted if difference.adjusted is not None else difference.p
     name = "headline" if difference.level == "headline" else make_printable(difference.name)
     value = spec.scale * difference.value
     low, high = spec.scale * difference.low, spec.scale * difference.high
-    p_text = "" if p is None else f", p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
-    text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}{p_text})"
+    p_text = "" if p is None else f", p {format_p_value(p)}"
+    interval = format_interval(difference, comparison.metric)
+    text = f"{spec.format(difference.value, '+')} {interval}{p_text}"
     return {
         "row": name,
         "series": other,
@@ -352,7 +390,7 @@ def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
     """Build a table with a column per series. A cell lists the values of several seeds."""
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        cells.setdefault((row["row"], row["series"]), []).append(_cell_text(row))
+        cells.setdefault((row["row"], row["series"]), []).append(str(row["text"]))
     present_series = _present_series(rows)
     present_names = [name for name in names if name in present_series]
     body = [
@@ -366,12 +404,6 @@ def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
     return FigureTable(headers, tuple(tuple(map(HeatmapCell, row)) for row in rows))
 
 
-def _cell_text(row: Mapping[str, Any]) -> str:
-    if row.get("low") is None:
-        return str(row["text"])
-    return f"{row['value']:.1f} ({row['low']:.1f}–{row['high']:.1f})"
-
-
 def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
     scale = get_metric_spec(metric).scale
     return {
@@ -379,16 +411,6 @@ def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
         "low": scale * estimate.low,
         "high": scale * estimate.high,
     }
-
-
-def _format_estimate(estimate: Estimate | None, metric: str) -> str:
-    """Return `63.4 (63.0–63.8)`: the value and its interval."""
-    if estimate is None:
-        return "–"
-    value, low, high = map(
-        get_metric_spec(metric).format, (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} ({low}–{high})"
 
 
 def _axis_title(metric: str) -> str:

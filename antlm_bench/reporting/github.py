@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from antlm_bench.comparison.verdict import FAILURES, CheckResult
+from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import summarize_verdict
@@ -19,7 +19,7 @@ def workflow_commands(checked: CheckResult) -> str:
     """Return workflow commands that create annotations, one per line.
 
     Regressions, drops that fail the check and missing cells become errors, undecided suites and
-    other drops within the margin warnings.
+    drops within the margin warnings. A notice states the rule.
     """
     errors: list[tuple[str, str]] = [
         (v.status, summarize_verdict(v)) for v in checked.verdicts if v.status in FAILURES
@@ -31,11 +31,13 @@ def workflow_commands(checked: CheckResult) -> str:
         ("undecided", summarize_verdict(v)) for v in checked.verdicts if v.status == "undecided"
     ]
     warnings += [
-        ("drop", summarize_verdict(v))
+        ("pass, with a drop", summarize_verdict(v))
         for v in checked.verdicts
         if v.status == "pass" and (v.worse_groups or v.headline.is_significantly_worse)
     ]
     lines = [*_annotation_lines("error", errors), *_annotation_lines("warning", warnings)]
+    if lines:
+        lines += _annotation_lines("notice", [("rule", GATE_RULE)])
     return "".join(f"{line}\n" for line in lines)
 
 

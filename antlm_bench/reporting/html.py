@@ -22,6 +22,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup, escape
 
+from antlm_bench.comparison.verdict import GATE_RULE
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts, palette, results_table
@@ -98,13 +99,18 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
         keys=[_legend_key(index, name) for index, name in enumerate(names)],
         collected=_build_collection_context(report_data),
         blocks=[
-            _build_headline_context(block)
+            _build_headline_context(block, report_data.chance_levels.get(block.suite))
             for block in results_table.build_blocks(report_data.columns, results_table.SUITE_LEVEL)
         ],
         sections=[section for section in sections if section["figures"]],
         legend=results_table.build_legend(report_data.columns),
         rules=_collect_settings(report_data),
         methods=methods,
+        metrics=_describe_metrics(report_data),
+        intervals=results_table.describe_intervals(
+            cell for column in report_data.columns for cell in column.cells.values()
+        ),
+        gate_rule=GATE_RULE,
         manifests=[
             _build_manifest_context(run, name)
             for run, name in zip(report_data.runs, report_data.display_names, strict=True)
@@ -112,6 +118,16 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
         data=build_page_data(report_data),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _describe_metrics(report_data: ReportData) -> dict[str, str]:
+    """Return label of each metric -> what its items are."""
+    specs = [
+        get_metric_spec(cell.summary.metric)
+        for column in report_data.columns
+        for cell in column.cells.values()
+    ]
+    return {spec.label: f"An item is {spec.item_kind.value}." for spec in specs}
 
 
 def add_break_points(text: str) -> Markup:
@@ -259,20 +275,26 @@ def _build_table_context(table: Table) -> dict[str, Any]:
     }
 
 
-def _build_headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
-    """Return the template's values for a suite: its headline per column, with a bar in %."""
+def _build_headline_context(
+    block: results_table.SuiteBlock, chance: float | None
+) -> dict[str, Any]:
+    """Return the template's values for a suite: its headline per column, with a bar in %.
+
+    chance: accuracy at chance, marked on the bar.
+    """
     headline = block.rows[0]
     cells = []
     for estimate in headline.estimates:
-        value, _, half = results_table.format_estimate(estimate, block.metric).partition(" ")
+        value, _, interval = results_table.format_estimate(estimate, block.metric).partition(" ")
         bar = None
-        if estimate and get_metric_spec(block.metric).scale == 100:
+        if estimate and get_metric_spec(block.metric).value_range == (0, 1):
             bar = {
                 "low": 100 * estimate.low,
                 "width": 100 * (estimate.high - estimate.low),
                 "at": 100 * estimate.value,
+                "chance": None if chance is None else 100 * chance,
             }
-        cells.append({"value": value, "half": half.strip(), "bar": bar})
+        cells.append({"value": value, "interval": interval, "bar": bar})
     annotations = [
         f"{label}: {' / '.join(cell.shown for cell in cells_of_label)}"
         for label, cells_of_label in results_table.headline_annotations(block)

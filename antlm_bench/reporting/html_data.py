@@ -11,6 +11,7 @@ from urllib.parse import quote
 from antlm_bench import runs
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import NotComparable, UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
@@ -145,10 +146,29 @@ def gather_report_data(
         curves=tuple(build_curves([run for group in checkpoint_series.values() for run in group])),
         trainings=tuple(map(read_training_log, training_dirs)),
         remarks=tuple(remarks),
+        chance_levels=_read_chance_levels(shown_runs),
         report=_select_report_columns(
             report, {run.path: name for run, name in zip(shown_runs, names, strict=True)}
         ),
     )
+
+
+def _read_chance_levels(shown_runs: Sequence[Run]) -> dict[str, float]:
+    """Return suite -> accuracy at chance, from the numbers of options in the predictions.
+
+    Suites whose items have different numbers of options are left out.
+    """
+    levels: dict[str, float] = {}
+    for run in shown_runs:
+        for cell in run:
+            has_chance = get_metric_spec(cell.summary.metric).trivial_baseline == "chance"
+            is_classified = cell.is_finetuned or cell.is_frozen
+            if cell.suite in levels or not has_chance or is_classified:
+                continue
+            counts = set(runs.read_predictions(run.path, cell).option_counts.tolist())
+            if len(counts) == 1:
+                levels[cell.suite] = 1 / counts.pop()
+    return levels
 
 
 def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> Report | None:

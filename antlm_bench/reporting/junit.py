@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.comparison.verdict import FAILURES, CheckResult, Judgement, Verdict
+from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult, Judgement, Verdict
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import format_change, list_judgements, summarize_verdict
 from antlm_bench.reporting.comparison_table import format_number
@@ -59,6 +59,7 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
     }
     for key, value in facts.items():
         Xml.SubElement(properties, "property", name=key, value=repr(value))
+    Xml.SubElement(properties, "property", name="rule", value=GATE_RULE)
     for judgement in list_judgements(verdict):
         d = judgement.difference
         class_name = f"{name}.{make_printable(d.within)}" if d.within else name
@@ -70,8 +71,8 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    change = format_change(judgement.difference, metric).removesuffix(")")
-    message = f"{change}, margin {format_number(judgement.tolerance, metric)})"
+    change = format_change(judgement.difference, metric)
+    message = f"{change}, margin {format_number(judgement.tolerance, metric)}"
     is_headline = judgement.difference.level == HEADLINE
     if judgement.status in FAILURES:
         failure = Xml.SubElement(case, "failure", type=judgement.status, message=message)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.reporting import results_table
@@ -66,6 +66,8 @@ class ReportData:
     """Sentences about runs that are not shown or not compared."""
     report: Report | None = None
     """The report of a collection, if the page shows one."""
+    chance_levels: Mapping[str, float] = field(default_factory=dict)
+    """Suite -> accuracy at chance: 1 / number of options, if all of its items have as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ class HeatmapCell:
     """A cell of a figure's table."""
 
     text: str
-    share: float | None = None
-    """Accuracy in 0..1 that sets the colour. None = no colour."""
+    strength: float | None = None
+    """Distance from chance that sets the colour: 1 = all right, 0 = chance, -1 = all wrong. None =
+    no colour."""
     is_group: bool = False
     """Whether the cell belongs to the row of a group."""
     tooltip: str = ""

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.metrics.records import SEED_INTERVAL
 from antlm_bench.printable import make_printable
+from antlm_bench.reporting.results_table import join_interval_methods
 from antlm_bench.reporting.table import (
     MISSING,
     Table,
@@ -17,7 +19,12 @@ from antlm_bench.reporting.table import (
     TableRow,
     build_row,
 )
-from antlm_bench.results.collections import MemberResult, ReportedScore, subtasks
+from antlm_bench.results.collections import (
+    PUBLISHED,
+    MemberResult,
+    ReportedScore,
+    subtasks,
+)
 from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.types import task_full_name
 
@@ -120,7 +127,7 @@ def score_cell(score: ReportedScore | None) -> TableCell:
         format_value(score),
         score.low,
         score.high,
-        unit="fraction" if spec.is_percent_in_reports else spec.heading,
+        unit=spec.raw_unit,
         notes=score.caveats,
     )
 
@@ -141,16 +148,10 @@ def _describe_sources(columns: Sequence[ReportColumn]) -> Iterator[str]:
 
 
 def format_value(score: ReportedScore | None) -> str:
-    """Return `63.4 ±0.4`: a value and half the width of its interval, if it has one.
-
-    Values are in percent (correlations times 100), or in the metric's unit.
-    """
+    """Return `63.4 [63.0, 63.8]`: a value in its unit, and its interval if it has one."""
     if score is None:
         return MISSING
-    format_number = get_metric_spec(score.metric).format_beside_percent
-    if score.low is None or score.high is None:
-        return format_number(score.value)
-    return f"{format_number(score.value)} ±{format_number((score.high - score.low) / 2)}"
+    return get_metric_spec(score.metric).format_estimate(score.value, score.low, score.high)
 
 
 def _seed_rows(results: Sequence[MemberResult]) -> Iterator[TableRow]:
@@ -184,20 +185,18 @@ def _seed_count_cell(result: MemberResult) -> TableCell:
 def build_legend(report: Report) -> str:
     """Describe the values, their intervals and the macro-average."""
     results = [result for column in report.columns for result in column.results]
-    scores = [result.score for result in results if result.score]
-    is_finetuned = any(result.task_scores for result in results)
-    sampled = "items, and over seeds where there are several" if is_finetuned else "items"
-    specs = [get_metric_spec(metric) for metric in dict.fromkeys(s.metric for s in scores)]
-    percent_names = [spec.percent_name for spec in specs if spec.percent_name]
-    scaled = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
-    labels = [spec.label for spec in specs if not spec.is_percent_in_reports]
-    others = "".join(f", {label[0].lower()}{label[1:]}" for label in labels)
-    values = f"Percent ({scaled} times 100{others})"
-    if labels and len(labels) == len(specs):
-        values = ", ".join(labels)
-    sentences = [f"{values} ± half the 95% interval over {sampled}."]
-    if any(score.low is None for score in scores):
-        sentences.append("Published numbers have no interval.")
+    methods = []
+    for score in _iter_measured_scores(results):
+        spec = get_metric_spec(score.metric)
+        if score.seeds:
+            methods.append((spec.label, " of tasks with seeds", SEED_INTERVAL))
+        else:
+            methods.append((spec.label, "", spec.interval))
+    sentences = join_interval_methods(methods)
+    if any(result.score and result.score.is_mean for result in results):
+        sentences.append("Means of several tasks, suites or groups: their variances are added.")
+    if any(column.source for column in report.columns):
+        sentences.append("Published numbers have no interval, and their own macro-average.")
     values_per_row = [
         sum(column.results[index].score is not None for column in report.columns if column.run)
         for index in range(len(report.members))
@@ -207,12 +206,7 @@ def build_legend(report: Report) -> str:
     if comparisons := describe_comparisons(values_per_row):
         sentences.append(comparisons)
     if report.collection:
-        weights = {member.weight for member in report.members}
-        exceptions = [f"{m.name} {m.weight:g}" for m in report.members if m.weight != 1]
-        kind = f"weighted ({', '.join(exceptions)}, else 1)" if len(weights) > 1 else "unweighted"
-        sentences.append(
-            f"{MACRO}: {kind} mean of the {len(report.members)} members, taken as independent."
-        )
+        sentences.append(_describe_macro_average(report))
     return " ".join(sentences)
 
 
@@ -235,6 +229,25 @@ def describe_comparisons(values_per_row: Sequence[int]) -> str:
         f"of values{by_chance if num_pairs > 1 else ''}. The command compare tests two runs item "
         "by item."
     )
+
+
+def _iter_measured_scores(results: Sequence[MemberResult]) -> Iterator[ReportedScore]:
+    """Yield the scores of single suites and tasks, which have an interval of their metric."""
+    for result in results:
+        yield from result.task_scores.values()
+        score = result.score
+        if score and not score.is_mean and score.metric != PUBLISHED:
+            yield score
+
+
+def _describe_macro_average(report: Report) -> str:
+    weights = {member.weight for member in report.members}
+    exceptions = [f"{m.name} {m.weight:g}" for m in report.members if m.weight != 1]
+    kind = f"weighted ({', '.join(exceptions)}, else 1)" if len(weights) > 1 else "unweighted"
+    count = f"the {len(report.members)} members"
+    if any(column.missing_members and column.macro_average for column in report.columns):
+        count = f"the members that a column has, of {len(report.members)}"
+    return f"{MACRO}: {kind} mean of {count}; their variances are added, as if independent."
 
 
 def _build_long_table(report: Report) -> Table:

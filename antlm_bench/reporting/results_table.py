@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.metrics.records import OPTION_KINDS
+from antlm_bench.metrics.records import OPTION_KINDS, SEED_INTERVAL
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.table import (
     MISSING,
@@ -178,17 +178,15 @@ def pluralize(word: str) -> str:
 
 
 def format_estimate(estimate: Estimate | None, metric: str) -> str:
-    """Return `63.4 ±0.4`: the value in its unit and half the width of the 95% interval."""
+    """Return `63.4 [63.0, 63.8]`: the value in its unit and its 95% interval."""
     if estimate is None:
         return MISSING
-    format_number = get_metric_spec(metric).format
-    return f"{format_number(estimate.value)} ±{format_number((estimate.high - estimate.low) / 2)}"
+    return get_metric_spec(metric).format_estimate(estimate.value, estimate.low, estimate.high)
 
 
 def raw_unit(metric: str) -> str:
     """Return the unit of a metric's unscaled values, for CSV and JSON."""
-    spec = get_metric_spec(metric)
-    return "fraction" if spec.scale == 100 else spec.heading
+    return get_metric_spec(metric).raw_unit
 
 
 def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
@@ -273,21 +271,23 @@ def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
 def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[TableCell]]]:
     """Return (label, a cell per column) of the rows below a headline.
 
-    They are the counts of flags, and half the interval that treats the groups as a sample.
+    They are the counts of flags, and the interval that treats the groups as a sample.
     """
     rows = [(label, list(map(TableCell, counts))) for label, counts in count_flags(block)]
     if any(block.clustered):
         groups = block.average.removeprefix("mean of ").lstrip("0123456789 ")
-        half_widths = [_half_width_cell(estimate, block.metric) for estimate in block.clustered]
-        rows.append((f"for {groups} like these", half_widths))
+        intervals = [_interval_cell(estimate, block.metric) for estimate in block.clustered]
+        rows.append((f"for {groups} like these", intervals))
     return rows
 
 
-def _half_width_cell(estimate: Estimate | None, metric: str) -> TableCell:
+def _interval_cell(estimate: Estimate | None, metric: str) -> TableCell:
+    """Build the cell of another interval of a value that stands in the row above."""
     if estimate is None:
         return TableCell()
-    half = (estimate.high - estimate.low) / 2
-    return TableCell(half, f"±{get_metric_spec(metric).format(half)}", unit=raw_unit(metric))
+    low, high = estimate.interval
+    text = get_metric_spec(metric).format_interval(low, high)
+    return TableCell(estimate.value, text, low, high, unit=raw_unit(metric))
 
 
 def _item_count(row: ResultsRow) -> TableCell:
@@ -382,12 +382,9 @@ def _fraction_cell(value: float | None, metric: str) -> TableCell:
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
     """Describe the values, their intervals, and how options were compared."""
     cells = [cell for column in columns for cell in column.cells.values()]
-    sentences: list[str] = []
-    for spec in dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells):
-        interval = "" if sentences else " ± half the 95% interval"
-        sentences.append(f"{spec.label}{interval}: {spec.interval}.")
+    sentences = describe_intervals(cells)
     if explain_clustered and any("clustered" in cell.summary.views for cell in cells):
-        sentences.append("“Like these”: were the groups themselves a sample.")
+        sentences.append("“Like these”: the interval if the groups themselves were a sample.")
     reductions = dict.fromkeys(
         str(cell.settings.get("reduction", "sum"))
         for cell in cells
@@ -405,6 +402,35 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     )
     sentences += [f"{TIE_RULE_TEXTS.get(rule, rule)}." for rule in tie_rules]
     return " ".join(sentences)
+
+
+def describe_intervals(cells: Iterable[Cell]) -> list[str]:
+    """Return sentences on the values of cells and the methods of their intervals."""
+    methods = []
+    for cell in cells:
+        spec = get_metric_spec(cell.summary.metric)
+        if cell.is_finetuned:
+            methods.append((spec.label, " of finetuned tasks", SEED_INTERVAL))
+        elif cell.is_frozen:
+            methods.append((spec.label, " of classifiers on a frozen backbone", spec.interval))
+        else:
+            methods.append((spec.label, "", spec.interval))
+    return join_interval_methods(methods)
+
+
+def join_interval_methods(methods: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return a sentence per kind of result and method of intervals.
+
+    methods: (label of a metric, kind of result or "", method).
+    """
+    labels_by_method: dict[tuple[str, str], dict[str, None]] = {}
+    for label, kind, method in methods:
+        labels_by_method.setdefault((kind, method), {})[label] = None
+    sentences: list[str] = []
+    for (kind, method), labels in labels_by_method.items():
+        brackets = "" if sentences else " [95% interval]"
+        sentences.append(f"{', '.join(labels)}{kind}{brackets}: {method}.")
+    return sentences
 
 
 def format_item_count(row: ResultsRow) -> str:

@@ -185,15 +185,15 @@ def _align_texts(
 ) -> list[str]:
     """Return the cells of a column as text.
 
-    In a right-aligned column, the values, the half-widths of intervals and the marks of notes are
-    each aligned.
+    In a right-aligned column, the values, their intervals and the marks of notes are each aligned.
     """
     if column.align == "left":
         return [_with_detail(cell, mark) for cell, mark in zip(cells, marks, strict=True)]
-    parts = [clean_lines(cell.shown).partition(" ±") for cell in cells]
-    half_width = max((cell_len(half) for _, _, half in parts), default=0)
+    parts = [clean_lines(cell.shown).partition(" [") for cell in cells]
+    interval_width = max((cell_len(interval) for _, _, interval in parts), default=0)
     texts = [
-        f"{value} {'±' + half:>{half_width + 1}}" if half else value for value, _, half in parts
+        f"{value} {'[' + interval:>{interval_width + 1}}" if interval else value
+        for value, _, interval in parts
     ]
     text_width = max(map(cell_len, texts), default=0)
     mark_width = max(map(cell_len, marks), default=0)

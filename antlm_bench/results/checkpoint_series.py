@@ -54,6 +54,9 @@ class LearningCurve:
     milestones: tuple[int, ...]
     """Milestones at which the series has a checkpoint or should have one. A milestone without a
     point is a gap."""
+    other_items: tuple[str, ...] = ()
+    """Checkpoints without a point, because they were scored on other items than the last one: with
+    --limit, or in another version of the suite."""
 
     @property
     def best_point(self) -> CurvePoint:
@@ -162,8 +165,7 @@ def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
         for suite, method in dict.fromkeys(
             (cell.suite, cell.method) for run in members for cell in run if cell.seed is None
         ):
-            points, metric = _build_points(series_name, members, suite, method)
-            curves.append(LearningCurve(series_name, suite, method, metric, points, milestones))
+            curves.append(_build_curve(series_name, members, suite, method, milestones))
     return curves
 
 
@@ -245,18 +247,27 @@ def _name_series(series_keys: Sequence[tuple[str, ...]]) -> dict[str, tuple[str,
     }
 
 
-def _build_points(
-    series_name: str, checkpoint_runs: Sequence[Run], suite: str, method: str
-) -> tuple[tuple[CurvePoint, ...], str]:
-    """Return the points of a suite's curve by words seen, and its metric.
+def _build_curve(
+    series_name: str,
+    checkpoint_runs: Sequence[Run],
+    suite: str,
+    method: str,
+    milestones: tuple[int, ...],
+) -> LearningCurve:
+    """Return a suite's curve by words seen, over the items that the last checkpoint was scored on.
 
     Raises UsageError if two checkpoints have seen the same number of words.
     """
     first_name_by_weights: dict[str, str] = {}
     points: dict[int, tuple[str, CurvePoint]] = {}  # milestone -> (hash of the weights, point)
-    metric = ""
-    for run, cell in _iter_matching_cells(checkpoint_runs, suite, method):
-        name, metric = model_name(run), cell.summary.metric
+    cells = list(_iter_matching_cells(checkpoint_runs, suite, method))
+    last_cell = cells[-1][1]
+    other_items = []
+    for run, cell in cells:
+        name = model_name(run)
+        if _scored_items(cell) != _scored_items(last_cell):
+            other_items.append(name)
+            continue
         weights = str(run.manifest.model.get("weights") or run.path)
         first_name = first_name_by_weights.setdefault(weights, name)
         milestone = milestone_or_words_seen(run)
@@ -268,7 +279,20 @@ def _build_points(
                 location=run.path,
                 hint="keep the runs of each model in a folder of its own (score --out DIR)",
             )
-    return tuple(point for _, point in points.values()), metric
+    return LearningCurve(
+        series_name,
+        suite,
+        method,
+        last_cell.summary.metric,
+        tuple(point for _, point in points.values()),
+        milestones,
+        tuple(other_items),
+    )
+
+
+def _scored_items(cell: Cell) -> tuple[object, ...]:
+    """Return what identifies the items of a cell: equal for cells that scored the same items."""
+    return (cell.settings.get("suite_digest") or cell.estimate.n, cell.settings.get("limit"))
 
 
 def _iter_matching_cells(

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from antlm_bench import runs, statistics
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
-from antlm_bench.results.seeds import describe_collapse, summarize_seed_cells
+from antlm_bench.results.seeds import describe_collapse, merge_seed_notes, summarize_seed_cells
 from antlm_bench.statistics import Interval, UncertainValue
-from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
+from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING, read_trainings
 from antlm_bench.suites.collection import MemberSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
 from antlm_bench.types import Cell, Estimate, Names, Run, as_list, task_full_name
@@ -28,6 +29,8 @@ Caveats = tuple[str, ...]
 """Sentences that qualify a score."""
 SeenDigests = dict[str, tuple[str, str]]
 """Suite -> digest of its items and label of the first column that has it."""
+MEAN, PUBLISHED = "mean", "published"
+"""Metrics of a mean of several scores and of a published score, whose own metric is unknown."""
 CAVEAT_PATTERN = re.compile(
     r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0"
     rf"|substitute|position 0|{SEEN_IN_TRAINING}"
@@ -55,6 +58,10 @@ class ReportedScore:
     caveats: Caveats = ()
     value_with_variance: UncertainValue | None = None
     """The same value with its variance, from which averages over members are computed."""
+    is_mean: bool = False
+    """Whether it is a mean of several scores or groups, whose variances are added."""
+    training: str = ""
+    """Name of the training of a finetuned task's models: those of mnli-mm are those of mnli."""
 
     def with_caveats(self, *sentences: str) -> ReportedScore:
         """Return the score with further caveats. Empty sentences are left out."""
@@ -211,14 +218,18 @@ def summarize_finetuned_member(
     """Return the result of a finetuned member: the mean over tasks of each task's mean over seeds.
 
     cells: task -> the cells of its seeds. partial: average even if tasks are missing. The interval
-    is over seeds and items (metrics.classification); tasks count as independent. The interval of a
-    task with one seed is over items only, which is a caveat.
+    is over seeds and items (metrics.classification); tasks count as independent unless they share
+    their trainings. The interval of a task with one seed is over items only, which is a caveat.
 
     Raises RunError (damaged predictions), NotComparable (seeds that answered different items).
     """
+    trainings = read_trainings(member.suite)
     task_scores = {
-        task: _score_seeds(run, member, cells[task]).with_caveats(
-            *_collect_caveats(cells[task], column_label, seen_digests)
+        task: replace(
+            _score_seeds(run, member, cells[task]).with_caveats(
+                *_collect_caveats(cells[task], column_label, seen_digests)
+            ),
+            training=trainings.get(task, task),
         )
         for task in member.tasks
         if cells.get(task)
@@ -227,7 +238,7 @@ def summarize_finetuned_member(
     if not task_scores or (missing and not partial):
         return MemberResult(score=None, task_scores=task_scores, missing=missing)
     scores = list(task_scores.values())
-    mean = average_scores(scores) if len(member.tasks) > 1 else scores[0]
+    mean = average_scores(scores) if len(scores) > 1 else scores[0]
     caveat = _partial_mean_caveat(member, "tasks", len(scores), missing)
     return MemberResult(mean.with_caveats(caveat), task_scores, missing)
 
@@ -251,22 +262,35 @@ def _score_seeds(run: Run, member: MemberSpec, cells: Sequence[Cell]) -> Reporte
 def average_scores(
     scores: Sequence[ReportedScore], weights: Sequence[float] | None = None
 ) -> ReportedScore:
-    """Return the weighted mean of independent scores, with the caveats of all of them.
+    """Return the weighted mean of scores, with the caveats of all of them.
 
     Its variance is the sum of w^2 var over the scores; the weights w add up to 1. Default: equal
-    weights.
+    weights. Scores are independent, except over the seeds of a shared training. The interval stays
+    in the range that the mean can have.
     """
-    shares = [weight / sum(weights) for weight in weights] if weights else None
+    weights = weights or [1.0] * len(scores)
+    shares = [weight / sum(weights) for weight in weights]
     values = [score.value_with_variance or UncertainValue(score.value) for score in scores]
     n = sum(score.n for score in scores)
-    mean = _score_from_mean(statistics.weighted_mean(values, shares), "mean", n)
-    mean = replace(mean, seeds=min((score.seeds for score in scores if score.seeds), default=0))
+    trainings = [score.training or f"score {index}" for index, score in enumerate(scores)]
+    mean = _score_from_mean(statistics.weighted_mean(values, shares, trainings), MEAN, n)
+    ranges = [get_metric_spec(score.metric).value_range for score in scores]
+    lowest, highest = (
+        sum(share * ends[side] for share, ends in zip(shares, ranges, strict=True))
+        for side in (0, 1)
+    )
+    mean = replace(
+        mean,
+        low=max(lowest, mean.low if mean.low is not None else lowest),
+        high=min(highest, mean.high if mean.high is not None else highest),
+        seeds=min((score.seeds for score in scores if score.seeds), default=0),
+    )
     return mean.with_caveats(*(caveat for score in scores for caveat in score.caveats))
 
 
 def _score_from_mean(mean: UncertainValue, metric: str, n: int) -> ReportedScore:
     low, high = mean.interval
-    return ReportedScore(mean.value, metric, low, high, n, value_with_variance=mean)
+    return ReportedScore(mean.value, metric, low, high, n, value_with_variance=mean, is_mean=True)
 
 
 def _to_value_with_variance(estimate: Estimate) -> UncertainValue:
@@ -293,7 +317,7 @@ def _collect_caveats(
         yield f"finetuned with the settings of {preset}"
     if any(_settings_without_seed(cell) != _settings_without_seed(first) for cell in cells):
         yield f"{suite}: its seeds were finetuned with different settings"
-    for note in dict.fromkeys(note for cell in cells for note in cell.summary.notes):
+    for note in merge_seed_notes(cells):
         if CAVEAT_PATTERN.search(note):
             yield f"{suite}: {note}"
     if compat := first.settings.get("compat"):

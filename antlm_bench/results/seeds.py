@@ -36,7 +36,7 @@ def average_seeds(run: Run) -> Run:
         metric = first.summary.metric
         seeds = summarize_seed_cells(run, cells, metric)
         collapsed_seeds = [str(cell.seed) for cell in cells if cell.history.get("collapsed")]
-        notes = list(first.summary.notes)
+        notes = merge_seed_notes(cells)
         if seeds.num_seeds > 1:
             notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
         elif not first.is_frozen:
@@ -59,6 +59,23 @@ def average_seeds(run: Run) -> Run:
         )
         averaged_cells.append(Cell(suite, method, first.key, first.settings, summary, first.digest))
     return replace(run, cells=tuple(averaged_cells))
+
+
+def merge_seed_notes(cells: Sequence[Cell]) -> list[str]:
+    """Return the notes on the seeds of a task. A note that not all seeds have names its seeds.
+
+    "shown as 0" is true of a seed with an undefined metric, but not of the mean over seeds.
+    """
+    seeds_by_note: dict[str, list[str]] = {}
+    for cell in cells:
+        for note in cell.summary.notes:
+            seeds_by_note.setdefault(note, []).append(str(cell.seed))
+    return [
+        note
+        if len(seeds) == len(cells)
+        else f"{note.replace('shown as 0', 'counts as 0 in the mean')} (seed {', '.join(seeds)})"
+        for note, seeds in seeds_by_note.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

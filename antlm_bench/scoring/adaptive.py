@@ -1,9 +1,13 @@
 """Adaptive precision: score every item in bf16, and rescore doubtful ones in fp32.
 
 An item is doubtful if its log-probability gap (best score minus second best) is within a bound of
-the bf16 error. The error is measured on a sample of the suite at the start, and on every rescored
-item. Predictions equal those of fp32 as long as no error exceeds the bound. A rescored item whose
-error exceeds it raises the bound, and its chunk is searched for doubtful items again.
+the bf16 error. The bound is an estimate: twice the largest error, or eight root mean square errors,
+of a sample of CALIBRATION_SIZE items of the suite. It is no guarantee. An item that is not rescored
+and whose error exceeds the bound can get another choice than in fp32. None of 20,000 BLiMP pairs
+did (docs/benchmarks.md); of 5,000 items that were built to have large errors, 4 did.
+
+A rescored item whose error exceeds the bound raises it, and its chunk is searched for doubtful
+items again.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class AdaptiveScorer:
     bf16_model: LanguageModel
     fp32_model: LanguageModel
     bounds: tuple[float, ...] = ()
-    """Per method, the bound (nats) of the bf16 error of a log-probability gap."""
+    """Per method, the estimated bound (nats) of the bf16 error of a log-probability gap."""
 
     def calibrate(self, items: Sequence[Item], methods: Sequence[Method]) -> AdaptiveScorer:
         """Return a scorer with bounds measured on CALIBRATION_SIZE items spread over the suite."""

@@ -194,20 +194,42 @@ def two_level_test(a: Floats, b: Floats) -> tuple[float, Interval, float]:
 
 
 def weighted_mean(
-    estimates: Sequence[UncertainValue], weights: Sequence[float] | Floats | None = None
+    estimates: Sequence[UncertainValue],
+    weights: Sequence[float] | Floats | None = None,
+    trainings: Sequence[str] = (),
 ) -> UncertainValue:
-    """Return sum_k w_k value_k of K independent estimates.
+    """Return sum_k w_k value_k of K estimates of different items.
 
-    The default weights are 1/K (a macro-average over tasks). Var = sum_k w_k^2 var_k; every
-    component keeps its degrees of freedom.
+    The default weights are 1/K (a macro-average over tasks). trainings: name of the training of
+    each estimate's models; () = each has its own. Item components are independent: Var =
+    sum_k w_k^2 var_k. So are seed components of different trainings. Estimates of one training
+    (mnli and mnli-mm) vary together over its seeds: their standard deviations are added, which is
+    the largest variance that their sum can have. Components keep their degrees of freedom, those of
+    one training get the lowest of theirs.
     """
     if weights is None:
         weights = np.full(len(estimates), 1 / len(estimates))
     pairs = [(float(w), estimate) for w, estimate in zip(weights, estimates, strict=True)]
     items = [_scale(component, w) for w, e in pairs for component in e.item_components]
-    seeds = [_scale(component, w) for w, e in pairs for component in e.seed_components]
+    seeds_by_training: dict[tuple[str | int, int], list[VarianceComponent]] = {}
+    for index, (w, estimate) in enumerate(pairs):
+        training = trainings[index] if trainings else index
+        for run_index, component in enumerate(estimate.seed_components):
+            key = (training, run_index)
+            seeds_by_training.setdefault(key, []).append(_scale(component, w))
+    seeds = map(_add_correlated, seeds_by_training.values())
     value = sum(w * estimate.value for w, estimate in pairs)
     return UncertainValue(value, tuple(items), tuple(seeds))
+
+
+def _add_correlated(components: Sequence[VarianceComponent]) -> VarianceComponent:
+    """Return the component of a sum of values that vary together."""
+    standard_deviation = sum(component.variance**0.5 for component in components)
+    return VarianceComponent(
+        standard_deviation**2,
+        min(component.df for component in components),
+        sum(component.contrast for component in components),
+    )
 
 
 def _scale(component: VarianceComponent, weight: float) -> VarianceComponent:

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import expand_user_path, parse_toml_value, suggest_name
+from antlm_bench.declarations import (
+    expand_user_path,
+    list_declarations,
+    parse_toml_value,
+    suggest_name,
+)
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import classification_csv, files, loader, records, sources
 from antlm_bench.suites.classification import (
@@ -24,7 +29,7 @@ from antlm_bench.suites.classification import (
 from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
 from antlm_bench.suites.pairs_csv import is_pairs_file as is_table_file
-from antlm_bench.suites.task_types import read_declaration_of_type
+from antlm_bench.suites.task_types import read_declaration, read_declaration_of_type
 from antlm_bench.suites.templates import fill_template, get_field, template_fields
 from antlm_bench.types import Example, task_full_name
 
@@ -78,6 +83,17 @@ def list_tasks(ref: str) -> list[str]:
     if is_table_file(ref):
         return [classification_csv.task_name_from_path(ref)]
     return list(read_declaration_of_type(ref, ClassificationSpec)[0].task)
+
+
+def read_trainings(suite: str) -> dict[str, str]:
+    """Return task -> the task whose training it uses, often its own, for a suite of the catalog.
+
+    The result is empty for another suite.
+    """
+    if suite not in list_declarations("tasks"):
+        return {}
+    tasks: Mapping[str, TaskSpec] = getattr(read_declaration(suite)[0], "task", {})
+    return {name: task.trains_with or name for name, task in tasks.items()}
 
 
 def list_presets(ref: str) -> dict[str, str]:

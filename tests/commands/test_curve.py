@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -44,6 +45,17 @@ def checkpoint(
     return Run(
         f"{folder}/{name}", Manifest(2, model, {}, ""), (Cell("blimp", "causal", "k", {}, summary),)
     )
+
+
+def test_limited_checkpoints_are_left_out_and_named() -> None:
+    limited, whole, last = (checkpoint(f"chck_{n}M") for n in (1, 2, 3))
+    cell = replace(limited.cells[0], settings={"limit": 5})
+    limited = replace(limited, cells=(cell,))
+    (curve,) = build_curves([limited, whole, last])
+    assert [point.checkpoint for point in curve.points] == ["chck_2M", "chck_3M"]
+    assert curve.other_items == ("chck_1M",)
+    (note,) = collect_notes([curve], ())
+    assert "left out chck_1M, scored on other items" in note
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prediction_rows import PredictionRow
 from report_runs import (
@@ -35,8 +36,10 @@ from antlm_bench.errors import (
     UsageError,
 )
 from antlm_bench.results.reports import Report, ReportColumn
-from antlm_bench.statistics import Z
+from antlm_bench.results.seeds import merge_seed_notes
+from antlm_bench.statistics import Z, two_level_mean, weighted_mean
 from antlm_bench.suites import loader
+from antlm_bench.suites.classification_loader import read_trainings
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.task_types import read_declaration_file
 from antlm_bench.types import Cell, Estimate, Summary
@@ -515,12 +518,36 @@ def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> N
     )
     made = build_report([tmp_path])
     assert [member.name for member in made.members] == ["nano", "glue-2024", "mine"]
-    assert made.members[1].tasks == ("rte", "wsc")
+    assert sorted(made.members[1].tasks) == sorted(TASKS_2024)
     assert {column.run for column in made.columns} == {str(one), str(two)}
     assert all(
         column.macro_average is None and not column.missing_members for column in made.columns
     )
     assert made.columns[0].results[1].task_scores["rte"].value == pytest.approx(31 / 40)
+    score = made.columns[0].results[1].score
+    assert score and any("the mean of 1 of 11 tasks" in caveat for caveat in score.caveats)
+
+
+def test_a_metric_undefined_for_one_seed_counts_as_0_in_the_mean() -> None:
+    note = "mcc undefined (only one class is predicted): shown as 0"
+    undefined, other = (
+        make_finetuned_cell("cola", seed, 30, notes=notes)[0]
+        for seed, notes in ((1, [note]), (2, []))
+    )
+    shown = note.replace("shown as 0", "counts as 0 in the mean") + " (seed 1)"
+    assert merge_seed_notes([undefined]) == [note]
+    assert merge_seed_notes([undefined, other]) == [shown]
+
+
+def test_tasks_of_one_training_do_not_count_as_independent_seeds() -> None:
+    values = np.array([[0.6] * 50, [0.8] * 50, [0.7] * 50])  # only seeds vary
+    task = two_level_mean(values)
+    shared = weighted_mean([task, task], trainings=["mnli", "mnli"])
+    apart = weighted_mean([task, task], trainings=["mnli", "rte"])
+    assert shared.variance == pytest.approx(task.variance)  # the mean of equal values
+    assert apart.variance == pytest.approx(task.variance / 2)
+    assert shared.df == pytest.approx(2)
+    assert read_trainings("glue-2024")["mnli-mm"] == "mnli"
 
 
 @pytest.mark.long

@@ -183,7 +183,11 @@ def test_a_setting_that_can_change_an_answer_is_refused(
     [
         ("blimp-filtered", "2025", {"bos": "auto"}),  # the tokenizer adds the same by itself
         ("blimp-filtered", "2025", {"ties": "strict"}),  # the file has the year's rule
-        ("blimp-filtered", "2025", {"precision": "adaptive"}),  # the choices of float32
+        (
+            "blimp-filtered",
+            "2025",
+            {"precision": "adaptive"},
+        ),  # accepted, though a few choices may differ
         ("blimp-filtered", "2025", {"lengths": "declared"}),  # nothing was too long
         (
             "blimp-filtered",

@@ -164,10 +164,22 @@ def test_switches_of_objectives_are_ruled_and_named() -> None:
 
 
 def test_tiles_hold_their_numbers() -> None:
-    rows = [row("a", "one", 80, text="80"), row("a", "two", 20, text="20")]
-    root = svg(charts.heatmap(rows, ["one", "two"], WIDE), WIDE)
+    rows = [row("a", "one", 80, tile="80"), row("a", "two", 20, tile="20")]
+    root = svg(charts.heatmap(rows, ["one", "two"], WIDE, 0.5), WIDE)
     assert {"80", "20", "one", "two", "a"} <= {text.text for text in root.iter("text")}
     assert len(marks(root)) == 2
+
+
+def test_tiles_are_coloured_against_chance() -> None:
+    rows = [row("a", "one", 20, tile="20"), row("a", "two", 90, tile="90")]
+    by_chance = {}
+    for chance in (0.2, 0.5, None):
+        drawn = marks(svg(charts.heatmap(rows, ["one", "two"], WIDE, chance), WIDE))
+        by_chance[chance] = [mark.get("fill") for mark in drawn]
+    at_chance, above = by_chance[0.2]
+    assert by_chance[None] == [at_chance, at_chance]
+    assert above != at_chance
+    assert by_chance[0.5][0] != at_chance
 
 
 def test_a_drawing_says_what_it_is_and_shares_no_id() -> None:

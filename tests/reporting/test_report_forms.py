@@ -269,6 +269,6 @@ def test_no_name_steers_the_terminal(name: str) -> None:
 
 
 def test_surprisal_is_written_in_nats_and_everything_else_in_hundredths() -> None:
-    assert format_value(ReportedScore(6.893, "surprisal", 6.8, 7.0)) == "6.89 ±0.10"
-    assert format_value(ReportedScore(0.634, "accuracy", 0.63, 0.638)) == "63.4 ±0.4"
+    assert format_value(ReportedScore(6.893, "surprisal", 6.8, 7.0)) == "6.89 [6.80, 7.00]"
+    assert format_value(ReportedScore(0.634, "accuracy", 0.63, 0.638)) == "63.4 [63.0, 63.8]"
     assert format_value(ReportedScore(0.634, "spearman")) == "63.4"

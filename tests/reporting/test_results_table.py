@@ -122,12 +122,18 @@ def test_names_cannot_break_the_markdown_table() -> None:
     assert r"a\|b\`\<script\>" in text and "\n*x*" not in text
 
 
-def test_numbers() -> None:
-    assert results_table.format_estimate(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0 ±5.0"
-    assert results_table.format_estimate(Estimate(0.6342, 10, 0.3, 0.9), "accuracy") == "63.4 ±30.0"
-    assert (
-        results_table.format_estimate(Estimate(-0.084, 10, -0.2, 0.1), "spearman") == "-0.08 ±0.15"
-    )
+@pytest.mark.parametrize(
+    ("estimate", "metric", "text"),
+    [
+        (Estimate(1.0, 10, 0.9, 1.0), "accuracy", "100.0 [90.0, 100.0]"),
+        (Estimate(0.6342, 10, 0.3, 0.9), "accuracy", "63.4 [30.0, 90.0]"),
+        (Estimate(-0.084, 10, -0.2, 0.1), "spearman", "-8.4 [-20.0, 10.0]"),
+        (Estimate(0.31, 3, -1.0, 1.0), "spearman", "31.0"),  # the whole range says nothing
+        (Estimate(-0.0002, 9, -0.0004, 0.01), "delta-r2", "0.0 [0.0, 1.0]"),  # never -0.0
+    ],
+)
+def test_a_number_stands_before_its_interval(estimate: Estimate, metric: str, text: str) -> None:
+    assert results_table.format_estimate(estimate, metric) == text
 
 
 def test_only_what_can_be_wrong_is_counted_wrong() -> None:
@@ -150,15 +156,21 @@ def test_only_what_can_be_wrong_is_counted_wrong() -> None:
 def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
     reading, words = results_table.build_blocks(results_table.build_columns(READING_RUN), "suite")
     assert (reading.average, words.average) == ("100 ΔR², mean of 2 measures", "nats, mean by word")
-    assert results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2 ±0.8"
-    assert results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
+    assert (
+        results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2")
+        == "1.2 [0.4, 2.0]"
+    )
+    assert (
+        results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal")
+        == "7.25 [7.00, 7.50]"
+    )
     legend = results_table.build_legend(results_table.build_columns(READING_RUN))
     assert "jackknife over sentences" in legend and "Surprisal in nats" in legend
     assert not any(words in legend for words in ("right", "tie", "Options are compared"))
 
 
 def test_a_metric_of_a_newer_version_is_named() -> None:
-    assert results_table.format_estimate(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 ±10.0"
+    assert results_table.format_estimate(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 [40.0, 60.0]"
     assert get_metric_spec("brier").heading == "100 brier"
 
 

@@ -76,7 +76,7 @@ def test_no_line_is_wider_than_the_terminal(
 def test_every_number_of_every_checkpoint_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     show_runs(CHECKPOINT_RUNS, "suite")
     out = capsys.readouterr().out
-    assert out.count("63.4 ±0.4") == len(CHECKPOINT_RUNS)
+    assert out.count("63.4 [63.0, 63.8]") == len(CHECKPOINT_RUNS)
     assert all(f"chck_{words}M" in out for words in (1, 10, 20)) and NOTE in out
 
 
@@ -118,7 +118,7 @@ def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert "63.4  ?0.4" in done.stdout
+    assert "63.4 [63.0, 63.8]" in done.stdout
 
 
 def test_a_problem_goes_to_stderr_with_its_place_and_hint(
