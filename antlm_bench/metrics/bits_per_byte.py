@@ -6,8 +6,9 @@ This is a ratio of sums, not a mean of ratios: long documents count more. Models
 vocabularies are comparable. Views: byte perplexity = 2 ** (bits per byte), and word perplexity =
 2 ** (bits per word). Source: The Pile (Gao et al. 2020) and lm-eval's `bits_per_byte`.
 
-The interval resamples whole documents. The contributions of documents are linearised (Cochran 1977,
-Sampling Techniques, ch. 6). Without a count of words there is no word perplexity.
+The interval is a jackknife t interval over documents on a logarithmic scale
+(`statistics.ratio_interval`). In comparisons, the contributions of documents are linearised
+(Cochran 1977, Sampling Techniques, ch. 6). Without a count of words there is no word perplexity.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from antlm_bench.types import Bools, Estimate, Floats
 
 BYTES_COLUMN, WORDS_COLUMN = 0, 1
 """Columns of `PredictionTable.task_values` with the lengths of a document."""
+MAX_EXPONENT = 1000.0
+"""Largest bits per unit of a perplexity that is a finite number."""
 
 
 class BitsPerByte(Metric):
@@ -47,7 +50,10 @@ class BitsPerByte(Metric):
             per_word = self._bits_per_unit(table, WORDS_COLUMN, everything)
             views["word-perplexity"] = _as_perplexity(per_word)
         values = [f"{name.replace('-', ' ')} {view.value:.6g}" for name, view in views.items()]
-        return Headline(headline, views, (", ".join(values),))
+        notes = [", ".join(values)]
+        if len(table.ids) == 1:
+            notes.append("no interval: there is one document")
+        return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self._bits_per_unit(table, BYTES_COLUMN, members)
@@ -66,7 +72,7 @@ class BitsPerByte(Metric):
         return rounded_estimate(
             float(bits.sum() / lengths.sum()),
             len(bits),
-            statistics.bootstrap_ratio_interval(bits, lengths),
+            statistics.ratio_interval(bits, lengths),
             table.count_flags(members, exclude="tie"),
             self.spec.value_range,
         )
@@ -74,7 +80,8 @@ class BitsPerByte(Metric):
 
 def _as_perplexity(bits: Estimate) -> Estimate:
     """Return bits per unit as a perplexity: 2 ** value, with the bounds of the interval alike."""
-    value, low, high = (round(2**exponent, 12) for exponent in (bits.value, bits.low, bits.high))
+    exponents = (min(bound, MAX_EXPONENT) for bound in (bits.value, bits.low, bits.high))
+    value, low, high = (round(2**exponent, 12) for exponent in exponents)
     return replace(bits, value=value, low=low, high=high)
 
 

@@ -343,7 +343,7 @@ WHOLE_PENALTY = MetricSpec(
 BITS_PER_BYTE = MetricSpec(
     "bits-per-byte",
     "Bits per byte (less is better)",
-    "documents resampled",
+    "documents as a sample",
     ItemKind.DOCUMENT,
     heading="bits per byte",
     difference_unit="bits",

@@ -129,14 +129,16 @@ def test_bits_per_byte_and_perplexities_are_ratios_of_sums() -> None:
         summary(documents([0.0], [0], [1]), "bits-per-byte")
 
 
-def test_the_interval_of_a_ratio_is_that_of_documents_drawn_again() -> None:
+def test_the_interval_of_a_ratio_is_nearly_that_of_a_bootstrap() -> None:
     rng = np.random.default_rng(3)
     sizes = rng.integers(20, 900, 60)
     nats = sizes * rng.normal(1.2, 0.2, 60)
     found = summary(documents(nats.tolist(), sizes.tolist(), [1.0] * 60), "bits-per-byte").headline
     pick = np.random.default_rng(4).integers(60, size=(20_000, 60))
     drawn = nats[pick].sum(axis=1) / sizes[pick].sum(axis=1) / math.log(2)
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.004)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015
+    )
 
 
 def test_document_contributions_have_the_ratios_mean_and_variance() -> None:
@@ -148,10 +150,5 @@ def test_document_contributions_have_the_ratios_mean_and_variance() -> None:
         build_table(from_rows(made), set())
     )
     assert values.mean() == pytest.approx(nats.sum() / sizes.sum() / math.log(2))
-    low, high = statistics.bootstrap_ratio_interval(nats / math.log(2), sizes.astype(float))
+    low, high = statistics.ratio_interval(nats / math.log(2), sizes.astype(float))
     assert 2 * 1.96 * values.std(ddof=1) / 200**0.5 == pytest.approx(high - low, rel=0.05)
-
-
-def test_bootstrap_of_a_ratio_skips_empty_resamples() -> None:
-    low, high = statistics.bootstrap_ratio_interval(np.array([0.0, 3.0]), np.array([0.0, 2.0]))
-    assert (low, high) == (1.5, 1.5)
