@@ -20,7 +20,6 @@ from antlm_bench.statistics.intervals import (
     normal_interval,
     one_sided_p,
     ratio_interval,
-    sampled_groups_interval,
     standard_error,
     welch_test,
 )
@@ -36,6 +35,7 @@ from antlm_bench.statistics.spearman import (
 )
 from antlm_bench.statistics.stratified_score import (
     count_items,
+    sampled_groups_interval,
     score_interval,
     score_intervals,
     score_test,

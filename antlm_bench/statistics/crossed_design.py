@@ -207,7 +207,8 @@ def two_level_change(
             raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
         return two_level_mean(b - a)
     return _sum_runs(
-        _Run(-1.0, a, _fill_collapsed(a, collapsed_a)), _Run(1.0, b, _fill_collapsed(b, collapsed_b))
+        _Run(-1.0, a, _fill_collapsed(a, collapsed_a)),
+        _Run(1.0, b, _fill_collapsed(b, collapsed_b)),
     )
 
 
@@ -259,8 +260,7 @@ class _Run(NamedTuple):
 
 
 def _sum_runs(*runs: _Run) -> UncertainValue:
-    """Return the sum of sign * mean of one or two runs with independent seeds and the same items.
-    """
+    """Return the sum of sign * mean of one or two runs with independent seeds and the same items."""
     is_mixture = any(run.is_mixture for run in runs)
     collapsed_means = [float(run.values[run.collapsed].mean()) for run in runs if run.is_mixture]
     value, below, above = 0.0, 0.0, 0.0
@@ -275,8 +275,8 @@ def _sum_runs(*runs: _Run) -> UncertainValue:
         if run.is_mixture:
             collapsed_mean = float(run.values[run.collapsed].mean())
         shares = _share_interval(int(run.collapsed.sum()), len(run.collapsed))
-        gap, share = run.sign * (float(learnt.mean()) - collapsed_mean), run.collapsed.mean()
-        lowest, highest = sorted(gap * (share - end) for end in shares)
+        gap, share = run.sign * (float(learnt.mean()) - collapsed_mean), float(run.collapsed.mean())
+        lowest, highest = sorted(float(gap * (share - end)) for end in shares)
         is_known = len(learnt) > 1
         below += lowest**2 if is_known else np.inf
         above += highest**2 if is_known else np.inf

@@ -28,8 +28,6 @@ SEED = 20_250_101
 """Fixed, because the same predictions must give the same interval."""
 MAX_LOG_DISTANCE = 10.0
 """Largest distance of an end of a ratio's interval, on the logarithmic scale: keeps it finite."""
-MIN_SAMPLED_GROUPS = 8
-"""Fewest groups from which the variance of groups is estimated."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
 """Half the width of a normal interval, in standard errors (1.96)."""
 
@@ -172,19 +170,6 @@ def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
     if not error:
         return Interval(value, value), float(value == 0)
     return _t_test(value, error, k - 1)
-
-
-def sampled_groups_interval(means: Floats, weights: Floats) -> tuple[Interval | None, str]:
-    """Return (`clustered_interval` of K groups, ""), or (None, reason why there is none).
-
-    By simulation, 95% intervals of 5 groups with a mean of .97 cover only 66-84%, because so few
-    means hardly show how much groups vary. Nor do equal means show that groups do not vary.
-    """
-    if len(means) < MIN_SAMPLED_GROUPS:
-        return None, f"not estimated from {len(means)} groups, {MIN_SAMPLED_GROUPS} are needed"
-    if np.ptp(means) == 0:
-        return None, "not estimated, because all groups are equal"
-    return clustered_interval(means, weights), ""
 
 
 def _t_test(value: float, error: float, df: float) -> tuple[Interval, float]:
