@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-
 from coverage_metrics import Simulation, iterate_metric_simulations
 from coverage_seeds import iterate_seed_simulations
 

@@ -35,7 +35,7 @@ PREDICTORS = {
     "nearly constant": (0.7, 0.05, 0.97),
 }
 PAIRS = {
-    # name -> (share of class 1, accuracies of run a by class, of run b, correlation of their errors)
+    # name -> (share of class 1, accuracies of runs a and b by class, correlation of their errors)
     "at .99 and .98": (0.3, (0.99, 0.99), (0.98, 0.98), 0.5),
     "at .9 and .85": (0.7, (0.9, 0.9), (0.85, 0.85), 0.5),
     "at .55 and .6": (0.5, (0.55, 0.55), (0.6, 0.6), 0.4),
@@ -91,7 +91,7 @@ def _one_run(
     )
 
     def draw(rng: np.random.Generator) -> Interval:
-        table = rng.multinomial(n, rates.ravel()).reshape(2, 2)
+        table = rng.multinomial(n, rates.ravel()).reshape(2, 2).astype(float)
         estimate = _count_pairs(table).estimate(metric, {})
         return Interval(estimate.low, estimate.high)
 

@@ -343,8 +343,8 @@ class ClassifierTrainer:
             weights[name].copy_(best_weight)
         warnings += unmoved_loss_warnings(
             [
-                ([epoch["loss"] for epoch in epochs], rows.gold),
-                ([epoch["selection_loss"] for epoch in epochs], selection.gold),
+                ([epoch["loss"] for epoch in epochs], rows.gold.astype(np.int32)),
+                ([epoch["selection_loss"] for epoch in epochs], selection.gold.astype(np.int32)),
             ]
         )
         return {

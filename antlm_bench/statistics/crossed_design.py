@@ -260,7 +260,7 @@ class _Run(NamedTuple):
 
 
 def _sum_runs(*runs: _Run) -> UncertainValue:
-    """Return the sum of sign * mean of one or two runs with independent seeds and the same items."""
+    """Return the sum of sign * mean of one or two runs of independent seeds on the same items."""
     is_mixture = any(run.is_mixture for run in runs)
     collapsed_means = [float(run.values[run.collapsed].mean()) for run in runs if run.is_mixture]
     value, below, above = 0.0, 0.0, 0.0

@@ -5,10 +5,9 @@ cases by hand.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,7 +19,6 @@ from prediction_rows import PredictionRow, from_rows, to_rows
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 
-from antlm_bench import statistics
 from antlm_bench.errors import DataError, NotComparable, UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.classification import (
