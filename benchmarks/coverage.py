@@ -11,7 +11,7 @@ errors has to be conservative. The limits allow for two standard errors of the s
 Cases whose intervals take milliseconds (metrics that are no means, seeds, groups) are simulated
 with fewer runs (`coverage_metrics`, `coverage_seeds`).
 
-2000 runs take about TIME minutes on one core. docs/statistics.md shows its output.
+2000 runs take several minutes on one core. docs/statistics.md shows its output.
 """
 
 from __future__ import annotations

@@ -35,6 +35,25 @@ def test_intervals_hold_the_truth_in_93_percent(name):
     assert not result.misses_limits(case.effective_errors), result
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bits per byte of 20 documents, log-lengths with sd 1",
+        "f1 of 408 (mrpc) at .99",
+        "3 seeds (unlike) of 300",
+        "paired 3 seeds (unlike) of 300",
+        "two runs of 5 seeds (alike), a fifth collapsed",
+    ],
+)
+def test_intervals_of_other_values_hold_the_truth_in_93_percent(name):
+    case = CASES[name]
+
+    result = coverage.simulate(case, runs=round(200 / case.share_of_runs), seed=1)
+
+    assert not result.misses_limits(case.effective_errors), result
+
+
 def test_names_of_cases_are_distinct():
     assert len(CASES) == len(list(coverage.iterate_cases()))
 
