@@ -15,6 +15,7 @@ import pytest
 from pair_runs import make_cell, write_run
 from prediction_rows import PredictionRow
 from scipy import optimize, stats
+from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -284,3 +285,42 @@ def test_the_example_code_of_the_page_runs() -> None:
     assert codes
     for code in codes:
         exec(compile(code, str(PAGE), "exec"), {})
+
+
+def test_the_examples_of_other_intervals_are_true() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    lengths, rates = np.array([100.0, 200, 300, 400]), np.array([1.0, 1.2, 1.1, 1.3])
+    without = [
+        np.average(np.delete(rates, i), weights=np.delete(lengths, i)) for i in range(len(rates))
+    ]
+    error = (3 / 4 * np.sum((without - np.mean(without)) ** 2)) ** 0.5
+    value, df = np.average(rates, weights=lengths), 1000**2 / np.sum(lengths**2) - 1
+    factor = np.exp(stats.t.ppf(0.975, df) * error / value)
+    assert f"{value:.3f}, interval {value / factor:.3f} to {value * factor:.3f}" in text
+
+    means = np.array([0.9, 0.8, 1, 0.7, 0.9, 0.6, 0.8, 1])
+    interval, _ = statistics.sampled_groups_interval(means, np.full(8, 1 / 8), (0.0, 1.0))
+    plain = stats.t.interval(0.95, 7, loc=means.mean(), scale=stats.sem(means))
+    assert interval is not None
+    assert f"interval of {100 * interval.low:.1f} to {100 * interval.high:.1f}" in text
+    assert f"(Plain t: {100 * plain[0]:.1f} to {100 * plain[1]:.1f}.)" in text
+
+    gold, predicted = (
+        np.repeat([0, 0, 1, 1], [30, 10, 4, 36]),
+        np.repeat([0, 1, 0, 1], [30, 10, 4, 36]),
+    )
+    rng = np.random.default_rng(1)
+    ends = []
+    for prior, share in (
+        (np.array([0.25, 0.5, 0.5, 0.25]), 0.025),
+        ([0.5, 0.25, 0.25, 0.5], 0.975),
+    ):
+        rates = rng.dirichlet(np.array([30, 10, 4, 36]) + prior, 100_000)
+        f1 = 2 * rates[:, 3] / (2 * rates[:, 3] + rates[:, 1] + rates[:, 2])
+        ends.append(float(np.quantile(f1, share)))
+    value = f1_score(gold, predicted)
+    stated = re.search(r"F1 is ([\d.]+), interval ([\d.]+) to ([\d.]+)", text)
+    assert stated is not None
+    assert [float(x) for x in stated.groups()] == pytest.approx(
+        [100 * value, 100 * ends[0], 100 * ends[1]], abs=0.5  # of random draws
+    )
