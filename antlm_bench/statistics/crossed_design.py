@@ -277,12 +277,14 @@ def _sum_runs(*runs: _Run) -> UncertainValue:
         shares = _share_interval(int(run.collapsed.sum()), len(run.collapsed))
         gap, share = run.sign * (float(learnt.mean()) - collapsed_mean), float(run.collapsed.mean())
         lowest, highest = sorted(float(gap * (share - end)) for end in shares)
-        is_known = len(learnt) > 1
+        is_known = len(learnt) > 1 or not run.collapsed.any()
         below += lowest**2 if is_known else np.inf
         above += highest**2 if is_known else np.inf
         learnt_runs.append(run.sign * (1 - shares.low) * learnt)
     components = _crossed_components(learnt_runs)
-    return UncertainValue(value, *components, squared_below=below, squared_above=above)
+    total = UncertainValue(value, *components, squared_below=below, squared_above=above)
+    # As distances, the two seeds that may be left of three do not widen a mean over tasks.
+    return uncertain_from_interval(value, total.interval) if is_mixture else total
 
 
 @cache

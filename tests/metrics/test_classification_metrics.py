@@ -355,7 +355,8 @@ def test_a_mixture_of_seeds_has_no_t_interval() -> None:
         mixture.mean.high - mixture.mean.value,
         mixture.mean.value - mixture.mean.low,
     )
-    assert below > 1.5 * above  # more seeds may collapse, hardly fewer
+    assert below > 1.05 * above  # more seeds may collapse, hardly fewer
+    assert (mixture.mean.low, mixture.mean.high) != (plain.mean.low, plain.mean.high)
 
 
 def test_a_single_seed_that_did_not_collapse_has_no_interval() -> None:

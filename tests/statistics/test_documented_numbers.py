@@ -322,5 +322,6 @@ def test_the_examples_of_other_intervals_are_true() -> None:
     stated = re.search(r"F1 is ([\d.]+), interval ([\d.]+) to ([\d.]+)", text)
     assert stated is not None
     assert [float(x) for x in stated.groups()] == pytest.approx(
-        [100 * value, 100 * ends[0], 100 * ends[1]], abs=0.5  # of random draws
+        [100 * value, 100 * ends[0], 100 * ends[1]],
+        abs=0.5,  # of random draws
     )
