@@ -8,11 +8,13 @@ counts how often it holds the true macro-average. Asked for: 93% or more in ever
 errors has to be conservative. The limits allow for two standard errors of the simulation. Exit code
 1: a case misses its limits and is not in EXCEPTIONS.
 
-Intervals of partial R2 (`coverage_reading_times`) are simulated half as often: 93% or more, at most
-5.5% of tests with p < .05 without an effect, and no interval that contradicts its p-value. t
-intervals of few items (`coverage_small_samples`): 91% or more.
+Cases whose intervals take milliseconds (metrics that are no means, seeds, groups) are simulated
+with fewer runs (`coverage_metrics`, `coverage_seeds`). Intervals of partial R2
+(`coverage_reading_times`) are simulated half as often: 93% or more, at most 5.5% of tests with
+p < .05 without an effect, and no interval that contradicts its p-value. t intervals of few items
+(`coverage_small_samples`): 91% or more.
 
-2000 runs take about seven minutes on one core. docs/statistics.md shows its output.
+2000 runs take several minutes on one core. docs/statistics.md shows its output.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from coverage_metrics import Simulation, iterate_metric_simulations
 from coverage_reading_times import READING_CASES, print_reading_results
+from coverage_seeds import iterate_seed_simulations
 from coverage_small_samples import SMALL_SAMPLES, print_small_samples
 
 from antlm_bench.statistics import macro_weights
@@ -133,8 +137,10 @@ class Result(NamedTuple):
         return is_low or (not may_be_high and self.coverage > MAX_COVERAGE + 2 * self.error)
 
 
-def simulate(case: Case, runs: int, seed: int = 0) -> Result:
+def simulate(case: Case | Simulation, runs: int, seed: int = 0) -> Result:
     """Return how the intervals of so many simulated runs did."""
+    if isinstance(case, Simulation):
+        return _judge_intervals(*case.simulate(runs, seed), case.truth)
     rng = np.random.default_rng(seed)
     at_once = max(1, MAX_CELLS_AT_ONCE // (max(len(case.sizes), sum(case.cluster_sizes)) * 5))
     lows, highs = [], []
@@ -144,14 +150,18 @@ def simulate(case: Case, runs: int, seed: int = 0) -> Result:
         low, high = score_intervals(draw(case, count, rng))
         lows.append(low)
         highs.append(high)
-    low, high, truth = np.concatenate(lows), np.concatenate(highs), case.truth
+    return _judge_intervals(np.concatenate(lows), np.concatenate(highs), case.truth)
+
+
+def _judge_intervals(low: Floats, high: Floats, truth: float) -> Result:
+    """Return how intervals with these ends (r,) did."""
     too_high, too_low = low > truth + 1e-9, high < truth - 1e-9
     return Result(
         float(1 - np.mean(too_high | too_low)),
         float(too_high.mean()),
         float(too_low.mean()),
         float(np.mean(high - low)),
-        runs,
+        len(low),
     )
 
 
@@ -248,11 +258,13 @@ def nested(name: str, accuracy_by_file: dict[str, Sequence[float]]) -> Case:
     return Case(name, CREDITS, tuple(sizes), table, macro_weights(paths))
 
 
-def iterate_cases() -> Iterator[Case]:
+def iterate_cases() -> Iterator[Case | Simulation]:
     """Yield all cases."""
     yield from _one_run_cases()
     yield from _two_run_cases()
     yield from _cluster_cases()
+    yield from iterate_metric_simulations()
+    yield from iterate_seed_simulations()
 
 
 def _one_run_cases() -> Iterator[Case]:
@@ -321,7 +333,7 @@ def _cluster_cases() -> Iterator[Case]:
     yield clusters("5 clusters of 10 at .6, correlation .9", (10,) * 5, 0.6, 0.9)
 
 
-def print_results(cases: Sequence[Case], runs: int) -> int:
+def print_results(cases: Sequence[Case | Simulation], runs: int) -> int:
     """Print a line per case. Return the number of cases that miss their limits."""
     print("coverage  above  below  width  errors  case")
     misses = 0

@@ -83,17 +83,31 @@ def test_spearman_is_scipys_and_unknown_where_undefined() -> None:
     assert statistics.spearman_correlation(x[:2], y[:2]) is None
 
 
-@pytest.mark.parametrize("n", [10, 100, 1000])
-def test_the_bound_of_a_perfect_rate_is_clopper_pearson(n: int) -> None:
-    """All n are right: errors of both kinds share a prior of one; the bound is Clopper-Pearson."""
+@pytest.mark.parametrize("right", [10, 90, 99, 100])
+def test_a_posterior_of_two_cells_is_a_beta_distribution(right: int) -> None:
     low, high = statistics.dirichlet_interval(
-        np.array([n / 2, 0, 0, n / 2]),
-        0.5,
-        lambda cells: (cells[:, 0] + cells[:, 3]) / cells.sum(axis=1),
+        np.array([100.0 - right, right]),
+        (np.array([1.0, 0.5]), np.array([0.5, 1.0])),
+        lambda cells: cells[:, 1] / cells.sum(axis=1),
     )
-    # The diagonal has a prior, too: one more item.
-    assert low ** (n + 1) == pytest.approx(0.025, abs=0.004)
-    assert low < stats.beta.ppf(0.5, n, 1) < high < 1
+    assert low == pytest.approx(stats.beta.ppf(0.025, right + 0.5, 101 - right), abs=0.004)
+    assert high == pytest.approx(stats.beta.ppf(0.975, right + 1, 100.5 - right), abs=0.004)
+
+
+def test_the_interval_of_a_ratio_of_equal_lengths_is_a_t_interval_of_its_logarithm() -> None:
+    values = np.random.default_rng(1).gamma(4, size=30)
+    low, high = statistics.ratio_interval(values, np.full(30, 7.0))
+    half = stats.t.ppf(0.975, 29) * stats.sem(values) / values.mean()
+    assert (low, high) == pytest.approx(
+        (values.mean() / 7 * np.exp(-half), values.mean() / 7 * np.exp(half))
+    )
+
+
+def test_a_ratio_of_one_pair_has_no_interval_and_a_ratio_of_0_none_either() -> None:
+    assert statistics.ratio_interval(np.array([0.0, 3.0]), np.array([0.0, 2.0])) == (1.5, 1.5)
+    assert statistics.ratio_interval(np.zeros(3), np.ones(3)) == (0, 0)
+    low, high = statistics.ratio_interval(np.array([0.0, 3.0]), np.array([1.0, 1e-3]))
+    assert 0 < low < high < np.inf
 
 
 @pytest.mark.long

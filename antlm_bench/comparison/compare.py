@@ -11,7 +11,12 @@ from dataclasses import replace
 
 from antlm_bench.comparison.join import JoinedTables, join_tables, match_cells
 from antlm_bench.comparison.multiple_testing import adjust_p_values
-from antlm_bench.comparison.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
+from antlm_bench.comparison.paired_seeds import (
+    TASK_LEVEL,
+    collection_name,
+    compare_seeds,
+    select_shared_seeds,
+)
 from antlm_bench.comparison.results import Comparison, Difference, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import METRICS, get_metric_spec
@@ -50,7 +55,7 @@ def compare_runs(
         joined = join_tables(a, b, cells_a, cells_b, allow_mixed)
         if cell_a.seed is not None:  # only cells of finetuned tasks have a seed
             key = (collection_name(cell_a), cell_a.method, cells_b[0].method)
-            tasks_by_collection.setdefault(key, []).append(joined)
+            tasks_by_collection.setdefault(key, []).append(select_shared_seeds(joined))
             continue
         try:
             comparisons.append(_compare_scored_suite(joined))

@@ -1,10 +1,20 @@
 """Paired comparison of finetuned tasks with several seeds: the difference of each task, and the
 mean difference over a collection of tasks.
+
+    two shared seeds or more    paired by seed: the differences per seed and item of the shared
+                                seeds; other seeds are left out
+    seeds that collapsed        the seeds of each run are a mixture; they are not paired
+    one seed in each run        the score test over items: seeds do not vary
+    otherwise                   the seeds of the two runs are independent
+
+See `statistics.crossed_design`. Interval and p-value of a difference come from one statistic, so
+p < .05 if and only if the 95% interval excludes 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,12 +23,12 @@ from antlm_bench.comparison.join import JoinedTables
 from antlm_bench.comparison.paired import logprob_gaps
 from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.metrics import load_cell_metric
-from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, ONE_LEARNT_NOTE
 from antlm_bench.metrics.prediction_table import gold_credits
 from antlm_bench.metrics.records import CLASS_REDUCTION
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import read_trainings
-from antlm_bench.types import Cell, Estimate, Floats
+from antlm_bench.types import Bools, Cell, Estimate, Floats
 
 TASK_LEVEL = "task"
 
@@ -28,18 +38,48 @@ def collection_name(cell: Cell) -> str:
     return cell.finetuned_task[0]
 
 
+def select_shared_seeds(task: JoinedTables) -> JoinedTables:
+    """Return the seeds that are in both runs, in the same order, so that they can be paired.
+
+    All seeds are kept if fewer than two are shared, or if any seed collapsed: the share of seeds
+    that collapse is then a part of each run's mean.
+    """
+    seeds_a, seeds_b = ([cell.seed for cell in cells] for cells in (task.cells_a, task.cells_b))
+    shared = [seed for seed in seeds_a if seed in seeds_b]
+    if len(shared) < 2 or _has_collapsed(task):
+        return task
+    rows_a, rows_b = ([seeds.index(seed) for seed in shared] for seeds in (seeds_a, seeds_b))
+    left_out = [
+        f"{', '.join(str(seed) for seed in seeds if seed not in shared)} of the {run} run"
+        for run, seeds in (("first", seeds_a), ("second", seeds_b))
+        if len(seeds) > len(shared)
+    ]
+    shared_text = f"only seeds {', '.join(map(str, shared))} are in both runs and are compared"
+    notes = (f"{shared_text}, not {' and '.join(left_out)}",) if left_out else ()
+    return replace(
+        task,
+        cells_a=tuple(task.cells_a[row] for row in rows_a),
+        cells_b=tuple(task.cells_b[row] for row in rows_b),
+        tables_a=tuple(task.tables_a[row] for row in rows_a),
+        tables_b=tuple(task.tables_b[row] for row in rows_b),
+        notes=(*task.notes, *notes),
+    )
+
+
 def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     """Compare the unweighted mean over tasks. Each task is a group.
 
-    name: name of the suite. The variances of tasks are added (statistics.weighted_mean); tasks that
-    share their trainings vary together over seeds.
+    tasks: as `select_shared_seeds` returns them. name: name of the suite. The variances of tasks
+    are added (statistics.weighted_mean); tasks that share their trainings vary together over seeds.
     """
     results = [_compare_task(task) for task in tasks]
     groups = tuple(difference for difference, _, _ in results)
     training_by_task = read_trainings(name)
     trainings = [training_by_task.get(group.name, group.name) for group in groups]
     mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results], None, trainings)
-    low, high = mean.interval
+    (low, high), p = mean.interval, mean.p
+    if len(groups) == 1:  # a single task keeps its own test
+        low, high, p = groups[0].low, groups[0].high, groups[0].p or 0.0
     headline = Difference(
         HEADLINE,
         name,
@@ -50,7 +90,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
         value=mean.value,
         low=low,
         high=high,
-        p=mean.p,
+        p=p,
         gained=sum(d.gained for d in groups),
         lost=sum(d.lost for d in groups),
         detectable=statistics.detectable_by_t(mean.interval, mean.df),
@@ -74,18 +114,58 @@ def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
         name = _task_name(task)
         notes += [f"{name}: {note}" for note in task.notes]
         for run, cells in (("first", task.cells_a), ("second", task.cells_b)):
-            collapsed = sum(bool(cell.history.get("collapsed")) for cell in cells)
+            collapsed = int(collapsed_seeds(cells).sum())
             if collapsed:
                 notes.append(
                     f"{name}: {collapsed} of {len(cells)} seeds of the {run} run collapsed"
                 )
+            if _is_one_learnt_seed(cells):
+                notes.append(f"{name}: {ONE_LEARNT_NOTE}")
+            elif 0 < collapsed < len(cells):
+                notes.append(
+                    f"{name}: the interval is that of a mixture of seeds that collapse and others"
+                )
     selected_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
     if "valid" in selected_on:
         notes.append("epochs were selected on the scored examples: both values are optimistic")
+    if any(_is_paired(task) for task in tasks):
+        notes.append("seeds are paired: each seed of one run with the same seed of the other")
     seed_cells = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
     seed_counts = {len(cells) for cells in seed_cells if not cells[0].is_frozen}
     notes += [note for count, note in FEW_SEEDS_NOTES.items() if count in seed_counts]
     return tuple(dict.fromkeys(notes))
+
+
+def collapsed_seeds(cells: Sequence[Cell]) -> Bools:
+    """Return which seeds (S,) of a task collapsed, as their finetuning recorded it."""
+    return np.array([bool(cell.history.get("collapsed")) for cell in cells])
+
+
+def _has_collapsed(task: JoinedTables) -> bool:
+    return bool(collapsed_seeds((*task.cells_a, *task.cells_b)).any())
+
+
+def _is_paired(task: JoinedTables) -> bool:
+    """Return whether the same seeds, two or more, are in both runs and none collapsed."""
+    seeds_a, seeds_b = ([cell.seed for cell in cells] for cells in (task.cells_a, task.cells_b))
+    return len(seeds_a) > 1 and seeds_a == seeds_b and not _has_collapsed(task)
+
+
+def _compare_values(task: JoinedTables, a: Floats, b: Floats) -> UncertainValue:
+    """Return the mean change of values (seeds, n) of both runs, by the design of the task."""
+    if _is_paired(task):
+        return statistics.two_level_change(a, b, paired=True)
+    return statistics.two_level_change(
+        a,
+        b,
+        collapsed_a=collapsed_seeds(task.cells_a),
+        collapsed_b=collapsed_seeds(task.cells_b),
+    )
+
+
+def _is_one_learnt_seed(cells: Sequence[Cell]) -> bool:
+    """Return whether all seeds of a task collapsed but one, so that no interval is known."""
+    return len(cells) > 1 and int(collapsed_seeds(cells).sum()) == len(cells) - 1
 
 
 def _task_name(task: JoinedTables) -> str:
@@ -106,17 +186,21 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in tables])
         for tables in tables_by_run
     )
-    value, interval, p = statistics.two_level_test(a, b)
-    uncertain = statistics.two_level_change(a, b)
+    uncertain = _compare_values(task, a, b)
+    interval, p = uncertain.interval, uncertain.p
+    if np.isinf(interval.low):  # no interval: a single seed of a run did not collapse
+        low, high = metric.spec.value_range
+        interval = Interval(low - high, high - low)
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not uncertain.variance:
-        # All items changed by the same amount, or none changed: the difference is still uncertain.
+    elif not uncertain.variance or len(a) == len(b) == 1:
+        # Only items vary. If all of them changed alike, the difference is still uncertain.
         change = b.mean(axis=0) - a.mean(axis=0)
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
         interval, p = statistics.score_test(change, one_stratum, np.ones(1), (-bound, bound))
-        uncertain = statistics.uncertain_from_interval(value, interval)
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     credit_change, name = credit_b - credit_a, _task_name(task)
     difference = Difference(
         TASK_LEVEL,
@@ -125,14 +209,14 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         n=a.shape[1],
         a=float(a.mean()),
         b=float(b.mean()),
-        value=value,
+        value=uncertain.value,
         low=interval.low,
         high=interval.high,
         p=p,
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
         detectable=statistics.detectable_by_t(interval, uncertain.df),
-        margin=_mean_gap_change(gaps_a, gaps_b),
+        margin=_mean_gap_change(task, gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)
     flips = [
@@ -156,9 +240,11 @@ def _has_same_scores(task: JoinedTables) -> bool:
     )
 
 
-def _mean_gap_change(a: Floats, b: Floats) -> Estimate | None:
+def _mean_gap_change(task: JoinedTables, a: Floats, b: Floats) -> Estimate | None:
     """Return the mean change of `logprob_gaps` (seeds, n); None if one is nan, or n < 2."""
     if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
         return None
-    value, (low, high), _ = statistics.two_level_test(a, b)
-    return Estimate(value, a.shape[1], low, high)
+    change = _compare_values(task, a, b)
+    if np.isinf(change.interval.low):
+        return None
+    return Estimate(change.value, a.shape[1], *change.interval)

@@ -41,7 +41,11 @@ from antlm_bench.finetuning.data import (
     resolve_pad_id,
 )
 from antlm_bench.finetuning.heads import build_classifier, resolve_pooling
-from antlm_bench.metrics.classification import collapse_warnings, load_confusion_metric
+from antlm_bench.metrics.classification import (
+    collapse_warnings,
+    load_confusion_metric,
+    unmoved_loss_warnings,
+)
 from antlm_bench.predictions import OptionColumns, Predictions
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import FLAGS, Attention, Example, Floats
@@ -337,6 +341,12 @@ class ClassifierTrainer:
                 break
         for name, best_weight in best.weights.items():
             weights[name].copy_(best_weight)
+        warnings += unmoved_loss_warnings(
+            [
+                ([epoch["loss"] for epoch in epochs], rows.gold.astype(np.int32)),
+                ([epoch["selection_loss"] for epoch in epochs], selection.gold.astype(np.int32)),
+            ]
+        )
         return {
             "epochs": epochs,
             "best": best.epoch,

@@ -55,7 +55,7 @@ class Accuracy(Metric):
             interval = statistics.normal_interval(strata, weights)
         views = {"closed-form": rounded_estimate(headline.value, headline.n, interval, flags)}
         means = np.array([stratum.mean() for stratum in strata])
-        clustered, reason = statistics.sampled_groups_interval(means, weights)
+        clustered, reason = statistics.sampled_groups_interval(means, weights, CREDIT_RANGE)
         if clustered:
             views["clustered"] = rounded_estimate(headline.value, headline.n, clustered, flags)
         views["micro"] = self.estimate_members(table, np.ones(len(credits), bool))

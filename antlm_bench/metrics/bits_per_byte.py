@@ -6,9 +6,10 @@ This is a ratio of sums, not a mean of ratios: long documents count more. Models
 vocabularies are comparable. Views: byte perplexity = 2 ** (bits per byte), and word perplexity =
 2 ** (bits per word). Source: The Pile (Gao et al. 2020) and lm-eval's `bits_per_byte`.
 
-Intervals and tests are Student's t over the contributions of documents, which come from leaving
-out each document in turn (jackknife; Cochran 1977, Sampling Techniques, ch. 6). Without a count of
-words there is no word perplexity.
+The interval is a jackknife t interval over documents on a logarithmic scale
+(`statistics.ratio_interval`). Comparisons are t tests over the contributions of documents, which
+come from leaving out each document in turn (jackknife; Cochran 1977, Sampling Techniques, ch. 6).
+Without a count of words there is no word perplexity.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class BitsPerByte(Metric):
             per_word = self._bits_per_unit(table, WORDS_COLUMN, everything)
             views["word-perplexity"] = _as_perplexity(per_word)
         values = [f"{name.replace('-', ' ')} {view.value:.6g}" for name, view in views.items()]
-        return Headline(headline, views, (", ".join(values),))
+        notes = [", ".join(values)]
+        if len(table.ids) == 1:
+            notes.append("no interval: there is one document")
+        return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         return self._bits_per_unit(table, BYTES_COLUMN, members)
@@ -65,11 +69,10 @@ class BitsPerByte(Metric):
                 location=f"item {table.ids[int(np.flatnonzero(members)[0])]} and others",
                 hint="the task must count the bytes (words) of each document",
             )
-        interval, _ = statistics.welch_test([document_contributions(bits, lengths)], np.ones(1))
         return rounded_estimate(
             float(bits.sum() / lengths.sum()),
             len(bits),
-            (max(interval.low, 0.0), interval.high),
+            statistics.ratio_interval(bits, lengths),
             table.count_flags(members, exclude="tie"),
             self.spec.value_range,
         )

@@ -20,8 +20,7 @@ both agree. scikit-learn is imported when the first value is computed, because i
 second.
 
 Corner cases: an undefined metric is shown as 0, and a note says why; tied classes share a
-prediction, so counts need not be whole; a bootstrap of perfect or constant predictions does not
-vary, and a posterior interval replaces it.
+prediction, so counts need not be whole.
 """
 
 from __future__ import annotations
@@ -63,6 +62,10 @@ FEW_SEEDS_NOTES = {
     2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
 }
 """Number of seeds -> note on the mean of so few."""
+UNMOVED_SHARE = 0.99
+"""Share of a constant answer's loss below which a loss has moved."""
+ONE_LEARNT_NOTE = "no interval: a single seed did not collapse"
+"""Note on a mean of several seeds all of which collapsed but one."""
 
 
 class ConfusionTotals(NamedTuple):
@@ -300,10 +303,9 @@ class ConfusionCounts:
         return load_confusion_metric(metric).compute_many(totals)
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Return value and interval: a proportion's score interval, else a bootstrap over items.
+        """Return value and interval: a proportion's score interval, else `_posterior_interval`.
 
-        A bootstrap's interval is widened to include the value: resamples lose rare classes, so that
-        a macro-F1 of many classes may lie above nearly all of its replicates.
+        The latter is widened to include the value, which may lie at an end of the range.
         """
         value, n = self.score(metric), int(self.counts.sum())
         if load_confusion_metric(metric).is_proportion:
@@ -311,26 +313,26 @@ class ConfusionCounts:
             one_stratum = np.zeros(n, np.int32)
             interval = statistics.score_interval(credit, one_stratum, np.ones(1))
             return rounded_estimate(value, n, interval, flags)
-        interval = statistics.bootstrap_counts_interval(
-            self.counts, lambda counts: self.score_resampled(metric, counts)
-        )
-        if interval.low == interval.high:
-            interval = self._posterior_interval(metric)
-        interval = Interval(min(value, interval.low), max(value, interval.high))
+        low, high = self._posterior_interval(metric)
+        interval = Interval(min(value, low), max(value, high))
         return rounded_estimate(value, n, interval, flags, METRICS[metric].value_range)
 
     def _posterior_interval(self, metric: str) -> Interval:
-        """Return a posterior interval, for predictions (perfect, constant) that do not vary in a
-        bootstrap.
+        """Return the ends of two posterior intervals of the cells' rates.
 
-        The k(k-1) cells off the diagonal share a prior weight of one item. With this weight, the
-        accuracy of a perfect run would get the exact (Clopper-Pearson) bound.
+        The lower end is that of a prior with one more wrong item and half a correct one, the upper
+        end that of a prior with half a wrong item and one more correct one; each is spread evenly
+        over the k(k-1) wrong or the k correct cells. Exact (Clopper-Pearson) bounds of a proportion
+        lie between the same two priors. So cells that are empty or rare do not claim certainty,
+        unlike in a bootstrap.
         """
         k = self.num_classes
         compute_many = load_confusion_metric(metric).compute_many
+        correct = np.eye(k)
+        wrong = (1 - correct) / (k - 1)
         return statistics.dirichlet_interval(
             self.table.ravel(),
-            1 / (k * (k - 1)),
+            ((wrong + correct / 2).ravel() / k, (wrong / 2 + correct).ravel() / k),
             lambda cells: compute_many(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
         )
 
@@ -384,30 +386,27 @@ def summarize_seeds(
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
 
     collapsed: whether each seed collapsed, () = none did. The mean is over all seeds; if only some
-    collapsed, its interval is that of a mixture.
+    collapsed, its interval is that of a mixture. If a single seed did not collapse, no interval is
+    known, and the range of the metric is shown.
 
     Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and as
     `summarize` does.
     """
     values = contributions_by_seed(predictions_by_seed, metric, ties)
-    means, uncertain = values.mean(axis=1), statistics.two_level_mean(values)
-    interval = uncertain.interval
-    has_variance = uncertain.variance > 0
-    if len(means) == 1 or not has_variance:
+    uncertain = statistics.two_level_mean(values, np.array(collapsed) if collapsed else None)
+    means, interval = values.mean(axis=1), uncertain.interval
+    value_range = METRICS[metric].value_range
+    if np.isinf(interval.low):  # a single seed did not collapse
+        uncertain = statistics.uncertain_from_interval(uncertain.value, Interval(*value_range))
+    elif len(means) == 1 or not uncertain.variance > 0:
         table = build_table(predictions_by_seed[0], set())
         first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
             table, np.ones(len(table.ids), bool)
         )
         interval = Interval(first_seed.low, first_seed.high)
-    is_mixture = any(collapsed) and not all(collapsed)
-    if is_mixture:
-        interval = statistics.mixture_interval(values, np.array(collapsed))
-    if is_mixture or not has_variance:
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-    mean = rounded_estimate(
-        uncertain.value, values.shape[1], interval, {}, METRICS[metric].value_range
-    )
+    mean = rounded_estimate(uncertain.value, values.shape[1], interval, {}, value_range)
     return SeedSummary(mean, sd, float(means.min()), float(means.max()), len(means), uncertain)
 
 
@@ -466,3 +465,25 @@ def collapse_warnings(predictions: Predictions, metric: str) -> tuple[str, ...]:
     if float(compute_many(ConfusionTotals.from_tables(table))) > best_constant:
         return ()
     return (f"no better than one class for all ({spec.heading} {spec.format(best_constant)})",)
+
+
+def unmoved_loss_warnings(
+    losses_by_split: Sequence[tuple[Sequence[float], Ints]],
+) -> tuple[str, ...]:
+    """Return a sign that a training has learnt nothing: its loss never moved below that of a
+    constant answer. () if it did.
+
+    losses_by_split: for the training and for the held-out texts, the mean loss in nats after each
+    epoch (for the training texts: during it), and the gold classes (n,) of the texts. The lowest
+    loss of a constant answer is the entropy of the gold classes; a loss has moved if any is below
+    UNMOVED_SHARE of it. Texts of a single class say nothing.
+    """
+    entropies = []
+    for losses, gold in losses_by_split:
+        _, counts = np.unique(gold, return_counts=True)
+        shares = counts / counts.sum()
+        entropy = float(-(shares * np.log(shares)).sum())
+        if not losses or entropy == 0 or min(losses) < UNMOVED_SHARE * entropy:
+            return ()
+        entropies.append(entropy)
+    return (f"the loss never fell below that of a constant answer ({entropies[0]:.3f} nats)",)

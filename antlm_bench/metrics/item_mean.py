@@ -56,7 +56,9 @@ class ItemMean(Metric):
         weights = statistics.macro_weights(stratum_labels)
         headline = weighted_mean(table, values, codes, weights)
         means = np.array([np.nanmean(values[codes == code]) for code in range(num_strata)])
-        clustered, reason = statistics.sampled_groups_interval(means, weights)
+        clustered, reason = statistics.sampled_groups_interval(
+            means, weights, self.spec.value_range
+        )
         views = {}
         if clustered:
             n, flags = headline.n, headline.flags

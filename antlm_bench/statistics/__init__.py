@@ -2,10 +2,8 @@
 
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,
-    mixture_interval,
     two_level_change,
     two_level_mean,
-    two_level_test,
     uncertain_from_interval,
     weighted_mean,
 )
@@ -15,7 +13,6 @@ from antlm_bench.statistics.intervals import (
     SEED,
     Interval,
     Z,
-    bootstrap_counts_interval,
     clustered_interval,
     clustered_test,
     dirichlet_interval,
@@ -23,7 +20,7 @@ from antlm_bench.statistics.intervals import (
     normal_interval,
     one_sided_p,
     rate_upper_bound,
-    sampled_groups_interval,
+    ratio_interval,
     standard_error,
     welch_df,
     welch_test,
@@ -50,6 +47,7 @@ from antlm_bench.statistics.spearman import (
 )
 from antlm_bench.statistics.stratified_score import (
     count_items,
+    sampled_groups_interval,
     score_interval,
     score_intervals,
     score_test,
@@ -66,7 +64,6 @@ __all__ = [
     "UncertainValue",
     "Z",
     "benjamini_hochberg",
-    "bootstrap_counts_interval",
     "clustered_interval",
     "clustered_test",
     "count_items",
@@ -78,7 +75,6 @@ __all__ = [
     "holm",
     "items_factor",
     "macro_weights",
-    "mixture_interval",
     "normal_interval",
     "observed_detectable_drops",
     "observed_flip_rates",
@@ -86,6 +82,7 @@ __all__ = [
     "pass_probability",
     "planned_flip_rates",
     "rate_upper_bound",
+    "ratio_interval",
     "sampled_groups_interval",
     "score_interval",
     "score_intervals",
@@ -100,7 +97,6 @@ __all__ = [
     "standard_error",
     "two_level_change",
     "two_level_mean",
-    "two_level_test",
     "uncertain_from_interval",
     "weighted_mean",
     "welch_df",

@@ -46,12 +46,27 @@ equal and unequal numbers of seeds; 1 to 14 tasks; and seed components with none
 variance, equal in all tasks or nearly all in one. (The pigeonhole bootstrap, Owen 2007, resamples
 rows and columns of the table and counts the interaction up to three times; 3 to 5 seeds are hardly
 enough to resample.)
+
+Differences of two runs with the same seeds are paired: d_si = y_si of run b - y_si of run a is one
+two-way table, so everything above holds for it.
+
+If some of a run's seeds collapsed, its seeds are two populations, and a t interval over all of them
+would be wrong. The mean of the run is m - share * gap: m is the mean of the seeds that did not
+collapse, share is the share of collapsed seeds, gap is the difference of the two means. m has its t
+interval over seeds and items, the share has the score interval of its count, and the distances of
+their ends from the mean are added as squares (MOVER: Zou & Donner 2008). The distance of m counts
+1 - (lowest share), because the share of collapsed seeds may be that low. In a difference of two
+runs, each has a share and a gap. If no seed of one of them collapsed, its share has an interval
+from 0, too, and its gap is that to the collapsed seeds of the other run, which answer as badly. If
+only one seed did not collapse, nothing shows how much such seeds vary: the interval is infinite,
+and callers show the range of the metric with a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -86,17 +101,20 @@ class UncertainValue:
     """Variance over items."""
     seed_components: tuple[VarianceComponent, ...] = ()
     """Variance over seeds; () if there is one seed."""
+    squared_below: float = 0.0
+    """Square of a distance that is added to the interval below the value (MOVER)."""
+    squared_above: float = 0.0
+    """The same above the value."""
 
     @property
     def variance(self) -> float:
-        """Variance of the estimate; 0 without components."""
-        items, seeds = self._variance_components
-        return items.variance + seeds.variance
+        """Variance of the estimate; 0 if the interval has no width."""
+        return self._t_variance + (self.squared_below + self.squared_above) / (2 * Z**2)
 
     @property
     def df(self) -> float:
         """Degrees of freedom of the interval: their t quantile is q of the module docstring."""
-        (items, seeds), total = self._variance_components, self.variance
+        (items, seeds), total = self._variance_components, self._t_variance
         share = 0.0
         if total > 0:
             excess = max(seeds.variance / total - NEGLIGIBLE_SEED_SHARE, 0.0)
@@ -107,19 +125,30 @@ class UncertainValue:
 
     @property
     def interval(self) -> Interval:
-        """The t interval at CONFIDENCE_LEVEL."""
-        half_width = _t_quantile(self.df) * self.variance**0.5
-        return Interval(self.value - half_width, self.value + half_width)
+        """The interval at CONFIDENCE_LEVEL: a t interval, widened by the squared distances."""
+        squared_half_width = _t_quantile(self.df) ** 2 * self._t_variance
+        below = (squared_half_width + self.squared_below) ** 0.5
+        above = (squared_half_width + self.squared_above) ** 0.5
+        return Interval(self.value - below, self.value + above)
 
     @property
     def p(self) -> float:
         """Two-sided p-value that the true value is 0.
 
-        It is below 1 - CONFIDENCE_LEVEL if and only if the interval excludes 0.
+        It is below 1 - CONFIDENCE_LEVEL if and only if the interval excludes 0: the distance from 0
+        is measured in the width of the interval on that side.
         """
-        if self.variance == 0:
+        low, high = self.interval
+        distance = self.value - low if self.value > 0 else high - self.value
+        if distance == 0:
             return float(self.value == 0)
-        return float(2 * stdtr(self.df, -abs(self.value) / self.variance**0.5))
+        return float(2 * stdtr(self.df, -_t_quantile(self.df) * abs(self.value) / distance))
+
+    @property
+    def _t_variance(self) -> float:
+        """Variance of the components."""
+        items, seeds = self._variance_components
+        return items.variance + seeds.variance
 
     @property
     def _variance_components(self) -> tuple[VarianceComponent, VarianceComponent]:
@@ -128,69 +157,59 @@ class UncertainValue:
 
 
 def uncertain_from_interval(value: float, interval: Interval) -> UncertainValue:
-    """Return a value with the variance of a normal interval of the same width.
+    """Return a value with this interval. In a mean, its distances are added as squares (MOVER).
 
-    For intervals that are not t intervals (bootstrap, Wilson).
+    For intervals that are not t intervals (score intervals, posterior intervals).
     """
-    standard_error = (interval.high - interval.low) / (2 * Z)
-    return UncertainValue(value, (VarianceComponent(standard_error**2),))
+    return UncertainValue(
+        value,
+        squared_below=(value - interval.low) ** 2,
+        squared_above=(interval.high - value) ** 2,
+    )
 
 
-def two_level_mean(values: Floats) -> UncertainValue:
+def two_level_mean(values: Floats, collapsed: Bools | None = None) -> UncertainValue:
     """Return the mean of values (S, n), the contributions of n items under each of S seeds, with
     its variance over seeds and items.
 
     The mean of a row is the metric of a seed. With one seed, the variance is over items only, which
-    a note must say. With one item, it is over seeds only; with one of each, it is nan.
+    a note must say. With one item, it is over seeds only; with one of each, it is nan. collapsed
+    (S,): which seeds collapsed; if only some did, the interval is that of a mixture.
     """
     if values.size == 1:
         return UncertainValue(float(values.mean()), (VarianceComponent(float("nan"), 1.0),))
-    return _crossed_mean([values], values.mean(axis=0))
+    return _sum_runs(_Run(1.0, values, _fill_collapsed(values, collapsed)))
 
 
-def mixture_interval(values: Floats, collapsed: Bools) -> Interval:
-    """Return the interval of the mean of values (S, n) if some of the seeds collapsed.
-
-    collapsed (S,): which seeds did. These are two populations of seeds, so a t interval over all
-    seeds would be wrong. The mean is m - share * gap: m is the mean of the seeds that did not
-    collapse, share is the share of collapsed seeds, gap is the difference of the two means. The
-    intervals of m (over seeds and items) and of the share (a score interval) are combined by adding
-    the squares of their distances to the mean (MOVER: Zou & Donner 2008).
-    """
-    not_collapsed, share = two_level_mean(values[~collapsed]), float(collapsed.mean())
-    gap = not_collapsed.value - float(values[collapsed].mean())
-    one_stratum = np.zeros(len(collapsed), np.int32)
-    lowest_share, highest_share = score_interval(collapsed.astype(float), one_stratum, np.ones(1))
-    changes_by_share = sorted((-gap * (highest_share - share), gap * (share - lowest_share)))
-    half_width = (1 - share) * (not_collapsed.interval.high - not_collapsed.value)
-    value = float(values.mean())
-    below, above = (float(np.hypot(half_width, change)) for change in changes_by_share)
-    return Interval(value - below, value + above)
-
-
-def two_level_change(a: Floats, b: Floats) -> UncertainValue:
+def two_level_change(
+    a: Floats,
+    b: Floats,
+    *,
+    paired: bool = False,
+    collapsed_a: Bools | None = None,
+    collapsed_b: Bools | None = None,
+) -> UncertainValue:
     """Return mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, with its
     variance.
 
-    The seeds of the two runs are independent, but their items are the same. Therefore Var =
-    var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less the interactions. A
-    run of one seed has no variance over seeds here, which a note must say. Raises ValueError if the
-    numbers of items differ.
+    paired: row s of both is the same seed, so that the differences of S seeds and n items form one
+    two-way table. Otherwise the seeds of the two runs are independent, but their items are the
+    same. Therefore Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less
+    the interactions. A run of one seed has no variance over seeds here, which a note must say.
+    collapsed_a (S1,), collapsed_b (S2,): which seeds collapsed; for seeds that are not paired.
+
+    Raises ValueError if the numbers of items differ, or those of paired seeds.
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} items cannot be paired")
-    return _crossed_mean([-a, b], b.mean(axis=0) - a.mean(axis=0))
-
-
-def two_level_test(a: Floats, b: Floats) -> tuple[float, Interval, float]:
-    """Return value, interval and two-sided p-value of `two_level_change`.
-
-    If all items changed by the same amount, the p-value is that of a sign test.
-    """
-    change = two_level_change(a, b)
-    if change.variance == 0 and change.value:
-        return change.value, change.interval, float(min(1.0, 2.0 ** (1 - a.shape[1])))
-    return change.value, change.interval, change.p
+    if paired:
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
+        return two_level_mean(b - a)
+    return _sum_runs(
+        _Run(-1.0, a, _fill_collapsed(a, collapsed_a)),
+        _Run(1.0, b, _fill_collapsed(b, collapsed_b)),
+    )
 
 
 def weighted_mean(
@@ -219,7 +238,11 @@ def weighted_mean(
             seeds_by_training.setdefault(key, []).append(_scale(component, w))
     seeds = map(_add_correlated, seeds_by_training.values())
     value = sum(w * estimate.value for w, estimate in pairs)
-    return UncertainValue(value, tuple(items), tuple(seeds))
+    sides = [(e.squared_below, e.squared_above)[:: 1 if w >= 0 else -1] for w, e in pairs]
+    below, above = (
+        sum(w**2 * side[end] for (w, _), side in zip(pairs, sides, strict=True)) for end in (0, 1)
+    )
+    return UncertainValue(value, tuple(items), tuple(seeds), below, above)
 
 
 def _add_correlated(components: Sequence[VarianceComponent]) -> VarianceComponent:
@@ -238,12 +261,71 @@ def _scale(component: VarianceComponent, weight: float) -> VarianceComponent:
     )
 
 
-def _crossed_mean(runs: Sequence[Floats], item_means: Floats) -> UncertainValue:
-    """Return the mean of item_means (n,) with its variance.
+def _fill_collapsed(values: Floats, collapsed: Bools | None) -> Bools:
+    """Return which of the seeds of values (S, n) collapsed (S,); None = none did."""
+    return np.zeros(len(values), bool) if collapsed is None else collapsed
 
-    runs: values (S, n) of one or two independent runs; item_means is the sum of their item means.
+
+class _Run(NamedTuple):
+    """A run with its sign in a sum of means."""
+
+    sign: float
+    values: Floats
+    """Contributions (S, n)."""
+    collapsed: Bools
+    """Which seeds collapsed (S,)."""
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether some of the seeds collapsed, but not all."""
+        return 0 < int(self.collapsed.sum()) < len(self.collapsed)
+
+
+def _sum_runs(*runs: _Run) -> UncertainValue:
+    """Return the sum of sign * mean of one or two runs of independent seeds on the same items."""
+    is_mixture = any(run.is_mixture for run in runs)
+    collapsed_means = [float(run.values[run.collapsed].mean()) for run in runs if run.is_mixture]
+    value, below, above = 0.0, 0.0, 0.0
+    learnt_runs = []
+    for run in runs:
+        value += run.sign * float(run.values.mean())
+        learnt = run.values[~run.collapsed]
+        if not is_mixture or not len(learnt):
+            learnt_runs.append(run.sign * run.values)
+            continue
+        collapsed_mean = float(np.mean(collapsed_means))
+        if run.is_mixture:
+            collapsed_mean = float(run.values[run.collapsed].mean())
+        shares = _share_interval(int(run.collapsed.sum()), len(run.collapsed))
+        gap, share = run.sign * (float(learnt.mean()) - collapsed_mean), float(run.collapsed.mean())
+        lowest, highest = sorted(float(gap * (share - end)) for end in shares)
+        is_known = len(learnt) > 1 or not run.collapsed.any()
+        below += lowest**2 if is_known else np.inf
+        above += highest**2 if is_known else np.inf
+        learnt_runs.append(run.sign * (1 - shares.low) * learnt)
+    components = _crossed_components(learnt_runs)
+    total = UncertainValue(value, *components, squared_below=below, squared_above=above)
+    # As distances, the two seeds that may be left of three do not widen a mean over tasks.
+    return uncertain_from_interval(value, total.interval) if is_mixture else total
+
+
+@cache
+def _share_interval(count: int, total: int) -> Interval:
+    """Return the score interval of a share."""
+    credits = (np.arange(total) < count).astype(float)
+    return score_interval(credits, np.zeros(total, np.int32), np.ones(1))
+
+
+def _crossed_components(
+    runs: Sequence[Floats],
+) -> tuple[tuple[VarianceComponent, ...], tuple[VarianceComponent, ...]]:
+    """Return the item component and the seed components of the sum of the means of runs.
+
+    runs: values (S, n) of one or two independent runs.
     """
-    runs_with_seeds, n = [values for values in runs if len(values) > 1], len(item_means)
+    runs_with_seeds = [values for values in runs if len(values) > 1]
+    item_means = np.sum([values.mean(axis=0) for values in runs], axis=0)
+    n = len(item_means)
     seeds = []
     for values in runs_with_seeds:
         means, num_seeds = values.mean(axis=1), len(values)
@@ -254,8 +336,7 @@ def _crossed_mean(runs: Sequence[Floats], item_means: Floats) -> UncertainValue:
     if n > 1:
         interaction = sum(map(_interaction_variance, runs_with_seeds))
         variance = float(item_means.var(ddof=1)) / n - interaction
-    items = VarianceComponent(max(variance, 0.0), n - 1)
-    return UncertainValue(float(item_means.mean()), (items,), tuple(seeds))
+    return (VarianceComponent(max(variance, 0.0), n - 1),), tuple(seeds)
 
 
 def _interaction_variance(values: Floats) -> float:

@@ -23,11 +23,11 @@ from antlm_bench.types import Floats
 
 CONFIDENCE_LEVEL = 0.95
 DRAWS = 10_000
-"""Number of resamples of a bootstrap."""
+"""Number of draws of a bootstrap or of a posterior."""
 SEED = 20_250_101
 """Fixed, because the same predictions must give the same interval."""
-MIN_SAMPLED_GROUPS = 8
-"""Fewest groups from which the variance of groups is estimated."""
+MAX_LOG_DISTANCE = 10.0
+"""Largest distance of an end of a ratio's interval, on the logarithmic scale: keeps it finite."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
 """Half the width of a normal interval, in standard errors (1.96)."""
 
@@ -67,38 +67,48 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
     )
 
 
-def bootstrap_counts_interval(
-    counts: Floats, statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
-) -> Interval:
-    """Return the bootstrap percentile interval of statistic(counts).
+def ratio_interval(numerators: Floats, denominators: Floats) -> Interval:
+    """Return the interval of sum(numerators) / sum(denominators), (n,) each: a jackknife t interval
+    on a logarithmic scale.
 
-    counts (m,): number of items in each of m categories. statistic: maps counts (draws, m) to
-    values (draws,). The counts of a resample are drawn directly from a multinomial (Efron &
-    Tibshirani 1993, ch. 6). If the statistic is equal in all resamples, e.g. because one category
-    has all items, the interval has width 0; use `dirichlet_interval`.
+    The standard error is the jackknife's, over the ratios without one pair (Efron & Tibshirani
+    1993, ch. 11). Few large pairs can decide the ratio, so the degrees of freedom are those of the
+    effective number of pairs, sum(denominators)^2 / sum(denominators^2) - 1, at least 1. Numerators
+    and denominators are not negative. The interval has width 0 if one pair has all of the
+    denominators, which a note must say.
     """
-    n = int(counts.sum())
-    resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
-    return _percentile_interval(statistic(resampled.astype(float)))
+    total, value = denominators.sum(), float(numerators.sum() / denominators.sum())
+    rest = total - denominators
+    if value == 0 or not (rest > 0).all():
+        return Interval(value, value)
+    n = len(numerators)
+    ratios_without_one = (numerators.sum() - numerators) / rest
+    variance = (n - 1) / n * float(((ratios_without_one - ratios_without_one.mean()) ** 2).sum())
+    df = max(float(total**2 / (denominators**2).sum()) - 1, 1.0)
+    distance = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * variance**0.5 / value
+    factor = float(np.exp(min(distance, MAX_LOG_DISTANCE)))
+    return Interval(value / factor, value * factor)
 
 
 def dirichlet_interval(
     counts: Floats,
-    prior_weight: float,
+    priors: tuple[Floats, Floats],
     statistic: Callable[[Floats], Floats],
     draws: int = DRAWS,
     seed: int = SEED,
 ) -> Interval:
-    """Return the interval of statistic(counts) from the Dirichlet posterior of its rates.
+    """Return the interval of statistic(counts) from Dirichlet posteriors of the categories' rates.
 
-    prior_weight: pseudo-count of every category. Use this if a bootstrap interval has width 0: with
-    a pseudo-count, categories that are empty in the sample can occur (for precision, recall and F:
-    Goutte & Gaussier 2005). The statistic must not depend on the scale of the counts.
+    counts (m,): number of items in each of m categories. priors: the pseudo-counts (m,) of the
+    lower and of the upper end. With pseudo-counts, categories that are empty in the sample can
+    occur (for precision, recall and F: Goutte & Gaussier 2005). statistic: maps counts (draws, m)
+    to values (draws,); it must not depend on the scale of the counts.
     """
-    shape = (draws, len(counts))
+    rng, shape = np.random.default_rng(seed), (draws, len(counts))
     # The rates are these divided by their sum, which does not change the statistic.
-    gammas = np.random.default_rng(seed).standard_gamma(counts + prior_weight, size=shape)
-    return _percentile_interval(statistic(gammas))
+    low, high = (statistic(rng.standard_gamma(counts + prior, size=shape)) for prior in priors)
+    tail = (1 - CONFIDENCE_LEVEL) / 2
+    return Interval(float(np.quantile(low, tail)), float(np.quantile(high, 1 - tail)))
 
 
 def normal_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
@@ -179,27 +189,9 @@ def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
     return _t_test(value, error, k - 1)
 
 
-def sampled_groups_interval(means: Floats, weights: Floats) -> tuple[Interval | None, str]:
-    """Return (`clustered_interval` of K groups, ""), or (None, reason why there is none).
-
-    By simulation, 95% intervals of 5 groups with a mean of .97 cover only 66-84%, because so few
-    means hardly show how much groups vary. Nor do equal means show that groups do not vary.
-    """
-    if len(means) < MIN_SAMPLED_GROUPS:
-        return None, f"not estimated from {len(means)} groups, {MIN_SAMPLED_GROUPS} are needed"
-    if np.ptp(means) == 0:
-        return None, "not estimated, because all groups are equal"
-    return clustered_interval(means, weights), ""
-
-
 def _t_test(value: float, error: float, df: float) -> tuple[Interval, float]:
     """Return the t interval of a value with standard error > 0, and the p-value that it is 0."""
     half_width = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * error
     return Interval(value - half_width, value + half_width), 2 * float(
         stdtr(df, -abs(value) / error)
     )
-
-
-def _percentile_interval(replicates: Floats) -> Interval:
-    low, high = np.quantile(replicates, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    return Interval(float(low), float(high))

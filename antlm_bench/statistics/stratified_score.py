@@ -31,9 +31,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, stdtrit
 
-from antlm_bench.statistics.intervals import Interval, Z
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
 from antlm_bench.types import Bools, Floats, Ints
 
 PSEUDO_ITEMS = 4.0
@@ -48,6 +48,12 @@ MAX_MULTIPLIER = 1e12
 """Multipliers beyond this one, in standard errors, mean an end of the range."""
 DIGITS = 9
 """Digits of the ends of intervals: the same on all platforms."""
+MIN_SAMPLED_GROUPS, MIN_GROUPS_NEAR_END = 8, 50
+"""Fewest groups from which the variance of groups is estimated; of groups whose mean lies within
+NEAR_END of an end of the range, the second number."""
+NEAR_END = 0.05
+RANGE_EXTENSION = 0.5
+"""Share of the observed range of groups by which other groups may lie beyond it."""
 MAX_STEPS = 200
 TOLERANCE = 1e-12
 
@@ -226,6 +232,49 @@ def score_tests_by_group(
         (Interval(float(a), float(b)), float(p_value))
         for a, b, p_value in zip(low, high, p, strict=True)
     ]
+
+
+def sampled_groups_interval(
+    means: Floats, weights: Floats, value_range: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[Interval | None, str]:
+    """Return (interval of sum_k w_k mean_k if the K groups are a sample of groups, ""), or (None,
+    reason why there is none).
+
+    means (K,), weights (K,): they sum to 1. It is the score interval of one stratum whose items are
+    the groups, with the t quantile of K - 1. The range of values is the observed one, extended by
+    RANGE_EXTENSION of its width at both ends but not beyond value_range. Groups of unequal weights
+    count by w^2, as clusters do (`count_items`).
+
+    Few groups near an end of the range hardly show how low a group can be: by simulation, intervals
+    of 8 groups with a mean of .97 cover 80-96%. Nor do equal means show that groups do not vary.
+    """
+    num_groups, mean = len(means), float(weights @ means)
+    if num_groups < MIN_SAMPLED_GROUPS:
+        return None, f"not estimated from {num_groups} groups, {MIN_SAMPLED_GROUPS} are needed"
+    if np.ptp(means) == 0:
+        return None, "not estimated, because all groups are equal"
+    is_near_end = min(mean - value_range[0], value_range[1] - mean) < NEAR_END
+    if is_near_end and num_groups < MIN_GROUPS_NEAR_END:
+        return None, (
+            f"not estimated from {num_groups} groups so near an end of the range, "
+            f"{MIN_GROUPS_NEAR_END} are needed"
+        )
+    extension = RANGE_EXTENSION * float(np.ptp(means))
+    extended = (
+        max(float(means.min()) - extension, value_range[0]),
+        min(float(means.max()) + extension, value_range[1]),
+    )
+    grid, lower, share = _spread_over_grid(means, extended)
+    effective_number = 1 / float((weights**2).sum())
+    counts, table = (weights * effective_number) ** 2, np.zeros((1, len(grid)))
+    np.add.at(table[0], lower, counts * (1 - share))
+    np.add.at(table[0], np.minimum(lower + 1, len(grid) - 1), counts * share)
+    group_counts = StratifiedCounts(
+        grid, table, np.array([mean]), np.ones(1), np.zeros(1, np.int32)
+    )
+    t = float(stdtrit(effective_number - 1, (1 + CONFIDENCE_LEVEL) / 2))
+    (low,), (high,) = score_intervals(group_counts, z=t)
+    return Interval(float(low), float(high)), ""
 
 
 def two_sided_p(z: Floats) -> Floats:

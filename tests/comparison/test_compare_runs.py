@@ -366,7 +366,7 @@ def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) ->
     assert (found.suite, found.method_a, found.seeds, found.macro) == (
         "glue-2025",
         "finetune-causal",
-        (3, 2),
+        (2, 2),
         ("task",),
     )
     assert [(g.level, g.name, g.n) for g in found.groups] == [
@@ -378,15 +378,19 @@ def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) ->
         for seeds, shift in ((3, 0.0), (2, 0.2)):
             each = finetuned(task, seeds, shift)
             sides.append(np.array([[float(p.pred == p.gold) for p in made] for _, made in each]))
-        value, interval, p = statistics.two_level_test(*sides)
-        assert (group.value, group.low, group.high, group.p) == pytest.approx((value, *interval, p))
-        change = sides[1].mean(axis=0) - sides[0].mean(axis=0)
+        change = statistics.two_level_change(sides[0][:2], sides[1], paired=True)
+        assert (group.value, group.low, group.high, group.p) == pytest.approx(
+            (change.value, *change.interval, change.p)
+        )
+        change = sides[1].mean(axis=0) - sides[0][:2].mean(axis=0)
         assert (group.gained, group.lost) == ((change > 0).sum(), (change < 0).sum())
     assert found.headline.value == pytest.approx(np.mean([g.value for g in found.groups]))
     assert found.headline.high - found.headline.low < max(g.high - g.low for g in found.groups)
     assert found.groups[0].family == "Holm over 2 tasks"
     assert {flip.labels["task"] for flip in found.flipped} == {"rte", "boolq"}
     assert any("2 seeds" in note for note in found.notes)
+    left_out = "only seeds 0, 1 are in both runs and are compared, not 2 of the first run"
+    assert f"rte: {left_out}" in found.notes and any("are paired" in note for note in found.notes)
     assert [c.suite for c in compare_runs(a, b, suites=["glue-2025"])] == ["glue-2025"]
     assert [g.name for g in only(compare_runs(a, b, suites=["glue-2025.rte"])).groups] == ["rte"]
 
@@ -411,3 +415,67 @@ def test_one_seed_and_collapsed_seeds_are_said(tmp_path: Path) -> None:
     assert "rte: 1 of 1 seeds of the second run collapsed" in found.notes
     same = only(compare_runs(a, a)).headline
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_seeds_that_collapsed_give_the_interval_of_a_mixture(tmp_path: Path) -> None:
+    (first, *others) = finetuned("rte", 4)
+    collapsed = (replace(first[0], history={"collapsed": ["constant prediction"]}), first[1])
+    a = write_run(tmp_path / "a", *finetuned("rte", 4, 0.1))
+    b = write_run(tmp_path / "b", collapsed, *others)
+    plain = write_run(tmp_path / "plain", first, *others)
+
+    comparison = only(compare_runs(a, b))
+    of_plain_seeds = only(compare_runs(a, plain))
+
+    mixture = "rte: the interval is that of a mixture of seeds that collapse and others"
+    assert mixture in comparison.notes and not any("paired" in note for note in comparison.notes)
+    group, plain_group = comparison.groups[0], of_plain_seeds.groups[0]
+    assert group.value == pytest.approx(plain_group.value)
+    assert (group.low, group.high) != (plain_group.low, plain_group.high)
+    assert any("are paired" in note for note in of_plain_seeds.notes)
+
+
+def test_a_single_seed_without_collapse_leaves_the_difference_open(tmp_path: Path) -> None:
+    (first, second) = finetuned("rte", 2)
+    collapsed = (replace(first[0], history={"collapsed": ["constant prediction"]}), first[1])
+    a = write_run(tmp_path / "a", *finetuned("rte", 2, 0.2))
+    b = write_run(tmp_path / "b", collapsed, second)
+
+    comparison = only(compare_runs(a, b))
+
+    assert (comparison.headline.low, comparison.headline.high) == (-1, 1)
+    assert comparison.headline.p == pytest.approx(1, abs=0.8) and comparison.headline.p > 0.05
+    assert "rte: no interval: a single seed did not collapse" in comparison.notes
+
+
+def test_seeds_that_are_not_shared_are_independent(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", *finetuned("rte", 2))
+    other_seeds = [
+        (replace(cell, seed=cell.seed + 7), rows)
+        for cell, rows in finetuned("rte", 2, 0.1)
+        if cell.seed is not None
+    ]
+    comparison = only(compare_runs(a, write_run(tmp_path / "b", *other_seeds)))
+
+    assert comparison.seeds == (2, 2)
+    assert not any("paired" in note for note in comparison.notes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "mcc"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_p_of_finetuned_tasks_agrees_with_the_interval(
+    tmp_path: Path, metric: str, seeds: int
+) -> None:
+    for trial, shift in enumerate(np.linspace(0.02, 0.24, 12)):
+        folders = []
+        for name, change in (("a", 0.0), ("b", float(shift))):
+            cells = [
+                (replace(cell, summary=replace(cell.summary, metric=metric)), rows)
+                for cell, rows in finetuned("rte", seeds, change)
+            ]
+            folders.append(write_run(tmp_path / f"{name}{trial}", *cells))
+        comparison = only(compare_runs(*folders))
+        for difference in (comparison.headline, *comparison.groups):
+            excludes_0 = difference.low > 0 or difference.high < 0
+            assert difference.p is not None and (difference.p < 0.05) == excludes_0

@@ -312,6 +312,14 @@ def test_a_constant_prediction_gets_a_warning(causal):
     assert outcome.history["collapsed"]
 
 
+def test_a_loss_that_never_moved_gets_a_warning(causal):
+    task = make_task(64, 20, lr=1e-9, epochs=2, dropout=0.0)
+    outcome = finetune(causal, task, 1, "causal", CPU)
+    assert any(
+        warning.startswith("the loss never fell") for warning in outcome.history["collapsed"]
+    )
+
+
 def test_the_callback_receives_every_update_and_epoch(causal):
     callback = RecordingCallback()
     history = finetune(

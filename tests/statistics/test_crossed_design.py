@@ -150,33 +150,32 @@ def test_binary_outcomes_are_covered_too() -> None:
 def test_between_single_seeds_the_difference_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=50), rng.normal(0.4, 1, size=50)
-    value, interval, p = statistics.two_level_test(a[None], b[None])
+    change = statistics.two_level_change(a[None], b[None])
     theirs = stats.ttest_rel(b, a)
-    assert value == pytest.approx(b.mean() - a.mean()) and p == pytest.approx(theirs.pvalue)
-    assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert (change.value, change.p) == pytest.approx((b.mean() - a.mean(), theirs.pvalue))
+    assert tuple(change.interval) == pytest.approx(tuple(theirs.confidence_interval()))
 
 
 def test_one_item_is_nearly_welchs_test_of_seeds() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=5), rng.normal(1, 2, size=4)
-    value, interval, p = statistics.two_level_test(a[:, None], b[:, None])
+    change = statistics.two_level_change(a[:, None], b[:, None])
     theirs = CompareMeans(DescrStatsW(b), DescrStatsW(a))
-    assert value == pytest.approx(b.mean() - a.mean())
-    assert statistics.two_level_change(a[:, None], b[:, None]).variance == pytest.approx(
-        theirs.std_meandiff_separatevar**2
-    )
-    assert tuple(interval) == pytest.approx(theirs.tconfint_diff(usevar="unequal"), rel=0.05)
-    assert p == pytest.approx(theirs.ttest_ind(usevar="unequal")[1], rel=0.05)
+    assert change.value == pytest.approx(b.mean() - a.mean())
+    assert change.variance == pytest.approx(theirs.std_meandiff_separatevar**2)
+    interval = theirs.tconfint_diff(usevar="unequal")
+    assert tuple(change.interval) == pytest.approx(interval, rel=0.05)
+    assert change.p == pytest.approx(theirs.ttest_ind(usevar="unequal")[1], rel=0.05)
 
 
 def test_two_seeds_of_each_run_are_a_paired_t_test() -> None:
     """However much the two runs' seeds differ in how much they differ (Scheffe 1943)."""
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(2, 1)), rng.normal(1, 5, size=(2, 1))
-    value, interval, p = statistics.two_level_test(a, b)
+    change = statistics.two_level_change(a, b)
     theirs = stats.ttest_rel(b[:, 0], a[:, 0])
-    assert (value, p) == pytest.approx(((b - a).mean(), theirs.pvalue))
-    assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert (change.value, change.p) == pytest.approx(((b - a).mean(), theirs.pvalue))
+    assert tuple(change.interval) == pytest.approx(tuple(theirs.confidence_interval()))
     more = rng.normal(0, 5, size=(5, 1))  # three seeds of five say nothing beside two
     contrast = (a[1] - a[0])[0] / 2 + (more[0] - more[1])[0] / 10**0.5
     assert statistics.two_level_change(a, more).variance == pytest.approx(contrast**2)
@@ -196,19 +195,79 @@ def test_equal_models_differ_5_times_in_100(
             items + crossed(rng, count, 100, (sd, 0.3, 0.6))
             for count, sd in zip(counts, luck, strict=True)
         )
-        _, interval, p = statistics.two_level_test(a, b)
-        lost += p < 0.05
-        wide += interval.low <= 0 <= interval.high
+        change = statistics.two_level_change(a, b)
+        lost += change.p < 0.05
+        wide += change.interval.low <= 0 <= change.interval.high
     assert 0.03 - NOISE <= lost / TRIALS <= 0.07 + NOISE
     assert lost + wide == TRIALS
 
 
-def test_same_run_has_no_difference_and_a_shift_is_uncertain() -> None:
+def test_same_run_has_no_difference() -> None:
     a = (np.random.default_rng(0).random((1, 40)) < 0.5).astype(float)
-    assert statistics.two_level_test(a, a) == (0, (0, 0), 1)
-    assert statistics.two_level_test(np.zeros((1, 4)), np.ones((1, 4)))[2] == 0.125
+    change = statistics.two_level_change(a, a)
+    assert (change.value, change.interval, change.p) == (0, (0, 0), 1)
     with pytest.raises(ValueError, match="40 and 39 items"):
-        statistics.two_level_test(a, a[:, 1:])
+        statistics.two_level_change(a, a[:, 1:])
+    with pytest.raises(ValueError, match="1 and 2 seeds"):
+        statistics.two_level_change(a, np.tile(a, (2, 1)), paired=True)
+
+
+def test_paired_seeds_are_the_two_way_table_of_their_differences() -> None:
+    rng = np.random.default_rng(3)
+    a, b = crossed(rng, 4, 30, (1, 1, 1)), crossed(rng, 4, 30, (1, 1, 1))
+    paired = statistics.two_level_change(a, b, paired=True)
+    assert paired == statistics.two_level_mean(b - a)
+
+
+def test_seed_effects_that_both_runs_share_cancel_if_paired() -> None:
+    rng = np.random.default_rng(4)
+    seed_effects = rng.normal(0, 1, (4, 1))
+    a, b = (seed_effects + crossed(rng, 4, 200, (0.01, 0.1, 0.1)) for _ in range(2))
+    paired = statistics.two_level_change(a, b, paired=True)
+    assert paired.variance < 0.01 * statistics.two_level_change(a, b).variance
+
+
+def test_one_item_and_paired_seeds_are_the_paired_t_test_over_seeds() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(5, 1)), rng.normal(1, 1, size=(5, 1))
+    change = statistics.two_level_change(a, b, paired=True)
+    theirs = stats.ttest_rel(b[:, 0], a[:, 0])
+    assert change.p == pytest.approx(theirs.pvalue)
+    assert tuple(change.interval) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(2, 30),
+    st.floats(-0.5, 0.5),
+    st.sampled_from(["paired", "independent", "collapsed", "mean of tasks"]),
+    st.integers(0, 1000),
+)
+def test_p_is_below_5_percent_exactly_where_the_interval_excludes_0(
+    seeds_a: int, seeds_b: int, items: int, shift: float, design: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    if design == "paired":
+        seeds_b = seeds_a
+    a, b = (
+        (rng.random((seeds, items)) < np.clip(0.5 + gain + rng.normal(0, 0.1, (seeds, 1)), 0, 1))
+        for seeds, gain in ((seeds_a, 0.0), (seeds_b, shift))
+    )
+    a, b = a.astype(float), b.astype(float)
+    collapsed = {"collapsed_a": rng.random(seeds_a) < 0.3, "collapsed_b": rng.random(seeds_b) < 0.3}
+    if design in ("paired", "independent"):
+        change = statistics.two_level_change(a, b, paired=design == "paired")
+    else:
+        change = statistics.two_level_change(a, b, **collapsed)
+    if design == "mean of tasks":
+        asymmetric = statistics.Interval(shift - 0.2, shift + 0.1)
+        change = statistics.weighted_mean(
+            [change, statistics.uncertain_from_interval(shift, asymmetric)]
+        )
+    low, high = change.interval
+    assert (change.p < 0.05) == (low > 0 or high < 0)
 
 
 def test_a_macro_average_adds_variances() -> None:
@@ -274,20 +333,18 @@ def test_means_over_tasks_and_runs_are_covered(
 
 
 def test_numbers_with_and_without_seeds_are_averaged() -> None:
-    """What has no seeds adds to the items' part alone, also where two seeds agree and where nothing
-    varies.
-    """
+    """What has no seeds adds no seed component, also where two seeds agree and nothing varies."""
     rng = np.random.default_rng(6)
     scored = statistics.uncertain_from_interval(0.8, statistics.Interval(0.7, 0.9))
     tuned = statistics.two_level_mean(crossed(rng, 2, 50, (1, 1, 0.3)))
     once = statistics.two_level_mean(crossed(rng, 1, 50, (1, 1, 0.3)))
     found = statistics.weighted_mean([scored, tuned, once, UncertainValue(0.3)])
     assert found.variance == pytest.approx((scored.variance + tuned.variance + once.variance) / 16)
-    assert len(found.seed_components) == 1 and len(found.item_components) == 3
+    assert len(found.seed_components) == 1 and len(found.item_components) == 2
     alike = statistics.two_level_mean(np.tile(rng.normal(size=50), (2, 1)))
     assert alike.seed_components[0].variance == 0 and alike.df == pytest.approx(49)
     both = statistics.weighted_mean([scored, alike])
-    assert both.variance == pytest.approx((scored.variance + alike.variance) / 4) and both.df > 49
+    assert both.variance == pytest.approx((scored.variance + alike.variance) / 4)
     nothing = statistics.weighted_mean(
         [statistics.two_level_mean(np.ones((2, 9))), UncertainValue(0.0)]
     )
@@ -321,25 +378,61 @@ def test_pigeonhole_bootstrap_agrees_up_to_the_interaction() -> None:
 
 
 @pytest.mark.long
-def test_the_interval_of_a_mixture_covers_its_mean() -> None:
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_the_interval_of_a_mixture_covers_its_mean(seeds: int, runs: int) -> None:
+    """runs: one, or the difference of two with the same mean; some seeds of the first collapsed."""
     rng, trials, share, hits, drawn = np.random.default_rng(0), 300, 0.2, 0, 0
+    truth = 0.75 * (1 - share) + 0.5 * share if runs == 1 else 0.0
     while drawn < trials:
-        collapsed = rng.random(5) < share
-        if not collapsed.any() or collapsed.all():
+        collapsed = rng.random((runs, seeds)) < share
+        if not collapsed[0].any() or collapsed[0].all():
             continue
         difficulty = rng.normal(0, 0.15, 300)
-        learnt = 0.75 + rng.normal(0, 0.02, (5, 1)) + difficulty
-        rates = np.where(collapsed[:, None], 0.5, np.clip(learnt, 0, 1))
-        values = (rng.random((5, 300)) < rates).astype(float)
-        low, high = statistics.mixture_interval(values, collapsed)
-        hits += low <= 0.75 * (1 - share) + 0.5 * share <= high
+        values = []
+        for run in collapsed:
+            learnt = 0.75 + rng.normal(0, 0.02, (seeds, 1)) + difficulty
+            rates = np.where(run[:, None], 0.5, np.clip(learnt, 0, 1))
+            values.append((rng.random((seeds, 300)) < rates).astype(float))
+        if runs == 1:
+            mean = statistics.two_level_mean(values[0], collapsed[0])
+        else:
+            mean = statistics.two_level_change(
+                *values, collapsed_a=collapsed[0], collapsed_b=collapsed[1]
+            )
+        low, high = mean.interval
+        hits += low <= truth <= high
         drawn += 1
     assert hits / trials >= 0.93
 
 
 def test_a_mixture_without_a_gap_is_as_certain_as_its_seeds() -> None:
     values = np.repeat([[1.0, 0.0, 1.0, 1.0, 0.0]], 3, axis=0)
-    low, high = statistics.mixture_interval(values, np.array([True, False, False]))
+    mixture = statistics.two_level_mean(values, np.array([True, False, False]))
     kept = statistics.two_level_mean(values[1:]).interval
-    half = 2 / 3 * (kept.high - 0.6)
-    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half))
+    one_of_three = np.array([1.0, 0.0, 0.0])
+    low, _ = statistics.score_interval(one_of_three, np.zeros(3, np.int32), np.ones(1))
+    half = (1 - low) * (kept.high - 0.6)
+    assert tuple(mixture.interval) == pytest.approx((0.6 - half, 0.6 + half))
+
+
+def test_a_mixture_adds_the_interval_of_the_share_that_collapsed() -> None:
+    """Seeds that do not vary: only the share does, between the ends of its score interval."""
+    values = np.array([[0.9], [0.9], [0.9], [0.5]]) * np.ones((1, 50))
+    collapsed = np.array([False, False, False, True])
+    low, high = statistics.score_interval(
+        collapsed.astype(float), np.zeros(4, np.int32), np.ones(1)
+    )
+    mixture = statistics.two_level_mean(values, collapsed)
+    assert tuple(mixture.interval) == pytest.approx((0.9 - 0.4 * high, 0.9 - 0.4 * low))
+
+
+def test_distances_of_a_mean_are_added_as_squares_and_turned_by_a_sign() -> None:
+    parts = [
+        statistics.uncertain_from_interval(0.5, statistics.Interval(0.2, 0.6)),
+        statistics.uncertain_from_interval(0.3, statistics.Interval(0.26, 0.7)),
+    ]
+    difference = statistics.weighted_mean(parts, [-1, 1])
+    assert tuple(difference.interval) == pytest.approx(
+        (-0.2 - math.hypot(0.1, 0.04), -0.2 + math.hypot(0.3, 0.4))
+    )

@@ -1,23 +1,100 @@
-"""Numbers that a reader re-derives from docs/statistics.md with scipy alone."""
+"""Numbers that a reader re-derives from docs/statistics.md and exported items with scipy and
+statsmodels alone.
+"""
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pair_runs import make_cell, write_run
+from prediction_rows import PredictionRow
 from scipy import optimize, stats
+from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from antlm_bench import statistics
+from antlm_bench.commands.export import export
+from antlm_bench.comparison import compare_runs
+from antlm_bench.results.seeds import average_seeds
 from antlm_bench.statistics.acquisition import pearson_correlation
 from antlm_bench.statistics.regression import PartialCorrelations, partial_r2_test
+from antlm_bench.types import Floats, Run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 CRITICAL = stats.norm.ppf(0.975)
+
+
+# ---- what a reader has: exported items
+
+
+class Items:
+    """The rows of `antlm-bench export --format csv`."""
+
+    def __init__(self, folder: Path, *opened_runs: Run) -> None:
+        path = folder / "items.csv"
+        export([run.path for run in opened_runs], "csv", path)
+        with path.open(encoding="utf-8", newline="") as file:
+            self._rows = list(csv.DictReader(file))
+
+    def column(self, name: str, **keys: str) -> Floats:
+        """Return a column (n,) of the rows with these values of other columns."""
+        return np.array(
+            [
+                float(row[name])
+                for row in self._rows
+                if all(row[key] == value for key, value in keys.items())
+            ]
+        )
+
+
+def choice_rows(credits: Sequence[float], task: str = "") -> list[PredictionRow]:
+    """Return items of two options, the first of which is right."""
+    labels = {"task": task} if task else {"paradigm": "p"}
+    return [
+        PredictionRow(
+            f"i{i}", 0, 0 if credit else 1, (-1.0, -2.0 if credit else -0.5), (3, 3), (9, 9), labels
+        )
+        for i, credit in enumerate(credits)
+    ]
+
+
+def rating_rows(scores: Floats, ratings: Floats) -> list[PredictionRow]:
+    """Return rated items, the first option of which has a score."""
+    return [
+        PredictionRow(f"w{i}", float(rating), 0, (float(score), 0.0), (1, 1), (3, 3), {"kind": "x"})
+        for i, (score, rating) in enumerate(zip(scores, ratings, strict=True))
+    ]
+
+
+def finetuned_cells(credits_by_task: dict[str, Floats]) -> list:
+    """Return the cells of tasks with credits (S, n)."""
+    cells = []
+    for task, credits in credits_by_task.items():
+        for seed, of_seed in enumerate(credits):
+            cell, rows = make_cell(
+                choice_rows(of_seed, task),
+                suite=f"glue-2025.{task}",
+                method="finetune-causal",
+                macro=(),
+                groups=(),
+                reduction="class",
+                collection="glue-2025",
+                task=task,
+            )
+            cells.append((replace(cell, seed=seed), rows))
+    return cells
+
+
+# ---- 1: an accuracy
 
 
 def documented_z(right: int, n: int, t: float) -> float:
@@ -33,14 +110,20 @@ def documented_z(right: int, n: int, t: float) -> float:
     return float(root)
 
 
-def test_an_interval_of_credits_follows_from_the_documented_steps() -> None:
-    low = optimize.brentq(lambda t: documented_z(37, 40, t) - CRITICAL, 0.7, 0.92)
-    high = optimize.brentq(lambda t: documented_z(37, 40, t) + CRITICAL, 0.93, 0.999)
-    credits_ = np.repeat([1.0, 0.0], [37, 3])
+def test_an_interval_of_an_accuracy_follows_from_exported_items(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", make_cell(choice_rows([1] * 37 + [0] * 3)))
 
-    interval = statistics.score_interval(credits_, np.zeros(40, np.int32), np.ones(1))
+    correct = Items(tmp_path, run).column("correct")
+    right, n = int(correct.sum()), len(correct)
+    low = optimize.brentq(lambda t: documented_z(right, n, t) - CRITICAL, 0.7, 0.92)
+    high = optimize.brentq(lambda t: documented_z(right, n, t) + CRITICAL, 0.93, 0.999)
 
-    assert tuple(interval) == pytest.approx((low, high), abs=1e-8)
+    headline = run.cells[0].summary.headline
+    assert headline.value == pytest.approx(right / n)
+    assert (headline.low, headline.high) == pytest.approx((low, high), abs=1e-8)
+
+
+# ---- 2: a difference of accuracies
 
 
 def documented_p(lost: int, gained: int, n: int) -> float:
@@ -56,12 +139,130 @@ def documented_p(lost: int, gained: int, n: int) -> float:
     return float(2 * stats.norm.sf((gap - 0.2 * step) / v**0.5))  # symmetric: no skewness
 
 
-def test_a_p_value_follows_from_the_documented_steps() -> None:
-    changes = np.repeat([-1.0, 1.0, 0.0], [9, 3, 88])
+def test_p_of_a_difference_follows_from_exported_items(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", make_cell(choice_rows([1] * 9 + [0] * 3 + [1] * 88)), name="a")
+    b = write_run(tmp_path / "b", make_cell(choice_rows([0] * 9 + [1] * 91)), name="b")
 
-    _, p = statistics.score_test(changes, np.zeros(100, np.int32), np.ones(1))
+    items = Items(tmp_path, a, b)
+    change = items.column("correct", model="b") - items.column("correct", model="a")
+    p = documented_p(int((change < 0).sum()), int((change > 0).sum()), len(change))
 
-    assert p == pytest.approx(documented_p(9, 3, 100), abs=1e-9)
+    [comparison] = compare_runs(a, b)
+    assert comparison.headline.value == pytest.approx(change.mean())
+    assert comparison.headline.p == pytest.approx(p, abs=1e-9)
+
+
+# ---- 3: a mean over seeds and a paired difference of seeds
+
+
+def documented_seed_interval(values: Floats) -> tuple[float, float]:
+    """Return the interval of the mean of values (S, n) by "Seeds and items"."""
+    s, n = values.shape
+    seed_part = values.mean(axis=1).var(ddof=1) / s
+    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    mean_square = (residuals**2).sum() / ((s - 1) * (n - 1))
+    item_part = max(values.mean(axis=0).var(ddof=1) / n - mean_square / (s * n), 0.0)
+    share = max(seed_part / (seed_part + item_part) - 0.05, 0.0) / 0.95
+    t_items, t_seeds = stats.t.ppf(0.975, [n - 1, s - 1])
+    half = (t_items + (t_seeds - t_items) * share) * (seed_part + item_part) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def draw_credits(rate: float, seed: int, shape: tuple[int, int] = (3, 60)) -> Floats:
+    rng = np.random.default_rng(seed)
+    rates = np.clip(rate + rng.normal(0, 0.05, (shape[0], 1)) + rng.normal(0, 0.2, shape[1]), 0, 1)
+    return (rng.random(shape) < rates).astype(float)
+
+
+def read_seeds(items: Items, **keys: str) -> Floats:
+    return np.stack([items.column("correct", seed=str(seed), **keys) for seed in range(3)])
+
+
+def test_a_mean_over_seeds_follows_from_exported_items(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", *finetuned_cells({"rte": draw_credits(0.7, 1)}))
+
+    credits = read_seeds(Items(tmp_path, run))
+
+    headline = average_seeds(run).cells[0].summary.headline
+    assert headline.value == pytest.approx(credits.mean())
+    assert (headline.low, headline.high) == pytest.approx(documented_seed_interval(credits))
+
+
+def test_holm_adjusted_differences_of_tasks_follow_from_exported_items(tmp_path: Path) -> None:
+    tasks = {"rte": 0.08, "boolq": 0.2, "wsc": 0.0}
+    a = {task: draw_credits(0.65, len(task)) for task in tasks}
+    b = {task: draw_credits(0.65 + gain, 9 + len(task)) for task, gain in tasks.items()}
+    runs = [
+        write_run(tmp_path / name, *finetuned_cells(credits), name=name)
+        for name, credits in (("a", a), ("b", b))
+    ]
+
+    items = Items(tmp_path, *runs)
+    changes = {
+        task: read_seeds(items, model="b", task=task) - read_seeds(items, model="a", task=task)
+        for task in tasks
+    }
+    intervals = [documented_seed_interval(change) for change in changes.values()]
+
+    [comparison] = compare_runs(*runs)
+    assert [(group.low, group.high) for group in comparison.groups] == [
+        pytest.approx(interval) for interval in intervals
+    ]
+    expected = multipletests([group.p for group in comparison.groups], method="holm")[1]
+    assert [group.adjusted for group in comparison.groups] == pytest.approx(expected)
+    for (low, high), group in zip(intervals, comparison.groups, strict=True):
+        assert group.p is not None and (group.p < 0.05) == (low > 0 or high < 0)
+
+
+# ---- 4: Spearman's correlation
+
+
+def jackknife(statistic: Callable[[Floats, Floats], float], x: Floats, y: Floats) -> float:
+    """Return the jackknife's standard error of a statistic of pairs."""
+    n = len(x)
+    values = [statistic(np.delete(x, i), np.delete(y, i)) for i in range(n)]
+    return float(((n - 1) / n * np.sum((values - np.mean(values)) ** 2)) ** 0.5)
+
+
+def test_a_correlation_follows_from_exported_items(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ratings = rng.random(400)
+    scores = 3 * ratings + rng.normal(0, 1, 400)
+    cell = make_cell(
+        rating_rows(scores, ratings), suite="wug", metric="spearman", macro=(), groups=("kind",)
+    )
+    run = write_run(tmp_path / "a", cell)
+
+    items = Items(tmp_path, run)
+    share, rating = items.column("share"), items.column("gold")
+    rho = stats.spearmanr(share, rating).statistic
+    # The page's influences are those of leaving out an item, up to 1/n.
+    error = jackknife(
+        lambda x, y: float(np.arctanh(stats.spearmanr(x, y).statistic)), share, rating
+    )
+    half = stats.t.ppf(0.975, 399) * error
+
+    headline = run.cells[0].summary.headline
+    assert headline.value == pytest.approx(rho)
+    assert (headline.low, headline.high) == pytest.approx(
+        (np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)), abs=0.002
+    )
+
+
+# ---- 5: surprisal
+
+
+def test_surprisals_have_the_t_interval_and_test_over_words() -> None:
+    change = np.array([0.3, -0.1, 0.2, 0.4, 0.05])
+    theirs = stats.ttest_1samp(change, 0)
+
+    interval, p = statistics.clustered_test(change, np.full(5, 1 / 5))
+
+    assert p == pytest.approx(theirs.pvalue)
+    assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+
+
+# ---- the page itself
 
 
 def test_the_examples_of_the_page_are_true() -> None:
@@ -135,11 +336,41 @@ def test_a_correlation_of_ages_follows_from_the_documented_steps() -> None:
     assert f"{shown}{interval.high:.2f}.".replace("0.", ".") in text
 
 
-def test_surprisals_have_the_t_interval_and_test_over_words() -> None:
-    change = np.array([0.3, -0.1, 0.2, 0.4, 0.05])
-    theirs = stats.ttest_1samp(change, 0)
+def test_the_examples_of_other_intervals_are_true() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    lengths, rates = np.array([100.0, 200, 300, 400]), np.array([1.0, 1.2, 1.1, 1.3])
+    without = [
+        np.average(np.delete(rates, i), weights=np.delete(lengths, i)) for i in range(len(rates))
+    ]
+    error = (3 / 4 * np.sum((without - np.mean(without)) ** 2)) ** 0.5
+    value, df = np.average(rates, weights=lengths), 1000**2 / np.sum(lengths**2) - 1
+    factor = np.exp(stats.t.ppf(0.975, df) * error / value)
+    assert f"{value:.3f}, interval {value / factor:.3f} to {value * factor:.3f}" in text
 
-    interval, p = statistics.clustered_test(change, np.full(5, 1 / 5))
+    means = np.array([0.9, 0.8, 1, 0.7, 0.9, 0.6, 0.8, 1])
+    interval, _ = statistics.sampled_groups_interval(means, np.full(8, 1 / 8), (0.0, 1.0))
+    plain = stats.t.interval(0.95, 7, loc=means.mean(), scale=stats.sem(means))
+    assert interval is not None
+    assert f"interval of {100 * interval.low:.1f} to {100 * interval.high:.1f}" in text
+    assert f"(Plain t: {100 * plain[0]:.1f} to {100 * plain[1]:.1f}.)" in text
 
-    assert p == pytest.approx(theirs.pvalue)
-    assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    gold, predicted = (
+        np.repeat([0, 0, 1, 1], [30, 10, 4, 36]),
+        np.repeat([0, 1, 0, 1], [30, 10, 4, 36]),
+    )
+    rng = np.random.default_rng(1)
+    ends = []
+    for prior, share in (
+        (np.array([0.25, 0.5, 0.5, 0.25]), 0.025),
+        ([0.5, 0.25, 0.25, 0.5], 0.975),
+    ):
+        rates = rng.dirichlet(np.array([30, 10, 4, 36]) + prior, 100_000)
+        f1 = 2 * rates[:, 3] / (2 * rates[:, 3] + rates[:, 1] + rates[:, 2])
+        ends.append(float(np.quantile(f1, share)))
+    value = f1_score(gold, predicted)
+    stated = re.search(r"F1 is ([\d.]+), interval ([\d.]+) to ([\d.]+)", text)
+    assert stated is not None
+    assert [float(x) for x in stated.groups()] == pytest.approx(
+        [100 * value, 100 * ends[0], 100 * ends[1]],
+        abs=0.5,  # of random draws
+    )

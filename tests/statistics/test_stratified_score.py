@@ -297,3 +297,29 @@ def test_one_stratum_covers_93_percent_at_every_rate(n):
     coverage = (holds * stats.binom.pmf(errors, n, rates[:, None])).sum(axis=1)
 
     assert coverage.min() > 0.93
+
+
+def test_groups_as_a_sample_are_items_of_one_stratum_with_a_t_quantile():
+    means = np.array([0.9, 0.8, 1.0, 0.7, 0.9, 0.6, 0.8, 1.0])
+
+    interval, reason = stratified_score.sampled_groups_interval(
+        means, np.full(8, 1 / 8), value_range=CREDITS
+    )
+
+    values = [0.4, 0.6, 0.7, 0.8, 0.9, 1.0]  # half of the observed range of .4 lies below .6
+    assert interval is not None and not reason
+    for end, sign in zip(interval, (1, -1), strict=True):
+        z = optimized_z([means], np.ones(1), values, end)
+        assert z == pytest.approx(sign * stats.t.ppf(0.975, 7), abs=1e-3)
+
+
+def test_groups_of_unequal_weights_are_fewer_effective_groups():
+    means = np.random.default_rng(0).uniform(0.5, 0.9, 12)
+    equal = np.full(12, 1 / 12)
+    unequal = np.r_[np.full(6, 1.6), np.full(6, 0.4)] / 12
+
+    of_equal, _ = stratified_score.sampled_groups_interval(means, equal)
+    of_unequal, _ = stratified_score.sampled_groups_interval(means, unequal)
+
+    assert of_equal.high - of_equal.low < of_unequal.high - of_unequal.low
+    assert of_unequal.low < unequal @ means < of_unequal.high
