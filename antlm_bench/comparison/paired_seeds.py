@@ -17,7 +17,7 @@ from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.metrics.prediction_table import gold_credits
 from antlm_bench.metrics.records import CLASS_REDUCTION
 from antlm_bench.statistics import Interval, UncertainValue
-from antlm_bench.types import Cell, Estimate, Floats
+from antlm_bench.types import Cell, Estimate, Floats, Ints
 
 TASK_LEVEL = "task"
 
@@ -95,23 +95,27 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in tables])
         for tables in tables_by_run
     )
+    change, clusters = b.mean(axis=0) - a.mean(axis=0), task.clusters
+    varies = statistics.two_level_change(a, b).variance > 0
+    a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
     value, interval, p = statistics.two_level_test(a, b)
     uncertain = statistics.two_level_change(a, b)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not uncertain.variance:
+    elif not (varies and uncertain.variance):
         # All items changed by the same amount, or none changed: the difference is still uncertain.
-        change = b.mean(axis=0) - a.mean(axis=0)
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
-        interval, p = statistics.score_test(change, one_stratum, np.ones(1), (-bound, bound))
+        interval, p = statistics.score_test(
+            change, one_stratum, np.ones(1), (-bound, bound), clusters
+        )
         uncertain = statistics.uncertain_from_interval(value, interval)
     credit_change, name = credit_b - credit_a, _task_name(task)
     difference = Difference(
         TASK_LEVEL,
         name,
         "",
-        n=a.shape[1],
+        n=len(change),
         a=float(a.mean()),
         b=float(b.mean()),
         value=value,
@@ -121,7 +125,7 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
         detectable=POWER_FACTOR * (interval.high - interval.low) / 2,
-        margin=_mean_gap_change(gaps_a, gaps_b),
+        margin=_mean_gap_change(gaps_a, gaps_b, clusters),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)
     flips = [
@@ -145,9 +149,11 @@ def _has_same_scores(task: JoinedTables) -> bool:
     )
 
 
-def _mean_gap_change(a: Floats, b: Floats) -> Estimate | None:
+def _mean_gap_change(a: Floats, b: Floats, clusters: Ints | None) -> Estimate | None:
     """Return the mean change of `logprob_gaps` (seeds, n); None if one is nan, or n < 2."""
-    if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
+    num_items = a.shape[1]
+    if np.isnan(a).any() or np.isnan(b).any() or num_items < 2:
         return None
+    a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
     value, (low, high), _ = statistics.two_level_test(a, b)
-    return Estimate(value, a.shape[1], low, high)
+    return Estimate(value, num_items, low, high)

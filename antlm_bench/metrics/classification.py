@@ -38,6 +38,7 @@ from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     build_table,
     choice_weights,
+    find_clusters,
     gold_indices,
 )
 from antlm_bench.metrics.records import CLASS_REDUCTION, METRICS, MetricSpec
@@ -248,9 +249,10 @@ class ClassificationMetric(Metric):
                 location=f"item {table.ids[int(unpredicted[0])]}",
                 hint="classified texts have no flag `too-long`; use --ties half, not strict",
             )
-        pairs = np.column_stack([gold, weights])
+        pairs, clusters = np.column_stack([gold, weights]), table.clusters
         if members is not None:
             pairs = pairs[members]
+            clusters = None if clusters is None else clusters[members]
         distinct, indices, counts = np.unique(
             pairs, axis=0, return_inverse=True, return_counts=True
         )
@@ -259,6 +261,7 @@ class ClassificationMetric(Metric):
             distinct[:, 0].astype(np.int32),
             distinct[:, 1:],
             indices.reshape(-1).astype(np.int32),
+            clusters,
         )
 
 
@@ -277,6 +280,8 @@ class ConfusionCounts:
     """Prediction of each pair (m, k): weights of the classes, which sum to 1."""
     pair_index: Ints
     """The pair of each item (n,)."""
+    clusters: Ints | None = None
+    """The cluster of each item (n,); None = items are independent."""
 
     @property
     def num_classes(self) -> int:
@@ -300,7 +305,8 @@ class ConfusionCounts:
         return load_confusion_metric(metric).compute_many(totals)
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Return value and interval: a proportion's score interval, else a bootstrap over items.
+        """Return value and interval: a proportion's score interval, else a bootstrap over items or
+        over clusters.
 
         A bootstrap's interval is widened to include the value: resamples lose rare classes, so that
         a macro-F1 of many classes may lie above nearly all of its replicates.
@@ -309,27 +315,46 @@ class ConfusionCounts:
         if load_confusion_metric(metric).is_proportion:
             credit = self.predicted[np.arange(len(self.gold)), self.gold][self.pair_index]
             one_stratum = np.zeros(n, np.int32)
-            interval = statistics.score_interval(credit, one_stratum, np.ones(1))
+            interval = statistics.score_interval(
+                credit, one_stratum, np.ones(1), (0.0, 1.0), self.clusters
+            )
             return rounded_estimate(value, n, interval, flags)
-        interval = statistics.bootstrap_counts_interval(
-            self.counts, lambda counts: self.score_resampled(metric, counts)
-        )
+
+        def score(counts: Floats) -> Floats:
+            return self.score_resampled(metric, counts)
+
+        if self.clusters is None:
+            interval = statistics.bootstrap_counts_interval(self.counts, score)
+        else:
+            interval = statistics.bootstrap_clusters_interval(self._counts_by_cluster, score)
         if interval.low == interval.high:
             interval = self._posterior_interval(metric)
         interval = Interval(min(value, interval.low), max(value, interval.high))
         return rounded_estimate(value, n, interval, flags, METRICS[metric].value_range)
 
+    @property
+    def _counts_by_cluster(self) -> Floats:
+        """The number of items of each of C clusters in each pair (C, m)."""
+        assert self.clusters is not None  # the caller checks it
+        names, members = np.unique(self.clusters, return_inverse=True)
+        counts = np.zeros((len(names), len(self.counts)))
+        np.add.at(counts, (members.reshape(-1), self.pair_index), 1.0)
+        return counts
+
     def _posterior_interval(self, metric: str) -> Interval:
         """Return a posterior interval, for predictions (perfect, constant) that do not vary in a
-        bootstrap.
+        bootstrap. Items in clusters are counted as their effective number (Kish: n^2 / sum g^2).
 
         The k(k-1) cells off the diagonal share a prior weight of one item. With this weight, the
         accuracy of a perfect run would get the exact (Clopper-Pearson) bound.
         """
-        k = self.num_classes
+        k, table = self.num_classes, self.table
+        if self.clusters is not None:
+            sizes = np.unique(self.clusters, return_counts=True)[1]
+            table = table * sizes.sum() / (sizes**2).sum()
         compute_many = load_confusion_metric(metric).compute_many
         return statistics.dirichlet_interval(
-            self.table.ravel(),
+            table.ravel(),
             1 / (k * (k - 1)),
             lambda cells: compute_many(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
         )
@@ -390,11 +415,13 @@ def summarize_seeds(
     `summarize` does.
     """
     values = contributions_by_seed(predictions_by_seed, metric, ties)
+    num_items, clusters = values.shape[1], find_clusters(predictions_by_seed)
+    values = statistics.contributions_of_clusters(values, clusters)
     means, uncertain = values.mean(axis=1), statistics.two_level_mean(values)
     interval = uncertain.interval
     has_variance = uncertain.variance > 0
     if len(means) == 1 or not has_variance:
-        table = build_table(predictions_by_seed[0], set())
+        table = replace(build_table(predictions_by_seed[0], set()), clusters=clusters)
         first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
             table, np.ones(len(table.ids), bool)
         )
@@ -405,9 +432,7 @@ def summarize_seeds(
     if is_mixture or not has_variance:
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-    mean = rounded_estimate(
-        uncertain.value, values.shape[1], interval, {}, METRICS[metric].value_range
-    )
+    mean = rounded_estimate(uncertain.value, num_items, interval, {}, METRICS[metric].value_range)
     return SeedSummary(mean, sd, float(means.min()), float(means.max()), len(means), uncertain)
 
 

@@ -1,5 +1,10 @@
 """Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
+from antlm_bench.statistics.clusters import (
+    WeightedStrata,
+    contributions_of_clusters,
+    weighted_strata,
+)
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,
     mixture_interval,
@@ -15,6 +20,7 @@ from antlm_bench.statistics.intervals import (
     SEED,
     Interval,
     Z,
+    bootstrap_clusters_interval,
     bootstrap_counts_interval,
     bootstrap_ratio_interval,
     clustered_interval,
@@ -52,12 +58,15 @@ __all__ = [
     "SEED",
     "Interval",
     "UncertainValue",
+    "WeightedStrata",
     "Z",
     "benjamini_hochberg",
+    "bootstrap_clusters_interval",
     "bootstrap_counts_interval",
     "bootstrap_ratio_interval",
     "clustered_interval",
     "clustered_test",
+    "contributions_of_clusters",
     "count_items",
     "dirichlet_interval",
     "holm",
@@ -81,5 +90,6 @@ __all__ = [
     "two_level_test",
     "uncertain_from_interval",
     "weighted_mean",
+    "weighted_strata",
     "welch_test",
 ]

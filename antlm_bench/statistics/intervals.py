@@ -94,6 +94,24 @@ def bootstrap_counts_interval(
     return _percentile_interval(statistic(resampled.astype(float)))
 
 
+def bootstrap_clusters_interval(
+    counts: Floats, statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
+) -> Interval:
+    """Return the bootstrap percentile interval of statistic(counts) over whole clusters.
+
+    counts (C, m): number of items of each cluster in each of m categories. statistic: maps counts
+    (draws, m) to values (draws,).
+    """
+    rng, num_clusters = np.random.default_rng(seed), len(counts)
+    shares = np.full(num_clusters, 1 / num_clusters)
+    num_batches = max(1, num_clusters * draws // MAX_DRAWS_AT_ONCE)
+    resampled = [
+        rng.multinomial(num_clusters, shares, size=size) @ counts
+        for size in np.diff(np.linspace(0, draws, num_batches + 1).astype(int))
+    ]
+    return _percentile_interval(statistic(np.concatenate(resampled)))
+
+
 def dirichlet_interval(
     counts: Floats,
     prior_weight: float,

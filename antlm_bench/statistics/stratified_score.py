@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
+from antlm_bench.statistics.clusters import spanning_effect
 from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Bools, Floats, Ints
 
@@ -97,10 +98,11 @@ def count_items(
     value_range: tuple[float, float],
     clusters: Ints | None = None,
 ) -> StratifiedCounts:
-    """Return the counts of one macro-average over R strata.
+    """Return the counts of R strata.
 
     values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
-    clusters (n,): items of a stratum with the same code belong together.
+    clusters (n,): items with the same code belong together. Here each stratum has clusters of its
+    own (`count_average`: clusters that span strata).
 
     A cluster counts as one item whose value is the cluster's mean. Clusters of unequal sizes g
     count by g^2, so that their counts sum to n^2 / sum g^2 (Kish's effective number): the variance
@@ -126,6 +128,27 @@ def count_items(
     np.add.at(table, (codes, np.minimum(lower + 1, len(grid) - 1)), counts * share)
     starts = np.zeros(1, np.int32)
     return StratifiedCounts(grid, table, means, np.asarray(weights, float), starts)
+
+
+def count_average(
+    values: Floats,
+    codes: Ints,
+    weights: Floats,
+    value_range: tuple[float, float],
+    clusters: Ints | None = None,
+) -> StratifiedCounts:
+    """Return the counts of one macro-average. Arguments as in `count_items`.
+
+    If clusters span strata, the strata are not independent. All counts are then divided by
+    `clusters.spanning_effect`, which raises the variance of the macro-average by that factor.
+    """
+    counts = count_items(values, codes, weights, value_range, clusters)
+    if clusters is None:
+        return counts
+    effect = spanning_effect(
+        np.asarray(values, float), codes, weights, clusters, END_ITEMS, value_range
+    )
+    return replace(counts, counts=counts.counts / effect)
 
 
 def separate_averages(counts: StratifiedCounts) -> StratifiedCounts:
@@ -170,7 +193,7 @@ def score_interval(
     clusters: Ints | None = None,
 ) -> Interval:
     """Return the interval of one macro-average. Arguments as in `count_items`."""
-    low, high = score_intervals(count_items(values, codes, weights, value_range, clusters))
+    low, high = score_intervals(count_average(values, codes, weights, value_range, clusters))
     return Interval(float(low[0]), float(high[0]))
 
 
@@ -183,7 +206,7 @@ def score_test(
 ) -> tuple[Interval, float]:
     """Return the interval of a macro-average of paired differences, and the two-sided p-value of
     "no difference". Arguments as in `count_items`."""
-    counts = count_items(changes, codes, weights, value_range, clusters)
+    counts = count_average(changes, codes, weights, value_range, clusters)
     low, high = score_intervals(counts)
     return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
 
