@@ -37,6 +37,7 @@ class PredictionRow:
     flags: tuple[str, ...] = ()
     judged: tuple[float, ...] = ()
     kept: tuple[str, ...] = ()
+    cluster: str = ""
 
 
 def from_rows(rows: Sequence[PredictionRow]) -> Predictions:
@@ -71,6 +72,7 @@ def to_rows(predictions: Predictions) -> list[PredictionRow]:
             flags=tuple(row["flags"]),
             judged=tuple(row.get("judged", ())),
             kept=tuple(row.get("kept", ())),
+            cluster=row.get("cluster", ""),
         )
         for row in predictions.table.to_pylist()
     ]

@@ -85,10 +85,9 @@ def spanning_effect(
     values, codes = values[used], codes[used]
     shares, means = _item_shares(values, codes, weights)
     members, num_clusters = _number_clusters(clusters[used])
-    parts, part_of_item = np.unique(np.stack([members, codes]), axis=1, return_inverse=True)
-    if parts.shape[1] == num_clusters:
+    cluster_of_part, part_of_item = intersect_partitions(members, codes)
+    if len(cluster_of_part) == num_clusters:
         return 1.0
-    cluster_of_part, part_of_item = parts[0], part_of_item.reshape(-1)
 
     def variances(deviations: Floats) -> tuple[float, float]:
         """Return the sums of squares of whole clusters and of their parts."""
@@ -103,6 +102,16 @@ def spanning_effect(
     added *= sum((end - average) ** 2 for end in value_range)
     effect = (whole + added * whole_alike / split_alike) / (split + added)
     return max(1.0, effect)
+
+
+def intersect_partitions(a: Ints, b: Ints) -> tuple[Ints, Ints]:
+    """Return the group in `a` of each part (k,), and the part of each item (n,).
+
+    a (n,), b (n,): the group of each item in two partitions, from 0. Items of a part share both.
+    """
+    factor = int(b.max(initial=0)) + 1
+    parts, part_of_item = np.unique(a.astype(np.int64) * factor + b, return_inverse=True)
+    return (parts // factor).astype(np.int32), part_of_item.reshape(-1).astype(np.int32)
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:

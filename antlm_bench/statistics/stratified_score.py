@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from antlm_bench.statistics.clusters import spanning_effect
+from antlm_bench.statistics.clusters import intersect_partitions, spanning_effect
 from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Bools, Floats, Ints
 
@@ -114,10 +114,7 @@ def count_items(
     means = np.bincount(codes, values, minlength=num_strata) / sizes
     counts = np.ones(len(values))
     if clusters is not None:
-        pairs = np.stack([codes, clusters[used]])
-        distinct, members = np.unique(pairs, axis=1, return_inverse=True)
-        members = members.reshape(-1)
-        codes = distinct[0]
+        codes, members = intersect_partitions(codes, clusters[used])
         cluster_sizes = np.bincount(members).astype(float)
         values = np.bincount(members, values) / cluster_sizes
         squares = np.bincount(codes, cluster_sizes**2, minlength=num_strata)
