@@ -26,7 +26,7 @@ from scipy.linalg import block_diag
 from scipy.special import ndtri
 
 from antlm_bench.statistics import macro_weights
-from antlm_bench.statistics.clusters import spanning_effect
+from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.stratified_score import (
     END_ITEMS,
     StratifiedCounts,
@@ -99,8 +99,8 @@ class Case:
         if self.clusters is None:
             return self.sizes
         shares = self.weights / np.array(self.sizes) * self.clusters
-        effect = np.sum(shares.sum(axis=1) ** 2) / np.sum(shares**2)
-        return np.array(self.sizes) ** 2 / np.sum(self.clusters**2, axis=0) / effect
+        effect = np.sum(shares.sum(axis=1) ** 2) / np.sum(self.weights**2 / self.sizes)
+        return np.asarray(np.array(self.sizes) / effect)
 
 
 def _error_rates(values: Floats, probabilities: Floats) -> Floats:
@@ -191,12 +191,11 @@ def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> Stratifie
     above = sum((latent > limit).astype(np.int32) for limit in limits[code].T)
     values = np.array(case.values)[above]
     codes = (np.arange(runs)[:, None] * num_strata + code).astype(np.int32)
-    clusters = (np.arange(runs)[:, None] * num_clusters + cluster).astype(np.int32)
     value_range = (case.values[0], case.values[-1])
     weights = np.tile(case.weights, runs)
-    counts = count_items(values.ravel(), codes.ravel(), weights, value_range, clusters.ravel())
+    counts = count_items(values.ravel(), codes.ravel(), weights, value_range)
     effects = [
-        spanning_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
+        design_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
     ]
     enlarged = counts.counts / np.repeat(effects, num_strata)[:, None]
     starts = num_strata * np.arange(runs, dtype=np.int32)

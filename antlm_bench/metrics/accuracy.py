@@ -74,10 +74,8 @@ class Accuracy(Metric):
         """Return the mean credit of each group, with its score interval."""
         credits, has_group, num_groups = self.per_item(table), codes >= 0, len(names)
         n = np.bincount(codes[has_group], minlength=num_groups)
-        strata = statistics.count_items(
-            credits, codes, np.ones(num_groups), CREDIT_RANGE, table.clusters
-        )
-        low, high = statistics.score_intervals(statistics.separate_averages(strata))
+        strata = statistics.count_groups(credits, codes, num_groups, CREDIT_RANGE, table.clusters)
+        low, high = statistics.score_intervals(strata)
         flag_counts = {
             name: np.bincount(codes[has_group & has_flag], minlength=num_groups)
             for name, has_flag in table.flags.items()

@@ -44,12 +44,11 @@ from antlm_bench.statistics.spearman import (
     spearman_interval,
 )
 from antlm_bench.statistics.stratified_score import (
-    count_items,
+    count_groups,
     score_interval,
     score_intervals,
     score_test,
     score_tests_by_group,
-    separate_averages,
 )
 
 __all__ = [
@@ -67,7 +66,7 @@ __all__ = [
     "clustered_interval",
     "clustered_test",
     "contributions_of_clusters",
-    "count_items",
+    "count_groups",
     "dirichlet_interval",
     "holm",
     "macro_weights",
@@ -80,7 +79,6 @@ __all__ = [
     "score_intervals",
     "score_test",
     "score_tests_by_group",
-    "separate_averages",
     "spearman_correlation",
     "spearman_difference",
     "spearman_interval",

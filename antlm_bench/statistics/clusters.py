@@ -9,10 +9,13 @@ Cameron & Miller 2015, J. Human Resources 50, 317-372.)
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
 from antlm_bench.types import Floats, Ints
 
 
@@ -64,7 +67,7 @@ def weighted_strata(
     return WeightedStrata([np.asarray(weights @ means + num_clusters * sums)], np.ones(1))
 
 
-def spanning_effect(
+def design_effect(
     values: Floats,
     codes: Ints,
     weights: Floats,
@@ -72,46 +75,36 @@ def spanning_effect(
     end_items: float,
     value_range: tuple[float, float],
 ) -> float:
-    """Return the factor by which clusters that span strata raise the variance of an average.
+    """Return the factor by which clusters change the variance of sum_s w_s m_s.
 
-    It is the variance of sum_s w_s m_s if whole clusters are sampled, divided by the variance if
-    the parts of a cluster in different strata were independent; at least 1. Arguments as in
-    `weighted_strata`.
+    It is the variance if whole clusters are sampled, divided by the variance if items were
+    independent (Kish 1965; Rao & Scott 1992, Biometrics 48, 577-585: counts divided by it can be
+    analysed as counts of independent items). Arguments as in `weighted_strata`.
 
-    `end_items` wrong (lowest) and right (highest) items are added, all of whose clusters are wrong
-    or right as a whole. So without any error, the factor is that of clusters without variation.
+    `end_items` items are added at each end of the range, which are alike within their clusters. So
+    without any error, the factor is that of clusters without variation. Few clusters estimate a
+    variance badly, so it is multiplied by (t / z)^2, with the t quantile of as many degrees of
+    freedom as there are clusters (Kish's effective number, if their shares are unequal), less 1.
+    A factor below 1 (one item of a pair is right where the other is wrong) counts only as far as it
+    is two standard errors below 1, factor * sqrt(2 / df) each.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
     shares, means = _item_shares(values, codes, weights)
     members, num_clusters = _number_clusters(clusters[used])
-    cluster_of_part, part_of_item = intersect_partitions(members, codes)
-    if len(cluster_of_part) == num_clusters:
+    if num_clusters == len(members):
         return 1.0
-
-    def variances(deviations: Floats) -> tuple[float, float]:
-        """Return the sums of squares of whole clusters and of their parts."""
-        sums = np.bincount(part_of_item, shares * deviations)
-        whole = np.bincount(cluster_of_part, sums)
-        return float(whole @ whole), float(sums @ sums)
-
-    whole, split = variances(values - means[codes])
-    whole_alike, split_alike = variances(np.ones(len(values)))
+    terms = shares * (values - means[codes])
+    whole = float(np.sum(np.bincount(members, terms) ** 2))
+    shares_of_clusters = float(np.sum(np.bincount(members, shares) ** 2))
+    share_of_items = float(np.sum(shares**2))
+    df: float = max(1 / shares_of_clusters - 1, 1.0)
+    whole *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
     average = float(weights @ means)
-    added = float(np.mean(shares**2)) * end_items
-    added *= sum((end - average) ** 2 for end in value_range)
-    effect = (whole + added * whole_alike / split_alike) / (split + added)
-    return max(1.0, effect)
-
-
-def intersect_partitions(a: Ints, b: Ints) -> tuple[Ints, Ints]:
-    """Return the group in `a` of each part (k,), and the part of each item (n,).
-
-    a (n,), b (n,): the group of each item in two partitions, from 0. Items of a part share both.
-    """
-    factor = int(b.max(initial=0)) + 1
-    parts, part_of_item = np.unique(a.astype(np.int64) * factor + b, return_inverse=True)
-    return (parts // factor).astype(np.int32), part_of_item.reshape(-1).astype(np.int32)
+    added = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
+    effect = whole + added * shares_of_clusters
+    effect /= float(terms @ terms) + added * share_of_items
+    return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:
