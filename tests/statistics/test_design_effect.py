@@ -114,11 +114,11 @@ def test_p_is_below_5_percent_exactly_where_the_interval_excludes_0(sizes, rate,
     codes[: min(3, len(codes))] = np.arange(min(3, len(codes)))
     weights = np.full(codes.max() + 1, 1 / (codes.max() + 1))
 
-    (low, high), p = statistics.score_test(changes, codes, weights, clusters=clusters)
+    headline = statistics.score_test(changes, codes, weights, clusters=clusters)
     groups = [codes == code for code in range(len(weights))]
     by_group = statistics.score_tests_by_group(changes, groups, clusters=clusters)
 
-    for (low, high), p in [((low, high), p), *by_group]:
+    for (low, high), p in [headline, *by_group]:
         if abs(p - 0.05) > 1e-6:
             assert (p < 0.05) == (low > 0 or high < 0)
 
