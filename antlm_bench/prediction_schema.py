@@ -37,6 +37,15 @@ class PredictionSchema:
         raise KeyError(name)
 
 
+CLUSTER = PredictionColumn(
+    "cluster",
+    "string",
+    'hash of what the item shares with the items that it belongs to; "" = alone',
+    is_optional=True,
+)
+"""The column of suites that declare clusters. It is filled from the items, not by `predict`."""
+
+
 def declare_columns(
     *,
     gold: str,
@@ -60,6 +69,7 @@ def declare_columns(
             PredictionColumn("characters", "list<int32>", characters),
             PredictionColumn("flags", "list<string>", "names out of types.FLAGS"),
             *more,
+            CLUSTER,
         )
     )
 

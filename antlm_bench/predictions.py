@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, RunError
-from antlm_bench.prediction_schema import PredictionColumn, PredictionSchema
+from antlm_bench.prediction_schema import CLUSTER, PredictionColumn, PredictionSchema
 from antlm_bench.types import FLAGS, Bools, Encodings, Floats, Ints
 
 GOLD_OPTION, GOLD_RATING = "option", "rating"
@@ -37,6 +37,13 @@ class LabelledItem(Protocol):
     def gold(self) -> int | float: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
+
+
+class ClusteredItem(Protocol):
+    """An item as `Predictions.with_clusters` reads it: types.Item or types.Example."""
+
+    @property
+    def cluster(self) -> str: ...
 
 
 UNSCORED_VALUE = -1.0
@@ -233,6 +240,17 @@ class Predictions:
         return _to_numpy(encoded.indices), tuple(encoded.dictionary.to_pylist())
 
     @property
+    def clusters(self) -> Ints | None:
+        """(n,) number of each item's cluster; None if the run does not say which items belong
+        together."""
+        if CLUSTER.name not in self.table.column_names:
+            return None
+        encoded = self._array(CLUSTER.name).dictionary_encode()
+        codes, names = _to_numpy(encoded.indices), encoded.dictionary.to_pylist()
+        is_alone = np.isin(codes, [code for code, name in enumerate(names) if not name])
+        return np.where(is_alone, len(names) + np.arange(len(codes)), codes).astype(np.int32)
+
+    @property
     def task_values(self) -> Floats:
         """(n, m) values of the lm-eval task's own m metrics, nan = none; m = 0 without metrics.
 
@@ -275,6 +293,12 @@ class Predictions:
         if kept is not None:
             columns["kept"] = kept
         return _assemble(columns, self._label_columns(), self._gold_kind)
+
+    def with_clusters(self, items: Sequence[ClusteredItem]) -> Predictions:
+        """Return the predictions with the clusters of the items, which are in the same order. They
+        stay as they are if no item has a cluster."""
+        clusters = [item.cluster for item in items]
+        return self.with_column(CLUSTER, clusters) if any(clusters) else self
 
     def with_column(self, column: PredictionColumn, values: Sequence[object]) -> Predictions:
         """Return the predictions with one more column. values (n,): its cells."""
@@ -342,7 +366,8 @@ def concat_predictions(batches: Sequence[Predictions]) -> Predictions:
     levels = sorted({level for labels in all_labels for level in labels})
     for batch, columns, labels in zip(batches, all_columns, all_labels, strict=True):
         for name in types.keys() - columns.keys():
-            columns[name] = pa.array([[]] * len(batch), types[name])
+            empty = [] if pa.types.is_list(types[name]) else ""
+            columns[name] = pa.array([empty] * len(batch), types[name])
         for level in set(levels) - labels.keys():
             labels[level] = pa.nulls(len(batch), pa.string())
     return _assemble(

@@ -61,6 +61,9 @@ class Item:
     """Index of the right option (an int), or a human rating in 0..1 (a float)."""
     labels: Labels = field(default_factory=dict)
     """Level -> group, coarse to fine: field, phenomenon, paradigm, ..."""
+    cluster: str = ""
+    """Items with the same hash belong together (questions on a passage); "" = alone. Intervals
+    depend on it, scores do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Example:
     """Label level -> label, as in Item."""
     group: str = ""
     """Examples of one group (questions on a paragraph) stay on one side of a split; "" = alone."""
+    cluster: str = ""
+    """As in Item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,8 @@ class Summary:
     """Coarse to fine."""
     notes: tuple[str, ...] = ()
     """Sentences for a reader."""
+    num_clusters: int = 0
+    """Number of clusters that the intervals count, 0 = items are treated as independent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +348,8 @@ class Run:
 
         Columns: id, gold (index of the right option, or a rating), pred (index of the preferred
         option), scores (log-probability of each option, nats), tokens and characters (of each
-        option), flags, labels. It never holds the text of an item.
+        option), flags, labels, and cluster if the suite declares clusters. It never holds the text
+        of an item.
 
         Raises UnknownCell as `__getitem__`, and RunError for damaged files.
         """

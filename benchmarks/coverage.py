@@ -22,23 +22,28 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import cluster_sizes
 import numpy as np
 from coverage_metrics import Simulation, iterate_metric_simulations
 from coverage_reading_times import READING_CASES, print_reading_results
 from coverage_seeds import iterate_seed_simulations
 from coverage_small_samples import SMALL_SAMPLES, print_small_samples
+from scipy.linalg import block_diag
+from scipy.special import ndtri
 
 from antlm_bench.statistics import macro_weights
+from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.stratified_score import (
+    END_ITEMS,
     StratifiedCounts,
     count_items,
     score_intervals,
 )
-from antlm_bench.types import Floats
+from antlm_bench.types import Floats, Ints
 
 MIN_COVERAGE, MAX_COVERAGE = 0.93, 0.99
 MIN_EFFECTIVE_ERRORS = 5
@@ -76,10 +81,11 @@ class Case:
     """Probability of each value in each stratum (S, K)."""
     weights: Floats
     """Weight of each stratum in the macro-average (S,)."""
-    cluster_sizes: tuple[int, ...] = ()
-    """Sizes of the clusters of the only stratum; () = independent items."""
+    clusters: Ints | None = None
+    """Number of items of each cluster in each stratum (C, S); None = independent items."""
     correlation: float = 0.0
-    """Correlation of the items of a cluster."""
+    """Correlation of the latent scores of a cluster's items (`_draw_clusters`). Below 0: every
+    second item of a cluster is correlated negatively with the others."""
 
     @property
     def truth(self) -> float:
@@ -98,11 +104,13 @@ class Case:
         return float((self.weights @ rates) ** 2 / spread) if spread > 0 else 0.0
 
     @property
-    def _independent_items(self) -> Sequence[float]:
-        if not self.cluster_sizes:
+    def _independent_items(self) -> Sequence[float] | Floats:
+        """Items per stratum; with clusters, as many as if the items of a cluster were all alike."""
+        if self.clusters is None:
             return self.sizes
-        squares = sum(size**2 for size in self.cluster_sizes)
-        return [sum(self.cluster_sizes) ** 2 / squares]
+        shares = self.weights / np.array(self.sizes) * self.clusters
+        effect = np.sum(shares.sum(axis=1) ** 2) / np.sum(self.weights**2 / self.sizes)
+        return np.asarray(np.array(self.sizes) / effect)
 
 
 def _error_rates(values: Floats, probabilities: Floats) -> Floats:
@@ -142,11 +150,12 @@ def simulate(case: Case | Simulation, runs: int, seed: int = 0) -> Result:
     if isinstance(case, Simulation):
         return _judge_intervals(*case.simulate(runs, seed), case.truth)
     rng = np.random.default_rng(seed)
-    at_once = max(1, MAX_CELLS_AT_ONCE // (max(len(case.sizes), sum(case.cluster_sizes)) * 5))
+    num_draws = len(case.sizes) if case.clusters is None else sum(case.sizes)
+    at_once = max(1, MAX_CELLS_AT_ONCE // (num_draws * 5))
     lows, highs = [], []
     for start in range(0, runs, at_once):
         count = min(at_once, runs - start)
-        draw = _draw_clusters if case.cluster_sizes else _draw_items
+        draw = _draw_items if case.clusters is None else _draw_clusters
         low, high = score_intervals(draw(case, count, rng))
         lows.append(low)
         highs.append(high)
@@ -179,24 +188,34 @@ def _draw_items(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCo
 
 
 def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCounts:
-    """Draw runs of one stratum of clusters: beta-binomial credits."""
-    p, rho = float(case.probabilities[0, 1]), case.correlation
-    sizes = np.array(case.cluster_sizes)
-    shape = (runs, len(sizes))
-    if rho > 0:
-        strength = (1 - rho) / rho
-        rates = rng.beta(p * strength, (1 - p) * strength, shape)
-    else:
-        rates = np.full(shape, p)
-    right = rng.binomial(sizes, rates)
-    position = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    values = (position < np.repeat(right, sizes, axis=1)).astype(float)
-    codes = np.repeat(np.arange(runs, dtype=np.int32), sizes.sum())
-    clusters = np.tile(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), runs)
-    weights = np.ones(runs)
-    counts = count_items(values.ravel(), codes, weights, (0.0, 1.0), clusters)
-    starts = np.arange(runs, dtype=np.int32)
-    return StratifiedCounts(counts.values, counts.counts, counts.means, weights, starts)
+    """Draw runs of clustered items.
+
+    An item has a normal latent score, of which a cluster's items share a part. Its value is the
+    quantile of its stratum's distribution, so that strata keep their probabilities.
+    """
+    assert case.clusters is not None  # the caller checks it
+    num_clusters, num_strata = case.clusters.shape
+    cells = np.repeat(np.arange(case.clusters.size), case.clusters.ravel())
+    cluster, code = (part.astype(np.int32) for part in np.divmod(cells, num_strata))
+    first = np.searchsorted(cluster, cluster)  # items are sorted by cluster
+    is_opposite = (np.arange(len(cluster)) - first) % 2 if case.correlation < 0 else 0
+    loading = abs(case.correlation) ** 0.5 * (1 - 2 * np.asarray(is_opposite))
+    shared = rng.standard_normal((runs, num_clusters))[:, cluster]
+    own = rng.standard_normal((runs, len(cluster)))
+    latent = loading * shared + (1 - abs(case.correlation)) ** 0.5 * own
+    limits = ndtri(np.clip(np.cumsum(case.probabilities, axis=1)[:, :-1], 0, 1))
+    above = sum((latent > limit).astype(np.int32) for limit in limits[code].T)
+    values = np.array(case.values)[above]
+    codes = (np.arange(runs)[:, None] * num_strata + code).astype(np.int32)
+    value_range = (case.values[0], case.values[-1])
+    weights = np.tile(case.weights, runs)
+    counts = count_items(values.ravel(), codes.ravel(), weights, value_range)
+    effects = [
+        design_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
+    ]
+    enlarged = counts.counts / np.repeat(effects, num_strata)[:, None]
+    starts = num_strata * np.arange(runs, dtype=np.int32)
+    return StratifiedCounts(counts.values, enlarged, counts.means, weights, starts)
 
 
 # ---- the cases
@@ -238,11 +257,14 @@ def two_runs(
     return Case(name, values, tuple(sizes), np.column_stack(moved), _equal_weights(len(sizes)))
 
 
-def clusters(name: str, sizes: Sequence[int], accuracy: float, correlation: float) -> Case:
-    """Return a case of one stratum of clusters."""
-    probabilities = np.array([[1 - accuracy, accuracy]])
-    ones, sizes = np.ones(1), tuple(sizes)
-    return Case(name, CREDITS, (sum(sizes),), probabilities, ones, sizes, correlation)
+def in_clusters(case: Case, clusters: Sequence[int] | Ints, correlation: float) -> Case:
+    """Return a case whose items belong together.
+
+    clusters: sizes of the clusters (C,) of the only stratum, or of each stratum (C, S).
+    """
+    table = np.asarray(clusters, np.int32).reshape(-1, len(case.sizes))
+    name = f"{case.name}, correlation {correlation:g}"
+    return replace(case, name=name, clusters=table, correlation=correlation)
 
 
 def nested(name: str, accuracy_by_file: dict[str, Sequence[float]]) -> Case:
@@ -323,14 +345,66 @@ def _two_run_cases() -> Iterator[Case]:
 
 
 def _cluster_cases() -> Iterator[Case]:
-    unequal = tuple(np.maximum(1, np.random.default_rng(0).geometric(0.2, 60)).tolist())
+    unequal = np.maximum(1, np.random.default_rng(0).geometric(0.2, 60)).tolist()
     for accuracy in (0.6, 0.98):
         for correlation in (0.0, 0.3, 0.9):
-            case = f"at {accuracy}, correlation {correlation}"
-            yield clusters(f"20 clusters of 5 {case}", (5,) * 20, accuracy, correlation)
-            yield clusters(f"83 clusters of 6 {case}", (6,) * 83, accuracy, correlation)
-            yield clusters(f"60 unequal clusters {case}", unequal, accuracy, correlation)
-    yield clusters("5 clusters of 10 at .6, correlation .9", (10,) * 5, 0.6, 0.9)
+            for name, sizes in (
+                ("20 clusters of 5", (5,) * 20),
+                ("83 clusters of 6", (6,) * 83),
+                ("60 unequal clusters", unequal),
+            ):
+                case = one_run(f"{name} at {accuracy}", (sum(sizes),), accuracy)
+                yield in_clusters(case, sizes, correlation)
+    yield in_clusters(one_run("5 clusters of 10 at .6", (50,), 0.6), (10,) * 5, 0.9)
+    yield from _suite_cluster_cases()
+    yield from _spanning_cases()
+
+
+def _suite_cluster_cases() -> Iterator[Case]:
+    """Yield suites whose clusters lie within a stratum."""
+    multirc = list(map(int, cluster_sizes.MULTIRC.split()))
+    boolq = _repeat_sizes(cluster_sizes.BOOLQ)
+    for correlation in (0.0, 0.3, 0.9):
+        for name, sizes in (("multirc", multirc), ("boolq", boolq)):
+            yield in_clusters(one_run(f"{name} at .7", (sum(sizes),), 0.7), sizes, correlation)
+        case = two_runs("difference, multirc +.1 -.08", (sum(multirc),), 0.1, 0.08)
+        yield in_clusters(case, multirc, correlation)
+    pairs = _separate_strata([[2] * (size // 2) for size in EWOK])
+    fast = _separate_strata([_repeat_sizes(sizes) for sizes in cluster_sizes.EWOK_FAST.values()])
+    accuracies = np.linspace(0.5, 0.7, 11)
+    for correlation in (-0.9, 0.3, 0.9):
+        yield in_clusters(one_run("ewok, .5 to .7", EWOK, accuracies), pairs, correlation)
+        case = one_run("ewok-fast, .5 to .7", (100,) * 11, accuracies)
+        yield in_clusters(case, fast, correlation)
+    case = two_runs("difference, ewok-fast +.1 -.1", (100,) * 11, 0.1, 0.1)
+    yield in_clusters(case, fast, 0.9)
+
+
+def _spanning_cases() -> Iterator[Case]:
+    """Yield entity tracking, whose stories span strata (numbers of operations)."""
+    stories = [
+        [[int(digit, 13) for digit in story] for story in file.split()]
+        for file in cluster_sizes.ENTITY_TRACKING.values()
+    ]
+    table = np.asarray(block_diag(*stories), np.int32)
+    for levels in (np.linspace(0.9, 0.4, 6), np.full(6, 0.99)):
+        name = f"entity tracking, {levels[0]:g} to {levels[-1]:g}"
+        case = nested(name, {file: tuple(levels) for file in ENTITY_TRACKING})
+        for correlation in (0.0, 0.1, 0.3, 0.9):
+            yield in_clusters(case, table, correlation)
+    case = two_runs("difference, entity tracking +.1 -.08", case.sizes, 0.1, 0.08)
+    for correlation in (0.1, 0.9):
+        yield in_clusters(case, table, correlation)
+
+
+def _repeat_sizes(numbers: Mapping[int, int]) -> list[int]:
+    """Return the sizes of all clusters. numbers: size -> number of clusters."""
+    return [size for size, count in numbers.items() for _ in range(count)]
+
+
+def _separate_strata(sizes: Sequence[Sequence[int]]) -> Ints:
+    """Return a table (C, S) of clusters that lie in one stratum. sizes: of each stratum."""
+    return np.asarray(block_diag(*(np.array(column)[:, None] for column in sizes)), np.int32)
 
 
 def print_results(cases: Sequence[Case | Simulation], runs: int) -> int:

@@ -37,6 +37,7 @@ class PredictionRow:
     flags: tuple[str, ...] = ()
     judged: tuple[float, ...] = ()
     kept: tuple[str, ...] = ()
+    cluster: str = ""
 
 
 def from_rows(rows: Sequence[PredictionRow]) -> Predictions:
@@ -71,6 +72,7 @@ def to_rows(predictions: Predictions) -> list[PredictionRow]:
             flags=tuple(row["flags"]),
             judged=tuple(row.get("judged", ())),
             kept=tuple(row.get("kept", ())),
+            cluster=row.get("cluster", ""),
         )
         for row in predictions.table.to_pylist()
     ]
@@ -96,10 +98,11 @@ def assert_columns_declared(
 ) -> None:
     """Check that predictions have exactly the columns that their task type declares, and labels.
 
-    without: optional columns that they lack.
+    without: optional columns that they lack. `cluster` depends on the suite.
     """
     schema = TASK_TYPES[task_type].prediction_schema
     assert schema is not None
     check_predictions(predictions, schema, task_type)
-    names = [column.name for column in schema.columns if column.name not in without]
-    assert [name for name in predictions.table.column_names if name != "labels"] == names
+    names = [column.name for column in schema.columns if column.name not in (*without, "cluster")]
+    ignored = ("labels", "cluster")
+    assert [name for name in predictions.table.column_names if name not in ignored] == names

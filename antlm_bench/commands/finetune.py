@@ -6,7 +6,7 @@ A cell is one task with one attention and one seed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -380,9 +380,10 @@ class _Finetuner:
                 callback = _CellProgress(progress, cell, f"{name} {fit}")
                 try:
                     result = _compute_cell(backbone, cell, self.options.loop_settings(), callback)
-                    writer.write_cell(
-                        _build_cell(cell, result, loading_notes(backbone)), result.predictions
-                    )
+                    predictions = result.predictions.with_clusters(cell.task.valid)
+                    result = replace(result, predictions=predictions)
+                    new_cell = _build_cell(cell, result, loading_notes(backbone))
+                    writer.write_cell(new_cell, predictions)
                 except UsageError:
                     raise
                 except BenchError as error:

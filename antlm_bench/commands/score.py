@@ -408,6 +408,9 @@ def _score_suite(
         if suite.task_metrics and suite.task_metrics.corpus_metrics:
             predictions = suite.task_metrics.with_corpus_metrics(predictions)
             changed_predictions = predictions
+        if any(item.cluster for item in suite.items):
+            predictions = predictions.with_clusters(suite.items)
+            changed_predictions = predictions
         reader_notes = [*suite.notes, *checkpoint.notes(name), *notes]
         summary = task_type.summarize(
             SummarizeRequest(suite, predictions, name, conventions, reader_notes)

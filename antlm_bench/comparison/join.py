@@ -13,11 +13,19 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
+from antlm_bench.declarations import list_declarations, parse_toml
+from antlm_bench.errors import (
+    DataError,
+    DeclarationError,
+    NotComparable,
+    RunError,
+    UsageError,
+)
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     decode_table,
     find_broken_scores,
+    find_clusters,
 )
 from antlm_bench.predictions import find_damage
 from antlm_bench.runs.predictions_parquet import RESCORE_HINT
@@ -55,6 +63,10 @@ NOTED_SETTINGS: dict[str, str] = {
 """Settings whose difference is only noted -> their name in messages. They change scores by
 numerical noise, or are part of what is compared.
 """
+UNCLUSTERED_NOTE = (
+    "an earlier version wrote this: intervals treat items that belong together as independent, and "
+    "are too narrow (repeat the command with --again)"
+)
 MIXED_PREFIX = "mixed"
 """Start of a note on a difference of two cells that were compared because of `allow_mixed`."""
 
@@ -74,6 +86,11 @@ class JoinedTables:
     tables_b: tuple[PredictionTable, ...]
     notes: tuple[str, ...]
     """Sentences that qualify the join."""
+
+    @property
+    def clusters(self) -> Ints | None:
+        """(n,): number of each item's cluster; None if no run says which items belong together."""
+        return find_clusters((*self.tables_a, *self.tables_b))
 
 
 def group_cells(run: Run) -> dict[tuple[str, str], SeedCells]:
@@ -180,7 +197,10 @@ def join_tables(
         hint = "the two runs have different items with the same ids"
         raise NotComparable(message, location=location, hint=hint)
     notes = (*(f"{MIXED_PREFIX}: {line}" for line in differing), *noted)
-    return JoinedTables(suite, cells_a, cells_b, tuple(joined_a), tuple(joined_b), notes)
+    joined = JoinedTables(suite, cells_a, cells_b, tuple(joined_a), tuple(joined_b), notes)
+    if joined.clusters is None and declares_clusters(*catalog_name(cells_a[0])):
+        joined = replace(joined, notes=(*notes, UNCLUSTERED_NOTE))
+    return joined
 
 
 def load_table(run: Run, cell: Cell) -> PredictionTable:
@@ -217,6 +237,29 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
     # A level that is missing is reported where it is used (assign_strata).
     missing = {level: (np.full(len(table.ids), -1, np.int32), ()) for level in cell.summary.macro}
     return replace(table, ids=predictions.ids, levels={**missing, **table.levels})
+
+
+def catalog_name(cell: Cell) -> tuple[str, str]:
+    """Return the suite of a cell in the catalog and its task, ("", "") for a user's file."""
+    if cell.origin:
+        return "", ""
+    return (cell.suite, "") if cell.seed is None else cell.finetuned_task
+
+
+def declares_clusters(suite: str, task: str) -> bool:
+    """Return whether the TOML of a suite, or of one of its tasks, declares clusters today.
+
+    The TOML is not validated, to keep `check` fast.
+    """
+    path = list_declarations("tasks").get(suite)
+    try:
+        table: Any = parse_toml(path) if path else {}
+    except DeclarationError:  # a user's TOML that is wrong today
+        return False
+    if task:
+        tasks = table.get("task")
+        table = tasks.get(task) if isinstance(tasks, dict) else None
+    return isinstance(table, dict) and bool(table.get("cluster") or table.get("group"))
 
 
 def _pair_methods(
@@ -292,7 +335,8 @@ def _select_rows(table: PredictionTable, ids: tuple[str, ...]) -> PredictionTabl
     levels = {
         level: _compact_codes(codes[rows], names) for level, (codes, names) in table.levels.items()
     }
-    return replace(table, ids=ids, **columns, flags=flags, levels=levels)
+    clusters = None if table.clusters is None else table.clusters[rows]
+    return replace(table, ids=ids, **columns, flags=flags, levels=levels, clusters=clusters)
 
 
 def _compact_codes(codes: Ints, names: tuple[str, ...]) -> tuple[Ints, tuple[str, ...]]:

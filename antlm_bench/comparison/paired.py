@@ -11,7 +11,7 @@ groups, and the items that flipped. The record of a metric names its function
 
 Interval and p-value of a difference come from one statistic, so p < .05 if and only if the 95%
 interval excludes 0. For credits and for values of 0 and 1, it is the stratified score
-(`statistics.stratified_score`); for other values, Welch's t.
+(`statistics.stratified_score`); for other values, Welch's t. Both count clusters of items as units.
 
 `paired_reading_times` compares reading times, which need the suite's data. `paired_seeds` compares
 finetuned tasks, which have seeds.
@@ -39,7 +39,7 @@ from antlm_bench.metrics.prediction_table import (
 )
 from antlm_bench.metrics.spearman import no_interval_note
 from antlm_bench.metrics.surprisal import word_means
-from antlm_bench.statistics import Interval
+from antlm_bench.statistics import Interval, WeightedStrata
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -63,11 +63,21 @@ class Strata(NamedTuple):
     """The stratum of each item (n,), -1 = none."""
     weights: Floats
     """The weight of each stratum; they sum to 1."""
+    clusters: Ints | None
+    """The cluster of each item (n,), None = items are independent."""
+
+    def split(self, values: Floats) -> list[Floats]:
+        """Return the values of each stratum, without the items that are in no stratum (-1)."""
+        return statistics.weighted_strata(values, self.codes, self.weights, None).values
+
+    def independent_values(self, values: Floats) -> WeightedStrata:
+        """Return independent values whose weighted mean is that of the values (n,)."""
+        return statistics.weighted_strata(values, self.codes, self.weights, self.clusters)
 
 
-def single_stratum(members: Bools) -> Strata:
+def single_stratum(members: Bools, clusters: Ints | None) -> Strata:
     """Return the items of a mask (n,) as one stratum."""
-    return Strata(np.where(members, 0, -1).astype(np.int32), np.ones(1))
+    return Strata(np.where(members, 0, -1).astype(np.int32), np.ones(1), clusters)
 
 
 def iterate_groups(joined: JoinedTables) -> Iterator[tuple[GroupKey, Bools]]:
@@ -112,7 +122,7 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         gap_change=logprob_gaps(table_b, reduction) - logprob_gaps(table_a, reduction),
     )
     codes, paths = assign_strata(table_a, cell.summary.macro)
-    strata = Strata(codes, statistics.macro_weights(paths))
+    strata = Strata(codes, statistics.macro_weights(paths), joined.clusters)
     groups = list(iterate_groups(joined))
     tests = _test_changes(
         paired.change,
@@ -121,11 +131,14 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
     drops = statistics.observed_detectable_drops(
-        paired.change, *strata, [members for _, members in groups]
+        paired.change, *strata, groups=[members for _, members in groups]
     )
     headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
     differences = [
-        replace(_credit_difference(key, paired, single_stratum(members), test), detectable=drop)
+        replace(
+            _credit_difference(key, paired, single_stratum(members, joined.clusters), test),
+            detectable=drop,
+        )
         for (key, members), test, drop in zip(groups, tests[1:], drops[1:], strict=True)
     ]
     return PairedResult(
@@ -148,8 +161,9 @@ def _test_changes(
     """
     if is_same_model:
         return [(Interval(0.0, 0.0), 1.0)] * (1 + len(groups))
-    headline = statistics.score_test(change, strata.codes, strata.weights)
-    return [headline, *statistics.score_tests_by_group(change, groups)]
+    headline = statistics.score_test(change, *strata[:2], clusters=strata.clusters)
+    by_group = statistics.score_tests_by_group(change, groups, clusters=strata.clusters)
+    return [headline, *by_group]
 
 
 def _credit_difference(
@@ -157,11 +171,12 @@ def _credit_difference(
 ) -> Difference:
     """Return the weighted mean over strata of the change of credit."""
     (interval, p), weights = test, strata.weights
-    parts = _split(paired.change, strata)
+    parts = strata.split(paired.change)
+    independent = strata.independent_values(paired.change)
     change, means = np.concatenate(parts), np.array([part.mean() for part in parts])
     n, value = len(change), float(weights @ means)
     varies = any(np.ptp(part) > 0 for part in parts)
-    closed_form = statistics.normal_interval(parts, weights) if varies else interval
+    closed_form = statistics.normal_interval(*independent) if varies else interval
     views = {"closed-form": Estimate(value, n, *closed_form)}
     clustered, _ = statistics.sampled_groups_interval(means, weights)
     if clustered:
@@ -179,7 +194,7 @@ def _credit_difference(
         gained=int((change > 0).sum()),
         lost=int((change < 0).sum()),
         flip_rate=float(weights @ [(part != 0).mean() for part in parts]),
-        margin=_mean_gap_change(_split(paired.gap_change, strata), weights),
+        margin=_mean_gap_change(paired.gap_change, strata),
     )
 
 
@@ -198,17 +213,19 @@ def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
     return np.where(np.isfinite(gap) & ~table.get_flag("too-long"), gap, np.nan)
 
 
-def _mean_gap_change(parts: Sequence[Floats], weights: Floats) -> Estimate | None:
-    """Return the weighted mean change of the gap with its normal interval.
+def _mean_gap_change(gap_change: Floats, strata: Strata) -> Estimate | None:
+    """Return the weighted mean change (n,) of the gap with its normal interval.
 
     Returns None if a stratum has no gap, or if all strata together have fewer than two.
     """
-    finite_parts = [part[~np.isnan(part)] for part in parts]
-    n = sum(map(len, finite_parts))
-    if n < 2 or not all(map(len, finite_parts)):
+    with_gap = strata._replace(codes=np.where(np.isnan(gap_change), -1, strata.codes))
+    parts = with_gap.split(gap_change)
+    n = sum(map(len, parts))
+    if n < 2 or not all(map(len, parts)):
         return None
-    value = float(sum(w * part.mean() for w, part in zip(weights, finite_parts, strict=True)))
-    return Estimate(value, n, *statistics.normal_interval(finite_parts, weights))
+    value = _weighted_mean(gap_change, with_gap)
+    independent = with_gap.independent_values(gap_change)
+    return Estimate(value, n, *statistics.normal_interval(*independent))
 
 
 def _find_flips(table: PredictionTable, paired: PairedCredits) -> tuple[Flip, ...]:
@@ -235,14 +252,7 @@ def _find_flips(table: PredictionTable, paired: PairedCredits) -> tuple[Flip, ..
 
 
 def _weighted_mean(values: Floats, strata: Strata) -> float:
-    return float(strata.weights @ [part.mean() for part in _split(values, strata)])
-
-
-def _split(values: Floats, strata: Strata) -> list[Floats]:
-    """Return the values of each stratum, without the items that are in no stratum (-1)."""
-    order = np.argsort(strata.codes, kind="stable")
-    sizes = np.bincount(strata.codes + 1, minlength=len(strata.weights) + 1)
-    return np.split(values[order], np.cumsum(sizes)[:-1])[1:]
+    return float(strata.weights @ [part.mean() for part in strata.split(values)])
 
 
 # ---- other values of items
@@ -273,24 +283,25 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         for key, members in iterate_groups(joined)
         if (in_both & members).any()
     ]
-    strata = Strata(np.where(in_both, codes, -1), statistics.macro_weights(paths))
+    weights, clusters = statistics.macro_weights(paths), joined.clusters
+    strata = Strata(np.where(in_both, codes, -1), weights, clusters)
     is_credit = is_right_or_wrong(np.concatenate([run_values[in_both] for run_values in values]))
     if is_same_model or is_credit:
         tests = _test_changes(change, strata, [members for _, members in groups], is_same_model)
     else:
-        all_strata = [strata, *(single_stratum(members) for _, members in groups)]
-        tests = [statistics.welch_test(_split(change, s), s.weights) for s in all_strata]
+        all_strata = [strata, *(single_stratum(members, clusters) for _, members in groups)]
+        tests = [statistics.welch_test(*each.independent_values(change)) for each in all_strata]
     headline = _value_difference(
         GroupKey(HEADLINE, joined.suite), values, strata, tests[0], lower_is_better
     )
     differences = [
-        _value_difference(key, values, single_stratum(members), test, lower_is_better)
+        _value_difference(key, values, single_stratum(members, clusters), test, lower_is_better)
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
     notes: tuple[str, ...] = ()
     if is_credit:
         members_by_group = [members for _, members in groups]
-        drops = statistics.observed_detectable_drops(change, *strata, members_by_group)
+        drops = statistics.observed_detectable_drops(change, *strata, groups=members_by_group)
         headline = replace(headline, detectable=drops[0])
         differences = [
             replace(difference, detectable=drop)
@@ -309,7 +320,8 @@ def _value_difference(
 ) -> Difference:
     """Return the weighted mean over strata of value in b - value in a."""
     (interval, p), weights = test, strata.weights
-    parts = _split(values[1] - values[0], strata)
+    parts = strata.split(values[1] - values[0])
+    independent = strata.independent_values(values[1] - values[0])
     a, b = (_weighted_mean(run_values, strata) for run_values in values)
     change, value = np.concatenate(parts), b - a
     means = np.array([part.mean() for part in parts])
@@ -328,7 +340,7 @@ def _value_difference(
         views=views,
         gained=num_lower if lower_is_better else num_higher,
         lost=num_higher if lower_is_better else num_lower,
-        detectable=statistics.detectable_by_t(interval, statistics.welch_df(parts, weights)),
+        detectable=statistics.detectable_by_t(interval, statistics.welch_df(*independent)),
     )
 
 

@@ -186,6 +186,9 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in tables])
         for tables in tables_by_run
     )
+    change, clusters = b.mean(axis=0) - a.mean(axis=0), task.clusters
+    varies = _compare_values(task, a, b).variance > 0
+    a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
     uncertain = _compare_values(task, a, b)
     interval, p = uncertain.interval, uncertain.p
     if np.isinf(interval.low):  # no interval: a single seed of a run did not collapse
@@ -194,19 +197,20 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not uncertain.variance or len(a) == len(b) == 1:
+    elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
         # Only items vary. If all of them changed alike, the difference is still uncertain.
-        change = b.mean(axis=0) - a.mean(axis=0)
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
-        interval, p = statistics.score_test(change, one_stratum, np.ones(1), (-bound, bound))
+        interval, p = statistics.score_test(
+            change, one_stratum, np.ones(1), (-bound, bound), clusters
+        )
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     credit_change, name = credit_b - credit_a, _task_name(task)
     difference = Difference(
         TASK_LEVEL,
         name,
         "",
-        n=a.shape[1],
+        n=len(change),
         a=float(a.mean()),
         b=float(b.mean()),
         value=uncertain.value,
@@ -242,9 +246,11 @@ def _has_same_scores(task: JoinedTables) -> bool:
 
 def _mean_gap_change(task: JoinedTables, a: Floats, b: Floats) -> Estimate | None:
     """Return the mean change of `logprob_gaps` (seeds, n); None if one is nan, or n < 2."""
-    if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
+    num_items = a.shape[1]
+    if np.isnan(a).any() or np.isnan(b).any() or num_items < 2:
         return None
+    a, b = (statistics.contributions_of_clusters(values, task.clusters) for values in (a, b))
     change = _compare_values(task, a, b)
     if np.isinf(change.interval.low):
         return None
-    return Estimate(change.value, a.shape[1], *change.interval)
+    return Estimate(change.value, num_items, *change.interval)

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
-from antlm_bench.comparison.join import load_table
+from antlm_bench.comparison.join import (
+    UNCLUSTERED_NOTE,
+    catalog_name,
+    declares_clusters,
+    load_table,
+)
 from antlm_bench.errors import BenchError, RunError
 from antlm_bench.metrics import get_metric_spec, load_cell_metric
 from antlm_bench.types import Cell, Estimate, Run
@@ -36,13 +43,28 @@ def open_verified_run(path: str | Path) -> Run:
 def open_verified_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Open run folders that are shown together. A suite has the same name in all of them.
 
+    Cells of earlier versions, which do not say which items belong together, get a note if their
+    suite declares clusters.
     Raises the same errors as `open_verified_run`.
     """
-    opened = [runs.open_stored_run(path) for path in paths]
-    for run in opened:
+    opened = []
+    has_clusters = lru_cache(declares_clusters)
+    for path in paths:
+        run = runs.open_stored_run(path)
         for cell in run:
             check_cell(run, cell)
+        cells = tuple(
+            cell
+            if cell.summary.num_clusters or not has_clusters(*catalog_name(cell))
+            else _with_note(cell, UNCLUSTERED_NOTE)
+            for cell in run
+        )
+        opened.append(replace(run, cells=cells))
     return runs.distinguish_suites(opened)
+
+
+def _with_note(cell: Cell, note: str) -> Cell:
+    return replace(cell, summary=replace(cell.summary, notes=(*cell.summary.notes, note)))
 
 
 def check_cell(run: Run, cell: Cell) -> None:

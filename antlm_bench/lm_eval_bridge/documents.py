@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     MetricExtractor,
 )
 from antlm_bench.metrics.records import WORD_LABEL
-from antlm_bench.suites.templates import check_text
+from antlm_bench.suites.templates import check_text, hash_texts
 from antlm_bench.types import Item, Option
 
 # The output types of lm-eval that can be scored.
@@ -147,7 +149,11 @@ def build_document_items(
     with_group_labels: bool,
     location: str,
 ) -> Iterator[DocumentItem]:
-    """Yield the documents of a task as items. Their ids equal those of imported lm-eval results."""
+    """Yield the documents of a task as items. Their ids equal those of imported lm-eval results.
+
+    with_group_labels: the task is one of several. Then equal documents of several tasks belong
+    together (Item.cluster), e.g. a question with two lists of choices.
+    """
     labels: dict[str, str] = {}
     if with_group_labels:
         names = zip(GROUP_LEVELS, (task.group, task.name), strict=True)
@@ -173,7 +179,21 @@ def build_document_items(
             word = {} if task.custom_process_results else {WORD_LABEL: item_id}
             yield DocumentItem(Item(item_id, (option,), 0, {**labels, **word}), metrics)
         else:
-            yield _build_choice_item(task, requests, metrics, item_id, labels)
+            document_item = _build_choice_item(task, requests, metrics, item_id, labels)
+            if with_group_labels:
+                cluster = hash_texts([json.dumps(document, sort_keys=True, default=str)])
+                item = replace(document_item.item, cluster=cluster)
+                document_item = replace(document_item, item=item)
+            yield document_item
+
+
+def drop_single_clusters(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the items, without the cluster of an item that shares it with no other."""
+    sizes = Counter(item.cluster for item in items)
+    return tuple(
+        item if sizes[item.cluster] > 1 or not item.cluster else replace(item, cluster="")
+        for item in items
+    )
 
 
 def _build_choice_item(

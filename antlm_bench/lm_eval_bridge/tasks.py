@@ -27,6 +27,7 @@ from antlm_bench.lm_eval_bridge.documents import (
     DocumentItem,
     LmEvalTask,
     build_document_items,
+    drop_single_clusters,
     lm_eval_context,
 )
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation
@@ -122,7 +123,7 @@ def load_suite(request: SuiteRequest) -> Suite:
         raise UsageError(message, location=ref, hint="score its tasks one by one")
     metric, task_metrics = _build_task_metrics(output_types.pop(), tasks, document_items, ref)
     metric_names = task_metrics.metric_names if task_metrics else ()
-    items = tuple(document_item.item for document_item in document_items)
+    items = drop_single_clusters([document_item.item for document_item in document_items])
     groups: tuple[str, ...] = ()
     if len(tasks) > 1 and metric.item_kind not in (ItemKind.TEXT, ItemKind.DOCUMENT):
         groups = GROUP_LEVELS if len({task.group for task in tasks}) > 1 else GROUP_LEVELS[1:]

@@ -8,7 +8,7 @@ of `macro` (BLiMP's paradigms), with equal weights within each level. Without gr
 is the mean over items.
 
 Source: Warstadt et al. 2020 (BLiMP) and every suite of minimal pairs since.
-Interval: `statistics.stratified_score`.
+Interval: `statistics.stratified_score`, which counts clusters of items as units.
 Corner cases: two options with the same text tie; an item that does not fit the model is wrong.
 """
 
@@ -38,23 +38,22 @@ class Accuracy(Metric):
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         codes, stratum_labels = assign_strata(table, macro)
         weights = statistics.macro_weights(stratum_labels)
-        flags = table.count_flags()
+        flags, clusters = table.count_flags(), table.clusters
         flags_without_ties = table.count_flags(exclude="tie")
 
         def estimate(credits: Floats, flags: Mapping[str, int]) -> Estimate:
             means = np.bincount(codes, credits) / np.bincount(codes)
-            interval = statistics.score_interval(credits, codes, weights)
+            interval = statistics.score_interval(credits, codes, weights, CREDIT_RANGE, clusters)
             return rounded_estimate(float(weights @ means), len(credits), interval, flags)
 
         credits = self.per_item(table)
         headline = estimate(credits, flags)
-        order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]
-        strata = np.split(credits[order], ends)
+        strata = statistics.weighted_strata(credits, codes, weights, clusters)
         interval = Interval(headline.low, headline.high)
-        if any(np.ptp(stratum) > 0 for stratum in strata):
-            interval = statistics.normal_interval(strata, weights)
+        if any(np.ptp(stratum) > 0 for stratum in strata.values):
+            interval = statistics.normal_interval(strata.values, strata.weights)
         views = {"closed-form": rounded_estimate(headline.value, headline.n, interval, flags)}
-        means = np.array([stratum.mean() for stratum in strata])
+        means = np.bincount(codes, credits) / np.bincount(codes)
         clustered, reason = statistics.sampled_groups_interval(means, weights, CREDIT_RANGE)
         if clustered:
             views["clustered"] = rounded_estimate(headline.value, headline.n, clustered, flags)
@@ -63,7 +62,7 @@ class Accuracy(Metric):
             other_credits = gold_credits(table, self.settings.ties, reduction)
             # The flag "tie" is that of the deciding reduction.
             views[reduction] = estimate(other_credits, flags_without_ties)
-        notes = (f"“like these”: {reason}",) if len(strata) > 1 and reason else ()
+        notes = (f"“like these”: {reason}",) if len(means) > 1 and reason else ()
         return Headline(headline, views, notes)
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -75,8 +74,8 @@ class Accuracy(Metric):
         """Return the mean credit of each group, with its score interval."""
         credits, has_group, num_groups = self.per_item(table), codes >= 0, len(names)
         n = np.bincount(codes[has_group], minlength=num_groups)
-        strata = statistics.count_items(credits, codes, np.ones(num_groups), CREDIT_RANGE)
-        low, high = statistics.score_intervals(statistics.separate_averages(strata))
+        strata = statistics.count_groups(credits, codes, num_groups, CREDIT_RANGE, table.clusters)
+        low, high = statistics.score_intervals(strata)
         flag_counts = {
             name: np.bincount(codes[has_group & has_flag], minlength=num_groups)
             for name, has_flag in table.flags.items()

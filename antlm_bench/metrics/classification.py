@@ -37,6 +37,7 @@ from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     build_table,
     choice_weights,
+    find_clusters,
     gold_indices,
 )
 from antlm_bench.metrics.records import CLASS_REDUCTION, METRICS, MetricSpec
@@ -251,9 +252,10 @@ class ClassificationMetric(Metric):
                 location=f"item {table.ids[int(unpredicted[0])]}",
                 hint="classified texts have no flag `too-long`; use --ties half, not strict",
             )
-        pairs = np.column_stack([gold, weights])
+        pairs, clusters = np.column_stack([gold, weights]), table.clusters
         if members is not None:
             pairs = pairs[members]
+            clusters = None if clusters is None else clusters[members]
         distinct, indices, counts = np.unique(
             pairs, axis=0, return_inverse=True, return_counts=True
         )
@@ -262,6 +264,7 @@ class ClassificationMetric(Metric):
             distinct[:, 0].astype(np.int32),
             distinct[:, 1:],
             indices.reshape(-1).astype(np.int32),
+            clusters,
         )
 
 
@@ -280,6 +283,8 @@ class ConfusionCounts:
     """Prediction of each pair (m, k): weights of the classes, which sum to 1."""
     pair_index: Ints
     """The pair of each item (n,)."""
+    clusters: Ints | None = None
+    """The cluster of each item (n,); None = items are independent."""
 
     @property
     def num_classes(self) -> int:
@@ -311,7 +316,9 @@ class ConfusionCounts:
         if load_confusion_metric(metric).is_proportion:
             credit = self.predicted[np.arange(len(self.gold)), self.gold][self.pair_index]
             one_stratum = np.zeros(n, np.int32)
-            interval = statistics.score_interval(credit, one_stratum, np.ones(1))
+            interval = statistics.score_interval(
+                credit, one_stratum, np.ones(1), (0.0, 1.0), self.clusters
+            )
             return rounded_estimate(value, n, interval, flags)
         low, high = self._posterior_interval(metric)
         interval = Interval(min(value, low), max(value, high))
@@ -320,18 +327,29 @@ class ConfusionCounts:
     def _posterior_interval(self, metric: str) -> Interval:
         """Return the ends of two posterior intervals of the cells' rates.
 
+        Counts of items in clusters are divided by the design effect of the items' pseudo-values.
+
         The lower end is that of a prior with one more wrong item and half a correct one, the upper
         end that of a prior with half a wrong item and one more correct one; each is spread evenly
         over the k(k-1) wrong or the k correct cells. Exact (Clopper-Pearson) bounds of a proportion
         lie between the same two priors. So cells that are empty or rare do not claim certainty,
         unlike in a bootstrap.
         """
-        k = self.num_classes
+        k, table = self.num_classes, self.table
+        if self.clusters is not None:
+            table = table / statistics.design_effect(
+                self.jackknife_pseudovalues(metric),
+                np.zeros(len(self.pair_index), np.int32),
+                np.ones(1),
+                self.clusters,
+                statistics.END_ITEMS,
+                METRICS[metric].value_range,
+            )
         compute_many = load_confusion_metric(metric).compute_many
         correct = np.eye(k)
         wrong = (1 - correct) / (k - 1)
         return statistics.dirichlet_interval(
-            self.table.ravel(),
+            table.ravel(),
             ((wrong + correct / 2).ravel() / k, (wrong / 2 + correct).ravel() / k),
             lambda cells: compute_many(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
         )
@@ -393,20 +411,22 @@ def summarize_seeds(
     `summarize` does.
     """
     values = contributions_by_seed(predictions_by_seed, metric, ties)
+    num_items, clusters = values.shape[1], find_clusters(predictions_by_seed)
+    values = statistics.contributions_of_clusters(values, clusters)
     uncertain = statistics.two_level_mean(values, np.array(collapsed) if collapsed else None)
     means, interval = values.mean(axis=1), uncertain.interval
     value_range = METRICS[metric].value_range
     if np.isinf(interval.low):  # a single seed did not collapse
         uncertain = statistics.uncertain_from_interval(uncertain.value, Interval(*value_range))
     elif len(means) == 1 or not uncertain.variance > 0:
-        table = build_table(predictions_by_seed[0], set())
+        table = replace(build_table(predictions_by_seed[0], set()), clusters=clusters)
         first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
             table, np.ones(len(table.ids), bool)
         )
         interval = Interval(first_seed.low, first_seed.high)
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-    mean = rounded_estimate(uncertain.value, values.shape[1], interval, {}, value_range)
+    mean = rounded_estimate(uncertain.value, num_items, interval, {}, value_range)
     return SeedSummary(mean, sd, float(means.min()), float(means.max()), len(means), uncertain)
 
 

@@ -4,7 +4,8 @@
 
 The groups are those of `macro`, weighted as in `accuracy`. `MetricSpec.item_values` computes the
 values.
-Interval: `statistics.stratified_score` if every value is 0 or 1, else `statistics.welch_test`.
+Interval: `statistics.stratified_score` if every value is 0 or 1, else `statistics.welch_test`; both
+count clusters of items as units.
 Corner cases: items whose value is nan are left out and counted; a group without any value is an
 error.
 """
@@ -93,10 +94,16 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
             )
     value = float(sum(w * group.mean() for w, group in zip(weights, groups, strict=True)))
     used_values = values[has_value]
+    used_codes = codes[has_value]
+    clusters = None if table.clusters is None else table.clusters[has_value]
     if is_right_or_wrong(used_values):
-        interval = statistics.score_interval(used_values, codes[has_value], weights)
+        credit_range = (0.0, 1.0)
+        interval = statistics.score_interval(
+            used_values, used_codes, weights, credit_range, clusters
+        )
     else:
-        interval = statistics.welch_test(groups, weights)[0]
+        strata = statistics.weighted_strata(used_values, used_codes, weights, clusters)
+        interval = statistics.welch_test(*strata)[0]
     flags = table.count_flags(codes >= 0, exclude="tie")  # no option is chosen
     return rounded_estimate(value, len(used_values), interval, flags, UNBOUNDED)
 

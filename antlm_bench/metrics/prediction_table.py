@@ -39,6 +39,8 @@ class PredictionTable:
     task_values: Floats
     """(n, m): values of the lm-eval task's own m metrics, nan where an item has none. m = 0 for
     other suites. (The column `judged` of stored predictions.)"""
+    clusters: Ints | None = None
+    """(n,): number of each item's cluster; None = items are treated as independent."""
 
     def reduced_scores(self, reduction: str) -> Floats:
         """Return scores (n, k), normalised by `reduction`: as they are, or divided by the number of
@@ -115,7 +117,17 @@ def decode_table(predictions: Predictions, levels: Collection[str]) -> Predictio
         flags=predictions.flags(),
         levels={level: predictions.encode_labels(level) for level in levels},
         task_values=predictions.task_values,
+        clusters=predictions.clusters,
     )
+
+
+def find_clusters(runs: Sequence[Predictions | PredictionTable]) -> Ints | None:
+    """Return the clusters (n,) of the items that several runs or seeds predicted in the same order.
+
+    Runs of earlier versions have none: those of the first run that has them are used.
+    """
+    clusters = (run.clusters for run in runs)
+    return next((each for each in clusters if each is not None), None)
 
 
 def find_broken_scores(table: PredictionTable) -> Bools:

@@ -150,6 +150,7 @@ def summarize(
         closing_notes = loaded.closing_notes(
             {suite: headline.estimate, **{group.name: group.estimate for group in group_estimates}}
         )
+    num_clusters = 0 if table.clusters is None else len(np.unique(table.clusters))
     return Summary(
         suite,
         method,
@@ -158,8 +159,15 @@ def summarize(
         headline.estimate,
         headline.views,
         tuple(group_estimates),
-        (*notes, *headline.notes, *closing_notes),
+        (*notes, *headline.notes, *closing_notes, *_cluster_notes(num_clusters, len(table.ids))),
+        num_clusters,
     )
+
+
+def _cluster_notes(num_clusters: int, num_items: int) -> tuple[str, ...]:
+    if num_clusters in (0, num_items):
+        return ()
+    return (f"intervals count {num_clusters:,} clusters of items that belong together",)
 
 
 def load_metric(name: str, settings: MetricSettings) -> Metric:

@@ -78,7 +78,7 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
 
 
 def summary_digest(summary: Summary) -> str:
-    """Return the sha256 of a summary's numbers: metric, macro, headline, views and groups.
+    """Return the sha256 of a summary's numbers: metric, macro, headline, views, groups, clusters.
 
     The predictions file carries it (RunWriter.write_cell), so that an edit of run.json shows. Notes
     are not part of it.
@@ -94,7 +94,7 @@ def summary_digest(summary: Summary) -> str:
             flags,
         ]
 
-    content = {
+    content: dict[str, Any] = {
         "metric": summary.metric,
         "macro": list(summary.macro),
         "headline": numbers(summary.headline),
@@ -104,6 +104,8 @@ def summary_digest(summary: Summary) -> str:
             for group in summary.groups
         ],
     }
+    if summary.num_clusters:
+        content["num_clusters"] = summary.num_clusters
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -160,9 +162,12 @@ class JsonNode:
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
     """Return the fields of a cell for JSON, without its file.
 
-    `origin` is left out where it is empty: the suite is no file of the user's.
+    `origin` is left out where it is empty: the suite is no file of the user's. So is the number of
+    clusters of a suite without clusters.
     """
     fields = {name: value for name, value in asdict(cell).items() if name not in ("origin", "file")}
+    if not cell.summary.num_clusters:
+        del fields["summary"]["num_clusters"]
     return fields | ({"origin": cell.origin} if cell.origin else {})
 
 
@@ -201,6 +206,7 @@ def _parse_summary(node: JsonNode) -> Summary:
         views={name: _parse_estimate(views.get_object(name)) for name in views.value},
         groups=tuple(_parse_group(group) for group in node.get_objects("groups")),
         notes=_parse_strings(node, "notes"),
+        num_clusters=node.get("num_clusters", int) if "num_clusters" in node.value else 0,
     )
 
 

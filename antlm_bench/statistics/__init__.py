@@ -1,5 +1,11 @@
 """Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
+from antlm_bench.statistics.clusters import (
+    WeightedStrata,
+    contributions_of_clusters,
+    design_effect,
+    weighted_strata,
+)
 from antlm_bench.statistics.crossed_design import (
     UncertainValue,
     two_level_change,
@@ -46,27 +52,33 @@ from antlm_bench.statistics.spearman import (
     spearman_interval,
 )
 from antlm_bench.statistics.stratified_score import (
-    count_items,
+    END_ITEMS,
+    count_average,
+    count_groups,
     sampled_groups_interval,
     score_interval,
     score_intervals,
     score_test,
     score_tests_by_group,
-    separate_averages,
 )
 
 __all__ = [
     "CONFIDENCE_LEVEL",
     "DRAWS",
+    "END_ITEMS",
     "POWER",
     "SEED",
     "Interval",
     "UncertainValue",
+    "WeightedStrata",
     "Z",
     "benjamini_hochberg",
     "clustered_interval",
     "clustered_test",
-    "count_items",
+    "contributions_of_clusters",
+    "count_average",
+    "count_groups",
+    "design_effect",
     "detectable_by_t",
     "detectable_correlation_drop",
     "detectable_drops",
@@ -90,7 +102,6 @@ __all__ = [
     "score_tests_by_group",
     "seeds_detectable",
     "seeds_power",
-    "separate_averages",
     "spearman_correlation",
     "spearman_difference",
     "spearman_interval",
@@ -99,6 +110,7 @@ __all__ = [
     "two_level_mean",
     "uncertain_from_interval",
     "weighted_mean",
+    "weighted_strata",
     "welch_df",
     "welch_test",
 ]

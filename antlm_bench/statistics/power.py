@@ -34,7 +34,7 @@ from antlm_bench.statistics.stratified_score import (
     END_ITEMS,
     PSEUDO_ITEMS,
     StratifiedCounts,
-    count_items,
+    count_average,
     count_items_by_group,
     score_z,
 )
@@ -222,15 +222,15 @@ def observed_detectable_drops(
     changes: Floats,
     codes: Ints,
     weights: Floats,
-    groups: Sequence[Bools] = (),
     clusters: Ints | None = None,
+    groups: Sequence[Bools] = (),
 ) -> list[float | None]:
     """Return the detectable drop of a macro-average of paired differences, then of each group.
 
     None where no drop could be detected. changes, codes, clusters (n,), weights (R,): see
-    `count_items`. groups: the members (n,) of each group, one at least.
+    `count_average`. groups: the members (n,) of each group, one at least.
     """
-    counts = [count_items(changes, codes, weights, (-1.0, 1.0), clusters)]
+    counts = [count_average(changes, codes, weights, (-1.0, 1.0), clusters)]
     if groups:
         counts.append(count_items_by_group(changes, groups, clusters=clusters))
     drops = np.concatenate([detectable_drops(observed_flip_rates(each)) for each in counts])

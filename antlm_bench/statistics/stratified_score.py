@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
 from antlm_bench.types import Bools, Floats, Ints
 
@@ -82,7 +83,7 @@ class StratifiedCounts:
     values: Floats
     """Distinct values (K,), ascending. The first and the last are the ends of the range."""
     counts: Floats
-    """Items of each stratum with each value (R, K); fractions where items are clustered."""
+    """Items of each stratum with each value (R, K); divided by a design effect if clustered."""
     means: Floats
     """Observed mean of each stratum (R,)."""
     weights: Floats
@@ -97,49 +98,69 @@ class StratifiedCounts:
 
 
 def count_items(
+    values: Floats, codes: Ints, weights: Floats, value_range: tuple[float, float]
+) -> StratifiedCounts:
+    """Return the counts of one macro-average over R strata, whose items are independent.
+
+    values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
+    """
+    used, num_strata = codes >= 0, len(weights)
+    values, codes = np.asarray(values, float)[used], codes[used]
+    sizes = np.bincount(codes, minlength=num_strata).astype(float)
+    means = np.bincount(codes, values, minlength=num_strata) / sizes
+    grid, lower, share = _spread_over_grid(values, value_range)
+    table = np.zeros((num_strata, len(grid)))
+    np.add.at(table, (codes, lower), 1 - share)
+    np.add.at(table, (codes, np.minimum(lower + 1, len(grid) - 1)), share)
+    starts = np.zeros(1, np.int32)
+    return StratifiedCounts(grid, table, means, np.asarray(weights, float), starts)
+
+
+def count_average(
     values: Floats,
     codes: Ints,
     weights: Floats,
     value_range: tuple[float, float],
     clusters: Ints | None = None,
 ) -> StratifiedCounts:
-    """Return the counts of one macro-average over R strata.
+    """Return the counts of one macro-average. Arguments as in `count_items`.
 
-    values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
-    clusters (n,): items of a stratum with the same code belong together.
-
-    A cluster counts as one item whose value is the cluster's mean. Clusters of unequal sizes g
-    count by g^2, so that their counts sum to n^2 / sum g^2 (Kish's effective number): the variance
-    of the stratum's mean is then that of a sum of independent clusters.
+    clusters (n,): items with the same code belong together, in one stratum or in several. Counts
+    are divided by `clusters.design_effect`, which raises the variance of the macro-average by that
+    factor.
     """
-    used, num_strata = codes >= 0, len(weights)
-    values, codes = np.asarray(values, float)[used], codes[used]
-    sizes = np.bincount(codes, minlength=num_strata).astype(float)
-    means = np.bincount(codes, values, minlength=num_strata) / sizes
-    counts = np.ones(len(values))
-    if clusters is not None:
-        pairs = np.stack([codes, clusters[used]])
-        distinct, members = np.unique(pairs, axis=1, return_inverse=True)
-        members = members.reshape(-1)
-        codes = distinct[0]
-        cluster_sizes = np.bincount(members).astype(float)
-        values = np.bincount(members, values) / cluster_sizes
-        squares = np.bincount(codes, cluster_sizes**2, minlength=num_strata)
-        counts = (cluster_sizes * (sizes / squares)[codes]) ** 2
-    grid, lower, share = _spread_over_grid(values, value_range)
-    table = np.zeros((num_strata, len(grid)))
-    np.add.at(table, (codes, lower), counts * (1 - share))
-    np.add.at(table, (codes, np.minimum(lower + 1, len(grid) - 1)), counts * share)
-    starts = np.zeros(1, np.int32)
-    return StratifiedCounts(grid, table, means, np.asarray(weights, float), starts)
-
-
-def separate_averages(counts: StratifiedCounts) -> StratifiedCounts:
-    """Return the same strata, each as a macro-average of its own (B = R)."""
-    num_strata = len(counts.means)
-    return replace(
-        counts, weights=np.ones(num_strata), starts=np.arange(num_strata, dtype=np.int32)
+    counts = count_items(values, codes, weights, value_range)
+    if clusters is None:
+        return counts
+    effect = design_effect(
+        np.asarray(values, float), codes, weights, clusters, END_ITEMS, value_range
     )
+    return replace(counts, counts=counts.counts / effect)
+
+
+def count_groups(
+    values: Floats,
+    codes: Ints,
+    num_groups: int,
+    value_range: tuple[float, float],
+    clusters: Ints | None = None,
+) -> StratifiedCounts:
+    """Return the counts of groups, each a macro-average of one stratum (B = R).
+
+    codes (n,): the group of each item, -1 = none. Other arguments as in `count_average`.
+    """
+    counts = count_items(values, codes, np.ones(num_groups), value_range)
+    counts = replace(counts, starts=np.arange(num_groups, dtype=np.int32))
+    if clusters is None:
+        return counts
+    values, one = np.asarray(values, float), np.ones(1)
+    effects = [
+        design_effect(
+            values, np.where(codes == group, 0, -1), one, clusters, END_ITEMS, value_range
+        )
+        for group in range(num_groups)
+    ]
+    return replace(counts, counts=counts.counts / np.array(effects)[:, None])
 
 
 def score_intervals(
@@ -175,8 +196,8 @@ def score_interval(
     value_range: tuple[float, float] = (0.0, 1.0),
     clusters: Ints | None = None,
 ) -> Interval:
-    """Return the interval of one macro-average. Arguments as in `count_items`."""
-    low, high = score_intervals(count_items(values, codes, weights, value_range, clusters))
+    """Return the interval of one macro-average. Arguments as in `count_average`."""
+    low, high = score_intervals(count_average(values, codes, weights, value_range, clusters))
     return Interval(float(low[0]), float(high[0]))
 
 
@@ -188,8 +209,8 @@ def score_test(
     clusters: Ints | None = None,
 ) -> tuple[Interval, float]:
     """Return the interval of a macro-average of paired differences, and the two-sided p-value of
-    "no difference". Arguments as in `count_items`."""
-    counts = count_items(changes, codes, weights, value_range, clusters)
+    "no difference". Arguments as in `count_average`."""
+    counts = count_average(changes, codes, weights, value_range, clusters)
     low, high = score_intervals(counts)
     return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
 
@@ -208,8 +229,7 @@ def count_items_by_group(
     codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
     rows = np.concatenate(members)
     of_rows = None if clusters is None else clusters[rows]
-    weights = np.ones(len(groups))
-    return separate_averages(count_items(changes[rows], codes, weights, value_range, of_rows))
+    return count_groups(changes[rows], codes, len(groups), value_range, of_rows)
 
 
 def score_tests_by_group(

@@ -28,6 +28,7 @@ from antlm_bench.suites.declaration_types import (
     DataSpec,
     Sha256,
     SuiteDeclaration,
+    Template,
     Text,
 )
 from antlm_bench.suites.templates import validate_template
@@ -156,6 +157,8 @@ class TaskSpec(Declaration):
     """Template of the id; "" = the number of the row."""
     group: str = ""
     """Template of a text (a paragraph) whose rows are held out together; "" = none."""
+    cluster: TomlTuple[Template] = ()
+    """As in SuiteSpec. () = the rows of a `group` belong together."""
     train: Text | None = None
     """A file of [data], with the train set."""
     valid: Text

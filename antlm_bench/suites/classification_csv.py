@@ -15,7 +15,7 @@ from antlm_bench.suites.names import to_valid_unicode
 from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.suites.templates import describe_value
 
-COLUMNS = ("text", "text2", "label", "id", "group")
+COLUMNS = ("text", "text2", "label", "id", "group", "cluster")
 MAX_NUMERIC_CLASSES = 20  # more distinct numbers are ratings or measurements
 DEFAULT_TRAINING_SUITE = "glue-2025"  # its table [training] is the default for users' files
 RecordList = list[tuple[int, records.Record]]
@@ -62,6 +62,7 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
         second="{text2}" if "text2" in columns else "",
         id="{id}" if "id" in columns else "",
         group="{group}" if "group" in columns else "",
+        cluster=("{cluster}",) if "cluster" in columns else (),
         train="train",
         valid="valid",
         notes=("the label -1 is read as a class; GLUE's files write it where there is no label",)

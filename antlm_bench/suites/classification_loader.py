@@ -30,7 +30,7 @@ from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
 from antlm_bench.suites.pairs_csv import is_pairs_file as is_table_file
 from antlm_bench.suites.task_types import read_declaration, read_declaration_of_type
-from antlm_bench.suites.templates import fill_template, get_field, template_fields
+from antlm_bench.suites.templates import fill_template, get_field, hash_cluster, template_fields
 from antlm_bench.types import Example, task_full_name
 
 SEEN_IN_TRAINING = "also stand in the train set"
@@ -219,6 +219,7 @@ def build_examples(
     """
     templates = (task.first, task.second, task.group, task.id)
     fields = {template: template_fields(template) for template in templates}
+    cluster_fields = {text: template_fields(text) for text in task.cluster}
     labels = {"task": name}
     prefix = name if split == "valid" else f"{name}.{split}"
     interned: dict[str, str] = {}  # saves memory: a paragraph can have thirty questions
@@ -246,7 +247,8 @@ def build_examples(
         gold = _parse_gold(task, record, row_location)
         group = stripped[task.group]
         group_id = hashlib.sha256(group.encode()).hexdigest()[:16] if group else ""
-        examples[example_id] = Example(example_id, first, second, gold, labels, group_id)
+        cluster = hash_cluster(cluster_fields, record, row_location) or group_id
+        examples[example_id] = Example(example_id, first, second, gold, labels, group_id, cluster)
     if num_unlabelled and not examples:
         message = f"none of {num_unlabelled:,} rows has a label"
         hint = "a published test split hides its labels: use one with labels, e.g. validation"

@@ -37,6 +37,7 @@ from antlm_bench.suites.templates import (
     describe_value,
     fill_template,
     get_field,
+    hash_cluster,
     template_fields,
 )
 from antlm_bench.types import Item, Names, Option, as_list
@@ -187,11 +188,15 @@ def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
 
 
 def _scoring_fields(spec: SuiteDeclaration) -> object:
-    """Return the fields that decide a score, without prose, margins and locations of files."""
-    ignored = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
-    return spec.kind, spec.model_dump(
+    """Return the fields that decide a score, without prose, margins, clusters and locations of
+    files."""
+    ignored = {"title", "licence", "citation", "homepage", "notes", "check", "example", "cluster"}
+    fields = spec.model_dump(
         exclude={**dict.fromkeys(ignored, True), "data": {"where", "sources", "password"}}
     )
+    for task in fields.get("task", {}).values():
+        task.pop("cluster", None)
+    return spec.kind, fields
 
 
 def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
@@ -259,6 +264,7 @@ class _ItemBuilder:
         self.counts: Counter[str] = Counter()
         texts = [text for option in spec.item.options for text in (option.context, option.scored)]
         self.text_fields = {text: template_fields(text) for text in texts}
+        self.cluster_fields = {text: template_fields(text) for text in spec.cluster}
         self.name_fields = {
             text: template_fields(text) for text in (*spec.labels.values(), spec.item.id or "")
         }
@@ -285,7 +291,9 @@ class _ItemBuilder:
         if rule.id:
             item_id = self._fill_name(rule.id, record, location)
         self.counts[group] += 1
-        return Item(item_id, options, self._read_gold(record, len(options), location), labels)
+        gold = self._read_gold(record, len(options), location)
+        cluster = hash_cluster(self.cluster_fields, record, location)
+        return Item(item_id, options, gold, labels, cluster)
 
     def _build_options(self, record: records.Record, location: str) -> Iterator[Option]:
         rule = self.spec.item

@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "field": ("field",),
     "phenomenon": ("phenomenon", "linguistics_term"),
     "paradigm": ("paradigm", "UID"),
+    "cluster": ("cluster",),
 }
 GROUP_LEVELS = ("field", "phenomenon", "paradigm")
 FILE_EXTENSIONS = tuple(f".{name}{gz}" for name in records.PARSERS for gz in ("", ".gz"))
@@ -107,5 +108,6 @@ def _build_spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
             id="{id}" if "id" in columns else None,
         ),
         labels={level: f"{{{level}}}" for level in groups},
+        cluster=("{cluster}",) if "cluster" in columns else (),
         data=DataSpec(where=("{file}",), files={"pairs": FileSpec()}),
     )

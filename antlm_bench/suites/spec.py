@@ -188,6 +188,11 @@ class SuiteSpec(SuiteDeclaration):
     """Label level -> template of an item's label."""
     rename: dict[Text, dict[str, str]] = Field(default={})
     """Label level -> {label in the data: label in reports}."""
+    cluster: TomlTuple[Template] = ()
+    """Templates of what items share that belong together (a passage). Items for which they give the
+    same texts, in any order, form a cluster: intervals and tests count it as a unit. Scores do not
+    depend on it. () = items are independent.
+    """
     fill: dict[Text, str] = Field(default={})
     """Field -> text that replaces an empty one."""
     times: ReadingTimesSpec | None = None
@@ -219,6 +224,8 @@ class SuiteSpec(SuiteDeclaration):
             raise ValueError("a [children] table needs items with `alone` and the metric surprisal")
         if self.reduction != "sum" and metric.item_kind not in OPTION_KINDS:
             raise ValueError(f"`reduction` has no effect on the metric {self.metric}; remove it")
+        if self.cluster and metric.item_kind is not ItemKind.CHOICE:
+            raise ValueError(f"`cluster` has no effect on the metric {self.metric}; remove it")
         self._check_levels(metric.averages_groups)
         return self
 

@@ -20,7 +20,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.suites import files
 from antlm_bench.suites.formula import WHOLE_SENTENCE, Formula, Region, parse_formula
 from antlm_bench.suites.names import slugify_title
-from antlm_bench.suites.templates import check_text
+from antlm_bench.suites.templates import check_text, hash_texts
 from antlm_bench.types import Item, Option
 
 FILE_EXTENSIONS = (".json", ".json.gz")
@@ -100,10 +100,12 @@ def build_items(suite: SyntaxGymSuite) -> tuple[tuple[Item, ...], dict[str, Form
     items: list[Item] = []
     for name, sentences in zip(item_names, suite.sentences, strict=True):
         by_condition = {sentence.condition: sentence for sentence in sentences}
+        cluster = hash_texts([name]) if len(formulas) > 1 else ""
         for n, (label, formula) in enumerate(formulas.items(), start=1):
             location = f"{suite.location}: item {name}, prediction {n}"
             options = tuple(_build_option(r, by_condition, location) for r in formula.regions)
-            items.append(Item(f"{name}.{n}", options, 0, {PREDICTION_LEVEL: label}))
+            labels = {PREDICTION_LEVEL: label}
+            items.append(Item(f"{name}.{n}", options, 0, labels, cluster))
     return tuple(items), formulas
 
 

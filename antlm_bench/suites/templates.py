@@ -6,6 +6,8 @@ entry of the list that `item.each` names. Format specifications and attributes a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from string import Formatter
 from typing import Any
@@ -65,6 +67,35 @@ def fill_template(
             message = f"{field!r} must be a text, not {describe_value(value)}"
             raise DataError(message, location=location)
     return check_text(template.format_map(record), template, location)
+
+
+def hash_cluster(
+    templates: Mapping[str, Iterable[str]], record: Mapping[str, Any], location: str
+) -> str:
+    """Return a hash of the texts that a record shares with those that it belongs to.
+
+    templates: template -> its `template_fields`. The order of the texts does not matter, because
+    two records may hold the same texts in other fields (EWoK). Texts are stripped. Returns "" if
+    all are empty. Raises DataError for a field that is missing, or neither a text nor a whole
+    number nor empty.
+    """
+    texts = set()
+    for template, fields in templates.items():
+        values = {field: get_field(record, field, location) for field in fields}
+        for field, value in values.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+                message = f"{field!r} must be a text or a whole number, not {describe_value(value)}"
+                raise DataError(message, location=location)
+        if any(value not in ("", None) for value in values.values()):
+            filled = template.format_map({k: "" if v is None else v for k, v in values.items()})
+            texts.add(check_text(filled, template, location).strip())
+    return hash_texts(texts)
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """Return a short hash of a set of texts (Item.cluster), "" if all are empty."""
+    distinct = sorted({text for text in texts if text})
+    return hashlib.sha256(json.dumps(distinct).encode()).hexdigest()[:16] if distinct else ""
 
 
 def check_text(text: str, template: str, location: str) -> str:

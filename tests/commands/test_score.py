@@ -65,6 +65,26 @@ def test_again_computes_anew_and_finds_the_same(
     assert hash_files(out)["run.json"][0] > before["run.json"][0]
 
 
+def test_clusters_are_stored_and_cost_no_new_score(
+    make_checkpoint: Make, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, out = count_work(monkeypatch), tmp_path / "run"
+    [first] = score(make_checkpoint(), str(suite), out=out, device="cpu")
+    rows = [{**row, "cluster": str(n // 4)} for n, row in enumerate(make_agreement_rows())]
+    write_pairs(suite, rows)
+
+    [kept] = score(make_checkpoint(), str(suite), out=out, device="cpu")
+    calls = work.calls
+    [again] = score(make_checkpoint(), str(suite), out=out, device="cpu", again=True)
+
+    cell, old = again["agree"], first["agree"]
+    assert calls == 1 and kept == first
+    assert (cell.key, cell.estimate.value) == (old.key, old.estimate.value)
+    assert (old.summary.num_clusters, cell.summary.num_clusters) == (0, 10)
+    clusters = again.predictions("agree").column("cluster")
+    assert clusters[0] == clusters[3] != clusters[4]
+
+
 @pytest.mark.long
 def test_damaged_predictions_are_computed_again(
     make_checkpoint: Make, suite: Path, tmp_path: Path

@@ -1,0 +1,120 @@
+"""Clusters: items that belong together, such as the questions on one passage.
+
+Clusters are sampled, not their items: models tend to be right or wrong on a cluster as a whole. For
+an average sum_s w_s m_s over strata, item i of stratum s contributes w_s / n_s (x_i - m_s) to the
+deviation of the average. The contributions of a cluster add up, within a stratum and between
+strata, and the sums of different clusters are independent. (Miller 2024, arXiv 2411.00640;
+Cameron & Miller 2015, J. Human Resources 50, 317-372.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
+from antlm_bench.types import Floats, Ints
+
+
+def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
+    """Return the contribution of each of C clusters to the mean of values (..., n): (..., C).
+
+    clusters (n,): the cluster of each item; None = items are independent, and the values are
+    returned. The mean of the contributions is the mean of the values, and their variance divided by
+    C is the variance of that mean if clusters are sampled.
+    """
+    if clusters is None:
+        return values
+    mean = values.mean(axis=-1, keepdims=True)
+    members, num_clusters = _number_clusters(clusters)
+    order, sizes = np.argsort(members, kind="stable"), np.bincount(members)
+    starts = np.cumsum(sizes) - sizes
+    sums = np.add.reduceat((values - mean)[..., order], starts, axis=-1)
+    return np.asarray(mean + sums * (num_clusters / len(members)))
+
+
+class WeightedStrata(NamedTuple):
+    """Independent values in strata, whose weighted mean is an average."""
+
+    values: list[Floats]
+    """The values (n_s,) of each stratum."""
+    weights: Floats
+    """The weight of each stratum; they sum to 1."""
+
+
+def weighted_strata(
+    values: Floats, codes: Ints, weights: Floats, clusters: Ints | None
+) -> WeightedStrata:
+    """Return independent values whose weighted mean is sum_s w_s m_s.
+
+    values (n,), codes (n,): the stratum of each item, -1 = none. weights (S,). clusters (n,):
+    None = items are independent; then the strata hold their values. With clusters, the result is
+    one stratum with the contribution of each cluster (see `contributions_of_clusters`), because
+    clusters may span strata.
+    """
+    used = codes >= 0
+    values, codes = values[used], codes[used]
+    if clusters is None:
+        order, sizes = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(weights))
+        ends = np.cumsum(sizes)[:-1]
+        return WeightedStrata(np.split(values[order], ends), weights)
+    shares, means = _item_shares(values, codes, weights)
+    members, num_clusters = _number_clusters(clusters[used])
+    sums = np.bincount(members, shares * (values - means[codes]), minlength=num_clusters)
+    return WeightedStrata([np.asarray(weights @ means + num_clusters * sums)], np.ones(1))
+
+
+def design_effect(
+    values: Floats,
+    codes: Ints,
+    weights: Floats,
+    clusters: Ints,
+    end_items: float,
+    value_range: tuple[float, float],
+) -> float:
+    """Return the factor by which clusters change the variance of sum_s w_s m_s.
+
+    It is the variance if whole clusters are sampled, divided by the variance if items were
+    independent (Kish 1965; Rao & Scott 1992, Biometrics 48, 577-585: counts divided by it can be
+    analysed as counts of independent items). Arguments as in `weighted_strata`.
+
+    `end_items` items are added at each end of the range, which are alike within their clusters. So
+    without any error, the factor is that of clusters without variation. Few clusters estimate a
+    variance badly, so it is multiplied by (t / z)^2, with the t quantile of as many degrees of
+    freedom as there are clusters (Kish's effective number, if their shares are unequal), less 1.
+    A factor below 1 (one item of a pair is right where the other is wrong) counts only as far as it
+    is two standard errors below 1, factor * sqrt(2 / df) each.
+    """
+    used = codes >= 0
+    values, codes = values[used], codes[used]
+    shares, means = _item_shares(values, codes, weights)
+    members, num_clusters = _number_clusters(clusters[used])
+    if num_clusters == len(members):
+        return 1.0
+    terms = shares * (values - means[codes])
+    whole = float(np.sum(np.bincount(members, terms) ** 2))
+    shares_of_clusters = float(np.sum(np.bincount(members, shares) ** 2))
+    share_of_items = float(np.sum(shares**2))
+    df: float = max(1 / shares_of_clusters - 1, 1.0)
+    whole *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
+    average = float(weights @ means)
+    added = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
+    effect = whole + added * shares_of_clusters
+    effect /= float(terms @ terms) + added * share_of_items
+    return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
+
+
+def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:
+    """Return the weight w_s / n_s of each item (n,), and the means of the strata (S,)."""
+    sizes = np.bincount(codes, minlength=len(weights))
+    means = np.bincount(codes, values, minlength=len(weights)) / sizes
+    return (weights / sizes)[codes], means
+
+
+def _number_clusters(clusters: Ints) -> tuple[Ints, int]:
+    """Return the clusters (n,) numbered from 0, and how many there are."""
+    names, members = np.unique(clusters, return_inverse=True)
+    return members.reshape(-1).astype(np.int32), len(names)
