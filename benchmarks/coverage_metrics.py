@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import cluster_sizes
 import numpy as np
+from scipy.special import ndtri
 
 from antlm_bench.metrics.classification import (
     ConfusionCounts,
@@ -72,6 +74,8 @@ def iterate_metric_simulations() -> Iterator[Simulation]:
                 yield _one_run(f"{metric} of {n} ({suite}) {name}", metric, n, share, accuracies)
         for (suite, n), (name, pair) in zip(SIZES.items(), [*PAIRS.items()] * 2, strict=False):
             yield _two_runs(f"difference of {metric}, {n} ({suite}) {name}", metric, n, *pair)
+        for correlation in (0.0, 0.3, 0.9):
+            yield _clustered_run(metric, 0.6, correlation)
     for num_documents in (20, 50, 500):
         for spread in (0.5, 1.0, 1.5):
             yield _documents(num_documents, spread)
@@ -97,6 +101,43 @@ def _one_run(
 
     errors = n * float(rates[0, 1] + rates[1, 0])
     return Simulation(name, _score(metric, rates), draw, min(errors, n - errors), 0.15)
+
+
+def _clustered_run(metric: str, accuracy: float, correlation: float) -> Simulation:
+    """Return a simulation with the sizes of MultiRC's paragraphs, whose answers are right together.
+
+    An answer is right if a normal variable, correlated within its paragraph, is below a threshold.
+    """
+    sizes = [int(size) for size in cluster_sizes.MULTIRC.split()]
+    clusters = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    n, share = len(clusters), 0.43
+    rates = np.array(
+        [
+            [(1 - share) * accuracy, (1 - share) * (1 - accuracy)],
+            [share * (1 - accuracy), share * accuracy],
+        ]
+    )
+
+    def draw(rng: np.random.Generator) -> Interval:
+        gold = (rng.random(n) < share).astype(np.int32)
+        shared, own = rng.standard_normal(len(sizes))[clusters], rng.standard_normal(n)
+        is_right = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own < ndtri(accuracy)
+        cells = np.column_stack([gold, np.where(is_right, gold, 1 - gold)])
+        distinct, pair_index, counts = np.unique(
+            cells, axis=0, return_inverse=True, return_counts=True
+        )
+        items = ConfusionCounts(
+            counts.astype(float),
+            distinct[:, 0],
+            np.eye(2)[distinct[:, 1]],
+            pair_index.reshape(-1).astype(np.int32),
+            clusters,
+        )
+        estimate = items.estimate(metric, {})
+        return Interval(estimate.low, estimate.high)
+
+    name = f"{metric}, multirc at {accuracy}, correlation {correlation}"
+    return Simulation(name, _score(metric, rates), draw, n * (1 - accuracy), 0.15)
 
 
 def _two_runs(
