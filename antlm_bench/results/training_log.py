@@ -33,20 +33,29 @@ class TrainingLogWriter:
         have truncated the last one.
         """
         records = []
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
-        for line in lines:
-            with suppress(ValueError):
-                record = json.loads(line)
+        for line in self._read_lines():
+            with suppress(ValueError, KeyError, TypeError):
+                record = parse_json(line)
                 if record["step"] <= steps_done:
                     records.append(record)
         text = "".join(json.dumps(record) + "\n" for record in records)
         runs.write_atomically(self.path, text.encode())
         return records
 
+    def _read_lines(self) -> list[str]:
+        """Return the lines of the file, [] without one. Raises RunError."""
+        try:
+            return read_regular_file(self.path).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot be read: {error.strerror}", location=str(self.path)) from error
+
     def append(self, record: dict[str, Any]) -> None:
         """Add a record. Raises RunError if the file cannot be written."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            descriptor = safe_files.open_for_writing(self.path, os.O_WRONLY | os.O_APPEND)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(
@@ -83,7 +92,7 @@ def read_training_log(run_dir: str | Path) -> TrainingLog:
     """Read the log of a training folder. Raises RunError if there is none, or a line is damaged."""
     path = Path(run_dir) / LOG_FILE
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular_file(path).decode(errors="replace").splitlines()
     except OSError as error:
         hint = f"give the folder that `antlm-bench train` wrote: it holds {LOG_FILE}"
         raise RunError(
