@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
 from antlm_bench.errors import BenchError, DeclarationError
+from antlm_bench.safe_files import read_regular_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +27,8 @@ else:
 DeclarationKind = Literal["tasks", "models"]
 """Folder of the declarations: tasks/ has suites and collections, models/ has training recipes."""
 
+MAX_TOML_BYTES = 10_000_000
+"""Largest TOML file that is read; the shipped ones have less than 100 kB."""
 T = TypeVar("T")
 TomlTuple = Annotated[tuple[T, ...], Strict(False)]
 """A TOML array as a tuple, so that a declaration is immutable."""
@@ -63,7 +66,7 @@ def read_toml(path: Path, declaration_class: type[D]) -> D:
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read the tables of a TOML file, unchecked. Raises DeclarationError with file and line."""
     try:
-        text = decode_utf8(path.read_bytes(), str(path))
+        text = decode_utf8(read_regular_file(path, MAX_TOML_BYTES), str(path))
     except OSError as error:
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}", location=str(path)

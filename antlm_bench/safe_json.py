@@ -1,4 +1,4 @@
-"""Parse JSON that a stranger may have written: bounded numbers, bounded nesting, one type of error."""
+"""Parse JSON that a stranger may have written, with bounded numbers and nesting."""
 
 from __future__ import annotations
 

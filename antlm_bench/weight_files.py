@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import CheckpointError
+from antlm_bench.safe_files import open_regular_file, read_regular_file
+from antlm_bench.safe_json import parse_json
 
 SAFETENSORS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -26,6 +28,8 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NON_WEIGHT_FILES = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
 RESAVE_HINT = "save or download the checkpoint again"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_JSON_BYTES = 100_000_000
+"""Largest JSON file of a checkpoint that is read, such as an index of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ def hash_files(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as handle:
+            with open_regular_file(file) as handle:
                 while block := handle.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError as error:
@@ -146,8 +150,8 @@ def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
 def read_json(file: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if the file is missing or holds something else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_regular_file(file, MAX_JSON_BYTES))
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -156,13 +160,13 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
     if not name.endswith(".index.json"):
         return WeightSet(name, (folder / name,), name.endswith(".bin"))
     try:
-        index = json.loads((folder / name).read_text(encoding="utf-8"))
+        index = parse_json(read_regular_file(folder / name, MAX_JSON_BYTES))
         shards = sorted(set(index["weight_map"].values()))
         if not isinstance(index["metadata"], dict) or not all(
             isinstance(shard, str) for shard in shards
         ):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = (
             f'{name} is not an index of weights: it needs "metadata", '
             'and "weight_map" from tensor names to files'

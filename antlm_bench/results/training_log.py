@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,8 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.errors import RunError
 from antlm_bench.printable import make_printable
+from antlm_bench.safe_files import open_for_writing, read_regular_file
+from antlm_bench.safe_json import parse_json
 
 LOG_FILE = "train.jsonl"
 POINTS_PER_RUN = 240
@@ -54,7 +57,7 @@ class TrainingLogWriter:
     def append(self, record: dict[str, Any]) -> None:
         """Add a record. Raises RunError if the file cannot be written."""
         try:
-            descriptor = safe_files.open_for_writing(self.path, os.O_WRONLY | os.O_APPEND)
+            descriptor = open_for_writing(self.path, os.O_WRONLY | os.O_APPEND)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
@@ -132,8 +135,8 @@ def _parse_steps(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of steps. A damaged last line is left out: it may not be written yet."""
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 return
             raise RunError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.safe_json import parse_json
 
 MAX_NAMES_SHOWN = 20  # names of columns in an error message
 Record = dict[str, Any]  # a row: name of a field -> value
@@ -68,8 +68,8 @@ def _parse_jsonl(text: str, location: str) -> Records:
             continue
         line_location = f"{location}:{line_number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line, allow_nan=True)
+        except ValueError as error:
             raise DataError(f"not a line of JSON: {error}", location=line_location) from None
         if not isinstance(record, dict):
             message = f"expected a JSON object, got {type(record).__name__}"
@@ -163,10 +163,10 @@ def parse_json_lists(text: str, location: str) -> Records:
     try:
         records = [
             {"key": key, "number": index, **entry}
-            for key, entries in json.loads(text).items()
+            for key, entries in parse_json(text, allow_nan=True).items()
             for index, entry in enumerate(entries)
         ]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"not an object of lists of objects: {error}", location=location) from None
     yield from enumerate(records, start=1)
 

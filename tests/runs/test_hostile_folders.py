@@ -129,7 +129,9 @@ DAMAGES = {
     "cells as object": lambda doc: doc.update(cells={}),
     "cell as list": lambda doc: doc.update(cells=[[]]),
     "NUL in the name": lambda doc: doc["cells"][0].update(predictions="predictions/a\0.parquet"),
-    "long name": lambda doc: doc["cells"][0].update(predictions=f"predictions/{'a' * 5000}.parquet"),
+    "long name": lambda doc: doc["cells"][0].update(
+        predictions=f"predictions/{'a' * 5000}.parquet"
+    ),
     "path out": lambda doc: doc["cells"][0].update(predictions="predictions/../../x.parquet"),
 }
 
