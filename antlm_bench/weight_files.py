@@ -27,7 +27,10 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Adapters, and files that the Trainer saves beside a model, are not weights of the model.
 NON_WEIGHT_FILES = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
 RESAVE_HINT = "save or download the checkpoint again"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_HEADER_BYTES = 25_000_000
+"""Largest header of a safetensors file that is read: about 200,000 tensors."""
+MAX_PICKLE_BYTES = 100_000_000
+"""Largest unpacked pickle, without tensors, in a file of weights."""
 MAX_JSON_BYTES = 100_000_000
 """Largest JSON file of a checkpoint that is read, such as an index of weights."""
 
@@ -177,11 +180,11 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
 
 def _read_safetensors_headers(file: Path) -> dict[str, TensorHeader]:
     """Read the JSON header: 8 bytes with its length, then tensor name -> dtype, shape, offsets."""
-    with file.open("rb") as handle:
+    with open_regular_file(file) as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > min(file.stat().st_size, MAX_HEADER_BYTES):
             raise ValueError("the header is longer than the file")
-        header = json.loads(handle.read(length))
+        header = parse_json(handle.read(length))
     return {
         name: TensorHeader(tuple(int(size) for size in entry["shape"]))
         for name, entry in header.items()
@@ -193,7 +196,9 @@ def _read_pickle_headers(file: Path) -> dict[str, TensorHeader]:
     """Read a state dict that torch.save wrote, as a zip or in the old format (four pickles)."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            entry = next(e for e in archive.infolist() if e.filename.endswith("data.pkl"))
+            if entry.file_size > MAX_PICKLE_BYTES:
+                raise ValueError(f"data.pkl has {entry.file_size:,} bytes")
             state = _TensorUnpickler(io.BytesIO(archive.read(entry))).load()
     else:
         with file.open("rb") as handle:

@@ -20,6 +20,7 @@ from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
+from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
 
@@ -50,6 +51,7 @@ FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.Unpickling
 
 def load_config(folder: Path, options: OpenOptions) -> Any:
     """Load config.json, converted if the weights are in an original layout (conversion)."""
+    check_config_file(folder)
     original = conversion.detect_original(folder, options)
     if original is not None:
         return original.build_config()
@@ -80,6 +82,8 @@ def load_config(folder: Path, options: OpenOptions) -> Any:
 def describe_error(error: BaseException) -> str:
     """Return an exception in one line, with its type if the message has few words."""
     message = first_line(error)
+    if message.endswith(":"):  # the reason stands in the next line
+        message = " ".join(str(error).split())[:300]
     return message if len(message.split()) > 3 else f"{type(error).__name__}: {message}"
 
 
@@ -238,7 +242,8 @@ def load_checked_model(
     """
     original = conversion.detect_original(folder, options)
     if original is not None:
-        return original.build_model(kind, config), AllowedMismatches()
+        with limit_model_size(folder, options):
+            return original.build_model(kind, config), AllowedMismatches()
     # transformers lists the one class of XLM and FlauBERT under masked models.
     causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
@@ -246,15 +251,18 @@ def load_checked_model(
         with without_adapter(folder) as model_folder, torch.random.fork_rng(devices=[]):
             # The random parameters under --allow-missing are the same in every run.
             torch.manual_seed(0)
-            model, info = auto.from_pretrained(
-                model_folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=None if options.allow_pickle else True,
-                trust_remote_code=options.trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # check_loaded_tensors raises, with names
-            )
+            with limit_model_size(folder, options):
+                model, info = auto.from_pretrained(
+                    model_folder,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=None if options.allow_pickle else True,
+                    trust_remote_code=options.trust_remote_code,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # check_loaded_tensors raises, with names
+                )
+    except CheckpointError:
+        raise
     except Exception as error:  # safetensors, json and torch raise unrelated types
         raise CheckpointError(
             f"cannot load the weights: {describe_error(error)}",
