@@ -483,6 +483,10 @@ def run_guarded(argv: list[str], folder: Path, outside: Path) -> str:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv(TRACEBACK_VARIABLE, "1")
+        patch.setenv("ANTLM_BENCH_CACHE", str(folder / "cache"))
+        for name in ("ANTLM_BENCH_DATA", "ANTLM_BENCH_PATH", "HF_HUB_OFFLINE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("ANTLM_BENCH_OFFLINE", "" if argv[:2] == ["data", "fetch"] else "1")
         patch.setattr(downloads, "_open", FakeServer)
         patch.setattr(downloads, "RETRY_DELAYS", (0.0,))
         downloads._list_osf_folder.cache_clear()

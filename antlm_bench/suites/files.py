@@ -22,7 +22,7 @@ from antlm_bench.errors import DataError
 
 REFETCH_HINT = "remove it and fetch it again: antlm-bench data fetch"
 UNPACK_HINT = "if you trust its author, unpack it yourself and give the unpacked file"
-MAX_UNPACKED = 256 << 20
+MAX_UNPACKED = 128 << 20
 """Largest unpacked size in bytes. The largest official file has 49 MB (MultiRC)."""
 MAX_RATIO = 200
 """Largest ratio of unpacked to packed size. Official files reach 43 (MultiRC)."""

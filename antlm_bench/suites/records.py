@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.safe_json import parse_json
 
+MAX_RECORDS, MAX_COLUMNS = 1_000_000, 10_000  # of a file; an item takes about 1 kB of memory
 MAX_NAMES_SHOWN = 20  # names of columns in an error message
 Record = dict[str, Any]  # a row: name of a field -> value
 Records = Iterator[tuple[int, Record]]  # (line, record)
@@ -59,7 +61,16 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
             location=f"{location}:{line}",
             hint="is it a text file, saved as UTF-8?",
         )
-    return (PARSERS.get(suffix) or parse_json_lists)(text, location)
+    return _limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+
+
+def _limit_records(rows: Records, location: str) -> Records:
+    """Yield the records of a file. Raises DataError for more of them than memory holds as items."""
+    for count, (line, record) in enumerate(rows, start=1):
+        if count > MAX_RECORDS:
+            message = f"more than {MAX_RECORDS:,} rows"
+            raise DataError(message, location=f"{location}:{line}", hint="split the file")
+        yield line, record
 
 
 def _parse_jsonl(text: str, location: str) -> Records:
@@ -143,8 +154,11 @@ def _rows_to_records(rows: Iterable[tuple[int, list[str]]], location: str, hint:
     for line, row in rows:
         if not header:
             header = row
-            for name in sorted(header):
-                if header.count(name) > 1:
+            if len(header) > MAX_COLUMNS:
+                message = f"{len(header):,} columns, more than the {MAX_COLUMNS:,} that are read"
+                raise DataError(message, location=f"{location}:{line}")
+            for name, count in sorted(Counter(header).items()):
+                if count > 1:
                     message = f"two columns are called {name!r}"
                     raise DataError(message, location=f"{location}:{line}")
             continue

@@ -13,6 +13,7 @@ from killable_run import KEY, MANIFEST, make_predictions, write_run
 from antlm_bench import runs, safe_files
 from antlm_bench.cli import app
 from antlm_bench.errors import RunError
+from antlm_bench.runs import predictions_parquet
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX links and FIFOs")
 
@@ -161,3 +162,11 @@ def test_links_below_the_root_are_found(tmp_path: Path) -> None:
     safe_files.reject_links(tmp_path, tmp_path / "a" / "absent")
     with pytest.raises(OSError, match="link"):
         safe_files.reject_links(tmp_path, tmp_path / "b" / "absent")
+
+
+def test_table_of_too_many_rows_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = predictions_parquet.encode_predictions(make_predictions("alpha", 0), {"suite": "alpha"})
+    monkeypatch.setattr(predictions_parquet, "MAX_ROWS", 24)
+
+    with pytest.raises(RunError, match="25 rows, more than the 24"):
+        predictions_parquet.decode_predictions(data, "x.parquet")
