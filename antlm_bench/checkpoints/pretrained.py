@@ -193,10 +193,27 @@ def load_tokenizer(folder: Path, options: OpenOptions) -> Any:
             location=str(folder / "tokenizer_config.json"),
             hint="write the number without quotes",
         )
+    _check_special_tokens(tokenizer, folder)
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None
     return tokenizer
+
+
+def _check_special_tokens(tokenizer: Any, folder: Path) -> None:
+    """Raise CheckpointError for special tokens that have no id.
+
+    transformers looks for the id of the unknown token without end if the vocabulary lacks it.
+    """
+    for name in ("unk", "bos", "eos", "sep", "pad", "cls", "mask"):
+        try:
+            getattr(tokenizer, f"{name}_token_id", None)
+        except Exception as error:  # a RecursionError, or what a wrong type raises
+            raise CheckpointError(
+                f"the vocabulary lacks {name}_token or unk_token ({type(error).__name__})",
+                location=str(folder / "tokenizer_config.json"),
+                hint="save the tokenizer again with tokenizer.save_pretrained(folder)",
+            ) from error
 
 
 def _load_tokenizer_files(folder: Path, options: OpenOptions) -> Any:

@@ -520,12 +520,7 @@ def pretrain(
         )
     is_main = trainer.accelerator.is_main_process
     trainer.load_state(out / "state")
-    if trainer.steps_done > len(steps):
-        raise RunError(
-            f"the state is from step {trainer.steps_done} of {len(steps)}",
-            location=str(out / "state"),
-            hint="delete the folder to train from the beginning",
-        )
+    _check_steps_done(trainer.steps_done, len(steps), out / "state")
     if is_main:
         total_tokens = steps[-1].tokens_before + steps[-1].num_tokens
         callback.on_train_begin(total_tokens, trainer.steps_done, trainer.tokens_seen)
@@ -566,6 +561,16 @@ def pretrain(
         callback.on_save(out / "main", trainer.steps_done)
     trainer.accelerator.wait_for_everyone()
     return out / "main"
+
+
+def _check_steps_done(steps_done: int, num_steps: int, folder: Path) -> None:
+    """Raise RunError for a state from a step that this training does not have."""
+    if steps_done > num_steps:
+        raise RunError(
+            f"the state is from step {steps_done} of {num_steps}",
+            location=str(folder),
+            hint="delete the folder to train from the beginning",
+        )
 
 
 def _save_state(trainer: Trainer, out: Path) -> None:

@@ -72,3 +72,12 @@ def test_huge_header_of_weights_is_not_read(checkpoint: Path) -> None:
 
     with pytest.raises(CheckpointError):
         load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+
+
+def test_unknown_token_outside_the_vocabulary_is_an_error(checkpoint: Path) -> None:
+    path = checkpoint / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"unk_token": "", "cls_token": "<absent>"}))
+
+    with pytest.raises(CheckpointError, match="the vocabulary lacks"):
+        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
