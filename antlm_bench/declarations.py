@@ -72,7 +72,9 @@ def parse_toml(path: Path) -> dict[str, Any]:
             f"cannot be read: {error.strerror or error}", location=str(path)
         ) from None
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
+        _check_values(tables)
+        return tables
     except RecursionError:
         raise DeclarationError(
             "tables or arrays are nested too deeply", location=str(path)
@@ -82,6 +84,16 @@ def parse_toml(path: Path) -> dict[str, Any]:
         line = re.search(r"\(at line (\d+), column \d+\)", str(error))
         location = f"{path}:{line[1]}" if line else str(path)
         raise DeclarationError(f"not valid TOML: {error}", location=location) from None
+
+
+def _check_values(value: Any, keys: str = "") -> None:
+    """Raise ValueError for an integer beyond 64 bits, which TOML does not have, with its keys."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, child in entries:
+            _check_values(child, f"{keys}.{key}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{keys.removeprefix('.')} is an integer of more than 64 bits")
 
 
 def parse_toml_value(text: str, location: str) -> Any:

@@ -114,3 +114,18 @@ def test_import_of_huge_numbers_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(results))
 
     assert app.run(["import", str(tmp_path), "--out", str(tmp_path / "run")]) == 3
+
+
+RECIPES = {
+    "number as a table": ('difference = [{number = {a = 1}, paper = "x"}]', 2),
+    "400 digits": (f"seed = 1{'0' * 400}", 2),
+    "many steps": ("phase = [{steps = 1_000_000_000, causal = 1}]", DataError.exit_code),
+}
+
+
+@pytest.mark.parametrize(("line", "code"), RECIPES.values(), ids=RECIPES)
+def test_recipe_with_a_wrong_value_is_one_error(tmp_path: Path, line: str, code: int) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'extends = "babyllama"\n{line}\n')
+
+    assert app.run(["show", str(path)]) == code
