@@ -8,6 +8,7 @@ it. `run_guarded` runs it in this process, with limits on time and memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -32,7 +33,8 @@ from antlm_bench.declarations import list_declarations, parse_toml
 from antlm_bench.suites import downloads
 
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 6}
-MAX_SECONDS, MAX_BYTES = 20, 2 << 30
+MAX_SECONDS, MAX_BYTES = 20, 2 << 30  # of CPU time; new memory
+HANG_SECONDS = 120  # of wall time, in which a busy machine gives a command its CPU time
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 DEEP = "@deep@"  # replaced by text that JSON cannot be built from: 900 levels and 100,000 levels
 DEEPER = "@deeper@"
@@ -152,10 +154,10 @@ def change_node(draw: Draw, document: Any) -> Any:
     nodes = list(iter_nodes(document))
     parent, key = draw(st.sampled_from(nodes)) if nodes else (None, None)
     if parent is None:
-        return draw(VALUES)
+        return copy.deepcopy(draw(VALUES))
     change = draw(st.sampled_from(["replace", "replace", "remove", "copy", "rename"]))
     if change == "replace":
-        parent[key] = draw(VALUES)
+        parent[key] = copy.deepcopy(draw(VALUES))  # later changes must not reach the strategy
     elif change == "remove":
         del parent[key]
     elif change == "copy":  # the value of another node: a wrong type, or a name that occurs twice
@@ -460,14 +462,18 @@ def limit_resources() -> Iterator[None]:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MAX_BYTES
     old_limits = resource.getrlimit(resource.RLIMIT_AS)
-    old_handler = signal.signal(signal.SIGALRM, raise_out_of_time)
+    numbers = (signal.SIGALRM, signal.SIGPROF)
+    old_handlers = [signal.signal(number, raise_out_of_time) for number in numbers]
     resource.setrlimit(resource.RLIMIT_AS, (limit, old_limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old_handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in zip(numbers, old_handlers, strict=True):
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, old_limits)
 
 

@@ -23,6 +23,7 @@ from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import select_weights
 
 DISCRIMINATOR_TYPES = ("electra", "funnel")
 """Types of models that tell replaced tokens from original ones. Their ...ForPreTraining class is no
@@ -258,8 +259,9 @@ def load_checked_model(
     Raises CheckpointError if the files cannot be read, or do not match the configuration.
     """
     original = conversion.detect_original(folder, options)
+    weights = select_weights(folder, options.allow_pickle)
     if original is not None:
-        with limit_model_size(folder, options):
+        with limit_model_size(folder / "config.json", weights):
             return original.build_model(kind, config), AllowedMismatches()
     # transformers lists the one class of XLM and FlauBERT under masked models.
     causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
@@ -268,7 +270,7 @@ def load_checked_model(
         with without_adapter(folder) as model_folder, torch.random.fork_rng(devices=[]):
             # The random parameters under --allow-missing are the same in every run.
             torch.manual_seed(0)
-            with limit_model_size(folder, options):
+            with limit_model_size(folder / "config.json", weights):
                 model, info = auto.from_pretrained(
                     model_folder,
                     config=config,

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 
-from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions
+from antlm_bench.checkpoints.resolve import TRAINING_KEY
 from antlm_bench.errors import CheckpointError
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
-from antlm_bench.weight_files import MAX_JSON_BYTES, read_tensor_headers, select_weights
+from antlm_bench.weight_files import MAX_JSON_BYTES, WeightSet, read_tensor_headers
 
 MAX_LAYERS = 10_000
 MAX_SIZE = 100_000_000
@@ -35,7 +35,7 @@ SIZE_KEY = re.compile(
 FREE_PARAMETERS, PARAMETERS_PER_BYTE = 50_000_000, 2
 FREE_MODULES, MODULES_PER_TENSOR = 10_000, 20
 FREE_BUFFER_BYTES = 1 << 30
-RESTORE_HINT = "restore the config.json that was saved with the weights"
+RESTORE_HINT = "restore the file that was saved with the weights"
 
 
 def check_config_file(folder: Path) -> None:
@@ -79,13 +79,12 @@ def _iter_numbers(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 @contextmanager
-def limit_model_size(folder: Path, options: OpenOptions) -> Iterator[None]:
-    """Raise CheckpointError in this block when more is built than the weights of a folder can hold.
+def limit_model_size(config_file: Path, weights: WeightSet | None) -> Iterator[None]:
+    """Raise CheckpointError in this block when more is built than the weights can hold.
 
     PyTorch reports every new module, parameter and buffer. transformers builds on the meta device,
     so that nothing is allocated before it is counted.
     """
-    weights = select_weights(folder, options.allow_pickle)
     num_bytes = (
         sum(file.stat().st_size for file in weights.files if file.exists()) if weights else 0
     )
@@ -108,9 +107,9 @@ def limit_model_size(folder: Path, options: OpenOptions) -> Iterator[None]:
         totals[noun] += amount
         if totals[noun] > limits[noun]:
             raise CheckpointError(
-                f"config.json describes a model of more than {limits[noun]:,} {noun}, and the "
-                f"files of weights have {num_bytes:,} bytes",
-                location=str(folder / "config.json"),
+                f"{config_file.name} describes a model of more than {limits[noun]:,} {noun}, and "
+                f"the files of weights have {num_bytes:,} bytes",
+                location=str(config_file),
                 hint=RESTORE_HINT,
             )
 

@@ -20,7 +20,7 @@ from antlm_bench.types import Floats
 
 # A run is cut into this many equal bins to integrate how much of an epoch its steps cover. Batch
 # size and row length count as constant within a bin.
-MAX_STEPS = 2_000_000  # all are planned before the first, about 400 bytes each
+MAX_STEPS = 1_000_000  # all are planned before the first, about 400 bytes each
 PROGRESS_BINS = 1000
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
 from antlm_bench.checkpoints import OpenOptions, size_limits
 from antlm_bench.checkpoints.loader import load_runnable_model
@@ -81,3 +82,17 @@ def test_unknown_token_outside_the_vocabulary_is_an_error(checkpoint: Path) -> N
 
     with pytest.raises(CheckpointError, match="the vocabulary lacks"):
         load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_rank_of_an_adapter_beyond_its_weights_is_refused(make_checkpoint, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    peft = pytest.importorskip("peft")
+    base = make_checkpoint("causal")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**7}))
+
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json describes a model of more"):
+        load_runnable_model(str(base), OpenOptions(device="cpu", peft=str(tmp_path)))
