@@ -51,9 +51,7 @@ def test_state_is_not_saved_through_a_link(tmp_path: Path, outside: Path) -> Non
         checkpoint_io.save_state(tmp_path / "state", 8, {}, {})
 
 
-@pytest.mark.parametrize(
-    "metadata", ["[]", "{}", '{"done": -1, "words": 1, "tokens": 1}', "[" * 900, '{"done": "x"}']
-)
+@pytest.mark.parametrize("metadata", ["[]", "null", "[" * 900, '{"done": 1e999}'])
 def test_damaged_state_is_one_error(tmp_path: Path, metadata: str) -> None:
     folder = tmp_path / "00000008"
     folder.mkdir()

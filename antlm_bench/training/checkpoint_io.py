@@ -154,9 +154,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
     newest = max(states, key=lambda path: int(path.name))
     try:
         metadata = parse_json(read_regular_file(newest / "facts.json"), allow_nan=True)
-        for name in ("done", "words", "tokens"):
-            if not isinstance(metadata[name], int) or metadata[name] < 0:
-                raise ValueError(f"facts.json: {name}: should be a whole number from 0")
+        if not isinstance(metadata, dict):
+            raise ValueError("facts.json should be an object")
         open_regular_file(newest / "tensors").close()  # safetensors would wait for a FIFO
         return load_file(newest / "tensors"), metadata
     except Exception as error:  # safetensors and json raise many types

@@ -494,6 +494,11 @@ class Trainer:
         return {"done": self.steps_done, "words": self.words_seen, "tokens": self.tokens_seen}
 
     def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        for name in ("done", "words", "tokens"):
+            value = metadata[name]
+            is_count = isinstance(value, int) if name == "done" else isinstance(value, int | float)
+            if not is_count or isinstance(value, bool) or not value >= 0:
+                raise ValueError(f"{name} should be a number from 0, not {value!r}")
         weights = checkpoint_io.select_prefix("model.", tensors)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
