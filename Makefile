@@ -15,7 +15,7 @@ endif
 quick test test-all: export GOMP_SPINCOUNT ?= 20000
 quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo quick test test-all test-oldest check fmt sweep bench
+.PHONY: help demo quick test test-all test-oldest check fmt sweep bench fuzz
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
@@ -26,6 +26,7 @@ help:
 	@echo "make check   the static half of it"
 	@echo "make fmt     let ruff rewrite the code"
 	@echo "make sweep   every architecture of transformers, tiny: our scores against a plain loop (half an hour)"
+	@echo "make fuzz    10,000 damaged inputs: each must end with a documented exit code, in bounded time and memory"
 	@echo "make bench   speed against minicons, lm-eval and the transformers Trainer on this machine"
 
 # The stamp is touched last, so that an install that was cut short is done again.
@@ -78,6 +79,9 @@ fmt: .venv/installed
 
 sweep: .venv/installed
 	@PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python tests/sweep/architecture_sweep.py
+
+fuzz: .venv/installed
+	@ANTLM_BENCH_FUZZ=10000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto tests/test_hostile_inputs.py
 
 bench: .venv/installed
 	@failed=0; for one in score harness train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
 from antlm_bench.errors import BenchError, DeclarationError
+from antlm_bench.safe_files import read_regular_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,6 +35,8 @@ SOURCES: dict[DeclarationKind, str] = {
 }
 """What a suite or a recipe can be given as, for hints."""
 
+MAX_TOML_BYTES = 10_000_000
+"""Largest TOML file that is read; the shipped ones have less than 100 kB."""
 T = TypeVar("T")
 TomlTuple = Annotated[tuple[T, ...], Strict(False)]
 """A TOML array as a tuple, so that a declaration is immutable."""
@@ -71,13 +74,15 @@ def read_toml(path: Path, declaration_class: type[D]) -> D:
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read the tables of a TOML file, unchecked. Raises DeclarationError with file and line."""
     try:
-        text = decode_utf8(path.read_bytes(), str(path))
+        text = decode_utf8(read_regular_file(path, MAX_TOML_BYTES), str(path))
     except OSError as error:
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}", location=str(path)
         ) from None
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
+        _check_values(tables)
+        return tables
     except RecursionError:
         raise DeclarationError(
             "tables or arrays are nested too deeply", location=str(path)
@@ -87,6 +92,16 @@ def parse_toml(path: Path) -> dict[str, Any]:
         line = re.search(r"\(at line (\d+), column \d+\)", str(error))
         location = f"{path}:{line[1]}" if line else str(path)
         raise DeclarationError(f"not valid TOML: {error}", location=location) from None
+
+
+def _check_values(value: Any, keys: str = "") -> None:
+    """Raise ValueError for an integer beyond 64 bits, which TOML does not have, with its keys."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, child in entries:
+            _check_values(child, f"{keys}.{key}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{keys.removeprefix('.')} is an integer of more than 64 bits")
 
 
 def parse_toml_value(text: str, location: str) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import CheckpointError
+from antlm_bench.safe_files import open_regular_file, read_regular_file
+from antlm_bench.safe_json import parse_json
 
 SAFETENSORS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,7 +26,12 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Adapters, and files that the Trainer saves beside a model, are not weights of the model.
 NON_WEIGHT_FILES = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
 RESAVE_HINT = "save or download the checkpoint again"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_HEADER_BYTES = 25_000_000
+"""Largest header of a safetensors file that is read: about 200,000 tensors."""
+MAX_PICKLE_BYTES = 100_000_000
+"""Largest unpacked pickle, without tensors, in a file of weights."""
+MAX_JSON_BYTES = 100_000_000
+"""Largest JSON file of a checkpoint that is read, such as an index of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ def hash_files(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as handle:
+            with open_regular_file(file) as handle:
                 while block := handle.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError as error:
@@ -146,8 +152,8 @@ def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
 def read_json(file: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if the file is missing or holds something else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_regular_file(file, MAX_JSON_BYTES))
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -156,13 +162,13 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
     if not name.endswith(".index.json"):
         return WeightSet(name, (folder / name,), name.endswith(".bin"))
     try:
-        index = json.loads((folder / name).read_text(encoding="utf-8"))
+        index = parse_json(read_regular_file(folder / name, MAX_JSON_BYTES))
         shards = sorted(set(index["weight_map"].values()))
         if not isinstance(index["metadata"], dict) or not all(
             isinstance(shard, str) for shard in shards
         ):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = (
             f'{name} is not an index of weights: it needs "metadata", '
             'and "weight_map" from tensor names to files'
@@ -173,11 +179,11 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
 
 def _read_safetensors_headers(file: Path) -> dict[str, TensorHeader]:
     """Read the JSON header: 8 bytes with its length, then tensor name -> dtype, shape, offsets."""
-    with file.open("rb") as handle:
+    with open_regular_file(file) as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > min(file.stat().st_size, MAX_HEADER_BYTES):
             raise ValueError("the header is longer than the file")
-        header = json.loads(handle.read(length))
+        header = parse_json(handle.read(length))
     return {
         name: TensorHeader(tuple(int(size) for size in entry["shape"]))
         for name, entry in header.items()
@@ -189,7 +195,9 @@ def _read_pickle_headers(file: Path) -> dict[str, TensorHeader]:
     """Read a state dict that torch.save wrote, as a zip or in the old format (four pickles)."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            entry = next(e for e in archive.infolist() if e.filename.endswith("data.pkl"))
+            if entry.file_size > MAX_PICKLE_BYTES:
+                raise ValueError(f"data.pkl has {entry.file_size:,} bytes")
             state = _TensorUnpickler(io.BytesIO(archive.read(entry))).load()
     else:
         with file.open("rb") as handle:

@@ -27,6 +27,8 @@ LAYERS: dict[str, int] = {
     "printable": 0,
     "prediction_schema": 0,
     "cpu_tuning": 0,
+    "safe_files": 0,
+    "safe_json": 0,
     "console": 1,
     "weight_files": 1,
     "registry": 1,

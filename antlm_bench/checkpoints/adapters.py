@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
+from antlm_bench.checkpoints.size_limits import limit_model_size
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_files
+from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSet, hash_files
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of a logit by merging, relative to the largest logit: rounding stays below it."""
@@ -74,11 +75,15 @@ def _load_adapter(peft: Any, model: Any, adapter: Path, weights: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that do not fit: they raise below
-            wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            weight_set = WeightSet(weights.name, (weights,), weights.suffix == ".bin")
+            with limit_model_size(adapter / ADAPTER_CONFIG, weight_set):
+                wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
             expected = set(
                 peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # peft, safetensors and torch raise unrelated types
         raise CheckpointError(
             f"{problem}: {first_line(error)}", location=str(adapter), hint=hint

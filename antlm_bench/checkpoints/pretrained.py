@@ -20,8 +20,10 @@ from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
+from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import select_weights
 
 DISCRIMINATOR_TYPES = ("electra", "funnel")
 """Types of models that tell replaced tokens from original ones. Their ...ForPreTraining class is no
@@ -50,6 +52,7 @@ FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.Unpickling
 
 def load_config(folder: Path, options: OpenOptions) -> Any:
     """Load config.json, converted if the weights are in an original layout (conversion)."""
+    check_config_file(folder)
     original = conversion.detect_original(folder, options)
     if original is not None:
         return original.build_config()
@@ -80,6 +83,8 @@ def load_config(folder: Path, options: OpenOptions) -> Any:
 def describe_error(error: BaseException) -> str:
     """Return an exception in one line, with its type if the message has few words."""
     message = first_line(error)
+    if message.endswith(":"):  # the reason stands in the next line
+        message = " ".join(str(error).split())[:300]
     return message if len(message.split()) > 3 else f"{type(error).__name__}: {message}"
 
 
@@ -189,10 +194,27 @@ def load_tokenizer(folder: Path, options: OpenOptions) -> Any:
             location=str(folder / "tokenizer_config.json"),
             hint="write the number without quotes",
         )
+    _check_special_tokens(tokenizer, folder)
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None
     return tokenizer
+
+
+def _check_special_tokens(tokenizer: Any, folder: Path) -> None:
+    """Raise CheckpointError for special tokens that have no id.
+
+    transformers looks for the id of the unknown token without end if the vocabulary lacks it.
+    """
+    for name in ("unk", "bos", "eos", "sep", "pad", "cls", "mask"):
+        try:
+            getattr(tokenizer, f"{name}_token_id", None)
+        except Exception as error:  # a RecursionError, or what a wrong type raises
+            raise CheckpointError(
+                f"the vocabulary lacks {name}_token or unk_token ({type(error).__name__})",
+                location=str(folder / "tokenizer_config.json"),
+                hint="save the tokenizer again with tokenizer.save_pretrained(folder)",
+            ) from error
 
 
 def _load_tokenizer_files(folder: Path, options: OpenOptions) -> Any:
@@ -237,8 +259,10 @@ def load_checked_model(
     Raises CheckpointError if the files cannot be read, or do not match the configuration.
     """
     original = conversion.detect_original(folder, options)
+    weights = select_weights(folder, options.allow_pickle)
     if original is not None:
-        return original.build_model(kind, config), AllowedMismatches()
+        with limit_model_size(folder / "config.json", weights):
+            return original.build_model(kind, config), AllowedMismatches()
     # transformers lists the one class of XLM and FlauBERT under masked models.
     causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
@@ -246,15 +270,18 @@ def load_checked_model(
         with without_adapter(folder) as model_folder, torch.random.fork_rng(devices=[]):
             # The random parameters under --allow-missing are the same in every run.
             torch.manual_seed(0)
-            model, info = auto.from_pretrained(
-                model_folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=None if options.allow_pickle else True,
-                trust_remote_code=options.trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # check_loaded_tensors raises, with names
-            )
+            with limit_model_size(folder / "config.json", weights):
+                model, info = auto.from_pretrained(
+                    model_folder,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=None if options.allow_pickle else True,
+                    trust_remote_code=options.trust_remote_code,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # check_loaded_tensors raises, with names
+                )
+    except CheckpointError:
+        raise
     except Exception as error:  # safetensors, json and torch raise unrelated types
         raise CheckpointError(
             f"cannot load the weights: {describe_error(error)}",

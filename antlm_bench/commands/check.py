@@ -167,6 +167,7 @@ def save_baseline(
             hint="--overwrite replaces it",
         )
     temporary_dir = baseline_dir.with_name(f".{name}.new")
+    runs.reject_links(Path(baselines_dir), temporary_dir)
     shutil.rmtree(temporary_dir, ignore_errors=True)
     _write_baseline(opened_run, temporary_dir)
     try:

@@ -31,6 +31,8 @@ from antlm_bench.exports.leaderboard_file import (
 )
 from antlm_bench.printable import make_printable
 from antlm_bench.results.checkpoint_series import expand_run_dirs
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.types import Run, finetune_method
@@ -278,12 +280,14 @@ def only_method(run: Run, board: LeaderboardSpec) -> str:
 def read_json(path: Path, location: str) -> Any:
     """Read a JSON file. NaN is allowed: the official pipeline writes it. Raises DataError."""
     try:
-        return json.loads(decode_utf8(path.read_bytes(), str(path), DataError))
+        return parse_json(
+            decode_utf8(read_regular_file(path), str(path), DataError), allow_nan=True
+        )
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror or error}", location=f"{location} {path}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"not JSON: {error}", location=f"{location} {path}") from None
 
 

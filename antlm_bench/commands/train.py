@@ -17,6 +17,8 @@ from antlm_bench.commands.progress_log import ProgressLog
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.results.training_log import LOG_FILE
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
 from antlm_bench.training.text_sources import TextSource, load_text_source
 from antlm_bench.weight_files import hash_weights
@@ -110,6 +112,8 @@ def _train_recipe(
         teacher_hashes = _hash_teachers(options.teachers) if is_main else []
         if is_main:
             runs.make_folder(folder)
+            for name in ("corpus", "state", "best", "teachers"):
+                runs.reject_links(folder, folder / name)
             stack.enter_context(runs.lock_folder(folder))
             run_metadata = _build_run_metadata(recipe, source, options, teacher_hashes)
             _start_or_check_run(folder, run_metadata, options.resume)
@@ -289,7 +293,7 @@ def _read_run_metadata(folder: Path) -> dict[str, Any]:
     """Return the content of the folder's train.json, {} if there is none. Raises RunError."""
     path = folder / RUN_METADATA_FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(read_regular_file(path)))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:

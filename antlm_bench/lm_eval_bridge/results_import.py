@@ -26,6 +26,8 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge.results_export import sanitize_name
 from antlm_bench.metrics import summarize
 from antlm_bench.predictions import OptionColumns, Predictions, concat_predictions
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
 from antlm_bench.types import Cell, Item, Manifest
 
@@ -529,8 +531,8 @@ def _target_delimiter(results: JsonObject, task: str) -> str:
 
 def _parse_json(data: bytes, location: str, is_jsonl: bool = False) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return parse_json(data, allow_nan=True)
+    except ValueError as error:
         hint = "the file is damaged"
         if is_jsonl:
             hint = "this is a samples file; give the results file of the same folder"
@@ -540,6 +542,6 @@ def _parse_json(data: bytes, location: str, is_jsonl: bool = False) -> Any:
 def _load_json_or_none(file: Path) -> Any:
     """Return the content of a JSON file, None if it is not JSON."""
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_json(read_regular_file(file), allow_nan=True)
+    except (OSError, ValueError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,8 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.errors import RunError
 from antlm_bench.printable import make_printable
+from antlm_bench.safe_files import open_for_writing, read_regular_file
+from antlm_bench.safe_json import parse_json
 
 LOG_FILE = "train.jsonl"
 POINTS_PER_RUN = 240
@@ -33,20 +36,29 @@ class TrainingLogWriter:
         have truncated the last one.
         """
         records = []
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
-        for line in lines:
-            with suppress(ValueError):
-                record = json.loads(line)
+        for line in self._read_lines():
+            with suppress(ValueError, KeyError, TypeError):
+                record = parse_json(line)
                 if record["step"] <= steps_done:
                     records.append(record)
         text = "".join(json.dumps(record) + "\n" for record in records)
         runs.write_atomically(self.path, text.encode())
         return records
 
+    def _read_lines(self) -> list[str]:
+        """Return the lines of the file, [] without one. Raises RunError."""
+        try:
+            return read_regular_file(self.path).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot be read: {error.strerror}", location=str(self.path)) from error
+
     def append(self, record: dict[str, Any]) -> None:
         """Add a record. Raises RunError if the file cannot be written."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            descriptor = open_for_writing(self.path, os.O_WRONLY | os.O_APPEND)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(
@@ -83,7 +95,7 @@ def read_training_log(run_dir: str | Path) -> TrainingLog:
     """Read the log of a training folder. Raises RunError if there is none, or a line is damaged."""
     path = Path(run_dir) / LOG_FILE
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular_file(path).decode(errors="replace").splitlines()
     except OSError as error:
         hint = f"give the folder that `antlm-bench train` wrote: it holds {LOG_FILE}"
         raise RunError(
@@ -123,8 +135,8 @@ def _parse_steps(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of steps. A damaged last line is left out: it may not be written yet."""
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 return
             raise RunError(

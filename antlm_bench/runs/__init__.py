@@ -20,6 +20,7 @@ from antlm_bench.runs.store import (
     open_stored_run,
     read_predictions,
     read_predictions_table,
+    reject_links,
     summary_matches,
     write_atomically,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "open_stored_run",
     "read_predictions",
     "read_predictions_table",
+    "reject_links",
     "summary_matches",
     "write_atomically",
 ]

@@ -18,6 +18,8 @@ from antlm_bench.errors import RunError
 from antlm_bench.prediction_schema import CHOICES
 from antlm_bench.predictions import GOLD_OPTION, GOLD_RATING, Predictions, find_wrong_column
 
+MAX_ROWS, MAX_VALUES = 5_000_000, 50_000_000
+"""Largest table that is read: items, and options of items per group of rows."""
 RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
 
@@ -57,7 +59,9 @@ def decode_predictions(data: bytes, location: str) -> Predictions:
     Raises RunError, naming `location`, for any other bytes.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        file = pq.ParquetFile(pa.BufferReader(data))
+        _check_size(file.metadata, location)
+        table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(
             f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT
@@ -68,6 +72,26 @@ def decode_predictions(data: bytes, location: str) -> Predictions:
     if gold not in (GOLD_OPTION.encode(), GOLD_RATING.encode()):
         raise RunError("not written by antlm-bench", location=location, hint=RESCORE_HINT)
     return Predictions(table)
+
+
+def _check_size(metadata: pq.FileMetaData, location: str) -> None:
+    """Raise RunError for more values than memory holds: repeated values need hardly any bytes."""
+    num_values = max(
+        (
+            metadata.row_group(group).column(column).num_values
+            for group in range(metadata.num_row_groups)
+            for column in range(metadata.num_columns)
+        ),
+        default=0,
+    )
+    for number, limit, noun in (
+        (metadata.num_rows, MAX_ROWS, "rows"),
+        (num_values, MAX_VALUES, "values in a column"),
+    ):
+        if number > limit:
+            raise RunError(
+                f"{number:,} {noun}, more than the {limit:,} that are read", location=location
+            )
 
 
 def read_metadata(data: bytes, location: str) -> dict[str, str]:

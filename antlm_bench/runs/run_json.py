@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn, TypeVar
 
 from antlm_bench.errors import RunError
+from antlm_bench.safe_json import parse_json
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
 SCHEMA_VERSION = 2
@@ -53,8 +54,8 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
     Raises RunError, naming `location` and the field, for damaged bytes and for a newer schema.
     """
     try:
-        document = json.loads(data, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data)
+    except ValueError as error:
         raise RunError(f"no JSON: {error}", location=location, hint=DAMAGED_HINT) from error
     root = JsonNode(document, location)
     schema = root.get("schema", int)
@@ -173,6 +174,9 @@ def cell_to_dict(cell: Cell) -> dict[str, Any]:
 
 def _parse_cell(node: JsonNode) -> Cell:
     """Parse a cell. Schema 1 has no seed and no history, older cells of schema 2 no origin."""
+    for name in ("suite", "method"):
+        if not node.get(name, str):  # names of files are built from them
+            node.fail("should not be empty", name)
     return Cell(
         suite=node.get("suite", str),
         method=node.get("method", str),
@@ -232,7 +236,3 @@ def _parse_strings(node: JsonNode, name: str) -> tuple[str, ...]:
     if not all(isinstance(value, str) for value in values):
         node.fail("should be a list of strings", name)
     return tuple(values)
-
-
-def _reject_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")

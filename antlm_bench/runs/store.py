@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from antlm_bench import safe_files
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
@@ -37,6 +38,10 @@ from antlm_bench.types import Cell, Manifest, Run
 
 MAX_NAME_LENGTH = 120
 """Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
+MAX_RUN_JSON_BYTES = 64_000_000
+"""Largest run.json that is read; those of whole studies have a few megabytes."""
+MAX_PREDICTIONS_BYTES = 1_000_000_000
+"""Largest file of predictions that is read."""
 
 
 class RunWriter:
@@ -64,8 +69,7 @@ class RunWriter:
         with ExitStack() as stack:
             make_folder(self.path)
             stack.enter_context(lock_folder(self.path))
-            for leftover in self.path.rglob(".*.tmp"):  # a killed process was writing these
-                leftover.unlink(missing_ok=True)
+            self._prepare_folders()
             if (self.path / "run.json").exists():
                 run = open_stored_run(self.path)
                 self._check_manifest(run.manifest)
@@ -76,6 +80,19 @@ class RunWriter:
                     )
             self._exit_stack = stack.pop_all()
         return self
+
+    def _prepare_folders(self) -> None:
+        """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.
+
+        A stranger's folder must not lead what is written or removed here to another place.
+        """
+        chunk_folders = (self.path / "partial").glob("*")
+        for folder in (self.path / "partial", self.path / "predictions", *chunk_folders):
+            reject_links(self.path, folder)
+        for pattern in (".run.json.tmp", "predictions/.*.parquet.tmp", "partial/*/.*.parquet.tmp"):
+            for leftover in self.path.glob(pattern):
+                with suppress(OSError):  # a folder of that name: not ours, and writing reports it
+                    leftover.unlink()
 
     def __exit__(
         self,
@@ -128,12 +145,13 @@ class RunWriter:
         metadata = {**_file_metadata(suite, method, key), "chunk": str(index)}
         for path in sorted(self._chunk_folder(suite, method, key).glob(f"{index:05}.*.parquet")):
             with suppress(RunError, OSError):
-                data = path.read_bytes()
+                data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
                 if path.name == _chunk_name(index, data):
                     predictions = predictions_parquet.decode_predictions(data, str(path))
                     if predictions_parquet.stored_metadata(predictions) == metadata:
                         return predictions
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder of that name: `save_chunk` writes beside it
+                path.unlink(missing_ok=True)
         return None
 
     def save_chunk(
@@ -269,7 +287,7 @@ def open_stored_run(path: str | Path) -> Run:
     """
     file = Path(path) / "run.json"
     try:
-        data = file.read_bytes()
+        data = safe_files.read_regular_file(file, MAX_RUN_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         begun = (Path(path) / "partial").exists()
         hint = (
@@ -306,7 +324,7 @@ def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     """Return the predictions file of a cell and its bytes, checked against run.json."""
     file = Path(path) / _predictions_file(cell)
     try:
-        data = file.read_bytes()
+        data = safe_files.read_regular_file(file, MAX_PREDICTIONS_BYTES)
     except OSError as error:
         raise _os_failure(file, error, "read") from error
     if hashlib.sha256(data).hexdigest() != cell.digest:
@@ -334,7 +352,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with safe_files.create_file(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -362,7 +380,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = safe_files.open_for_writing(path, os.O_RDWR, 0o644)
         except OSError as error:
             raise _os_failure(path, error, "written") from error
         try:
@@ -392,6 +410,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def reject_links(root: Path, path: Path) -> None:
+    """Raise RunError if a component of `path` below `root` is a link (`safe_files`)."""
+    try:
+        safe_files.reject_links(root, path)
+    except OSError as error:
+        raise _os_failure(Path(error.filename or path), error, "written") from error
+
+
 def _os_failure(path: Path, error: OSError, action: str) -> RunError:
     """Return a RunError that explains an error of the operating system."""
     elsewhere = "choose another place with --out"
@@ -410,7 +436,8 @@ def _os_failure(path: Path, error: OSError, action: str) -> RunError:
         errno.EEXIST: ("this is a file, not a folder", elsewhere),
         errno.ENOENT: ("the file is missing", predictions_parquet.RESCORE_HINT),
     }
-    unknown = error.strerror or str(error), elsewhere
+    damaged = "restore the file, or move the folder away and score again"
+    unknown = error.strerror or str(error), damaged if action == "read" else elsewhere
     reason, hint = reasons.get(cast(int, error.errno), unknown)
     return RunError(f"cannot be {action}: {reason}", location=str(path), hint=hint)
 

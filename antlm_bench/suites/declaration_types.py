@@ -81,6 +81,8 @@ class SourceSpec(Declaration):
     """
     split: Text | None = None
     """With `hub`: split of the dataset, a template like `config`."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Largest download in bytes; None = suites.downloads.MAX_BYTES."""
 
     @model_validator(mode="after")
     def _check_address(self) -> SourceSpec:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.safe_json import parse_json
 
+MAX_RECORDS, MAX_COLUMNS = 1_000_000, 10_000  # of a file; an item takes about 1 kB of memory
 MAX_NAMES_SHOWN = 20  # names of columns in an error message
 Record = dict[str, Any]  # a row: name of a field -> value
 Records = Iterator[tuple[int, Record]]  # (line, record)
@@ -65,7 +67,16 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
             location=f"{location}:{line}",
             hint="is it a text file, saved as UTF-8?",
         )
-    return (PARSERS.get(suffix) or parse_json_lists)(text, location)
+    return _limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+
+
+def _limit_records(rows: Records, location: str) -> Records:
+    """Yield the records of a file. Raises DataError for more of them than memory holds as items."""
+    for count, (line, record) in enumerate(rows, start=1):
+        if count > MAX_RECORDS:
+            message = f"more than {MAX_RECORDS:,} rows"
+            raise DataError(message, location=f"{location}:{line}", hint="split the file")
+        yield line, record
 
 
 def _parse_jsonl(text: str, location: str) -> Records:
@@ -74,8 +85,8 @@ def _parse_jsonl(text: str, location: str) -> Records:
             continue
         line_location = f"{location}:{line_number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line, allow_nan=True)
+        except ValueError as error:
             raise DataError(f"not a line of JSON: {error}", location=line_location) from None
         if not isinstance(record, dict):
             message = f"expected a JSON object, got {type(record).__name__}"
@@ -149,8 +160,11 @@ def _rows_to_records(rows: Iterable[tuple[int, list[str]]], location: str, hint:
     for line, row in rows:
         if not header:
             header = row
-            for name in sorted(header):
-                if header.count(name) > 1:
+            if len(header) > MAX_COLUMNS:
+                message = f"{len(header):,} columns, more than the {MAX_COLUMNS:,} that are read"
+                raise DataError(message, location=f"{location}:{line}")
+            for name, count in sorted(Counter(header).items()):
+                if count > 1:
                     message = f"two columns are called {name!r}"
                     raise DataError(message, location=f"{location}:{line}")
             continue
@@ -169,10 +183,10 @@ def parse_json_lists(text: str, location: str) -> Records:
     try:
         records = [
             {"key": key, "number": index, **entry}
-            for key, entries in json.loads(text).items()
+            for key, entries in parse_json(text, allow_nan=True).items()
             for index, entry in enumerate(entries)
         ]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"not an object of lists of objects: {error}", location=location) from None
     yield from enumerate(records, start=1)
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from antlm_bench.declarations import decode_utf8, expand_user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
-from antlm_bench.suites import derivation, files
+from antlm_bench.suites import derivation, downloads, files
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
 
 OFFLINE_VARIABLES = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
@@ -298,10 +298,11 @@ def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFi
             if source.hub:
                 raw = _fetch_hub_file(query, source)
             elif source.http:
-                raw = files.fetch_url(source.http.format(file=query.file))
+                url = source.http.format(file=query.file)
+                raw = downloads.fetch_url(url, source.max_bytes)
             else:
                 path = str(source.path).format(file=query.file)
-                raw = files.fetch_osf_file(str(source.osf), path)
+                raw = downloads.fetch_osf_file(str(source.osf), path, source.max_bytes)
             return _store_download(query, raw, root, source.location.format(file=query.file))
         except DataError as error:
             errors.append(error)
@@ -324,7 +325,7 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
     if member:
         unpacked = files.read_zip_member(raw, member, query.password, origin)
         _check_sha256(DataFile(unpacked, origin), query.expected, path)
-        files.write_atomically(path, raw)
+        files.write_atomically(path, raw, root)
         return DataFile(unpacked, f"{path}!{member}")
     path = path.with_name(f"{path.name}.gz")
     _check_sha256(DataFile(raw, origin), query.expected, path)
@@ -334,8 +335,8 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
             message = f"not the official file: {num_rows} rows, expected {query.expected.rows}"
             raise DataError(message, location=origin)
         line = f"{hashlib.sha256(raw).hexdigest()}  {query.file}\n"
-        files.write_atomically(_sha256_path(path), line.encode())
-    files.write_atomically(path, gzip.compress(raw, mtime=0))
+        files.write_atomically(_sha256_path(path), line.encode(), root)
+    files.write_atomically(path, gzip.compress(raw, mtime=0), root)
     return DataFile(raw, str(path))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError
+from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
 from antlm_bench.suites.formula import WHOLE_SENTENCE, Formula, Region, parse_formula
 from antlm_bench.suites.names import slugify_title
@@ -61,8 +62,8 @@ def read_suite(path: Path) -> SyntaxGymSuite:
     location = str(path)
     text = decode_utf8(files.read_bytes(path), location, DataError)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise DataError(f"not JSON: {error}", location=location) from None
     if isinstance(content, list):
         raise DataError(

@@ -17,11 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from antlm_bench import runs
 from antlm_bench.architectures import registration
 from antlm_bench.architectures.records import find_architecture
 from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.safe_files import open_regular_file, read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.methods import METHODS
 
 Metadata = dict[str, Any]
@@ -134,6 +137,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata:
         save_file(saved, directory / "tensors")
         (directory / "facts.json").write_text(json.dumps(metadata), encoding="utf-8")
 
+    runs.reject_links(folder.parent, folder)
     newest = folder / f"{step:08}"
     if not newest.exists():
         _write_atomically(newest, write)
@@ -149,7 +153,10 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
         return None
     newest = max(states, key=lambda path: int(path.name))
     try:
-        metadata = json.loads((newest / "facts.json").read_text(encoding="utf-8"))
+        metadata = parse_json(read_regular_file(newest / "facts.json"), allow_nan=True)
+        if not isinstance(metadata, dict):
+            raise ValueError("facts.json should be an object")
+        open_regular_file(newest / "tensors").close()  # safetensors would wait for a FIFO
         return load_file(newest / "tensors"), metadata
     except Exception as error:  # safetensors and json raise many types
         raise RunError(

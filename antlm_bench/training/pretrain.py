@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antlm_bench.cpu_tuning import keep_freed_memory
-from antlm_bench.errors import DataError, TrainingError
+from antlm_bench.errors import DataError, RunError, TrainingError
 from antlm_bench.training import checkpoint_io, dropout, optim
 from antlm_bench.training.corpus import Corpus, Int64
 from antlm_bench.training.losses import DistillationTargets, LazyLogits, sliced_cross_entropy
@@ -457,7 +457,17 @@ class Trainer:
         state = checkpoint_io.load_state(folder)
         if state is None:
             return False
-        tensors, metadata = state
+        try:
+            self._restore_state(*state)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"the state does not fit the recipe: {type(error).__name__}: {error}"[:300],
+                location=str(folder),
+                hint="delete the folder to train from the beginning",
+            ) from error
+        return True
+
+    def _restore_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self._restore(tensors, metadata)
         moments = checkpoint_io.select_prefix("optimizer.", tensors)
         checkpoint_io.restore_optimizer_state(self.optimizer, moments, metadata["optimizer"])
@@ -465,7 +475,6 @@ class Trainer:
             self.ema.load_state_dict(checkpoint_io.select_prefix("ema.", tensors))
         if self.mask_counts:
             self.mask_counts.load(tensors["hidden"].numpy())
-        return True
 
     def save_if_best(self, folder: Path, loss: float) -> None:
         """Save the weights in `folder`, unless weights with a loss up to `loss` are saved there."""
@@ -485,6 +494,11 @@ class Trainer:
         return {"done": self.steps_done, "words": self.words_seen, "tokens": self.tokens_seen}
 
     def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        for name in ("done", "words", "tokens"):
+            value = metadata[name]
+            is_count = isinstance(value, int) if name == "done" else isinstance(value, int | float)
+            if not is_count or isinstance(value, bool) or not value >= 0:
+                raise ValueError(f"{name} should be a number from 0, not {value!r}")
         weights = checkpoint_io.select_prefix("model.", tensors)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -511,6 +525,7 @@ def pretrain(
         )
     is_main = trainer.accelerator.is_main_process
     trainer.load_state(out / "state")
+    _check_steps_done(trainer.steps_done, len(steps), out / "state")
     if is_main:
         total_tokens = steps[-1].tokens_before + steps[-1].num_tokens
         callback.on_train_begin(total_tokens, trainer.steps_done, trainer.tokens_seen)
@@ -551,6 +566,16 @@ def pretrain(
         callback.on_save(out / "main", trainer.steps_done)
     trainer.accelerator.wait_for_everyone()
     return out / "main"
+
+
+def _check_steps_done(steps_done: int, num_steps: int, folder: Path) -> None:
+    """Raise RunError for a state from a step that this training does not have."""
+    if steps_done > num_steps:
+        raise RunError(
+            f"the state is from step {steps_done} of {num_steps}",
+            location=str(folder),
+            hint="delete the folder to train from the beginning",
+        )
 
 
 def _save_state(trainer: Trainer, out: Path) -> None:

@@ -569,11 +569,13 @@ def _load_tables(path: Path) -> Tables:
 def _merge_differences(base: list[Any], overrides: list[Any]) -> list[Any]:
     """Merge lists of `difference` tables as `DifferenceSpec` documents.
 
-    Entries that are not tables stay in the list, so that validation reports them.
+    Entries that are not tables, or have no number, stay in the list, so that validation reports
+    them.
     """
     merged: dict[Any, Any] = {}
     for index, entry in enumerate([*base, *overrides]):
-        merged[entry.get("number") if isinstance(entry, dict) else index] = entry
+        number = entry.get("number") if isinstance(entry, dict) else None
+        merged[number if isinstance(number, str) else index] = entry
     return [entry for entry in merged.values() if not isinstance(entry, dict) or len(entry) > 1]
 
 

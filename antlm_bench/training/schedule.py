@@ -20,6 +20,7 @@ from antlm_bench.types import Floats
 
 # A run is cut into this many equal bins to integrate how much of an epoch its steps cover. Batch
 # size and row length count as constant within a bin.
+MAX_STEPS = 1_000_000  # all are planned before the first, about 400 bytes each
 PROGRESS_BINS = 1000
 
 
@@ -64,7 +65,10 @@ def count_rows(num_tokens: int, row_length: int, offset: str) -> int:
 
 
 def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
-    """Return every step of a run. Raises DataError if the corpus does not fill one row."""
+    """Return every step of a run.
+
+    Raises DataError if the corpus does not fill one row, and for more than MAX_STEPS steps.
+    """
     batch, offset = recipe.batch, recipe.corpus.offset
     if count_rows(num_tokens, batch.max_row_length, offset) < 1:
         minimum = "the two rows that offset = 'row' needs, each" if offset == "row" else "one row"
@@ -73,6 +77,11 @@ def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
             hint="give a larger --corpus, or a smaller --scale",
         )
     total = count_steps(recipe, num_tokens)
+    if total > MAX_STEPS:
+        raise DataError(
+            f"the recipe takes {total:,} optimizer steps, more than {MAX_STEPS:,}",
+            hint="set fewer epochs or steps, or a larger batch",
+        )
     phase_ends = _phase_ends(recipe, num_tokens, total)
     steps: list[Step] = []
     pass_index, first_row, rows_left, tokens_before = -1, 0, 0, 0

@@ -6,9 +6,8 @@ training the tokenizer, encoding), and are never all in memory.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +19,10 @@ from typing import Any, NamedTuple
 
 from antlm_bench.declarations import decode_utf8, expand_user_path, list_declarations
 from antlm_bench.errors import DataError
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import grammar
+from antlm_bench.suites.files import unpack_gzip
 from antlm_bench.suites.sources import load_hub_rows
 from antlm_bench.suites.task_types import read_declaration
 
@@ -108,7 +110,7 @@ def _text_suffix(file: Path) -> str:
 
 def _read_bytes(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular_file(file)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", location=str(file)) from None
 
@@ -118,7 +120,7 @@ def _read_lines(file: Path) -> Iterator[Line]:
     raw = _read_bytes(file)
     if file.suffix == ".gz":
         try:
-            raw = gzip.decompress(raw)
+            raw = unpack_gzip(raw, str(file), max_bytes=sys.maxsize)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"damaged gzip file: {error}", location=str(file)) from None
     text = decode_utf8(raw, str(file), DataError)
@@ -148,8 +150,8 @@ def _document_lines(text: str) -> Iterator[Line]:
 def _parse_json_line(line: str, location: str) -> str:
     """Return the text of a line of a .jsonl. Raises DataError."""
     try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row: Any = parse_json(line, allow_nan=True)
+    except ValueError as error:
         raise DataError(f"not JSON: {error}", location=location) from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):

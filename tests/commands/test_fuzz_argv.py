@@ -179,7 +179,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(socket.socket, "connect", offline)
-    monkeypatch.setattr("antlm_bench.suites.files.RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr("antlm_bench.suites.downloads.RETRY_DELAYS", (0.0,))
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ANTLM_BENCH_TRACEBACK", raising=False)

@@ -71,7 +71,7 @@ def kill_at(moment: int) -> None:
     for module, name in (
         (store.os, "fsync"),
         (store.Path, "replace"),
-        (store.Path, "open"),
+        (store.safe_files, "create_file"),
         (store.shutil, "rmtree"),
     ):
         original = getattr(module, name)

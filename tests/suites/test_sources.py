@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import files, loader, sources
+from antlm_bench.suites import downloads, files, loader, sources
 from antlm_bench.suites.spec import SuiteSpec
 
 ROW = {"sentence_good": "The wug sleeps.", "sentence_bad": "The wug sleep."}
@@ -84,8 +84,8 @@ class Net:
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
-    monkeypatch.setattr(files, "RETRY_DELAYS", (0.0, 0.0))
-    monkeypatch.setattr(files, "TIMEOUT", 0.3)
+    monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.0, 0.0))
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     one = Net()
@@ -112,6 +112,10 @@ def suite(url: str = "http://127.0.0.1:9", **data: object) -> SuiteSpec:
             "data": tables | data,
         }
     )
+
+
+def write_file(path: Path, data: bytes) -> None:
+    files.write_atomically(path, data, path.parent)
 
 
 def left() -> list[str]:
@@ -232,13 +236,13 @@ def test_the_user_s_folder_comes_first_plain_or_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    files.write_atomically(sources.cache_dir() / "wugs" / "wugs.jsonl", BODY)
+    write_file(sources.cache_dir() / "wugs" / "wugs.jsonl", BODY)
     assert sources.get_file(suite(), "wugs.jsonl").location.startswith(str(sources.cache_dir()))
-    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl.gz", gzip.compress(BODY))
+    write_file(tmp_path / "wugs" / "wugs.jsonl.gz", gzip.compress(BODY))
     assert sources.get_file(suite(), "wugs.jsonl").location == str(
         tmp_path / "wugs" / "wugs.jsonl.gz"
     )
-    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl", BODY + b"\n")
+    write_file(tmp_path / "wugs" / "wugs.jsonl", BODY + b"\n")
     with pytest.raises(DataError, match="wrong hash"):
         sources.get_file(suite(), "wugs.jsonl")
     assert [(row.state, row.size) for row in sources.list_files(suite())] == [
@@ -256,14 +260,14 @@ def test_damaged_gzip_is_fetched_again_only_in_the_cache(
     spec, packed = suite(net.url), gzip.compress(BODY)
     bad = sources.cache_dir() / "wugs" / "wugs.jsonl.gz"
     for damaged in (packed[:-9], packed[:20] + b"\xff\xff" + packed[22:], b"nonsense", b""):
-        files.write_atomically(bad, damaged)
+        write_file(bad, damaged)
         if damaged:
             with pytest.raises(DataError, match="damaged gzip"):
                 sources.get_file(spec, "wugs.jsonl")
             assert sources.verify_files(spec)[0].state == "damaged"
         assert [row.state for row in sources.fetch_files(spec)] == ["verified"]
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl.gz", b"mine, do not touch")
+    write_file(tmp_path / "wugs" / "wugs.jsonl.gz", b"mine, do not touch")
     with pytest.raises(DataError, match="damaged gzip"):
         sources.fetch_files(spec)
     assert (tmp_path / "wugs" / "wugs.jsonl.gz").read_bytes() == b"mine, do not touch"
@@ -348,7 +352,7 @@ def test_a_wrong_password_or_a_damaged_archive_is_one_error(net: Net) -> None:
     for password in [
         f"wrong {n}" for n in range(300)
     ]:  # about one of them passes the one-byte check
-        files.write_atomically(place, whole) if password == "wrong 0" else None
+        write_file(place, whole) if password == "wrong 0" else None
         with pytest.raises(DataError, match="password"):
             sources.get_file(archive_suite(password=password), "wugs.jsonl")
     net.bodies["/w.zip"] = whole[:-30]
@@ -356,7 +360,7 @@ def test_a_wrong_password_or_a_damaged_archive_is_one_error(net: Net) -> None:
     with pytest.raises(DataError, match="damaged zip"):
         sources.get_file(archive_suite(net.url), "wugs.jsonl")
     assert left() == []
-    files.write_atomically(place, zipped("in/other.jsonl", BODY, b"secret"))
+    write_file(place, zipped("in/other.jsonl", BODY, b"secret"))
     with pytest.raises(DataError, match="no such member"):
         sources.get_file(archive_suite(), "wugs.jsonl")
 
@@ -377,7 +381,7 @@ def test_an_osf_path_is_resolved_by_folder_and_page(
     def listing(*entries: object, then: str | None = None) -> bytes:
         return json.dumps({"data": entries, "links": {"next": then}}).encode()
 
-    monkeypatch.setattr(files, "OSF_API", net.url)
+    monkeypatch.setattr(downloads, "OSF_API", net.url)
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = listing(
         folder("other", "/no"), then=net.url + "/more"
     )
@@ -391,7 +395,7 @@ def test_an_osf_path_is_resolved_by_folder_and_page(
     gone = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/x/{file}"}], where=["y/{file}"])
     with pytest.raises(DataError, match="the OSF project has no 'x'"):
         sources.get_file(gone, "wugs.jsonl")
-    files._list_osf_folder.cache_clear()
+    downloads._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
     with pytest.raises(DataError, match="an unknown format"):
         sources.get_file(gone, "wugs.jsonl")
@@ -422,9 +426,7 @@ EWOK = {
 def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = EWOK | {"Context1": "A zyx sat."}
     monkeypatch.setattr(sources, "load_hub_rows", lambda *_: [EWOK, unknown])
-    files.write_atomically(
-        sources.cache_dir() / "words.txt", b"a\ncat\nsat\nit\nslept\n's\nhere\n.\n!\n"
-    )
+    write_file(sources.cache_dir() / "words.txt", b"a\ncat\nsat\nit\nslept\n's\nhere\n.\n!\n")
     found = sources.get_file(ewok(), "d.jsonl")
     rows = [json.loads(line) for line in found.raw.splitlines()]
     assert rows[0] == EWOK
@@ -457,7 +459,7 @@ def test_a_gated_hub_set_says_how_to_get_in(monkeypatch: pytest.MonkeyPatch) -> 
         raise datasets.exceptions.DatasetNotFoundError("some/set is a gated dataset\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    files.write_atomically(sources.cache_dir() / "words.txt", b"a\n")
+    write_file(sources.cache_dir() / "words.txt", b"a\n")
     with pytest.raises(
         DataError, match=r"DatasetNotFoundError: some/set is a gated dataset\)"
     ) as caught:
@@ -472,7 +474,7 @@ def test_a_gated_hub_set_says_how_to_get_in(monkeypatch: pytest.MonkeyPatch) -> 
 def test_hub_rows_that_do_not_fit_the_declaration_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    files.write_atomically(sources.cache_dir() / "words.txt", b"x\n")
+    write_file(sources.cache_dir() / "words.txt", b"x\n")
     for rows, says in (([], "have different files"), ([{"Domain": "d"}], "'Context1' is None")):
         monkeypatch.setattr(sources, "load_hub_rows", lambda *_, rows=rows: rows)
         with pytest.raises(DataError, match=says):

@@ -130,10 +130,10 @@ def test_a_file_that_cannot_be_read_is_named(
 ) -> None:
     file = write(tmp_path / "a.txt", "one")
 
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(13, os.strerror(13), str(self))
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, os.strerror(13), str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(text_sources, "read_regular_file", refuse)
     with pytest.raises(DataError, match="Permission denied") as error:
         load_text_source(str(file))
     assert error.value.location == str(file)
