@@ -57,7 +57,9 @@ def decode_predictions(data: bytes, location: str) -> Predictions:
     Raises RunError, naming `location`, for any other bytes.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        # A thread of pyarrow could release the last reference to `data` while Python shuts down,
+        # and waiting for the GIL then aborts the process. One thread is as fast for these sizes.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(
             f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT
