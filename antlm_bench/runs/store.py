@@ -219,13 +219,12 @@ class RunWriter:
     def _choose_predictions_file(self, cell: Cell, digest: str) -> str:
         """Return a file name that no other cell has, not even the one that this cell replaces.
 
-        Only equal bytes (`digest`) keep the name of the replaced cell.
+        Only equal bytes (`digest`) keep the file of the replaced cell.
         """
-        taken = {
-            _predictions_file(old)
-            for old in self.cells
-            if not (_replaces(old, cell) and old.digest == digest)
-        }
+        for old in self.cells:
+            if _replaces(old, cell) and old.digest == digest:
+                return _predictions_file(old)
+        taken = set(map(_predictions_file, self.cells))
         return next(name for name in _candidate_files(cell) if name not in taken)
 
     def discard_chunks(self, suite: str, method: str) -> None:
