@@ -18,8 +18,14 @@ def run_command(
     command: Callable[[], int | None], report_error: Callable[[BenchError], None]
 ) -> int:
     """Run `command` and return its exit code. An error is reported once; README lists the codes."""
-    code = _run_and_report(command, report_error)
-    output_code = check_output(report_error)
+
+    def report(error: BenchError) -> None:
+        # A closed pipe: rich turns BrokenPipeError into SystemExit. check_output returns its code.
+        with suppress(BrokenPipeError, SystemExit):
+            report_error(error)
+
+    code = _run_and_report(command, report)
+    output_code = check_output(report)
     return code if output_code is None else output_code
 
 
@@ -29,33 +35,29 @@ def _run_and_report(
     try:
         return command() or 0
     except BenchError as error:
-        with suppress(BrokenPipeError):  # check_output returns its code
-            report_error(error)
+        report_error(error)
         return error.exit_code
     except (Exception, SystemExit) as error:
-        if is_pipe_closed():  # rich and typer turn its BrokenPipeError into a SystemExit
+        # typer's usage errors differ in class between versions, but all have this method.
+        if hasattr(error, "format_message"):
+            message = error.format_message().replace("Value error, ", "")  # pydantic's prefix
+            report_error(
+                UsageError(message, hint="antlm-bench --help, or antlm-bench COMMAND --help")
+            )
+            return UsageError.exit_code
+        if is_pipe_closed():
             return BROKEN_PIPE
-        with suppress(BrokenPipeError):
-            return _report_unexpected(error, report_error)
-        return BROKEN_PIPE
-
-
-def _report_unexpected(error: BaseException, report_error: Callable[[BenchError], None]) -> int:
-    # typer's usage errors differ in class between versions, but all have this method.
-    if hasattr(error, "format_message"):
-        message = error.format_message().replace("Value error, ", "")  # pydantic's prefix
-        report_error(UsageError(message, hint="antlm-bench --help, or antlm-bench COMMAND --help"))
-        return UsageError.exit_code
-    if os.environ.get(TRACEBACK_VARIABLE):
-        traceback.print_exception(error)
-        return BUG
-    hint = (
-        f"run it again with {TRACEBACK_VARIABLE}=1 and report the traceback, with the command line"
-    )
-    report_error(
-        BenchError(
-            f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})",
-            hint=hint,
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exception(type(error), error, error.__traceback__)
+            return BUG
+        hint = (
+            f"run it again with {TRACEBACK_VARIABLE}=1 and report the traceback, "
+            "with the command line"
         )
-    )
-    return BUG
+        report_error(
+            BenchError(
+                f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})",
+                hint=hint,
+            )
+        )
+        return BUG
