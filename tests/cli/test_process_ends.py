@@ -1,4 +1,4 @@
-"""How a process ends: full, closed and broken outputs, signals at any moment, nothing left open."""
+"""How a process ends: full, closed and broken outputs, and signals at any moment."""
 
 from __future__ import annotations
 
@@ -175,6 +175,8 @@ def test_a_signal_stops_a_command_at_any_moment(
         stderr = stop_after(process, signum, duration * (number + rng.random()) / 12)
         if process.returncode == 0:
             continue  # it was faster this time
+        if process.returncode == 1 and "antlm_bench" not in stderr:
+            continue  # Python's own start was interrupted
         assert process.returncode in (code, -signum), stderr
         if process.returncode == code:
             assert f"stopped by {signal.Signals(signum).name}" in stderr
