@@ -99,7 +99,7 @@ def test_commands_with_a_model_leave_nothing_open(
         ["surprisal", *model, "--in", str(pairs), "--columns", "sentence=good",
          "--out", "surprisal.csv"],
         ["finetune", *model, "--suite", str(texts), "--valid", str(texts), "--out", "finetuned",
-         "--epochs", "1", "--seed", "1"],
+         "--set", "epochs=1", "--seeds", "1"],
         ["train", recipe, "--corpus", str(corpus), "--out", "trained", "--device", "cpu"],
     ]  # fmt: skip
     files, threads, _ = run_strictly(commands, tmp_path)
