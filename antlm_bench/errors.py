@@ -14,6 +14,7 @@
     ├── Undecided              4     under --strict: there are too few items for the margin
     ├── IncompleteError        5     some cells failed or are missing
     ├── NotComparable          6     runs of different suites, items or policies
+    ├── OutputError            74    stdout or stderr is full or closed (the command line only)
     └── Interrupted            75    a signal stopped the run, which can be resumed
 
 `exit` is the exit code of the command line; 0 is success, 130 is Ctrl-C.
@@ -108,6 +109,10 @@ class IncompleteError(BenchError):
 
 class NotComparable(BenchError):
     exit_code = 6
+
+
+class OutputError(BenchError):
+    exit_code = 74
 
 
 class Interrupted(BenchError):

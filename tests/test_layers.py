@@ -22,6 +22,7 @@ PACKAGE = ROOT / "antlm_bench"
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
+    "atomic_files": 0,
     "notebook": 0,
     "keywords": 0,
     "printable": 0,

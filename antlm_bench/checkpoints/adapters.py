@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from antlm_bench.atomic_files import temporary_path
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.checkpoints.size_limits import limit_model_size
 from antlm_bench.errors import CheckpointError, UsageError
@@ -165,8 +166,8 @@ def without_adapter(folder: Path) -> Iterator[Path]:
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / folder.resolve().name
+    with temporary_path(Path(tempfile.mkdtemp())) as temporary:
+        copy = temporary / folder.resolve().name
         copy.mkdir()
         for path in folder.iterdir():
             if path.name not in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS):

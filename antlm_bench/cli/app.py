@@ -28,6 +28,7 @@ from antlm_bench.cli import (
 )
 from antlm_bench.cli.aliases import normalize_argv
 from antlm_bench.cli.exit_codes import run_command
+from antlm_bench.cli.process import prepare_process
 from antlm_bench.cli.report import report_command
 from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError, UsageError
@@ -35,7 +36,8 @@ from antlm_bench.errors import BenchError, UsageError
 EXIT_CODES_HELP = (
     "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
     "3 error in model or data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in "
-    "antlm-bench · 75 stopped by a signal, the same command resumes · 130 Ctrl-C"
+    "antlm-bench · 74 full or closed stdout or stderr · 75 stopped by a signal, the same command "
+    "resumes · 130 Ctrl-C"
 )
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_command, score.OTHER_TOOLS_OPTIONS_HELP),
@@ -156,6 +158,8 @@ def report_error(error: BenchError) -> None:
 
 
 def main() -> None:
+    """Run the command line of this process, and exit."""
+    prepare_process()
     # OpenMP threads that wait for work sleep sooner. To be set before torch is imported.
     limit_thread_spinning()
     sys.exit(run(sys.argv[1:]))

@@ -1,67 +1,43 @@
-"""Run a command, and turn errors and signals into one message and one exit code."""
+"""Run a command, and turn errors into one message and one exit code."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 
-from antlm_bench.errors import BenchError, Interrupted, UsageError
+from antlm_bench.cli.standard_streams import BROKEN_PIPE, check_output, is_pipe_closed
+from antlm_bench.errors import BenchError, UsageError
 
-BUG, CTRL_C, BROKEN_PIPE = 70, 130, 141
+BUG = 70
 TRACEBACK_VARIABLE = "ANTLM_BENCH_TRACEBACK"
-
-
-class StopSignal(BaseException):
-    """A signal arrived. Not an Exception, so that no library's `except Exception` swallows it."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-@contextmanager
-def raise_on_signals() -> Iterator[None]:
-    """Raise StopSignal on Ctrl-C, SIGTERM, and SIGUSR1 (with which schedulers warn of the end)."""
-
-    def raise_stop(signum: int, _frame: FrameType | None) -> None:
-        raise StopSignal(signum)
-
-    signals = [
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-    ]
-    previous_handlers = {signum: signal.signal(signum, raise_stop) for signum in signals}
-    try:
-        yield
-    finally:
-        for signum, handler in previous_handlers.items():
-            signal.signal(signum, handler)
 
 
 def run_command(
     command: Callable[[], int | None], report_error: Callable[[BenchError], None]
 ) -> int:
     """Run `command` and return its exit code. An error is reported once; README lists the codes."""
+
+    def report(error: BenchError) -> None:
+        # A closed pipe: rich turns BrokenPipeError into SystemExit. check_output returns its code.
+        with suppress(BrokenPipeError, SystemExit):
+            report_error(error)
+
+    code = _run_and_report(command, report)
+    output_code = check_output(report)
+    return code if output_code is None else output_code
+
+
+def _run_and_report(
+    command: Callable[[], int | None], report_error: Callable[[BenchError], None]
+) -> int:
     try:
-        with raise_on_signals():
-            code = command() or 0
-            # Raise BrokenPipeError here rather than at exit, where nothing would catch it.
-            sys.stdout.flush()
-            return code
-    except StopSignal as stop:
-        hint = "the same command continues where this one stopped"
-        report_error(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
-        return CTRL_C if stop.signum == signal.SIGINT else Interrupted.exit_code
+        return command() or 0
     except BenchError as error:
         report_error(error)
         return error.exit_code
-    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # typer's usage errors differ in class between versions, but all have this method.
         if hasattr(error, "format_message"):
             message = error.format_message().replace("Value error, ", "")  # pydantic's prefix
@@ -69,8 +45,11 @@ def run_command(
                 UsageError(message, hint="antlm-bench --help, or antlm-bench COMMAND --help")
             )
             return UsageError.exit_code
+        if is_pipe_closed():
+            return BROKEN_PIPE
         if os.environ.get(TRACEBACK_VARIABLE):
-            raise
+            traceback.print_exception(type(error), error, error.__traceback__)
+            return BUG
         hint = (
             f"run it again with {TRACEBACK_VARIABLE}=1 and report the traceback, "
             "with the command line"

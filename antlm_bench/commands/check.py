@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
+from antlm_bench.atomic_files import replace_folder
 from antlm_bench.commands.compare import is_requested, parse_method_pairs
 from antlm_bench.comparison import RunComparison, compare_runs
 from antlm_bench.comparison.compare import is_paired
@@ -166,14 +167,8 @@ def save_baseline(
             location=str(baseline_dir),
             hint="--overwrite replaces it",
         )
-    temporary_dir = baseline_dir.with_name(f".{name}.new")
-    runs.reject_links(Path(baselines_dir), temporary_dir)
-    shutil.rmtree(temporary_dir, ignore_errors=True)
-    _write_baseline(opened_run, temporary_dir)
     try:
-        if baseline_dir.exists():
-            shutil.rmtree(baseline_dir)
-        temporary_dir.rename(baseline_dir)
+        replace_folder(baseline_dir, partial(_write_baseline, opened_run))
     except OSError as error:
         raise RunError(
             f"cannot be written: {error.strerror}",

@@ -71,8 +71,15 @@ def export(
             location="--format",
             hint="use --format csv",
         )
+    files_by_folder: dict[Path, dict[str, bytes]] = {}
     for path, data in files.items():
-        write_file(path, data)
+        files_by_folder.setdefault(path.parent, {})[path.name] = data
+    for folder, files_of_folder in files_by_folder.items():
+        if export_format == "lm-eval":  # the results and their samples belong together
+            runs.write_files(folder, files_of_folder)
+        else:
+            for name, data in files_of_folder.items():
+                write_file(folder / name, data)
     return ExportResult(tuple(files), tuple(notes))
 
 

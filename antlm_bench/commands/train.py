@@ -21,7 +21,7 @@ from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
 from antlm_bench.training.text_sources import TextSource, load_text_source
-from antlm_bench.weight_files import hash_weights
+from antlm_bench.weight_files import hash_files, hash_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,7 +117,7 @@ def _train_recipe(
             stack.enter_context(runs.lock_folder(folder))
             run_metadata = _build_run_metadata(recipe, source, options, teacher_hashes)
             _start_or_check_run(folder, run_metadata, options.resume)
-        if _read_run_metadata(folder).get("finished"):
+        if _is_finished(folder):
             return folder / "main"
         teacher_paths = _train_teachers(recipe, source, folder, options)
         if teacher_paths is None:
@@ -137,7 +137,8 @@ def _train_recipe(
         # Written last: if the process is killed while ProgressLog scores the final checkpoint, the
         # next call scores it again.
         if checkpoint and is_main:
-            _write_run_metadata(folder, _read_run_metadata(folder) | {"finished": True})
+            finished = {"finished": True, "files": _hash_checkpoint(folder / "main")}
+            _write_run_metadata(folder, _read_run_metadata(folder) | finished)
     if checkpoint is None and stop_signals:  # The state is saved, so the signal may take effect.
         signal.raise_signal(stop_signals[0])
     return checkpoint
@@ -231,6 +232,38 @@ def _start_or_check_run(folder: Path, metadata: dict[str, Any], resume: bool) ->
     _write_run_metadata(folder, metadata)
 
 
+def _is_finished(folder: Path) -> bool:
+    """Return whether a run is finished and its final checkpoint is what the training wrote.
+
+    A missing checkpoint is not finished if there is a state to write it from. Raises RunError for
+    one that is damaged, or missing without a state.
+    """
+    metadata = _read_run_metadata(folder)
+    checkpoint, has_state = folder / "main", (folder / "state").exists()
+    if not metadata.get("finished") or (has_state and not checkpoint.exists()):
+        return False
+    files = _hash_checkpoint(checkpoint)
+    # Older versions wrote no hashes.
+    expected = metadata.get("files") or {"model.safetensors": files.get("model.safetensors")}
+    for name, digest in expected.items():
+        if digest is None or files.get(name) != digest:
+            action = f"delete {checkpoint}" if has_state else f"delete {folder}"
+            outcome = "writes it again from the last state" if has_state else "trains it again"
+            raise RunError(
+                f"{name} is {'changed' if files.get(name) else 'missing'} since the training "
+                "finished",
+                location=str(checkpoint),
+                hint=f"restore it, or {action}: then the same command {outcome}",
+            )
+    return True
+
+
+def _hash_checkpoint(checkpoint: Path) -> dict[str, str]:
+    """Return file -> sha256 of the files that decide what a checkpoint computes."""
+    files = sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
+    return {file.name: hash_files([file]) for file in files}
+
+
 def _has_steps(folder: Path, metadata: dict[str, Any]) -> bool:
     """Return whether a run has made a step: it is finished, or has a state or a line in its log."""
     log = folder / LOG_FILE
@@ -321,10 +354,16 @@ def _describe_difference(old: Any, new: Any, key_path: str = "") -> str:
 
 @contextmanager
 def _catch_stop_signals() -> Iterator[list[int]]:
-    """Collect stop signals inside this context, so that training can finish its step first."""
+    """Collect stop signals inside this context, so that training can finish its step first.
+
+    A repeated signal takes effect at once.
+    """
     stop_signals: list[int] = []
 
     def handle_signal(signum: int, _frame: FrameType | None) -> None:
+        if signum in stop_signals:  # repeated: do not wait for the step
+            signal.signal(signum, old_handlers[signum])
+            signal.raise_signal(signum)
         stop_signals.append(signum)
 
     names = ("SIGINT", "SIGTERM", "SIGUSR1")

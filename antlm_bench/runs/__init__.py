@@ -3,7 +3,8 @@
     DIR/run.json                               manifest and cells (settings, summaries)
     DIR/predictions/<suite>.<method>.parquet   one row per item: ids and numbers, never texts
     DIR/predictions/<suite>.<method>.seed<n>.parquet      the same for a finetuned task
-    DIR/predictions/<suite>@<digest>.<method>.parquet     a user's file whose name is taken
+    DIR/predictions/<suite>@<digest>.<method>.parquet     if that name is taken, also by the
+                                                          predictions that these replace
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
 
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
@@ -23,6 +24,7 @@ from antlm_bench.runs.store import (
     reject_links,
     summary_matches,
     write_atomically,
+    write_files,
 )
 from antlm_bench.runs.suite_names import (
     base_suite_name,
@@ -51,4 +53,5 @@ __all__ = [
     "reject_links",
     "summary_matches",
     "write_atomically",
+    "write_files",
 ]

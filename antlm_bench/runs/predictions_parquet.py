@@ -61,7 +61,9 @@ def decode_predictions(data: bytes, location: str) -> Predictions:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         _check_size(file.metadata, location)
-        table = file.read()
+        # A thread of pyarrow could release the last reference to `data` while Python shuts down,
+        # and waiting for the GIL then aborts the process. One thread is as fast for these sizes.
+        table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(
             f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -18,6 +19,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from antlm_bench import safe_files
+from antlm_bench.atomic_files import remove_path, replace_folder, temporary_path
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
@@ -78,6 +80,7 @@ class RunWriter:
                     self._remove_chunk_folders(
                         self._chunk_folder(cell.suite, cell.method, cell.key)
                     )
+                    self._remove_unused_files(cell)
             self._exit_stack = stack.pop_all()
         return self
 
@@ -199,15 +202,18 @@ class RunWriter:
         metadata = _file_metadata(cell.suite, cell.method, cell.key, cell.seed)
         metadata["summary"] = summary_digest(cell.summary)
         data = predictions_parquet.encode_predictions(predictions, metadata)
-        cell = replace(
-            cell, digest=hashlib.sha256(data).hexdigest(), file=self._choose_predictions_file(cell)
-        )
+        digest = hashlib.sha256(data).hexdigest()
+        cell = replace(cell, digest=digest, file=self._choose_predictions_file(cell, digest))
         make_folder((self.path / cell.file).parent)
         self._replace_cell(cell, data)
         return cell
 
     def _replace_cell(self, cell: Cell, data: bytes | None = None) -> None:
-        """Write predictions (`data`) and run.json, with the cell in place of those it replaces."""
+        """Write predictions (`data`) and run.json, with the cell in place of those it replaces.
+
+        The rename of run.json is the moment of the replacement: until then the old predictions are
+        kept beside the new ones, and after it they are removed.
+        """
         replaced = [old for old in self.cells if _replaces(old, cell)]
         index = self.cells.index(replaced[0]) if replaced else len(self.cells)
         cells = [old for old in self.cells if old not in replaced]
@@ -218,24 +224,26 @@ class RunWriter:
             write_atomically(self.path / cell.file, data)
         write_atomically(self.path / "run.json", document)
         self.cells = cells
-        for file in {_predictions_file(old) for old in replaced} - set(files):
-            with suppress(OSError):  # run.json no longer names it
-                (self.path / file).unlink(missing_ok=True)
+        for old in replaced:
+            self._remove_unused_files(old)
 
-    def _choose_predictions_file(self, cell: Cell) -> str:
-        """Return a file name that no other cell has.
+    def _remove_unused_files(self, cell: Cell) -> None:
+        """Remove files with names of this cell's predictions that run.json does not name."""
+        names = {_predictions_file(cell), *islice(_candidate_files(cell), 3)}
+        for name in names - {_predictions_file(each) for each in self.cells}:
+            with suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
 
-        A part of the suite's digest is added if another suite has the name, and for a user's file
-        with the name of a suite of the catalog.
+    def _choose_predictions_file(self, cell: Cell, digest: str) -> str:
+        """Return a file name that no other cell has, not even the one that this cell replaces.
+
+        Only equal bytes (`digest`) keep the file of the replaced cell.
         """
-        taken = {_predictions_file(old) for old in self.cells if not _replaces(old, cell)}
-        digest = str(cell.settings.get("suite_digest") or cell.key)
-        tags = ("", f"@{digest[:8]}", f"@{digest}")
-        names = (
-            _default_predictions_file(cell, tag)
-            for tag in tags[is_user_suite(cell) and cell.suite in list_declarations("tasks") :]
-        )
-        return next(name for name in names if name not in taken)
+        for old in self.cells:
+            if _replaces(old, cell) and old.digest == digest:
+                return _predictions_file(old)
+        taken = set(map(_predictions_file, self.cells))
+        return next(name for name in _candidate_files(cell) if name not in taken)
 
     def discard_chunks(self, suite: str, method: str) -> None:
         """Remove the stored chunks of a suite under a method, whatever their key."""
@@ -243,7 +251,7 @@ class RunWriter:
 
     def _remove_chunk_folders(self, *folders: Path) -> None:
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_path(folder)
         with suppress(OSError):  # absent, or not empty: other suites are under way
             (self.path / "partial").rmdir()
 
@@ -350,23 +358,52 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises RunError.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with safe_files.create_file(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with temporary_path(path.with_name(f".{path.name}.tmp")) as temporary:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _write_and_sync(temporary, data)
+            temporary.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _os_failure(path, error, "written") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files into a folder, which keeps its others. All are written, or none.
+
+    Raises RunError.
+    """
+
+    def write(new_folder: Path) -> None:
+        if folder.exists():
+            shutil.copytree(
+                folder, new_folder, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True
+            )
+        for name, data in files.items():
+            (new_folder / name).unlink(missing_ok=True)  # the old file is linked to this name
+            _write_and_sync(new_folder / name, data)
+
+    try:
+        replace_folder(folder, write)
     except OSError as error:
-        raise _os_failure(path, error, "written") from error
-    finally:
-        with suppress(OSError):  # left over if a disk or a signal stopped us
-            temporary.unlink(missing_ok=True)
+        raise _os_failure(folder, error, "written") from error
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    with safe_files.create_file(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the file system has no links
+        shutil.copy2(source, target)
 
 
 @contextmanager
@@ -398,16 +435,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
             if path.stat().st_ino == os.fstat(handle).st_ino:
                 break
         os.close(handle)  # the previous holder removed the file between our open and our lock
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, handle)  # unlocks it, after the file is removed
+        stack.enter_context(temporary_path(path))
         try:
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
         except OSError as error:
             raise _os_failure(path, error, "written") from error
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def reject_links(root: Path, path: Path) -> None:
@@ -474,6 +510,21 @@ def _predictions_file(cell: Cell) -> str:
 def _default_predictions_file(cell: Cell, tag: str = "") -> str:
     seed = "" if cell.seed is None else f".seed{cell.seed}"
     return f"predictions/{_file_stem(cell.suite, cell.method, tag)}{seed}.parquet"
+
+
+def _candidate_files(cell: Cell) -> Iterator[str]:
+    """Yield the names that the predictions file of a cell can have, the first choice first.
+
+    A part of the suite's digest is added if the name is taken, and for a user's file with the name
+    of a suite of the catalog.
+    """
+    digest = str(cell.settings.get("suite_digest") or cell.key)
+    if not (is_user_suite(cell) and cell.suite in list_declarations("tasks")):
+        yield _default_predictions_file(cell)
+    yield _default_predictions_file(cell, f"@{digest[:8]}")
+    yield _default_predictions_file(cell, f"@{digest}")
+    for number in count(2):
+        yield _default_predictions_file(cell, f"@{digest[:8]}-{number}")
 
 
 def _replaces(old: Cell, new: Cell) -> bool:

@@ -7,7 +7,6 @@ damages an older checkpoint or state.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from antlm_bench import runs
 from antlm_bench.architectures import registration
 from antlm_bench.architectures.records import find_architecture
+from antlm_bench.atomic_files import remove_path, replace_folder
 from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
@@ -143,7 +143,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata:
         _write_atomically(newest, write)
     for other in folder.iterdir():
         if other != newest:
-            shutil.rmtree(other, ignore_errors=True)
+            remove_path(other)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
@@ -203,26 +203,10 @@ def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Replace `folder` by a new folder that `write` fills.
-
-    On an error, raise RunError and keep the old folder. The temporary names are always the same, so
-    that the next call deletes what a killed process left behind.
-    """
-    temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
+    """Write a folder as `replace_folder` does. Raises RunError."""
     try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        replace_folder(folder, write)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         reason = getattr(error, "strerror", None) or error
         hint = "free some space and run the same command: it continues from the last state"
         raise RunError(f"cannot be written: {reason}", location=str(folder), hint=hint) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,6 @@ folder, atomically.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -31,6 +30,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
 from antlm_bench.training.text_sources import (
@@ -119,17 +119,12 @@ def prepare_corpus(
     ]
     digest = sha256(json.dumps(key).encode()).hexdigest()
     if not _is_up_to_date(folder, digest):
-        # The name is always the same, so that leftovers of a killed process are deleted.
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+
+        def write(temporary: Path) -> None:
             _build_corpus(source, spec, tokenizer_spec, max_length, temporary)
             (temporary / "digest").write_text(digest, encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+        replace_folder(folder, write)
     return load_corpus(folder)
 
 

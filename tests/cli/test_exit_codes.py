@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +34,7 @@ def outcome(command: Callable[[], int | None]) -> tuple[int, list[BenchError]]:
         ("RunError", 3),
         ("IncompleteError", 5),
         ("NotComparable", 6),
+        ("OutputError", 74),
         ("Interrupted", 75),
     ],
 )
@@ -48,22 +48,6 @@ def test_success_is_zero_and_says_nothing() -> None:
     assert outcome(lambda: 5) == (5, [])
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
-def test_a_signal_stops_with_the_promise_to_resume(name: str, code: int) -> None:
-    def command() -> int:
-        try:
-            signal.raise_signal(getattr(signal, name))
-        except Exception:  # as a library might: a signal must not be swallowed
-            return 0
-        return 0
-
-    before = signal.getsignal(getattr(signal, name))
-    got, (error,) = outcome(command)
-    assert got == code
-    assert name in error.message and "continues" in error.hint
-    assert signal.getsignal(getattr(signal, name)) == before
-
-
 def test_a_bug_is_one_paragraph_that_says_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTLM_BENCH_TRACEBACK", raising=False)
     code, (error,) = outcome(raising(ZeroDivisionError("division by zero")))
@@ -72,7 +56,14 @@ def test_a_bug_is_one_paragraph_that_says_how_to_report_it(monkeypatch: pytest.M
     assert "ANTLM_BENCH_TRACEBACK=1" in error.hint
 
 
-def test_a_bug_shows_its_traceback_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_its_traceback_when_asked_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ANTLM_BENCH_TRACEBACK", "1")
-    with pytest.raises(ZeroDivisionError):
-        run_command(raising(ZeroDivisionError()), lambda _: None)
+    assert outcome(raising(ZeroDivisionError("by zero"))) == (BUG, [])
+    assert "Traceback" in (shown := capsys.readouterr().err) and "by zero" in shown
+
+
+def test_an_exit_of_a_library_is_a_bug_and_no_verdict() -> None:
+    code, (error,) = outcome(raising(SystemExit(1)))
+    assert code == BUG and "SystemExit: 1" in error.message

@@ -19,7 +19,6 @@ from antlm_bench import runs
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
 from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.cli.app import run
-from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
 from antlm_bench.finetuning import loop
@@ -149,12 +148,12 @@ def test_stopped_between_two_seeds_it_continues(
 
     def stopping(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 2:
-            raise StopSignal(15)
+            raise KeyboardInterrupt
         return original(body, task, seed, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finetune", stopping)
-        with pytest.raises(StopSignal):
+        with pytest.raises(KeyboardInterrupt):
             run_finetune()
     trained.clear()
     assert [cell.seed for cell in run_finetune()] == [1, 2]

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from antlm_bench import runs
+from antlm_bench import atomic_files, runs
 from antlm_bench.predictions import OptionColumns, Predictions
 from antlm_bench.runs import store
 from antlm_bench.types import Cell, Estimate, Item, Manifest, Summary
@@ -72,7 +72,7 @@ def kill_at(moment: int) -> None:
         (store.os, "fsync"),
         (store.Path, "replace"),
         (store.safe_files, "create_file"),
-        (store.shutil, "rmtree"),
+        (atomic_files.shutil, "rmtree"),
     ):
         original = getattr(module, name)
 

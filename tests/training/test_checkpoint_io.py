@@ -15,6 +15,7 @@ from recipe_helpers import make_recipe
 from safetensors import SafetensorError
 from tiny_models import train_tokenizer
 
+from antlm_bench import atomic_files
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.commands.portability import find_portability_problems
 from antlm_bench.errors import RunError
@@ -169,6 +170,7 @@ class TestCheckpoints:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", fails)
+            patch.setattr(atomic_files, "_exchange_folders", lambda a, b: False)
             with pytest.raises(RunError):
                 self.save(tmp_path / "main", words_seen=2)
         assert names(tmp_path) == ["main"]

@@ -368,8 +368,8 @@ class TestPreparing:
         self, text: TextSource, tmp_path: Path, counted: list[Path]
     ) -> None:
         whole = self.prepared(text, tmp_path / "whole")
-        shutil.copytree(tmp_path / "whole", counted[0].with_name(".corpus.tmp"))
-        (tmp_path / ".corpus.tmp" / "tokens.npy").write_bytes(b"half")
+        shutil.copytree(tmp_path / "whole", counted[0].with_name(".corpus.new"))
+        (tmp_path / ".corpus.new" / "tokens.npy").write_bytes(b"half")
         created = self.prepared(text, tmp_path / "corpus")
         assert np.array_equal(created.tokens, whole.tokens)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "text", "whole"]
