@@ -101,6 +101,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     """native, or minicons for models that the native engine cannot run."""
     again: bool
     """Recompute cells that the run folder already has."""
+    replace: bool
+    """Remove results of the same suites under other limits."""
     method: Names
     """The same as `methods`."""
 
@@ -128,6 +130,8 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Train no weights of the model: fit a logistic regression on its hidden states."""
     again: bool
     """Recompute cells that the run folder already has."""
+    replace: bool
+    """Remove results of the same suites under other limits."""
     task: Names
     """The same as `tasks`."""
     seed: Sequence[int] | int

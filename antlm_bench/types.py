@@ -216,6 +216,16 @@ class Cell:
         return self.summary.headline
 
     @property
+    def limit(self) -> Any:
+        """The limit on its items: a number, or (rows to train on, rows to score) of a finetuned
+        task; None = all items.
+        """
+        limit = self.settings.get("limit")
+        if not isinstance(limit, list | tuple):
+            return limit
+        return tuple(limit) if any(rows is not None for rows in limit) else None
+
+    @property
     def is_frozen(self) -> bool:
         """Whether a classifier was fitted on a frozen backbone, and nothing was finetuned."""
         return self.method.startswith("frozen-")

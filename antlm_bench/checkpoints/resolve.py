@@ -98,8 +98,9 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
     """Return one reference per checkpoint.
 
     A glob, or a folder of checkpoints (`chck_1M`, `chck_2M`, ...), becomes the checkpoints in it,
-    sorted by the number in their name, so that milestones come in order of words seen. An existing
-    path is never read as a glob, even if its name has brackets. Raises CheckpointError for a glob
+    sorted by the number in their name, so that milestones come in order of words seen. Hidden
+    folders (`.main.old`) are left out. An existing path is never read as a glob, even if its name
+    has brackets. Raises CheckpointError for a glob
     or folder without checkpoints.
     """
     expanded: list[str] = []
@@ -110,10 +111,19 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             )
         path = _as_path(ref)
         if path.is_dir() and not _is_checkpoint(path):
-            matches = [child for child in path.iterdir() if _is_checkpoint(child)]
+            matches = [
+                child
+                for child in path.iterdir()
+                if _is_checkpoint(child) and not child.name.startswith(".")
+            ]
         elif not path.exists() and any(character in ref for character in "*?["):
             root, pattern = _split_glob(path)
-            matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
+            matches = [
+                match
+                for match in root.glob(pattern)
+                if _is_checkpoint(match)
+                and (pattern.startswith(".") or not _is_hidden(match, root))
+            ]
         else:
             expanded.append(ref)
             continue
@@ -131,6 +141,11 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
 def _is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a model or a PEFT adapter."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    """Return whether a name below `root` begins with a dot: `.main.old` is what a writer left."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from antlm_bench.cli.shared_options import (
     ModelsOption,
     OptionValues,
     OutOption,
+    ReplaceOption,
     build_options,
     model_option,
     output_option,
@@ -90,6 +91,7 @@ def score_command(
     ] = None,
     out: OutOption = None,
     again: AgainOption = False,
+    replace: ReplaceOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
         output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),

@@ -147,6 +147,14 @@ OverridesOption = Annotated[
 AgainOption = Annotated[
     bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")
 ]
+ReplaceOption = Annotated[
+    bool,
+    run_folder_option(
+        "--replace",
+        help="Remove results of the same suites under other limits, which else stay beside the "
+        "new ones.",
+    ),
+]
 OutOption = Annotated[
     Path | None,
     run_folder_option(

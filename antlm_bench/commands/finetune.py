@@ -5,7 +5,7 @@ A cell is one task with one attention and one seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from antlm_bench.checkpoints import (
     open_backbone,
     select_content_key_metadata,
 )
-from antlm_bench.comparison.summary_check import open_verified_run
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
@@ -85,6 +85,7 @@ class FinetuneOptions:
     allow_missing: bool = False
     original_layout: str | None = None
     again: bool = False
+    replace: bool = False
 
     def row_limits(self, task: str) -> tuple[int | None, int | None]:
         """Return how many rows of a task to train on and to score; None = all."""
@@ -270,7 +271,7 @@ def _default_attention(backbone: Backbone, available: Sequence[Attention]) -> At
 
 @dataclass(frozen=True, slots=True)
 class _PendingCell:
-    """A cell that the run folder lacks."""
+    """A cell that this call computes, unless the run folder has it."""
 
     task: ClassificationTask
     attention: Attention
@@ -282,6 +283,10 @@ class _PendingCell:
     @property
     def method(self) -> str:
         return finetune_method(self.attention, frozen=self.frozen)
+
+    @property
+    def key(self) -> str:
+        return content_key(self.settings)
 
     @property
     def num_examples(self) -> int:
@@ -331,7 +336,12 @@ class _Finetuner:
                     self.failures.append(f"  {backbone.name}: {task}")
             cells = self._list_pending_cells(backbone, attentions, writer)
             self._compute_cells(backbone, cells, writer)
-        return open_verified_run(folder) if (folder / "run.json").exists() else None
+            keys = {cell.key for cell in self._list_cells(backbone, attentions)}
+            for key in keys if self.options.replace else ():
+                writer.remove_other_limits(key)
+        if not (folder / "run.json").exists():
+            return None
+        return open_verified_runs([folder], keys=keys)[0]
 
     def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
         """Load a task, or return the error, so that the other tasks are computed."""
@@ -355,18 +365,24 @@ class _Finetuner:
         self, backbone: Backbone, attentions: Sequence[Attention], writer: runs.RunWriter
     ) -> list[_PendingCell]:
         """Return the cells that the run folder lacks; with `again` all cells."""
+        return [
+            cell
+            for cell in self._list_cells(backbone, attentions)
+            if self.options.again
+            or not writer.is_complete(
+                cell.task.full_name, cell.method, cell.key, cell.seed, cell.task.origin
+            )
+        ]
+
+    def _list_cells(
+        self, backbone: Backbone, attentions: Sequence[Attention]
+    ) -> Iterator[_PendingCell]:
+        """Yield the cells of all tasks that could be loaded."""
         loaded_tasks = (task for task in self.tasks if isinstance(task, ClassificationTask))
         tasks = deduplicate_suites(loaded_tasks)
-        cells = []
         for task, attention, seed in product(tasks, attentions, self.seeds):
             settings = _cell_settings(backbone, task, attention, seed, self.options)
-            cell = _PendingCell(task, attention, seed, self.options.frozen, settings)
-            key = content_key(settings)
-            if self.options.again or not writer.is_complete(
-                task.full_name, cell.method, key, seed, task.origin
-            ):
-                cells.append(cell)
-        return cells
+            yield _PendingCell(task, attention, seed, self.options.frozen, settings)
 
     def _compute_cells(
         self, backbone: Backbone, cells: Sequence[_PendingCell], writer: runs.RunWriter
@@ -442,7 +458,7 @@ def _build_cell(
     return Cell(
         pending.task.full_name,
         pending.method,
-        content_key(settings),
+        pending.key,
         settings,
         _build_summary(pending, result, checkpoint_notes),
         seed=pending.seed,
@@ -509,7 +525,7 @@ def _cell_settings(
         "held_out": task.held_out,
         "preset": options.preset,
         "training": training,
-        "limit": options.row_limits(task.name),
+        "limit": task.limits,
         "pooling": options.pooling,
         "lora": options.lora,
         "dtype": options.dtype,

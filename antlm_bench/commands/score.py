@@ -25,7 +25,7 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.comparison.summary_check import open_verified_run, open_verified_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
@@ -90,6 +90,8 @@ class ScoreOptions:
     allow_missing: bool = False
     original_layout: str | None = None
     again: bool = False
+    replace: bool = False
+    """Remove the cells of the same suites and methods under other limits."""
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
@@ -206,7 +208,8 @@ def score(
         )
     for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
-    return open_verified_runs(run.path for run in finished)
+    keys = {cell.key for run in finished for cell in run}
+    return open_verified_runs((run.path for run in finished), keys=keys)
 
 
 class _LazySuites:
@@ -274,10 +277,14 @@ def _score_checkpoint(
         conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         method_groups.setdefault(conventions, []).append(name)
     loaded_suites = loader.load([name for names in method_groups.values() for name in names])
+    keys: set[str] = set()
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
         for suite, names in product(loaded_suites, method_groups.values()):
-            _score_suite(checkpoint, suite, names, writer, options, notes)
-    return open_verified_run(folder)
+            suite_keys = _score_suite(checkpoint, suite, names, writer, options, notes)
+            keys.update(suite_keys)
+            for key in suite_keys if options.replace else ():
+                writer.remove_other_limits(key)
+    return open_verified_runs([folder], keys=keys)[0]
 
 
 def _resolve_methods(
@@ -303,8 +310,11 @@ def _score_suite(
     writer: runs.RunWriter,
     options: ScoreOptions,
     notes: Sequence[str],
-) -> None:
-    """Compute the missing cells of one suite under methods with the same conventions."""
+) -> list[str]:
+    """Compute the missing cells of one suite under methods with the same conventions.
+
+    Return the content keys of its cells, those that were there included.
+    """
     task_type = TASK_TYPES[suite.task_type]
     conventions = (
         options.conventions()
@@ -331,7 +341,7 @@ def _score_suite(
         or not writer.is_complete(suite.name, name, keys[name], origin=suite.origin)
     ]
     if not pending_names:
-        return
+        return list(keys.values())
     methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
@@ -356,6 +366,7 @@ def _score_suite(
         key, values = keys[name], settings[name]
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
+    return list(keys.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,7 +536,7 @@ def _build_settings(
         "reduction": conventions.reduction,
         "context": conventions.context,
         "compat": options.compat,
-        "limit": options.limit,
+        "limit": None if suite.num_left_out == 0 else options.limit,
         "conventions": CONVENTIONS_VERSION,
         # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
         **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),

@@ -8,7 +8,7 @@ metric can be computed from predictions alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from antlm_bench import runs
@@ -27,22 +27,32 @@ RESTORE_HINT = "restore run.json, or repeat the score or finetune command with -
 def open_verified_run(path: str | Path) -> Run:
     """Open a run folder and check its summaries against its predictions.
 
-    Raises RunError if the folder holds no run, if predictions are missing or damaged, or if a
-    summary in run.json does not match its predictions.
+    Of a suite that was scored with several limits, the run has the fullest cell. Raises RunError if
+    the folder holds no run, if predictions are missing or damaged, or if a summary in run.json does
+    not match its predictions.
     """
     return open_verified_runs([path])[0]
 
 
-def open_verified_runs(paths: Iterable[str | Path]) -> list[Run]:
+def open_verified_runs(paths: Iterable[str | Path], *, keys: Collection[str] = ()) -> list[Run]:
     """Open run folders that are shown together. A suite has the same name in all of them.
+
+    keys: content keys of cells that are shown even if the run has fuller ones. Raises the same
+    errors as `open_verified_run`.
+    """
+    opened = [runs.select_fullest_cells(open_verified_stored_run(path), keys) for path in paths]
+    return runs.distinguish_suites(opened)
+
+
+def open_verified_stored_run(path: str | Path) -> Run:
+    """Open a run folder with all its cells, as they are stored, and check their summaries.
 
     Raises the same errors as `open_verified_run`.
     """
-    opened = [runs.open_stored_run(path) for path in paths]
-    for run in opened:
-        for cell in run:
-            check_cell(run, cell)
-    return runs.distinguish_suites(opened)
+    run = runs.open_stored_run(path)
+    for cell in run:
+        check_cell(run, cell)
+    return run
 
 
 def check_cell(run: Run, cell: Cell) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
+from antlm_bench.results.collections import CAVEAT_PATTERN
 from antlm_bench.results.display_names import model_name
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.types import Cell, Estimate, Run
@@ -36,6 +37,8 @@ class CurvePoint:
     estimate: Estimate
     duplicate_of: str = ""
     """Name of an earlier checkpoint with the same weights."""
+    caveats: tuple[str, ...] = ()
+    """Notes that qualify the score (collections.CAVEAT_PATTERN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,13 @@ class LearningCurve:
 
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
-    """Return run folders. A folder of run folders is replaced by the run folders in it."""
+    """Return run folders. A folder of run folders is replaced by those in it that are not hidden."""
     run_dirs: list[Path] = []
     for path in map(Path, paths):
         if (path / "run.json").exists():
             run_dirs.append(path)
             continue
-        subfolders = [file.parent for file in path.glob("*/run.json")]
+        subfolders = [file.parent for file in path.glob("[!.]*/run.json")]
         run_dirs += sorted(subfolders, key=_natural_sort_key) or [path]
     return list(dict.fromkeys(run_dirs))
 
@@ -237,7 +240,10 @@ def _build_points(
         first_name = first_name_by_weights.setdefault(weights, name)
         milestone = milestone_or_words_seen(run)
         duplicate_of = "" if first_name == name else first_name
-        point = CurvePoint(words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of)
+        caveats = tuple(filter(CAVEAT_PATTERN.search, cell.summary.notes))
+        point = CurvePoint(
+            words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of, caveats
+        )
         if points.setdefault(milestone, (weights, point))[0] != weights:
             raise UsageError(
                 f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words",

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from antlm_bench import runs
-from antlm_bench.comparison.join import group_cells
+from antlm_bench.comparison.join import describe_mixed_seeds, group_cells
 from antlm_bench.metrics.classification import SeedSummary, summarize_seeds
+from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
-CAVEAT_BEGINNINGS = ("incomplete: ", "all scored rows ")
+CAVEAT_BEGINNINGS = ("incomplete: ", "limit: ", "all scored rows ", OTHER_LIMITS_PREFIX)
 """Beginnings of notes on the data that qualify a task's score."""
 
 
@@ -36,11 +37,13 @@ def average_seeds(run: Run) -> Run:
         metric = first.summary.metric
         seeds = summarize_seed_cells(run, cells, metric)
         collapsed_seeds = [str(cell.seed) for cell in cells if cell.history.get("collapsed")]
-        notes = list(first.summary.notes)
+        notes = list(dict.fromkeys(note for cell in cells for note in cell.summary.notes))
         if seeds.num_seeds > 1:
             notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
         elif not first.is_frozen:
             notes.append("one seed")
+        if mixed := describe_mixed_seeds(cells):
+            notes.append(mixed)
         if collapsed_seeds:
             notes.append(f"collapsed with seed {', '.join(collapsed_seeds)}")
         if any(cell.settings.get("select") == "valid" for cell in cells):
@@ -126,6 +129,8 @@ def describe_collapse(cells: Sequence[Cell]) -> str:
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield the caveats of a task's mean over these cells, which are its seeds."""
+    if mixed := describe_mixed_seeds(cells):
+        yield mixed
     if collapse := describe_collapse(cells):
         yield collapse
     num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)

@@ -3,7 +3,7 @@
     DIR/run.json                               manifest and cells (settings, summaries)
     DIR/predictions/<suite>.<method>.parquet   one row per item: ids and numbers, never texts
     DIR/predictions/<suite>.<method>.seed<n>.parquet      the same for a finetuned task
-    DIR/predictions/<suite>@<digest>.<method>.parquet     a user's file whose name is taken
+    DIR/predictions/<suite>@<digest>.<method>.parquet     other items, or a user's file of that name
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
 
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
@@ -29,6 +29,7 @@ from antlm_bench.runs.suite_names import (
     cells_with_short_paths,
     distinguish_suites,
     is_user_suite,
+    select_fullest_cells,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "open_stored_run",
     "read_predictions",
     "read_predictions_table",
+    "select_fullest_cells",
     "summary_matches",
     "write_atomically",
 ]

@@ -54,9 +54,19 @@ def log_replaced_scores(
     origin: tuple[str, ...],
     settings: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Log that the score of a user's file is replaced if its items have changed since."""
-    if any(writer.suite_file_changed(origin, each, each.get("seed")) for each in settings):
+    """Log which scores are replaced: of a user's file whose items have changed since, or under
+    other settings.
+    """
+    all_settings = list(settings)
+    if any(writer.suite_file_changed(origin, each, each.get("seed")) for each in all_settings):
         log(
             f"{origin[0]}: its items have changed since it was scored; the new score replaces the"
             " old one"
         )
+        return
+    for each in all_settings:
+        if differing := writer.differing_settings(each, origin):
+            log(
+                f"{each['suite']} ({each['method']}): the new score replaces one with other "
+                f"settings: {', '.join(differing)}"
+            )

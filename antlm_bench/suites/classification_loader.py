@@ -63,6 +63,8 @@ class ClassificationTask:
     """Name of the task that the train set belongs to; "" = this task."""
     origin: tuple[str, ...] = ()
     """Absolute paths of the user's train and scored files, or TOML; () = a suite of the catalog."""
+    limits: tuple[int | None, int | None] = (None, None)
+    """Number of rows to train on and to score that limits left; None = all, even under a limit."""
 
     @property
     def full_name(self) -> str:
@@ -153,6 +155,10 @@ def load_task(
         ),
         trains_with=task.trains_with or "",
         origin=origin,
+        limits=(
+            limit_train if len(train) < len(all_train) else None,
+            limit_valid if len(scored) < len(all_valid) else None,
+        ),
     )
 
 
