@@ -118,12 +118,9 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             ]
         elif not path.exists() and any(character in ref for character in "*?["):
             root, pattern = _split_glob(path)
-            matches = [
-                match
-                for match in root.glob(pattern)
-                if _is_checkpoint(match)
-                and (pattern.startswith(".") or not _is_hidden(match, root))
-            ]
+            matches = list(filter(_is_checkpoint, root.glob(pattern)))
+            if not pattern.startswith("."):
+                matches = [match for match in matches if not _is_hidden(match, root)]
         else:
             expanded.append(ref)
             continue

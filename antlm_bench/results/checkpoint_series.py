@@ -69,7 +69,9 @@ class LearningCurve:
 
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
-    """Return run folders. A folder of run folders is replaced by those in it that are not hidden."""
+    """Return run folders. A folder of run folders is replaced by the run folders in it, without
+    hidden ones.
+    """
     run_dirs: list[Path] = []
     for path in map(Path, paths):
         if (path / "run.json").exists():

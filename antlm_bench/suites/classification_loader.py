@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from antlm_bench.declarations import expand_user_path, parse_toml_value, suggest_name
 from antlm_bench.errors import DataError, UsageError
@@ -30,6 +30,7 @@ from antlm_bench.types import Example, task_full_name
 
 SEEN_IN_TRAINING = "also stand in the train set"
 """The end of the note on scored texts that are in the train set. Reports look for it."""
+LabelForm = Literal["name", "index"]
 NumberedRecords = Iterable[tuple[int, records.Record]]
 
 
@@ -115,7 +116,7 @@ def load_task(
             raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
     spec, task, splits, origin = _read_task(ref, name, preset, valid)
     training = _resolve_training(spec, name, preset, overrides)
-    unlabelled: dict[Split, int] = {}
+    labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
     task_names: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
     examples = {
         split: build_examples(
@@ -125,10 +126,11 @@ def load_task(
             splits[split].records,
             splits[split].location,
             strip=training.strip,
-            unlabelled=unlabelled,
+            labels=labels[split],
         )
         for split, task_name in task_names.items()
     }
+    _check_label_forms(labels)
     all_train, all_valid = examples["train"], examples["valid"]
     train = _subsample_evenly(all_train, limit_train)
     scored = _subsample_evenly(all_valid, limit_valid)
@@ -149,7 +151,7 @@ def load_task(
         digest=_digest(task, train, scored),
         notes=(
             *task.notes,
-            *_unlabelled_notes(unlabelled, examples),
+            *_unlabelled_notes(labels, examples),
             *([splits["train"].note] if splits["train"].note else []),
             *_data_notes(("train", all_train, train), ("scored", all_valid, scored)),
         ),
@@ -195,7 +197,7 @@ def build_examples(
     location: str,
     *,
     strip: bool = True,
-    unlabelled: dict[Split, int] | None = None,
+    labels: SplitLabels | None = None,
 ) -> list[Example]:
     """Build the examples of these rows, in order.
 
@@ -203,21 +205,21 @@ def build_examples(
     "rte.train_0" in the train file. strip: remove white space at the ends of texts. (The sentences
     of SST-2's official files end in a space, and the sentences of a substitute for the train file
     do not. Without `strip`, a head on the last token would not be trained on the space.) Rows
-    without a label are left out, and `unlabelled` receives their number.
+    without a label are left out. labels: receives their number, and the form of the labels.
 
     Raises DataError, which names the first invalid line; also if no row has a label.
     """
     templates = (task.first, task.second, task.group, task.id)
     fields = {template: template_fields(template) for template in templates}
-    labels = {"task": name}
+    labels = SplitLabels() if labels is None else labels
+    item_labels = {"task": name}
     prefix = name if split == "valid" else f"{name}.{split}"
     interned: dict[str, str] = {}  # saves memory: a paragraph can have thirty questions
     examples: dict[str, Example] = {}
-    num_unlabelled = 0
     for index, (line, record) in enumerate(rows):
         row_location = f"{location}:{line}"
         if _is_unlabelled(task, get_field(record, task.label, row_location)):
-            num_unlabelled += 1
+            labels.num_unlabelled += 1
             continue
         raw = {
             template: fill_template(template, names, record, row_location)
@@ -233,19 +235,44 @@ def build_examples(
         example_id = stripped[task.id] or f"{prefix}_{index}"
         if example_id in examples:
             raise DataError(f"an earlier row has the id {example_id!r}", location=row_location)
-        gold = _parse_gold(task, record, row_location)
+        gold, form = _parse_gold(task, record, row_location)
+        labels.first_rows.setdefault(form, row_location)
         group = stripped[task.group]
         group_id = hashlib.sha256(group.encode()).hexdigest()[:16] if group else ""
-        examples[example_id] = Example(example_id, first, second, gold, labels, group_id)
-    if num_unlabelled and not examples:
-        message = f"none of {num_unlabelled:,} rows has a label"
+        examples[example_id] = Example(example_id, first, second, gold, item_labels, group_id)
+    if labels.num_unlabelled and not examples:
+        message = f"none of {labels.num_unlabelled:,} rows has a label"
         hint = "a published test split hides its labels: use one with labels, e.g. validation"
         raise DataError(message, location=location, hint=hint)
     if not examples:
         raise DataError("0 rows", location=location)
-    if num_unlabelled and unlabelled is not None:
-        unlabelled[split] = num_unlabelled
     return list(examples.values())
+
+
+@dataclass(slots=True)
+class SplitLabels:
+    """How the rows of a split are labelled."""
+
+    num_unlabelled: int = 0
+    first_rows: dict[LabelForm, str] = field(default_factory=dict)
+    """Form of a label -> location of the first row with such a label."""
+
+
+def _check_label_forms(labels: Mapping[Split, SplitLabels]) -> None:
+    """Raise DataError if some rows have names of classes, and others their indices.
+
+    Files of two sources may number the classes differently.
+    """
+    first_rows: dict[LabelForm, str] = {}
+    for split_labels in labels.values():
+        for form, location in split_labels.first_rows.items():
+            first_rows.setdefault(form, location)
+    if len(first_rows) > 1:
+        raise DataError(
+            f"the label is the index of a class, and a name at {first_rows['name']}",
+            location=first_rows["index"],
+            hint="label all rows of both files with the names of the classes",
+        )
 
 
 def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
@@ -256,20 +283,20 @@ def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
     return is_empty or (str(value) == "-1" and "-1" not in task.classes)
 
 
-def _parse_gold(task: TaskSpec, record: records.Record, location: str) -> int:
-    """Return the class of a row. Its label is the name or the index of a class.
+def _parse_gold(task: TaskSpec, record: records.Record, location: str) -> tuple[int, LabelForm]:
+    """Return the class of a row, and whether its label is the name or the index of the class.
 
     If a class is called by a number (1 to 5), all labels are names.
     """
     value = get_field(record, task.label, location)
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if name in task.classes:
-        return task.classes.index(name)
+        return task.classes.index(name), "name"
     has_numbers_as_names = any(map(classification_csv.is_number, task.classes))
     # In a CSV, the index is a text, too.
     is_index = isinstance(name, str) and name.isascii() and name.isdigit()
     if is_index and not has_numbers_as_names and int(name) < len(task.classes):
-        return int(name)
+        return int(name), "index"
     labels = ", ".join(
         label if has_numbers_as_names else f"{index} ({label})"
         for index, label in enumerate(task.classes[:12])
@@ -410,13 +437,14 @@ def _data_notes(*splits: tuple[str, Sequence[Example], Sequence[Example]]) -> li
 
 
 def _unlabelled_notes(
-    unlabelled: Mapping[Split, int], examples_by_split: Mapping[Split, Sequence[Example]]
+    labels: Mapping[Split, SplitLabels], examples_by_split: Mapping[Split, Sequence[Example]]
 ) -> list[str]:
     names: dict[Split, str] = {"train": "train", "valid": "scored"}
+    counts = {split: each.num_unlabelled for split, each in labels.items() if each.num_unlabelled}
     return [
         f"incomplete: {count:,} of {count + len(examples_by_split[split]):,} {names[split]} rows "
         "have no label and are left out"
-        for split, count in unlabelled.items()
+        for split, count in counts.items()
     ]
 
 
