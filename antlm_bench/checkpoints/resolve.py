@@ -5,6 +5,7 @@ weight is loaded here.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,14 +256,15 @@ def _base_folder(
         raise CheckpointError(
             f"holds a whole model and an adapter of another model ({base!r})",
             location=str(folder),
-            hint=f"to score the adapter: --model {base} --peft {folder}; to score the model: move "
-            f"{ADAPTER_CONFIG} out of the folder",
+            hint=f"to score the adapter: --model {shlex.quote(base)} --peft "
+            f"{shlex.quote(str(folder))}; to score the model: move {ADAPTER_CONFIG} out of the "
+            "folder",
         )
     if not base:
         raise CheckpointError(
             f"{ADAPTER_CONFIG} does not name its base model",
             location=str(folder),
-            hint=f"--model BASE --peft {folder}",
+            hint=f"--model BASE --peft {shlex.quote(str(folder))}",
         )
     # The path of a base model may be relative to the adapter's parent folder.
     sibling = folder.parent / base
@@ -276,7 +278,7 @@ def _base_folder(
         raise CheckpointError(
             f"the adapter's base model {base!r} cannot be opened: {error.message}",
             location=str(folder),
-            hint=f"--model BASE --peft {folder}",
+            hint=f"--model BASE --peft {shlex.quote(str(folder))}",
         ) from error
 
 

@@ -149,19 +149,20 @@ class LeaderboardFileBuilder:
                 value = external_parts[key]
             else:
                 value = self._build_or_record_missing(key, partial(self._build_part, part))
-            if value is None and writes_null and part.answer_format == "class":
-                value = {}  # The official file has {} for labels and null for other parts.
-            if value is not None or writes_null:
+            if has_content(value):
                 document[key] = value
-        if milestones:
-            document[milestones_key] = {}
+            elif writes_null and part.answer_format != "class":
+                document[key] = None
+        milestone_values = {}
         for key, part in milestone_parts.items():
             if key in external_parts:
                 value = external_parts[key]
             else:
                 value = self._build_milestone_scores(key, part)
-            if value is not None:
-                document[milestones_key][part.key] = value
+            if has_content(value):
+                milestone_values[part.key] = value
+        if milestone_values:
+            document[milestones_key] = milestone_values
         notes = tuple(dict.fromkeys([*self.board.notes, *self.notes]))
         return LeaderboardFile(document, tuple(self.missing_parts), notes, tuple(self.sources))
 
@@ -218,7 +219,8 @@ class LeaderboardFileBuilder:
         if problems:
             raise IncompleteError(
                 f"incomplete: {', '.join(problems[:3])}{', ...' if len(problems) > 3 else ''}",
-                hint=f"get all data (antlm-bench data fetch {part.suite}), then score again",
+                hint=f"get all data (antlm-bench data fetch {shlex.quote(part.suite)}), "
+                "then score again",
             )
 
     def _build_all_labels(self, part: PartSpec) -> LeaderboardAnswers | None:

@@ -326,4 +326,6 @@ def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
 def _describe_computation(member: MemberSpec, model: str) -> str:
     if not member.task_type:
         return "antlm-bench cannot compute it yet"
-    return TASK_TYPES[member.task_type].example_command.format(model=model, suite=member.suite)
+    return TASK_TYPES[member.task_type].example_command.format(
+        model=model, suite=shlex.quote(member.suite)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,7 +332,7 @@ def _read_user_files(
     ref: str, valid: str | None
 ) -> tuple[ClassificationSpec, dict[Split, _SplitRecords]]:
     if valid is None:
-        hint = f"antlm-bench finetune --suite {ref} --valid FILE"
+        hint = f"antlm-bench finetune --model CKPT --suite {shlex.quote(ref)} --valid FILE"
         message = f"{ref!r} is a train file; the file that is scored is missing"
         raise UsageError(message, location="--valid", hint=hint)
     if not is_table_file(valid):
@@ -371,7 +372,7 @@ def _read_split_file(
     num_rows, expected_rows = files.count_rows(data_file.raw), spec.data.files[file].rows
     if expected_rows and num_rows != expected_rows:
         message = f"{num_rows:,} rows, officially {expected_rows:,}"
-        hint = f"remove it and fetch it again: antlm-bench data fetch {spec.name}"
+        hint = f"remove it and fetch it again: antlm-bench data fetch {shlex.quote(spec.name)}"
         raise DataError(message, location=location, hint=hint)
     return _SplitRecords(rows, location)
 

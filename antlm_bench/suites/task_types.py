@@ -8,6 +8,7 @@ task types (suites/shipped_task_types.py) and those of installed packages (docs/
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,7 +368,8 @@ def suggest_commands(ref: str, spec: SuiteDeclaration) -> str:
         line = TASK_TYPES[read_declaration(suite)[0].task_type].example_command
         suites_by_line.setdefault(line, []).append(suite)
     lines = (
-        line.format(model="CKPT", suite=",".join(names)) for line, names in suites_by_line.items()
+        line.format(model="CKPT", suite=shlex.quote(",".join(names)))
+        for line, names in suites_by_line.items()
     )
     return "; ".join(lines)
 
