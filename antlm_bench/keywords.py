@@ -99,6 +99,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     """exact, or adaptive (bfloat16, and float32 for items with a small log-probability gap)."""
     engine: str
     """native, or minicons for models that the native engine cannot run."""
+    name: str | None
+    """Name of the model in tables; default: that of its folder or hub id."""
     again: bool
     """Recompute cells that the run folder already has."""
     replace: bool
@@ -128,6 +130,8 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Rank of a LoRA adapter; 0 = all weights are trained."""
     frozen: bool
     """Train no weights of the model: fit a logistic regression on its hidden states."""
+    name: str | None
+    """Name of the model in tables; default: that of its folder or hub id."""
     again: bool
     """Recompute cells that the run folder already has."""
     replace: bool

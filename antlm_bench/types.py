@@ -358,7 +358,8 @@ class Run:
 
     def __repr__(self) -> str:
         """Return one line: the model's name, its suites and methods, and the folder."""
-        name = make_printable(str(self.manifest.model.get("name", "")))
+        model = self.manifest.model
+        name = make_printable(str(model.get("label") or model.get("name", "")))
         cells = describe_cells(self.cells) or "no cell"
         return f"<Run {name}: {cells}; {make_printable(self.path)}>"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ModelsOption,
+    NameOption,
     OptionValues,
     OutOption,
     ReplaceOption,
@@ -112,6 +113,7 @@ def finetune_command(
         settings_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     out: OutOption = None,
+    name: NameOption = None,
     again: AgainOption = False,
     replace: ReplaceOption = False,
     *,

@@ -8,6 +8,7 @@ from antlm_bench.cli.shared_options import (
     AgainOption,
     ColumnsOption,
     ModelsOption,
+    NameOption,
     OptionValues,
     OutOption,
     ReplaceOption,
@@ -90,6 +91,7 @@ def score_command(
         ),
     ] = None,
     out: OutOption = None,
+    name: NameOption = None,
     again: AgainOption = False,
     replace: ReplaceOption = False,
     by: Annotated[

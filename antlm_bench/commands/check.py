@@ -30,7 +30,7 @@ from antlm_bench.comparison.verdict import (
     mark_drops,
 )
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.results.display_names import model_names
+from antlm_bench.results.display_names import model_name, model_names
 from antlm_bench.types import Manifest, MethodPairs, Names, Run, RunLike, as_list, run_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from antlm_bench.keywords import CompareKeywords
 
 BASELINES_DIR = Path("reports/baselines")
-MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
+MACHINE_KEYS = ("source", "given", "device", "layout", "path", "hostname")
 """Facts of a manifest about the machine and its files, which a baseline does not keep."""
 
 
@@ -221,7 +221,7 @@ def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[dict[str, 
         except RunError as error:
             row["model"] = f"unreadable: {error.message}"
         else:
-            row["model"] = str(run.manifest.model.get("name", ""))
+            row["model"] = model_name(run)
             row["suites"] = ", ".join(dict.fromkeys(cell.suite for cell in run))
             row["created"] = run.manifest.created[:10]
         rows.append(row)

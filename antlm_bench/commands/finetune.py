@@ -26,7 +26,13 @@ from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
+from antlm_bench.runs.layout import (
+    build_manifest,
+    check_single_name,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
@@ -57,6 +63,7 @@ class FinetuneOptions:
     """
 
     revision: str | None = None
+    name: str | None = None
     valid: str | None = None
     """The file to score, if the suite is a train file of the user."""
     limit_train: Mapping[str, int] = field(default_factory=dict)
@@ -146,6 +153,7 @@ def finetune(
     seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
     _check_options(options, seeds, as_list(attentions))
     refs = expand_refs(as_list(models))
+    check_single_name(options.name, refs)
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)
     finetuner = _Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
@@ -328,7 +336,7 @@ class _Finetuner:
             self.failures.append(f"  {ref}: {error}")
             return None
         folder = run_dir(backbone.metadata, out, several)
-        with runs.RunWriter(folder, build_manifest(backbone.metadata)) as writer:
+        with runs.RunWriter(folder, build_manifest(backbone.metadata, self.options.name)) as writer:
             if not self.tasks:
                 self.tasks = [self._load_task(suite, task) for suite, task in self.task_names]
             for task in self.tasks:

@@ -31,7 +31,13 @@ from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
+from antlm_bench.runs.layout import (
+    build_manifest,
+    check_single_name,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -70,6 +76,8 @@ class ScoreOptions:
     """Options of `score`: see its --help. None = the value of `compat`, else the default."""
 
     revision: str | None = None
+    name: str | None = None
+    """Name of the model in tables; None = that of its folder or hub id."""
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     allow_incomplete: bool = False
@@ -179,6 +187,7 @@ def score(
     method_names = split_methods(methods)
     options.validate(method_names)
     refs = expand_refs(as_list(models))
+    check_single_name(options.name, refs)
     loader = _LazySuites(as_list(suites), options)
     acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
@@ -278,7 +287,7 @@ def _score_checkpoint(
         method_groups.setdefault(conventions, []).append(name)
     loaded_suites = loader.load([name for names in method_groups.values() for name in names])
     keys: set[str] = set()
-    with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
+    with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
         for suite, names in product(loaded_suites, method_groups.values()):
             suite_keys = _score_suite(checkpoint, suite, names, writer, options, notes)
             keys.update(suite_keys)

@@ -29,6 +29,7 @@ from antlm_bench.exports.leaderboard import (
     count_expected_answers,
     count_expected_subkeys,
     get_model_name,
+    get_model_reference,
 )
 from antlm_bench.exports.leaderboard_answers import (
     TIE_RULE_DESCRIPTIONS,
@@ -453,7 +454,7 @@ class LeaderboardFileBuilder:
                 run = self.milestone_runs.get(milestone)
                 if part.suite and run is None:
                     # Trainers write milestones beside the final model.
-                    parent, slash, _ = get_model_name(self.final_run).rpartition("/")
+                    parent, slash, _ = get_model_reference(self.final_run).rpartition("/")
                     pattern = f"{parent}{slash}chck_*"
                     hint = build_score_command(None, part.suite, self.method, self.board, pattern)
                     raise IncompleteError("no run folder", hint=hint)

@@ -151,7 +151,7 @@ def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
 def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return name of a series -> its runs, sorted by words seen.
 
-    A series consists of the checkpoints of one hub id, or of those whose runs share a folder, an
+    A series consists of the checkpoints of one hub id, or of those that share a folder, an
     architecture and a tokenizer. Runs whose words seen are unknown are left out.
     """
     runs_by_key: dict[tuple[str, ...], list[Run]] = defaultdict(list)
@@ -195,14 +195,17 @@ def parse_milestone(run: Run) -> int | None:
 
 
 def checkpoint_series_key(run: Run) -> tuple[str, ...]:
-    """Return (hub id, architecture, tokenizer), or (*parts of the run's parent folder, ...).
+    """Return (hub id, architecture, tokenizer), or (*parts of the checkpoint's parent folder, ...).
 
-    The folder `scores`, in which `train` writes runs, does not count.
+    Older runs do not tell the checkpoint's path: the run's parent folder counts, without the folder
+    `scores` in which `train` writes runs.
     """
     model = run.manifest.model
     name = str(model.get("name", ""))
-    folder = Path(run.path).absolute().parent
-    folder = folder.parent if folder.name == "scores" else folder
+    folder = Path(str(model.get("given") or "")).parent
+    if folder == Path():
+        folder = Path(run.path).absolute().parent
+        folder = folder.parent if folder.name == "scores" else folder
     source = (name.partition("@")[0],) if "@" in name else folder.parts
     return (*source, str(model.get("architecture", "")), str(model.get("tokenizer", "")))
 

@@ -279,7 +279,9 @@ class RunWriter:
         return self.path / "partial" / f"{_file_stem(suite, method)}.{quote(key, safe='')}"
 
     def _check_manifest(self, existing: Manifest) -> None:
-        """Refuse the run of another checkpoint, and keep the time at which this run began."""
+        """Refuse the run of another checkpoint. Keep the time at which this run began, and the
+        name that the user gave the model, unless there is a new one.
+        """
         if existing.model.get("weights") != self.manifest.model.get("weights"):
             name = existing.model.get("name", "unknown")
             raise RunError(
@@ -287,9 +289,9 @@ class RunWriter:
                 location=str(self.path),
                 hint="choose another --out, or move that run away",
             )
-        self.manifest = Manifest(
-            SCHEMA_VERSION, self.manifest.model, self.manifest.software, existing.created
-        )
+        label = existing.model.get("label")
+        model = {**({"label": label} if label else {}), **self.manifest.model}
+        self.manifest = Manifest(SCHEMA_VERSION, model, self.manifest.software, existing.created)
 
 
 def open_run(path: str | Path) -> Run:

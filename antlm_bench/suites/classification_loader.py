@@ -112,9 +112,7 @@ def load_task(
     empty text, one class only, 0 rows), DeclarationError, UsageError (an invalid task, preset,
     override or limit).
     """
-    for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
+    _check_limits(limit_train, limit_valid)
     spec, task, splits, origin = _read_task(ref, name, preset, valid)
     training = _resolve_training(spec, name, preset, overrides)
     labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
@@ -163,6 +161,12 @@ def load_task(
             limit_valid if len(scored) < len(all_valid) else None,
         ),
     )
+
+
+def _check_limits(limit_train: int | None, limit_valid: int | None) -> None:
+    for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
 
 
 def _read_task(
