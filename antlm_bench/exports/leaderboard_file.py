@@ -150,17 +150,17 @@ class LeaderboardFileBuilder:
                 value = external_parts[key]
             else:
                 value = self._build_or_record_missing(key, partial(self._build_part, part))
-            if has_content(value):
+            if value is None and writes_null and part.answer_format == "class":
+                value = {}  # The official file has {} for labels and null for other parts.
+            if writes_null or key in external_parts or has_content(value):
                 document[key] = value
-            elif writes_null and part.answer_format != "class":
-                document[key] = None
         milestone_values = {}
         for key, part in milestone_parts.items():
             if key in external_parts:
                 value = external_parts[key]
             else:
                 value = self._build_milestone_scores(key, part)
-            if has_content(value):
+            if (writes_null and value) or key in external_parts or has_content(value):
                 milestone_values[part.key] = value
         if milestone_values:
             document[milestones_key] = milestone_values

@@ -17,7 +17,7 @@ from antlm_bench.reporting.table import (
     build_records_table,
     build_row,
 )
-from antlm_bench.results.display_names import TIE_RULE_TEXTS, model_names
+from antlm_bench.results.display_names import TIE_RULE_TEXTS, full_model_names, model_names
 from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
@@ -327,7 +327,7 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
     flags = ["tie", *FLAGS]
     labels = ("model", "suite", "method", "metric", "level", "name", "within")
     rows = []
-    for run, model in zip(runs, model_names(runs), strict=True):
+    for run, model in zip(runs, full_model_names(runs), strict=True):
         for cell in run:
             if cell.seed is not None:
                 continue
@@ -355,7 +355,7 @@ def build_finetune_table(runs: Sequence[Run]) -> Table:
     """
     named_summaries = [
         (model, summary)
-        for run, model in zip(runs, model_names(runs), strict=True)
+        for run, model in zip(runs, full_model_names(runs), strict=True)
         for summary in summarize_finetuned_tasks(run)
     ]
     records = []

@@ -39,12 +39,22 @@ def model_names(runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1 and not PurePath(*parts_by_run[0]).is_absolute():
         num_shared = 0
     names = ["/".join(parts[num_shared:]) for parts in parts_by_run]
-    repeated = {name for name in names if names.count(name) > 1}
-    for name in repeated:
+    return _make_unique(names, runs)
+
+
+def full_model_names(runs: Sequence[Run]) -> list[str]:
+    """Return the name of each run's model, with all its folders, for files that are read again."""
+    return _make_unique([model_name(run) for run in runs], runs)
+
+
+def _make_unique(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Return names of which no two are equal, with the paths that the user gave, or run folders."""
+    unique = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
         indices = [index for index, other in enumerate(names) if other == name]
         for index, longer in zip(indices, _tell_apart([runs[i] for i in indices]), strict=True):
-            names[index] = longer or f"{name} ({PurePath(runs[index].path).name})"
-    return names
+            unique[index] = longer or f"{name} ({PurePath(runs[index].path).name})"
+    return unique
 
 
 def _tell_apart(runs: Sequence[Run]) -> list[str]:

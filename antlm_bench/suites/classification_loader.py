@@ -264,19 +264,16 @@ class SplitLabels:
 
 
 def _check_label_forms(labels: Mapping[Split, SplitLabels]) -> None:
-    """Raise DataError if some rows have names of classes, and others their indices.
+    """Raise DataError if scored rows have indices of classes, and all train rows have names.
 
     Files of two sources may number the classes differently.
     """
-    first_rows: dict[LabelForm, str] = {}
-    for split_labels in labels.values():
-        for form, location in split_labels.first_rows.items():
-            first_rows.setdefault(form, location)
-    if len(first_rows) > 1:
+    train, scored = labels["train"].first_rows, labels["valid"].first_rows
+    if "index" in scored and "index" not in train:
         raise DataError(
-            f"the label is the index of a class, and a name at {first_rows['name']}",
-            location=first_rows["index"],
-            hint="label all rows of both files with the names of the classes",
+            f"the label is a number, but the labels of the train set are names ({train['name']})",
+            location=scored["index"],
+            hint="label the scored rows with the names of the classes",
         )
 
 

@@ -99,13 +99,11 @@ def _source_from_files(path: Path) -> TextSource:
         files = [file for file in text_files if not _is_for_evaluation(file.relative_to(path))]
         left_out = [file.relative_to(path) for file in text_files if file not in files]
     if not files or not _text_suffix(files[0]):
-        names = f": only {shorten_list(list(map(str, left_out)))}" if left_out else ""
-        raise DataError(
-            f"no text files to train on{names}",
-            location=str(path),
-            hint=f"text files end with {', '.join(TEXT_SUFFIXES)}, or these followed by .gz; "
-            "folders such as dev and test are left out",
-        )
+        hint = f"text files end with {', '.join(TEXT_SUFFIXES)}, or these followed by .gz"
+        if left_out:
+            files_for_evaluation = shorten_list(list(map(str, left_out)))
+            hint = f"files for evaluation are not trained on: {files_for_evaluation}"
+        raise DataError("no text files found", location=str(path), hint=hint)
     digest = hashlib.sha256()
     for file in files:
         digest.update(_text_suffix(file).encode() + hashlib.sha256(_read_bytes(file)).digest())
