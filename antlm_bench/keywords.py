@@ -102,8 +102,12 @@ class ScoreKeywords(WeightKeywords, total=False):
     choices may differ from float32)."""
     engine: str
     """native, or minicons for models that the native engine cannot run."""
+    name: str | None
+    """Name of the model in tables; default: that of its folder or hub id."""
     again: bool
     """Recompute cells that the run folder already has."""
+    replace: bool
+    """Remove results of the same suites under other limits."""
     method: Names
     """The same as `methods`."""
 
@@ -129,8 +133,12 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Rank of a LoRA adapter; 0 = all weights are trained."""
     frozen: bool
     """Train no weights of the model: fit a logistic regression on its hidden states."""
+    name: str | None
+    """Name of the model in tables; default: that of its folder or hub id."""
     again: bool
     """Recompute cells that the run folder already has."""
+    replace: bool
+    """Remove results of the same suites under other limits."""
     task: Names
     """The same as `tasks`."""
     seed: Sequence[int] | int

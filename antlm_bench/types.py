@@ -228,6 +228,16 @@ class Cell:
         return self.method.startswith("finetune-")
 
     @property
+    def limit(self) -> Any:
+        """The limit on its items: a number, or (rows to train on, rows to score) of a finetuned
+        task; None = all items.
+        """
+        limit = self.settings.get("limit")
+        if not isinstance(limit, list | tuple):
+            return limit
+        return tuple(limit) if any(rows is not None for rows in limit) else None
+
+    @property
     def is_frozen(self) -> bool:
         """Whether a classifier was fitted on a frozen backbone, and nothing was finetuned."""
         return self.method.startswith("frozen-")
@@ -361,7 +371,8 @@ class Run:
 
     def __repr__(self) -> str:
         """Return one line: the model's name, its suites and methods, and the folder."""
-        name = make_printable(str(self.manifest.model.get("name", "")))
+        model = self.manifest.model
+        name = make_printable(str(model.get("label") or model.get("name", "")))
         cells = describe_cells(self.cells) or "no cell"
         return f"<Run {name}: {cells}; {make_printable(self.path)}>"
 

@@ -54,8 +54,8 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
     model, tokenizer = loaded.model, loaded.tokenizer
     metadata = {
         "name": loaded.name,
-        # A hub id is stored as it is, and of a local folder only its name: manifests are published.
         "source": loaded.name if Path(ref).exists() else ref,
+        "given": describe_reference(ref, options.revision),
         "revision": options.revision,
         "architecture": type(model).__name__,
         "kind": loaded.kind,  # causal, masked, ... (pretrained.detect_kind)
@@ -87,6 +87,18 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
         "unk": tokenizer.unk_token,
     }
     return metadata | _optional_metadata(loaded, options)
+
+
+def describe_reference(ref: str, revision: str | None) -> str:
+    """Return a checkpoint as the user named it: a path, from the working directory if it lies
+    there, or `owner/name@revision`.
+    """
+    path = Path(ref)
+    if not path.exists():
+        return f"{ref}@{revision}" if revision else ref
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ weight is loaded here.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +99,9 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
     """Return one reference per checkpoint.
 
     A glob, or a folder of checkpoints (`chck_1M`, `chck_2M`, ...), becomes the checkpoints in it,
-    sorted by the number in their name, so that milestones come in order of words seen. An existing
-    path is never read as a glob, even if its name has brackets. Raises CheckpointError for a glob
+    sorted by the number in their name, so that milestones come in order of words seen. Hidden
+    folders (`.main.old`) are left out. An existing path is never read as a glob, even if its name
+    has brackets. Raises CheckpointError for a glob
     or folder without checkpoints.
     """
     expanded: list[str] = []
@@ -110,10 +112,16 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             )
         path = _as_path(ref)
         if path.is_dir() and not _is_checkpoint(path):
-            matches = [child for child in path.iterdir() if _is_checkpoint(child)]
+            matches = [
+                child
+                for child in path.iterdir()
+                if _is_checkpoint(child) and not child.name.startswith(".")
+            ]
         elif not path.exists() and any(character in ref for character in "*?["):
             root, pattern = _split_glob(path)
-            matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
+            matches = list(filter(_is_checkpoint, root.glob(pattern)))
+            if not pattern.startswith("."):
+                matches = [match for match in matches if not _is_hidden(match, root)]
         else:
             expanded.append(ref)
             continue
@@ -131,6 +139,11 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
 def _is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a model or a PEFT adapter."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    """Return whether a name below `root` begins with a dot: `.main.old` is what a writer left."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:
@@ -243,14 +256,15 @@ def _base_folder(
         raise CheckpointError(
             f"holds a whole model and an adapter of another model ({base!r})",
             location=str(folder),
-            hint=f"to score the adapter: --model {base} --peft {folder}; to score the model: move "
-            f"{ADAPTER_CONFIG} out of the folder",
+            hint=f"to score the adapter: --model {shlex.quote(base)} --peft "
+            f"{shlex.quote(str(folder))}; to score the model: move {ADAPTER_CONFIG} out of the "
+            "folder",
         )
     if not base:
         raise CheckpointError(
             f"{ADAPTER_CONFIG} does not name its base model",
             location=str(folder),
-            hint=f"--model BASE --peft {folder}",
+            hint=f"--model BASE --peft {shlex.quote(str(folder))}",
         )
     # The path of a base model may be relative to the adapter's parent folder.
     sibling = folder.parent / base
@@ -264,7 +278,7 @@ def _base_folder(
         raise CheckpointError(
             f"the adapter's base model {base!r} cannot be opened: {error.message}",
             location=str(folder),
-            hint=f"--model BASE --peft {folder}",
+            hint=f"--model BASE --peft {shlex.quote(str(folder))}",
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from antlm_bench.errors import UsageError
 
@@ -28,6 +29,17 @@ LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
     "hf-mlm": ["--method", "mlm"],
 }
 """Model type, lm-eval's value of `--model` -> our options. Its checkpoint is in --model_args."""
+# fmt: off
+OTHER_LM_EVAL_MODEL_TYPES = (
+    "anthropic-chat", "anthropic-chat-completions", "anthropic-completions", "dummy", "ggml",
+    "gguf", "habana", "hf-audiolm-qwen", "hf-mistral3", "hf-multimodal", "ipex", "litellm",
+    "litellm-chat", "litellm-chat-completions", "local-chat-completions", "local-completions",
+    "mamba_ssm", "megatron_lm", "nemo_lm", "neuronx", "onnxruntime", "onnxruntime-genai",
+    "openai-chat-completions", "openai-completions", "openvino", "sglang", "sglang-generate",
+    "steered", "textsynth", "trtllm", "vllm", "vllm-vlm", "watsonx_llm", "winml",
+)
+# fmt: on
+"""Other model types of lm-eval 0.4.13: backends that this package does not have."""
 DEFAULT_NUMBERS: dict[str, str] = {"--flips": "20"}
 """Option whose number is optional -> its default number. typer has no such options."""
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
@@ -66,6 +78,13 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
 def _convert_model(value: str, has_model_args: bool) -> list[str]:
     if has_model_args and value in LM_EVAL_MODEL_TYPES:
         return LM_EVAL_MODEL_TYPES[value]
+    if value in OTHER_LM_EVAL_MODEL_TYPES and not Path(value).exists():
+        raise UsageError(
+            f"{value!r} is not a backend of antlm-bench",
+            location="--model",
+            hint=f"give the checkpoint: --model CKPT; of lm-eval, {', '.join(LM_EVAL_MODEL_TYPES)} "
+            "are read, with --model_args pretrained=CKPT",
+        )
     return ["--model", value]
 
 

@@ -171,7 +171,7 @@ def submit_command(
         "notes": "\n".join(submission.notes),
     }
     if submission.missing:
-        facts["empty"] = {part.key: f"{part.reason}\n{part.hint}" for part in submission.missing}
+        facts["left out"] = {part.key: f"{part.reason}\n{part.hint}" for part in submission.missing}
     print_table(build_facts_table(str(submission.path), facts), table_format)
 
 

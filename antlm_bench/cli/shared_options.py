@@ -147,6 +147,23 @@ OverridesOption = Annotated[
 AgainOption = Annotated[
     bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")
 ]
+NameOption = Annotated[
+    str | None,
+    run_folder_option(
+        "--name",
+        metavar="NAME",
+        help="Name of the model in tables.",
+        show_default="its folder or hub id",
+    ),
+]
+ReplaceOption = Annotated[
+    bool,
+    run_folder_option(
+        "--replace",
+        help="Remove results of the same suites under other limits, which else stay beside the "
+        "new ones.",
+    ),
+]
 OutOption = Annotated[
     Path | None,
     run_folder_option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,6 +94,7 @@ def train_command(
     checkpoint = train(recipe, corpus, out, options)
     if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun prints
         suite = corpus if corpus == "nano" else "blimp"
-        score_command = f"antlm-bench score --model {checkpoint} --suite {suite} --method all"
+        words = ["antlm-bench", "score", "--model", str(checkpoint), "--suite", suite]
+        score_command = shlex.join([*words, "--method", "all"])
         facts = {"checkpoint": str(checkpoint), "score it": score_command}
         print_table(build_facts_table(recipe, facts), table_format)

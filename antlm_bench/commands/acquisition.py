@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def compute_acquisition(
             f"no model has {curves.MIN_POINTS} checkpoints with known words seen and scores of "
             f"{child_data.word_suite}",
             location=str(paths[0]),
-            hint=f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}",
+            hint=f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {shlex.quote(suite)}",
         )
     return results
 
@@ -155,7 +156,8 @@ def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[s
                 f"{num_checkpoints} is too few",
                 location="--suite",
                 hint="use --model FOLDER_OF_CHECKPOINTS; or score each checkpoint with "
-                f"--suite {words}, then antlm-bench acquisition RUN... --suite {ref}",
+                f"--suite {shlex.quote(words)}, then antlm-bench acquisition RUN... --suite "
+                f"{shlex.quote(ref)}",
             )
     return suites
 

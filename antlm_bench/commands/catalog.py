@@ -38,7 +38,7 @@ from antlm_bench.training.recipe import (
     list_scales,
     read_recipe,
 )
-from antlm_bench.training.schedule import plan_steps
+from antlm_bench.training.schedule import describe_plan, plan_steps
 
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions
@@ -386,15 +386,13 @@ def _format_phases(phases: Sequence[Mapping[str, Any]]) -> str:
 def _estimate_costs(recipe: Recipe, corpus_words: int) -> Facts:
     """Return tokens, steps and FLOPs. The tokens are estimated: there is no tokenizer yet."""
     words = min(corpus_words, recipe.corpus.words or corpus_words)
-    tokens = round(words * TOKENS_PER_WORD)
-    steps = plan_steps(recipe, tokens)
-    trained_tokens = steps[-1].tokens_before + steps[-1].num_tokens
-    num_epochs = trained_tokens / tokens
+    held_out = recipe.corpus.held_out
+    tokens = round(words * (1 - held_out) * TOKENS_PER_WORD)
     return {
-        "corpus": f"{words:,} words, assumed to be {TOKENS_PER_WORD} tokens each",
-        "tokens": f"{tokens:,} per epoch, {trained_tokens:,} in all ({num_epochs:,.1f} epochs)",
-        "steps": len(steps),
-        "FLOPs": f"{training_flops(recipe, steps):.1e}"
+        "corpus": f"{words:,} words, assumed to be {TOKENS_PER_WORD} tokens each"
+        + (f"; {held_out:.3g} of them are held out" if held_out else ""),
+        **describe_plan(recipe, tokens),
+        "FLOPs": f"{training_flops(recipe, plan_steps(recipe, tokens)):.1e}"
         + (", including the teachers" if recipe.distil else ""),
     }
 

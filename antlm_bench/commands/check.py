@@ -12,20 +12,26 @@ from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.commands.compare import is_requested, parse_method_pairs
-from antlm_bench.comparison import RunComparison, compare_runs
+from antlm_bench.comparison import Comparison, RunComparison, compare_runs
 from antlm_bench.comparison.compare import is_paired
 from antlm_bench.comparison.join import group_cells
-from antlm_bench.comparison.margins import load_margins, load_suite_margins
-from antlm_bench.comparison.summary_check import open_verified_run
+from antlm_bench.comparison.margins import (
+    check_margin_names,
+    compared_suite,
+    load_margins,
+    load_suite_margins,
+)
+from antlm_bench.comparison.summary_check import open_verified_stored_run
 from antlm_bench.comparison.verdict import (
     CheckResult,
     FailOn,
+    Margins,
     adjust_for_multiple_suites,
     judge,
     mark_drops,
 )
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.results.display_names import model_names
+from antlm_bench.results.display_names import model_name, model_names
 from antlm_bench.types import Manifest, MethodPairs, Names, Run, RunLike, as_list, run_folder
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from antlm_bench.keywords import CompareKeywords
 
 BASELINES_DIR = Path("reports/baselines")
-MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
+MACHINE_KEYS = ("source", "given", "device", "layout", "path", "hostname")
 """Facts of a manifest about the machine and its files, which a baseline does not keep."""
 
 
@@ -73,6 +79,8 @@ def check(
     margins = load_margins(policy, margin, group_margin)
     baseline, new_run = runs.open_runs([find_run_or_baseline(against), run_folder(run)])
     _check_suite_names(suites, baseline)
+    for source in margins:
+        check_margin_names(source, (*baseline, *new_run), source.source)
     missing, unpaired, comparable_suites = _classify_cells(baseline, new_run, suites, pairs)
     comparisons = []
     if comparable_suites:
@@ -86,13 +94,23 @@ def check(
     # The first source that declares a margin wins: options, policy file, the suite's TOML.
     verdicts = adjust_for_multiple_suites(
         [
-            judge(comparison, *margins, load_suite_margins(comparison.suite))
+            judge(comparison, *margins, _load_suite_margins(comparison, [baseline, new_run]))
             for comparison in comparisons
         ]
     )
     if fail_on == "drop":
         verdicts = mark_drops(verdicts)
     return CheckResult(run_comparison, verdicts, tuple(missing), tuple(unpaired))
+
+
+def _load_suite_margins(comparison: Comparison, compared_runs: Sequence[Run]) -> Margins:
+    """Return the margins of a suite's TOML. Raises DeclarationError for an unknown group."""
+    margins = load_suite_margins(comparison.suite)
+    cells = [
+        cell for run in compared_runs for cell in run if compared_suite(cell) == comparison.suite
+    ]
+    check_margin_names(margins, cells, margins.source)
+    return margins
 
 
 def _check_suite_names(suites: Sequence[str], baseline: Run) -> None:
@@ -150,7 +168,7 @@ def save_baseline(
     Raises RunError (not a run folder, damaged predictions, a full disk), UsageError (a name that
     no folder can have, an existing baseline).
     """
-    opened_run = open_verified_run(run)
+    opened_run = open_verified_stored_run(run)
     name = name or Path(run).resolve().name
     if Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -192,14 +210,14 @@ def _write_baseline(run: Run, baseline_dir: Path) -> None:
 def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[dict[str, str]]:
     """Return one row per baseline. The row of a damaged baseline has the error in column model."""
     rows: list[dict[str, str]] = []
-    for path in sorted(Path(baselines_dir).glob("*/run.json")):
+    for path in sorted(Path(baselines_dir).glob("[!.]*/run.json")):
         row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
         try:
             run = runs.open_run(path.parent)
         except RunError as error:
             row["model"] = f"unreadable: {error.message}"
         else:
-            row["model"] = str(run.manifest.model.get("name", ""))
+            row["model"] = model_name(run)
             row["suites"] = ", ".join(dict.fromkeys(cell.suite for cell in run))
             row["created"] = run.manifest.created[:10]
         rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,7 +175,7 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
         hint = (
             "score again, or find the file that was scored"
             if is_file(ref)
-            else f"antlm-bench data verify {suite}"
+            else f"antlm-bench data verify {shlex.quote(suite)}"
         )
         raise DataError(
             f"the local data of {suite} is not what was scored", location="--show-texts", hint=hint

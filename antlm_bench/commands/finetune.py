@@ -5,7 +5,7 @@ A cell is one task with one attention and one seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -21,12 +21,18 @@ from antlm_bench.checkpoints import (
     open_backbone,
     select_content_key_metadata,
 )
-from antlm_bench.comparison.summary_check import open_verified_run
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
+from antlm_bench.runs.layout import (
+    build_manifest,
+    check_single_name,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
@@ -57,6 +63,7 @@ class FinetuneOptions:
     """
 
     revision: str | None = None
+    name: str | None = None
     valid: str | None = None
     """The file to score, if the suite is a train file of the user."""
     limit_train: Mapping[str, int] = field(default_factory=dict)
@@ -85,6 +92,7 @@ class FinetuneOptions:
     allow_missing: bool = False
     original_layout: str | None = None
     again: bool = False
+    replace: bool = False
 
     def row_limits(self, task: str) -> tuple[int | None, int | None]:
         """Return how many rows of a task to train on and to score; None = all."""
@@ -145,6 +153,7 @@ def finetune(
     seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
     _check_options(options, seeds, as_list(attentions))
     refs = expand_refs(as_list(models))
+    check_single_name(options.name, refs)
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)
     finetuner = _Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
@@ -270,7 +279,7 @@ def _default_attention(backbone: Backbone, available: Sequence[Attention]) -> At
 
 @dataclass(frozen=True, slots=True)
 class _PendingCell:
-    """A cell that the run folder lacks."""
+    """A cell that this call computes, unless the run folder has it."""
 
     task: ClassificationTask
     attention: Attention
@@ -282,6 +291,10 @@ class _PendingCell:
     @property
     def method(self) -> str:
         return finetune_method(self.attention, frozen=self.frozen)
+
+    @property
+    def key(self) -> str:
+        return content_key(self.settings)
 
     @property
     def num_examples(self) -> int:
@@ -323,7 +336,7 @@ class _Finetuner:
             self.failures.append(f"  {ref}: {error}")
             return None
         folder = run_dir(backbone.metadata, out, several)
-        with runs.RunWriter(folder, build_manifest(backbone.metadata)) as writer:
+        with runs.RunWriter(folder, build_manifest(backbone.metadata, self.options.name)) as writer:
             if not self.tasks:
                 self.tasks = [self._load_task(suite, task) for suite, task in self.task_names]
             for task in self.tasks:
@@ -331,7 +344,12 @@ class _Finetuner:
                     self.failures.append(f"  {backbone.name}: {task}")
             cells = self._list_pending_cells(backbone, attentions, writer)
             self._compute_cells(backbone, cells, writer)
-        return open_verified_run(folder) if (folder / "run.json").exists() else None
+            keys = {cell.key for cell in self._list_cells(backbone, attentions)}
+            for key in keys if self.options.replace else ():
+                writer.remove_other_limits(key)
+        if not (folder / "run.json").exists():
+            return None
+        return open_verified_runs([folder], keys=keys)[0]
 
     def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
         """Load a task, or return the error, so that the other tasks are computed."""
@@ -355,18 +373,24 @@ class _Finetuner:
         self, backbone: Backbone, attentions: Sequence[Attention], writer: runs.RunWriter
     ) -> list[_PendingCell]:
         """Return the cells that the run folder lacks; with `again` all cells."""
+        return [
+            cell
+            for cell in self._list_cells(backbone, attentions)
+            if self.options.again
+            or not writer.is_complete(
+                cell.task.full_name, cell.method, cell.key, cell.seed, cell.task.origin
+            )
+        ]
+
+    def _list_cells(
+        self, backbone: Backbone, attentions: Sequence[Attention]
+    ) -> Iterator[_PendingCell]:
+        """Yield the cells of all tasks that could be loaded."""
         loaded_tasks = (task for task in self.tasks if isinstance(task, ClassificationTask))
         tasks = deduplicate_suites(loaded_tasks)
-        cells = []
         for task, attention, seed in product(tasks, attentions, self.seeds):
             settings = _cell_settings(backbone, task, attention, seed, self.options)
-            cell = _PendingCell(task, attention, seed, self.options.frozen, settings)
-            key = content_key(settings)
-            if self.options.again or not writer.is_complete(
-                task.full_name, cell.method, key, seed, task.origin
-            ):
-                cells.append(cell)
-        return cells
+            yield _PendingCell(task, attention, seed, self.options.frozen, settings)
 
     def _compute_cells(
         self, backbone: Backbone, cells: Sequence[_PendingCell], writer: runs.RunWriter
@@ -443,7 +467,7 @@ def _build_cell(
     return Cell(
         pending.task.full_name,
         pending.method,
-        content_key(settings),
+        pending.key,
         settings,
         _build_summary(pending, result, checkpoint_notes),
         seed=pending.seed,
@@ -510,7 +534,7 @@ def _cell_settings(
         "held_out": task.held_out,
         "preset": options.preset,
         "training": training,
-        "limit": options.row_limits(task.name),
+        "limit": task.limits,
         "pooling": options.pooling,
         "lora": options.lora,
         "dtype": options.dtype,

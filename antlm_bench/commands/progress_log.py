@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,13 @@ class ProgressLog:
         stop_signals: list[int],
         settings: RuntimeSettings,
         trainer: Trainer,
+        messages: Sequence[str] = (),
     ) -> None:
+        """messages: sentences to log when training begins."""
         self.folder = folder
         self.recipe = recipe
         self.trainer = trainer
+        self.messages = messages
         self.stop_signals = stop_signals
         self.trackers = settings.trackers
         self.log_writer = TrainingLogWriter(folder)
@@ -56,6 +60,8 @@ class ProgressLog:
         self.progress_bar = Progress(total_tokens, self.label, "tokens")
         self.progress_bar.__enter__()
         self.progress_bar.skip(tokens_seen)
+        for message in self.messages:
+            self.progress_bar.log(f"{self.label}: {message}")
         if steps_done:
             self.progress_bar.log(f"{self.label}: continues after step {steps_done:,}")
         if self.trackers:

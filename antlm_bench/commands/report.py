@@ -16,6 +16,7 @@ from antlm_bench.arguments import check_arguments
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
+from antlm_bench.exports.leaderboard import build_run_model_arguments
 from antlm_bench.printable import make_printable
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.results.collections import (
@@ -292,7 +293,7 @@ def _missing_score_commands(
     """Yield the command lines that compute the missing members into the same run folder."""
     is_scored = scoring_method in METHODS
     options = {
-        "model": shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT")))),
+        "model": shlex.join(map(make_printable, build_run_model_arguments(run)[1:])),
         "method": f" --method {scoring_method}" if is_scored else "",
         "attention": f" --attention {METHODS[scoring_method].main_attention}" if is_scored else "",
         "out": f" --out {shlex.quote(make_printable(run.path))}",

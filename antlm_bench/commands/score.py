@@ -25,14 +25,20 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.comparison.summary_check import open_verified_run, open_verified_runs
+from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
+from antlm_bench.runs.layout import (
+    build_manifest,
+    check_single_name,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -71,6 +77,8 @@ class ScoreOptions:
     """Options of `score`: see its --help. None = the value of `compat`, else the default."""
 
     revision: str | None = None
+    name: str | None = None
+    """Name of the model in tables; None = that of its folder or hub id."""
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     allow_incomplete: bool = False
@@ -92,6 +100,8 @@ class ScoreOptions:
     allow_missing: bool = False
     original_layout: str | None = None
     again: bool = False
+    replace: bool = False
+    """Remove the cells of the same suites and methods under other limits."""
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
@@ -180,6 +190,7 @@ def score(
     method_names = split_methods(methods)
     options.validate(method_names)
     refs = expand_refs(as_list(models))
+    check_single_name(options.name, refs)
     loader = _LazySuites(as_list(suites), options)
     acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
@@ -206,7 +217,8 @@ def score(
         raise _describe_failures(failures, len(refs), loader, runs.distinguish_suites(finished))
     for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
-    return open_verified_runs(run.path for run in finished)
+    keys = {cell.key for run in finished for cell in run}
+    return open_verified_runs((run.path for run in finished), keys=keys)
 
 
 class _LazySuites:
@@ -314,21 +326,24 @@ def _score_checkpoint(
         method_groups.setdefault(conventions, []).append(name)
     loaded_suites = loader.load([name for names in method_groups.values() for name in names])
     cells = list(product(loaded_suites, method_groups.values()))
+    keys: set[str] = set()
     errors: list[DataError] = []
-    with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
+    with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
         for suite, names in cells:
             try:
-                _score_suite(checkpoint, suite, names, writer, options, notes)
+                suite_keys = _score_suite(checkpoint, suite, names, writer, options, notes)
             except DataError as error:  # the other suites are scored
                 if len(cells) == 1:
                     raise
                 errors.append(error)
+                continue
+            keys.update(suite_keys)
+            for key in suite_keys if options.replace else ():
+                writer.remove_other_limits(key)
+    finished = [] if len(errors) == len(cells) else open_verified_runs([folder], keys=keys)
     if errors:
-        raise IncompleteError(
-            "\n".join(dict.fromkeys(map(str, errors))),
-            runs=[open_verified_run(folder)] if len(errors) < len(cells) else (),
-        )
-    return open_verified_run(folder)
+        raise IncompleteError("\n".join(dict.fromkeys(map(str, errors))), runs=finished)
+    return finished[0]
 
 
 def _resolve_methods(
@@ -354,8 +369,11 @@ def _score_suite(
     writer: runs.RunWriter,
     options: ScoreOptions,
     notes: Sequence[str],
-) -> None:
-    """Compute the missing cells of one suite under methods with the same conventions."""
+) -> list[str]:
+    """Compute the missing cells of one suite under methods with the same conventions.
+
+    Return the content keys of its cells, those that were there included.
+    """
     task_type = TASK_TYPES[suite.task_type]
     conventions = (
         options.conventions()
@@ -382,7 +400,7 @@ def _score_suite(
         or not writer.is_complete(suite.name, name, keys[name], origin=suite.origin)
     ]
     if not pending_names:
-        return
+        return list(keys.values())
     methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
@@ -418,6 +436,7 @@ def _score_suite(
         key, values = keys[name], settings[name]
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
+    return list(keys.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -587,7 +606,7 @@ def _build_settings(
         "reduction": conventions.reduction,
         "context": conventions.context,
         "compat": options.compat,
-        "limit": options.limit,
+        "limit": None if suite.num_left_out == 0 else options.limit,
         "conventions": CONVENTIONS_VERSION,
         # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
         **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),

@@ -20,7 +20,8 @@ from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
-from antlm_bench.training.text_sources import TextSource, load_text_source
+from antlm_bench.training.schedule import describe_plan
+from antlm_bench.training.text_sources import TextSource, describe_source, load_text_source
 from antlm_bench.weight_files import hash_files, hash_weights
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def _train_recipe(
         teacher_models = [_load_teacher(Path(path), corpus) for path in teacher_paths]
         trainer = Trainer(recipe, corpus, runtime, teacher_models)
         stop_signals = stack.enter_context(_catch_stop_signals())
-        log = stack.enter_context(ProgressLog(folder, recipe, stop_signals, runtime, trainer))
+        messages = _describe_training(recipe, source, corpus)
+        log = stack.enter_context(
+            ProgressLog(folder, recipe, stop_signals, runtime, trainer, messages)
+        )
         checkpoint = pretrain(trainer, folder, log, runtime)
         # Written last: if the process is killed while ProgressLog scores the final checkpoint, the
         # next call scores it again.
@@ -142,6 +146,13 @@ def _train_recipe(
     if checkpoint is None and stop_signals:  # The state is saved, so the signal may take effect.
         signal.raise_signal(stop_signals[0])
     return checkpoint
+
+
+def _describe_training(recipe: Recipe, source: TextSource, corpus: Corpus) -> list[str]:
+    """Return which text is trained on, and the tokens and steps as `show` states them."""
+    plan = describe_plan(recipe, len(corpus))
+    facts = "; ".join(f"{name}: {value}" for name, value in plan.items())
+    return [describe_source(source, int(corpus.words_before_line[-1])), facts]
 
 
 def _runtime_settings(options: TrainOptions, folder: Path) -> RuntimeSettings:

@@ -29,6 +29,8 @@ from antlm_bench.metrics.prediction_table import (
 )
 from antlm_bench.predictions import find_damage
 from antlm_bench.runs.predictions_parquet import RESCORE_HINT
+from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
+from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Ints, Run
 
 DECISIVE_SETTINGS: dict[str, str] = {
@@ -196,11 +198,59 @@ def join_tables(
         message = f"the right answer differs in {len(rows)} items, first {ids[int(rows[0])]!r}"
         hint = "the two runs have different items with the same ids"
         raise NotComparable(message, location=location, hint=hint)
-    notes = (*(f"{MIXED_PREFIX}: {line}" for line in differing), *noted)
+    notes = (
+        *(f"{MIXED_PREFIX}: {line}" for line in differing),
+        *noted,
+        *_data_notes("first", cells_a),
+        *_data_notes("second", cells_b),
+    )
     joined = JoinedTables(suite, cells_a, cells_b, tuple(joined_a), tuple(joined_b), notes)
     if joined.clusters is None and declares_clusters(*catalog_name(cells_a[0])):
         joined = replace(joined, notes=(*notes, UNCLUSTERED_NOTE))
     return joined
+
+
+def describe_mixed_seeds(cells: Sequence[Cell]) -> str:
+    """Return how the settings of a task's seeds differ, `different settings: epochs 1 / 2`.
+
+    Returns "" if they do not differ.
+    """
+    all_settings = [_flatten_settings(cell) for cell in cells]
+    labels = {**DECISIVE_SETTINGS, **NOTED_SETTINGS}
+    differences = []
+    for name in dict.fromkeys(name for settings in all_settings for name in settings):
+        values = [_format_setting(settings.get(name)) for settings in all_settings]
+        if any(settings.get(name) != all_settings[0].get(name) for settings in all_settings):
+            differences.append(f"{labels.get(name, name)} {' / '.join(dict.fromkeys(values))}")
+    return f"seeds of different settings: {', '.join(differences)}" if differences else ""
+
+
+def _flatten_settings(cell: Cell) -> dict[str, Any]:
+    """Return the settings of a finetuned cell without its seed, with a key per hyper-parameter."""
+    settings = {k: value for k, value in cell.settings.items() if k not in ("seed", "training")}
+    return settings | _training_settings(cell)
+
+
+def _training_settings(cell: Cell) -> dict[str, Any]:
+    """Return the hyper-parameters of a finetuned cell; {} of a scored one."""
+    training = cell.settings.get("training") or {}
+    return dict(training) if isinstance(training, dict) else {NOTED_SETTINGS["training"]: training}
+
+
+def _data_notes(run: str, cells: SeedCells) -> list[str]:
+    """Return the notes of cells that qualify what was scored: other limits, overlap with training,
+    seeds of different settings.
+
+    run: "first" or "second".
+    """
+    notes = [
+        note
+        for cell in cells
+        for note in cell.summary.notes
+        if note.startswith(OTHER_LIMITS_PREFIX) or SEEN_IN_TRAINING in note
+    ]
+    mixed = describe_mixed_seeds(cells)
+    return [f"{run} run: {note}" for note in dict.fromkeys([*notes, *([mixed] if mixed else [])])]
 
 
 def load_table(run: Run, cell: Cell) -> PredictionTable:
@@ -285,11 +335,16 @@ def _diff_cells(cells_a: SeedCells, cells_b: SeedCells, names: Mapping[str, str]
     lines = []
     for a, b in product(cells_a, cells_b):
         values: list[tuple[str, Any, Any]] = [
-            (label, a.settings.get(name), b.settings.get(name)) for name, label in names.items()
+            (label, a.settings.get(name), b.settings.get(name))
+            for name, label in names.items()
+            if name != "training"
         ]
         if names is DECISIVE_SETTINGS:
             metric_a, metric_b = ((cell.summary.metric, cell.summary.macro) for cell in (a, b))
             values.append(("metric", metric_a, metric_b))
+        if "training" in names:
+            flat_a, flat_b = _training_settings(a), _training_settings(b)
+            values += [(key, flat_a.get(key), flat_b.get(key)) for key in {**flat_a, **flat_b}]
         lines += [
             f"{label}: {_format_setting(value_a)} / {_format_setting(value_b)}"
             for label, value_a, value_b in values

@@ -6,7 +6,7 @@ declares one for a suite or group wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -17,10 +17,14 @@ from antlm_bench.declarations import (
     list_declarations,
     parse_toml,
     read_toml,
+    suggest_name,
     validate_tables,
 )
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.printable import make_printable
 from antlm_bench.suites.declaration_types import CheckSpec, Points
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
+from antlm_bench.types import Cell
 
 POINT = 0.01
 """In the unit of the metric: 1% of accuracy, 0.01 of a correlation, 0.01 nats."""
@@ -69,6 +73,43 @@ def load_suite_margins(suite: str) -> Margins:
     if path is None or table is None:
         return Margins()
     return _build_margins(validate_tables({"check": table}, SuiteCheckSpec, path).check, path.name)
+
+
+def check_margin_names(margins: Margins, cells: Iterable[Cell], location: str) -> None:
+    """Raise DeclarationError for a suite or group with a margin that nothing can be checked by.
+
+    cells: of both runs. location: the file that declares the margins. A suite of the catalog may be
+    absent from the runs, so that several checks can share a policy.
+    """
+    all_cells = list(cells)
+    suites = {compared_suite(cell) for cell in all_cells}
+    groups = {group.name for cell in all_cells for group in cell.summary.groups}
+    tasks = {cell.finetuned_task[1] for cell in all_cells if cell.seed is not None}
+    for suite in margins.suites:
+        if suite not in suites and not _is_catalog_suite(suite):
+            _raise_unknown_name("suite", suite, suites, f"{location}: suites")
+    for group in margins.groups:
+        if group not in groups | tasks:
+            _raise_unknown_name("group", group, groups | tasks, f"{location}: groups")
+
+
+def compared_suite(cell: Cell) -> str:
+    """Return the name under which `check` judges a cell: of a finetuned task, its collection."""
+    return cell.suite if cell.seed is None else cell.finetuned_task[0]
+
+
+def _is_catalog_suite(name: str) -> bool:
+    """Return whether a name of the catalog is a suite, and not a collection of suites."""
+    if name not in list_declarations("tasks"):
+        return False
+    spec, _ = read_declaration(name)
+    return not TASK_TYPES[spec.task_type].members(spec, "")
+
+
+def _raise_unknown_name(kind: str, name: str, known_names: Collection[str], location: str) -> None:
+    names = make_printable(", ".join(sorted(known_names))) or "none"
+    hint = f"{suggest_name(name, known_names)} the {kind}s are {names}".lstrip()
+    raise DeclarationError(f"neither run has a {kind} {name!r}", location=location, hint=hint)
 
 
 def _build_margins(

@@ -6,6 +6,7 @@ are those of one t test, whose standard error comes from leaving out each senten
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -90,7 +91,7 @@ def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
     cell = joined.cells_a[0]
     limit = cell.settings.get("limit")
     ref = cell.origin[0] if cell.origin else joined.suite
-    hint = f"antlm-bench data fetch {ref}"
+    hint = f"antlm-bench data fetch {shlex.quote(ref)}"
     try:
         loaded = loader.load_suite(
             ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True

@@ -8,7 +8,7 @@ metric can be computed from predictions alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,25 +34,24 @@ RESTORE_HINT = "restore run.json, or repeat the score or finetune command with -
 def open_verified_run(path: str | Path) -> Run:
     """Open a run folder and check its summaries against its predictions.
 
-    Raises RunError if the folder holds no run, if predictions are missing or damaged, or if a
-    summary in run.json does not match its predictions.
+    Of a suite that was scored with several limits, the run has the fullest cell. Raises RunError if
+    the folder holds no run, if predictions are missing or damaged, or if a summary in run.json does
+    not match its predictions.
     """
     return open_verified_runs([path])[0]
 
 
-def open_verified_runs(paths: Iterable[str | Path]) -> list[Run]:
+def open_verified_runs(paths: Iterable[str | Path], *, keys: Collection[str] = ()) -> list[Run]:
     """Open run folders that are shown together. A suite has the same name in all of them.
 
-    Cells of earlier versions, which do not say which items belong together, get a note if their
-    suite declares clusters.
-    Raises the same errors as `open_verified_run`.
+    keys: content keys of cells that are shown even if the run has fuller ones. Cells of earlier
+    versions, which do not say which items belong together, get a note if their suite declares
+    clusters. Raises the same errors as `open_verified_run`.
     """
-    opened = []
     has_clusters = lru_cache(declares_clusters)
+    opened = []
     for path in paths:
-        run = runs.open_stored_run(path)
-        for cell in run:
-            check_cell(run, cell)
+        run = runs.select_fullest_cells(open_verified_stored_run(path), keys)
         cells = tuple(
             cell
             if cell.summary.num_clusters or not has_clusters(*catalog_name(cell))
@@ -61,6 +60,17 @@ def open_verified_runs(paths: Iterable[str | Path]) -> list[Run]:
         )
         opened.append(replace(run, cells=cells))
     return runs.distinguish_suites(opened)
+
+
+def open_verified_stored_run(path: str | Path) -> Run:
+    """Open a run folder with all its cells, as they are stored, and check their summaries.
+
+    Raises the same errors as `open_verified_run`.
+    """
+    run = runs.open_stored_run(path)
+    for cell in run:
+        check_cell(run, cell)
+    return run
 
 
 def _with_note(cell: Cell, note: str) -> Cell:

@@ -199,6 +199,21 @@ def get_model_name(run: Run) -> str:
     return str(run.manifest.model.get("name", "MODEL"))
 
 
+def get_model_reference(run: Run) -> str:
+    """Return the checkpoint as the user named it; in older runs its name."""
+    return str(run.manifest.model.get("given") or get_model_name(run))
+
+
+def build_run_model_arguments(run: Run) -> list[str]:
+    """Return the options that name a run's checkpoint in a command line."""
+    if not run.manifest.model.get("given"):
+        return build_model_arguments(get_model_name(run))
+    reference, revision = get_model_reference(run), run.manifest.model.get("revision")
+    if isinstance(revision, str) and revision and reference.endswith(f"@{revision}"):
+        return ["--model", reference.removesuffix(f"@{revision}"), "--revision", revision]
+    return ["--model", reference]
+
+
 def build_score_command(
     run: Run | None, suite: str, method: str, board: LeaderboardSpec, model: str = ""
 ) -> str:
@@ -207,8 +222,10 @@ def build_score_command(
     run: the run folder that the command completes; None = a new one. model: the checkpoint;
     "" = the checkpoint of the run.
     """
-    name = model or (get_model_name(run) if run else "")
-    command = ["antlm-bench", "score", *build_model_arguments(name), "--suite", suite]
+    model_arguments = build_model_arguments(model)
+    if run and not model:
+        model_arguments = build_run_model_arguments(run)
+    command = ["antlm-bench", "score", *model_arguments, "--suite", suite]
     command += ["--method", method, "--compat", board.name]
     return shlex.join([*command, *(["--out", run.path] if run else [])])
 
@@ -226,7 +243,7 @@ def build_finetune_command(
 
     seed: None = the official seed. task: the task of the suite; "" = all.
     """
-    model_arguments = build_model_arguments(get_model_name(run))
+    model_arguments = build_run_model_arguments(run)
     command = ["antlm-bench", "finetune", *model_arguments, "--suite", suite]
     command += ["--task", task] if task else []
     command += ["--attention", get_method(method).main_attention]
@@ -238,7 +255,7 @@ def build_finetune_command(
 def build_model_arguments(name: str) -> list[str]:
     """Return the options that name a checkpoint; `repo/name@revision` becomes two options.
 
-    A local checkpoint is given by its name, because runs do not store its path.
+    A local checkpoint of an older run is given by its name: such runs do not store its path.
     """
     model, _, revision = name.partition("@")
     if revision and "/" in model:

@@ -29,6 +29,7 @@ from antlm_bench.exports.leaderboard import (
     count_expected_answers,
     count_expected_subkeys,
     get_model_name,
+    get_model_reference,
 )
 from antlm_bench.exports.leaderboard_answers import (
     TIE_RULE_DESCRIPTIONS,
@@ -151,17 +152,18 @@ class LeaderboardFileBuilder:
                 value = self._build_or_record_missing(key, partial(self._build_part, part))
             if value is None and writes_null and part.answer_format == "class":
                 value = {}  # The official file has {} for labels and null for other parts.
-            if value is not None or writes_null:
+            if writes_null or key in external_parts or has_content(value):
                 document[key] = value
-        if milestones:
-            document[milestones_key] = {}
+        milestone_values = {}
         for key, part in milestone_parts.items():
             if key in external_parts:
                 value = external_parts[key]
             else:
                 value = self._build_milestone_scores(key, part)
-            if value is not None:
-                document[milestones_key][part.key] = value
+            if (writes_null and value) or key in external_parts or has_content(value):
+                milestone_values[part.key] = value
+        if milestone_values:
+            document[milestones_key] = milestone_values
         notes = tuple(dict.fromkeys([*self.board.notes, *self.notes]))
         return LeaderboardFile(document, tuple(self.missing_parts), notes, tuple(self.sources))
 
@@ -218,7 +220,8 @@ class LeaderboardFileBuilder:
         if problems:
             raise IncompleteError(
                 f"incomplete: {', '.join(problems[:3])}{', ...' if len(problems) > 3 else ''}",
-                hint=f"get all data (antlm-bench data fetch {part.suite}), then score again",
+                hint=f"get all data (antlm-bench data fetch {shlex.quote(part.suite)}), "
+                "then score again",
             )
 
     def _build_all_labels(self, part: PartSpec) -> LeaderboardAnswers | None:
@@ -451,7 +454,7 @@ class LeaderboardFileBuilder:
                 run = self.milestone_runs.get(milestone)
                 if part.suite and run is None:
                     # Trainers write milestones beside the final model.
-                    parent, slash, _ = get_model_name(self.final_run).rpartition("/")
+                    parent, slash, _ = get_model_reference(self.final_run).rpartition("/")
                     pattern = f"{parent}{slash}chck_*"
                     hint = build_score_command(None, part.suite, self.method, self.board, pattern)
                     raise IncompleteError("no run folder", hint=hint)

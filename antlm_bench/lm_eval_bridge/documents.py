@@ -100,6 +100,11 @@ class LmEvalTask:
             documents = groupby(self.task_object.instances, key=lambda instance: instance.doc_id)
             return [sorted(requests, key=lambda request: request.idx) for _, requests in documents]
 
+    def count_documents(self, location: str) -> int:
+        """Return the number of documents of the task. Raises DataError if lm-eval fails."""
+        with lm_eval_context(location):
+            return len(list(self.task_object.eval_docs))
+
     def infer_output_type(self, requests_by_document: Sequence[Sequence[Any]]) -> str:
         """Return MULTIPLE_CHOICE, LOGLIKELIHOOD or ROLLING; else a description of other requests.
 

@@ -65,7 +65,7 @@ class ImportedRun:
 
 
 def read_results(path: Path) -> ImportedRun:
-    """Read one results file, or all in a folder. The newest result of each suite counts.
+    """Read one results file, or all in a folder. The newest result of each suite and limit counts.
 
     Formats: lm-eval 0.4.0 to 0.4.2 and BabyLM 2024 (results.json or any name, samples as one JSON
     list), 0.4.3 to 0.4.13 (results_<date>.json, samples as JSON lines). A task or group becomes the
@@ -80,16 +80,17 @@ def read_results(path: Path) -> ImportedRun:
         names |= {_model_name(results) for _, results in newest_first}
         message = f"results of several models: {', '.join(sorted(names))}"
         raise UsageError(message, location=str(path), hint="give the folder or file of one model")
-    cells: dict[str, tuple[Cell, Predictions]] = {}
+    cells: dict[tuple[str, str], tuple[Cell, Predictions]] = {}
     skipped: list[str] = []
     for file, results in newest_first:
         tasks, digests, skipped_in_file = _load_tasks(file, results)
         skipped += skipped_in_file
         for suite, members in _group_into_suites(results, tasks):
-            if suite in cells:
-                skipped.append(f"{suite}: an older result ({file})")
+            key = suite, str(_effective_limit(results, members))
+            if key in cells:
+                skipped.append(f"{suite}: an older result; to import it, give {file}")
             else:
-                cells[suite] = _build_cell(suite, members, tasks, digests, results)
+                cells[key] = _build_cell(suite, members, tasks, digests, results)
     if not cells:
         hint = (
             "if samples and results contradict each other, run lm-eval again; only multiple-choice "
@@ -383,13 +384,17 @@ def _build_cell(
     summarize_accuracy = partial(
         summarize, predictions, suite=name, method=METHOD, metric="accuracy", macro=macro
     )
-    summary = summarize_accuracy(groups=macro, notes=_import_notes(results))
+    notes = [*_import_notes(results), *_limit_notes(_effective_limit(results, task_names))]
+    summary = summarize_accuracy(groups=macro, notes=notes)
     reported = results["results"].get(suite, {}).get("acc,none")
     recomputed = summarize_accuracy(groups=(), ties="first").headline.value
     if macro and isinstance(reported, float) and abs(reported - recomputed) > TOLERANCE:
         note = f"lm-eval reports another average for this group ({reported:.4f})"
         summary = replace(summary, notes=(*summary.notes, note))
-    version, limit = (results.get("versions") or {}).get(suite), results["config"].get("limit")
+    version, limit = (
+        (results.get("versions") or {}).get(suite),
+        _effective_limit(results, task_names),
+    )
     digest = hashlib.sha256("".join(digests[task] for task in task_names).encode()).hexdigest()
     settings = {
         "suite": name,
@@ -407,6 +412,24 @@ def _build_cell(
     # Samples do not hold token counts, so the view per-token would be wrong.
     views = {name: view for name, view in summary.views.items() if name != "per-token"}
     return Cell(name, METHOD, key[:16], settings, replace(summary, views=views)), predictions
+
+
+def _effective_limit(results: JsonObject, task_names: Sequence[str]) -> Any:
+    """Return lm-eval's limit of documents per task (below 1, a share); None if it left none out."""
+    limit = results["config"].get("limit")
+    counts = [(results.get("n-samples") or {}).get(task) or {} for task in task_names]
+    is_complete = all(
+        isinstance(count.get("original"), int) and count["original"] == count.get("effective")
+        for count in counts
+    )
+    return None if is_complete else limit
+
+
+def _limit_notes(limit: Any) -> list[str]:
+    if not isinstance(limit, int | float) or isinstance(limit, bool):
+        return []
+    documents = f"{limit:.3g} of the documents" if limit < 1 else f"the first {limit:g} documents"
+    return [f"limit: {documents} of each task"]
 
 
 def _import_notes(results: JsonObject) -> list[str]:

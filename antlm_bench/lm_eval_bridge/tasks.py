@@ -128,7 +128,8 @@ def load_suite(request: SuiteRequest) -> Suite:
     if len(tasks) > 1 and metric.item_kind not in (ItemKind.TEXT, ItemKind.DOCUMENT):
         groups = GROUP_LEVELS if len({task.group for task in tasks}) > 1 else GROUP_LEVELS[1:]
     notes = [note for task in tasks for note in _task_notes(task, metric, metric_names)]
-    if limit is not None:
+    num_left_out = _count_left_out(tasks, limit, ref)
+    if num_left_out:
         notes.append(f"limit: the first {limit} of each task")
     uses_task_values = metric.item_kind in (ItemKind.TASK_VALUE, ItemKind.DOCUMENT)
     key_parts = task_metrics.key_parts() if task_metrics and uses_task_values else ()
@@ -149,7 +150,16 @@ def load_suite(request: SuiteRequest) -> Suite:
         has_delimiters=True,
         task_metrics=task_metrics,
         origin=origin,
+        num_left_out=num_left_out,
     )
+
+
+def _count_left_out(tasks: Sequence[LmEvalTask], limit: int | None, ref: str) -> int:
+    """Return the number of documents that a limit per task leaves out."""
+    if limit is None:
+        return 0
+    num_documents = [task.count_documents(f"{ref}: {task.name}") for task in tasks]
+    return sum(max(0, count - limit) for count in num_documents)
 
 
 def requests_documents(ref: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting.results_table import estimate_cell
 from antlm_bench.reporting.table import Table, TableCell, build_records_table
 from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, format_word_count
@@ -118,7 +119,9 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
 def collect_notes(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> list[str]:
-    """Describe checkpoints that are duplicates, missing, left out, or without a number of words."""
+    """Describe checkpoints that are duplicates, missing, left out, without a number of words seen,
+    or whose score has a caveat.
+    """
     duplicate_notes: list[str] = []
     missing_by_series: dict[str, dict[int, None]] = {}  # series -> words; a dict as ordered set
     for curve in curves:
@@ -138,6 +141,7 @@ def collect_notes(
     for series, milestones in missing_by_series.items():
         words = ", ".join(map(format_word_count, milestones))
         notes.append(f"{series}: no result at {words} words.")
+    notes += _describe_caveats(curves)
     if unplaced_checkpoints:
         names = ", ".join(unplaced_checkpoints)
         notes.append(f"Left out, because the number of words seen is unknown: {names}.")
@@ -152,6 +156,18 @@ def describe_other_items(curves: Sequence[LearningCurve]) -> list[str]:
         for curve in curves
         if curve.other_items
     ]
+
+
+def _describe_caveats(curves: Sequence[LearningCurve]) -> list[str]:
+    """Return a sentence per caveat of a suite. It names the checkpoints unless all have it."""
+    sentences = []
+    for curve in curves:
+        for caveat in dict.fromkeys(caveat for point in curve.points for caveat in point.caveats):
+            names = [point.checkpoint for point in curve.points if caveat in point.caveats]
+            has_all = len(names) == len(curve.points)
+            checkpoints = "" if has_all else f", {', '.join(names)}"
+            sentences.append(make_printable(f"{curve.suite}{checkpoints}: {caveat}."))
+    return list(dict.fromkeys(sentences))
 
 
 def _format_value(curve: LearningCurve, point: CurvePoint) -> str:

@@ -17,7 +17,7 @@ from antlm_bench.reporting.table import (
     build_records_table,
     build_row,
 )
-from antlm_bench.results.display_names import TIE_RULE_TEXTS, model_name, model_names
+from antlm_bench.results.display_names import TIE_RULE_TEXTS, full_model_names, model_names
 from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
@@ -327,7 +327,7 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
     flags = ["tie", *FLAGS]
     labels = ("model", "suite", "method", "metric", "level", "name", "within")
     rows = []
-    for run in runs:
+    for run, model in zip(runs, full_model_names(runs), strict=True):
         for cell in run:
             if cell.seed is not None:
                 continue
@@ -336,7 +336,7 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
                 text = format_estimate(estimate, metric)
                 rows.append(
                     build_row(
-                        *(model_name(run), cell.suite, cell.method, metric, level, name, within),
+                        *(model, cell.suite, cell.method, metric, level, name, within),
                         TableCell(estimate.value, text, unit=raw_unit(metric)),
                         estimate.low,
                         estimate.high,
@@ -353,11 +353,15 @@ def build_finetune_table(runs: Sequence[Run]) -> Table:
 
     Raises RunError if predictions are damaged.
     """
-    summaries = [summary for run in runs for summary in summarize_finetuned_tasks(run)]
+    named_summaries = [
+        (model, summary)
+        for run, model in zip(runs, full_model_names(runs), strict=True)
+        for summary in summarize_finetuned_tasks(run)
+    ]
     records = []
-    for summary in summaries:
+    for model, summary in named_summaries:
         # The model of a single run would be the same in every row.
-        record: dict[str, object] = {"model": summary.model} if len(runs) > 1 else {}
+        record: dict[str, object] = {"model": model} if len(runs) > 1 else {}
         record |= {
             "task": summary.task,
             "attention": summary.attention,

@@ -13,6 +13,7 @@ from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
+from antlm_bench.results.collections import CAVEAT_PATTERN
 from antlm_bench.results.display_names import model_name
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.statistics import Z
@@ -39,6 +40,8 @@ class CurvePoint:
     estimate: Estimate
     duplicate_of: str = ""
     """Name of an earlier checkpoint with the same weights."""
+    caveats: tuple[str, ...] = ()
+    """Notes that qualify the score (collections.CAVEAT_PATTERN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,15 @@ class LearningCurve:
 
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
-    """Return run folders. A folder of run folders is replaced by the run folders in it."""
+    """Return run folders. A folder of run folders is replaced by the run folders in it, without
+    hidden ones.
+    """
     run_dirs: list[Path] = []
     for path in map(Path, paths):
         if (path / "run.json").exists():
             run_dirs.append(path)
             continue
-        subfolders = [file.parent for file in path.glob("*/run.json")]
+        subfolders = [file.parent for file in path.glob("[!.]*/run.json")]
         run_dirs += sorted(subfolders, key=_natural_sort_key) or [path]
     return list(dict.fromkeys(run_dirs))
 
@@ -172,7 +177,7 @@ def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
 def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return name of a series -> its runs, sorted by words seen.
 
-    A series consists of the checkpoints of one hub id, or of those whose runs share a folder, an
+    A series consists of the checkpoints of one hub id, or of those that share a folder, an
     architecture and a tokenizer. Runs whose words seen are unknown are left out.
     """
     runs_by_key: dict[tuple[str, ...], list[Run]] = defaultdict(list)
@@ -216,14 +221,17 @@ def parse_milestone(run: Run) -> int | None:
 
 
 def checkpoint_series_key(run: Run) -> tuple[str, ...]:
-    """Return (hub id, architecture, tokenizer), or (*parts of the run's parent folder, ...).
+    """Return (hub id, architecture, tokenizer), or (*parts of the checkpoint's parent folder, ...).
 
-    The folder `scores`, in which `train` writes runs, does not count.
+    Older runs do not tell the checkpoint's path: the run's parent folder counts, without the folder
+    `scores` in which `train` writes runs.
     """
     model = run.manifest.model
     name = str(model.get("name", ""))
-    folder = Path(run.path).absolute().parent
-    folder = folder.parent if folder.name == "scores" else folder
+    folder = Path(str(model.get("given") or "")).parent
+    if folder == Path():
+        folder = Path(run.path).absolute().parent
+        folder = folder.parent if folder.name == "scores" else folder
     source = (name.partition("@")[0],) if "@" in name else folder.parts
     return (*source, str(model.get("architecture", "")), str(model.get("tokenizer", "")))
 
@@ -272,7 +280,10 @@ def _build_curve(
         first_name = first_name_by_weights.setdefault(weights, name)
         milestone = milestone_or_words_seen(run)
         duplicate_of = "" if first_name == name else first_name
-        point = CurvePoint(words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of)
+        caveats = tuple(filter(CAVEAT_PATTERN.search, cell.summary.notes))
+        point = CurvePoint(
+            words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of, caveats
+        )
         if points.setdefault(milestone, (weights, point))[0] != weights:
             raise UsageError(
                 f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words",

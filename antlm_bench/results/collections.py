@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import runs, statistics
+from antlm_bench.comparison.join import describe_mixed_seeds
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import get_metric_spec
@@ -19,6 +20,7 @@ from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
 from antlm_bench.printable import make_printable
 from antlm_bench.results.display_names import TIE_RULE_TEXTS
 from antlm_bench.results.seeds import describe_collapse, merge_seed_notes, summarize_seed_cells
+from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING, read_trainings
 from antlm_bench.suites.collection import MemberSpec
@@ -32,8 +34,8 @@ SeenDigests = dict[str, tuple[str, str]]
 MEAN, PUBLISHED = "mean", "published"
 """Metrics of a mean of several scores and of a published score, whose own metric is unknown."""
 CAVEAT_PATTERN = re.compile(
-    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0"
-    rf"|substitute|position 0|{SEEN_IN_TRAINING}"
+    rf"^(incomplete|limit|all scored rows|same weights|{OTHER_LIMITS_PREFIX})|undefined"
+    rf"|no interval|counts as 0|substitute|position 0|{SEEN_IN_TRAINING}"
 )
 """Notes of a summary that are caveats of its score."""
 
@@ -315,8 +317,8 @@ def _collect_caveats(
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
     if preset := first.settings.get("preset"):
         yield f"finetuned with the settings of {preset}"
-    if any(_settings_without_seed(cell) != _settings_without_seed(first) for cell in cells):
-        yield f"{suite}: its seeds were finetuned with different settings"
+    if mixed := describe_mixed_seeds(cells):
+        yield f"{suite}: {make_printable(mixed)}"
     for note in merge_seed_notes(cells):
         if CAVEAT_PATTERN.search(note):
             yield f"{suite}: {note}"
@@ -328,10 +330,6 @@ def _collect_caveats(
     first_digest, first_label = seen_digests.setdefault(first.suite, (digest, column_label))
     if digest != first_digest:
         yield f"{suite}: not the items of {first_label}; do not compare"
-
-
-def _settings_without_seed(cell: Cell) -> dict[str, object]:
-    return {name: value for name, value in cell.settings.items() if name not in ("seed", "device")}
 
 
 def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
@@ -352,4 +350,6 @@ def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
 def _describe_computation(member: MemberSpec, model: str) -> str:
     if not member.task_type:
         return "antlm-bench cannot compute it yet"
-    return TASK_TYPES[member.task_type].example_command.format(model=model, suite=member.suite)
+    return TASK_TYPES[member.task_type].example_command.format(
+        model=model, suite=shlex.quote(member.suite)
+    )

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from antlm_bench import runs
-from antlm_bench.comparison.join import group_cells
+from antlm_bench.comparison.join import describe_mixed_seeds, group_cells
 from antlm_bench.metrics.classification import ONE_LEARNT_NOTE, SeedSummary, summarize_seeds
+from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
-CAVEAT_BEGINNINGS = ("incomplete: ", "all scored rows ")
+CAVEAT_BEGINNINGS = ("incomplete: ", "limit: ", "all scored rows ", OTHER_LIMITS_PREFIX)
 """Beginnings of notes on the data that qualify a task's score."""
 
 
@@ -41,6 +42,8 @@ def average_seeds(run: Run) -> Run:
             notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
         elif not first.is_frozen:
             notes.append("one seed")
+        if mixed := describe_mixed_seeds(cells):
+            notes.append(mixed)
         if collapsed_seeds:
             notes.append(f"collapsed with seed {', '.join(collapsed_seeds)}")
         if 0 < len(collapsed_seeds) == len(cells) - 1:
@@ -146,6 +149,8 @@ def describe_collapse(cells: Sequence[Cell]) -> str:
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield the caveats of a task's mean over these cells, which are its seeds."""
+    if mixed := describe_mixed_seeds(cells):
+        yield mixed
     if collapse := describe_collapse(cells):
         yield collapse
     num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)

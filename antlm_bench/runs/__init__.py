@@ -3,8 +3,8 @@
     DIR/run.json                               manifest and cells (settings, summaries)
     DIR/predictions/<suite>.<method>.parquet   one row per item: ids and numbers, never texts
     DIR/predictions/<suite>.<method>.seed<n>.parquet      the same for a finetuned task
-    DIR/predictions/<suite>@<digest>.<method>.parquet     if that name is taken, also by the
-                                                          predictions that these replace
+    DIR/predictions/<suite>@<digest>.<method>.parquet     other items or limits, a user's file of
+                                                          that name, or new in place of older ones
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
 
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
@@ -32,6 +32,7 @@ from antlm_bench.runs.suite_names import (
     cells_with_short_paths,
     distinguish_suites,
     is_user_suite,
+    select_fullest_cells,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "read_predictions",
     "read_predictions_table",
     "reject_links",
+    "select_fullest_cells",
     "summary_matches",
     "write_atomically",
     "write_files",

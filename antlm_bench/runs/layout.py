@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from antlm_bench import __version__
+from antlm_bench.errors import UsageError
 from antlm_bench.runs.run_json import SCHEMA_VERSION
 from antlm_bench.runs.store import RunWriter
 from antlm_bench.types import Manifest
@@ -35,12 +36,25 @@ def run_dir(
     return folder
 
 
-def build_manifest(model_facts: Mapping[str, Any]) -> Manifest:
-    """Build the manifest of a run that begins now, with the software that is installed now."""
+def check_single_name(name: str | None, refs: Sequence[str]) -> None:
+    """Raise UsageError for an empty name, and for one name of several checkpoints."""
+    if name is not None and (len(refs) > 1 or not name.strip()):
+        problem = f"names one checkpoint, not {len(refs)}" if name.strip() else "is empty"
+        raise UsageError(
+            f"{name!r} {problem}", location="--name", hint="score each checkpoint with its own name"
+        )
+
+
+def build_manifest(model_facts: Mapping[str, Any], label: str | None = None) -> Manifest:
+    """Build the manifest of a run that begins now, with the software that is installed now.
+
+    label: the name that the user gave the model (--name).
+    """
     software = {name: version(name) for name in RECORDED_PACKAGES}
     software |= {"antlm-bench": __version__, "python": platform.python_version()}
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Manifest(SCHEMA_VERSION, dict(model_facts), software, created)
+    facts = dict(model_facts) | ({"label": label} if label else {})
+    return Manifest(SCHEMA_VERSION, facts, software, created)
 
 
 def content_key(settings: Mapping[str, Any]) -> str:
@@ -54,9 +68,19 @@ def log_replaced_scores(
     origin: tuple[str, ...],
     settings: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Log that the score of a user's file is replaced if its items have changed since."""
-    if any(writer.suite_file_changed(origin, each, each.get("seed")) for each in settings):
+    """Log which scores are replaced: of a user's file whose items have changed since, or under
+    other settings.
+    """
+    all_settings = list(settings)
+    if any(writer.suite_file_changed(origin, each, each.get("seed")) for each in all_settings):
         log(
             f"{origin[0]}: its items have changed since it was scored; the new score replaces the"
             " old one"
         )
+        return
+    for each in all_settings:
+        if differing := writer.differing_settings(each, origin):
+            log(
+                f"{each['suite']} ({each['method']}): the new score replaces one with other "
+                f"settings: {', '.join(differing)}"
+            )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count, islice
@@ -33,8 +33,9 @@ from antlm_bench.runs.run_json import (
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     distinguish_suites,
-    is_same_suite,
+    is_same_result,
     is_user_suite,
+    select_fullest_cells,
 )
 from antlm_bench.types import Cell, Manifest, Run
 
@@ -143,6 +144,24 @@ class RunWriter:
             if origin and old.origin == origin
         )
 
+    def differing_settings(
+        self, settings: Mapping[str, Any], origin: tuple[str, ...] = ()
+    ) -> list[str]:
+        """Return the names of the settings in which the cell that a new one replaces differs.
+
+        settings, origin: of the new cell. [] = it replaces none, or one under the same key.
+        """
+        method, seed = settings["method"], settings.get("seed")
+        return [
+            name
+            for old in self.cells
+            if _replaces(
+                old, replace(old, method=method, seed=seed, settings=settings, origin=origin)
+            )
+            for name in {**old.settings, **settings}
+            if json.dumps(old.settings.get(name)) != json.dumps(settings.get(name))
+        ]
+
     def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
         """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
         metadata = {**_file_metadata(suite, method, key), "chunk": str(index)}
@@ -191,13 +210,16 @@ class RunWriter:
             chunks.append(stored)
         complete = concat_predictions(chunks) if final_predictions is None else final_predictions
         written = self.write_cell(cell, complete)
-        self.discard_chunks(cell.suite, cell.method)
+        if cell.limit is None:
+            self.discard_chunks(cell.suite, cell.method)
+        else:  # the chunks of a fuller run that was stopped stay
+            self._remove_chunk_folders(self._chunk_folder(cell.suite, cell.method, cell.key))
         return written
 
     def write_cell(self, cell: Cell, predictions: Predictions) -> Cell:
         """Write a cell's predictions, then run.json. Return the cell with its digest and file.
 
-        A cell of the same suite, method and seed is replaced (`suite_names.is_same_suite`).
+        A cell of the same suite, method, seed and limit is replaced.
         """
         metadata = _file_metadata(cell.suite, cell.method, cell.key, cell.seed)
         metadata["summary"] = summary_digest(cell.summary)
@@ -218,13 +240,28 @@ class RunWriter:
         index = self.cells.index(replaced[0]) if replaced else len(self.cells)
         cells = [old for old in self.cells if old not in replaced]
         cells.insert(index, cell)
+        self._write_cells(cells, replaced, None if data is None else (cell.file, data))
+
+    def _remove_cells(self, removed: Sequence[Cell]) -> None:
+        self._write_cells([cell for cell in self.cells if cell not in removed], removed)
+
+    def _write_cells(
+        self,
+        cells: list[Cell],
+        removed: Sequence[Cell],
+        predictions: tuple[str, bytes] | None = None,
+    ) -> None:
+        """Write run.json with these cells, after a predictions file (name, bytes) of one of them.
+
+        The files of the removed cells are deleted last.
+        """
         files = [_predictions_file(each) for each in cells]
         document = encode_run_json(self.manifest, cells, files)
-        if data is not None:
-            write_atomically(self.path / cell.file, data)
+        if predictions is not None:
+            write_atomically(self.path / predictions[0], predictions[1])
         write_atomically(self.path / "run.json", document)
         self.cells = cells
-        for old in replaced:
+        for old in removed:
             self._remove_unused_files(old)
 
     def _remove_unused_files(self, cell: Cell) -> None:
@@ -233,6 +270,15 @@ class RunWriter:
         for name in names - {_predictions_file(each) for each in self.cells}:
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
+
+    def remove_other_limits(self, key: str) -> None:
+        """Remove the cells that differ from the cell of this key in their limit only."""
+        for cell in [cell for cell in self.cells if cell.key == key]:
+            others = [
+                old for old in self.cells if is_same_result(old, cell) and old.limit != cell.limit
+            ]
+            if others:
+                self._remove_cells(others)
 
     def _choose_predictions_file(self, cell: Cell, digest: str) -> str:
         """Return a file name that no other cell has, not even the one that this cell replaces.
@@ -259,7 +305,9 @@ class RunWriter:
         return self.path / "partial" / f"{_file_stem(suite, method)}.{quote(key, safe='')}"
 
     def _check_manifest(self, existing: Manifest) -> None:
-        """Refuse the run of another checkpoint, and keep the time at which this run began."""
+        """Refuse the run of another checkpoint. Keep the time at which this run began, and the
+        name that the user gave the model, unless there is a new one.
+        """
         if existing.model.get("weights") != self.manifest.model.get("weights"):
             name = existing.model.get("name", "unknown")
             raise RunError(
@@ -267,9 +315,9 @@ class RunWriter:
                 location=str(self.path),
                 hint="choose another --out, or move that run away",
             )
-        self.manifest = Manifest(
-            SCHEMA_VERSION, self.manifest.model, self.manifest.software, existing.created
-        )
+        label = existing.model.get("label")
+        model = {**({"label": label} if label else {}), **self.manifest.model}
+        self.manifest = Manifest(SCHEMA_VERSION, model, self.manifest.software, existing.created)
 
 
 def open_run(path: str | Path) -> Run:
@@ -283,9 +331,10 @@ def open_run(path: str | Path) -> Run:
 def open_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Open run folders that are shown together: a suite has the same name in all of them.
 
-    Raises as `open_stored_run`.
+    Of a suite that was scored with several limits, a run has the fullest cell. Raises as
+    `open_stored_run`.
     """
-    return distinguish_suites([open_stored_run(path) for path in paths])
+    return distinguish_suites([select_fullest_cells(open_stored_run(path)) for path in paths])
 
 
 def open_stored_run(path: str | Path) -> Run:
@@ -528,8 +577,8 @@ def _candidate_files(cell: Cell) -> Iterator[str]:
 
 
 def _replaces(old: Cell, new: Cell) -> bool:
-    """Whether writing the new cell replaces the old one."""
-    return (old.method, old.seed) == (new.method, new.seed) and is_same_suite(old, new)
+    """Whether writing the new cell replaces the old one. Cells with other limits stay."""
+    return is_same_result(old, new) and old.limit == new.limit
 
 
 def _chunk_name(index: int, data: bytes) -> str:

@@ -8,6 +8,7 @@ never shown under a name of the catalog.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from pathlib import Path, PurePath
 from antlm_bench.declarations import list_declarations
 from antlm_bench.types import Cell, Run
 
+OTHER_LIMITS_PREFIX = "also in this run, and not shown: "
+"""Start of the note on the results of a suite under other limits."""
 USER_VERSION = "user"
 """Version of a suite that is a bare file. Older runs record nothing else of a user's suite."""
 
@@ -37,6 +40,69 @@ def is_same_suite(a: Cell, b: Cell) -> bool:
     return (
         not is_user_suite(a) or _suite_digest(a) == _suite_digest(b) or a.origin == b.origin != ()
     )
+
+
+def is_same_result(a: Cell, b: Cell) -> bool:
+    """Whether two cells of one run have the same suite, method and seed.
+
+    They may have other items, because a run holds a cell per limit.
+    """
+    return (a.method, a.seed) == (b.method, b.seed) and is_same_suite(a, b)
+
+
+def select_fullest_cells(run: Run, keys: Collection[str] = ()) -> Run:
+    """Return the run with the cells of one limit per suite and method, although it may hold more.
+
+    That is the limit of the most items, or that of a cell with one of these content keys. The notes
+    of its cells name the others.
+    """
+    groups: list[list[Cell]] = []
+    for cell in run:
+        for group in groups:
+            if group[0].method == cell.method and is_same_suite(group[0], cell):
+                group.append(cell)
+                break
+        else:
+            groups.append([cell])
+    note_of_cell = {
+        id(cell): note for group in groups for cell, note in _select_fullest(group, keys)
+    }
+    if len(note_of_cell) == len(run.cells):
+        return run
+    selected = [cell for cell in run if id(cell) in note_of_cell]
+    return replace(run, cells=tuple(_add_note(cell, note_of_cell[id(cell)]) for cell in selected))
+
+
+def _select_fullest(cells: Sequence[Cell], keys: Collection[str]) -> list[tuple[Cell, str]]:
+    """Return the cells of one limit, each with a note on those of other limits."""
+    limit = max([cell for cell in cells if cell.key in keys] or cells, key=_fullness).limit
+    others = dict.fromkeys(_describe_limit(cell) for cell in cells if cell.limit != limit)
+    note = f"{OTHER_LIMITS_PREFIX}{', '.join(others)}" if others else ""
+    return [(cell, note) for cell in cells if cell.limit == limit]
+
+
+def _add_note(cell: Cell, note: str) -> Cell:
+    if not note:
+        return cell
+    return replace(cell, summary=replace(cell.summary, notes=(*cell.summary.notes, note)))
+
+
+def _fullness(cell: Cell) -> tuple[bool, int, float]:
+    """Return a key that is larger for a cell with more items, then for more rows to train on."""
+    train_rows = cell.limit[0] if isinstance(cell.limit, tuple) else None
+    num_train = float(train_rows) if isinstance(train_rows, int | float) else math.inf
+    return cell.limit is None, cell.estimate.n, num_train
+
+
+def _describe_limit(cell: Cell) -> str:
+    """Return `all 800 items`, `limit 2 (32 items)` or `limits 10 / 5 (5 items)`."""
+    items = f"{cell.estimate.n:,} items"
+    if cell.limit is None:
+        return f"all {items}"
+    if isinstance(cell.limit, tuple):
+        rows = " / ".join("none" if rows is None else str(rows) for rows in cell.limit)
+        return f"limits {rows} ({items})"
+    return f"limit {cell.limit} ({items})"
 
 
 def cell_has_suite(cell: Cell, name: str, origin: tuple[str, ...] = ()) -> bool:
@@ -109,9 +175,10 @@ class _SuiteGroup:
 
     @property
     def result_keys(self) -> set[tuple[object, ...]]:
-        """(index of the run, suite, method, seed): a run has one cell of each."""
+        """(index of the run, suite, method, seed, limit): a run has one cell of each."""
         return {
-            (index, base_suite_name(cell), cell.method, cell.seed) for index, cell in self.cells
+            (index, base_suite_name(cell), cell.method, cell.seed, str(cell.limit))
+            for index, cell in self.cells
         }
 
     def can_merge(self, other: _SuiteGroup) -> bool:

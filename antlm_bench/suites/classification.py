@@ -55,7 +55,9 @@ class TrainingSpec(Declaration):
     epochs: PositiveInt
     """Maximum number of epochs."""
     patience: Annotated[int, Field(ge=0)]
-    """Epochs without a better selection score before training stops; 0 = never stop early."""
+    """Epochs since the best one before training stops; 0 = never stop early. Of epochs with equal
+    selection scores, `equal_epochs` says which is the best.
+    """
     warmup: Share
     """Share of the updates during which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from antlm_bench.declarations import (
     expand_user_path,
@@ -35,6 +36,7 @@ from antlm_bench.types import Example, task_full_name
 
 SEEN_IN_TRAINING = "also stand in the train set"
 """The end of the note on scored texts that are in the train set. Reports look for it."""
+LabelForm = Literal["name", "index"]
 NumberedRecords = Iterable[tuple[int, records.Record]]
 
 
@@ -68,6 +70,8 @@ class ClassificationTask:
     """Name of the task that the train set belongs to; "" = this task."""
     origin: tuple[str, ...] = ()
     """Absolute paths of the user's train and scored files, or TOML; () = a suite of the catalog."""
+    limits: tuple[int | None, int | None] = (None, None)
+    """Number of rows to train on and to score that limits left; None = all, even under a limit."""
 
     @property
     def full_name(self) -> str:
@@ -124,12 +128,10 @@ def load_task(
     empty text, one class only, 0 rows), DeclarationError, UsageError (an invalid task, preset,
     override or limit).
     """
-    for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
+    _check_limits(limit_train, limit_valid)
     spec, task, splits, origin = _read_task(ref, name, preset, valid)
     training = _resolve_training(spec, name, preset, overrides)
-    unlabelled: dict[Split, int] = {}
+    labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
     task_names: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
     examples = {
         split: build_examples(
@@ -139,10 +141,11 @@ def load_task(
             splits[split].records,
             splits[split].location,
             strip=training.strip,
-            unlabelled=unlabelled,
+            labels=labels[split],
         )
         for split, task_name in task_names.items()
     }
+    _check_label_forms(labels)
     all_train, all_valid = examples["train"], examples["valid"]
     train = _subsample_evenly(all_train, limit_train)
     scored = _subsample_evenly(all_valid, limit_valid)
@@ -163,13 +166,23 @@ def load_task(
         digest=_digest(task, train, scored),
         notes=(
             *task.notes,
-            *_unlabelled_notes(unlabelled, examples),
+            *_unlabelled_notes(labels, examples),
             *([splits["train"].note] if splits["train"].note else []),
             *_data_notes(("train", all_train, train), ("scored", all_valid, scored)),
         ),
         trains_with=task.trains_with or "",
         origin=origin,
+        limits=(
+            limit_train if len(train) < len(all_train) else None,
+            limit_valid if len(scored) < len(all_valid) else None,
+        ),
     )
+
+
+def _check_limits(limit_train: int | None, limit_valid: int | None) -> None:
+    for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
 
 
 def _read_task(
@@ -205,7 +218,7 @@ def build_examples(
     location: str,
     *,
     strip: bool = True,
-    unlabelled: dict[Split, int] | None = None,
+    labels: SplitLabels | None = None,
 ) -> list[Example]:
     """Build the examples of these rows, in order.
 
@@ -213,22 +226,22 @@ def build_examples(
     "rte.train_0" in the train file. strip: remove white space at the ends of texts. (The sentences
     of SST-2's official files end in a space, and the sentences of a substitute for the train file
     do not. Without `strip`, a head on the last token would not be trained on the space.) Rows
-    without a label are left out, and `unlabelled` receives their number.
+    without a label are left out. labels: receives their number, and the form of the labels.
 
     Raises DataError, which names the first invalid line; also if no row has a label.
     """
     templates = (task.first, task.second, task.group, task.id)
     fields = {template: template_fields(template) for template in templates}
     cluster_fields = {text: template_fields(text) for text in task.cluster}
-    labels = {"task": name}
+    labels = SplitLabels() if labels is None else labels
+    item_labels = {"task": name}
     prefix = name if split == "valid" else f"{name}.{split}"
     interned: dict[str, str] = {}  # saves memory: a paragraph can have thirty questions
     examples: dict[str, Example] = {}
-    num_unlabelled = 0
     for index, (line, record) in enumerate(rows):
         row_location = f"{location}:{line}"
         if _is_unlabelled(task, get_field(record, task.label, row_location)):
-            num_unlabelled += 1
+            labels.num_unlabelled += 1
             continue
         raw = {
             template: fill_template(template, names, record, row_location)
@@ -244,20 +257,44 @@ def build_examples(
         example_id = stripped[task.id] or f"{prefix}_{index}"
         if example_id in examples:
             raise DataError(f"an earlier row has the id {example_id!r}", location=row_location)
-        gold = _parse_gold(task, record, row_location)
+        gold, form = _parse_gold(task, record, row_location)
+        labels.first_rows.setdefault(form, row_location)
         group = stripped[task.group]
         group_id = hashlib.sha256(group.encode()).hexdigest()[:16] if group else ""
         cluster = hash_cluster(cluster_fields, record, row_location) or group_id
-        examples[example_id] = Example(example_id, first, second, gold, labels, group_id, cluster)
-    if num_unlabelled and not examples:
-        message = f"none of {num_unlabelled:,} rows has a label"
+        examples[example_id] = Example(
+            example_id, first, second, gold, item_labels, group_id, cluster
+        )
+    if labels.num_unlabelled and not examples:
+        message = f"none of {labels.num_unlabelled:,} rows has a label"
         hint = "a published test split hides its labels: use one with labels, e.g. validation"
         raise DataError(message, location=location, hint=hint)
     if not examples:
         raise DataError("0 rows", location=location)
-    if num_unlabelled and unlabelled is not None:
-        unlabelled[split] = num_unlabelled
     return list(examples.values())
+
+
+@dataclass(slots=True)
+class SplitLabels:
+    """How the rows of a split are labelled."""
+
+    num_unlabelled: int = 0
+    first_rows: dict[LabelForm, str] = field(default_factory=dict)
+    """Form of a label -> location of the first row with such a label."""
+
+
+def _check_label_forms(labels: Mapping[Split, SplitLabels]) -> None:
+    """Raise DataError if scored rows have indices of classes, and all train rows have names.
+
+    Files of two sources may number the classes differently.
+    """
+    train, scored = labels["train"].first_rows, labels["valid"].first_rows
+    if "index" in scored and "index" not in train:
+        raise DataError(
+            f"the label is a number, but the labels of the train set are names ({train['name']})",
+            location=scored["index"],
+            hint="label the scored rows with the names of the classes",
+        )
 
 
 def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
@@ -268,20 +305,20 @@ def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
     return is_empty or (str(value) == "-1" and "-1" not in task.classes)
 
 
-def _parse_gold(task: TaskSpec, record: records.Record, location: str) -> int:
-    """Return the class of a row. Its label is the name or the index of a class.
+def _parse_gold(task: TaskSpec, record: records.Record, location: str) -> tuple[int, LabelForm]:
+    """Return the class of a row, and whether its label is the name or the index of the class.
 
     If a class is called by a number (1 to 5), all labels are names.
     """
     value = get_field(record, task.label, location)
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if name in task.classes:
-        return task.classes.index(name)
+        return task.classes.index(name), "name"
     has_numbers_as_names = any(map(classification_csv.is_number, task.classes))
     # In a CSV, the index is a text, too.
     is_index = isinstance(name, str) and name.isascii() and name.isdigit()
     if is_index and not has_numbers_as_names and int(name) < len(task.classes):
-        return int(name)
+        return int(name), "index"
     labels = ", ".join(
         label if has_numbers_as_names else f"{index} ({label})"
         for index, label in enumerate(task.classes[:12])
@@ -316,7 +353,7 @@ def _read_user_files(
     ref: str, valid: str | None
 ) -> tuple[ClassificationSpec, dict[Split, _SplitRecords]]:
     if valid is None:
-        hint = f"antlm-bench finetune --suite {ref} --valid FILE"
+        hint = f"antlm-bench finetune --model CKPT --suite {shlex.quote(ref)} --valid FILE"
         message = f"{ref!r} is a train file; the file that is scored is missing"
         raise UsageError(message, location="--valid", hint=hint)
     if not is_table_file(valid):
@@ -356,7 +393,7 @@ def _read_split_file(
     num_rows, expected_rows = files.count_rows(data_file.raw), spec.data.files[file].rows
     if expected_rows and num_rows != expected_rows:
         message = f"{num_rows:,} rows, officially {expected_rows:,}"
-        hint = f"remove it and fetch it again: antlm-bench data fetch {spec.name}"
+        hint = f"remove it and fetch it again: antlm-bench data fetch {shlex.quote(spec.name)}"
         raise DataError(message, location=location, hint=hint)
     return _SplitRecords(rows, location)
 
@@ -422,13 +459,14 @@ def _data_notes(*splits: tuple[str, Sequence[Example], Sequence[Example]]) -> li
 
 
 def _unlabelled_notes(
-    unlabelled: Mapping[Split, int], examples_by_split: Mapping[Split, Sequence[Example]]
+    labels: Mapping[Split, SplitLabels], examples_by_split: Mapping[Split, Sequence[Example]]
 ) -> list[str]:
     names: dict[Split, str] = {"train": "train", "valid": "scored"}
+    counts = {split: each.num_unlabelled for split, each in labels.items() if each.num_unlabelled}
     return [
         f"incomplete: {count:,} of {count + len(examples_by_split[split]):,} {names[split]} rows "
         "have no label and are left out"
-        for split, count in unlabelled.items()
+        for split, count in counts.items()
     ]
 
 

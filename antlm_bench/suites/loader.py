@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,9 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
             files = _iter_official_files(spec, folder)
             reading_times = reading_times_spec.build_reading_times(spec.times, items, files)
     notes = [*spec.notes, *check_completeness(spec, items, request.allow_incomplete)]
-    if limit is not None:
-        items = _limit_items(items, spec.finest_level, limit)
-        notes.append(f"limit: the first {limit} of each {spec.finest_level or 'suite'}")
+    all_items, level = items, spec.finest_level
+    items = _limit_items(all_items, level, limit)
+    notes += _limit_notes(level, limit, len(all_items) - len(items))
     return Suite(
         name=spec.name,
         version=spec.version,
@@ -106,6 +106,7 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         tokenized_separately=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
         origin=origin,
+        num_left_out=len(all_items) - len(items),
     )
 
 
@@ -113,8 +114,9 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
     """Load a SyntaxGym suite; the headline is the mean over its predictions."""
     path, limit = expand_user_path(request.ref), request.limit
     gym = syntaxgym.read_suite(path)
-    items, formulas = syntaxgym.build_items(gym)
+    all_items, formulas = syntaxgym.build_items(gym)
     level = syntaxgym.PREDICTION_LEVEL
+    items = _limit_items(all_items, level, limit)
     return Suite(
         name=gym.name,
         version="user",
@@ -123,12 +125,13 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
         metric="accuracy",
         groups=(level,),
         macro=(level,),
-        items=tuple(items if limit is None else _limit_items(list(items), level, limit)),
+        items=tuple(items),
         digest=syntaxgym.compute_digest(gym),
         task_type="syntaxgym",
-        notes=() if limit is None else (f"limit: the first {limit} of each {level}",),
+        notes=_limit_notes(level, limit, len(all_items) - len(items)),
         formulas=formulas,
         origin=(absolute_path(path),),
+        num_left_out=len(all_items) - len(items),
     )
 
 
@@ -369,7 +372,10 @@ def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
         yield file, location, records.read_records(data_file.raw, file, location)
 
 
-def _limit_items(items: list[Item], level: str | None, limit: int) -> list[Item]:
+def _limit_items(items: Sequence[Item], level: str | None, limit: int | None) -> list[Item]:
+    """Return the first `limit` items of each group of a level; None = all items."""
+    if limit is None:
+        return list(items)
     counts: Counter[str] = Counter()
     kept = []
     for item in items:
@@ -378,6 +384,10 @@ def _limit_items(items: list[Item], level: str | None, limit: int) -> list[Item]
         if counts[group] <= limit:
             kept.append(item)
     return kept
+
+
+def _limit_notes(level: str | None, limit: int | None, num_left_out: int) -> tuple[str, ...]:
+    return (f"limit: the first {limit} of each {level or 'suite'}",) if num_left_out else ()
 
 
 def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:

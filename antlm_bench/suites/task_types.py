@@ -99,6 +99,9 @@ class Suite:
     context and answer."""
     origin: tuple[str, ...] = ()
     """Absolute paths of the user's files; () = a suite of the catalog or of lm-eval."""
+    num_left_out: int | None = None
+    """Number of items that the limit of the request left out; None = not counted. A limit that
+    leaves none out is no limit."""
 
     def __repr__(self) -> str:
         """Return one line: name, kind, number of items and metric."""

@@ -7,6 +7,7 @@ damages an older checkpoint or state.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def render_readme(checkpoint_name: str, model: Any, training: Mapping[str, Any])
         f"| words seen | {training['words_seen']:,} |\n"
         f"| tokens seen | {training['tokens_seen']:,} |\n"
         f"| steps | {training['steps']:,} |\n| seed | {training['seed']} |\n\n"
-        f"    antlm-bench score --model {checkpoint_name} --suite blimp\n\n"
+        f"    antlm-bench score --model {shlex.quote(checkpoint_name)} --suite blimp\n\n"
         + describe_loading(model, training)
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,30 @@ def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
         first_row, rows_left = first_row + num_rows, rows_left - num_rows
         tokens_before += step.num_tokens
     return steps
+
+
+def describe_plan(recipe: Recipe, num_tokens: int) -> dict[str, str | int]:
+    """Return the tokens and steps of a run on a corpus of this size, for a reader.
+
+    The key "warm-up" is there if the warm-up is longer than the run or a phase of its own schedule.
+    """
+    steps = plan_steps(recipe, num_tokens)
+    total = steps[-1].tokens_before + steps[-1].num_tokens
+    plan: dict[str, str | int] = {
+        "tokens": f"{num_tokens:,} per epoch, {total:,} in all ({total / num_tokens:,.1f} epochs)",
+        "steps": len(steps),
+    }
+    highest = max(step.lr for step in steps)
+    warmup = recipe.optimizer.warmup_steps or 0
+    schedule_steps = len(steps)
+    if recipe.optimizer.restart == "phase":
+        schedule_steps = max(Counter(step.phase for step in steps).values())
+    if warmup >= schedule_steps:
+        plan["warm-up"] = (
+            f"{warmup:,} steps, but there are {schedule_steps:,}: the learning rate reaches "
+            f"{highest:.3g}, not {recipe.optimizer.lr:.3g}"
+        )
+    return plan
 
 
 def count_steps(recipe: Recipe, num_tokens: int) -> int:

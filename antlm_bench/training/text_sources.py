@@ -25,9 +25,14 @@ from antlm_bench.suites import grammar
 from antlm_bench.suites.files import unpack_gzip
 from antlm_bench.suites.sources import load_hub_rows
 from antlm_bench.suites.task_types import read_declaration
+from antlm_bench.types import shorten_list
 
 Line = tuple[bool, str]
 """(whether a document begins with the line, the text without its line break)."""
+EVALUATION_NAMES = frozenset(
+    ("dev", "development", "val", "valid", "validation", "test", "eval", "evaluation")
+)
+"""Names of folders and files whose text is for evaluation. It is never trained on."""
 TEXT_SUFFIXES = (".txt", ".train", ".jsonl")  # each also with .gz
 # Size and seed of the training text that a grammar generates.
 GRAMMAR_SENTENCES, GRAMMAR_SEED = 40_000, 1
@@ -61,13 +66,16 @@ class TextSource:
     files: tuple[TextFile, ...]
     digest: str
     """sha256 of the content of all files."""
+    left_out: tuple[str, ...] = ()
+    """Names of text files in the folder that are for evaluation, and are not trained on."""
 
 
 def load_text_source(ref: str) -> TextSource:
     """Return the text of a folder, a file, a suite with a grammar (`nano`), or a hub dataset.
 
-    Raises DataError if there is no text. Iterating the lines raises DataError, with file and line,
-    for text that is not UTF-8 or not valid JSON.
+    Of a folder, hidden files and those for evaluation (`dev/`, `test.txt`) are left out. Raises
+    DataError if there is no text. Iterating the lines raises DataError, with file and line, for
+    text that is not UTF-8 or not valid JSON.
     """
     path, exists = expand_user_path(ref), False
     with suppress(OSError):  # raised if the reference is too long for a file name
@@ -86,20 +94,40 @@ def load_text_source(ref: str) -> TextSource:
 
 
 def _source_from_files(path: Path) -> TextSource:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    files = [file for file in files if _text_suffix(file)]
-    if not files:
-        raise DataError(
-            "no text files found",
-            location=str(path),
-            hint=f"text files end with {', '.join(TEXT_SUFFIXES)}, or these followed by .gz",
-        )
+    files = [path]
+    left_out: list[Path] = []
+    if not path.is_file():
+        text_files = sorted(p for p in path.rglob("*") if p.is_file() and _text_suffix(p))
+        files = [file for file in text_files if not _is_for_evaluation(file.relative_to(path))]
+        left_out = [file.relative_to(path) for file in text_files if file not in files]
+    if not files or not _text_suffix(files[0]):
+        hint = f"text files end with {', '.join(TEXT_SUFFIXES)}, or these followed by .gz"
+        if left_out:
+            files_for_evaluation = shorten_list(list(map(str, left_out)))
+            hint = f"files for evaluation are not trained on: {files_for_evaluation}"
+        raise DataError("no text files found", location=str(path), hint=hint)
     digest = hashlib.sha256()
     for file in files:
         digest.update(_text_suffix(file).encode() + hashlib.sha256(_read_bytes(file)).digest())
     root = path if path.is_dir() else path.parent
-    text_files = (TextFile(str(f.relative_to(root)), partial(_read_lines, f)) for f in files)
-    return TextSource(path.resolve().name, tuple(text_files), digest.hexdigest())
+    sources = (TextFile(str(f.relative_to(root)), partial(_read_lines, f)) for f in files)
+    unused_files = tuple(map(str, left_out))
+    return TextSource(path.resolve().name, tuple(sources), digest.hexdigest(), unused_files)
+
+
+def _is_for_evaluation(file: Path) -> bool:
+    """Return whether a file is hidden or for evaluation. file: relative to the corpus."""
+    names = [*file.parts[:-1], file.name.partition(".")[0]]
+    return any(name.startswith(".") or name.lower() in EVALUATION_NAMES for name in names) or (
+        file.name.startswith(".")
+    )
+
+
+def describe_source(source: TextSource, num_words: int) -> str:
+    """Return which files are trained on, which are left out, and the number of words."""
+    files = shorten_list([file.name for file in source.files])
+    left_out = f"; left out: {shorten_list(source.left_out)}" if source.left_out else ""
+    return f"trains on {num_words:,} words of {len(source.files)} files ({files}){left_out}"
 
 
 def _text_suffix(file: Path) -> str:

@@ -300,3 +300,13 @@ def test_a_length_limit_that_is_not_a_number_is_named(copy):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="is '64', not a number"):
         opened(folder)
+
+
+def test_what_a_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("main", ".main.old", ".chck_1M.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    main, old = str(tmp_path / "main"), str(tmp_path / ".main.old")
+    assert expand_refs([str(tmp_path)]) == [main]
+    assert expand_refs([f"{tmp_path}/*"]) == [main]
+    assert expand_refs([f"{tmp_path}/.m*"]) == expand_refs([old]) == [old]

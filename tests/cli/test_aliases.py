@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.cli.aliases import normalize_argv
+from antlm_bench.cli.aliases import (
+    LM_EVAL_MODEL_TYPES,
+    OTHER_LM_EVAL_MODEL_TYPES,
+    normalize_argv,
+)
 from antlm_bench.errors import UsageError
 
 
@@ -79,6 +83,20 @@ def test_what_is_not_understood_is_an_error_that_names_the_option(
     with pytest.raises(UsageError, match=r"--model_args|--batch_size") as caught:
         normalize_argv(shlex.split(theirs))
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["vllm", "openai-completions", "sglang"])
+def test_other_backends_of_lm_eval_are_refused_by_name(backend: str) -> None:
+    for args in ("--model_args pretrained=x", ""):
+        with pytest.raises(UsageError, match=f"'{backend}' is not a backend") as caught:
+            normalize_argv(shlex.split(f"score --model {backend} {args}"))
+        assert caught.value.location == "--model"
+
+
+def test_the_backends_are_those_of_lm_eval() -> None:
+    models = pytest.importorskip("lm_eval.models")
+    ours = {*LM_EVAL_MODEL_TYPES, *OTHER_LM_EVAL_MODEL_TYPES}
+    assert models.MODEL_MAPPING.keys() <= ours
 
 
 WORDS = st.lists(st.one_of(st.text(max_size=12), st.text(max_size=8).map("--".__add__)), max_size=8)

@@ -294,7 +294,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     policy = re.search(r"```toml\n(.*?)```", text, re.S)
     assert policy
-    Path("check.toml").write_text(policy[1])
+    Path("check.toml").write_text(policy[1].replace("island_effects", "islands"))
     lines = commands_of_the_docs()
     assert len(lines) == 14
     for line in lines:
@@ -453,3 +453,36 @@ def test_finetuned_tasks_are_judged_as_a_collection(
     )
     assert run(["compare", "glue", "glue-half"]) == 0
     assert "only in toy (glue): glue-2025.boolq · finetune-full" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        ("[suites]\ntoyy = 2\n", "suites: neither run has a suite 'toyy'"),
+        ("[suites]\nbabylm-2024 = 2\n", "suites: neither run has a suite 'babylm-2024'"),
+        ("[groups]\nisland = 60\n", "groups: neither run has a group 'island'"),
+    ],
+)
+def test_an_unknown_name_in_a_policy_is_an_error(
+    policy: str, complaint: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("check.toml").write_text(policy)
+    assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"check.toml: {complaint}" in error
+    assert "the suites are toy" in error or "islands" in error
+
+
+def test_a_policy_may_name_suites_of_other_runs(place: Path) -> None:
+    Path("check.toml").write_text("[suites]\nblimp = 2\n")
+    assert run(["check", "base", "--against", "base", "--policy", "check.toml"]) == 0
+
+
+def test_an_unknown_group_in_a_suite_is_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(place))
+    (place / "tasks").mkdir()
+    (place / "tasks" / "toy.toml").write_text("[check]\ngroups = {island = 20}\n")
+    assert run(["check", "base", "--against", "base"]) == 2
+    assert "toy.toml: groups: neither run has a group 'island'" in capsys.readouterr().err

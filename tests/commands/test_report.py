@@ -382,7 +382,7 @@ def test_glue_stands_beside_scores_of_the_same_attention(
         ),
         ({"select": "valid"}, "selected on the scored split"),
         ({"preset": "babylm-2025"}, "settings of babylm-2025"),
-        ({"lr": 1e-3}, "finetuned with different settings"),
+        ({"lr": 1e-3}, "seeds of different settings: lr 0.001 / 5e-05"),
         ({"notes": ["limit: 20 of 40 train rows, evenly spaced"]}, "limit: 20 of 40"),
         ({"notes": ["boolq: trained on a substitute"]}, "trained on a substitute"),
     ],

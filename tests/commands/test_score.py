@@ -103,7 +103,6 @@ def test_damaged_predictions_are_computed_again(
     [
         {"bos": "never"},
         {"ties": "strict"},
-        {"limit": 3},
         {"compat": "minicons"},
         {"max_length": 24},
         {"dtype": "bfloat16"},

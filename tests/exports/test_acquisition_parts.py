@@ -177,7 +177,7 @@ def test_other_texts_or_not_all_of_them_are_refused(
     tmp_path: Path, checkpoints: dict[int, Run]
 ) -> None:
     limited = runs.open_run(
-        leaderboard_runs.write_run(tmp_path / "r1", "chck_1M", [words(1, limit=3)])
+        leaderboard_runs.write_run(tmp_path / "limited", "chck_1M", [words(1, limit=3)])
     )
     final = final_of(tmp_path / "main", [number(checkpoints)])
     assert "scored with --limit 3 (chck_1M)" in why(

@@ -293,7 +293,9 @@ def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_pa
     again.write_text(json.dumps({**newer, "date": 0}))
     shutil.copy(samples(results, "toy_a"), again.parent / f"samples_toy_a_{stamp}.jsonl")
     left_out = read_results(results.parent).skipped_tasks
-    assert [line for line in left_out if "older" in line] == [f"toy_a: an older result ({again})"]
+    assert [line for line in left_out if "older" in line] == [
+        f"toy_a: an older result; to import it, give {again}"
+    ]
 
 
 def test_samples_given_for_results_are_named(results: Path) -> None:
@@ -428,3 +430,44 @@ def test_nothing_scored_is_nothing_to_export(tmp_path: Path) -> None:
     (empty / "run.json").write_text(json.dumps({**document, "cells": []}))
     with pytest.raises(UsageError, match="have no finished cell"):
         export([empty], "csv", tmp_path / "x.csv")
+
+
+def write_older(results: Path, limit: int | None) -> Path:
+    """Write the results again as older ones, of a run with this limit."""
+    file = results_file(results)
+    older = json.loads(file.read_text())
+    older["date"] -= 1000
+    older["config"]["limit"] = limit
+    for counts in older["n-samples"].values():
+        counts["original"] = counts["effective"] + (1 if limit else 0)
+    path = results / "results_older.json"
+    path.write_text(json.dumps(older))
+    for sample in results.glob("samples_*"):
+        task = sample.name.removeprefix("samples_").rpartition("_")[0]
+        shutil.copy(sample, results / f"samples_{task}_older.jsonl")
+    return path
+
+
+def test_an_older_result_is_named_and_can_be_chosen(results: Path, tmp_path: Path) -> None:
+    file = results_file(results)
+    document = json.loads(file.read_text())
+    for counts in document["n-samples"].values():
+        counts["original"] = counts["effective"]
+    file.write_text(json.dumps(document))
+    older = write_older(results, limit=None)
+    run, skipped = import_results(results, tmp_path / "run")
+    assert any(line.endswith(f"an older result; to import it, give {older}") for line in skipped)
+    chosen, _ = import_results(older, tmp_path / "older")
+    assert [cell.suite for cell in chosen] == [cell.suite for cell in run]
+
+
+def test_an_imported_limit_is_shown_beside_the_full_result(results: Path, tmp_path: Path) -> None:
+    file = results_file(results)
+    document = json.loads(file.read_text())
+    document["config"]["limit"] = None
+    file.write_text(json.dumps(document))
+    limited, _ = import_results(write_older(results, limit=2), tmp_path / "limited")
+    assert all("limit: the first 2 documents of each task" in c.summary.notes for c in limited)
+    both, _ = import_results(results, tmp_path / "both")
+    assert all(cell.settings["limit"] is None for cell in both)
+    assert all("not shown: limit 2" in cell.summary.notes[-1] for cell in both)

@@ -463,3 +463,16 @@ def test_hub_rows_become_the_files_of_their_configuration_and_split(
     )  # kept in the cache
     with pytest.raises(DataError, match="not the official file: 4 rows, expected 3668"):
         classification_loader.load_task(str(tmp_path / "glue.toml"), "mrpc")
+
+
+def test_numbers_as_labels_need_numbers_in_the_train_set(tmp_path: Path) -> None:
+    train = [{"text": f"wug {n}", "label": ("bad", "good")[n % 2]} for n in range(6)]
+    ref = written(tmp_path, train, [{"text": "a dax", "label": 1}])
+    with pytest.raises(DataError, match="the label is a number, but") as caught:
+        classification_loader.load_task(ref, "mood")
+    assert caught.value.location.endswith("mood.valid.jsonl:1")
+
+
+def test_a_limit_above_the_number_of_rows_is_none(tmp_path: Path) -> None:
+    task = classification_loader.load_task(written(tmp_path), "mood", limit_train=10, limit_valid=1)
+    assert task.limits == (None, 1)

@@ -19,6 +19,7 @@ from antlm_bench.training.schedule import (
     _rows_per_step,
     count_rows,
     count_steps,
+    describe_plan,
     learning_rate,
     plan_steps,
 )
@@ -312,3 +313,14 @@ def test_a_schedule_spans_the_run_or_each_phase() -> None:
     assert [s.lr for s in phased] == pytest.approx(
         [*block, 0.0, *(1 - n / 15 for n in range(15)), *block]
     )
+
+
+def test_a_warm_up_longer_than_the_run_is_said() -> None:
+    recipe = make_recipe(optimizer={"name": "adamw", "lr": 1e-3, "warmup_steps": 10**6})
+    plan = describe_plan(recipe, 10_000)
+    steps = plan_steps(recipe, 10_000)
+    assert plan["steps"] == len(steps)
+    assert str(plan["warm-up"]).startswith(f"1,000,000 steps, but there are {len(steps):,}: ")
+    assert max(step.lr for step in steps) == pytest.approx(1e-3 * (len(steps) - 1) / 10**6)
+    short = make_recipe(optimizer={"name": "adamw", "lr": 1e-3, "warmup_steps": 1})
+    assert "warm-up" not in describe_plan(short, 10_000)

@@ -20,6 +20,7 @@ from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,
     count_words,
+    describe_source,
     limit_words,
     load_text_source,
 )
@@ -123,6 +124,25 @@ def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     for missing in (str(tmp_path / "absent"), "absent", "x" * 5000, "a/b/c", "nul\0"):
         with pytest.raises(DataError, match="no such file"):
             load_text_source(missing)
+
+
+def test_files_for_evaluation_are_not_trained_on(tmp_path: Path) -> None:
+    for name in ("train/a.txt", "dev/a.txt", "Test/b.train", "valid.jsonl", ".old/c.txt", "b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, '{"text": "one two"}')
+    source = load_text_source(str(tmp_path))
+    assert [file.name for file in source.files] == ["b.txt", "train/a.txt"]
+    assert source.left_out == (".old/c.txt", "Test/b.train", "dev/a.txt", "valid.jsonl")
+    assert describe_source(source, 1234) == (
+        "trains on 1,234 words of 2 files (b.txt, train/a.txt); "
+        "left out: .old/c.txt, Test/b.train, dev/a.txt, valid.jsonl"
+    )
+    assert [file.name for file in load_text_source(str(tmp_path / "dev")).files] == ["a.txt"]
+    (tmp_path / "only" / "test").mkdir(parents=True)
+    write(tmp_path / "only" / "test" / "a.txt", "x")
+    with pytest.raises(DataError, match="no text files found") as error:
+        load_text_source(str(tmp_path / "only"))
+    assert "test/a.txt" in error.value.hint
 
 
 def test_a_file_that_cannot_be_read_is_named(
