@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -25,8 +25,8 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
+from antlm_bench.commands.requested_suites import RequestedSuites
 from antlm_bench.comparison.summary_check import open_verified_runs
-from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
@@ -49,16 +49,12 @@ from antlm_bench.scoring.conventions import (
 )
 from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import peer_version
-from antlm_bench.suites import loader as suites
-from antlm_bench.suites.names import deduplicate_suites
-from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import (
     TASK_TYPES,
     PredictRequest,
     Suite,
     SummarizeRequest,
     TaskType,
-    find_task_type,
 )
 from antlm_bench.types import Cell, Item, Names, Run, as_list
 
@@ -191,7 +187,13 @@ def score(
     options.validate(method_names)
     refs = expand_refs(as_list(models))
     check_single_name(options.name, refs)
-    loader = _LazySuites(as_list(suites), options)
+    requested_suites = RequestedSuites(
+        as_list(suites),
+        limit=options.limit,
+        columns=options.columns,
+        allow_incomplete=options.allow_incomplete,
+        require_all=options.require_all,
+    )
     acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
@@ -204,96 +206,25 @@ def score(
             checkpoint = open_model(ref, options.open_options())
             notes = _describe_opening(checkpoint, names_by_weights)
             folder = run_dir(checkpoint.metadata, out, len(refs) > 1)
-            run = _score_checkpoint(checkpoint, loader, method_names, folder, options, notes)
+            run = _score_checkpoint(
+                checkpoint, requested_suites, method_names, folder, options, notes
+            )
             finished.append(run)
         except BenchError as error:
             # An error of the suites or options would be the same for every checkpoint.
-            is_only_error = len(refs) == 1 and not loader.unavailable
-            if is_only_error or error is loader.error or isinstance(error, UsageError):
+            is_only_error = len(refs) == 1 and not requested_suites.unavailable
+            if is_only_error or error is requested_suites.error or isinstance(error, UsageError):
                 raise
             failures.append((ref, error))
             finished += getattr(error, "runs", ())
-    if failures or loader.unavailable:
-        raise _describe_failures(failures, len(refs), loader, runs.distinguish_suites(finished))
+    if failures or requested_suites.unavailable:
+        raise requested_suites.describe_failures(
+            failures, len(refs), runs.distinguish_suites(finished)
+        )
     for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
     keys = {cell.key for run in finished for cell in run}
     return open_verified_runs((run.path for run in finished), keys=keys)
-
-
-class _LazySuites:
-    """The suites of a call. References are checked at once; items are loaded once, when the first
-    model is open.
-    """
-
-    def __init__(self, refs: Sequence[str], options: ScoreOptions) -> None:
-        if not refs:
-            raise UsageError(
-                "no suite given", location="--suite", hint="see `antlm-bench list suites`"
-            )
-        self.refs = suites.list_suite_refs(refs)
-        self.options = options
-        self.suites: list[Suite] | None = None
-        self.unavailable: dict[str, DataError] = {}
-        """Reference -> why its data cannot be read, while the other suites are scored."""
-        self.error: BenchError | None = None
-
-    def load(self, methods: Sequence[str]) -> list[Suite]:
-        """Load the suites whose data can be read. Raises MethodNotSupported before it opens any
-        data file.
-
-        Raises DataError of a single suite, or of any suite under `require_all`, and IncompleteError
-        if no suite can be read.
-        """
-        for ref in self.refs:
-            find_task_type(ref).check_methods(ref, methods)
-        if self.suites is None:
-            try:
-                self.suites = deduplicate_suites(self._load_available_suites())
-                if not self.suites:
-                    raise _describe_failures((), 0, self, ())
-            except BenchError as error:
-                self.error = error
-                raise
-        return self.suites
-
-    def _load_available_suites(self) -> Iterator[Suite]:
-        for ref in self.refs:
-            try:
-                yield self._load_suite(ref)
-            except DataError as error:
-                if self.options.require_all or len(self.refs) == 1:
-                    raise
-                self.unavailable[ref] = error
-
-    def _load_suite(self, ref: str) -> Suite:
-        return suites.load_suite(
-            ref,
-            limit=self.options.limit,
-            allow_incomplete=self.options.allow_incomplete,
-            columns=columns_for_ref(ref, self.refs, self.options.columns),
-        )
-
-
-def _describe_failures(
-    failures: Sequence[tuple[str, BenchError]],
-    num_checkpoints: int,
-    loader: _LazySuites,
-    finished: Sequence[Run],
-) -> IncompleteError:
-    """Return an error that lists what was not scored, and the command that downloads the data."""
-    lines = [f"  {ref}: {error}" for ref, error in failures]
-    lines += [f"  {error}" for error in loader.unavailable.values()]
-    counts = [f"{len(failures)} of {num_checkpoints} checkpoints"] * bool(failures)
-    if loader.unavailable:
-        counts.append(f"{len(loader.unavailable)} of {len(loader.refs)} suites")
-    shipped = [ref for ref in loader.unavailable if ref in list_declarations("tasks")]
-    fetch = f"; download data: antlm-bench data fetch {' '.join(shipped)}" if shipped else ""
-    return IncompleteError(
-        f"{' and '.join(counts)} were not scored completely:\n" + "\n".join(lines),
-        hint=f"fix them and repeat the command: finished cells are kept{fetch}",
-        runs=finished,
-    )
 
 
 def _describe_opening(
@@ -313,7 +244,7 @@ def _describe_opening(
 
 def _score_checkpoint(
     checkpoint: Checkpoint | MiniconsCheckpoint,
-    loader: _LazySuites,
+    requested_suites: RequestedSuites,
     methods: Sequence[str],
     folder: Path,
     options: ScoreOptions,
@@ -324,7 +255,9 @@ def _score_checkpoint(
     for name in _resolve_methods(methods, checkpoint):
         conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         method_groups.setdefault(conventions, []).append(name)
-    loaded_suites = loader.load([name for names in method_groups.values() for name in names])
+    loaded_suites = requested_suites.load(
+        [name for names in method_groups.values() for name in names]
+    )
     cells = list(product(loaded_suites, method_groups.values()))
     keys: set[str] = set()
     errors: list[DataError] = []
@@ -414,21 +347,17 @@ def _score_suite(
         log_replaced_scores(progress.log, writer, suite.origin, new_settings)
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in pending_names:
-        predictions, changed_predictions = predictions_by_method.pop(name), None
-        if len(predictions) and predictions.has_flag("too-long").all():
+        computed = predictions_by_method.pop(name)
+        if len(computed) and computed.has_flag("too-long").all():
             writer.discard_chunks(suite.name, name)
             raise DataError(
-                f"none of {len(predictions)} items fits the model, which reads "
+                f"none of {len(computed)} items fits the model, which reads "
                 f"{checkpoint.max_length} tokens",
                 location=suite.name,
                 hint="leave the suite out, or raise --max-length if the model reads longer texts",
             )
-        if suite.task_metrics and suite.task_metrics.corpus_metrics:
-            predictions = suite.task_metrics.with_corpus_metrics(predictions)
-            changed_predictions = predictions
-        if any(item.cluster for item in suite.items):
-            predictions = predictions.with_clusters(suite.items)
-            changed_predictions = predictions
+        predictions = _complete_predictions(computed, suite)
+        changed_predictions = None if predictions is computed else predictions
         reader_notes = [*suite.notes, *checkpoint.notes(name), *notes]
         summary = task_type.summarize(
             SummarizeRequest(suite, predictions, name, conventions, reader_notes)
@@ -437,6 +366,18 @@ def _score_suite(
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
     return list(keys.values())
+
+
+def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions:
+    """Return predictions with the columns that need all items; the same object if there are none.
+
+    These are results of metrics over all items, and the clusters of items that belong together.
+    """
+    if suite.task_metrics and suite.task_metrics.corpus_metrics:
+        predictions = suite.task_metrics.with_corpus_metrics(predictions)
+    if any(item.cluster for item in suite.items):
+        predictions = predictions.with_clusters(suite.items)
+    return predictions
 
 
 @dataclass(frozen=True, slots=True)
