@@ -350,12 +350,7 @@ def _score_suite(
         computed = predictions_by_method.pop(name)
         if len(computed) and computed.has_flag("too-long").all():
             writer.discard_chunks(suite.name, name)
-            raise DataError(
-                f"none of {len(computed)} items fits the model, which reads "
-                f"{checkpoint.max_length} tokens",
-                location=suite.name,
-                hint="leave the suite out, or raise --max-length if the model reads longer texts",
-            )
+            raise _nothing_fits_error(suite, checkpoint.max_length)
         predictions = _complete_predictions(computed, suite)
         changed_predictions = None if predictions is computed else predictions
         reader_notes = [*suite.notes, *checkpoint.notes(name), *notes]
@@ -366,6 +361,14 @@ def _score_suite(
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
     return list(keys.values())
+
+
+def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
+    return DataError(
+        f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
+        location=suite.name,
+        hint="leave the suite out, or raise --max-length if the model reads longer texts",
+    )
 
 
 def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions:
