@@ -186,25 +186,8 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in tables])
         for tables in tables_by_run
     )
-    change, clusters = b.mean(axis=0) - a.mean(axis=0), task.clusters
-    varies = _compare_values(task, a, b).variance > 0
-    a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
-    uncertain = _compare_values(task, a, b)
-    interval, p = uncertain.interval, uncertain.p
-    if np.isinf(interval.low):  # no interval: a single seed of a run did not collapse
-        low, high = metric.spec.value_range
-        interval = Interval(low - high, high - low)
-        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
-    if _has_same_scores(task):
-        uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
-        # Only items vary. If all of them changed alike, the difference is still uncertain.
-        bound = max(1.0, float(np.abs(change).max()))
-        one_stratum = np.zeros(len(change), np.int32)
-        interval, p = statistics.score_test(
-            change, one_stratum, np.ones(1), (-bound, bound), clusters
-        )
-        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+    change = b.mean(axis=0) - a.mean(axis=0)
+    uncertain, interval, p = _test_change(task, a, b, metric.spec.value_range)
     credit_change, name = credit_b - credit_a, _task_name(task)
     difference = Difference(
         TASK_LEVEL,
@@ -234,6 +217,35 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         for row in np.flatnonzero(credit_change).tolist()
     ]
     return difference, uncertain, flips
+
+
+def _test_change(
+    task: JoinedTables, a: Floats, b: Floats, value_range: tuple[float, float]
+) -> tuple[UncertainValue, Interval, float]:
+    """Return the mean change of values (seeds, n) of both runs, its interval and p-value.
+
+    value_range: of the metric.
+    """
+    change, clusters = b.mean(axis=0) - a.mean(axis=0), task.clusters
+    varies = _compare_values(task, a, b).variance > 0
+    a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
+    uncertain = _compare_values(task, a, b)
+    interval, p = uncertain.interval, uncertain.p
+    if np.isinf(interval.low):  # no interval: a single seed of a run did not collapse
+        low, high = value_range
+        interval = Interval(low - high, high - low)
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+    if _has_same_scores(task):
+        uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
+    elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
+        # Only items vary. If all of them changed alike, the difference is still uncertain.
+        bound = max(1.0, float(np.abs(change).max()))
+        one_stratum = np.zeros(len(change), np.int32)
+        interval, p = statistics.score_test(
+            change, one_stratum, np.ones(1), (-bound, bound), clusters
+        )
+        uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+    return uncertain, interval, p
 
 
 def _has_same_scores(task: JoinedTables) -> bool:
