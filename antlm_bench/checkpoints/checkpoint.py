@@ -27,7 +27,7 @@ from antlm_bench.checkpoints.loader import (
     load_runnable_model,
 )
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
-from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
+from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, split_revision
 from antlm_bench.checkpoints.self_test import (
     SelfTestResult,
     run_self_test,
@@ -155,12 +155,12 @@ class Checkpoint:
 
 
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
-    """Open a local folder or a hub id for scoring.
+    """Open a local folder or a hub id (also `id@revision`) for scoring.
 
     Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an
     architecture that is neither causal nor masked) and UsageError (an option that cannot apply).
     """
-    options = options or OpenOptions()
+    ref, options = split_revision(ref, options or OpenOptions())
     with pretrained.silence_transformers():
         loaded = load_runnable_model(ref, options)
         checkpoint = attach_engine(loaded, options.batch_tokens, DTYPES[options.dtype])
@@ -396,7 +396,7 @@ class Backbone:
 
 def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     """Open a local folder or hub id for finetuning. Raises as `open_checkpoint`."""
-    options = options or OpenOptions()
+    ref, options = split_revision(ref, options or OpenOptions())
     with pretrained.silence_transformers():
         loaded = load_runnable_model(ref, options)
         metadata = describe_checkpoint(ref, loaded, options)

@@ -14,7 +14,7 @@ import numpy as np
 
 from antlm_bench.checkpoints.loader import load_runnable_model
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
-from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.checkpoints.resolve import OpenOptions, split_revision
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.predictions import Predictions
 from antlm_bench.scoring import peers
@@ -152,6 +152,7 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
 
     Raises as `open_checkpoint`, and CheckpointError if minicons cannot take the model.
     """
+    ref, options = split_revision(ref, options)
     with peers.suppress_output():
         loaded = load_runnable_model(ref, options, for_native_engine=False)
         kind: peers.ModelKind = "causal" if loaded.kind == "causal" else "masked"

@@ -4,10 +4,12 @@ weight is loaded here.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ TOKENIZER_PATTERNS = (
     "added_tokens.json",
 )
 CODE_PATTERNS = ("*.py",)
+HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+"""`name` or `owner/name` on the Hugging Face hub."""
+MAX_REVISIONS_SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +100,17 @@ class CheckpointSources:
     """
 
 
-def expand_refs(refs: Sequence[str]) -> list[str]:
+def expand_refs(refs: Sequence[str], revision: str | None = None) -> list[str]:
     """Return one reference per checkpoint.
 
     A glob, or a folder of checkpoints (`chck_1M`, `chck_2M`, ...), becomes the checkpoints in it,
     sorted by the number in their name, so that milestones come in order of words seen. Hidden
     folders (`.main.old`) are left out. An existing path is never read as a glob, even if its name
-    has brackets. Raises CheckpointError for a glob
-    or folder without checkpoints.
+    has brackets.
+
+    revision: several revisions of hub ids, as `a,b` or a pattern (`chck_*M`): a hub id becomes
+    `id@revision` for each (`split_revision`). Raises CheckpointError for a glob or folder without
+    checkpoints, and for a pattern that no revision on the hub matches.
     """
     expanded: list[str] = []
     for ref in refs:
@@ -133,7 +141,58 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
                 "or a hub id",
             )
         expanded += [str(match) for match in sorted(matches, key=_milestone_key)]
+    if revision and re.search(r"[,*?\[]", revision):
+        expanded = [full_ref for ref in expanded for full_ref in _expand_revisions(ref, revision)]
     return list(dict.fromkeys(expanded))
+
+
+def split_revision(ref: str, options: OpenOptions) -> tuple[str, OpenOptions]:
+    """Return the hub id and the options with the revision of `id@revision`; else the arguments."""
+    hub_id, separator, revision = ref.rpartition("@")
+    if not separator or not revision or not HUB_ID.fullmatch(hub_id) or _as_path(ref).exists():
+        return ref, options
+    return hub_id, replace(options, revision=revision)
+
+
+def _expand_revisions(ref: str, revisions: str) -> list[str]:
+    """Return `ref@revision` for the revisions `a,b` or patterns of a hub id."""
+    if not HUB_ID.fullmatch(ref) or _as_path(ref).exists():
+        raise UsageError(
+            f"{ref} is a local folder, which has no revisions",
+            location="--revision",
+            hint="give the folder that holds the checkpoints, or a hub id",
+        )
+    names: list[str] = []
+    for part in filter(None, revisions.split(",")):
+        if re.search(r"[*?\[]", part):
+            matches = fnmatch.filter(_list_revisions(ref), part)
+            if not matches:
+                raise CheckpointError(
+                    f"no revision matches {part!r}",
+                    location=ref,
+                    hint=f"there are {', '.join(_list_revisions(ref)[:MAX_REVISIONS_SHOWN])}",
+                )
+            names += sorted(matches, key=lambda name: _milestone_key(Path(name)))
+        else:
+            names.append(part)
+    return [f"{ref}@{name}" for name in dict.fromkeys(names)]
+
+
+@cache
+def _list_revisions(ref: str) -> tuple[str, ...]:
+    """Return the branches and tags of a hub id. Raises CheckpointError."""
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(ref)
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise CheckpointError(
+            f"its revisions cannot be listed: {first_line(error)}",
+            location=ref,
+            hint="name them: --revision chck_1M,chck_2M; or check the network, HF_TOKEN and "
+            "HF_HUB_OFFLINE",
+        ) from error
+    return tuple(each.name for each in (*refs.branches, *refs.tags))
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -188,6 +247,7 @@ def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
         raise CheckpointError(
             "the name is empty", location="model", hint="give a folder or a hub id"
         )
+    ref, options = split_revision(ref, options)
     path = _as_path(ref)
     if path.is_dir():
         if options.revision:
@@ -320,8 +380,7 @@ def _download_snapshot(
     Raises CheckpointError for a reference that is not a hub id (with `hint`), and for a failed
     download (with its own hint).
     """
-    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")
-    if _as_path(ref).exists() or not is_hub_id:
+    if _as_path(ref).exists() or not HUB_ID.fullmatch(ref):
         raise CheckpointError("no such folder", location=ref, hint=hint)
     from huggingface_hub import snapshot_download
 

@@ -171,7 +171,13 @@ OutOption = Annotated[
     ),
 ]
 OPEN_OPTIONS: dict[str, Any] = {
-    "revision": Annotated[str | None, model_option(metavar="REV", help="Revision of a hub model.")],
+    "revision": Annotated[
+        str | None,
+        model_option(
+            metavar="REV",
+            help="Revision of a hub model; with several checkpoints also a,b or 'chck_*M'.",
+        ),
+    ],
     "bos": Annotated[
         Literal["auto", "always", "never", "tokenizer"] | None,
         settings_option(

@@ -434,5 +434,6 @@ def inspect_checkpoints(
     from antlm_bench.checkpoints import expand_refs, open_checkpoint
 
     return map_collecting_errors(
-        expand_refs(refs), lambda ref: open_checkpoint(ref, options).describe_for_doctor()
+        expand_refs(refs, options.revision if options else None),
+        lambda ref: open_checkpoint(ref, options).describe_for_doctor(),
     )

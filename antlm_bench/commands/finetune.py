@@ -152,7 +152,7 @@ def finetune(
     options = apply_settings(options or FinetuneOptions(), settings)
     seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
     _check_options(options, seeds, as_list(attentions))
-    refs = expand_refs(as_list(models))
+    refs = expand_refs(as_list(models), options.revision)
     check_single_name(options.name, refs)
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)
     finetuner = _Finetuner(task_names, as_list(attentions), seeds, options)

@@ -185,7 +185,7 @@ def score(
     options = apply_settings(options or ScoreOptions(), settings)
     method_names = split_methods(methods)
     options.validate(method_names)
-    refs = expand_refs(as_list(models))
+    refs = expand_refs(as_list(models), options.revision)
     check_single_name(options.name, refs)
     requested_suites = RequestedSuites(
         as_list(suites),
