@@ -119,6 +119,8 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Folder or hub id of a tokenizer that replaces the checkpoint's."""
     valid: str | None
     """File of texts to score, for a training file of the user's."""
+    columns: Mapping[str, str]
+    """For files of texts: our column -> its column, as {"text": "sentence"}."""
     limit_train: Mapping[str, int]
     """Task -> number of training texts; "" = every task."""
     limit_valid: Mapping[str, int]

@@ -14,6 +14,7 @@ from antlm_bench.cli.shared_options import (
     ReplaceOption,
     build_options,
     model_option,
+    parse_column_map,
     parse_row_limits,
     settings_option,
     split_names,
@@ -44,6 +45,10 @@ def finetune_command(
     valid: Annotated[
         Path | None,
         model_option(metavar="FILE", help="File to evaluate on, if the suite is a train.csv."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        model_option("--columns", metavar="text=A,label=B", help="Column names of your files."),
     ] = None,
     limit_train: Annotated[
         list[str] | None,
@@ -140,6 +145,7 @@ def finetune_command(
         FinetuneOptions,
         values,
         valid=valid and str(valid),
+        columns=parse_column_map(columns),
         preset=preset or compat,
         changes=overrides,
         limit_train=parse_row_limits(limit_train, "--limit-train"),

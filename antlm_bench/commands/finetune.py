@@ -66,6 +66,8 @@ class FinetuneOptions:
     name: str | None = None
     valid: str | None = None
     """The file to score, if the suite is a train file of the user."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our column (text, text2, label, id, group, cluster) -> its name in the user's files."""
     limit_train: Mapping[str, int] = field(default_factory=dict)
     """Task -> number of rows to train on. The key "" stands for all other tasks."""
     limit_valid: Mapping[str, int] = field(default_factory=dict)
@@ -363,6 +365,7 @@ class _Finetuner:
                 limit_train=limit_train,
                 limit_valid=limit_valid,
                 overrides=self.options.changes,
+                columns=self.options.columns,
             )
         except UsageError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,22 @@ def task_name_from_path(ref: str) -> str:
     return pairs_csv.suite_name_from_file(file) or "texts"
 
 
-def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split, RecordList]]:
+def read_splits(
+    train: Path, valid: Path, columns: Mapping[str, str] | None = None
+) -> tuple[ClassificationSpec, dict[Split, RecordList]]:
     """Return the declaration of a train and a scored file, and the rows of both.
 
+    columns: one of COLUMNS -> its name in both files. Raises UsageError for another key.
     Classes are the labels of the train file, sorted (as numbers if all are integers). A label is
     the name of a class, never its index. Raises DataError (a file is missing or unreadable, 0 rows,
     a missing column, an invalid label, a scored label that is not in the train file, one class
     only, ratings instead of classes).
     """
+    column_names = columns or {}
+    records.check_column_names(column_names, COLUMNS)
     rows: dict[Split, RecordList] = {
-        "train": list(_read_rows(train)),
-        "valid": list(_read_rows(valid)),
+        "train": list(_read_rows(train, column_names)),
+        "valid": list(_read_rows(valid, column_names)),
     }
     for path, split_rows in ((train, rows["train"]), (valid, rows["valid"])):
         if not split_rows:
@@ -54,15 +59,15 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
             message = f"unknown label {record['label']!r:.40}"
             hint = f"labels of {train.name} are {', '.join(classes[:12])}"
             raise DataError(message, location=f"{valid}:{line}", hint=hint)
-    columns = rows["train"][0][1].keys()
+    present = rows["train"][0][1].keys()
     task = TaskSpec(
         metric="accuracy",
         classes=classes,
         first="{text}",
-        second="{text2}" if "text2" in columns else "",
-        id="{id}" if "id" in columns else "",
-        group="{group}" if "group" in columns else "",
-        cluster=("{cluster}",) if "cluster" in columns else (),
+        second="{text2}" if "text2" in present else "",
+        id="{id}" if "id" in present else "",
+        group="{group}" if "group" in present else "",
+        cluster=("{cluster}",) if "cluster" in present else (),
         train="train",
         valid="valid",
         notes=("the label -1 is read as a class; GLUE's files write it where there is no label",)
@@ -85,18 +90,22 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
     return spec, rows
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, records.Record]]:
-    """Yield (line, record) of a file, with labels as texts, "" for none.
+def _read_rows(path: Path, column_names: Mapping[str, str]) -> Iterator[tuple[int, records.Record]]:
+    """Yield (line, record) of a file, with the names in COLUMNS and labels as texts, "" for none.
 
     Raises DataError for a row that lacks a column of the first row, or has an invalid label.
     """
     required: tuple[str, ...] = ()
-    for line, record in records.read_records(files.read_bytes(path), path.name.lower(), str(path)):
+    for line, row in records.read_records(files.read_bytes(path), path.name.lower(), str(path)):
         location = f"{path}:{line}"
-        for column in required or ("text", "label"):
-            if column not in record:
-                raise records.missing_column_error(column, record, location)
-        required = required or tuple(column for column in COLUMNS if column in record)
+        for column in required or ("text", "label", *column_names):
+            name = column_names.get(column, column)
+            if name not in row:
+                advice = f"; name it with --columns {column}=..."
+                raise records.missing_column_error(name, row, location, advice)
+        present = [name for name in COLUMNS if column_names.get(name, name) in row]
+        record = {name: row[column_names.get(name, name)] for name in present}
+        required = required or tuple(present)
         value = record["label"]
         is_nan = value != value
         is_empty = value is None or (isinstance(value, str) and not value.strip())

@@ -117,19 +117,21 @@ def load_task(
     limit_train: int | None = None,
     limit_valid: int | None = None,
     overrides: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> ClassificationTask:
     """Load a classification task.
 
     ref: name of a suite of the catalog, a TOML, or a CSV, TSV or JSONL to train on; the latter
     needs `valid`, the file that is scored. limit_train, limit_valid: number of rows, evenly spaced.
-    overrides: values of TrainingSpec's fields, like "lr=3e-5".
+    overrides: values of TrainingSpec's fields, like "lr=3e-5". columns: of a user's files, one of
+    classification_csv.COLUMNS -> its name in the files.
 
     Raises DataError, which names file and line (missing, damaged, incomplete, an unknown label, an
     empty text, one class only, 0 rows), DeclarationError, UsageError (an invalid task, preset,
     override or limit).
     """
     _check_limits(limit_train, limit_valid)
-    spec, task, splits, origin = _read_task(ref, name, preset, valid)
+    spec, task, splits, origin = _read_task(ref, name, preset, valid, columns or {})
     training = _resolve_training(spec, name, preset, overrides)
     labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
     task_names: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
@@ -186,14 +188,20 @@ def _check_limits(limit_train: int | None, limit_valid: int | None) -> None:
 
 
 def _read_task(
-    ref: str, name: str, preset: str, valid: str | None
+    ref: str, name: str, preset: str, valid: str | None, columns: Mapping[str, str]
 ) -> tuple[ClassificationSpec, TaskSpec, dict[Split, _SplitRecords], tuple[str, ...]]:
     """Return the declarations of a suite and its task, the rows of its splits, and its origin."""
     if is_table_file(ref):
-        spec, splits = _read_user_files(ref, valid)
+        spec, splits = _read_user_files(ref, valid, columns)
         task = _get_task_spec(spec, name, preset)
         paths = map(expand_user_path, (ref, valid or ""))
         return spec, task, splits, tuple(map(absolute_path, paths))
+    if columns:
+        raise UsageError(
+            f"{ref!r} declares its columns",
+            location="--columns",
+            hint="--columns is for a train file (--suite train.csv); leave it out",
+        )
     if valid is not None:
         raise UsageError(
             f"{ref!r} declares the file that is scored",
@@ -350,7 +358,7 @@ def _get_task_spec(spec: ClassificationSpec, name: str, preset: str) -> TaskSpec
 
 
 def _read_user_files(
-    ref: str, valid: str | None
+    ref: str, valid: str | None, columns: Mapping[str, str]
 ) -> tuple[ClassificationSpec, dict[Split, _SplitRecords]]:
     if valid is None:
         hint = f"antlm-bench finetune --model CKPT --suite {shlex.quote(ref)} --valid FILE"
@@ -359,7 +367,9 @@ def _read_user_files(
     if not is_table_file(valid):
         message = f"{valid!r} has an unknown extension"
         raise UsageError(message, location="--valid", hint="use a .csv, .tsv or .jsonl file")
-    spec, rows = classification_csv.read_splits(expand_user_path(ref), expand_user_path(valid))
+    spec, rows = classification_csv.read_splits(
+        expand_user_path(ref), expand_user_path(valid), columns
+    )
     return spec, {
         "train": _SplitRecords(rows["train"], ref),
         "valid": _SplitRecords(rows["valid"], valid),

@@ -93,6 +93,7 @@ FLAGS = (
     "trust_remote_code",
     "again",
     "require_all",
+    "replace",
 )
 FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
@@ -188,7 +189,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 "
         "--precision adaptive "
         "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again "
-        "--require-all --out runs "
+        "--require-all --replace --out runs "
         "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
     )
     assert run(shlex.split(line)) == 0

@@ -31,6 +31,7 @@ SCORE_CHANGES: dict[str, tuple[Any, str]] = {
     "limit": (2, NEW_KEY),
     "columns": ({"good": "bad", "bad": "good"}, NEW_KEY),
     "allow_incomplete": (True, SAME_RESULT),
+    "require_all": (True, SAME_RESULT),
     "bos": ("never", NEW_KEY),
     "ties": ("strict", NEW_KEY),
     "compat": ("minicons", NEW_KEY),
@@ -55,6 +56,7 @@ FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
     "revision": ("main", REFUSED),
     "name": ("mine", SAME_RESULT),
     "valid": ("other.csv", NEW_KEY),
+    "columns": ({"text": "label2"}, NEW_KEY),
     "limit_train": ({"": 10}, NEW_KEY),
     "limit_valid": ({"": 3}, NEW_KEY),
     "preset": ("babylm-2025", REFUSED),  # of a user's file
@@ -115,8 +117,8 @@ def paths(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> di
     adapted.save_pretrained(folder / "adapter")
     rows = make_agreement_rows(12)
     for name, texts in (("train", 24), ("valid", 8), ("other", 6)):
-        lines = [f"the cat sees {n},{'ab'[n % 2]}" for n in range(texts)]
-        (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+        lines = [f"the cat sees {n},{'ab'[n % 2]},a dog {n}" for n in range(texts)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label,label2", *lines]))
     return {
         "model": str(model),
         "adapter": str(folder / "adapter"),

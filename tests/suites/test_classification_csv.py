@@ -20,12 +20,19 @@ from antlm_bench.suites.task_types import read_declaration_file
 
 
 def own(
-    folder: Path, train: str, valid: str = "text,label\nfine,a\n", ending: str = "csv"
+    folder: Path,
+    train: str,
+    valid: str = "text,label\nfine,a\n",
+    ending: str = "csv",
+    columns: dict[str, str] | None = None,
 ) -> ClassificationTask:
     for name, text in (("train", train), ("valid", valid)):
         (folder / f"{name}.{ending}").write_text(text)
     return classification_loader.load_task(
-        str(folder / f"train.{ending}"), "train", valid=str(folder / f"valid.{ending}")
+        str(folder / f"train.{ending}"),
+        "train",
+        valid=str(folder / f"valid.{ending}"),
+        columns=columns,
     )
 
 
@@ -259,3 +266,28 @@ def test_a_table_alone_cannot_be_scored(tmp_path: Path) -> None:
 def test_a_column_of_groups_keeps_rows_together(tmp_path: Path) -> None:
     task = own(tmp_path, "text,label,group\na,x,p\nb,y,p\nc,x,q\n", "text,label,group\nd,x,r\n")
     assert sorted(Counter(one.group for one in task.train).values()) == [1, 2]
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    train = "Sentence,verdict,label\nA,yes,1\nB,no,2\nC,yes,3\n"
+    columns = {"text": "Sentence", "label": "verdict"}
+    task = own(tmp_path, train, "Sentence,verdict\nE,no\n", columns=columns)
+    assert task.classes == ("no", "yes")
+    assert [(row.first, row.gold) for row in (*task.train, *task.valid)] == [
+        ("A", 1),
+        ("B", 0),
+        ("C", 1),
+        ("E", 0),
+    ]
+
+
+def test_a_wrong_name_of_a_column_is_an_error(tmp_path: Path) -> None:
+    train = "sentence,label\nA,yes\nB,no\n"
+    with pytest.raises(DataError, match=r"train.csv:2: .*'text' is missing\n.*--columns text="):
+        own(tmp_path, train)
+    with pytest.raises(DataError, match="'Sentence' is missing"):
+        own(tmp_path, train, columns={"text": "Sentence"})
+    with pytest.raises(UsageError, match="unknown column 'txt'"):
+        own(tmp_path, train, columns={"txt": "sentence"})
+    with pytest.raises(UsageError, match="declares its columns"):
+        classification_loader.load_task("glue-2025", "rte", columns={"text": "sentence"})
