@@ -100,9 +100,7 @@ def test_fail_on_drop_also_fails_a_significant_drop_within_the_margin(
     capsys.readouterr()
     assert run([*argv, "--fail-on", "drop", "--junit", "x.xml", "--github"]) == 1
     captured = capsys.readouterr()
-    assert "drop: no regression, but the interval lies above 0" in " ".join(
-        captured.out.split()
-    )
+    assert "drop: no regression, but the interval lies above 0" in " ".join(captured.out.split())
     assert "::error title=antlm-bench%3A drop::" in captured.out
     assert "toy · causal: drop:" in captured.err and "within the margin" in captured.err
     assert 'type="drop"' in Path("x.xml").read_text()
