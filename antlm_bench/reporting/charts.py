@@ -23,6 +23,8 @@ ChartRow = Mapping[str, Any]
 CHARACTER_WIDTH = 7.0
 """Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
 its own font, the browser draws it in another one."""
+TILE_SHARE = 0.65
+"""Share of the colour in a tile that is all right or all wrong: its number stays readable."""
 POINT_AREA = 46
 """Area of a point in square pixels."""
 
@@ -182,17 +184,22 @@ def heatmap(
     order = list(dict.fromkeys(row["row"] for row in rows))
     y = alt.Y("row:N", sort=order, title=None, axis=_row_axis(order))
     header = alt.Axis(
-        orient="top", labelAngle=-30, labelLimit=160, labelAlign="left", labelPadding=4
+        orient="top",
+        labelAngle=-30,
+        labelLimit=160,
+        labelAlign="left",
+        labelPadding=4,
+        labelOverlap=False,
     )
     x = alt.X("series:N", sort=list(names), title=None, axis=header)
-    roles = ("ground",) * 3 if chance is None else ("below", "ground", "above")
+    ground = style.colours["ground"]
+    tones = [palette.mix(style.colours[role], ground, TILE_SHARE) for role in ("below", "above")]
+    colours = [ground] * 3 if chance is None else [tones[0], ground, tones[1]]
     domain = [0, 50 if chance is None else 100 * chance, 100]
     colour = alt.Color(
         "value:Q",
         legend=None,
-        scale=alt.Scale(
-            domain=domain, range=[style.colours[role] for role in roles], interpolate="rgb"
-        ),
+        scale=alt.Scale(domain=domain, range=colours, interpolate="rgb"),
     )
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
     text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="tile:N")
@@ -214,18 +221,30 @@ SHORT_NUMBER_EXPR = (
 
 
 def _fold_row_names(rows: Sequence[ChartRow], style: ChartStyle) -> list[ChartRow]:
-    """Break long names in `row` into two lines, at underscores and spaces if possible."""
-    return [{**row, "row": fold_name(row["row"], style.label_length)} for row in rows]
+    """Break long names in `row` into two lines, at underscores and spaces if possible.
+
+    Names that look alike then get spaces at the end, so that each keeps its row.
+    """
+    folded: dict[str, str] = {}
+    for name in dict.fromkeys(row["row"] for row in rows):
+        text = fold_name(name, style.label_length)
+        while text in folded.values():
+            text += " "
+        folded[name] = text
+    return [{**row, "row": folded[row["row"]]} for row in rows]
 
 
 def fold_name(name: str, length: int) -> str:
-    """Return a name in at most two lines of `length` characters, with "…" if it is longer."""
+    """Return a name in at most two lines of `length` characters.
+
+    "…" replaces the middle of a longer one, because paradigms differ in their last letters.
+    """
     if len(name) <= length:
         return name
     breaks = [i + 1 for i, c in enumerate(name[:length]) if c in "_- ."]
     end = breaks[-1] if breaks and 2 * breaks[-1] >= length else length
     rest = name[end:]
-    return f"{name[:end]}\n{rest if len(rest) <= length else rest[: length - 1] + '…'}"
+    return f"{name[:end]}\n{rest if len(rest) <= length else '…' + rest[1 - length :]}"
 
 
 def _row_axis(names: Sequence[str], **options: Any) -> alt.Axis:
@@ -239,6 +258,7 @@ def _row_axis(names: Sequence[str], **options: Any) -> alt.Axis:
             alt.value("middle"),
         ),
         labelLimit=0,
+        labelOverlap=False,
         labelLineHeight=13,
         labelPadding=8,
         minExtent=round(longest * CHARACTER_WIDTH) + 8,
@@ -319,12 +339,12 @@ def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[st
 def _series_legend(style: ChartStyle, present: Sequence[str]) -> alt.Legend | None:
     if not style.legend:
         return None
-    columns = 1 if style.is_narrow else 3
+    entry_width = 40 + CHARACTER_WIDTH * max(map(len, present), default=0)
     return alt.Legend(
         orient="top",
         title=None,
-        columns=columns,
-        labelLimit=260,
+        columns=max(1, min(3, int(style.width / entry_width))),
+        labelLimit=style.width - 40,
         values=list(present),
         symbolOpacity=1,
     )

@@ -121,9 +121,11 @@ def collect_notes(
 ) -> list[str]:
     """Describe checkpoints that are duplicates, missing, left out, or without a number of words."""
     duplicate_notes: list[str] = []
-    # (series, milestones without a result) -> suites
-    suites_by_gaps: dict[tuple[str, tuple[int, ...]], dict[str, None]] = {}
-    for curve in curves:
+    # (series, milestones without a result) -> curves, as "suite" or "suite · method"
+    curves_by_gaps: dict[tuple[str, tuple[int, ...]], dict[str, None]] = {}
+    methods = {curve.method for curve in curves}
+    labels = [f"{c.suite} · {c.method}" if len(methods) > 1 else c.suite for c in curves]
+    for curve, label in zip(curves, labels, strict=True):
         for point in curve.points:
             if point.duplicate_of:
                 duplicate_notes.append(
@@ -135,12 +137,11 @@ def collect_notes(
             continue  # their checkpoints are not missing
         gaps = tuple(milestone for milestone in curve.milestones if milestone not in present)
         if gaps:
-            suites_by_gaps.setdefault((curve.series_name, gaps), {})[curve.suite] = None
+            curves_by_gaps.setdefault((curve.series_name, gaps), {})[label] = None
     notes = list(dict.fromkeys([*duplicate_notes, *describe_other_items(curves)]))
-    all_suites = {curve.suite for curve in curves}
-    for (series, milestones), suites in suites_by_gaps.items():
+    for (series, milestones), gapped in curves_by_gaps.items():
         words = ", ".join(map(format_word_count, milestones))
-        where = "" if suites.keys() == all_suites else f", {', '.join(suites)}"
+        where = "" if gapped.keys() == set(labels) else f", {', '.join(gapped)}"
         notes.append(f"{series}{where}: no result at {words} words.")
     if unplaced_checkpoints:
         names = ", ".join(unplaced_checkpoints)

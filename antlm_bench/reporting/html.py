@@ -37,7 +37,7 @@ from antlm_bench.types import Run
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = 880, 340, 290
 """Widths in px: of a figure on a laptop, of a figure on a phone, of a small figure."""
-MOST_COLUMNS = 4
+MOST_COLUMNS = 3
 """Most models side by side in a table of results. More are listed below each other."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 ALLOWED_ELEMENTS = frozenset(
