@@ -20,7 +20,7 @@ from antlm_bench.reporting import palette
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
 """A mark: field -> value. Each function lists the fields that it needs."""
-CHARACTER_WIDTH = 7.0
+CHARACTER_WIDTH = 7.4
 """Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
 its own font, the browser draws it in another one."""
 TILE_SHARE = 0.65
@@ -204,7 +204,8 @@ def heatmap(
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
     text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="tile:N")
     tiles = alt.layer(base.mark_rect().encode(color=colour, description="description:N"), text)
-    return tiles.properties(height=18 * len(order), width=style.width)
+    row_height = 28 if any("\n" in name for name in order) else 18
+    return tiles.properties(height=row_height * len(order), width=style.width)
 
 
 def concatenate(charts: Sequence[alt.Chart], columns: int) -> alt.Chart:
@@ -339,12 +340,15 @@ def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[st
 def _series_legend(style: ChartStyle, present: Sequence[str]) -> alt.Legend | None:
     if not style.legend:
         return None
-    entry_width = 40 + CHARACTER_WIDTH * max(map(len, present), default=0)
+    name_width = CHARACTER_WIDTH * max(map(len, present), default=0)
+    padding = 10 + round(0.2 * name_width)  # Vega measures in a font that may be narrower
+    room = style.width - (60 if style.is_narrow else style.label_width)  # it starts above the plot
     return alt.Legend(
         orient="top",
         title=None,
-        columns=max(1, min(3, int(style.width / entry_width))),
-        labelLimit=style.width - 40,
+        columns=max(1, min(3, int(room / (30 + name_width + padding)))),
+        columnPadding=padding,
+        labelLimit=room - 30,
         values=list(present),
         symbolOpacity=1,
     )
