@@ -6,6 +6,7 @@ All text passes through `printable.clean_lines`, because names could contain con
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -99,6 +100,10 @@ class _Block:
         self.cells = [[row.cells[index] for index in column_indices] for row in table.rows]
         label_marks = [self.marks.mark(column.notes) for column in self.columns]
         cell_marks = [[self.marks.mark(cell.notes) for cell in cells] for cells in self.cells]
+        self.mark_widths = [
+            max([cell_len(row[index]) for row in cell_marks], default=0)
+            for index in range(len(self.columns))
+        ]
         self.texts = [
             _align_texts(
                 column, [row[index] for row in self.cells], [row[index] for row in cell_marks]
@@ -142,7 +147,7 @@ class _Block:
             return natural
         pairs = zip(self.texts[index], self.cells, strict=True)
         numbers = [_width(text) for text, cells in pairs if cells[index].is_number]
-        words = [cell_len(line) for line in self.labels[index]]
+        words = [cell_len(line) for line in self.labels[index]] + [self.mark_widths[index]]
         return min(natural, max([NAME_WIDTH if index == 0 else TEXT_WIDTH, *numbers, *words]))
 
     def print(self, out: Console) -> None:
@@ -219,11 +224,21 @@ def _with_detail(cell: TableCell, mark: str) -> str:
 
 
 def _wrap_text(out: Console, text: Text, width: int) -> list[Text]:
+    text.plain = _unglue_long_words(text.plain, width)
     lines = list(text.wrap(out, max(width, 1), overflow="fold"))
     for line in lines:
         line.plain = line.plain.replace(GLUE, " ")
         line.rstrip()
     return lines or [Text("")]
+
+
+def _unglue_long_words(text: str, width: int) -> str:
+    """Allow a line break before a mark whose word does not fit on the same line."""
+    return re.sub(
+        rf"\S*{GLUE}\S*",
+        lambda word: word[0] if cell_len(word[0]) <= width else word[0].replace(GLUE, " "),
+        text,
+    )
 
 
 def _width(text: str) -> int:
@@ -235,8 +250,10 @@ def _fold_label(column: TableColumn, mark: str, width: int) -> list[str]:
     labels = [clean_lines(label) for label in column.label_lines]
     labels[-1] = GLUE.join(filter(None, (labels[-1], mark)))
     lines: list[str] = []
+    width = max(LABEL_WIDTH, width, cell_len(mark))
     for label in filter(None, labels):
-        wrapped = Text(label).wrap(WRAPPING_CONSOLE, max(LABEL_WIDTH, width), overflow="fold")
+        text = Text(_unglue_long_words(label, width))
+        wrapped = text.wrap(WRAPPING_CONSOLE, width, overflow="fold")
         lines += [str(line).rstrip().replace(GLUE, " ") for line in wrapped]
     return lines
 
