@@ -15,10 +15,11 @@ endif
 quick test test-all: export GOMP_SPINCOUNT ?= 20000
 quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo quick test test-all test-oldest check fmt sweep bench fuzz
+.PHONY: help demo pictures quick test test-all test-oldest check fmt sweep bench fuzz
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
+	@echo "make pictures  draw the pictures of README and docs from the demo's runs (needs Chromium)"
 	@echo "make quick   the tests that take a moment only (about a minute)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
 	@echo "make test-all  the same with the slow tests: environments with other versions (needs a package registry)"
@@ -46,6 +47,9 @@ DEMO := babyllama ltg-bert antlm-babyllama
 
 demo: .venv/installed $(DEMO:%=.demo/%/main/config.json)
 	@HF_HUB_OFFLINE=1 $(BIN)/antlm-bench score --model '.demo/*/main' --suite nano --method all --out .demo/runs
+
+pictures: demo
+	@$(BIN)/python docs/images/draw.py .demo/runs
 
 check: .venv/installed
 	@$(BIN)/ruff check

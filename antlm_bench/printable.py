@@ -8,9 +8,22 @@ import re
 def make_printable(text: str) -> str:
     """Return text with "\N{REPLACEMENT CHARACTER}" for each character that is not printable.
 
-    Control characters in a name could steer a terminal or break a row.
+    Control characters in a name could steer a terminal or break a row, and bidirectional controls
+    could reorder it. Joiners stay inside an emoji or a word of a script that needs them: between
+    two visible characters outside ASCII. Elsewhere they could make two names look alike.
     """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or _is_joiner(text, i) else "\N{REPLACEMENT CHARACTER}"
+        for i, c in enumerate(text)
+    )
+
+
+def _is_joiner(text: str, index: int) -> bool:
+    """Return whether text[index] is ZWJ or ZWNJ between two visible characters outside ASCII."""
+    if text[index] not in "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}":
+        return False
+    neighbours = text[max(index - 1, 0) : index] + text[index + 1 : index + 2]
+    return len(neighbours) == 2 and all(c.isprintable() and c > "\x7f" for c in neighbours)
 
 
 def clean_lines(text: str) -> str:

@@ -89,6 +89,15 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
 
 
+def test_pictures_are_small_and_shown_in_a_document() -> None:
+    text = "".join(map(read_document, DOCUMENTS))
+    pictures = [path for path in (ROOT / "docs/images").iterdir() if path.suffix != ".py"]
+    assert len(pictures) >= 3
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000
+        assert f"images/{picture.name})" in text
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_named_files_exist(document: str) -> None:
     base = (ROOT / document).parent

@@ -69,6 +69,7 @@ def acquisition_command(
     The model's ages come from scored checkpoints. The result is written into a run folder.
     """
     from antlm_bench.commands.acquisition import compute_acquisition
+    from antlm_bench.metrics import get_metric_spec
     from antlm_bench.reporting.table import TableCell, build_facts_table
     from antlm_bench.reporting.writers import print_tables
     from antlm_bench.runs.table_files import check_table_suffix, write_table
@@ -79,10 +80,14 @@ def acquisition_command(
     tables = []
     for result in results:
         score = result.cell.summary.headline
-        text = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        spec = get_metric_spec(result.cell.summary.metric)
+        text = spec.format_estimate(score.value, score.low, score.high)
+        cell = TableCell(
+            *(score.value, text, score.low, score.high), unit="Pearson's r", detail=spec.heading
+        )
         facts = {
             "method": result.cell.method,
-            suite: TableCell(score.value, text, score.low, score.high, unit="Pearson's r"),
+            suite: cell,
             "how": "\n".join(result.cell.summary.notes),
             "kept in": result.run_dir,
         }

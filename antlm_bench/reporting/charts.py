@@ -7,6 +7,7 @@ data values only, never in a Vega expression.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from antlm_bench.reporting import palette
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
 """A mark: field -> value. Each function lists the fields that it needs."""
+CHARACTER_WIDTH = 7.4
+"""Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
+its own font, the browser draws it in another one."""
+TILE_SHARE = 0.65
+"""Share of the colour in a tile that is all right or all wrong: its number stays readable."""
 POINT_AREA = 46
 """Area of a point in square pixels."""
 
@@ -39,8 +45,13 @@ class ChartStyle:
 
     @property
     def label_width(self) -> int:
-        """Width in px of the row names on the left."""
+        """Largest width in px of the row names on the left."""
         return round(self.width * (0.42 if self.is_narrow else 0.32))
+
+    @property
+    def label_length(self) -> int:
+        """Largest number of characters in a line of a row name."""
+        return int(self.label_width / CHARACTER_WIDTH)
 
 
 def dot_plot(
@@ -58,10 +69,9 @@ def dot_plot(
     names: all series, which fixes their colours. rule_at_zero: draw a vertical line at 0, for
     differences.
     """
+    rows = _fold_row_names(rows, style)
     order = list(dict.fromkeys(row["row"] for row in rows))
-    axis = alt.Axis(
-        grid=True, gridDash=[1, 3], labelLimit=style.label_width, labelPadding=8, tickBand="extent"
-    )
+    axis = _row_axis(order, grid=True, gridDash=[1, 3], tickBand="extent")
     y = alt.Y(
         "row:N",
         sort=order,
@@ -71,9 +81,9 @@ def dot_plot(
     )
     present = _present_series(rows, names)
     lanes = alt.YOffset("series:N", sort=present, scale=alt.Scale(domain=present, paddingOuter=0.2))
-    x = alt.X(
-        "value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
-    )
+    fields = ("value", "low", "high")
+    scale = _value_scale(rows, fields, [0.0] if rule_at_zero else [])
+    x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
     base = alt.Chart(_inline_data(rows)).encode(
         y=y, yOffset=lanes, color=_series_colour(names, style, _present_series(rows, names))
     )
@@ -102,9 +112,8 @@ def line_plot(
     low, high, description, hollow (whether the weights equal those of an earlier checkpoint).
     """
     x = _words_axis(rows, style)
-    y = alt.Y(
-        "value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5)
-    )
+    scale = _value_scale(rows, ("value", "low", "high"))
+    y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     base = alt.Chart(_inline_data(rows)).encode(
         x=x, color=_series_colour(names, style, _present_series(rows, names))
     )
@@ -134,9 +143,9 @@ def loss_plot(
         "words:Q",
         title="words seen",
         axis=alt.Axis(labelExpr=SHORT_NUMBER_EXPR, tickCount=5),
-        scale=alt.Scale(nice=False),
+        scale=_value_scale([*rows, *switches], ("words",), nice=False),
     )
-    y = alt.Y("value:Q", title="loss, nats per target", scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y("value:Q", title="loss, nats per target", scale=_value_scale(rows, ("value",)))
     base = alt.Chart(_inline_data(rows)).encode(
         x=x, y=y, color=_series_colour(names, style, _present_series(rows, names))
     )
@@ -171,27 +180,32 @@ def heatmap(
 
     Fields of rows: row, series, value (percent), tile (the text on it), description.
     """
+    rows = _fold_row_names(rows, style)
     order = list(dict.fromkeys(row["row"] for row in rows))
-    y = alt.Y(
-        "row:N", sort=order, title=None, axis=alt.Axis(labelLimit=style.label_width, labelPadding=8)
-    )
+    y = alt.Y("row:N", sort=order, title=None, axis=_row_axis(order))
     header = alt.Axis(
-        orient="top", labelAngle=-30, labelLimit=160, labelAlign="left", labelPadding=4
+        orient="top",
+        labelAngle=-30,
+        labelLimit=160,
+        labelAlign="left",
+        labelPadding=4,
+        labelOverlap=False,
     )
     x = alt.X("series:N", sort=list(names), title=None, axis=header)
-    roles = ("ground",) * 3 if chance is None else ("below", "ground", "above")
+    ground = style.colours["ground"]
+    tones = [palette.mix(style.colours[role], ground, TILE_SHARE) for role in ("below", "above")]
+    colours = [ground] * 3 if chance is None else [tones[0], ground, tones[1]]
     domain = [0, 50 if chance is None else 100 * chance, 100]
     colour = alt.Color(
         "value:Q",
         legend=None,
-        scale=alt.Scale(
-            domain=domain, range=[style.colours[role] for role in roles], interpolate="rgb"
-        ),
+        scale=alt.Scale(domain=domain, range=colours, interpolate="rgb"),
     )
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
     text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="tile:N")
     tiles = alt.layer(base.mark_rect().encode(color=colour, description="description:N"), text)
-    return tiles.properties(height=18 * len(order), width=style.width)
+    row_height = 28 if any("\n" in name for name in order) else 18
+    return tiles.properties(height=row_height * len(order), width=style.width)
 
 
 def concatenate(charts: Sequence[alt.Chart], columns: int) -> alt.Chart:
@@ -207,18 +221,101 @@ SHORT_NUMBER_EXPR = (
 """Vega expression for labels of an axis: 2,000,000 -> 2M."""
 
 
+def _fold_row_names(rows: Sequence[ChartRow], style: ChartStyle) -> list[ChartRow]:
+    """Break long names in `row` into two lines, at underscores and spaces if possible.
+
+    Names that look alike then get spaces at the end, so that each keeps its row.
+    """
+    folded: dict[str, str] = {}
+    for name in dict.fromkeys(row["row"] for row in rows):
+        text = fold_name(name, style.label_length)
+        while text in folded.values():
+            text += " "
+        folded[name] = text
+    return [{**row, "row": folded[row["row"]]} for row in rows]
+
+
+def fold_name(name: str, length: int) -> str:
+    """Return a name in at most two lines of `length` characters.
+
+    "…" replaces the middle of a longer one, because paradigms differ in their last letters.
+    """
+    if len(name) <= length:
+        return name
+    breaks = [i + 1 for i, c in enumerate(name[:length]) if c in "_- ."]
+    end = breaks[-1] if breaks and 2 * breaks[-1] >= length else length
+    rest = name[end:]
+    return f"{name[:end]}\n{rest if len(rest) <= length else '…' + rest[1 - length :]}"
+
+
+def _row_axis(names: Sequence[str], **options: Any) -> alt.Axis:
+    """Build the axis of row names. Names of several lines hold newlines."""
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    return alt.Axis(
+        labelExpr="split(datum.label, '\\n')",
+        labelBaseline=alt.condition(
+            "isString(datum.value) && indexof(datum.value, '\\n') > 0",
+            alt.value("bottom"),
+            alt.value("middle"),
+        ),
+        labelLimit=0,
+        labelOverlap=False,
+        labelLineHeight=13,
+        labelPadding=8,
+        minExtent=round(longest * CHARACTER_WIDTH) + 8,
+        **options,
+    )
+
+
+def _value_scale(
+    rows: Sequence[ChartRow], fields: Sequence[str], also: Sequence[float] = (), nice: bool = True
+) -> alt.Scale:
+    """Build a linear scale over fields of rows, wide enough for several ticks if all are equal.
+
+    also: further values that the scale must hold. nice: whether it ends at round numbers.
+    """
+    present = [row[field] for row in rows for field in fields if row.get(field) is not None]
+    values = [value for value in (*present, *also) if math.isfinite(value)] or [0.0]
+    low, high = min(values), max(values)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        margin = max(0.1 * abs(low), 0.5)
+        low, high = low - margin, high + margin
+    return alt.Scale(domain=[low, high], zero=False, nice=nice)
+
+
 def _words_axis(rows: Sequence[ChartRow], style: ChartStyle) -> alt.X:
-    """Build the log axis of words seen, with ticks at 1 and 3 (if there is room) times 10^n."""
+    """Build the log axis of words seen (symlog if a checkpoint has seen none)."""
     words = [row["words"] for row in rows]
-    first, last = min(words), max(words)
-    has_room = style.width > 300 and last / first < 1e4
-    candidates = [
-        digit * 10**power for power in range(3, 13) for digit in ((1, 3) if has_room else (1,))
-    ]
-    ticks = [tick for tick in candidates if 0.7 * first <= tick <= 1.5 * last]
+    ticks, domain = choose_word_ticks(min(words), max(words), 6 if style.width > 300 else 4)
     axis = alt.Axis(values=ticks, labelExpr=SHORT_NUMBER_EXPR, grid=False, ticks=True, domain=True)
-    scale = alt.Scale(type="log", nice=False, padding=8)
+    kind = {"type": "log"} if domain[0] > 0 else {"type": "symlog", "constant": ticks[1]}
+    scale = alt.Scale(nice=False, domain=domain, **kind)
     return alt.X("words:Q", title="words seen", scale=scale, axis=axis)
+
+
+def choose_word_ticks(first: float, last: float, most: int) -> tuple[list[float], list[float]]:
+    """Return (at least two ticks, first and last value of the axis) for words from first to last.
+
+    Ticks are 1, 3 or 1, 2, 5 times powers of ten, as many as possible up to `most`. If fewer than
+    two lie between first and last, the axis extends to the next ones.
+    """
+    low = first if first > 0 else last / 100 if last > 0 else 1
+    high = max(low, last)
+    ticks: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        candidates = [float(digit * 10**power) for power in range(13) for digit in digits]
+        inner = [tick for tick in candidates if 0.999 * low <= tick <= 1.001 * high]
+        if len(inner) < 2:
+            below = max((tick for tick in candidates if tick < low), default=candidates[0])
+            above = min((tick for tick in candidates if tick > high), default=candidates[-1])
+            inner = sorted({below, *inner, above})
+        if not ticks or len(inner) <= most:
+            ticks = inner
+    if len(ticks) > most:
+        ticks = ticks[:: math.ceil(len(ticks) / most)]
+    padding = (max(high, ticks[-1]) / min(low, ticks[0])) ** 0.04
+    domain = [min(low, ticks[0]) / padding, max(high, ticks[-1]) * padding]
+    return ([0.0, *ticks], [0.0, domain[1]]) if first <= 0 else (ticks, domain)
 
 
 def _present_series(rows: Sequence[ChartRow], names: Sequence[str]) -> list[str]:
@@ -243,12 +340,15 @@ def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[st
 def _series_legend(style: ChartStyle, present: Sequence[str]) -> alt.Legend | None:
     if not style.legend:
         return None
-    columns = 1 if style.is_narrow else 3
+    name_width = CHARACTER_WIDTH * max(map(len, present), default=0)
+    padding = 10 + round(0.2 * name_width)  # Vega measures in a font that may be narrower
+    room = style.width - (60 if style.is_narrow else style.label_width)  # it starts above the plot
     return alt.Legend(
         orient="top",
         title=None,
-        columns=columns,
-        labelLimit=260,
+        columns=max(1, min(3, int(room / (30 + name_width + padding)))),
+        columnPadding=padding,
+        labelLimit=room - 30,
         values=list(present),
         symbolOpacity=1,
     )
@@ -294,6 +394,7 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
         "titleFontSize": 12,
         "titlePadding": 8,
         "labelOverlap": True,
+        "labelFlush": False,
     }
     legend = {"labelColor": ink, "labelFontSize": 12, "symbolStrokeWidth": 1.4}
     title = {

@@ -65,11 +65,12 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
                 format_word_count(point.words_seen) for point in (first, last, best)
             )
             best_text = f"{_format_value(curve, best)} at {best_words}"
+            words = first_words if first is last else f"{first_words} – {last_words}"
             yield {
                 "suite": suite,
                 "model": curve.series_name,
                 **({"method": curve.method} if has_several_methods else {}),
-                "words": f"{first_words} – {last_words}",
+                "words": words,
                 "curve": sparkline(curve, min(values), max(values)),
                 "first": TableCell(first.estimate.value, _format_value(curve, first)),
                 "last": estimate_cell(last.estimate, curve.metric),
@@ -80,9 +81,9 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
 def describe_optimism(curve: LearningCurve) -> tuple[str, ...]:
     """Return a sentence on the optimism of the best value of several checkpoints."""
     optimism = curve.optimism
-    if optimism is None:
-        return ()
     spec = get_metric_spec(curve.metric)
+    if optimism is None or spec.format(optimism) == spec.format(0.0):
+        return ()
     num_checkpoints = sum(not point.duplicate_of for point in curve.points)
     unit = f" {spec.difference_unit}".rstrip()
     return (
@@ -123,8 +124,11 @@ def collect_notes(
     or whose score has a caveat.
     """
     duplicate_notes: list[str] = []
-    missing_by_series: dict[str, dict[int, None]] = {}  # series -> words; a dict as ordered set
-    for curve in curves:
+    # (series, milestones without a result) -> curves, as "suite" or "suite · method"
+    curves_by_gaps: dict[tuple[str, tuple[int, ...]], dict[str, None]] = {}
+    methods = {curve.method for curve in curves}
+    labels = [f"{c.suite} · {c.method}" if len(methods) > 1 else c.suite for c in curves]
+    for curve, label in zip(curves, labels, strict=True):
         for point in curve.points:
             if point.duplicate_of:
                 duplicate_notes.append(
@@ -134,13 +138,14 @@ def collect_notes(
         present = {point.milestone for point in curve.points}
         if curve.other_items:
             continue  # their checkpoints are not missing
-        for milestone in curve.milestones:
-            if milestone not in present:
-                missing_by_series.setdefault(curve.series_name, {})[milestone] = None
+        gaps = tuple(milestone for milestone in curve.milestones if milestone not in present)
+        if gaps:
+            curves_by_gaps.setdefault((curve.series_name, gaps), {})[label] = None
     notes = list(dict.fromkeys([*duplicate_notes, *describe_other_items(curves)]))
-    for series, milestones in missing_by_series.items():
+    for (series, milestones), gapped in curves_by_gaps.items():
         words = ", ".join(map(format_word_count, milestones))
-        notes.append(f"{series}: no result at {words} words.")
+        where = "" if gapped.keys() == set(labels) else f", {', '.join(gapped)}"
+        notes.append(f"{series}{where}: no result at {words} words.")
     notes += _describe_caveats(curves)
     if unplaced_checkpoints:
         names = ", ".join(unplaced_checkpoints)

@@ -37,6 +37,8 @@ from antlm_bench.types import Run
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = 880, 340, 290
 """Widths in px: of a figure on a laptop, of a figure on a phone, of a small figure."""
+MOST_COLUMNS = 3
+"""Most models side by side in a table of results. More are listed below each other."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 ALLOWED_ELEMENTS = frozenset(
     ["svg", "g", "path", "line", "rect", "text", "tspan", "circle", "defs", "clipPath", "title"]
@@ -95,6 +97,8 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         light=palette.LIGHT,
         dark=palette.DARK,
+        paper=palette.PAPER,
+        most_columns=MOST_COLUMNS,
         names=names,
         keys=[_legend_key(index, name) for index, name in enumerate(names)],
         collected=_build_collection_context(report_data),

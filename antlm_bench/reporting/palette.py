@@ -84,6 +84,13 @@ def colour_role(index: int) -> str:
     return f"series-{index % len(_LIGHT_SERIES) + 1}"
 
 
+def mix(colour: str, ground: str, share: float) -> str:
+    """Mix a share of a colour into another one, both as "#rrggbb"."""
+    pairs = [(int(colour[i : i + 2], 16), int(ground[i : i + 2], 16)) for i in (1, 3, 5)]
+    channels = [round(share * above + (1 - share) * below) for above, below in pairs]
+    return "#" + "".join(f"{channel:02x}" for channel in channels)
+
+
 def _shape_index(index: int) -> int:
     """Return the index of a series' shape.
 

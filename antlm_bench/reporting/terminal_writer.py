@@ -6,6 +6,7 @@ All text passes through `printable.clean_lines`, because names could contain con
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -24,6 +25,9 @@ NAME_WIDTH, TEXT_WIDTH = 24, 12
 """Least width in characters of a wrapped first column, and of other wrapped columns."""
 STYLES = {"": "", "strong": "bold", "faint": "dim"}
 TONES = {"": "", "good": "green", "bad": "red", "doubtful": "yellow"}
+GLUE = "\ue000"
+"""Stands for the space before a note mark while text is wrapped, so that no line begins with a
+mark. A private-use character, which `clean_lines` replaces in names."""
 
 
 def write_terminal(table: Table) -> str:
@@ -96,6 +100,10 @@ class _Block:
         self.cells = [[row.cells[index] for index in column_indices] for row in table.rows]
         label_marks = [self.marks.mark(column.notes) for column in self.columns]
         cell_marks = [[self.marks.mark(cell.notes) for cell in cells] for cells in self.cells]
+        self.mark_widths = [
+            max([cell_len(row[index]) for row in cell_marks], default=0)
+            for index in range(len(self.columns))
+        ]
         self.texts = [
             _align_texts(
                 column, [row[index] for row in self.cells], [row[index] for row in cell_marks]
@@ -139,7 +147,7 @@ class _Block:
             return natural
         pairs = zip(self.texts[index], self.cells, strict=True)
         numbers = [_width(text) for text, cells in pairs if cells[index].is_number]
-        words = [cell_len(line) for line in self.labels[index]]
+        words = [cell_len(line) for line in self.labels[index]] + [self.mark_widths[index]]
         return min(natural, max([NAME_WIDTH if index == 0 else TEXT_WIDTH, *numbers, *words]))
 
     def print(self, out: Console) -> None:
@@ -164,6 +172,7 @@ class _Block:
         if cell.detail:
             styled.stylize("not bold dim", len(text) - len(clean_lines(cell.detail)))
         if cell.is_number or self.is_right_aligned(index):
+            styled.plain = styled.plain.replace(GLUE, " ")
             return [styled]
         indent = 0 if index else 2 * row.depth
         lines = _wrap_text(out, styled[indent:], self.widths[index] - indent)
@@ -191,10 +200,15 @@ def _align_texts(
         return [_with_detail(cell, mark) for cell, mark in zip(cells, marks, strict=True)]
     parts = [clean_lines(cell.shown).partition(" [") for cell in cells]
     interval_width = max((cell_len(interval) for _, _, interval in parts), default=0)
-    texts = [
-        f"{value} {'[' + interval:>{interval_width + 1}}" if interval else value
-        for value, _, interval in parts
-    ]
+    value_width = max((cell_len(value) for value, _, interval in parts if interval), default=0)
+    texts = []
+    for value, _, interval in parts:
+        if interval:
+            texts.append(f"{value} {'[' + interval:>{interval_width + 1}}")
+        elif cell_len(value) <= value_width:  # below the other values, not below their intervals
+            texts.append(value + " " * (interval_width + 2))
+        else:
+            texts.append(value)
     text_width = max(map(cell_len, texts), default=0)
     mark_width = max(map(cell_len, marks), default=0)
     padded_marks = [f" {mark:<{mark_width}}" if mark_width else "" for mark in marks]
@@ -205,15 +219,26 @@ def _align_texts(
 
 
 def _with_detail(cell: TableCell, mark: str) -> str:
-    text = " ".join(filter(None, (clean_lines(cell.shown), mark)))
+    text = GLUE.join(filter(None, (clean_lines(cell.shown), mark)))
     return text + (f"  {clean_lines(cell.detail)}" if cell.detail else "")
 
 
 def _wrap_text(out: Console, text: Text, width: int) -> list[Text]:
+    text.plain = _unglue_long_words(text.plain, width)
     lines = list(text.wrap(out, max(width, 1), overflow="fold"))
     for line in lines:
+        line.plain = line.plain.replace(GLUE, " ")
         line.rstrip()
     return lines or [Text("")]
+
+
+def _unglue_long_words(text: str, width: int) -> str:
+    """Allow a line break before a mark whose word does not fit on the same line."""
+    return re.sub(
+        rf"\S*{GLUE}\S*",
+        lambda word: word[0] if cell_len(word[0]) <= width else word[0].replace(GLUE, " "),
+        text,
+    )
 
 
 def _width(text: str) -> int:
@@ -223,11 +248,13 @@ def _width(text: str) -> int:
 def _fold_label(column: TableColumn, mark: str, width: int) -> list[str]:
     """Return the label of a column as lines of at most `width` or LABEL_WIDTH characters."""
     labels = [clean_lines(label) for label in column.label_lines]
-    labels[-1] = " ".join(filter(None, (labels[-1], mark)))
+    labels[-1] = GLUE.join(filter(None, (labels[-1], mark)))
     lines: list[str] = []
+    width = max(LABEL_WIDTH, width, cell_len(mark))
     for label in filter(None, labels):
-        wrapped = Text(label).wrap(WRAPPING_CONSOLE, max(LABEL_WIDTH, width), overflow="fold")
-        lines += [str(line).rstrip() for line in wrapped]
+        text = Text(_unglue_long_words(label, width))
+        wrapped = text.wrap(WRAPPING_CONSOLE, width, overflow="fold")
+        lines += [str(line).rstrip().replace(GLUE, " ") for line in wrapped]
     return lines
 
 
@@ -241,7 +268,7 @@ def _print_stacked(out: Console, table: Table) -> NoteMarks:
     for row in table.rows:
         if row.space_above:
             out.print()
-        row_name = _with_detail(row.cells[0], marks.mark(row.cells[0].notes))
+        row_name = _with_detail(row.cells[0], marks.mark(row.cells[0].notes)).replace(GLUE, " ")
         print_paragraph(out, row_name, STYLES[row.emphasis] or "bold")
         for index, column in enumerate(table.columns[1:], 1):
             cell = row.cells[index]

@@ -58,6 +58,9 @@ const look = (width) => new Promise((done) => {
       small: charts.filter((c) => c.getBoundingClientRect().width < 200).length,
       wide: Math.max(...charts.map((c) => c.getBoundingClientRect().right)) - width,
       overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+      cut: [...page.querySelectorAll(".headline .value, .headline .half")].filter(seen)
+        .filter((e) => e.getBoundingClientRect().right > e.closest(".results")
+          .getBoundingClientRect().right + 1).map((e) => e.textContent),
       figures: page.querySelectorAll("figure").length,
       tiled: page.querySelectorAll("figure .tiles").length,
       pwned: view.pwned === true || page.querySelector("img, svg[onload], [onerror]") !== null,
@@ -163,6 +166,7 @@ def test_the_page_renders_and_works(
         )
         assert view["type"] >= 11, "too small to read"
         assert view["overflow"] == 0, "the page scrolls sideways"
+        assert view["cut"] == [], "a number is cut"
         assert view["tip"] == view["label"]
         assert not view["pwned"]
         assert view["before"] == [css_rgb(first["ground"]), css_rgb(first["series-1"])]

@@ -127,6 +127,14 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
     ]
 
 
+def test_a_gap_names_the_suite_that_has_it() -> None:
+    opened = [checkpoint(f"chck_{n}M", weights=f"w{n}", value=0.5) for n in (1, 2, 3)]
+    [whole] = build_curves(opened)
+    partial = replace(whole, suite="other", points=whole.points[:1] + whole.points[2:])
+    notes = collect_notes([whole, partial], [])
+    assert notes == [f"{whole.series_name}, other: no result at 2M words."]
+
+
 def test_the_best_of_several_checkpoints_is_said_to_be_optimistic() -> None:
     [curve] = build_curves([checkpoint(f"chck_{n}M", value=n / 20) for n in (7, 8, 9)])
 

@@ -63,7 +63,9 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     numbers = re.search(r'<script type="application/json" id="numbers">(.*?)</script>', text, re.S)
     collected = json.loads(numbers[1])["collection"] if numbers else {}
     assert collected["numbers"] and collected == {key: said[key] for key in collected}
-    (table,) = re.findall(r'<table class="headline collection">.*?</table>', text, re.S)
+    (table,) = re.findall(r'<table class="headline collection".*?</table>', text, re.S)
+    table = re.sub(r'<span class="label".*?</span></span>', "", table)  # of lists on a phone
+    table = re.sub(r' role="\w+"', "", table)
     rows = {
         re.sub("<.*?>", "", name): [
             re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)
@@ -77,6 +79,30 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     value, low, high = (f"{100 * macro[key]:.1f}" for key in ("value", "low", "high"))
     assert rows["Macro-average"] == [f"{value}[{low}, {high}]", "60.8"]
     assert rows["BLiMP"] == ["70.0[60.3, 78.5]", "69.8"] and "as if independent" in text
+
+
+def expand(marks: str) -> set[str]:
+    """Return the marks in `a,c-e`: a, c, d, e."""
+    ends = [part.split("-") for part in marks.split(",")]
+    return {chr(code) for end in ends for code in range(ord(end[0]), ord(end[-1]) + 1)}
+
+
+@pytest.mark.long
+def test_each_note_of_a_collection_is_marked_where_a_phone_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A phone hides the header, so that its marks stand beside the values, too."""
+    runs = [write_model_run(tmp_path / name, name, 0.7, items=4) for name in "ABCD"]
+    page = tmp_path / "page.html"
+    asked = ["--collection", "babylm-2025", "--partial", "--html", str(page)]
+    assert run(["report", *map(str, runs), *asked]) in (0, 5)
+    text = page.read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table class="headline collection".*?</table>', text, re.S)
+    (notes,) = re.findall(r'<dl class="letters">(.*?)</dl>', text, re.S)
+    body = re.sub("<td[^>]*empty.*?</td>", "", table.partition("<tbody")[2])
+    marks = [expand(marks) for marks in re.findall("<sup>(.*?)</sup>", body)]
+    assert set().union(*marks) == set(re.findall("<dt>(.*?)</dt>", notes))
+    assert all(f"<bdi>{name}</bdi>" in body for name in "ABCD")
 
 
 @pytest.mark.long

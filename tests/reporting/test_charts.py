@@ -4,10 +4,13 @@ is.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from antlm_bench.reporting import charts, palette
 from antlm_bench.reporting.charts import ChartStyle
@@ -195,3 +198,102 @@ def test_a_drawing_says_what_it_is_and_shares_no_id() -> None:
         for root in (first, second)
     ]
     assert not set(ids[0]) & set(ids[1])
+
+
+LONG_NAMES = [f"determiner_noun_agreement_with_adjective_irregular_{i}" for i in range(70)]
+
+
+def axis_labels(root: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in root.iter("text")]
+
+
+def left_edges(root: ElementTree.Element) -> dict[str, float]:
+    """Return text -> x of its left edge, with 6.5 px per character."""
+    edges: dict[str, float] = {}
+
+    def visit(element: ElementTree.Element, x: float) -> None:
+        moved = re.search(r"translate\(([-\d.]+)", element.get("transform", ""))
+        x += float(moved[1]) if moved else 0
+        if element.tag == "text":
+            lines = [line.text or "" for line in element.iter("tspan")] or [element.text or ""]
+            width = 6.5 * max(map(len, lines))
+            shift = {"end": width, "middle": width / 2}.get(element.get("text-anchor", ""), 0)
+            edges[" ".join(lines)] = x - shift
+        for child in element:
+            visit(child, x)
+
+    visit(root, 0)
+    return edges
+
+
+@given(
+    first=st.integers(0, 10**11),
+    factor=st.one_of(st.just(1.0), st.floats(1, 10_000)),
+    most=st.integers(2, 8),
+)
+def test_an_axis_of_words_has_two_ticks_or_more(first: int, factor: float, most: int) -> None:
+    last = first * factor
+    ticks, (low, high) = charts.choose_word_ticks(first, last, most)
+    assert 2 <= len(ticks) <= most + 2
+    assert ticks == sorted(set(ticks))
+    assert low <= min(first, *ticks) and max(last, *ticks) <= high
+
+
+@pytest.mark.parametrize("value", [0.0, 50.0, 100.0, 0.0001, -3.0])
+def test_one_value_has_an_axis_with_several_ticks(value: float) -> None:
+    rows = [row("a", "one", value, low=None, high=None)]
+    root = svg(charts.dot_plot(rows, ["one"], WIDE, "score"), WIDE)
+    assert len([text for text in axis_labels(root) if re.search(r"\d", text)]) >= 2
+
+
+def test_one_checkpoint_has_axes_with_several_ticks() -> None:
+    look = ChartStyle(290, palette.LIGHT)
+    rows = [row("chck_10M", "one", 10, low=10, high=10, segment=0)]
+    labels = axis_labels(svg(charts.line_plot(rows, ["one"], look, "% right"), look))
+    assert len([text for text in labels if text.endswith("M")]) >= 2
+    assert len([text for text in labels if re.fullmatch(r"[\d.]+", text)]) >= 2
+
+
+@pytest.mark.parametrize("look", [WIDE, PHONE])
+def test_long_names_stay_inside_the_drawing(look: ChartStyle) -> None:
+    rows = [row(name, "one", 50) for name in LONG_NAMES[:5]]
+    root = svg(charts.dot_plot(rows, ["one"], look, "% right"), look)
+    edges = left_edges(root)
+    assert min(edges.values()) >= 0, edges
+    assert float(root.get("width", "0")) <= look.width + 5
+    assert sum("determiner" in text for text in edges) == 5
+
+
+def test_names_that_fold_alike_keep_their_rows() -> None:
+    rows = [row("x" * 40 + middle + "x" * 40, "one", 50) for middle in "ab"]
+    root = svg(charts.dot_plot(rows, ["one"], PHONE, "% right"), PHONE)
+    lines = [line for line in root.iter("tspan") if "x" in (line.text or "")]
+    assert len(lines) == 4  # two per name
+
+
+def test_a_heatmap_names_each_of_70_rows() -> None:
+    rows = [row(name, "one", 50, tile="50") for name in LONG_NAMES]
+    root = svg(charts.heatmap(rows, ["one"], PHONE, 0.5), PHONE)
+    assert sum("determiner" in text for text in left_edges(root)) == 70
+
+
+def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
+    look = ChartStyle(640, palette.PAPER, legend=True)
+    names = [f"a long name of a model with seed {i} and words" for i in range(4)]
+    rows = [row("a", name, 50) for name in names]
+    root = svg(charts.dot_plot(rows, names, look, "% right"), look)
+    edges = left_edges(root)
+    assert all(edges[name] + 6.5 * len(name) <= look.width for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [
+        ("short", "short"),
+        ("subject_verb_agreement", "subject_verb_\nagreement"),
+        ("x" * 20, "x" * 16 + "\n" + "x" * 4),
+        ("irregular_forms_" + "y" * 20, "irregular_forms_\n…" + "y" * 15),
+    ],
+)
+def test_names_fold_at_underscores(name: str, folded: str) -> None:
+    assert charts.fold_name(name, 16) == folded
