@@ -40,7 +40,7 @@ from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.stratified_score import (
     END_ITEMS,
     StratifiedCounts,
-    count_items,
+    count_average,
     score_intervals,
 )
 from antlm_bench.types import Floats, Ints
@@ -209,7 +209,7 @@ def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> Stratifie
     codes = (np.arange(runs)[:, None] * num_strata + code).astype(np.int32)
     value_range = (case.values[0], case.values[-1])
     weights = np.tile(case.weights, runs)
-    counts = count_items(values.ravel(), codes.ravel(), weights, value_range)
+    counts = count_average(values.ravel(), codes.ravel(), weights, value_range)
     effects = [
         design_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
     ]

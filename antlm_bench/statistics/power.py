@@ -35,7 +35,7 @@ from antlm_bench.statistics.stratified_score import (
     PSEUDO_ITEMS,
     StratifiedCounts,
     count_average,
-    count_items_by_group,
+    count_overlapping_groups,
     score_z,
 )
 from antlm_bench.types import Bools, Floats, Ints
@@ -232,7 +232,7 @@ def observed_detectable_drops(
     """
     counts = [count_average(changes, codes, weights, (-1.0, 1.0), clusters)]
     if groups:
-        counts.append(count_items_by_group(changes, groups, clusters=clusters))
+        counts.append(count_overlapping_groups(changes, groups, clusters=clusters))
     drops = np.concatenate([detectable_drops(observed_flip_rates(each)) for each in counts])
     return [None if np.isnan(drop) else float(drop) for drop in drops]
 
