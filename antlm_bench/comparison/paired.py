@@ -406,7 +406,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
             hint="raise --max-length, or score more words",
         )
     change: Floats = b - a
-    interval, p = statistics.clustered_test(change, np.full(len(change), 1 / len(change)))
+    interval, p = statistics.t_test_of_means(change, np.full(len(change), 1 / len(change)))
     headline = Difference(
         HEADLINE,
         joined.suite,

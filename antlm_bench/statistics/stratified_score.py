@@ -263,8 +263,7 @@ def sampled_groups_interval(
     means (K,). weights (K,): they sum to 1. The interval is the score interval of one stratum whose
     items are the groups, with the t quantile of K - 1. The range of values is the observed one,
     extended by RANGE_EXTENSION of its width at both ends but not beyond value_range. With unequal
-    weights, groups count in proportion to w^2, and K is replaced by the effective number 1 / sum
-    w^2.
+    weights, groups count in proportion to w^2, and K is replaced by 1 / sum w^2.
 
     There is no interval for few groups near an end of the range, because they do not show how low a
     group can be (by simulation, intervals of 8 groups with a mean of .97 cover 80-96%), nor for
@@ -376,7 +375,7 @@ class _Model:
 
         mu solves sum_k N_k / (mu + step * x_k) = 1. Values are taken from the end of the range at
         which the denominator is smallest, so that mu >= 0 there. Newton's steps on 1 / sum start
-        below the solution and approach it from below, because 1 / sum is concave in mu.
+        below the solution and stay below it, because 1 / sum is concave in mu.
         """
         values, cells = self._data.values, self._cells
         steps = (multipliers * self._scale)[self._average] * self._data.weights
