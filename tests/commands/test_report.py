@@ -455,7 +455,7 @@ def test_one_seed_is_said(tmp_path: Path) -> None:
             collection="babylm-2024",
         )
     )
-    assert "one seed: the interval does not know how seeds differ" in marks(column)
+    assert "one seed: the interval is over items only, not over seeds" in marks(column)
 
 
 @pytest.mark.long
