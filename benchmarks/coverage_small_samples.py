@@ -20,7 +20,7 @@ BITS_PER_BYTE = 1.2
 
 
 def simulate_small_sample(draw: Draw, runs: int, seed: int = 0) -> float:
-    """Return the share of intervals that hold the true value."""
+    """Return the share of intervals that contain the true value."""
     rng = np.random.default_rng(seed)
     num_covered = 0
     for _ in range(runs):

@@ -449,7 +449,7 @@ def test_finetuned_tasks_are_judged_as_a_collection(
     assert run(["check", "glue-half", "--against", "glue", "--margin", "20"]) == 5
     captured = capsys.readouterr()
     assert (
-        "glue-2025.boolq · finetune-full" in captured.err and "2 seeds hardly tell" in captured.out
+        "glue-2025.boolq · finetune-full" in captured.err and "2 seeds estimate" in captured.out
     )
     assert run(["compare", "glue", "glue-half"]) == 0
     assert "only in toy (glue): glue-2025.boolq · finetune-full" in capsys.readouterr().out
