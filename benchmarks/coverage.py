@@ -1,16 +1,16 @@
-"""Simulate how often the package's 95% intervals hold the true value.
+"""Simulate how often the package's 95% intervals contain the true value.
 
     python benchmarks/coverage.py [--runs 2000] [--only TEXT]
 
 Each case draws runs from known probabilities, computes the interval that the package prints, and
-counts how often it holds the true macro-average. Asked for: 93% or more in every case, and at most
-99% where 5 or more effective errors are expected (`Case.effective_errors`); an interval from fewer
-errors has to be conservative. The limits allow for two standard errors of the simulation. Exit code
-1: a case misses its limits and is not in EXCEPTIONS.
+counts how often it contains the true macro-average. The coverage must be at least 93%, and at most
+99% if 5 or more effective errors are expected (`Case.effective_errors`; intervals from fewer errors
+may be conservative). The limits allow for two standard errors of the simulation. The exit code is 1
+if a case misses its limits and is not in EXCEPTIONS.
 
-Cases whose intervals take milliseconds (metrics that are no means, seeds, groups) are simulated
-with fewer runs (`coverage_metrics`, `coverage_seeds`). Intervals of partial R2
-(`coverage_reading_times`) are simulated half as often: 93% or more, at most 5.5% of tests with
+Cases with slow intervals (metrics that are not means, seeds, groups) are simulated with fewer runs
+(`coverage_metrics`, `coverage_seeds`). Intervals of partial R2 (`coverage_reading_times`) have half
+as many runs: 93% or more, at most 5.5% of tests with
 p < .05 without an effect, and no interval that contradicts its p-value. t intervals of few items
 (`coverage_small_samples`): 91% or more.
 
@@ -40,7 +40,7 @@ from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.stratified_score import (
     END_ITEMS,
     StratifiedCounts,
-    count_items,
+    count_average,
     score_intervals,
 )
 from antlm_bench.types import Floats, Ints
@@ -94,7 +94,7 @@ class Case:
 
     @property
     def effective_errors(self) -> float:
-        """Expected number of errors (of flips, for differences) that the macro-average rests on.
+        """Effective number of expected errors (or flips, for differences) in the macro-average.
 
         (sum_s w_s q_s)^2 / sum_s (w_s^2 q_s / n_s) for error rates q_s: in one stratum the expected
         number n q. Errors in strata that carry little weight count little.
@@ -121,7 +121,7 @@ def _error_rates(values: Floats, probabilities: Floats) -> Floats:
 
 
 class Result(NamedTuple):
-    """How the intervals of a case did."""
+    """Coverage and width of the intervals of a case."""
 
     coverage: float
     too_high: float
@@ -134,21 +134,21 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error of the coverage, taken at the nearer limit."""
+        """Standard error of the coverage at the nearer limit."""
         limit = MIN_COVERAGE if self.coverage < MIN_COVERAGE else MAX_COVERAGE
         return float((limit * (1 - limit) / self.runs) ** 0.5)
 
     def misses_limits(self, effective_errors: float) -> bool:
-        """Return whether the coverage is outside of the limits beyond chance."""
+        """Return whether the coverage is outside of the limits by more than two standard errors."""
         is_low = self.coverage < MIN_COVERAGE - 2 * self.error
         may_be_high = effective_errors < MIN_EFFECTIVE_ERRORS
         return is_low or (not may_be_high and self.coverage > MAX_COVERAGE + 2 * self.error)
 
 
 def simulate(case: Case | Simulation, runs: int, seed: int = 0) -> Result:
-    """Return how the intervals of so many simulated runs did."""
+    """Return the coverage of the intervals of `runs` simulated runs."""
     if isinstance(case, Simulation):
-        return _judge_intervals(*case.simulate(runs, seed), case.truth)
+        return _summarize_intervals(*case.simulate(runs, seed), case.truth)
     rng = np.random.default_rng(seed)
     num_draws = len(case.sizes) if case.clusters is None else sum(case.sizes)
     at_once = max(1, MAX_CELLS_AT_ONCE // (num_draws * 5))
@@ -159,11 +159,11 @@ def simulate(case: Case | Simulation, runs: int, seed: int = 0) -> Result:
         low, high = score_intervals(draw(case, count, rng))
         lows.append(low)
         highs.append(high)
-    return _judge_intervals(np.concatenate(lows), np.concatenate(highs), case.truth)
+    return _summarize_intervals(np.concatenate(lows), np.concatenate(highs), case.truth)
 
 
-def _judge_intervals(low: Floats, high: Floats, truth: float) -> Result:
-    """Return how intervals with these ends (r,) did."""
+def _summarize_intervals(low: Floats, high: Floats, truth: float) -> Result:
+    """Return the coverage of intervals with these ends (r,)."""
     too_high, too_low = low > truth + 1e-9, high < truth - 1e-9
     return Result(
         float(1 - np.mean(too_high | too_low)),
@@ -209,7 +209,7 @@ def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> Stratifie
     codes = (np.arange(runs)[:, None] * num_strata + code).astype(np.int32)
     value_range = (case.values[0], case.values[-1])
     weights = np.tile(case.weights, runs)
-    counts = count_items(values.ravel(), codes.ravel(), weights, value_range)
+    counts = count_average(values.ravel(), codes.ravel(), weights, value_range)
     effects = [
         design_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
     ]
@@ -258,7 +258,7 @@ def two_runs(
 
 
 def in_clusters(case: Case, clusters: Sequence[int] | Ints, correlation: float) -> Case:
-    """Return a case whose items belong together.
+    """Return a case with clustered items.
 
     clusters: sizes of the clusters (C,) of the only stratum, or of each stratum (C, S).
     """

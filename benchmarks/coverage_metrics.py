@@ -52,7 +52,7 @@ class Simulation:
     truth: float
     draw: Draw
     effective_errors: float
-    """Expected number of errors, flips or collapsed seeds that the value rests on."""
+    """Expected number of errors, flips or collapsed seeds in a sample."""
     share_of_runs: float = 1.0
     """Share of `--runs` that is simulated: less than 1 if an interval takes milliseconds."""
 
@@ -104,7 +104,7 @@ def _one_run(
 
 
 def _clustered_run(metric: str, accuracy: float, correlation: float) -> Simulation:
-    """Return a simulation with the sizes of MultiRC's paragraphs, whose answers are right together.
+    """Return a simulation with the sizes of MultiRC's paragraphs, whose answers are correlated.
 
     An answer is right if a normal variable, correlated within its paragraph, is below a threshold.
     """

@@ -36,7 +36,7 @@ EYE_CORRELATIONS = np.array(
 SENTENCE_SHARES = (0.02, 0.02, 0.02, 0.02, 0.2)
 """Share of each time's error variance that the words of a sentence share."""
 SURPRISAL_SENTENCE_SHARE = 0.2
-"""The same share of the variance of surprisal."""
+"""Share of the variance of surprisal that the words of a sentence share."""
 WEIGHTS = {
     "headline": (0.125, 0.125, 0.125, 0.125, 0.5),
     "eye tracking": (0.25, 0.25, 0.25, 0.25, 0.0),
@@ -77,7 +77,7 @@ READING_CASES = (
 
 
 class ReadingResult(NamedTuple):
-    """How the intervals of a score did."""
+    """Coverage and tests of the intervals of a score."""
 
     coverage: float
     rejections: float
@@ -96,7 +96,7 @@ class ReadingResult(NamedTuple):
 
 
 def simulate_reading(case: ReadingCase, runs: int, seed: int = 0) -> dict[str, ReadingResult]:
-    """Return the results of each score over so many samples."""
+    """Return the results of each score over `runs` samples."""
     rng = np.random.default_rng(seed)
     outcomes: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in WEIGHTS}
     for _ in range(runs):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from antlm_bench.metrics.bits_per_byte import document_contributions
-from antlm_bench.statistics import clustered_test, welch_test
+from antlm_bench.statistics import t_test_of_means, welch_test
 from antlm_bench.statistics.acquisition import pearson_correlation
 from antlm_bench.statistics.intervals import Interval
 
@@ -20,7 +20,7 @@ BITS_PER_BYTE = 1.2
 
 
 def simulate_small_sample(draw: Draw, runs: int, seed: int = 0) -> float:
-    """Return the share of intervals that hold the true value."""
+    """Return the share of intervals that contain the true value."""
     rng = np.random.default_rng(seed)
     num_covered = 0
     for _ in range(runs):
@@ -61,7 +61,7 @@ def words(n: int) -> Draw:
     """Return a draw of the changes of n words' surprisals: gamma, with skewness 1.4."""
 
     def draw(rng: np.random.Generator) -> tuple[Interval, float]:
-        return clustered_test(rng.gamma(2, 1, n), np.full(n, 1 / n))[0], 2.0
+        return t_test_of_means(rng.gamma(2, 1, n), np.full(n, 1 / n))[0], 2.0
 
     return draw
 

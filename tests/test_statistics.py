@@ -46,12 +46,12 @@ def test_a_stratum_of_one_item_is_not_taken_for_certain() -> None:
 def test_the_clustered_interval_is_the_t_interval_over_means() -> None:
     means = np.array([0.6, 0.9, 0.75, 0.5])
     theirs = stats.t.interval(0.95, 3, loc=means.mean(), scale=stats.sem(means))
-    assert tuple(statistics.clustered_interval(means, equal_weights(4))) == pytest.approx(theirs)
+    assert tuple(statistics.t_interval_of_means(means, equal_weights(4))) == pytest.approx(theirs)
 
 
-def test_one_cluster_has_no_clustered_interval() -> None:
-    with pytest.raises(ValueError, match="two strata"):
-        statistics.clustered_interval(np.array([0.5]), equal_weights(1))
+def test_one_mean_has_no_t_interval() -> None:
+    with pytest.raises(ValueError, match="two means"):
+        statistics.t_interval_of_means(np.array([0.5]), equal_weights(1))
 
 
 @pytest.mark.long
@@ -70,7 +70,7 @@ def test_the_clustered_interval_covers_sampled_paradigms() -> None:
     for _ in range(2000):
         rates = rng.beta(6, 3, size=12)
         means = rng.binomial(200, rates) / 200
-        low, high = statistics.clustered_interval(means, equal_weights(12))
+        low, high = statistics.t_interval_of_means(means, equal_weights(12))
         hits += low <= 6 / 9 <= high
     assert 0.93 <= hits / 2000 <= 0.97
 
@@ -131,7 +131,7 @@ def test_pearsons_r_has_nominal_coverage_and_error_rate(n: int, r: float) -> Non
 
 def test_the_clustered_test_is_the_t_test_over_means() -> None:
     means = np.array([0.02, -0.01, 0.05, 0.03])
-    interval, p = statistics.clustered_test(means, equal_weights(4))
+    interval, p = statistics.t_test_of_means(means, equal_weights(4))
     assert p == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert (p < 0.05) == (interval.low > 0)
 

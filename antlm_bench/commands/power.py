@@ -1,7 +1,7 @@
-"""`power`: plan a comparison. Which drop do a suite's items or seeds detect, and how many of them
-does a margin need?
+"""`power`: compute the drop that a suite's items or seeds detect, and how many a margin needs.
 
-Needs no model, and no data if the suite's declaration states the number of items of each stratum.
+It needs no model, and no data if the suite's declaration states the number of items of each
+stratum.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ MAX_SEEDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PowerPlan:
-    """What a suite can detect, and what a margin needs. Drops and margins are fractions."""
+    """The power of one suite, and the items or seeds that a margin needs.
+
+    Drops and margins are fractions.
+    """
 
     suite: str
     unit: Literal["items", "seeds"]
-    """What is counted: items, or seeds of each run."""
+    """The unit of `count` and `needed`: items, or seeds of each run."""
     count: int
     """Number of items, or of seeds."""
     strata: int
@@ -47,8 +50,8 @@ class PowerPlan:
     passes: float
     """Probability that a run without a true difference passes a check with this margin."""
     needed: int | None
-    """Number of items or seeds with which it passes with a probability of 80%. None = more than
-    are considered (a million times the items, or MAX_SEEDS seeds)."""
+    """Number of items or seeds for which `passes` is 80%. None = more than a million times the
+    items, or more than MAX_SEEDS seeds."""
 
 
 class SuiteStrata(NamedTuple):
@@ -67,12 +70,12 @@ class PowerOptions:
     flips: float | None = None
     """Share of the items that two runs answer differently."""
     accuracy: float | None = None
-    """Instead of `flips`: the accuracy of two runs that err independently of each other. Such runs
-    flip 2 a (1 - a) of the items; runs of one recipe flip fewer."""
+    """Alternative to `flips`: the accuracy a of two runs whose errors are independent. Such runs
+    answer 2 a (1 - a) of the items differently; runs of one recipe differ in fewer."""
     margin: float = DEFAULT_MARGIN
     """Margin of `check`, as a fraction."""
     correction: Correction = "none"
-    """"holm": a drop is significant after a correction for all suites, as in `check`."""
+    """"holm": a drop must be significant after a correction for all suites, as in `check`."""
     seeds: int = 5
     """Seeds of each run on finetuned tasks."""
     seed_sd: float | None = None
@@ -92,7 +95,7 @@ class PowerOptions:
 
 
 def plan_power(suites: Names, options: PowerOptions) -> list[PowerPlan]:
-    """Return a plan per suite. A collection stands for its members that can be planned.
+    """Return a plan per suite. A collection is replaced by its members that can be planned.
 
     Suites of right and wrong answers need `flips` or `accuracy`, finetuned suites need `seed_sd`.
     Raises UsageError, DeclarationError, and DataError if strata are neither declared nor in local
@@ -130,8 +133,8 @@ def _list_members(ref: str) -> Iterator[str]:
     spec, _ = read_declaration(ref)
     if isinstance(spec, CollectionSpec):
         members = [read_declaration(member)[0] for member in spec.list_suites("")]
-        yield from (member.name for member in members if _has_credits(member))
-    elif _has_credits(spec):
+        yield from (member.name for member in members if _can_be_planned(member))
+    elif _can_be_planned(spec):
         yield ref
     else:
         raise UsageError(
@@ -141,7 +144,7 @@ def _list_members(ref: str) -> Iterator[str]:
         )
 
 
-def _has_credits(spec: object) -> bool:
+def _can_be_planned(spec: object) -> bool:
     """Return whether items are right or wrong, or texts are classified."""
     if isinstance(spec, SuiteSpec):
         return METRICS[spec.metric].item_kind is ItemKind.CHOICE
@@ -162,7 +165,7 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
     flips = options.flip_rate()
     if flips is None:
         raise UsageError(
-            f"the share of items that flip decides what {ref!r} detects, but it is not given",
+            f"the power of {ref!r} depends on the share of items that flip, which is not given",
             location="--flips",
             hint="e.g. --flips 2% (`compare` lists the flips of two runs), or --accuracy 80%",
         )
@@ -183,7 +186,7 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
 
 
 def read_strata(ref: str) -> SuiteStrata:
-    """Return the strata of a suite's headline, from its declaration or else from local data.
+    """Return the strata of a suite's headline from its declaration, else from local data.
 
     Raises DataError if the declaration does not state them and the data is absent.
     """
@@ -229,12 +232,12 @@ def _plan_seeds(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
     sd, seeds, margin = options.seed_sd, options.seeds, options.margin
     if not sd:
         raise UsageError(
-            f"the spread of seeds decides what {ref!r} detects, but it is not given",
+            f"the power of {ref!r} depends on the spread of its seeds, which is not given",
             location="--seed-sd",
-            hint="e.g. --seed-sd 1.5 (points; `report` shows the largest of the tasks)",
+            hint="e.g. --seed-sd 1.5, in points (`report` shows the largest over tasks)",
         )
     if seeds < 2:
-        raise UsageError("one seed shows no spread", location="--seeds", hint="2 or more")
+        raise UsageError(f"{seeds} seeds are too few", location="--seeds", hint="2 or more")
     spec, _ = read_declaration(ref)
     num_tasks = len(spec.task) if isinstance(spec, ClassificationSpec) else 1
     needed = [

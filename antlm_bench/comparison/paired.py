@@ -4,14 +4,16 @@ Each function takes joined tables and returns the difference of the headline, th
 groups, and the items that flipped. The record of a metric names its function
 (`MetricSpec.comparison`):
 
-    compare_accuracy      credits of items (right, wrong, shares of ties); also flips and margins
+    compare_accuracy      credits of items (right, wrong, shares of ties); lists flipped items and
+                          changes of the log-probability gap
     compare_item_values   other values of items
-    compare_correlations  correlations with ratings: Fisher's z of both and their covariance
-    compare_surprisal     t test of the mean surprisal of each word
+    compare_correlations  rank correlations with the same ratings
+    compare_surprisal     paired t test over the mean surprisals of words
 
 Interval and p-value of a difference come from one statistic, so p < .05 if and only if the 95%
 interval excludes 0. For credits and for values of 0 and 1, it is the stratified score
-(`statistics.stratified_score`); for other values, Welch's t. Both count clusters of items as units.
+(`statistics.stratified_score`); for other values, Welch's t. Both treat clusters of items as the
+sample, if there are any.
 
 `paired_reading_times` compares reading times, which need the suite's data. `paired_seeds` compares
 finetuned tasks, which have seeds.
@@ -49,7 +51,7 @@ TestedInterval = tuple[Interval, float]
 
 
 class GroupKey(NamedTuple):
-    """Identifies a headline or group; see the fields of Difference."""
+    """The key of a headline or group; its fields are those of Difference."""
 
     level: str
     name: str
@@ -57,7 +59,7 @@ class GroupKey(NamedTuple):
 
 
 class Strata(NamedTuple):
-    """The strata of a macro-average."""
+    """The strata of a macro-average, with the clusters of its items."""
 
     codes: Ints
     """The stratum of each item (n,), -1 = none."""
@@ -67,22 +69,23 @@ class Strata(NamedTuple):
     """The cluster of each item (n,), None = items are independent."""
 
     def split(self, values: Floats) -> list[Floats]:
-        """Return the values of each stratum, without the items that are in no stratum (-1)."""
+        """Return the values (n_s,) of each stratum, without items of no stratum (-1)."""
         return statistics.weighted_strata(values, self.codes, self.weights, None).values
 
     def independent_values(self, values: Floats) -> WeightedStrata:
-        """Return independent values whose weighted mean is that of the values (n,)."""
+        """Return independent values with the same weighted mean (see `weighted_strata`)."""
         return statistics.weighted_strata(values, self.codes, self.weights, self.clusters)
 
 
 def single_stratum(members: Bools, clusters: Ints | None) -> Strata:
-    """Return the items of a mask (n,) as one stratum."""
+    """Return one stratum of the items in a mask (n,)."""
     return Strata(np.where(members, 0, -1).astype(np.int32), np.ones(1), clusters)
 
 
 def iterate_groups(joined: JoinedTables) -> Iterator[tuple[GroupKey, Bools]]:
-    """Yield every group of the first run's summary with the mask of its items (n,), coarsest level
-    first.
+    """Yield every group of the first run's summary and the mask of its items (n,).
+
+    Groups of the coarsest level come first.
     """
     table, summary = joined.tables_a[0], joined.cells_a[0].summary
     summary_levels = dict.fromkeys(group.level for group in summary.groups)
@@ -130,22 +133,28 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         [members for _, members in groups],
         is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
-    drops = statistics.observed_detectable_drops(
-        paired.change, *strata, groups=[members for _, members in groups]
-    )
     headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
     differences = [
-        replace(
-            _credit_difference(key, paired, single_stratum(members, joined.clusters), test),
-            detectable=drop,
-        )
-        for (key, members), test, drop in zip(groups, tests[1:], drops[1:], strict=True)
+        _credit_difference(key, paired, single_stratum(members, joined.clusters), test)
+        for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    return PairedResult(
-        replace(headline, detectable=drops[0]),
-        tuple(differences),
-        _find_flips(table_a, paired),
-        () if drops[0] else (UNDETECTABLE_NOTE,),
+    result = PairedResult(headline, tuple(differences), _find_flips(table_a, paired))
+    return _add_detectable_drops(result, paired.change, strata, [members for _, members in groups])
+
+
+def _add_detectable_drops(
+    result: PairedResult, change: Floats, strata: Strata, groups: Sequence[Bools]
+) -> PairedResult:
+    """Return a comparison of credits with the drop that its headline and each group detect.
+
+    change (n,): of credit. groups: the mask (n,) of each group of the result.
+    """
+    headline_drop, *drops = statistics.observed_detectable_drops(change, *strata, groups=groups)
+    differences = zip(result.groups, drops, strict=True)
+    return result._replace(
+        headline=replace(result.headline, detectable=headline_drop),
+        groups=tuple(replace(difference, detectable=drop) for difference, drop in differences),
+        notes=(*result.notes, *(() if headline_drop else (UNDETECTABLE_NOTE,))),
     )
 
 
@@ -155,9 +164,9 @@ def _test_changes(
     groups: Sequence[Bools],
     is_same_model: bool,
 ) -> list[TestedInterval]:
-    """Test the changes (n,) of the headline's strata, then of each group.
+    """Return the score test of the changes (n,) of the headline, then that of each group.
 
-    is_same_model: both runs have the same scores, so the difference is 0 without sampling error.
+    is_same_model: whether both runs have the same scores; then the difference is exactly 0.
     """
     if is_same_model:
         return [(Interval(0.0, 0.0), 1.0)] * (1 + len(groups))
@@ -169,7 +178,7 @@ def _test_changes(
 def _credit_difference(
     key: GroupKey, paired: PairedCredits, strata: Strata, test: TestedInterval
 ) -> Difference:
-    """Return the weighted mean over strata of the change of credit."""
+    """Return the change of credit, averaged over strata, with its test and further intervals."""
     (interval, p), weights = test, strata.weights
     parts = strata.split(paired.change)
     independent = strata.independent_values(paired.change)
@@ -201,7 +210,7 @@ def _credit_difference(
 def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
     """Return log P(right option) - log P(best other option) (n,) in nats, of the reduced scores.
 
-    nan for an item without one of the two, or that was too long.
+    nan for an item that lacks one of the two, or was too long.
     """
     scores = np.where(table.valid, table.reduced_scores(reduction), -np.inf)
     rows, gold = np.arange(len(scores)), gold_indices(table)
@@ -216,7 +225,7 @@ def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
 def _mean_gap_change(gap_change: Floats, strata: Strata) -> Estimate | None:
     """Return the weighted mean change (n,) of the gap with its normal interval.
 
-    Returns None if a stratum has no gap, or if all strata together have fewer than two.
+    Returns None if a stratum has no item with a gap, or if fewer than two items have one.
     """
     with_gap = strata._replace(codes=np.where(np.isnan(gap_change), -1, strata.codes))
     parts = with_gap.split(gap_change)
@@ -259,7 +268,7 @@ def _weighted_mean(values: Floats, strata: Strata) -> float:
 
 
 def compare_item_values(joined: JoinedTables) -> PairedResult:
-    """Compare the mean value of the items that have a value in both runs. Returns no flips.
+    """Compare the mean value of the items that have a value in both runs. Lists no flips.
 
     Raises NotComparable if a stratum of the headline has no such item.
     """
@@ -298,17 +307,10 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         _value_difference(key, values, single_stratum(members, clusters), test, lower_is_better)
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    notes: tuple[str, ...] = ()
-    if is_credit:
-        members_by_group = [members for _, members in groups]
-        drops = statistics.observed_detectable_drops(change, *strata, groups=members_by_group)
-        headline = replace(headline, detectable=drops[0])
-        differences = [
-            replace(difference, detectable=drop)
-            for difference, drop in zip(differences, drops[1:], strict=True)
-        ]
-        notes = () if drops[0] else (UNDETECTABLE_NOTE,)
-    return PairedResult(headline, tuple(differences), notes=notes)
+    result = PairedResult(headline, tuple(differences))
+    if not is_credit:
+        return result
+    return _add_detectable_drops(result, change, strata, [members for _, members in groups])
 
 
 def _value_difference(
@@ -318,7 +320,7 @@ def _value_difference(
     test: TestedInterval,
     lower_is_better: bool,
 ) -> Difference:
-    """Return the weighted mean over strata of value in b - value in a."""
+    """Return the change of value (b - a), averaged over strata, with its test and intervals."""
     (interval, p), weights = test, strata.weights
     parts = strata.split(values[1] - values[0])
     independent = strata.independent_values(values[1] - values[0])
@@ -373,7 +375,7 @@ def _correlation_difference(
     a = statistics.spearman_correlation(values_a, ratings)
     b = statistics.spearman_correlation(values_b, ratings)
     p: float | None
-    if a is None or b is None:  # undefined: shown as 0, as in a Summary, with the whole range
+    if a is None or b is None:  # undefined: 0 with the whole range, as in a Summary
         interval, p = Interval(-2.0, 2.0), None
     elif np.array_equal(values_a, values_b):
         interval, p = Interval(0.0, 0.0), 1.0
@@ -393,7 +395,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
     """Compare the mean over words of each word's mean surprisal.
 
     A word's mean is over the contexts that are not too long for either model. Words are the sample,
-    as in the interval of one run. Returns no groups and no flips. Raises NotComparable if fewer
+    as in the interval of one run. Lists no groups and no flips. Raises NotComparable if fewer
     than two words are left.
     """
     tables = (joined.tables_a[0], joined.tables_b[0])
@@ -406,7 +408,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
             hint="raise --max-length, or score more words",
         )
     change: Floats = b - a
-    interval, p = statistics.clustered_test(change, np.full(len(change), 1 / len(change)))
+    interval, p = statistics.t_test_of_means(change, np.full(len(change), 1 / len(change)))
     headline = Difference(
         HEADLINE,
         joined.suite,

@@ -1,10 +1,10 @@
 """Paired comparison of finetuned tasks with several seeds: the difference of each task, and the
-mean difference over a collection of tasks.
+mean difference over the tasks of a collection.
 
-    two shared seeds or more    paired by seed: the differences per seed and item of the shared
-                                seeds; other seeds are left out
-    seeds that collapsed        the seeds of each run are a mixture; they are not paired
-    one seed in each run        the score test over items: seeds do not vary
+    a seed collapsed            the seeds of each run are a mixture; they are not paired
+    two shared seeds or more    the shared seeds are paired: differences per seed and item; other
+                                seeds are left out
+    one seed in each run        score test over items, because seeds do not vary
     otherwise                   the seeds of the two runs are independent
 
 See `statistics.crossed_design`. Interval and p-value of a difference come from one statistic, so
@@ -23,7 +23,7 @@ from antlm_bench.comparison.join import JoinedTables
 from antlm_bench.comparison.paired import logprob_gaps
 from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.metrics import load_cell_metric
-from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, ONE_LEARNT_NOTE
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, ONE_UNCOLLAPSED_NOTE
 from antlm_bench.metrics.prediction_table import gold_credits
 from antlm_bench.metrics.records import CLASS_REDUCTION
 from antlm_bench.statistics import Interval, UncertainValue
@@ -41,8 +41,8 @@ def collection_name(cell: Cell) -> str:
 def select_shared_seeds(task: JoinedTables) -> JoinedTables:
     """Return the seeds that are in both runs, in the same order, so that they can be paired.
 
-    All seeds are kept if fewer than two are shared, or if any seed collapsed: the share of seeds
-    that collapse is then a part of each run's mean.
+    All seeds are kept if fewer than two are shared. They are also kept if any seed collapsed,
+    because the share of collapsed seeds is then part of each run's mean.
     """
     seeds_a, seeds_b = ([cell.seed for cell in cells] for cells in (task.cells_a, task.cells_b))
     shared = [seed for seed in seeds_a if seed in seeds_b]
@@ -69,7 +69,7 @@ def select_shared_seeds(task: JoinedTables) -> JoinedTables:
 def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     """Compare the unweighted mean over tasks. Each task is a group.
 
-    tasks: as `select_shared_seeds` returns them. name: name of the suite. The variances of tasks
+    tasks: results of `select_shared_seeds`. name: name of the suite. The variances of tasks
     are added (statistics.weighted_mean); tasks that share their trainings vary together over seeds.
     """
     results = [_compare_task(task) for task in tasks]
@@ -119,8 +119,8 @@ def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
                 notes.append(
                     f"{name}: {collapsed} of {len(cells)} seeds of the {run} run collapsed"
                 )
-            if _is_one_learnt_seed(cells):
-                notes.append(f"{name}: {ONE_LEARNT_NOTE}")
+            if _has_one_uncollapsed_seed(cells):
+                notes.append(f"{name}: {ONE_UNCOLLAPSED_NOTE}")
             elif 0 < collapsed < len(cells):
                 notes.append(
                     f"{name}: the interval is that of a mixture of seeds that collapse and others"
@@ -137,7 +137,7 @@ def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
 
 
 def collapsed_seeds(cells: Sequence[Cell]) -> Bools:
-    """Return which seeds (S,) of a task collapsed, as their finetuning recorded it."""
+    """Return which seeds (S,) of a task collapsed, from the record of their finetuning."""
     return np.array([bool(cell.history.get("collapsed")) for cell in cells])
 
 
@@ -152,7 +152,7 @@ def _is_paired(task: JoinedTables) -> bool:
 
 
 def _compare_values(task: JoinedTables, a: Floats, b: Floats) -> UncertainValue:
-    """Return the mean change of values (seeds, n) of both runs, by the design of the task."""
+    """Return the mean change of values (seeds, n), with paired or independent seeds."""
     if _is_paired(task):
         return statistics.two_level_change(a, b, paired=True)
     return statistics.two_level_change(
@@ -163,8 +163,8 @@ def _compare_values(task: JoinedTables, a: Floats, b: Floats) -> UncertainValue:
     )
 
 
-def _is_one_learnt_seed(cells: Sequence[Cell]) -> bool:
-    """Return whether all seeds of a task collapsed but one, so that no interval is known."""
+def _has_one_uncollapsed_seed(cells: Sequence[Cell]) -> bool:
+    """Return whether all seeds of a task but one collapsed, so that there is no interval."""
     return len(cells) > 1 and int(collapsed_seeds(cells).sum()) == len(cells) - 1
 
 
@@ -173,11 +173,12 @@ def _task_name(task: JoinedTables) -> str:
 
 
 def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[Flip]]:
+    """Return the difference of a task, the same for means over tasks, and its flipped items."""
     metric = load_cell_metric(task.cells_a[0])
     tables_by_run = (task.tables_a, task.tables_b)
     a, b = (np.stack([metric.per_item(table) for table in tables]) for tables in tables_by_run)
     ties = metric.settings.ties
-    # Flips are changes of credit: the metric's values per item (F1, MCC) are not right or wrong.
+    # Flips are changes of credit, because contributions to F1 or MCC are not right or wrong.
     credit_a, credit_b = (
         np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in tables], axis=0)
         for tables in tables_by_run
@@ -238,7 +239,7 @@ def _test_change(
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
     elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
-        # Only items vary. If all of them changed alike, the difference is still uncertain.
+        # Only items vary. The score interval has a width even if all items changed alike.
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
         interval, p = statistics.score_test(
@@ -257,7 +258,7 @@ def _has_same_scores(task: JoinedTables) -> bool:
 
 
 def _mean_gap_change(task: JoinedTables, a: Floats, b: Floats) -> Estimate | None:
-    """Return the mean change of `logprob_gaps` (seeds, n); None if one is nan, or n < 2."""
+    """Return the mean change of `logprob_gaps` (seeds, n); None if a gap is nan, or n < 2."""
     num_items = a.shape[1]
     if np.isnan(a).any() or np.isnan(b).any() or num_items < 2:
         return None

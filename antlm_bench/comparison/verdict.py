@@ -1,19 +1,19 @@
-"""Verdicts of `check`: did the checkpoint get worse by more than a margin declared beforehand?
+"""Verdicts of `check`: whether a checkpoint is worse than another by more than a declared margin.
 
 This is a test of non-inferiority (as in clinical trials: Piaggio et al. 2012). It uses the
 two-sided 95% interval of the paired drop: baseline - new, or new - baseline if lower is better. For
 a margin m > 0:
 
-    the interval lies below m    pass (a drop may be significant, but is tolerated)
+    the interval lies below m    pass: the drop is within the margin, even if it is significant
     the interval lies above m    regression: the drop is larger than the margin
-    the interval holds m         undecided: too few items for this margin
+    the interval contains m      undecided: too few items for this margin
 
-So a true drop of the margin or less is called a regression in at most 2.5% of cases, and a true
-drop of the margin or more passes in at most 2.5%. For several suites, see
+Therefore a true drop of the margin or less is called a regression in at most 2.5% of cases, and a
+true drop of the margin or more passes in at most 2.5%. For several suites, see
 `adjust_for_multiple_suites`.
 
-With `mark_drops`, a suite without a regression whose interval lies above 0 is a `drop`: a
-significant drop of any size, as if m were 0.
+`mark_drops` also marks significant drops that are not regressions: a suite whose interval lies
+above 0 gets the status `drop`, as if m were 0.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ PHENOMENON = "phenomenon"
 """The level whose groups explain a drop, in suites that have this level."""
 STATUS_SEVERITY: tuple[Status, ...] = ("regression", "drop", "undecided", "pass")
 HALF_WIDTHS_TO_DECIDE = 1 + 0.8416 / Z
-"""Distance of a true drop from the margin, in half widths of a normal interval, that is decided
-with 80% probability."""
+"""Distance from the margin, in half widths of a normal interval, at which a true drop is decided
+with a probability of 80%."""
 FAILURES: tuple[Status, ...] = ("regression", "drop")
 """Statuses that fail a check."""
 STATUS_RULES: dict[Status, str] = {
@@ -111,7 +111,7 @@ class Judgement:
 
     difference: Difference
     tolerance: float
-    """The margin."""
+    """The margin: the largest tolerated drop, in the unit of the metric."""
     status: Status
     source: str = ""
     """Source of the margin: an option, a file or "default"."""
@@ -122,8 +122,9 @@ class Judgement:
     def p(self) -> float:
         """One-sided p-value that the drop is at most the margin.
 
-        It is below 2.5% if the interval says regression: the distance of the difference from the
-        margin is divided by a standard error, the upper half of the interval / 1.96.
+        It is below 2.5% exactly where the interval lies above the margin: z is the distance of the
+        difference from the margin, divided by a standard error, which is the half of the interval
+        on the side of the margin, divided by 1.96.
         """
         highest_gain = self.difference.gain_interval[1]
         half_width = highest_gain - self.difference.gain
@@ -132,16 +133,16 @@ class Judgement:
 
     @property
     def is_significantly_worse(self) -> bool:
-        """Whether the drop is significant, whatever the margin."""
+        """Whether there is a significant drop, of any size."""
         return is_significant(self.difference) and self.difference.gain < 0
 
     @property
     def items_to_decide(self) -> int | None:
-        """Number of items, to two digits, with which the verdict would not be undecided.
+        """Number of items, to two digits, that decide the verdict with a probability of 80%.
 
-        With 80% probability, if the true drop is the observed one and as many items flip. Other
-        values: if they vary as much, since the width of an interval falls with the root of the
-        number of items. None if the drop equals the margin.
+        It assumes that the observed drop is the true one. For credits, it also assumes the same
+        share of flips. For other values, the width of an interval is assumed to fall with the root
+        of the number of items. None if the drop equals the margin.
         """
         d = self.difference
         distance = abs(d.gain + self.tolerance)
@@ -209,12 +210,11 @@ class CheckResult:
 def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     """Return the verdict on one suite.
 
-    margins: for each suite or group, the first source that declares a margin wins. Default: 1 point
-    per suite, none per group.
+    margins: for each suite or group, the first source that declares a margin applies. Default: 1
+    point per suite, none per group.
 
     A group is a regression only if its drop is also significant within its family of tests. An
-    undecided group does not make the suite undecided, because it may have too few items for its
-    margin.
+    undecided group does not make the suite undecided, because groups have few items.
     """
     level = explanatory_level(comparison)
     declared = [(m.for_suite(comparison.suite), m.source) for m in (*margins, FALLBACK_MARGINS)]
@@ -248,11 +248,11 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
 
 
 def adjust_for_multiple_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Return the verdicts, corrected for the number of suites by Holm.
+    """Return the verdicts after Holm's correction for the number of suites.
 
-    Afterwards, if no suite dropped by more than its margin, a check calls any suite a regression
-    with a probability of at most 2.5%. That all suites pass needs no correction
-    (intersection-union). The judgements of groups stay unchanged.
+    With the correction, the probability that any suite whose true drop is within its margin becomes
+    a regression is at most 2.5%. A pass of all suites needs no correction (an intersection-union
+    test). The judgements of groups stay unchanged.
     """
     correction = f"Holm over {len(verdicts)} suites"
     adjusted = holm([verdict.headline.p for verdict in verdicts])
@@ -320,7 +320,7 @@ def explanatory_level(comparison: Comparison) -> str:
 def is_significant(difference: Difference) -> bool:
     """Return whether a difference is significant.
 
-    By its adjusted p-value or, without a test, by its interval.
+    It is if its adjusted p-value is below 5% or, without a test, if its interval excludes 0.
     """
     if difference.adjusted is not None:
         return difference.adjusted < 1 - CONFIDENCE_LEVEL

@@ -10,17 +10,17 @@ predictions of class c:
     mcc       (n sum_c TP_c - sum_c gold_c predicted_c)
               / sqrt((n^2 - sum_c predicted_c^2) (n^2 - sum_c gold_c^2))     Gorodkin 2004
 
-The headline is the metric of the suite. The other metrics are views, and so is `majority`: the same
-metric when every item is predicted to be of the most frequent class. `summarize_seeds` averages
-several seeds.
+The headline is the metric of the suite; the other metrics are views. The view `majority` is the
+metric of the suite if every item is predicted to be of the most frequent class. `summarize_seeds`
+averages several seeds.
 
-Values come from scikit-learn. Bootstrap and jackknife evaluate thousands of tables at once, for
+Values come from scikit-learn. Posterior and jackknife evaluate thousands of tables at once, for
 which scikit-learn has no function, so they use `ConfusionMetric.compute_many`; the tests check that
 both agree. scikit-learn is imported when the first value is computed, because importing it takes a
 second.
 
-Corner cases: an undefined metric is shown as 0, and a note says why; tied classes share a
-prediction, so counts need not be whole.
+An undefined metric is shown as 0, and a note says why. Tied classes share a prediction, so counts
+need not be whole numbers.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ MAJORITY = "majority"
 BINARY_VIEWS = ("accuracy", "f1", "mcc")
 MULTICLASS_VIEWS = ("accuracy", "macro-f1", "mcc")
 FEW_SEEDS_NOTES = {
-    1: "one seed: the interval does not know how seeds differ",
-    2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
+    1: "one seed: the interval is over items only, not over seeds",
+    2: "2 seeds estimate their variation badly, so the interval is wide: use 3, or 5 for a report",
 }
-"""Number of seeds -> note on the mean of so few."""
+"""Number of seeds -> note on a mean over so few seeds."""
 UNMOVED_SHARE = 0.99
-"""Share of a constant answer's loss below which a loss has moved."""
-ONE_LEARNT_NOTE = "no interval: a single seed did not collapse"
-"""Note on a mean of several seeds all of which collapsed but one."""
+"""A loss has moved if it is below this share of the loss of a constant answer."""
+ONE_UNCOLLAPSED_NOTE = "no interval: a single seed did not collapse"
+"""Note on a mean of several seeds of which all but one collapsed."""
 
 
 class ConfusionTotals(NamedTuple):
     """The sums of confusion tables from which the metrics are computed.
 
-    They may be fractions, because tied classes share a prediction, and relative frequencies,
-    because no metric depends on scale.
+    They need not be whole numbers. They may be relative frequencies, because no metric depends on
+    their scale.
     """
 
     correct: Floats
@@ -308,9 +308,10 @@ class ConfusionCounts:
         return load_confusion_metric(metric).compute_many(totals)
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Return value and interval: a proportion's score interval, else `_posterior_interval`.
+        """Return the value with its interval: a score interval for a proportion, else the
+        posterior's.
 
-        The latter is widened to include the value, which may lie at an end of the range.
+        The posterior interval is widened to include a value at an end of the range.
         """
         value, n = self.score(metric), int(self.counts.sum())
         if load_confusion_metric(metric).is_proportion:
@@ -325,15 +326,14 @@ class ConfusionCounts:
         return rounded_estimate(value, n, interval, flags, METRICS[metric].value_range)
 
     def _posterior_interval(self, metric: str) -> Interval:
-        """Return the ends of two posterior intervals of the cells' rates.
+        """Return the interval from Dirichlet posteriors of the rates of the table's cells.
 
-        Counts of items in clusters are divided by the design effect of the items' pseudo-values.
-
-        The lower end is that of a prior with one more wrong item and half a correct one, the upper
-        end that of a prior with half a wrong item and one more correct one; each is spread evenly
-        over the k(k-1) wrong or the k correct cells. Exact (Clopper-Pearson) bounds of a proportion
-        lie between the same two priors. So cells that are empty or rare do not claim certainty,
-        unlike in a bootstrap.
+        The prior of the lower end has one wrong item and half a correct one; the prior of the upper
+        end has half a wrong item and one correct one. Each is spread evenly over the k(k-1) wrong
+        or the k correct cells. (For a proportion, they lie between Clopper & Pearson's exact bounds
+        and the middle of these.)
+        Unlike in a bootstrap, empty cells have rates above 0. With clusters, the counts are divided
+        by the design effect of the items' pseudo-values.
         """
         k, table = self.num_classes, self.table
         if self.clusters is not None:
@@ -403,12 +403,12 @@ def summarize_seeds(
 ) -> SeedSummary:
     """Return the metric over S seeds, each of which predicted the same n items in the same order.
 
-    collapsed: whether each seed collapsed, () = none did. The mean is over all seeds; if only some
-    collapsed, its interval is that of a mixture. If a single seed did not collapse, no interval is
-    known, and the range of the metric is shown.
+    collapsed: whether each seed collapsed, () = none did. The mean is over all seeds. If only some
+    collapsed, its interval is that of a mixture of seeds; if all but one did, it is the whole range
+    of the metric.
 
-    Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and as
-    `summarize` does.
+    Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and the
+    errors of `summarize`.
     """
     values = contributions_by_seed(predictions_by_seed, metric, ties)
     num_items, clusters = values.shape[1], find_clusters(predictions_by_seed)
@@ -435,7 +435,7 @@ def contributions_by_seed(
 ) -> Floats:
     """Return the contribution of each item under each seed (S, n); a row's mean is the metric.
 
-    Raises as `summarize_seeds`.
+    Raises the errors of `summarize_seeds`.
     """
     if not predictions_by_seed:
         raise UsageError("no seed to average over", hint="finetune first")
@@ -463,9 +463,9 @@ def contributions_by_seed(
 
 
 def collapse_warnings(predictions: Predictions, metric: str) -> tuple[str, ...]:
-    """Return the signs that a run has learnt nothing, in words for a table; () if there are none.
+    """Return the reasons to call a run collapsed, in words for a table; () = not collapsed.
 
-    "constant prediction": one class for all items. "no better than one class for all (100 F1
+    "constant prediction": all items get one class. "no better than one class for all (100 F1
     54.3)": the task's metric is at most the best value of a constant answer.
     """
     if not len(predictions):
@@ -490,13 +490,13 @@ def collapse_warnings(predictions: Predictions, metric: str) -> tuple[str, ...]:
 def unmoved_loss_warnings(
     losses_by_split: Sequence[tuple[Sequence[float], Ints]],
 ) -> tuple[str, ...]:
-    """Return a sign that a training has learnt nothing: its loss never moved below that of a
-    constant answer. () if it did.
+    """Return the reason to call a training collapsed whose loss never moved; () if it moved.
 
-    losses_by_split: for the training and for the held-out texts, the mean loss in nats after each
-    epoch (for the training texts: during it), and the gold classes (n,) of the texts. The lowest
-    loss of a constant answer is the entropy of the gold classes; a loss has moved if any is below
-    UNMOVED_SHARE of it. Texts of a single class say nothing.
+    losses_by_split: for the training and for the held-out texts, the mean losses in nats and the
+    gold classes (n,) of the texts. Losses of training texts are means during each epoch, those of
+    held-out texts come after it. A loss has moved if it is below UNMOVED_SHARE of the lowest loss
+    of a constant answer, which is the entropy of the gold classes. If all texts have one class, the
+    entropy is 0, and the result is ().
     """
     entropies = []
     for losses, gold in losses_by_split:

@@ -1,10 +1,10 @@
 """One `MetricSpec` per metric: its name, how it is written, computed, compared and exported.
 
-All differences between metrics are fields of their MetricSpec; no other module compares names of
-metrics (tests/test_records.py). Functions are given as "module:attribute" and imported when they
-are first used, so that listing suites does not import scipy. They are defined in one module per
-family: `accuracy`, `spearman`, `classification`, `item_mean`, `task_metric`, `bits_per_byte`,
-`reading_times`, `surprisal`, `acquisition`.
+Everything that differs between metrics is a field of MetricSpec; no other module branches on the
+name of a metric (tests/test_records.py). Functions are given as "module:attribute" and imported
+when they are first used, so that listing suites does not import scipy. They are defined in one
+module per family: `accuracy`, `spearman`, `classification`, `item_mean`, `task_metric`,
+`bits_per_byte`, `reading_times`, `surprisal`, `acquisition`.
 
 A package adds a metric with one MetricSpec and one entry point (docs/extending.md).
 """
@@ -33,7 +33,7 @@ TIE_RULES: dict[str, str] = {
 }
 REDUCTIONS = ("sum", "per-token", "per-character")
 """How the log-probabilities of an option's tokens become its score: their sum, or their mean per
-token or per character. A suite can declare the first two; per-character is a view."""
+token or per character. A suite can declare "sum" or "per-token"; "per-character" is only a view."""
 CLASS_REDUCTION = "class"
 """The reduction of classified texts, whose scores are already log-probabilities of classes."""
 WORD_LABEL = "word"
@@ -41,7 +41,7 @@ WORD_LABEL = "word"
 
 
 class ItemKind(Enum):
-    """Type of a metric's items."""
+    """What an item of a metric consists of."""
 
     CHOICE = "options, one of which is right"
     RATING = "options, with a human rating as gold"
@@ -63,11 +63,11 @@ ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if all values are 0 or 1, else Welch's t
 """Method of the intervals of means of other values."""
 SEED_INTERVAL = (
     "t over seeds and items; with one seed, or seeds that do not vary, over items only (score "
-    "interval for accuracy, else simulated confusion tables); that of a mixture if only some seeds "
-    "collapsed"
+    "interval for accuracy, else posterior of the confusion table); if only some seeds collapsed, "
+    "interval of a mixture"
 )
 """Method of the intervals of finetuned tasks (`classification.summarize_seeds`)."""
-SEED_DIFFERENCE_INTERVAL = "t over seeds and items; a run of one seed adds nothing over seeds"
+SEED_DIFFERENCE_INTERVAL = "t over seeds and items; a run of one seed adds no variance over seeds"
 """Method of the intervals of differences of finetuned tasks (`comparison.paired_seeds`)."""
 
 
@@ -143,8 +143,8 @@ class MetricSpec:
     item_values: Target | None = None
     """(PredictionTable, MetricSettings) -> value of each item (n,); nan = left out."""
     aggregation: Target | None = "antlm_bench.metrics.item_mean:ItemMean"
-    """(MetricSpec, MetricSettings) -> `summary.Metric`. None = the score needs more than one
-    suite's predictions: a command computes it, and `summarize` raises an error."""
+    """(MetricSpec, MetricSettings) -> `summary.Metric`. None = a command computes the score
+    from more than one suite's predictions, and `summarize` raises an error."""
     confusion: str | Any | None = None
     """The `classification.ConfusionMetric` of a metric of classified texts, or its import path;
     else None."""
@@ -183,7 +183,7 @@ class MetricSpec:
         return all(map(math.isfinite, self.value_range))
 
     def format(self, value: float, sign: str = "") -> str:
-        """Return a value as it is written everywhere: scaled and rounded, never "-0.0".
+        """Return a value as text for all outputs: scaled and rounded, never "-0.0".
 
         sign: "+" also marks positive numbers.
         """
@@ -192,14 +192,13 @@ class MetricSpec:
         return text.lstrip("+-") if is_zero else text
 
     def format_interval(self, low: float, high: float, sign: str = "") -> str:
-        """Return an interval as it is written everywhere: `[80.4, 98.2]`."""
+        """Return an interval as text for all outputs: `[80.4, 98.2]`."""
         return f"[{self.format(low, sign)}, {self.format(high, sign)}]"
 
     def format_estimate(self, value: float, low: float | None, high: float | None) -> str:
         """Return a value with its interval, `92.5 [80.4, 98.2]`.
 
-        The interval is left out if it is unknown, or if it is the whole range of the metric and so
-        says nothing.
+        The interval is left out if it is unknown or the whole range of the metric.
         """
         if low is None or high is None or (low, high) == self.value_range:
             return self.format(value)
@@ -224,7 +223,7 @@ CORRELATION: dict[str, Any] = {
 }
 CLASSIFICATION: dict[str, Any] = PERCENT | {
     "item_kind": ItemKind.CLASS,
-    "interval": "simulated confusion tables",
+    "interval": "posterior of the confusion table",
     "difference_interval": SEED_DIFFERENCE_INTERVAL,
     "trivial_baseline": "majority",
     "averages_groups": False,
@@ -413,8 +412,8 @@ METRICS: Registry[MetricSpec] = Registry(
 def get_metric_spec(name: str) -> MetricSpec:
     """Return the MetricSpec of a metric that a run names.
 
-    An unknown metric, of another version or a missing package, gets a MetricSpec that writes its
-    value times 100, so that the run can still be shown.
+    A metric of another version or of a package that is not installed gets a MetricSpec that writes
+    its value times 100, so that the run can still be shown.
     """
     if name in METRICS:
         return METRICS[name]
@@ -433,8 +432,9 @@ def validate_metric(
 ) -> str:
     """Return the name of a metric that a suite may declare, unchanged.
 
-    item_kinds: kinds of items that the suite can have. is_classified: whether finetuned classifiers
-    score it. Raises ValueError, which pydantic turns into an error at the key.
+    item_kinds: kinds of items that the suite can have. is_classified: whether its texts are
+    classified by finetuned models. Raises ValueError, which pydantic turns into an error at the
+    key.
     """
 
     def is_allowed(metric: MetricSpec) -> bool:

@@ -2,7 +2,7 @@
 
     headline = mean over words of the mean over the word's contexts
 
-The interval is for a sample of words (`clustered_interval`).
+The interval is for a sample of words (`t_interval_of_means`).
 Source: Hale 2001, Levy 2008; over a child's words, Chang & Bergen 2022.
 Corner cases: a context that does not fit the model is left out; the interval of a single word has
 width 0.
@@ -44,7 +44,7 @@ class MeanSurprisal(Metric):
         value = float(means.mean())
         weights = np.full(len(means), 1 / len(means))
         interval = (
-            statistics.clustered_interval(means, weights) if len(means) > 1 else (value, value)
+            statistics.t_interval_of_means(means, weights) if len(means) > 1 else (value, value)
         )
         flags = table.count_flags(members, exclude="tie")
         return rounded_estimate(value, int(members.sum()), interval, flags, self.spec.value_range)

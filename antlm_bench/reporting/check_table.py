@@ -48,7 +48,7 @@ TONES: dict[str, Tone] = {
 UNPAIRED_NOTE = "its metric has no values of single items that could be paired"
 NUMERIC_HEADERS = ("base", "run", "diff", "95% CI", "margin")
 MAX_NAMED_GROUPS = 3
-"""Number of groups that a sentence names at most."""
+"""Largest number of groups that a sentence names."""
 LONG_KEYS = (
     "suite",
     "method_baseline",
@@ -195,16 +195,16 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if headline.correction:
         is_beyond = headline.difference.gain_interval[1] < -headline.tolerance
         status = "a regression" if is_beyond else "a drop"
-        yield f"{status} if it were the only suite; not by {headline.correction}"
+        yield f"{status} if it were the only suite, but not after {headline.correction}"
     detectable = headline.difference.detectable
     if verdict.status == "undecided" and detectable:
         smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
         yield f"a true difference of {smallest_difference} is detected with a power of 80%"
     if headline.status == "undecided":
-        drop = "a significant drop" if headline.is_significantly_worse else "no significant drop"
+        note = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:
-            drop += f"; about {headline.items_to_decide:,} items like these would decide"
-        yield drop
+            note += f"; about {headline.items_to_decide:,} items of this kind would decide"
+        yield note
     yield from verdict.comparison.notes
 
 

@@ -50,7 +50,7 @@ def build_comparison_table(
 def build_legend(run_comparisons: Sequence[RunComparison], by: str) -> str:
     """Describe the values, intervals and tests of the comparisons shown.
 
-    by: as of `build_comparison_table`.
+    by: as in `build_comparison_table`.
     """
     comparisons = [c for run_comparison in run_comparisons for c in run_comparison.comparisons]
     methods = []
@@ -227,7 +227,7 @@ def unit_suffix(metric: str) -> str:
 
 
 def format_interval(difference: Difference | Estimate, metric: str) -> str:
-    """Return the 95% interval of a difference: `[-4.9, -1.3]`; `–` if none is known."""
+    """Return the 95% interval of a difference: `[-4.9, -1.3]`, or `–` for the whole range."""
     spec = get_metric_spec(metric)
     widest = spec.value_range[1] - spec.value_range[0]
     if (difference.low, difference.high) == (-widest, widest):
@@ -245,7 +245,7 @@ def format_p_value(p: float | None) -> str:
 
 
 def change_symbol(difference: Difference) -> str:
-    """Return the symbol of a significant change; "" if it is not significant."""
+    """Return WORSE or BETTER for a significant change, else ""."""
     if not is_significant(difference):
         return ""
     return WORSE if difference.gain < 0 else BETTER
@@ -282,7 +282,7 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
         notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
     if clustered := head.views.get("clustered"):
         notes.append(
-            f"if the {results_table.pluralize(comparison.macro[-1])} are a sample themselves: "
+            f"if the {results_table.pluralize(comparison.macro[-1])} are themselves a sample: "
             f"95% CI {format_interval(clustered, metric)}"
         )
     if head.margin:

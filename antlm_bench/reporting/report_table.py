@@ -211,9 +211,9 @@ def build_legend(report: Report) -> str:
 
 
 def describe_comparisons(values_per_row: Sequence[int]) -> str:
-    """Describe how many comparisons a reader makes who picks the best value of each row.
+    """Describe how many pairs of values are compared if the best value of each row is picked.
 
-    values_per_row: number of compared values of each row. Returns "" for rows without two values.
+    values_per_row: number of measured values of each row. Returns "" if no row has two.
     """
     counts = [count for count in values_per_row if count > 1]
     if not counts:
@@ -223,16 +223,16 @@ def describe_comparisons(values_per_row: Sequence[int]) -> str:
     values = f"{largest}" if min(counts) == largest else f"{min(counts)} to {largest}"
     rows = f"each of {len(counts)} rows" if len(counts) > 1 else "the row"
     pairs = f"{num_pairs:,} pairs" if num_pairs > 1 else "1 pair"
-    by_chance = "; without true differences, 1 in 20 is significant by chance"
+    by_chance = "; without true differences, 1 in 20 is significant by chance" * (num_pairs > 1)
     return (
         f"No value is marked as the best: picking the best of {values} in {rows} compares {pairs} "
-        f"of values{by_chance if num_pairs > 1 else ''}. The command compare tests two runs item "
+        f"of values{by_chance}. The command compare tests two runs item "
         "by item."
     )
 
 
 def _iter_measured_scores(results: Sequence[MemberResult]) -> Iterator[ReportedScore]:
-    """Yield the scores of single suites and tasks, which have an interval of their metric."""
+    """Yield the scores of single suites and tasks, whose interval is that of their metric."""
     for result in results:
         yield from result.task_scores.values()
         score = result.score

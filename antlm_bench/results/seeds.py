@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from antlm_bench import runs
 from antlm_bench.comparison.join import describe_mixed_seeds, group_cells
-from antlm_bench.metrics.classification import ONE_LEARNT_NOTE, SeedSummary, summarize_seeds
+from antlm_bench.metrics.classification import ONE_UNCOLLAPSED_NOTE, SeedSummary, summarize_seeds
 from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
@@ -47,7 +47,7 @@ def average_seeds(run: Run) -> Run:
         if collapsed_seeds:
             notes.append(f"collapsed with seed {', '.join(collapsed_seeds)}")
         if 0 < len(collapsed_seeds) == len(cells) - 1:
-            notes.append(ONE_LEARNT_NOTE)
+            notes.append(ONE_UNCOLLAPSED_NOTE)
         if any(cell.settings.get("select") == "valid" for cell in cells):
             notes.append(
                 "epochs were selected on the scored examples, as BabyLM's official recipe does"
@@ -143,7 +143,7 @@ def describe_collapse(cells: Sequence[Cell]) -> str:
         str(reason) for cell in collapsed for reason in cell.history["collapsed"]
     )
     count = "" if cells[0].is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
-    interval = f"; {ONE_LEARNT_NOTE}" if 0 < len(collapsed) == len(cells) - 1 else ""
+    interval = f"; {ONE_UNCOLLAPSED_NOTE}" if 0 < len(collapsed) == len(cells) - 1 else ""
     return f"{count}collapsed ({'; '.join(reasons)}){interval}"
 
 

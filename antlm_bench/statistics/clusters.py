@@ -1,10 +1,10 @@
 """Clusters: items that belong together, such as the questions on one passage.
 
-Clusters are sampled, not their items: models tend to be right or wrong on a cluster as a whole. For
-an average sum_s w_s m_s over strata, item i of stratum s contributes w_s / n_s (x_i - m_s) to the
-deviation of the average. The contributions of a cluster add up, within a stratum and between
-strata, and the sums of different clusters are independent. (Miller 2024, arXiv 2411.00640;
-Cameron & Miller 2015, J. Human Resources 50, 317-372.)
+Models tend to be right or wrong on a cluster as a whole. Therefore the clusters are treated as the
+sample, not the items. In an average sum_s w_s m_s over strata, item i of stratum s contributes
+w_s / n_s (x_i - m_s) to the deviation of the average. The contributions of a cluster's items are
+summed, within and across strata; the sums of different clusters are independent. (Miller 2024,
+arXiv 2411.00640; Cameron & Miller 2015, J. Human Resources 50, 317-372.)
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from antlm_bench.types import Floats, Ints
 def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
     """Return the contribution of each of C clusters to the mean of values (..., n): (..., C).
 
-    clusters (n,): the cluster of each item; None = items are independent, and the values are
-    returned. The mean of the contributions is the mean of the values, and their variance divided by
-    C is the variance of that mean if clusters are sampled.
+    clusters (n,): the cluster of each item; None = items are independent, so the values themselves
+    are returned. The contributions have the mean of the values. If clusters are the sample, the
+    variance of that mean is the variance of the contributions, divided by C.
     """
     if clusters is None:
         return values
@@ -50,10 +50,10 @@ def weighted_strata(
 ) -> WeightedStrata:
     """Return independent values whose weighted mean is sum_s w_s m_s.
 
-    values (n,), codes (n,): the stratum of each item, -1 = none. weights (S,). clusters (n,):
-    None = items are independent; then the strata hold their values. With clusters, the result is
-    one stratum with the contribution of each cluster (see `contributions_of_clusters`), because
-    clusters may span strata.
+    values (n,). codes (n,): the stratum of each item, -1 = none. weights (S,): of the strata.
+    clusters (n,): the cluster of each item, None = items are independent. Without clusters, the
+    result has the values of each stratum. With clusters, it is one stratum with a contribution per
+    cluster (see `contributions_of_clusters`), because a cluster may span strata.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
@@ -81,12 +81,14 @@ def design_effect(
     independent (Kish 1965; Rao & Scott 1992, Biometrics 48, 577-585: counts divided by it can be
     analysed as counts of independent items). Arguments as in `weighted_strata`.
 
-    `end_items` items are added at each end of the range, which are alike within their clusters. So
-    without any error, the factor is that of clusters without variation. Few clusters estimate a
-    variance badly, so it is multiplied by (t / z)^2, with the t quantile of as many degrees of
-    freedom as there are clusters (Kish's effective number, if their shares are unequal), less 1.
-    A factor below 1 (one item of a pair is right where the other is wrong) counts only as far as it
-    is two standard errors below 1, factor * sqrt(2 / df) each.
+    Three corrections, explained in docs/statistics.md:
+
+    - `end_items` items are added at each end of the range. They are alike within their clusters, so
+      values without any variation get the factor of clusters whose items are all alike.
+    - The variance over clusters is multiplied by (t / z)^2, because few clusters estimate it badly.
+      The degrees of freedom of t are Kish's effective number of clusters, less 1.
+    - A factor below 1 (one item of a pair tends to be right where the other is wrong) is raised by
+      two standard errors, factor * sqrt(2 / df) each, but not above 1.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
@@ -94,27 +96,27 @@ def design_effect(
     members, num_clusters = _number_clusters(clusters[used])
     if num_clusters == len(members):
         return 1.0
-    terms = shares * (values - means[codes])
-    whole = float(np.sum(np.bincount(members, terms) ** 2))
-    shares_of_clusters = float(np.sum(np.bincount(members, shares) ** 2))
-    share_of_items = float(np.sum(shares**2))
-    df: float = max(1 / shares_of_clusters - 1, 1.0)
-    whole *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
+    deviations = shares * (values - means[codes])
+    cluster_variance = float(np.sum(np.bincount(members, deviations) ** 2))
+    squared_cluster_shares = float(np.sum(np.bincount(members, shares) ** 2))
+    squared_item_shares = float(np.sum(shares**2))
+    df: float = max(1 / squared_cluster_shares - 1, 1.0)
+    cluster_variance *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
     average = float(weights @ means)
-    added = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
-    effect = whole + added * shares_of_clusters
-    effect /= float(terms @ terms) + added * share_of_items
+    end_variance = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
+    effect = cluster_variance + end_variance * squared_cluster_shares
+    effect /= float(deviations @ deviations) + end_variance * squared_item_shares
     return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:
-    """Return the weight w_s / n_s of each item (n,), and the means of the strata (S,)."""
+    """Return the share w_s / n_s of each item (n,) in the average, and the stratum means (S,)."""
     sizes = np.bincount(codes, minlength=len(weights))
     means = np.bincount(codes, values, minlength=len(weights)) / sizes
     return (weights / sizes)[codes], means
 
 
 def _number_clusters(clusters: Ints) -> tuple[Ints, int]:
-    """Return the clusters (n,) numbered from 0, and how many there are."""
-    names, members = np.unique(clusters, return_inverse=True)
-    return members.reshape(-1).astype(np.int32), len(names)
+    """Return the cluster of each item (n,), numbered from 0, and the number of clusters."""
+    distinct, members = np.unique(clusters, return_inverse=True)
+    return members.reshape(-1).astype(np.int32), len(distinct)

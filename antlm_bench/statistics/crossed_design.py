@@ -1,7 +1,7 @@
 """The variance of a mean over seeds and items, and its confidence interval.
 
-Scores of finetuned models vary over seeds and over items. The interval says how far their mean
-would move if both were drawn again. Every seed answers the same items, so the design is crossed.
+Scores of finetuned models vary over seeds and over items, and the interval of their mean covers
+both. Every seed answers the same items, so the design is crossed.
 Let y_si be the contribution of item i (of n) under seed s (of S):
 
     y_si = mu + a_s + b_i + c_si,    Var(mean of y) = var_a / S + var_b / n + var_c / (S n).
@@ -13,35 +13,35 @@ McCulloch 1992, ch. 4). Therefore
     Var = MS_a / (S n) + (MS_b - MS_c) / (S n)
         = var(seed means) / S + (var(item means) / n - MS_c / (S n)).
 
-This is the variance over seeds plus the variance over items, less the interaction, which both
-contain. The interaction is subtracted from the item component, which is at least 0. The seed
-component stays a sum of squares, with exactly S - 1 degrees of freedom.
+This is the variance over seeds plus the variance over items, less the interaction, which is part of
+both. The interaction is subtracted from the item component, which is at least 0. The seed component
+is left a sum of squares, with exactly S - 1 degrees of freedom.
 
-Few seeds estimate a variance badly, and the interval must account for this. Let r be the seed
+Few seeds estimate a variance badly, and the t quantile accounts for this. Let r be the seed
 component's share of the variance. The t quantile of the interval is
 
     q = t_items + (t_seeds - t_items) max(0, r - 1/20) / (1 - 1/20).
 
 This is Cochran's (1964, Biometrics 20, 191-195) mean of the components' quantiles, weighted by the
 components, except that a share below 1/20 (NEGLIGIBLE_SEED_SHARE) does not widen the interval. With
-2 seeds (t = 12.7), a 95% interval covers 93.3-96.6% over all true shares (by integration, not
-simulation). Cochran's quantile itself covers 93.9-97.8%. Satterthwaite's degrees of freedom cover
+2 seeds (t = 12.7), a 95% interval covers 93.3-96.6% for all true shares (by numerical
+integration). Cochran's quantile itself covers 93.9-97.8%. Satterthwaite's degrees of freedom cover
 87%, because two seeds that happen to be close give a small seed component and many degrees of
 freedom at once.
 
 A mean over tasks or a difference of runs has a component per task or run. If each has at least 3
 seeds, the components are added with Welch and Satterthwaite's degrees of freedom, (sum_k p_k)^2 /
 sum_k (p_k^2 / d_k). DF_CORRECTION is subtracted from each d_k and added to the result, because
-the shares of the components are uncertain, too. This does not hold for components with one degree
-of freedom: with 7 of them, 90% are covered if one has nearly all of the variance, 98% if all are
-equal. Therefore, if any component has 2 seeds, each component is replaced by one contrast of two
+the shares of the components are uncertain, too. This fails for components with one degree of
+freedom: 7 of them cover 90% if one has nearly all of the variance, and 98% if all are equal.
+Therefore, if any component has 2 seeds, each component is replaced by one contrast of two
 seeds, (y_1 - y_2) / sqrt(2 S), which varies as the mean does. The sum of the contrasts has the
 variance of the sum, so its square has exactly one degree of freedom, whatever the shares (Scheffe
-1943, Ann. Math. Stat. 14, 35-44), and also if tasks share seeds. The interval is then as wide as
-that of a single pair of seeds, which a note must say.
+1943, Ann. Math. Stat. 14, 35-44), even if tasks share seeds. The interval is then as wide as
+that of a single pair of seeds; callers add a note.
 
-By simulation, a 95% interval covers 93-97%. With 2 seeds: see above. With 3, 4, 5 and 10 seeds:
-92.9-97.2%, and 93.9-96.6% if no run has fewer than 4. The simulations had one run, or two with
+In simulations, 95% intervals cover 92.9-97.2% with 3, 4, 5 and 10 seeds, and 93.9-96.6% if no run
+has fewer than 4. The simulations had one run, or two with
 equal and unequal numbers of seeds; 1 to 14 tasks; and seed components with none to all of the
 variance, equal in all tasks or nearly all in one. (The pigeonhole bootstrap, Owen 2007, resamples
 rows and columns of the table and counts the interaction up to three times; 3 to 5 seeds are hardly
@@ -52,14 +52,14 @@ two-way table, so everything above holds for it.
 
 If some of a run's seeds collapsed, its seeds are two populations, and a t interval over all of them
 would be wrong. The mean of the run is m - share * gap: m is the mean of the seeds that did not
-collapse, share is the share of collapsed seeds, gap is the difference of the two means. m has its t
-interval over seeds and items, the share has the score interval of its count, and the distances of
-their ends from the mean are added as squares (MOVER: Zou & Donner 2008). The distance of m counts
-1 - (lowest share), because the share of collapsed seeds may be that low. In a difference of two
-runs, each has a share and a gap. If no seed of one of them collapsed, its share has an interval
-from 0, too, and its gap is that to the collapsed seeds of the other run, which answer as badly. If
-only one seed did not collapse, nothing shows how much such seeds vary: the interval is infinite,
-and callers show the range of the metric with a note.
+collapse, share is the share of collapsed seeds, and gap is m less the mean of the collapsed seeds.
+m has its t interval over seeds and items, the share has the score interval of its count, and the
+distances of their ends from the mean are added as squares (MOVER: Zou & Donner 2008). The distance
+of m is multiplied by 1 - (lower end of the share's interval), the largest weight that m may have.
+In a difference of two runs, each has a share and a gap. If no seed of one of them collapsed, its
+share has an interval from 0, and its gap is that to the collapsed seeds of the other run. If a
+single seed did not collapse, nothing shows how much such seeds vary: the interval is infinite, and
+callers show the range of the metric with a note.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ DF_CORRECTION = 0.4
 
 
 class VarianceComponent(NamedTuple):
-    """A component of a variance; the components are added."""
+    """An additive component of the variance of an estimate."""
 
     variance: float
     df: float = np.inf
     """Degrees of freedom; infinite = the variance is treated as known."""
     contrast: float = 0.0
-    """For a seed component: the contrast of two seeds, with mean 0 and the variance of the mean."""
+    """For two seeds: (y_1 - y_2) / sqrt(2 S), with mean 0 and the variance of the seeds' mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ class UncertainValue:
     seed_components: tuple[VarianceComponent, ...] = ()
     """Variance over seeds; () if there is one seed."""
     squared_below: float = 0.0
-    """Square of a distance that is added to the interval below the value (MOVER)."""
+    """Squared distance that is added to that of the lower end of the t interval (MOVER)."""
     squared_above: float = 0.0
-    """The same above the value."""
+    """The same for the upper end."""
 
     @property
     def variance(self) -> float:
@@ -113,7 +113,7 @@ class UncertainValue:
 
     @property
     def df(self) -> float:
-        """Degrees of freedom of the interval: their t quantile is q of the module docstring."""
+        """Degrees of freedom whose t quantile is q of the module docstring."""
         (items, seeds), total = self._variance_components, self._t_variance
         share = 0.0
         if total > 0:
@@ -136,7 +136,7 @@ class UncertainValue:
         """Two-sided p-value that the true value is 0.
 
         It is below 1 - CONFIDENCE_LEVEL if and only if the interval excludes 0: the distance from 0
-        is measured in the width of the interval on that side.
+        is divided by the width of the interval on the side of 0.
         """
         low, high = self.interval
         distance = self.value - low if self.value > 0 else high - self.value
@@ -157,9 +157,9 @@ class UncertainValue:
 
 
 def uncertain_from_interval(value: float, interval: Interval) -> UncertainValue:
-    """Return a value with this interval. In a mean, its distances are added as squares (MOVER).
+    """Return a value with an interval that is not a t interval (score or posterior interval).
 
-    For intervals that are not t intervals (score intervals, posterior intervals).
+    In a mean, the squared distances of its ends are added (MOVER).
     """
     return UncertainValue(
         value,
@@ -172,9 +172,9 @@ def two_level_mean(values: Floats, collapsed: Bools | None = None) -> UncertainV
     """Return the mean of values (S, n), the contributions of n items under each of S seeds, with
     its variance over seeds and items.
 
-    The mean of a row is the metric of a seed. With one seed, the variance is over items only, which
-    a note must say. With one item, it is over seeds only; with one of each, it is nan. collapsed
-    (S,): which seeds collapsed; if only some did, the interval is that of a mixture.
+    The mean of a row is the metric of a seed. With one seed, the variance is over items only, and
+    callers add a note. With one item, it is over seeds only; with one of each, it is nan. collapsed
+    (S,): which seeds collapsed; if only some did, the interval is that of a mixture of seeds.
     """
     if values.size == 1:
         return UncertainValue(float(values.mean()), (VarianceComponent(float("nan"), 1.0),))
@@ -195,7 +195,7 @@ def two_level_change(
     paired: row s of both is the same seed, so that the differences of S seeds and n items form one
     two-way table. Otherwise the seeds of the two runs are independent, but their items are the
     same. Therefore Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less
-    the interactions. A run of one seed has no variance over seeds here, which a note must say.
+    the interactions. A run of one seed adds no variance over seeds, and callers add a note.
     collapsed_a (S1,), collapsed_b (S2,): which seeds collapsed; for seeds that are not paired.
 
     Raises ValueError if the numbers of items differ, or those of paired seeds.
@@ -219,12 +219,12 @@ def weighted_mean(
 ) -> UncertainValue:
     """Return sum_k w_k value_k of K estimates of different items.
 
-    The default weights are 1/K (a macro-average over tasks). trainings: name of the training of
+    weights (K,): None = 1/K (a macro-average over tasks). trainings (K,): name of the training of
     each estimate's models; () = each has its own. Item components are independent: Var =
     sum_k w_k^2 var_k. So are seed components of different trainings. Estimates of one training
-    (mnli and mnli-mm) vary together over its seeds: their standard deviations are added, which is
-    the largest variance that their sum can have. Components keep their degrees of freedom, those of
-    one training get the lowest of theirs.
+    (mnli and mnli-mm) vary together over its seeds: their standard deviations are added, which
+    gives the largest variance that their sum can have; the sum gets the lowest of their degrees of
+    freedom.
     """
     if weights is None:
         weights = np.full(len(estimates), 1 / len(estimates))
@@ -238,15 +238,18 @@ def weighted_mean(
             seeds_by_training.setdefault(key, []).append(_scale(component, w))
     seeds = map(_add_correlated, seeds_by_training.values())
     value = sum(w * estimate.value for w, estimate in pairs)
-    sides = [(e.squared_below, e.squared_above)[:: 1 if w >= 0 else -1] for w, e in pairs]
-    below, above = (
-        sum(w**2 * side[end] for (w, _), side in zip(pairs, sides, strict=True)) for end in (0, 1)
-    )
+    below, above = 0.0, 0.0
+    for w, estimate in pairs:
+        is_reversed = w < 0  # a negative weight swaps the ends
+        below += w**2 * (estimate.squared_above if is_reversed else estimate.squared_below)
+        above += w**2 * (estimate.squared_below if is_reversed else estimate.squared_above)
     return UncertainValue(value, tuple(items), tuple(seeds), below, above)
 
 
 def _add_correlated(components: Sequence[VarianceComponent]) -> VarianceComponent:
     """Return the component of a sum of values that vary together."""
+    if len(components) == 1:
+        return components[0]
     standard_deviation = sum(component.variance**0.5 for component in components)
     return VarianceComponent(
         standard_deviation**2,
@@ -262,12 +265,12 @@ def _scale(component: VarianceComponent, weight: float) -> VarianceComponent:
 
 
 def _fill_collapsed(values: Floats, collapsed: Bools | None) -> Bools:
-    """Return which of the seeds of values (S, n) collapsed (S,); None = none did."""
+    """Return `collapsed` (S,), or all False for values (S, n) if it is None."""
     return np.zeros(len(values), bool) if collapsed is None else collapsed
 
 
 class _Run(NamedTuple):
-    """A run with its sign in a sum of means."""
+    """The values of a run, and its sign in a sum of means."""
 
     sign: float
     values: Floats
@@ -286,32 +289,35 @@ def _sum_runs(*runs: _Run) -> UncertainValue:
     is_mixture = any(run.is_mixture for run in runs)
     collapsed_means = [float(run.values[run.collapsed].mean()) for run in runs if run.is_mixture]
     value, below, above = 0.0, 0.0, 0.0
-    learnt_runs = []
+    component_values = []
     for run in runs:
         value += run.sign * float(run.values.mean())
-        learnt = run.values[~run.collapsed]
-        if not is_mixture or not len(learnt):
-            learnt_runs.append(run.sign * run.values)
+        uncollapsed = run.values[~run.collapsed]
+        if not is_mixture or not len(uncollapsed):
+            component_values.append(run.sign * run.values)
             continue
         collapsed_mean = float(np.mean(collapsed_means))
         if run.is_mixture:
             collapsed_mean = float(run.values[run.collapsed].mean())
-        shares = _share_interval(int(run.collapsed.sum()), len(run.collapsed))
-        gap, share = run.sign * (float(learnt.mean()) - collapsed_mean), float(run.collapsed.mean())
-        lowest, highest = sorted(float(gap * (share - end)) for end in shares)
-        is_known = len(learnt) > 1 or not run.collapsed.any()
-        below += lowest**2 if is_known else np.inf
-        above += highest**2 if is_known else np.inf
-        learnt_runs.append(run.sign * (1 - shares.low) * learnt)
-    components = _crossed_components(learnt_runs)
+        share = float(run.collapsed.mean())
+        share_interval = _share_interval(int(run.collapsed.sum()), len(run.collapsed))
+        gap = run.sign * (float(uncollapsed.mean()) - collapsed_mean)
+        distance_below, distance_above = sorted(
+            float(gap * (share - end)) for end in share_interval
+        )
+        has_interval = len(uncollapsed) > 1 or not run.collapsed.any()
+        below += distance_below**2 if has_interval else np.inf
+        above += distance_above**2 if has_interval else np.inf
+        component_values.append(run.sign * (1 - share_interval.low) * uncollapsed)
+    components = _crossed_components(component_values)
     total = UncertainValue(value, *components, squared_below=below, squared_above=above)
-    # As distances, the two seeds that may be left of three do not widen a mean over tasks.
+    # As squared distances: else a task with two seeds left would widen the mean over all tasks.
     return uncertain_from_interval(value, total.interval) if is_mixture else total
 
 
 @cache
 def _share_interval(count: int, total: int) -> Interval:
-    """Return the score interval of a share."""
+    """Return the score interval of the share count / total."""
     credits = (np.arange(total) < count).astype(float)
     return score_interval(credits, np.zeros(total, np.int32), np.ones(1))
 

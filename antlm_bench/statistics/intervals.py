@@ -1,11 +1,12 @@
 """Confidence intervals of weighted means, ratios and statistics of counts.
 
 An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` returns the w_k
-of a macro-average. An interval says how the estimate would vary in one of two populations:
+of a macro-average. Either of two things is treated as the sample:
 
-    other items of the same strata (paradigms)   `stratified_score` (credits), `welch_test` (other
-                                                 values), `normal_interval`
-    other strata like these                      `clustered_interval`
+    the items of each stratum (paradigm)   `stratified_score` (credits), `welch_test` (others),
+                                           `normal_interval`
+    the strata (or words, documents)       `t_test_of_means`, `t_interval_of_means`,
+                                           `stratified_score.sampled_groups_interval`
 
 All intervals are two-sided at CONFIDENCE_LEVEL.
 """
@@ -27,7 +28,7 @@ DRAWS = 10_000
 SEED = 20_250_101
 """Fixed, because the same predictions must give the same interval."""
 MAX_LOG_DISTANCE = 10.0
-"""Largest distance of an end of a ratio's interval, on the logarithmic scale: keeps it finite."""
+"""Largest distance of an end of a ratio's interval on the logarithmic scale; keeps it finite."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
 """Half the width of a normal interval, in standard errors (1.96)."""
 
@@ -43,7 +44,7 @@ def one_sided_p(z: float) -> float:
 
 
 def rate_upper_bound(count: int, n: int, confidence: float = CONFIDENCE_LEVEL) -> float:
-    """Return the one-sided upper bound of a rate of which `count` of n were observed.
+    """Return the one-sided upper bound of the rate of an event that occurred in `count` of n items.
 
     Clopper & Pearson (1934). With a count of 0 it is 1 - .05^(1/n), about 3/n.
     """
@@ -74,8 +75,8 @@ def ratio_interval(numerators: Floats, denominators: Floats) -> Interval:
     The standard error is the jackknife's, over the ratios without one pair (Efron & Tibshirani
     1993, ch. 11). Few large pairs can decide the ratio, so the degrees of freedom are those of the
     effective number of pairs, sum(denominators)^2 / sum(denominators^2) - 1, at least 1. Numerators
-    and denominators are not negative. The interval has width 0 if one pair has all of the
-    denominators, which a note must say.
+    and denominators are not negative. If one pair has all of the denominators, the
+    interval has width 0, and the caller must add a note.
     """
     total, value = denominators.sum(), float(numerators.sum() / denominators.sum())
     rest = total - denominators
@@ -105,7 +106,7 @@ def dirichlet_interval(
     to values (draws,); it must not depend on the scale of the counts.
     """
     rng, shape = np.random.default_rng(seed), (draws, len(counts))
-    # The rates are these divided by their sum, which does not change the statistic.
+    # Gamma variables divided by their sum are Dirichlet; the statistic ignores the scale.
     low, high = (statistic(rng.standard_gamma(counts + prior, size=shape)) for prior in priors)
     tail = (1 - CONFIDENCE_LEVEL) / 2
     return Interval(float(np.quantile(low, tail)), float(np.quantile(high, 1 - tail)))
@@ -141,10 +142,10 @@ def welch_test(strata: Sequence[Floats], weights: Floats) -> tuple[Interval, flo
     """Return the t interval of sum_k w_k mean_k, and the two-sided p-value that it is 0.
 
     For values without a known range or with many distinct values; for credits, use
-    `stratified_score`. The degrees of freedom are Welch's and Satterthwaite's, (sum_k v_k)^2 /
-    sum_k (v_k^2 / d_k), with v_k = w_k^2 s_k^2 / n_k (see `standard_error`) and d_k = n_k - 1, or 1
-    for a stratum of one item. Values without variance have an interval of width 0; p is then 0, or
-    1 if the mean is 0.
+    `stratified_score.score_test`. The degrees of freedom are Welch's and Satterthwaite's, (sum_k
+    v_k)^2 / sum_k (v_k^2 / d_k), with v_k = w_k^2 s_k^2 / n_k (see `standard_error`) and d_k = n_k
+    - 1, or 1 for a stratum of one item. Values without variance have an interval of width 0; p is
+    then 0, or 1 if the mean is 0.
     """
     value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
     variances = _stratum_variances(strata, weights)
@@ -164,24 +165,22 @@ def welch_df(strata: Sequence[Floats], weights: Floats) -> float:
     return 1 / float(np.sum((variances / total) ** 2 / df))
 
 
-def clustered_interval(means: Floats, weights: Floats) -> Interval:
-    """Return the interval of `clustered_test`."""
-    return clustered_test(means, weights)[0]
+def t_interval_of_means(means: Floats, weights: Floats) -> Interval:
+    """Return the interval of `t_test_of_means`."""
+    return t_test_of_means(means, weights)[0]
 
 
-def clustered_test(means: Floats, weights: Floats) -> tuple[Interval, float]:
+def t_test_of_means(means: Floats, weights: Floats) -> tuple[Interval, float]:
     """Return the interval of sum_k w_k mean_k, and the two-sided p-value that it is 0.
 
-    The strata are treated as a sample of strata.
-
-    means: the mean of each stratum (K,), K >= 2. The variance is cluster-robust with the
-    finite-cluster factor, K/(K-1) sum_k w_k^2 (mean_k - value)^2, with K-1 degrees of freedom. With
-    equal weights, this is the t interval over stratum means. (On clustering: Miller 2024, arXiv
-    2411.00640.) If all means are equal, the interval has width 0, and p is 0, or 1 if they are 0.
+    The means (K,), K >= 2, are the sample: of strata, words or documents. With equal weights, this
+    is the one-sample t test. In general, the variance is K/(K-1) sum_k w_k^2 (mean_k - value)^2
+    with K-1 degrees of freedom (cluster-robust: Miller 2024, arXiv 2411.00640). If all are equal,
+    the interval has width 0, and p is 0, or 1 if they are 0.
     """
     k = len(means)
     if k < 2:
-        raise ValueError("a clustered interval needs two strata or more")
+        raise ValueError("a t interval needs two means or more")
     value = float(weights @ means)
     error = float(k / (k - 1) * np.sum(weights**2 * (means - value) ** 2)) ** 0.5
     if not error:

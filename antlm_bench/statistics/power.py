@@ -1,20 +1,22 @@
-"""Power of tests of paired differences: the drop that a test finds in 80% of repetitions.
+"""Power of tests of paired differences: the true drop that is significant in 80% of repetitions.
 
-A repetition draws other items from the same strata. A true drop of d in every stratum leaves the
-share of items that flip as it is, but more of the flips are losses. Let m_v be the share of items
-of a stratum that change by v or -v (v = 1 for credits without ties):
+A repetition draws other items from the same strata. A true drop of d in every stratum is assumed to
+leave the share of items that flip unchanged and to turn more of the flips into losses. Let m_v be
+the share of items of a stratum that change by v or -v (v = 1 for credits without ties):
 
-1. Observed shares are pulled towards that of all strata, the more, the less strata differ beyond
-   chance (empirical Bayes). So a small stratum without flips is not taken for one that never flips.
+1. The observed shares of a stratum are shrunk towards those of all strata (empirical Bayes), more
+   strongly if strata differ little beyond chance. So a small stratum without observed flips still
+   has a flip rate above 0.
 2. A flip is a loss with probability (1 + r) / 2, with r = d / sum_v v m_v. With v = 1, the shares
    of losses and gains are (m + d) / 2 and (m - d) / 2, as in Connor (1987, Biometrics 43).
-3. If d is larger than sum_v v m_v, all flips are losses, and further items are lost. So with 0
-   flips, d is the share of lost items, and a test needs some 7 of them whatever their number.
+3. If d is larger than sum_v v m_v, all flips are losses, and further items are lost. With 0 flips,
+   d is the share of lost items, and about 7 lost items are detected, whatever the number of items.
 
-The estimate T of `stratified_score` is taken to be normal with mean -d and its variance under these
-shares. d is detectable if the test rejects at the 80% quantile of T, given the counts that are
-expected there (E[N | T] = E[N] + cov(N, T) / var(T) (T - E[T])). If all flips are losses of equal
-weight h, T is a multiple of h, and the critical value is half-way between two of them.
+The estimate T of the difference (`stratified_score`) is treated as normal, with mean -d and its
+variance under these shares. d is detectable if the test is significant for the estimate that 80% of
+repetitions exceed in size, with the counts that are expected for this estimate (E[N | T] = E[N] +
+cov(N, T) / var(T) (T - E[T])). If all flips are losses of equal weight h, T is a multiple of h, and
+the critical value is half-way between two of them.
 
 Simulated power: docs/statistics.md.
 """
@@ -35,7 +37,7 @@ from antlm_bench.statistics.stratified_score import (
     PSEUDO_ITEMS,
     StratifiedCounts,
     count_average,
-    count_items_by_group,
+    count_overlapping_groups,
     score_z,
 )
 from antlm_bench.types import Bools, Floats, Ints
@@ -43,15 +45,15 @@ from antlm_bench.types import Bools, Floats, Ints
 POWER = 0.8
 """Share of the repetitions in which a detectable drop is significant."""
 MIN_PRIOR_ITEMS = 4.0
-"""Fewest items that the flip rate of all strata counts for in each stratum."""
+"""Smallest weight, in items, of the flip rate of all strata in the smoothed rate of a stratum."""
 MIN_DROP = 1e-7
 """Smallest drop that is tried."""
 MIN_DF = 4
 """Fewest degrees of freedom from which a t test's detectable mean is computed."""
 NUM_QUANTILES = 100
-"""Quantiles of a standard error that an expectation is computed from."""
+"""Number of quantiles of a standard error from which an expectation is computed."""
 MAX_CORRELATION = 0.999
-"""Correlations nearer to 1 have no finite place on Fisher's scale."""
+"""Correlations are clipped to this size, because 1 is infinite on Fisher's scale."""
 MAX_STEPS = 100
 TOLERANCE = 1e-4
 """Relative tolerance of a detectable drop."""
@@ -59,12 +61,12 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class FlipRates:
-    """How often the items of R strata change, and by how much, in B macro-averages."""
+    """Rates at which the items of R strata change between two runs, in B macro-averages."""
 
     sizes: Floats
     """Items of each stratum (R,), or the effective number of clusters."""
     changes: Floats
-    """Absolute changes (V,) above 0, ascending. The last is the largest that is possible."""
+    """Absolute changes (V,) above 0, ascending. The last one is the largest possible change."""
     shares: Floats
     """Share of the items of each stratum with each change (R, V)."""
     weights: Floats
@@ -73,8 +75,8 @@ class FlipRates:
     """First stratum of each macro-average (B,), ascending."""
 
     @property
-    def averages(self) -> Ints:
-        """The macro-average of each stratum (R,)."""
+    def average_of_stratum(self) -> Ints:
+        """Index of the macro-average of each stratum (R,)."""
         sizes = np.diff(np.append(self.starts, len(self.sizes)))
         return np.repeat(np.arange(len(self.starts), dtype=np.int32), sizes)
 
@@ -87,13 +89,16 @@ class FlipRates:
 
         See steps 2 and 3 of the module docstring. The values are -v, ..., 0, ..., v.
         """
-        drops, reach = drops[self.averages], self.shares @ self.changes
-        ratio = np.divide(drops, reach, out=np.ones_like(reach), where=reach > drops)[:, None]
-        largest = self.changes[-1]
-        further = np.clip((drops - reach) / np.maximum(largest - reach, MIN_DROP), 0, 1)[:, None]
-        lost = self.shares * (1 + ratio) / 2 * (1 - further)
-        lost[:, -1:] += further
-        gained = self.shares * (1 - ratio) / 2 * (1 - further)
+        drops = drops[self.average_of_stratum]
+        mean_change = self.shares @ self.changes
+        can_explain_drop = mean_change > drops
+        ratio = np.ones_like(mean_change)
+        ratio = np.divide(drops, mean_change, out=ratio, where=can_explain_drop)[:, None]
+        room = np.maximum(self.changes[-1] - mean_change, MIN_DROP)
+        extra_losses = np.clip((drops - mean_change) / room, 0, 1)[:, None]
+        lost = self.shares * (1 + ratio) / 2 * (1 - extra_losses)
+        lost[:, -1:] += extra_losses
+        gained = self.shares * (1 - ratio) / 2 * (1 - extra_losses)
         same = np.maximum(1 - lost.sum(axis=1) - gained.sum(axis=1), 0)[:, None]
         counts = self.sizes[:, None] * np.hstack([lost[:, ::-1], same, gained])
         return self._with_means(counts)
@@ -102,7 +107,9 @@ class FlipRates:
         """Return the expected counts under drops (B,), given estimates (B,) of the difference."""
         expected = self.expected_counts(drops)
         variance = np.maximum(self.variance(drops), MIN_DROP**2)
-        slope = ((estimates + drops) / variance)[self.averages] * self.weights / self.sizes
+        slope = (
+            ((estimates + drops) / variance)[self.average_of_stratum] * self.weights / self.sizes
+        )
         deviations = expected.values - expected.means[:, None]
         counts = expected.counts * np.maximum(1 + slope[:, None] * deviations, 0)
         return self._with_means(counts * (self.sizes / counts.sum(axis=1))[:, None])
@@ -120,46 +127,50 @@ class FlipRates:
 
 
 def observed_flip_rates(counts: StratifiedCounts) -> FlipRates:
-    """Return the smoothed flip rates of counts of paired differences.
+    """Return the smoothed flip rates (step 1 of the module) of counts of paired differences.
 
-    A loss and a gain of equal size are the same flip.
+    A loss and a gain of equal size count as the same change.
     """
     sizes, magnitudes = counts.counts.sum(axis=1), np.abs(counts.values)
     changes = np.unique(magnitudes[magnitudes > 0])
     flips = counts.counts @ (magnitudes[:, None] == changes)
     rates = FlipRates(sizes, changes, flips, counts.weights, counts.starts)
-    strength = _prior_strength(rates)[rates.averages]
+    strength = _prior_strength(rates)[rates.average_of_stratum]
     reliability = counts.weights / (1 + sizes / strength)  # per item; lower in large strata
     pooled = rates.sum_strata(reliability[:, None] * flips)
     pooled /= rates.sum_strata(reliability * sizes)[:, None]
-    share = (sizes / (sizes + strength))[:, None]
-    return replace(
-        rates, shares=share * flips / sizes[:, None] + (1 - share) * pooled[rates.averages]
-    )
+    own_weight = (sizes / (sizes + strength))[:, None]
+    own, others = flips / sizes[:, None], pooled[rates.average_of_stratum]
+    return replace(rates, shares=own_weight * own + (1 - own_weight) * others)
 
 
 def _prior_strength(rates: FlipRates) -> Floats:
-    """Return how many items (B,) the flip rate of all strata counts for in each stratum.
+    """Return the weight (B,), in items, of the flip rate of all strata in that of a stratum.
 
-    By moments: with the heterogeneity Q = sum_s n_s (m_s - m)^2 / (m (1 - m)) of S strata, it is
-    (n - sum_s n_s^2 / n) / (Q - (S - 1)), as for a beta-binomial distribution.
+    Method of moments: with the heterogeneity Q = sum_s n_s (m_s - m)^2 / (m (1 - m)) of S strata,
+    it is (n - sum_s n_s^2 / n) / (Q - (S - 1)), as for a beta-binomial distribution.
 
-    rates: with numbers of flips as shares.
+    rates: its `shares` are numbers of flips here.
     """
     flips = rates.shares.sum(axis=1)
     total, all_flips = rates.sum_strata(rates.sizes), rates.sum_strata(flips)
     mean = all_flips / total
-    squares = rates.sum_strata(rates.sizes * (flips / rates.sizes - mean[rates.averages]) ** 2)
+    squares = rates.sum_strata(
+        rates.sizes * (flips / rates.sizes - mean[rates.average_of_stratum]) ** 2
+    )
     heterogeneity = squares / np.maximum(mean * (1 - mean), MIN_DROP)
-    num_strata = np.bincount(rates.averages)
+    num_strata = np.bincount(rates.average_of_stratum)
     items = total - rates.sum_strata(rates.sizes**2) / total
     excess = np.maximum(heterogeneity - (num_strata - 1), MIN_DROP)
     return np.clip(items / excess, MIN_PRIOR_ITEMS, 1 / MIN_DROP)
 
 
 def planned_flip_rates(sizes: Floats, weights: Floats, flips: float) -> FlipRates:
-    """Return flip rates of one macro-average over strata of these sizes (R,) and weights (R,), in
-    which this share of the items flips from right to wrong or back."""
+    """Return the flip rates of one macro-average whose strata all have the same share of flips.
+
+    sizes (R,): items of each stratum. weights (R,). flips: share of the items that flip from right
+    to wrong or back.
+    """
     shares = np.full((len(sizes), 1), float(flips))
     return FlipRates(np.asarray(sizes, float), np.ones(1), shares, weights, np.zeros(1, np.int32))
 
@@ -167,25 +178,25 @@ def planned_flip_rates(sizes: Floats, weights: Floats, flips: float) -> FlipRate
 def detectable_drops(
     rates: FlipRates, alpha: float = 1 - CONFIDENCE_LEVEL, power: float = POWER
 ) -> Floats:
-    """Return the smallest true drops (B,) for which the test rejects "no difference" with this
-    power; nan where no possible drop is large enough.
+    """Return the smallest true drop (B,) that is significant with this power; nan = none is.
 
     alpha: level of the two-sided test.
     """
     z = float(ndtri(1 - alpha / 2))
-    critical_quantile, largest = float(ndtri(power)), rates.changes[-1] * (1 - MIN_DROP)
+    num_errors, largest = float(ndtri(power)), rates.changes[-1] * (1 - MIN_DROP)
 
-    def quantile(drops: Floats) -> Floats:
-        return np.asarray(drops - critical_quantile * np.sqrt(rates.variance(drops)))
+    def observed_drop(drops: Floats) -> Floats:
+        """Return the observed drops that this share of the repetitions exceeds."""
+        return np.asarray(drops - num_errors * np.sqrt(rates.variance(drops)))
 
     def excess(drops: Floats) -> Floats:
-        low = quantile(drops)
-        counts = rates.counts_given_estimate(drops, -np.maximum(low, 0))
-        return np.where(low > 0, -_z_of_no_difference(counts) - z, -z)
+        observed = observed_drop(drops)
+        counts = rates.counts_given_estimate(drops, -np.maximum(observed, 0))
+        return np.where(observed > 0, -_z_of_no_difference(counts) - z, -z)
 
     num_averages = len(rates.starts)
     drops = _find_roots(excess, num_averages, largest)
-    critical = quantile(drops)
+    critical = observed_drop(drops)
     steps = rates.weights / rates.sizes * rates.changes[0]
     step = np.minimum.reduceat(steps, rates.starts)
     has_equal_steps = np.maximum.reduceat(steps, rates.starts) < step * (1 + TOLERANCE)
@@ -195,16 +206,16 @@ def detectable_drops(
     return np.where(
         np.isnan(drops),
         np.nan,
-        _find_roots(lambda drops: quantile(drops) - critical, num_averages, largest),
+        _find_roots(lambda drops: observed_drop(drops) - critical, num_averages, largest),
     )
 
 
 def _z_of_no_difference(counts: StratifiedCounts) -> Floats:
-    """Return `score_z` (B,). Of single strata, in closed form, because many groups are tested.
+    """Return `score_z` (B,), for single strata in closed form, because many groups are tested.
 
-    Under "no difference" in one stratum, the fit leaves the flips as they are, half of them losses:
-    z is then McNemar's, with pseudo-items and CONTINUITY, and has no skewness. With ties, this is
-    an approximation.
+    Under "no difference" in one stratum, the fit keeps the number of flips and makes half of them
+    losses. Then z is McNemar's, with pseudo-items and CONTINUITY, and has no skewness. With ties,
+    this is an approximation.
     """
     if len(counts.starts) < len(counts.means):
         return score_z(counts)
@@ -228,11 +239,11 @@ def observed_detectable_drops(
     """Return the detectable drop of a macro-average of paired differences, then of each group.
 
     None where no drop could be detected. changes, codes, clusters (n,), weights (R,): see
-    `count_average`. groups: the members (n,) of each group, one at least.
+    `count_average`. groups: a mask (n,) per group, with at least one member each.
     """
     counts = [count_average(changes, codes, weights, (-1.0, 1.0), clusters)]
     if groups:
-        counts.append(count_items_by_group(changes, groups, clusters=clusters))
+        counts.append(count_overlapping_groups(changes, groups, clusters=clusters))
     drops = np.concatenate([detectable_drops(observed_flip_rates(each)) for each in counts])
     return [None if np.isnan(drop) else float(drop) for drop in drops]
 
@@ -247,7 +258,7 @@ def pass_probability(rates: FlipRates, margin: float, z: float = Z) -> float:
         return z - score_z(rates.counts_given_estimate(no_drop, -losses), nulls)
 
     error = float(np.sqrt(rates.variance(no_drop)[0]))
-    if excess(np.zeros(1))[0] > 0:  # not even an estimate of 0 passes: a gain would be needed
+    if excess(np.zeros(1))[0] > 0:  # an estimate of 0 does not pass; only a gain does
         [gain] = _find_roots(lambda gains: -excess(-gains), 1, rates.changes[-1] * (1 - MIN_DROP))
         return 0.0 if np.isnan(gain) or not error else float(ndtr(-gain / error))
     if not error:
@@ -259,10 +270,12 @@ def pass_probability(rates: FlipRates, margin: float, z: float = Z) -> float:
 def items_factor(
     rates: FlipRates, margin: float, true_drop: float = 0.0, power: float = POWER
 ) -> float:
-    """Return the factor on the items of every stratum with which the interval of one macro-average
-    excludes -margin with this power, if the true drop is `true_drop`.
+    """Return the factor by which every stratum must be larger, so that the interval of one
+    macro-average excludes -margin with this power.
 
-    nan if the true drop is the margin, or if a million times the items are not enough.
+    true_drop: the assumed true drop.
+
+    nan if the true drop is the margin, or if the factor would be above a million.
     """
     side = 1.0 if true_drop < margin else -1.0
     drops, nulls = np.full(1, true_drop), np.full(1, -margin)
@@ -280,8 +293,10 @@ def items_factor(
 
 
 def equivalent_items(detectable: float, flips: float, num_items: int) -> float:
-    """Return the number of items of a single stratum with this share of flips that detects the same
-    drop as `num_items` items of several strata do."""
+    """Return the number of items of a single stratum that detects the drop `detectable`.
+
+    flips: its share of flips. At most `num_items`, the items of the strata that it replaces.
+    """
 
     def excess(logarithms: Floats) -> Floats:
         rates = planned_flip_rates(np.exp(logarithms), np.ones(1), flips)
@@ -295,10 +310,10 @@ def equivalent_items(detectable: float, flips: float, num_items: int) -> float:
 def detectable_by_t(interval: Interval, df: float, power: float = POWER) -> float | None:
     """Return the true mean for which a two-sided t test rejects 0 with this power.
 
-    interval: the t interval of the observed mean. df: its degrees of freedom. The mean is a
-    multiple c of the observed standard error, which is itself uncertain: with independent errors U
-    of the observed and U' of the repeated standard error (relative to the true one, U^2 and U'^2
-    chi-squared with df degrees of freedom, divided by df), E[Phi(c U - t U')] = power. None with
+    interval: the t interval of the observed mean. df: its degrees of freedom. The mean is c
+    observed standard errors, where E[Phi(c U - t U')] = power. U and U' are the standard errors of
+    the observed and of the repeated data, divided by the true one: U^2 and U'^2 are independent
+    chi-squared variables with df degrees of freedom, divided by df. None with
     fewer than MIN_DF degrees of freedom, and for an interval of width 0.
     """
     half_width = (interval.high - interval.low) / 2
@@ -319,11 +334,11 @@ def detectable_by_t(interval: Interval, df: float, power: float = POWER) -> floa
 
 
 def detectable_correlation_drop(a: float, b: float, interval: Interval, n: int) -> float | None:
-    """Return the drop from the correlation a that the test of `spearman_difference` finds with a
-    power of 80%.
+    """Return the drop from the correlation a that `spearman_difference` detects with a power of
+    80%.
 
-    a, b: the observed correlations of n items. interval: of b - a. The step that is found is one
-    on Fisher's scale, where errors do not depend on the correlation.
+    a, b: the observed correlations of n items. interval: of b - a. The drop is computed on Fisher's
+    scale, where standard errors do not depend on the correlation.
     """
     difference = detectable_by_t(interval, n - 1)
     if difference is None:
@@ -338,9 +353,9 @@ def seeds_power(
 ) -> float:
     """Return the probability that a true difference of two means over tasks is significant.
 
-    sd: standard deviation of a task's score over seeds, above 0. seeds: of each of the two runs.
-    alpha: level of the two-sided t test of `crossed_design`, which has a noncentral t distribution.
-    The score of a seed varies over items, too; that is part of sd.
+    sd: standard deviation of a task's score over seeds, above 0; it includes variation over items.
+    seeds: number of seeds of each of the two runs. alpha: level of the two-sided t test of
+    `crossed_design`, whose statistic has a noncentral t distribution.
     """
     error, df = _seeds_error(sd, seeds, tasks)
     critical = _t_quantile(1 - alpha / 2, df)
@@ -365,10 +380,10 @@ def seeds_detectable(
 
 
 def _seeds_error(sd: float, seeds: int, tasks: int) -> tuple[float, float]:
-    """Return standard error and degrees of freedom of a difference of two means over tasks."""
+    """Return the standard error and degrees of freedom of a difference of two means over tasks."""
     num_components = 2 * tasks
     variance = sd**2 / seeds / tasks**2
-    contrast = (variance / num_components) ** 0.5  # so that their sum squared is the variance
+    contrast = (variance / num_components) ** 0.5  # the square of their sum is the variance
     component = VarianceComponent(variance, seeds - 1, contrast)
     mean = UncertainValue(0.0, seed_components=(component,) * num_components)
     return mean.variance**0.5, mean.df
@@ -380,7 +395,7 @@ def _t_quantile(share: float, df: float) -> float:
 
 def _find_roots(function: Callable[[Floats], Floats], size: int, largest: float) -> Floats:
     """Return the drops (size,) in 0..largest at which an increasing function is 0; nan if it is
-    below 0 everywhere."""
+    negative everywhere."""
     low, high = np.full(size, np.log(MIN_DROP)), np.full(size, np.log(largest))
     return np.asarray(np.exp(_bisect(lambda logs: function(np.exp(logs)), low, high)))
 
@@ -391,9 +406,9 @@ def _bisect(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> 
     Secant steps (Illinois) alternate with bisection.
     """
     at_low, at_high = function(low), function(high)
-    has_none = at_high < 0
+    has_no_root = at_high < 0
     for step in range(MAX_STEPS):
-        if np.all((high - low <= TOLERANCE) | has_none):
+        if np.all((high - low <= TOLERANCE) | has_no_root):
             break
         middle = (low + high) / 2
         if step % 3:
@@ -405,4 +420,4 @@ def _bisect(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> 
         at_high = np.where(is_low, at_high / 2, value)
         at_low = np.where(is_low, value, at_low / 2)
         low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
-    return np.where(has_none, np.nan, high)
+    return np.where(has_no_root, np.nan, high)

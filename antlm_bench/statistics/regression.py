@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaincc, ndtr, ndtri, stdtr, stdtrit
 
-from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, clustered_test
+from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, t_test_of_means
 from antlm_bench.types import Floats, Ints
 
 NEGLIGIBLE_R2 = 1e-12
@@ -34,17 +34,17 @@ class NestedRegression:
     """The data of two regressions: on `design`, and on `design` and `added_predictor`."""
 
     outcome: Floats
-    """(n,)"""
+    """The dependent variable (n,): reading times."""
     design: Floats
-    """(n, p), including the intercept."""
+    """The columns of the smaller regression (n, p), with the intercept."""
     added_predictor: Floats
-    """(n,)"""
+    """The predictor that only the larger regression has (n,): surprisal."""
     cluster: Ints
-    """Number of each row's cluster (n,), from 0. The rows of a cluster are left out together."""
+    """The cluster (sentence) of each row (n,), from 0. Its rows are left out together."""
 
 
 def design_with_interactions(predictors: Sequence[Floats]) -> Floats:
-    """Return columns (n, 1 + k + k(k-1)/2): intercept, k predictors, products of each two."""
+    """Return columns (n, 1 + k + k(k-1)/2): intercept, k predictors, products of each pair."""
     pairs = [a * b for a, b in combinations(predictors, 2)]
     return np.stack([np.ones(len(predictors[0])), *predictors, *pairs], axis=1)
 
@@ -53,7 +53,7 @@ def partial_r2(regression: NestedRegression) -> float | None:
     """Return partial R2 in 0..1.
 
     Returns None if there are too few rows for the coefficients, or no unexplained variance.
-    statsmodels uses a pseudo-inverse, so collinear predictors are no error.
+    Collinear predictors are allowed, because statsmodels uses a pseudo-inverse.
     """
     from statsmodels.regression.linear_model import OLS
 
@@ -90,12 +90,12 @@ def partial_correlations(
 ) -> PartialCorrelations | None:
     """Return the partial correlations of r regressions, with each cluster left out in turn.
 
-    Returns None with fewer than two clusters, or if the rows of all clusters but one are too few
-    for the coefficients of a regression.
+    Returns None with fewer than two clusters, or if a regression without one of the clusters has
+    too few rows for its coefficients.
 
-    A regression needs only sums of squares and products of its columns, so these are computed once
-    per cluster, and the cluster's are subtracted. Columns are centred and scaled first, which
-    changes no correlation but keeps the sums accurate.
+    A regression needs only the sums of squares and products of its columns. These are computed per
+    cluster; to leave out a cluster, its sums are subtracted from the total. Columns are centred and
+    scaled first, which keeps the sums accurate and changes no correlation.
     """
     values = np.empty(len(regressions))
     left_out = np.empty((num_clusters, len(regressions)))
@@ -119,10 +119,9 @@ def partial_correlations(
 
 
 def _correlate_residuals(grams: Floats) -> Floats:
-    """Return the correlation (d,) of the residuals of the last two columns after regression on the
-    others; 0 if there are no residuals.
+    """Return the partial correlation (d,) of the last two columns, given the others, in d samples.
 
-    grams (d, w, w): sums of products of w columns in each of d samples.
+    0 if a column has no residuals. grams (d, w, w): sums of products of the w columns.
     """
     size = grams.shape[1] - 2
     ridge = 1e-10 * np.einsum("dii->d", grams)[:, None, None] * np.eye(size)
@@ -146,22 +145,21 @@ def partial_r2_test(
     weights (r,): not negative, with the sum 1. p is below 1 - CONFIDENCE_LEVEL if and only if the
     interval lies above 0. Returns (0, 1) and None if leaving out clusters changes nothing.
 
-    For a true value of t, the estimate is distributed as the weighted sum of squares of normal
-    variables with the covariance C, whose means are the r_j scaled to theta = t
-    (`_SumOfSquares`). The p-value of t is the probability of a square root that is as far from that
-    of t as the estimate's. Student's t with k - 1 degrees of freedom replaces the normal
-    distribution: a p-value of 2 Phi(-z) becomes 2 T(-z). With one regression, p is that of the t
-    test of r / se(r).
+    Under a true value of t, the estimate is a weighted sum of squares of normal variables with the
+    covariance C, whose means are the r_j scaled to theta = t (`_SumOfSquares`). The p-value of t is
+    the probability that the square root of this sum is at least as far from sqrt(t) as that of the
+    estimate. It is written as 2 Phi(-z) and replaced by 2 T(-z), Student's t with k - 1 degrees of
+    freedom for k clusters. With one regression, p is that of the t test of r / se(r).
     """
     estimate = _SumOfSquares.from_correlations(correlations, weights)
     if estimate is None:
         return Interval(0.0, 1.0), None
     df = len(correlations.left_out) - 1
     max_z = float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2))
-    least_p = 2 * float(ndtr(-max_z))
+    min_p = 2 * float(ndtr(-max_z))  # t values in the interval have at least this p
 
     def excess(t: float) -> float:
-        return estimate.p_value(t) - least_p
+        return estimate.p_value(t) - min_p
 
     value = estimate.value
     low = brentq(excess, 0, value, xtol=1e-14) if excess(0) < 0 else 0.0
@@ -184,9 +182,10 @@ class _SumOfSquares:
     """
 
     value: float
+    """The estimate of theta."""
     traces: tuple[float, float, float]
     """Traces of M, M^2 and M^3."""
-    directional: tuple[float, float]
+    along_estimate: tuple[float, float]
     """e'M e and e'M^2 e."""
 
     @classmethod
@@ -214,8 +213,8 @@ class _SumOfSquares:
 
     def _upper_tail(self, t: float, bound: float) -> float:
         """Return the probability, for a true value of t, that the sum is above a bound."""
-        variance = 4 * t * self.directional[0] + 2 * self.traces[1]
-        third_cumulant = 24 * t * self.directional[1] + 8 * self.traces[2]
+        variance = 4 * t * self.along_estimate[0] + 2 * self.traces[1]
+        third_cumulant = 24 * t * self.along_estimate[1] + 8 * self.traces[2]
         shape = 4 * variance**3 / third_cumulant**2
         gamma = shape + (bound - t - self.traces[0]) * (shape / variance) ** 0.5
         return float(gammaincc(shape, max(gamma, 0.0)))
@@ -234,10 +233,10 @@ def partial_r2_difference(
     without_cluster = _round_r2((b.left_out**2 - a.left_out**2) @ weights)
     k = len(without_cluster)
     pseudo_values = change + (k - 1) * (without_cluster.mean() - without_cluster)
-    (low, high), p = clustered_test(pseudo_values, np.full(k, 1 / k))
+    (low, high), p = t_test_of_means(pseudo_values, np.full(k, 1 / k))
     return Interval(max(low, -1.0), min(high, 1.0)), p
 
 
 def _round_r2(values: Floats) -> Floats:
-    """Round R2, so that differences that are only rounding errors are 0."""
+    """Round R2 to multiples of NEGLIGIBLE_R2, so that rounding errors become 0."""
     return np.round(values / NEGLIGIBLE_R2) * NEGLIGIBLE_R2

@@ -4,24 +4,25 @@ A macro-average is theta = sum_s w_s m_s with fixed weights over the means m_s o
 values in a known range: 0..1 for credits, -1..1 for differences of credits. For a hypothesis
 theta = t:
 
-1. Each stratum gets PSEUDO_ITEMS items, spread as the macro-averaged distribution of values plus
-   half an item at each end of the range. So no stratum claims certainty.
+1. Each stratum gets PSEUDO_ITEMS items. They have the distribution of values in the macro-average,
+   to which END_ITEMS are added at each end of the range. So every stratum has a variance above 0.
 2. The distributions of all strata are fitted by maximum likelihood under sum_s w_s m_s = t:
    p_sk = N_sk / (mu_s + lambda w_s x_k) for a value x_k with N_sk items.
-3. v = sum_s w_s^2 var_s / n_s * (n_s + c) / (n_s + c - 1), with var_s of the fit and c
-   pseudo-items. z0 = (estimate - t) / sqrt(v), after the estimate is moved towards t by CONTINUITY
-   steps: counts are whole numbers, so coverage would dip to 91.5% at some rates. A step is
-   sum_s w_s^3 third_s / n_s^2 / v with the third absolute central moment: w / n for rare flips.
+3. The variance is v = sum_s w_s^2 var_s / n_s * (n_s + c) / (n_s + c - 1), with var_s of the fit
+   and c pseudo-items. The estimate is moved towards t by CONTINUITY steps, because counts are whole
+   numbers: without this, coverage falls to 91.5% at some rates. A step is
+   sum_s w_s^3 third_s / n_s^2 / v with the third absolute central moments (w / n for rare flips).
+   Then z0 = (estimate - t) / sqrt(v).
 4. With a = sum_s w_s^3 skew_s / n_s^2 / v^1.5 / 6 (skew_s: third central moment of the fit), z
    solves a z^2 + z = z0 + a, which corrects z0 for skewness.
 
-The interval holds all t with |z(t)| <= 1.96. The p-value of a hypothesis t is that of z(t). They
+The interval contains all t with |z(t)| <= 1.96. The p-value of a hypothesis t is that of z(t). Both
 come from one function, so p < .05 exactly where the 95% interval excludes t.
 
-One stratum without pseudo-items and corrections: Wilson's interval for credits of 0 and 1, Tango's
-(1998) for differences of such credits, McNemar's statistic at t = 0. Sources: Gart & Nam (1988) and
-Laud (2017, SCAS) for stratified score intervals and step 4; Owen (2001) for the fit.
-Coverage by simulation: docs/statistics.md.
+With one stratum and without pseudo-items and corrections, this is Wilson's interval for credits of
+0 and 1, Tango's (1998) for differences of such credits, and McNemar's statistic at t = 0. Sources:
+Gart & Nam (1988) and Laud (2017, SCAS) for stratified score intervals and step 4; Owen (2001) for
+the fit. Coverage by simulation: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -44,17 +45,18 @@ END_ITEMS = 0.5
 CONTINUITY = 0.2
 """Share of the step of an item by which an estimate is moved towards a hypothesis."""
 MAX_VALUES = 101
-"""Distinct values that are told apart. More are spread over a grid of so many points."""
+"""Largest number of distinct values. More values are spread over a grid of this size."""
 MAX_MULTIPLIER = 1e12
-"""Multipliers beyond this one, in standard errors, mean an end of the range."""
+"""A larger multiplier, in standard errors, stands for an end of the range."""
 DIGITS = 9
-"""Digits of the ends of intervals: the same on all platforms."""
-MIN_SAMPLED_GROUPS, MIN_GROUPS_NEAR_END = 8, 50
-"""Fewest groups from which the variance of groups is estimated; of groups whose mean lies within
-NEAR_END of an end of the range, the second number."""
+"""Digits to which the ends of intervals are rounded, so that all platforms give the same ends."""
+MIN_SAMPLED_GROUPS = 8
+"""Fewest groups from which the variance of groups is estimated."""
+MIN_GROUPS_NEAR_END = 50
+"""The same if the mean of the groups lies within NEAR_END of an end of the range."""
 NEAR_END = 0.05
 RANGE_EXTENSION = 0.5
-"""Share of the observed range of groups by which other groups may lie beyond it."""
+"""Other groups may lie outside the observed range by this share of its width."""
 MAX_STEPS = 200
 TOLERANCE = 1e-12
 
@@ -97,13 +99,10 @@ class StratifiedCounts:
         return np.asarray(np.add.reduceat(self.weights * self.means, self.starts))
 
 
-def count_items(
+def _count_items(
     values: Floats, codes: Ints, weights: Floats, value_range: tuple[float, float]
 ) -> StratifiedCounts:
-    """Return the counts of one macro-average over R strata, whose items are independent.
-
-    values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
-    """
+    """Return `count_average` of independent items."""
     used, num_strata = codes >= 0, len(weights)
     values, codes = np.asarray(values, float)[used], codes[used]
     sizes = np.bincount(codes, minlength=num_strata).astype(float)
@@ -123,13 +122,14 @@ def count_average(
     value_range: tuple[float, float],
     clusters: Ints | None = None,
 ) -> StratifiedCounts:
-    """Return the counts of one macro-average. Arguments as in `count_items`.
+    """Return the counts of one macro-average over R strata.
 
-    clusters (n,): items with the same code belong together, in one stratum or in several. Counts
-    are divided by `clusters.design_effect`, which raises the variance of the macro-average by that
-    factor.
+    values (n,): one per item. codes (n,): the stratum of each item, -1 = none. weights (R,).
+    clusters (n,): the cluster of each item, in one stratum or in several; None = items are
+    independent. The counts are divided by the design effect of the clusters, which multiplies the
+    variance of the macro-average by it.
     """
-    counts = count_items(values, codes, weights, value_range)
+    counts = _count_items(values, codes, weights, value_range)
     if clusters is None:
         return counts
     effect = design_effect(
@@ -149,7 +149,7 @@ def count_groups(
 
     codes (n,): the group of each item, -1 = none. Other arguments as in `count_average`.
     """
-    counts = count_items(values, codes, np.ones(num_groups), value_range)
+    counts = _count_items(values, codes, np.ones(num_groups), value_range)
     counts = replace(counts, starts=np.arange(num_groups, dtype=np.int32))
     if clusters is None:
         return counts
@@ -215,21 +215,21 @@ def score_test(
     return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
 
 
-def count_items_by_group(
+def count_overlapping_groups(
     changes: Floats,
     groups: Sequence[Bools],
     value_range: tuple[float, float] = (-1.0, 1.0),
     clusters: Ints | None = None,
 ) -> StratifiedCounts:
-    """Return the counts of every group, a macro-average of one stratum each (B = R).
+    """Return `count_groups` of groups that may overlap. There must be at least one.
 
-    Arguments as in `score_tests_by_group`, with one group or more.
+    Arguments as in `score_tests_by_group`.
     """
     members = [np.flatnonzero(group) for group in groups]
     codes = np.repeat(np.arange(len(groups), dtype=np.int32), [len(rows) for rows in members])
     rows = np.concatenate(members)
-    of_rows = None if clusters is None else clusters[rows]
-    return count_groups(changes[rows], codes, len(groups), value_range, of_rows)
+    clusters = None if clusters is None else clusters[rows]
+    return count_groups(changes[rows], codes, len(groups), value_range, clusters)
 
 
 def score_tests_by_group(
@@ -240,12 +240,12 @@ def score_tests_by_group(
 ) -> list[tuple[Interval, float]]:
     """Return `score_test` of every group, a single stratum each.
 
-    changes (n,), clusters (n,). groups: the members (n,) of each group, one at least. Groups may
-    overlap. They are computed at once, which takes hardly longer than one of them.
+    changes (n,), clusters (n,). groups: a mask (n,) per group, with at least one member each.
+    Groups may overlap. All are computed at once, which takes hardly longer than one.
     """
     if not groups:
         return []
-    counts = count_items_by_group(changes, groups, value_range, clusters)
+    counts = count_overlapping_groups(changes, groups, value_range, clusters)
     low, high = score_intervals(counts)
     p = two_sided_p(score_z(counts))
     return [
@@ -257,16 +257,17 @@ def score_tests_by_group(
 def sampled_groups_interval(
     means: Floats, weights: Floats, value_range: tuple[float, float] = (-np.inf, np.inf)
 ) -> tuple[Interval | None, str]:
-    """Return (interval of sum_k w_k mean_k if the K groups are a sample of groups, ""), or (None,
-    reason why there is none).
+    """Return the interval of sum_k w_k mean_k for K groups that are a sample of groups, or None
+    with the reason why there is none.
 
-    means (K,), weights (K,): they sum to 1. It is the score interval of one stratum whose items are
-    the groups, with the t quantile of K - 1. The range of values is the observed one, extended by
-    RANGE_EXTENSION of its width at both ends but not beyond value_range. Groups of unequal weights
-    count by w^2, as clusters do (`count_items`).
+    means (K,). weights (K,): they sum to 1. The interval is the score interval of one stratum whose
+    items are the groups, with the t quantile of K - 1. The range of values is the observed one,
+    extended by RANGE_EXTENSION of its width at both ends but not beyond value_range. With unequal
+    weights, groups count in proportion to w^2, and K is replaced by 1 / sum w^2.
 
-    Few groups near an end of the range hardly show how low a group can be: by simulation, intervals
-    of 8 groups with a mean of .97 cover 80-96%. Nor do equal means show that groups do not vary.
+    There is no interval for few groups near an end of the range, because they do not show how low a
+    group can be (by simulation, intervals of 8 groups with a mean of .97 cover 80-96%), nor for
+    equal means, which do not show that groups do not vary.
     """
     num_groups, mean = len(means), float(weights @ means)
     if num_groups < MIN_SAMPLED_GROUPS:
@@ -305,12 +306,12 @@ def two_sided_p(z: Floats) -> Floats:
 def _spread_over_grid(
     values: Floats, value_range: tuple[float, float]
 ) -> tuple[Floats, Ints, Floats]:
-    """Return a grid of values (K,), and for each value (n,) the grid point below it and the share
-    that belongs to the next grid point.
+    """Return a grid of values (K,), the index of the grid point below each value (n,), and the
+    share (n,) of each value that belongs to the next grid point.
 
-    The grid holds the ends of the range and all distinct values if they are few. Else it holds
-    their quantiles, and values are split between their two neighbours, which keeps the mean and
-    hardly raises the variance.
+    The grid has the ends of the range and all distinct values, up to MAX_VALUES of them. Of more
+    values it has the quantiles, and each value is split between its two neighbours, which keeps the
+    mean and hardly raises the variance.
     """
     grid = np.unique(values)
     if len(grid) > MAX_VALUES:
@@ -322,10 +323,10 @@ def _spread_over_grid(
 
 
 class _Model:
-    """The fits of B macro-averages along their multipliers lambda.
+    """Fits of B macro-averages as functions of their multipliers lambda (step 2 of the module).
 
-    lambda fixes a hypothesis: theta falls from the upper to the lower end of the range as lambda
-    rises. The unit of u = lambda / scale is about one standard error.
+    Each lambda belongs to one hypothesis: as lambda rises, theta falls from the upper to the lower
+    end of the range. The unit of u = lambda / scale is about one standard error.
     """
 
     def __init__(self, counts: StratifiedCounts, rule: ScoreRule) -> None:
@@ -374,7 +375,7 @@ class _Model:
 
         mu solves sum_k N_k / (mu + step * x_k) = 1. Values are taken from the end of the range at
         which the denominator is smallest, so that mu >= 0 there. Newton's steps on 1 / sum start
-        below the solution and approach it from there, because 1 / sum is concave in mu.
+        below the solution and stay below it, because 1 / sum is concave in mu.
         """
         values, cells = self._data.values, self._cells
         steps = (multipliers * self._scale)[self._average] * self._data.weights
@@ -411,7 +412,9 @@ class _Model:
 
 
 def _find_roots(function: Callable[[Floats], Floats], size: int) -> Floats:
-    """Return the roots (size,) of an increasing elementwise function, +-MAX_MULTIPLIER without one.
+    """Return the roots (size,) of an increasing elementwise function.
+
+    +-MAX_MULTIPLIER stands for "no root".
 
     Brackets grow until they hold the root. Then secant steps (Illinois) alternate with bisection.
     """
@@ -439,7 +442,7 @@ def _find_roots(function: Callable[[Floats], Floats], size: int) -> Floats:
             middle = np.where((secant > low) & (secant < high), secant, middle)
         value = function(middle)
         is_low = value <= 0
-        # Illinois: an end that stays is given half its value, so that the other end moves, too.
+        # Illinois: the value at an end that stays is halved, so that the other end moves, too.
         at_high = np.where(is_low, at_high / 2, value)
         at_low = np.where(is_low, value, at_low / 2)
         low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)

@@ -411,7 +411,7 @@ def test_one_seed_and_collapsed_seeds_are_said(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", *finetuned("rte", 1))
     b = write_run(tmp_path / "b", *finetuned("rte", 1, 0.1, collapsed=["constant prediction"]))
     found = only(compare_runs(a, b))
-    assert any("one seed: the interval does not know" in note for note in found.notes)
+    assert any("one seed: the interval is over items only" in note for note in found.notes)
     assert "rte: 1 of 1 seeds of the second run collapsed" in found.notes
     same = only(compare_runs(a, a)).headline
     assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -256,7 +256,7 @@ def test_surprisals_have_the_t_interval_and_test_over_words() -> None:
     change = np.array([0.3, -0.1, 0.2, 0.4, 0.05])
     theirs = stats.ttest_1samp(change, 0)
 
-    interval, p = statistics.clustered_test(change, np.full(5, 1 / 5))
+    interval, p = statistics.t_test_of_means(change, np.full(5, 1 / 5))
 
     assert p == pytest.approx(theirs.pvalue)
     assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval(0.95)))

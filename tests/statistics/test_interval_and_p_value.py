@@ -38,7 +38,7 @@ def assert_agreement(interval, p):
 @given(CHANGES)
 def test_words_as_a_sample_agree_with_their_p_value(changes):
     change = np.array(changes)
-    assert_agreement(*statistics.clustered_test(change, np.full(len(change), 1 / len(change))))
+    assert_agreement(*statistics.t_test_of_means(change, np.full(len(change), 1 / len(change))))
 
 
 @given(CHANGES)
@@ -121,7 +121,7 @@ def test_a_difference_of_partial_r2_agrees_with_its_p_value(a, size, has_opposit
 def test_a_constant_change_has_no_width(shift):
     change = np.full(2, shift)
     for interval, p in (
-        statistics.clustered_test(change, np.full(2, 0.5)),
+        statistics.t_test_of_means(change, np.full(2, 0.5)),
         statistics.welch_test([change], np.ones(1)),
     ):
         assert interval == (shift, shift) and p == float(shift == 0)

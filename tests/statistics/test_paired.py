@@ -57,7 +57,7 @@ def test_clustered_interval_covers_sampled_paradigms() -> None:
     rng, trials, hits = np.random.default_rng(8), 1500, 0
     for _ in range(trials):
         means = rng.normal(0.02, 0.04, 20) + rng.normal(0, 0.3 / 30, 20)
-        low, high = statistics.clustered_interval(means, equal(20))
+        low, high = statistics.t_interval_of_means(means, equal(20))
         hits += low <= 0.02 <= high
     assert 0.93 <= hits / trials <= 0.97
 
