@@ -82,6 +82,8 @@ class RunWriter:
                         self._chunk_folder(cell.suite, cell.method, cell.key)
                     )
                     self._remove_unused_files(cell)
+                if self.manifest.model.get("label") != run.manifest.model.get("label"):
+                    self._write_cells(self.cells, ())  # --name may be all that is new
             self._exit_stack = stack.pop_all()
         return self
 
