@@ -18,6 +18,9 @@ from scipy.special import stdtrit
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
 from antlm_bench.types import Floats, Ints
 
+MIN_EFFECTIVE_CLUSTERS = 1.999
+"""Fewest effective clusters (2, less rounding) whose sums estimate a variance."""
+
 
 def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
     """Return the contribution of each of C clusters to the mean of values (..., n): (..., C).
@@ -87,6 +90,8 @@ def design_effect(
     freedom as there are clusters (Kish's effective number, if their shares are unequal), less 1.
     A factor below 1 (one item of a pair is right where the other is wrong) counts only as far as it
     is two standard errors below 1, factor * sqrt(2 / df) each.
+    If one cluster has nearly all items (fewer than MIN_EFFECTIVE_CLUSTERS), its sum says nothing,
+    because deviations from the average add up to 0. Items of a cluster then count as if alike.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
@@ -98,13 +103,17 @@ def design_effect(
     whole = float(np.sum(np.bincount(members, terms) ** 2))
     shares_of_clusters = float(np.sum(np.bincount(members, shares) ** 2))
     share_of_items = float(np.sum(shares**2))
-    df: float = max(1 / shares_of_clusters - 1, 1.0)
+    effective_number = 1 / shares_of_clusters
+    df: float = max(effective_number - 1, 1.0)
     whole *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
     average = float(weights @ means)
     added = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
     effect = whole + added * shares_of_clusters
     effect /= float(terms @ terms) + added * share_of_items
-    return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
+    effect = max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
+    if effective_number < MIN_EFFECTIVE_CLUSTERS:
+        return max(effect, shares_of_clusters / share_of_items)
+    return effect
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:
