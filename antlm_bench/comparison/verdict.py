@@ -141,11 +141,11 @@ class Judgement:
 
         With 80% probability, if the true drop is the observed one and as many items flip. Other
         values: if they vary as much, since the width of an interval falls with the root of the
-        number of items. None if the drop equals the margin.
+        number of items. None if the drop equals the margin, or if no interval is known.
         """
         d = self.difference
         distance = abs(d.gain + self.tolerance)
-        if not distance:
+        if not distance or d.p is None:
             return None
         if d.flip_rate is None or d.detectable is None:
             factor = (HALF_WIDTHS_TO_DECIDE * (d.high - d.low) / 2 / distance) ** 2
