@@ -49,6 +49,9 @@ class PowerPlan:
     needed: int | None
     """Number of items or seeds with which it passes with a probability of 80%. None = more than
     are considered (a million times the items, or MAX_SEEDS seeds)."""
+    is_clustered: bool = False
+    """Whether items belong together. They are planned as independent, so that a comparison, which
+    counts clusters as units, may detect less."""
 
 
 class SuiteStrata(NamedTuple):
@@ -58,6 +61,8 @@ class SuiteStrata(NamedTuple):
     """Items of each stratum (R,)."""
     weights: Floats
     """Weight of each stratum (R,); they sum to 1."""
+    is_clustered: bool = False
+    """Whether items belong together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +184,7 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
         margin=options.margin,
         passes=statistics.pass_probability(rates, options.margin),
         needed=None if np.isnan(factor) else int(np.ceil(strata.sizes * factor - 1e-6).sum()),
+        is_clustered=strata.is_clustered,
     )
 
 
@@ -205,20 +211,23 @@ def read_strata(ref: str) -> SuiteStrata:
     paths = [tuple(item.labels[level] for level in suite.macro) for item in suite.items]
     counts = Counter(paths)
     weights = statistics.macro_weights(list(counts))
-    return SuiteStrata(np.array(list(counts.values()), float), weights)
+    clusters = [item.cluster for item in suite.items if item.cluster]
+    is_clustered = len(set(clusters)) < len(clusters)
+    return SuiteStrata(np.array(list(counts.values()), float), weights, is_clustered)
 
 
 def _declared_strata(spec: SuiteSpec) -> SuiteStrata | None:
     """Return the strata that a declaration states, or None."""
     if not spec.macro and spec.expect:
-        return SuiteStrata(np.array([spec.expect.items], float), np.ones(1))
+        sizes = np.array([spec.expect.items], float)
+        return SuiteStrata(sizes, np.ones(1), bool(spec.cluster))
     counts = spec.expect.counts if spec.expect else {}
     if spec.grammar:
         counts = {paradigm.name: spec.grammar.pairs for paradigm in spec.grammar.paradigm}
     if not counts or spec.macro != (spec.finest_level,):
         return None
     sizes = np.array(list(counts.values()), float)
-    return SuiteStrata(sizes, np.full(len(sizes), 1 / len(sizes)))
+    return SuiteStrata(sizes, np.full(len(sizes), 1 / len(sizes)), bool(spec.cluster))
 
 
 # ---- seeds
