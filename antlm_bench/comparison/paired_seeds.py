@@ -199,8 +199,9 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
-        # Only items vary. If all of them changed alike, the difference is still uncertain.
+    elif not (varies and uncertain.variance) or all(np.ptp(run, 0).max() == 0 for run in (a, b)):
+        # Only items vary: one seed, or equal seeds. If all items changed alike, the difference is
+        # still uncertain.
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
         interval, p = statistics.score_test(

@@ -418,7 +418,7 @@ def summarize_seeds(
     value_range = METRICS[metric].value_range
     if np.isinf(interval.low):  # a single seed did not collapse
         uncertain = statistics.uncertain_from_interval(uncertain.value, Interval(*value_range))
-    elif len(means) == 1 or not uncertain.variance > 0:
+    elif np.ptp(values, axis=0).max() == 0 or not uncertain.variance > 0:  # also a single seed
         table = replace(build_table(predictions_by_seed[0], set()), clusters=clusters)
         first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
             table, np.ones(len(table.ids), bool)

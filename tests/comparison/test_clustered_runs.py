@@ -124,3 +124,18 @@ def test_a_run_without_clusters_is_written_as_before(tmp_path: Path) -> None:
     assert "cluster" not in predictions.table.column_names
     items = [Item(item_id, (), 0) for item_id in predictions.ids]
     assert predictions.with_clusters(items) is predictions
+
+
+def test_one_cluster_has_no_interval_of_the_gap(tmp_path: Path) -> None:
+    cells = [
+        make_cell([replace(row, cluster="all") for row in make_rows(seed)], suite="toy")
+        for seed in (1, 2)
+    ]
+    a, b = (
+        write_run(tmp_path / name, cell, name=name) for name, cell in zip("ab", cells, strict=True)
+    )
+
+    [comparison] = compare_runs(a, b)
+
+    assert comparison.headline.margin is None
+    assert comparison.headline.p > 0.05 and comparison.headline.high > 0.5

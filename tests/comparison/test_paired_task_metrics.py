@@ -105,6 +105,23 @@ def test_tasks_of_a_group_count_equally_and_have_lines(tmp_path: Path) -> None:
     assert "clustered" not in found.headline.views
 
 
+def test_one_value_is_no_evidence_of_a_difference(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [0.3], "task-score")
+
+    with pytest.raises(NotComparable, match="needs two items"):
+        compare_runs(a, run(tmp_path / "b", [0.2], "task-score"), suites=["lm-eval.toy"])
+
+
+def test_a_group_of_one_value_is_left_out_with_a_note(tmp_path: Path) -> None:
+    tasks = ["x", "x", "y"]
+    a = run(tmp_path / "a", [0.3, 0.5, 0.4], "task-score", tasks)
+
+    found = only(a, run(tmp_path / "b", [0.2, 0.6, 0.1], "task-score", tasks))
+
+    assert [group.name for group in found.groups] == ["x"]
+    assert "one item or cluster has no interval, left out: y" in found.notes
+
+
 def documents(folder: Path, nats: np.ndarray, sizes: np.ndarray) -> Run:
     made = [
         PredictionRow(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), math.nan))
