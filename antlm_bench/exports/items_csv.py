@@ -55,6 +55,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     tokens, tokens_other: numbers of tokens of the two options.
     share: probability of the first option among the options, for items with ratings.
     flags: separated by spaces.
+    cluster: number of the item's cluster within its run and suite; a column only if any run has
+    clusters, which its intervals count as units.
     """
     cells_with_predictions = [
         (run, cell, runs.read_predictions(run.path, cell))
@@ -72,7 +74,9 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     level_names = map(to_csv_text, levels)
-    writer.writerow([*KEY_COLUMNS, *level_names, *NUMBER_COLUMNS, "flags"])
+    has_clusters = any(each.clusters is not None for _, _, each in cells_with_predictions)
+    last_columns = ["flags", "cluster"] if has_clusters else ["flags"]
+    writer.writerow([*KEY_COLUMNS, *level_names, *NUMBER_COLUMNS, *last_columns])
     for run, cell, predictions in cells_with_predictions:
         model = run.manifest.model
         key = [
@@ -88,12 +92,15 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         # One list per level; without levels each item has no label.
         labels = list(zip(*(predictions.labels(level) for level in levels), strict=True))
         item_labels = labels if levels else [()] * len(predictions)
-        for item_id, labels_of_item, row, flags in zip(
-            predictions.ids, item_labels, rows, predictions.flag_lists(), strict=True
-        ):
+        clusters = [""] * len(predictions)
+        if predictions.clusters is not None:
+            clusters = [str(number) for number in predictions.clusters]
+        columns = (predictions.ids, item_labels, rows, predictions.flag_lists(), clusters)
+        for item_id, labels_of_item, row, flags, cluster in zip(*columns, strict=True):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
             names = [to_csv_text(str(name)) for name in (*key, item_id, *labels_of_item)]
-            writer.writerow([*names, *numbers, " ".join(flags)])
+            last_values = [" ".join(flags), cluster][: len(last_columns)]
+            writer.writerow([*names, *numbers, *last_values])
     return buffer.getvalue().encode("utf-8", "surrogatepass")
 
 

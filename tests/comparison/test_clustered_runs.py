@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from antlm_bench import runs, statistics
 from antlm_bench.comparison import compare_runs
 from antlm_bench.comparison.join import UNCLUSTERED_NOTE
 from antlm_bench.comparison.summary_check import open_verified_run
+from antlm_bench.exports.items_csv import format_items_csv
 from antlm_bench.types import Item
 
 SIZE, NUMBER = 5, 40
@@ -139,3 +141,21 @@ def test_one_cluster_has_no_interval_of_the_gap(tmp_path: Path) -> None:
 
     assert comparison.headline.margin is None
     assert comparison.headline.p > 0.05 and comparison.headline.high > 0.5
+
+
+def test_an_interval_of_clusters_follows_from_exported_items(tmp_path: Path) -> None:
+    clustered = write(tmp_path / "a", 1)
+
+    rows = list(csv.DictReader(format_items_csv([clustered]).decode().splitlines()))
+
+    assert [row["cluster"] for row in rows[: SIZE + 1]] == [rows[0]["cluster"]] * SIZE + [
+        rows[SIZE]["cluster"]
+    ]
+    credits = np.array([float(row["correct"]) for row in rows])
+    _, clusters = np.unique([row["cluster"] for row in rows], return_inverse=True)
+    paradigms = np.array([int(row["paradigm"][1:]) for row in rows], np.int32)
+    interval = statistics.score_interval(credits, paradigms, np.full(2, 0.5), clusters=clusters)
+    headline = clustered["toy"].summary.headline
+    assert tuple(interval) == pytest.approx((headline.low, headline.high))
+    plain = format_items_csv([write(tmp_path / "b", 1, with_clusters=False)])
+    assert b"cluster" not in plain.splitlines()[0]
