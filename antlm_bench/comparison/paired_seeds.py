@@ -226,17 +226,22 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         margin=_mean_gap_change(task, gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)
-    flips = [
+    return difference, uncertain, _find_flips(task, credit_a, credit_b, gap_change)
+
+
+def _find_flips(task: JoinedTables, a: Floats, b: Floats, gap_change: Floats) -> list[Flip]:
+    """Return the items whose credit, a and b (n,) as means over seeds, changed."""
+    name = _task_name(task)
+    return [
         Flip(
             id=f"{name}/{task.tables_a[0].ids[row]}",
             labels={TASK_LEVEL: name},
-            a=float(credit_a[row]),
-            b=float(credit_b[row]),
+            a=float(a[row]),
+            b=float(b[row]),
             margin=None if np.isnan(gap_change[row]) else float(gap_change[row]),
         )
-        for row in np.flatnonzero(credit_change).tolist()
+        for row in np.flatnonzero(b - a).tolist()
     ]
-    return difference, uncertain, flips
 
 
 def _detectable_change(

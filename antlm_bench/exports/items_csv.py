@@ -64,13 +64,7 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         for cell in run
         if get_metric_spec(cell.summary.metric).export_rows is not None
     ]
-    levels = sorted(
-        {
-            level
-            for _, _, predictions in cells_with_predictions
-            for level in predictions.label_levels
-        }
-    )
+    levels = sorted({level for _, _, each in cells_with_predictions for level in each.label_levels})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     level_names = map(to_csv_text, levels)
@@ -92,16 +86,20 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         # One list per level; without levels each item has no label.
         labels = list(zip(*(predictions.labels(level) for level in levels), strict=True))
         item_labels = labels if levels else [()] * len(predictions)
-        clusters = [""] * len(predictions)
-        if predictions.clusters is not None:
-            clusters = [str(number) for number in predictions.clusters]
-        columns = (predictions.ids, item_labels, rows, predictions.flag_lists(), clusters)
+        flag_lists, clusters = predictions.flag_lists(), _cluster_numbers(predictions)
+        columns = (predictions.ids, item_labels, rows, flag_lists, clusters)
         for item_id, labels_of_item, row, flags, cluster in zip(*columns, strict=True):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
             names = [to_csv_text(str(name)) for name in (*key, item_id, *labels_of_item)]
             last_values = [" ".join(flags), cluster][: len(last_columns)]
             writer.writerow([*names, *numbers, *last_values])
     return buffer.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _cluster_numbers(predictions: Predictions) -> list[str]:
+    """Return the number of each item's cluster; "" if the run does not state clusters."""
+    clusters = predictions.clusters
+    return [""] * len(predictions) if clusters is None else list(map(str, clusters.tolist()))
 
 
 def choice_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
