@@ -157,6 +157,32 @@ def test_fewer_bits_per_byte_are_better_and_documents_are_paired(tmp_path: Path)
     assert judge(only(b, a), Margins(0.01)).status == "regression"
 
 
+def test_empty_documents_are_no_evidence(tmp_path: Path) -> None:
+    nats, sizes = np.array([5.0, 30, 11]), np.array([10, 50, 20])
+    first, second = nats, np.array([7.0, 33, 16])
+    a, b = documents(tmp_path / "a", first, sizes), documents(tmp_path / "b", second, sizes)
+    c, d = (
+        documents(tmp_path / name, np.append(values, 0.0), np.append(sizes, 0))
+        for name, values in (("c", first), ("d", second))
+    )
+
+    without, with_empty = only(a, b).headline, only(c, d).headline
+
+    assert (with_empty.value, with_empty.low, with_empty.p) == pytest.approx(
+        (without.value, without.low, without.p)
+    )
+
+
+def test_one_document_with_text_has_no_interval(tmp_path: Path) -> None:
+    sizes = np.array([10, 0])
+    a = documents(tmp_path / "a", np.array([5.0, 0.0]), sizes)
+    b = documents(tmp_path / "b", np.array([7.0, 0.0]), sizes)
+
+    assert any("the others are empty" in note for note in a.cells[0].summary.notes)
+    with pytest.raises(NotComparable, match="needs two items"):
+        compare_runs(a, b, suites=["lm-eval.whole"])
+
+
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     a = run(tmp_path / "a", list(VALUES), "task-score")
     head = only(a, a).headline
