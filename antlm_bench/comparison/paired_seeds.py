@@ -199,7 +199,11 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not (varies and uncertain.variance) or all(np.ptp(run, 0).max() == 0 for run in (a, b)):
+    elif (
+        not (varies and uncertain.variance)
+        or all(np.ptp(run, 0).max() == 0 for run in (a, b))
+        or statistics.has_one_large_cluster(clusters)
+    ):
         # Only items vary: one seed, or equal seeds. If all items changed alike, the difference is
         # still uncertain.
         bound = max(1.0, float(np.abs(change).max()))

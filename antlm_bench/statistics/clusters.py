@@ -39,6 +39,16 @@ def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
     return np.asarray(mean + sums * (num_clusters / len(members)))
 
 
+def has_one_large_cluster(clusters: Ints | None) -> bool:
+    """Return whether one cluster has nearly all of the items (n,), so that clusters do not show how
+    much they vary. None = items are independent."""
+    if clusters is None:
+        return False
+    sizes = np.unique(clusters, return_counts=True)[1]
+    num_effective = float(sizes.sum() ** 2 / (sizes**2).sum())
+    return len(clusters) > 1 and num_effective < MIN_EFFECTIVE_CLUSTERS
+
+
 class WeightedStrata(NamedTuple):
     """Independent values in strata, whose weighted mean is an average."""
 
