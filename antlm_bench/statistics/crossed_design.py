@@ -247,6 +247,8 @@ def weighted_mean(
 
 def _add_correlated(components: Sequence[VarianceComponent]) -> VarianceComponent:
     """Return the component of a sum of values that vary together."""
+    if len(components) == 1:
+        return components[0]  # bit for bit
     standard_deviation = sum(component.variance**0.5 for component in components)
     return VarianceComponent(
         standard_deviation**2,
