@@ -23,6 +23,11 @@ LEGEND = (
     "run without a true difference. needs: items or seeds with which it passes such a run in 80%."
 )
 
+CLUSTER_NOTE = (
+    "items of {} belong together, but are planned as if independent: a comparison counts clusters, "
+    "and may detect less, pass less often and need more"
+)
+
 
 @with_table_format()
 def power_command(
@@ -128,4 +133,6 @@ def build_power_table(plans: Sequence[PowerPlan]) -> Table:
         }
         for plan in plans
     ]
-    return build_records_table(records, legend=(LEGEND,))
+    clustered = ", ".join(plan.suite for plan in plans if plan.is_clustered)
+    notes = (CLUSTER_NOTE.format(clustered),) if clustered else ()
+    return build_records_table(records, legend=(*notes, LEGEND))

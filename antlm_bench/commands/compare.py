@@ -78,11 +78,18 @@ def compare(
         compared_a = {(suite, c.method_a) for c in comparisons for suite in _covered_suites(c)}
         compared_b = {(suite, c.method_b) for c in comparisons for suite in _covered_suites(c)}
         unmatched = [
-            *_uncompared_cells(opened[0], names[0], compared_a, suites),
-            *_uncompared_cells(run, name, compared_b, suites),
+            *_uncompared_cells(opened[0], names[0], run, compared_a, suites),
+            *_uncompared_cells(run, name, opened[0], compared_b, suites),
         ]
         results.append(
-            RunComparison(names[0], name, paths[0], run.path, tuple(comparisons), tuple(unmatched))
+            RunComparison(
+                names[0],
+                name,
+                paths[0],
+                run.path,
+                tuple(comparisons),
+                tuple(dict.fromkeys(unmatched)),
+            )
         )
     return results
 
@@ -201,13 +208,14 @@ def _covered_suites(comparison: Comparison) -> list[str]:
 
 
 def _uncompared_cells(
-    run: Run, name: str, compared: set[tuple[str, str]], suites: Sequence[str]
+    run: Run, name: str, other: Run, compared: set[tuple[str, str]], suites: Sequence[str]
 ) -> list[str]:
     """Describe the cells of a run that are in no comparison although `suites` includes them.
 
     compared: (suite, method) of the cells that were compared. Returns a line per reason.
     """
     cells_by_reason: dict[str, list[str]] = {}
+    in_other = group_cells(other)
     for (suite, method), cells in group_cells(run).items():
         if not is_requested(suite, suites) or (suite, method) in compared:
             continue
@@ -216,6 +224,8 @@ def _uncompared_cells(
             reason = f"in {name}, not compared because the metric has no values per item:"
         elif metric.needs_suite_data:
             reason = f"in {name}, not compared because the data is not here:"
+        elif (suite, method) in in_other:
+            reason = "in both runs, but not compared (--suite NAME may say why):"
         else:
             reason = f"only in {name}:"
         cells_by_reason.setdefault(reason, []).append(f"{suite} · {method}")

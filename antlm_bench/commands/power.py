@@ -19,10 +19,8 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 from antlm_bench.suites import loader, sources
-from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import SuiteSpec
-from antlm_bench.suites.task_types import find_task_type, read_declaration
+from antlm_bench.suites.task_types import TASK_TYPES, find_task_type, read_declaration
 from antlm_bench.types import Floats, Names, as_list
 
 Correction = Literal["none", "holm"]
@@ -52,6 +50,9 @@ class PowerPlan:
     needed: int | None
     """Number of items or seeds for which `passes` is 80%. None = more than a million times the
     items, or more than MAX_SEEDS seeds."""
+    is_clustered: bool = False
+    """Whether items belong together. They are planned as independent, so that a comparison, which
+    counts clusters as units, may detect less."""
 
 
 class SuiteStrata(NamedTuple):
@@ -61,6 +62,8 @@ class SuiteStrata(NamedTuple):
     """Items of each stratum (R,)."""
     weights: Floats
     """Weight of each stratum (R,); they sum to 1."""
+    is_clustered: bool = False
+    """Whether items belong together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,9 @@ def plan_power(suites: Names, options: PowerOptions) -> list[PowerPlan]:
     num_tests = len(refs) if options.correction == "holm" else 1
     alpha = (1 - CONFIDENCE_LEVEL) / num_tests
     return [
-        _plan_seeds(ref, options, alpha) if _is_finetuned(ref) else _plan_items(ref, options, alpha)
+        _plan_seeds(ref, options, alpha)
+        if _find_planned_unit(ref) == "seeds"
+        else _plan_items(ref, options, alpha)
         for ref in refs
     ]
 
@@ -131,10 +136,10 @@ def _list_members(ref: str) -> Iterator[str]:
         yield ref
         return
     spec, _ = read_declaration(ref)
-    if isinstance(spec, CollectionSpec):
-        members = [read_declaration(member)[0] for member in spec.list_suites("")]
-        yield from (member.name for member in members if _can_be_planned(member))
-    elif _can_be_planned(spec):
+    members = TASK_TYPES[spec.task_type].members(spec, "")
+    if members:
+        yield from (member for member in members if _find_planned_unit(member))
+    elif _find_planned_unit(ref):
         yield ref
     else:
         raise UsageError(
@@ -144,17 +149,15 @@ def _list_members(ref: str) -> Iterator[str]:
         )
 
 
-def _can_be_planned(spec: object) -> bool:
-    """Return whether items are right or wrong, or texts are classified."""
-    if isinstance(spec, SuiteSpec):
-        return METRICS[spec.metric].item_kind is ItemKind.CHOICE
-    return isinstance(spec, ClassificationSpec)
-
-
-def _is_finetuned(ref: str) -> bool:
-    return not find_task_type(ref).matches(ref) and isinstance(
-        read_declaration(ref)[0], ClassificationSpec
-    )
+def _find_planned_unit(ref: str) -> str:
+    """Return what is planned for a suite: "items", "seeds", or "" = nothing."""
+    if find_task_type(ref).matches(ref):
+        return "items"
+    spec, _ = read_declaration(ref)
+    unit = TASK_TYPES[spec.task_type].planned_unit
+    metric = getattr(spec, "metric", None)
+    has_choices = metric is not None and METRICS[metric].item_kind is ItemKind.CHOICE
+    return unit if unit != "items" or has_choices else ""
 
 
 # ---- items
@@ -182,6 +185,7 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
         margin=options.margin,
         passes=statistics.pass_probability(rates, options.margin),
         needed=None if np.isnan(factor) else int(np.ceil(strata.sizes * factor - 1e-6).sum()),
+        is_clustered=strata.is_clustered,
     )
 
 
@@ -208,20 +212,23 @@ def read_strata(ref: str) -> SuiteStrata:
     paths = [tuple(item.labels[level] for level in suite.macro) for item in suite.items]
     counts = Counter(paths)
     weights = statistics.macro_weights(list(counts))
-    return SuiteStrata(np.array(list(counts.values()), float), weights)
+    clusters = [item.cluster for item in suite.items if item.cluster]
+    is_clustered = len(set(clusters)) < len(clusters)
+    return SuiteStrata(np.array(list(counts.values()), float), weights, is_clustered)
 
 
 def _declared_strata(spec: SuiteSpec) -> SuiteStrata | None:
     """Return the strata that a declaration states, or None."""
     if not spec.macro and spec.expect:
-        return SuiteStrata(np.array([spec.expect.items], float), np.ones(1))
+        sizes = np.array([spec.expect.items], float)
+        return SuiteStrata(sizes, np.ones(1), bool(spec.cluster))
     counts = spec.expect.counts if spec.expect else {}
     if spec.grammar:
         counts = {paradigm.name: spec.grammar.pairs for paradigm in spec.grammar.paradigm}
     if not counts or spec.macro != (spec.finest_level,):
         return None
     sizes = np.array(list(counts.values()), float)
-    return SuiteStrata(sizes, np.full(len(sizes), 1 / len(sizes)))
+    return SuiteStrata(sizes, np.full(len(sizes), 1 / len(sizes)), bool(spec.cluster))
 
 
 # ---- seeds
@@ -239,7 +246,7 @@ def _plan_seeds(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
     if seeds < 2:
         raise UsageError(f"{seeds} seeds are too few", location="--seeds", hint="2 or more")
     spec, _ = read_declaration(ref)
-    num_tasks = len(spec.task) if isinstance(spec, ClassificationSpec) else 1
+    num_tasks = len(getattr(spec, "task", ())) or 1
     needed = [
         count
         for count in range(2, MAX_SEEDS + 1)

@@ -366,7 +366,7 @@ def _score_suite(
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
     return DataError(
         f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
-        location=suite.name,
+        location=suite.origin[0] if suite.origin else suite.name,
         hint="leave the suite out, or raise --max-length if the model reads longer texts",
     )
 

@@ -225,7 +225,8 @@ def logprob_gaps(table: PredictionTable, reduction: str) -> Floats:
 def _mean_gap_change(gap_change: Floats, strata: Strata) -> Estimate | None:
     """Return the weighted mean change (n,) of the gap with its normal interval.
 
-    Returns None if a stratum has no item with a gap, or if fewer than two items have one.
+    Returns None if a stratum has no item with a gap, or if all strata together have fewer than two
+    gaps or clusters.
     """
     with_gap = strata._replace(codes=np.where(np.isnan(gap_change), -1, strata.codes))
     parts = with_gap.split(gap_change)
@@ -234,6 +235,8 @@ def _mean_gap_change(gap_change: Floats, strata: Strata) -> Estimate | None:
         return None
     value = _weighted_mean(gap_change, with_gap)
     independent = with_gap.independent_values(gap_change)
+    if sum(map(len, independent.values)) < 2:  # a single cluster
+        return None
     return Estimate(value, n, *statistics.normal_interval(*independent))
 
 
@@ -270,7 +273,9 @@ def _weighted_mean(values: Floats, strata: Strata) -> float:
 def compare_item_values(joined: JoinedTables) -> PairedResult:
     """Compare the mean value of the items that have a value in both runs. Lists no flips.
 
-    Raises NotComparable if a stratum of the headline has no such item.
+    Values other than 0 and 1 have no interval if they are those of a single item or cluster: such a
+    group is left out, with a note. Raises NotComparable if this holds for the headline, or if a
+    stratum of the headline has no item with a value.
     """
     cell, table_a, table_b = joined.cells_a[0], joined.tables_a[0], joined.tables_b[0]
     metric = load_cell_metric(cell)
@@ -295,9 +300,17 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
     weights, clusters = statistics.macro_weights(paths), joined.clusters
     strata = Strata(np.where(in_both, codes, -1), weights, clusters)
     is_credit = is_right_or_wrong(np.concatenate([run_values[in_both] for run_values in values]))
+    notes: tuple[str, ...] = ()
     if is_same_model or is_credit:
         tests = _test_changes(change, strata, [members for _, members in groups], is_same_model)
     else:
+        groups, notes = _leave_out_single_values(groups, clusters)
+        if sum(map(len, strata.independent_values(change).values)) < 2:
+            raise NotComparable(
+                "an interval needs two items (or clusters) with a value in both runs, there is one",
+                location=joined.suite,
+                hint="score more items",
+            )
         all_strata = [strata, *(single_stratum(members, clusters) for _, members in groups)]
         tests = [statistics.welch_test(*each.independent_values(change)) for each in all_strata]
     headline = _value_difference(
@@ -307,10 +320,25 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         _value_difference(key, values, single_stratum(members, clusters), test, lower_is_better)
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    result = PairedResult(headline, tuple(differences))
+    result = PairedResult(headline, tuple(differences), notes=notes)
     if not is_credit:
         return result
     return _add_detectable_drops(result, change, strata, [members for _, members in groups])
+
+
+def _leave_out_single_values(
+    groups: Sequence[tuple[GroupKey, Bools]], clusters: Ints | None
+) -> tuple[list[tuple[GroupKey, Bools]], tuple[str, ...]]:
+    """Return the groups of two items (or clusters) or more, and a note on the others."""
+    units = np.arange(len(groups[0][1])) if groups and clusters is None else clusters
+    kept, left_out = [], []
+    for key, members in groups:
+        if units is not None and len(np.unique(units[members])) < 2:
+            left_out.append(key.name)
+        else:
+            kept.append((key, members))
+    note = f"one item or cluster has no interval, left out: {', '.join(left_out)}"
+    return kept, (note,) if left_out else ()
 
 
 def _value_difference(

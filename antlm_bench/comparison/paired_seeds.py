@@ -77,9 +77,10 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     training_by_task = read_trainings(name)
     trainings = [training_by_task.get(group.name, group.name) for group in groups]
     mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results], None, trainings)
-    (low, high), p = mean.interval, mean.p
+    low, high = mean.interval
+    p: float | None = mean.p
     if len(groups) == 1:  # a single task keeps its own test
-        low, high, p = groups[0].low, groups[0].high, groups[0].p or 0.0
+        low, high, p = groups[0].low, groups[0].high, groups[0].p
     headline = Difference(
         HEADLINE,
         name,
@@ -93,7 +94,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
         p=p,
         gained=sum(d.gained for d in groups),
         lost=sum(d.lost for d in groups),
-        detectable=statistics.detectable_by_t(mean.interval, mean.df),
+        detectable=_detectable_change(mean.interval, mean.df, tasks),
     )
     flips = [flip for _, _, flipped in results for flip in flipped]
     flips.sort(key=lambda flip: (flip.b - flip.a, flip.margin or 0.0))
@@ -203,43 +204,66 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         p=p,
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
-        detectable=statistics.detectable_by_t(interval, uncertain.df),
+        detectable=_detectable_change(interval, uncertain.df, [task]),
         margin=_mean_gap_change(task, gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)
-    flips = [
+    return difference, uncertain, _find_flips(task, credit_a, credit_b, gap_change)
+
+
+def _find_flips(task: JoinedTables, a: Floats, b: Floats, gap_change: Floats) -> list[Flip]:
+    """Return the items whose credit, a and b (n,) as means over seeds, changed."""
+    name = _task_name(task)
+    return [
         Flip(
             id=f"{name}/{task.tables_a[0].ids[row]}",
             labels={TASK_LEVEL: name},
-            a=float(credit_a[row]),
-            b=float(credit_b[row]),
+            a=float(a[row]),
+            b=float(b[row]),
             margin=None if np.isnan(gap_change[row]) else float(gap_change[row]),
         )
-        for row in np.flatnonzero(credit_change).tolist()
+        for row in np.flatnonzero(b - a).tolist()
     ]
-    return difference, uncertain, flips
+
+
+def _detectable_change(
+    interval: Interval, df: float, tasks: Sequence[JoinedTables]
+) -> float | None:
+    """Return the true change of the mean over tasks that is detected with a power of 80%; None if
+    no possible change is, or if a task has no interval."""
+    cells = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
+    if any(map(_has_one_uncollapsed_seed, cells)):
+        return None
+    low, high = load_cell_metric(tasks[0].cells_a[0]).spec.value_range
+    return statistics.detectable_by_t(interval, df, largest=high - low)
 
 
 def _test_change(
     task: JoinedTables, a: Floats, b: Floats, value_range: tuple[float, float]
-) -> tuple[UncertainValue, Interval, float]:
+) -> tuple[UncertainValue, Interval, float | None]:
     """Return the mean change of values (seeds, n) of both runs, its interval and p-value.
 
-    value_range: of the metric.
+    value_range: of the metric. Without a known interval, it is the range of changes and p is None.
     """
     change, clusters = b.mean(axis=0) - a.mean(axis=0), task.clusters
     varies = _compare_values(task, a, b).variance > 0
     a, b = (statistics.contributions_of_clusters(values, clusters) for values in (a, b))
     uncertain = _compare_values(task, a, b)
-    interval, p = uncertain.interval, uncertain.p
+    interval = uncertain.interval
+    p: float | None = uncertain.p
     if np.isinf(interval.low):  # no interval: a single seed of a run did not collapse
         low, high = value_range
-        interval = Interval(low - high, high - low)
+        interval, p = Interval(low - high, high - low), None
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     if _has_same_scores(task):
         uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
-    elif not (varies and uncertain.variance) or len(a) == len(b) == 1:
-        # Only items vary. The score interval has a width even if all items changed alike.
+    elif (
+        not (varies and uncertain.variance)
+        or all(np.ptp(run, 0).max() == 0 for run in (a, b))
+        or statistics.has_one_large_cluster(clusters)
+    ):
+        # Only items vary: one seed, or equal seeds. The score interval has a width even if all
+        # items changed alike.
         bound = max(1.0, float(np.abs(change).max()))
         one_stratum = np.zeros(len(change), np.int32)
         interval, p = statistics.score_test(

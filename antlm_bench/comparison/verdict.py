@@ -142,11 +142,12 @@ class Judgement:
 
         It assumes that the observed drop is the true one. For credits, it also assumes the same
         share of flips. For other values, the width of an interval is assumed to fall with the root
-        of the number of items. None if the drop equals the margin.
+        of the number of items. None if the drop equals the margin, or
+        if no interval is known.
         """
         d = self.difference
         distance = abs(d.gain + self.tolerance)
-        if not distance:
+        if not distance or d.p is None:
             return None
         if d.flip_rate is None or d.detectable is None:
             factor = (HALF_WIDTHS_TO_DECIDE * (d.high - d.low) / 2 / distance) ** 2

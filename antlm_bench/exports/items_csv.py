@@ -55,6 +55,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     tokens, tokens_other: numbers of tokens of the two options.
     share: probability of the first option among the options, for items with ratings.
     flags: separated by spaces.
+    cluster: number of the item's cluster within its run and suite; a column only if any run has
+    clusters, which its intervals count as units.
     """
     cells_with_predictions = [
         (run, cell, runs.read_predictions(run.path, cell))
@@ -62,17 +64,13 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         for cell in run
         if get_metric_spec(cell.summary.metric).export_rows is not None
     ]
-    levels = sorted(
-        {
-            level
-            for _, _, predictions in cells_with_predictions
-            for level in predictions.label_levels
-        }
-    )
+    levels = sorted({level for _, _, each in cells_with_predictions for level in each.label_levels})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     level_names = map(to_csv_text, levels)
-    writer.writerow([*KEY_COLUMNS, *level_names, *NUMBER_COLUMNS, "flags"])
+    has_clusters = any(each.clusters is not None for _, _, each in cells_with_predictions)
+    last_columns = ["flags", "cluster"] if has_clusters else ["flags"]
+    writer.writerow([*KEY_COLUMNS, *level_names, *NUMBER_COLUMNS, *last_columns])
     for run, cell, predictions in cells_with_predictions:
         model = run.manifest.model
         key = [
@@ -88,13 +86,20 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         # One list per level; without levels each item has no label.
         labels = list(zip(*(predictions.labels(level) for level in levels), strict=True))
         item_labels = labels if levels else [()] * len(predictions)
-        for item_id, labels_of_item, row, flags in zip(
-            predictions.ids, item_labels, rows, predictions.flag_lists(), strict=True
-        ):
+        flag_lists, clusters = predictions.flag_lists(), _cluster_numbers(predictions)
+        columns = (predictions.ids, item_labels, rows, flag_lists, clusters)
+        for item_id, labels_of_item, row, flags, cluster in zip(*columns, strict=True):
             numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
             names = [to_csv_text(str(name)) for name in (*key, item_id, *labels_of_item)]
-            writer.writerow([*names, *numbers, " ".join(flags)])
+            last_values = [" ".join(flags), cluster][: len(last_columns)]
+            writer.writerow([*names, *numbers, *last_values])
     return buffer.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _cluster_numbers(predictions: Predictions) -> list[str]:
+    """Return the number of each item's cluster; "" if the run does not state clusters."""
+    clusters = predictions.clusters
+    return [""] * len(predictions) if clusters is None else list(map(str, clusters.tolist()))
 
 
 def choice_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:

@@ -51,8 +51,11 @@ class BitsPerByte(Metric):
             views["word-perplexity"] = _as_perplexity(per_word)
         values = [f"{name.replace('-', ' ')} {view.value:.6g}" for name, view in views.items()]
         notes = [", ".join(values)]
-        if len(table.ids) == 1:
+        lengths = task_values(table, BYTES_COLUMN)
+        if len(lengths) == 1:
             notes.append("no interval: there is one document")
+        elif lengths.max() == lengths.sum():
+            notes.append("no interval: there is one document, the others are empty")
         return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -90,8 +93,13 @@ def document_contributions(bits: Floats, lengths: Floats) -> Floats:
 
     Their mean is the ratio, and the variance of their mean is the jackknife's. Linearised
     contributions divide by the mean length of all documents, not of the others; their intervals
-    are too narrow if a few documents are long.
+    are too narrow if a few documents are long. Empty documents contribute nothing: nan.
     """
+    has_text = (lengths > 0) | (bits != 0)
+    if not has_text.all():
+        contributions = np.full(len(bits), np.nan)
+        contributions[has_text] = document_contributions(bits[has_text], lengths[has_text])
+        return contributions
     n, total = len(bits), float(lengths.sum())
     ratio = float(bits.sum()) / total
     others = total - lengths

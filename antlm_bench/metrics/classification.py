@@ -412,18 +412,24 @@ def summarize_seeds(
     """
     values = contributions_by_seed(predictions_by_seed, metric, ties)
     num_items, clusters = values.shape[1], find_clusters(predictions_by_seed)
+    only_items_vary = np.ptp(values, axis=0).max() == 0  # also a single seed
     values = statistics.contributions_of_clusters(values, clusters)
     uncertain = statistics.two_level_mean(values, np.array(collapsed) if collapsed else None)
     means, interval = values.mean(axis=1), uncertain.interval
     value_range = METRICS[metric].value_range
     if np.isinf(interval.low):  # a single seed did not collapse
         uncertain = statistics.uncertain_from_interval(uncertain.value, Interval(*value_range))
-    elif len(means) == 1 or not uncertain.variance > 0:
+    elif (
+        only_items_vary
+        or not uncertain.variance > 0
+        or statistics.has_one_large_cluster(clusters)  # the widest part of the uncertainty
+    ):
         table = replace(build_table(predictions_by_seed[0], set()), clusters=clusters)
         first_seed = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
             table, np.ones(len(table.ids), bool)
         )
-        interval = Interval(first_seed.low, first_seed.high)
+        low, high = min(first_seed.low, means.min()), max(first_seed.high, means.max())
+        interval = Interval(float(low), float(high))
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(uncertain.value, num_items, interval, {}, value_range)

@@ -167,7 +167,8 @@ def summarize(
 def _cluster_notes(num_clusters: int, num_items: int) -> tuple[str, ...]:
     if num_clusters in (0, num_items):
         return ()
-    return (f"intervals count {num_clusters:,} clusters of items that belong together",)
+    noun = "cluster" if num_clusters == 1 else "clusters"
+    return (f"intervals count {num_clusters:,} {noun} of items that belong together",)
 
 
 def load_metric(name: str, settings: MetricSettings) -> Metric:

@@ -4,6 +4,7 @@ from antlm_bench.statistics.clusters import (
     WeightedStrata,
     contributions_of_clusters,
     design_effect,
+    has_one_large_cluster,
     weighted_strata,
 )
 from antlm_bench.statistics.crossed_design import (
@@ -82,6 +83,7 @@ __all__ = [
     "detectable_drops",
     "dirichlet_interval",
     "equivalent_items",
+    "has_one_large_cluster",
     "holm",
     "items_factor",
     "macro_weights",

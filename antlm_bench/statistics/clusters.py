@@ -18,6 +18,9 @@ from scipy.special import stdtrit
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
 from antlm_bench.types import Floats, Ints
 
+MIN_EFFECTIVE_CLUSTERS = 1.999
+"""Fewest effective clusters (2, less rounding) whose sums estimate a variance."""
+
 
 def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
     """Return the contribution of each of C clusters to the mean of values (..., n): (..., C).
@@ -34,6 +37,16 @@ def contributions_of_clusters(values: Floats, clusters: Ints | None) -> Floats:
     starts = np.cumsum(sizes) - sizes
     sums = np.add.reduceat((values - mean)[..., order], starts, axis=-1)
     return np.asarray(mean + sums * (num_clusters / len(members)))
+
+
+def has_one_large_cluster(clusters: Ints | None) -> bool:
+    """Return whether one cluster has nearly all of the items (n,), so that clusters do not show how
+    much they vary. None = items are independent."""
+    if clusters is None:
+        return False
+    sizes = np.unique(clusters, return_counts=True)[1]
+    num_effective = float(sizes.sum() ** 2 / (sizes**2).sum())
+    return len(clusters) > 1 and num_effective < MIN_EFFECTIVE_CLUSTERS
 
 
 class WeightedStrata(NamedTuple):
@@ -89,6 +102,9 @@ def design_effect(
       The degrees of freedom of t are Kish's effective number of clusters, less 1.
     - A factor below 1 (one item of a pair tends to be right where the other is wrong) is raised by
       two standard errors, factor * sqrt(2 / df) each, but not above 1.
+
+    If one cluster has nearly all items (fewer than MIN_EFFECTIVE_CLUSTERS), its sum says nothing,
+    because deviations from the average add up to 0. Items of a cluster then count as if alike.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
@@ -100,13 +116,17 @@ def design_effect(
     cluster_variance = float(np.sum(np.bincount(members, deviations) ** 2))
     squared_cluster_shares = float(np.sum(np.bincount(members, shares) ** 2))
     squared_item_shares = float(np.sum(shares**2))
-    df: float = max(1 / squared_cluster_shares - 1, 1.0)
+    effective_number = 1 / squared_cluster_shares
+    df: float = max(effective_number - 1, 1.0)
     cluster_variance *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
     average = float(weights @ means)
     end_variance = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
     effect = cluster_variance + end_variance * squared_cluster_shares
     effect /= float(deviations @ deviations) + end_variance * squared_item_shares
-    return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
+    effect = max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
+    if effective_number < MIN_EFFECTIVE_CLUSTERS:
+        return max(effect, squared_cluster_shares / squared_item_shares)
+    return effect
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:

@@ -264,6 +264,8 @@ def pass_probability(rates: FlipRates, margin: float, z: float = Z) -> float:
     if not error:
         return 1.0
     [loss] = _find_roots(excess, 1, margin)
+    if np.isnan(loss):  # every loss below the margin passes
+        loss = margin
     return float(ndtr(loss / error))
 
 
@@ -307,21 +309,25 @@ def equivalent_items(detectable: float, flips: float, num_items: int) -> float:
     return float(np.exp(root)) if np.isfinite(root) else float(num_items)
 
 
-def detectable_by_t(interval: Interval, df: float, power: float = POWER) -> float | None:
+def detectable_by_t(
+    interval: Interval, df: float, power: float = POWER, largest: float = np.inf
+) -> float | None:
     """Return the true mean for which a two-sided t test rejects 0 with this power.
 
     interval: the t interval of the observed mean. df: its degrees of freedom. The mean is c
     observed standard errors, where E[Phi(c U - t U')] = power. U and U' are the standard errors of
     the observed and of the repeated data, divided by the true one: U^2 and U'^2 are independent
     chi-squared variables with df degrees of freedom, divided by df. None with
-    fewer than MIN_DF degrees of freedom, and for an interval of width 0.
+    fewer than MIN_DF degrees of freedom, for an interval of width 0, and if the mean would be above
+    `largest`, the largest that is possible.
     """
     half_width = (interval.high - interval.low) / 2
     if df < MIN_DF or not half_width > 0:
         return None
     upper = (1 + CONFIDENCE_LEVEL) / 2
     if not np.isfinite(df):
-        return half_width * float(1 + ndtri(power) / ndtri(upper))
+        detectable = half_width * float(1 + ndtri(power) / ndtri(upper))
+        return detectable if detectable <= largest else None
     critical = float(stdtrit(df, upper))
     shares = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
     errors = np.sqrt(chdtri(df, shares) / df)
@@ -330,7 +336,8 @@ def detectable_by_t(interval: Interval, df: float, power: float = POWER) -> floa
         return np.asarray([ndtr(factor * errors[:, None] - critical * errors).mean() - power])
 
     [factor] = _bisect(excess, np.zeros(1), np.full(1, 10 * critical))
-    return float(factor) / critical * half_width
+    detectable = float(factor) / critical * half_width
+    return detectable if detectable <= largest else None
 
 
 def detectable_correlation_drop(a: float, b: float, interval: Interval, n: int) -> float | None:

@@ -243,6 +243,7 @@ CLASSIFICATION = TaskType(
         tokens="number of tokens of the text that were read, once per class",
         characters="number of characters of the text that were read, once per class",
     ),
+    planned_unit="seeds",
     command="finetune",
     example_command="antlm-bench finetune --model {model} --suite {suite}",
     missing_score_commands=(
@@ -295,6 +296,7 @@ COLLECTION = TaskType(
     declaration=CollectionSpec,
     members=CollectionSpec.list_suites,
     prediction_schema=None,
+    planned_unit="",
     command="",
     example_command="",
     missing_score_commands="",
@@ -338,6 +340,7 @@ def _describe_acquisition(spec: AcquisitionSpec) -> Facts:
 ACQUISITION = TaskType(
     name="acquisition",
     noun="an age of acquisition",
+    planned_unit="",
     declaration=AcquisitionSpec,
     members=_list_words,
     needs_checkpoint_series=True,

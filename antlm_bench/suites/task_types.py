@@ -239,6 +239,10 @@ class TaskType:
     needs_checkpoint_series: bool = False
     """Whether the score is computed from the runs of a model's checkpoints."""
 
+    planned_unit: str = "items"
+    """What the command `power` plans: "items" (right or wrong), "seeds" of a training, or "" if it
+    does not plan suites of this kind."""
+
     # How it is shown.
     command: str = "score"
     """Name of the command that computes the score; "" = none."""

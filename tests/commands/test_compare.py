@@ -171,6 +171,21 @@ def test_what_only_one_run_holds_is_said(
     assert "only in A: supplement · causal" in out and "only in B: toy · mntp" in out
 
 
+def test_a_suite_in_both_runs_is_not_said_to_be_in_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for name, value in (("a", 0.3), ("b", 0.2)):
+        row = PredictionRow("i", 0, 0, (-1.0,), (1,), (1,), judged=(value,))
+        cell = make_cell([row], "lm-eval.toy", metric="task-score", macro=(), groups=())
+        paths.append(write_run(tmp_path / name, cell, name=name).path)
+
+    assert run(["compare", *paths]) == 0
+
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("lm-eval.toy") == 1 and "in both runs, but not compared" in output
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("more", "code", "complaint"),

@@ -104,7 +104,7 @@ REFUSED = {
     "curve three other --csv": (2, "words"),
     "check three --against masked": (5, "lacks"),
     "acquisition three other": (2, "checkpoints"),
-    "show three": (2, "no suite, recipe, method or architecture"),
+    "show three": (2, "a folder is not a suite"),
     "submit three --year 2025 --track strict-small --out out/s.json": (2, "scored"),
     "preflight three --track strict-small": (5, "config.json"),
 }

@@ -28,6 +28,18 @@ def test_strata_of_a_file_are_counted(tmp_path):
     assert (strata.sizes.tolist(), strata.weights.tolist()) == ([2, 1], [0.5, 0.5])
 
 
+def test_a_note_says_that_clusters_are_planned_as_items(tmp_path, capsys):
+    rows = ["good,bad,cluster", "a b,b a,x", "a c,c a,x", "b c,c b,y"]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    (tmp_path / "single.csv").write_text("\n".join(row.replace("x", row[:3]) for row in rows))
+
+    for name in ("pairs", "single"):
+        arguments = ["power", "--suite", str(tmp_path / f"{name}.csv"), "--flips", "2%"]
+        assert run(arguments) == 0
+        output = " ".join(capsys.readouterr().out.split())
+        assert ("belong together" in output) == (name == "pairs")
+
+
 def test_absent_data_name_the_command_that_fetches_them(monkeypatch, tmp_path):
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
 

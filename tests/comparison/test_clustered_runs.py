@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from antlm_bench import runs, statistics
 from antlm_bench.comparison import compare_runs
 from antlm_bench.comparison.join import UNCLUSTERED_NOTE
 from antlm_bench.comparison.summary_check import open_verified_run
+from antlm_bench.exports.items_csv import format_items_csv
 from antlm_bench.types import Item
 
 SIZE, NUMBER = 5, 40
@@ -124,3 +126,36 @@ def test_a_run_without_clusters_is_written_as_before(tmp_path: Path) -> None:
     assert "cluster" not in predictions.table.column_names
     items = [Item(item_id, (), 0) for item_id in predictions.ids]
     assert predictions.with_clusters(items) is predictions
+
+
+def test_one_cluster_has_no_interval_of_the_gap(tmp_path: Path) -> None:
+    cells = [
+        make_cell([replace(row, cluster="all") for row in make_rows(seed)], suite="toy")
+        for seed in (1, 2)
+    ]
+    a, b = (
+        write_run(tmp_path / name, cell, name=name) for name, cell in zip("ab", cells, strict=True)
+    )
+
+    [comparison] = compare_runs(a, b)
+
+    assert comparison.headline.margin is None
+    assert comparison.headline.p > 0.05 and comparison.headline.high > 0.5
+
+
+def test_an_interval_of_clusters_follows_from_exported_items(tmp_path: Path) -> None:
+    clustered = write(tmp_path / "a", 1)
+
+    rows = list(csv.DictReader(format_items_csv([clustered]).decode().splitlines()))
+
+    assert [row["cluster"] for row in rows[: SIZE + 1]] == [rows[0]["cluster"]] * SIZE + [
+        rows[SIZE]["cluster"]
+    ]
+    credits = np.array([float(row["correct"]) for row in rows])
+    _, clusters = np.unique([row["cluster"] for row in rows], return_inverse=True)
+    paradigms = np.array([int(row["paradigm"][1:]) for row in rows], np.int32)
+    interval = statistics.score_interval(credits, paradigms, np.full(2, 0.5), clusters=clusters)
+    headline = clustered["toy"].summary.headline
+    assert tuple(interval) == pytest.approx((headline.low, headline.high))
+    plain = format_items_csv([write(tmp_path / "b", 1, with_clusters=False)])
+    assert b"cluster" not in plain.splitlines()[0]

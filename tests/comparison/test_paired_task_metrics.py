@@ -105,6 +105,23 @@ def test_tasks_of_a_group_count_equally_and_have_lines(tmp_path: Path) -> None:
     assert "clustered" not in found.headline.views
 
 
+def test_one_value_is_no_evidence_of_a_difference(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [0.3], "task-score")
+
+    with pytest.raises(NotComparable, match="needs two items"):
+        compare_runs(a, run(tmp_path / "b", [0.2], "task-score"), suites=["lm-eval.toy"])
+
+
+def test_a_group_of_one_value_is_left_out_with_a_note(tmp_path: Path) -> None:
+    tasks = ["x", "x", "y"]
+    a = run(tmp_path / "a", [0.3, 0.5, 0.4], "task-score", tasks)
+
+    found = only(a, run(tmp_path / "b", [0.2, 0.6, 0.1], "task-score", tasks))
+
+    assert [group.name for group in found.groups] == ["x"]
+    assert "one item or cluster has no interval, left out: y" in found.notes
+
+
 def documents(folder: Path, nats: np.ndarray, sizes: np.ndarray) -> Run:
     made = [
         PredictionRow(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), math.nan))
@@ -138,6 +155,32 @@ def test_fewer_bits_per_byte_are_better_and_documents_are_paired(tmp_path: Path)
     assert (head.low, head.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.001)
     assert judge(found, Margins(0.01)).status == "pass"
     assert judge(only(b, a), Margins(0.01)).status == "regression"
+
+
+def test_empty_documents_are_no_evidence(tmp_path: Path) -> None:
+    nats, sizes = np.array([5.0, 30, 11]), np.array([10, 50, 20])
+    first, second = nats, np.array([7.0, 33, 16])
+    a, b = documents(tmp_path / "a", first, sizes), documents(tmp_path / "b", second, sizes)
+    c, d = (
+        documents(tmp_path / name, np.append(values, 0.0), np.append(sizes, 0))
+        for name, values in (("c", first), ("d", second))
+    )
+
+    without, with_empty = only(a, b).headline, only(c, d).headline
+
+    assert (with_empty.value, with_empty.low, with_empty.p) == pytest.approx(
+        (without.value, without.low, without.p)
+    )
+
+
+def test_one_document_with_text_has_no_interval(tmp_path: Path) -> None:
+    sizes = np.array([10, 0])
+    a = documents(tmp_path / "a", np.array([5.0, 0.0]), sizes)
+    b = documents(tmp_path / "b", np.array([7.0, 0.0]), sizes)
+
+    assert any("the others are empty" in note for note in a.cells[0].summary.notes)
+    with pytest.raises(NotComparable, match="needs two items"):
+        compare_runs(a, b, suites=["lm-eval.whole"])
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_drops_of_several_suites_are_adjusted_by_holm() -> None:
 
 
 def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -> None:
-    judged = judge(comparison(difference(-0.004, 0.012)), Margins(default=0.01)).headline
+    judged = judge(comparison(difference(-0.004, 0.012, p=0.5)), Margins(default=0.01)).headline
     # Half the interval must shrink from .012 to .006 / 1.43: (2.86)^2 times 100 items.
     assert judged.items_to_decide == 820
 
@@ -144,7 +144,7 @@ def test_items_to_decide_shrink_the_interval_to_the_distance_from_the_margin() -
 def test_items_to_decide_with_few_flips_are_those_that_pass_in_80_percent() -> None:
     flips, margin = 0.02, 0.01
     [detectable] = detectable_drops(planned_flip_rates(np.array([100]), np.ones(1), flips))
-    equal = replace(difference(0.0, 0.03), detectable=float(detectable), flip_rate=flips)
+    equal = replace(difference(0.0, 0.03, p=1.0), detectable=float(detectable), flip_rate=flips)
 
     items = judge(comparison(equal), Margins(default=margin)).headline.items_to_decide
 

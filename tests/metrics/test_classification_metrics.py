@@ -434,6 +434,23 @@ def test_one_seed_keeps_its_own_interval() -> None:
     assert spread.uncertain_mean.variance > 0
 
 
+def test_equal_seeds_have_the_interval_of_one_seed() -> None:
+    runs = make_seeds(np.random.default_rng(0), 1, 60, 0.95) * 3
+    spread = summarize_seeds(list(map(from_rows, runs)), "accuracy")
+    single_run = summary(runs[0], "accuracy").headline
+    assert (spread.mean.low, spread.mean.high) == (single_run.low, single_run.high)
+    assert spread.sd == pytest.approx(0) and spread.mean.high < 1
+
+
+def test_seeds_of_one_cluster_hardly_have_an_interval() -> None:
+    runs = make_seeds(np.random.default_rng(0), 3, 60, 0.5)
+    clustered = [
+        from_rows([replace(row, cluster="all") for row in predictions]) for predictions in runs
+    ]
+    spread = summarize_seeds(clustered, "accuracy").mean
+    assert spread.low < spread.value - 0.3 and spread.high > spread.value + 0.1
+
+
 def test_a_single_item_is_anything() -> None:
     for runs in ([make_predictions([1], [1])], [make_predictions([1], [1])] * 3):
         spread = summarize_seeds(list(map(from_rows, runs)), "accuracy")

@@ -55,6 +55,23 @@ def test_an_average_over_strata_has_the_variance_of_its_weighted_clusters():
     assert strata.values[0][0] == pytest.approx(0.5625 + 3 * first)
 
 
+@pytest.mark.parametrize(("sizes", "expected"), [([100], 100), ([99, 1], 98.02)])
+def test_items_of_one_large_cluster_count_as_alike(sizes, expected):
+    answers, clusters = np.repeat([1.0, 0.0], [60, 40]), np.repeat(range(len(sizes)), sizes)
+
+    assert effect(answers, clusters) == pytest.approx(expected)  # sum of n_c^2 / n
+
+
+def test_one_large_cluster_covers_its_rate():
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(60):
+        answers, clusters = draw_answers(rng, [99, 1], 0.7, 0.3)
+        one_stratum = np.zeros(100, np.int32)
+        interval = statistics.score_interval(answers[0], one_stratum, np.ones(1), clusters=clusters)
+        covered += interval.low <= 0.7 <= interval.high
+    assert covered >= 54  # 36 if items count as independent
+
+
 def test_clusters_of_one_have_no_effect():
     assert effect([1, 0, 1, 1], [3, 1, 2, 0]) == 1.0
 

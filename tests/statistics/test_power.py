@@ -117,11 +117,24 @@ def test_an_equal_run_passes_as_often_as_computed():
     )
 
 
+@pytest.mark.parametrize("margin", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("n", [50, 1000])
+def test_an_equal_run_nearly_always_passes_a_wide_margin(n, margin):
+    assert 0.98 <= statistics.pass_probability(single_stratum(n, 0.02), margin) <= 1
+
+
 def test_the_factor_of_items_gives_a_pass_in_80_percent():
     factor = statistics.items_factor(single_stratum(1000, 0.02), 0.01)
 
     enlarged = single_stratum(1000 * factor, 0.02)
     assert statistics.pass_probability(enlarged, 0.01) == pytest.approx(0.8, abs=0.01)
+
+
+def test_no_mean_beyond_the_largest_one_is_detectable():
+    interval = statistics.Interval(-0.9, 0.5)
+
+    assert statistics.detectable_by_t(interval, 10) > 1
+    assert statistics.detectable_by_t(interval, 10, largest=1.0) is None
 
 
 def test_many_degrees_of_freedom_give_the_normal_factor():

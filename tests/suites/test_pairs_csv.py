@@ -132,7 +132,7 @@ HEAD = "good,bad\n"
         ("a.csv", HEAD, "", "0 rows"),
         ("a.jsonl", "\n\n", "", "0 rows"),
         ("a.csv", "god,bad\nx,y\n", ":2", "the column 'good' is missing"),
-        ("a.csv", "good;bad\nx;y\n", ":2", "the column 'good' is missing"),
+        ("a.csv", "good;bad\nx;y\n", ":2", "the columns are separated by ';'"),
         ("a.csv", "good,good,bad\nx,y,z\n", ":1", "two columns are called 'good'"),
         (
             "a.csv",
