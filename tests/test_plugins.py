@@ -72,7 +72,12 @@ def test_a_metric_of_a_package(
     install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
     (suites_folder / "animals.toml").write_text(animals_scored_by("brier"))
     rows = [
-        {"good": f"the {a} sees the {b}.", "bad": f"the {a} see the {b}.", "animal": a}
+        {
+            "good": f"the {a} sees the {b}.",
+            "bad": f"the {a} see the {b}.",
+            "animal": a,
+            "scene": f"{a} {b}",  # one pair each: all are independent
+        }
         for a in ("cat", "dog")
         for b in ("bird", "boy", "girl", "tree")
     ]

@@ -118,21 +118,18 @@ def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> N
             [write_run(tmp_path / "m", make_zero_shot_cells("causal"))], collection="zero-shot-2024"
         )
     )
-    halves = [
-        (e.score.high - e.score.low) / 2
-        for e in column.results
-        if e.score and e.score.low is not None
+    scores = [
+        result.score for result in column.results if result.score and result.score.low is not None
     ]
-    assert (
-        column.macro_average
-        and column.macro_average.low is not None
-        and column.macro_average.high is not None
+    mean = column.macro_average
+    assert mean and mean.low is not None and mean.high is not None
+    below, above = (
+        [abs(score.value - getattr(score, end)) for score in scores] for end in ("low", "high")
     )
-    assert (column.macro_average.high - column.macro_average.low) / 2 == pytest.approx(
-        sum(h**2 for h in halves) ** 0.5 / 3
-    )
+    assert mean.value - mean.low == pytest.approx(sum(d**2 for d in below) ** 0.5 / 3)
+    assert mean.high - mean.value == pytest.approx(sum(d**2 for d in above) ** 0.5 / 3)
     binomial = [Z * (p * (1 - p) / 100) ** 0.5 for p in (0.7, 0.6, 0.5)]
-    assert halves == pytest.approx(binomial, abs=0.01)
+    assert below == pytest.approx(binomial, abs=0.01)
 
 
 @pytest.mark.long

@@ -436,8 +436,8 @@ def test_babylm_scores_relative_positions_beyond_the_limit(
     with_short_limit(folder, 16, 16)
     long = "the old cat " * 8
     suite = write_sentence_pairs(tmp_path / "x.csv", (f"{long}sleeps", f"{long}sleep"))
-    cell, [prediction] = ask(folder, suite, tmp_path / "ours")
-    assert prediction.flags == ("too-long",) and "lengths" not in cell.settings
+    with pytest.raises(DataError, match="none of 1 items fits the model, which reads 16 tokens"):
+        ask(folder, suite, tmp_path / "ours")
     official = "mlm" if masked else "causal"
     cell, [prediction] = ask(
         folder, suite, tmp_path / "run", compat="babylm-2025", methods=official
@@ -470,7 +470,7 @@ def test_learned_positions_end_where_they_end_under_babylm(
     assert [p.flags for p in predictions] == [(), ("too-long",)] and cell.settings[
         "max_length"
     ] == 64
-    _, predictions = ask(folder, suite, tmp_path / "ours")
-    assert [p.flags for p in predictions] == [("too-long",), ("too-long",)]
-    cell, _ = ask(folder, suite, tmp_path / "said", compat="babylm-2025", max_length=8)
-    assert cell.settings["max_length"] == 8  # what is said explicitly wins
+    with pytest.raises(DataError, match="none of 2 items fits the model, which reads 8 tokens"):
+        ask(folder, suite, tmp_path / "ours")
+    with pytest.raises(DataError, match="reads 8 tokens"):  # what is given explicitly wins
+        ask(folder, suite, tmp_path / "given", compat="babylm-2025", max_length=8)
