@@ -269,7 +269,7 @@ def test_rescored_checkpoints_make_the_number_stale(scored, own_words):
 
 @pytest.mark.long
 def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
-    final = scale_logits(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
+    final = scale_logits(checkpoints / "chck_3M", checkpoints / "main", 1.5)
     score(str(final), "aoa-words-2026", out=scored / "main")
     (result,) = compute_acquisition([scored])
     assert Path(result.run_dir) == scored / "main"
@@ -280,7 +280,7 @@ def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
         10**7,
     ]
     score(
-        str(scale_logits(final, checkpoints.parent / "other" / "main", 1.1)),
+        str(scale_logits(final, checkpoints / "best", 1.1)),
         "aoa-words-2026",
         out=scored / "other",
     )
@@ -338,6 +338,7 @@ def test_invalid_requests_are_refused(scored, own_words, tmp_path):
         "aoa-words-2026",
         out=open_run_of(scored, "chck_2M").path,
         limit=5,
+        replace=True,  # else the full result would stay and be read
     )
     with pytest.raises(UsageError, match=r"scored with different .*--limit"):
         compute_acquisition([scored])
