@@ -30,7 +30,13 @@ from antlm_bench.cli import app
 from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train
-from antlm_bench.errors import CheckpointError, DeclarationError, RunError, TrainingError, UsageError
+from antlm_bench.errors import (
+    CheckpointError,
+    DeclarationError,
+    RunError,
+    TrainingError,
+    UsageError,
+)
 from antlm_bench.training import checkpoint_io
 from antlm_bench.training import corpus as corpora
 from antlm_bench.training import pretrain as loop
