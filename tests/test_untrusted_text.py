@@ -39,7 +39,7 @@ COMMANDS = (
 # Members of run.json that a run from outside may fill with any text.
 PLACES = {
     "suite": {"suite", "collection", "task"},
-    "method": {"method"},
+    "method": set(),
     "other": {"name", "ties", "preset", "select", "antlm-bench"},
 }
 
@@ -63,8 +63,13 @@ def hostile_run(
         make_cell("s", "causal", 70, 100, notes=[HOSTILE]),
         make_finetuned_cell("boolq", 1, 30),
     ]
-    for name in ("a", "b"):
-        write_run(tmp_path / name, cells, name="m")
+    hostile_cells = [
+        make_cell("s", HOSTILE, 70, 100, notes=[HOSTILE]),
+        make_finetuned_cell("boolq", 1, 30, way=HOSTILE),
+    ]
+    has_hostile_methods = request.param == "method"  # they are parts of the names of files
+    write_run(tmp_path / "a", hostile_cells if has_hostile_methods else cells, name="m")
+    write_run(tmp_path / "b", cells, name="m")
     assert run(["baseline", "save", "a", "--name", "n", "--to", "saved"]) == 0
     for folder in ("a", "saved/n"):
         file = tmp_path / folder / "run.json"
@@ -97,7 +102,7 @@ def test_hostile_names_stay_text(hostile_run: Path, capsys: pytest.CaptureFixtur
     for command in COMMANDS:
         code = run(shlex.split(command))
         assert code < 70, command
-        assert code == 0 or "--html" in command or not command.startswith("report a "), command
+        assert code == 0 or not command.startswith("report a "), command
         printed = capsys.readouterr()
         text = f"{printed.out}\n{printed.err}"
         categories = {unicodedata.category(c) for c in text if c != "\n"}

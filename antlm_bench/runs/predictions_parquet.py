@@ -62,7 +62,7 @@ def decode_predictions(data: bytes, location: str) -> Predictions:
         file = pq.ParquetFile(pa.BufferReader(data))
         _check_size(file.metadata, location)
         # A thread of pyarrow could release the last reference to `data` while Python shuts down,
-        # and waiting for the GIL then aborts the process. One thread is as fast for these sizes.
+        # and waiting for the GIL then aborts the process.
         table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(
