@@ -289,6 +289,12 @@ def load_checked_model(
                 )
     except CheckpointError:
         raise
+    except ImportError as error:  # e.g. the package of a quantization
+        raise CheckpointError(
+            f"cannot load the weights: {describe_error(error)}",
+            location=str(folder),
+            hint="install the package, or give the checkpoint before its quantization",
+        ) from error
     except Exception as error:  # safetensors, json and torch raise unrelated types
 
         def build_model(folder: Path) -> None:

@@ -197,14 +197,14 @@ def score(
     acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
-    names_by_weights: dict[str, str] = {}
+    refs_by_weights: dict[str, str] = {}
     open_model: Callable[..., Checkpoint | MiniconsCheckpoint] = (
         open_checkpoint if options.engine == "native" else open_minicons_checkpoint
     )
     for ref in refs:
         try:
             checkpoint = open_model(ref, options.open_options())
-            notes = _describe_opening(checkpoint, names_by_weights)
+            notes = _describe_opening(checkpoint, ref, refs_by_weights)
             folder = run_dir(checkpoint.metadata, out, len(refs) > 1)
             run = _score_checkpoint(
                 checkpoint, requested_suites, method_names, folder, options, notes
@@ -228,17 +228,17 @@ def score(
 
 
 def _describe_opening(
-    checkpoint: Checkpoint | MiniconsCheckpoint, names_by_weights: dict[str, str]
+    checkpoint: Checkpoint | MiniconsCheckpoint, ref: str, refs_by_weights: dict[str, str]
 ) -> list[str]:
     """Return notes on a checkpoint, also if an earlier one has the same weights.
 
-    names_by_weights: hash of the weights -> name of the first checkpoint with them; is updated.
+    ref: the checkpoint as the user gave it. refs_by_weights: hash of the weights -> the first
+    checkpoint with them; is updated.
     """
-    weights = str(checkpoint.metadata["weights"])
-    first_name = names_by_weights.setdefault(weights, checkpoint.name)
+    first_ref = refs_by_weights.setdefault(str(checkpoint.metadata["weights"]), ref)
     notes = list(loading_notes(checkpoint))
-    if first_name != checkpoint.name:
-        notes.insert(0, f"same weights as {first_name}: this is not another checkpoint")
+    if first_ref != ref:
+        notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
     return notes
 
 
