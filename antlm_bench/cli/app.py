@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -141,10 +142,16 @@ def build_app() -> typer.Typer:
     return app
 
 
+@cache
+def build_command() -> Any:
+    """Build the click command of the application, once per process: it takes a while."""
+    return typer.main.get_command(build_app())
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     return run_command(
-        lambda: build_app()(
+        lambda: build_command()(
             normalize_argv(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False
         ),
         report_error,
