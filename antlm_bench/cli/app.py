@@ -57,6 +57,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "preflight": (export.preflight_command, ""),
     "export": (export.export_command, ""),
     "import": (export.import_command, ""),
+    "track": (export.track_command, ""),
     "list": (catalog.list_command, ""),
     "show": (catalog.show_command, ""),
     "doctor": (catalog.doctor_command, ""),

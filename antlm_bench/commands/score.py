@@ -39,6 +39,7 @@ from antlm_bench.runs.layout import (
     log_replaced_scores,
     run_dir,
 )
+from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -334,6 +335,7 @@ def _score_suite(
     ]
     if not pending_names:
         return list(keys.values())
+    meter = ResourceMeter()
     methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
@@ -360,7 +362,19 @@ def _score_suite(
         key, values = keys[name], settings[name]
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
+    _record_provenance(writer, meter, checkpoint, [keys[name] for name in pending_names])
     return list(keys.values())
+
+
+def _record_provenance(
+    writer: runs.RunWriter,
+    meter: ResourceMeter,
+    checkpoint: Checkpoint | MiniconsCheckpoint,
+    keys: Sequence[str],
+) -> None:
+    """Record how cells came about that were computed together. keys: their content keys."""
+    facts = {"device": checkpoint.metadata.get("device", ""), "computed_together": len(keys)}
+    writer.record_provenance(meter.build_record(key, **facts) for key in keys)
 
 
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:

@@ -24,6 +24,7 @@ from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.runs import predictions_parquet
+from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance, read_provenance
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
     decode_run_json,
@@ -95,7 +96,8 @@ class RunWriter:
         chunk_folders = (self.path / "partial").glob("*")
         for folder in (self.path / "partial", self.path / "predictions", *chunk_folders):
             reject_links(self.path, folder)
-        for pattern in (".run.json.tmp", "predictions/.*.parquet.tmp", "partial/*/.*.parquet.tmp"):
+        temporary_names = (".run.json.tmp", f".{PROVENANCE_FILE}.tmp")
+        for pattern in (*temporary_names, "predictions/.*.parquet.tmp", "partial/*/.*.parquet.tmp"):
             for leftover in self.path.glob(pattern):
                 with suppress(OSError):  # a folder of that name: not ours, and writing reports it
                     leftover.unlink()
@@ -272,6 +274,16 @@ class RunWriter:
         for name in names - {_predictions_file(each) for each in self.cells}:
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
+
+    def record_provenance(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write how cells came about (`ResourceMeter.build_record`), beside the records of others.
+
+        Records of cells that the run no longer has are dropped.
+        """
+        keys = {cell.key for cell in self.cells}
+        by_key = read_provenance(self.path) | {str(record["key"]): record for record in records}
+        kept = [record for key, record in by_key.items() if key in keys]
+        write_atomically(self.path / PROVENANCE_FILE, encode_provenance(kept))
 
     def remove_other_limits(self, key: str) -> None:
         """Remove the cells that differ from the cell of this key in their limit only."""
