@@ -1,1 +1,0 @@
-"""Sweeps: many checkpoints, suites, tasks and seeds as one list of units of work."""
