@@ -58,7 +58,7 @@ def parse_assignments(
     option, form, example: for the message of the UsageError, e.g. `--member`, `MEMBER=SUITE` and
     `ewok=ewok-fast-2025`.
     """
-    assignments = {}
+    assignments: dict[str, str] = {}
     for text in values or ():
         name, _, value = text.partition("=")
         if not name or not value:
@@ -97,7 +97,7 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
 
     Limits are repeated or separated by commas. Raises UsageError.
     """
-    limits = {}
+    limits: dict[str, int] = {}
     for text in [text for value in values or () for text in value.split(",")]:
         task, _, count = text.rpartition("=")
         if not count.isdecimal() or int(count) < 1:

@@ -281,8 +281,8 @@ def only_method(run: Run, board: LeaderboardSpec) -> str:
     if zero_shot_methods:
         tools = ", ".join(sorted(zero_shot_methods))
         raise UsageError(
-            f"its results were imported from {tools}: the leaderboard's file takes scores of its "
-            "own suites only",
+            f"its results are by {tools}, which is no scoring method of antlm-bench: an imported "
+            "run cannot be submitted",
             location=run.path,
             hint="score its suites with antlm-bench score; predictions of another tool: --part",
         )

@@ -182,7 +182,7 @@ def test_one_odd_task_is_left_out_and_the_others_come_in(
 def test_tasks_without_samples_are_named_in_one_sentence(tmp_path: Path) -> None:
     names = [f"task_{number}" for number in range(60)]
     file = tmp_path / "results_1.json"
-    file.write_text(json.dumps(document(**{name: RIGHT for name in names})))
+    file.write_text(json.dumps(document(**dict.fromkeys(names, RIGHT))))
     with pytest.raises(DataError, match="no samples: run with --log_samples") as caught:
         read_results(tmp_path)
     assert caught.value.message.count("no samples") == 1
