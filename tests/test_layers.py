@@ -74,6 +74,8 @@ LAYERS: dict[str, int] = {
     "lm_eval_bridge": 5,
     "scorer": 5,
     "results": 5,
+    "sweeps": 6,
+    "sweeps.units": 1,
     "reporting": 6,
     "commands": 6,
     "lm_eval_bridge.__main__": 7,
