@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,8 +11,8 @@ from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.units import Sweep, Unit, UnitGroup
 
 UnitStateName = Literal["waiting", "ready", "running", "done", "failed", "blocked"]
-"""waiting: for other units. ready: for a worker. running: an attempt has started and has not ended
-(`status` tells those that are lost, whose worker is dead). blocked: a unit that it needs failed."""
+"""waiting: for other units. ready: for a worker. running: an attempt has started and has not ended;
+its worker may be dead. blocked: a unit that it needs is failed or blocked."""
 SETTLED = frozenset({"done", "failed", "blocked"})
 OPEN = frozenset({"ready", "running"})
 MAX_LOSSES = 3
@@ -39,6 +39,8 @@ class UnitState:
     """Needed units that are failed or blocked."""
     unsettled: int = 0
     """Units it waits for that are not settled."""
+    seconds: float = 0.0
+    """How long it took, if it is done."""
 
     @property
     def counted_attempts(self) -> list[Event]:
@@ -77,10 +79,12 @@ class SweepState:
         self.counts: Counter[UnitStateName] = Counter({"ready": len(self.units)})
         self._open_by_group = [0] * len(sweep.groups)
         """Units of each group that a worker can carry out now."""
+        self._loads: dict[str, _KindLoad] = defaultdict(_KindLoad)
         self._needed_by: dict[str, list[UnitState]] = defaultdict(list)
         self._awaited_by: dict[str, list[UnitState]] = defaultdict(list)
         for entry in self.units.values():
             self._open_by_group[entry.group] += 1
+            self._loads[entry.unit.kind].num_unsettled += 1
             for other in {each for each in entry.unit.needs if each in self.units}:
                 self._needed_by[other].append(entry)
                 entry.unmet_needs += 1
@@ -118,6 +122,7 @@ class SweepState:
             self.counts[old] -= 1
             self.counts[new] += 1
             self._open_by_group[entry.group] += (new in OPEN) - (old in OPEN)
+            self._update_load(entry, old)
             unmet = (old == "done") - (new == "done")
             broken = (new in ("failed", "blocked")) - (old in ("failed", "blocked"))
             unsettled = (old in SETTLED) - (new in SETTLED)
@@ -128,6 +133,17 @@ class SweepState:
             for other in self._awaited_by.get(entry.unit.id, ()):
                 other.unsettled += unsettled
                 entries.append(other)
+
+    def _update_load(self, entry: UnitState, old: UnitStateName) -> None:
+        load = self._loads[entry.unit.kind]
+        load.num_unsettled += (entry.state not in SETTLED) - (old not in SETTLED)
+        if old == "done":
+            load.num_done -= 1
+            load.done_seconds -= entry.seconds
+        if (done := entry.done_event) is not None and entry.state == "done":
+            entry.seconds = done.seconds
+            load.num_done += 1
+            load.done_seconds += entry.seconds
 
     # ---- questions
 
@@ -183,21 +199,24 @@ class SweepState:
 
     def estimate_time_left(self, num_workers: int) -> TimeLeft:
         """Estimate the time left from the mean duration of finished units of the same kind."""
-        durations: dict[str, list[float]] = defaultdict(list)
-        num_unsettled: Counter[str] = Counter()
-        for entry in self.units.values():
-            if (done := entry.done_event if entry.outcome == "done" else None) is not None:
-                durations[entry.unit.kind].append(done.seconds)
-            elif entry.state not in SETTLED:
-                num_unsettled[entry.unit.kind] += 1
-        seconds = sum(
-            count * sum(durations[kind]) / len(durations[kind])
-            for kind, count in num_unsettled.items()
-            if kind in durations
-        )
-        unknown_kinds = tuple(sorted(kind for kind in num_unsettled if kind not in durations))
-        is_known = len(unknown_kinds) < len(num_unsettled) and num_workers > 0
-        return TimeLeft(seconds / num_workers if is_known else None, unknown_kinds)
+        seconds, unknown_kinds = 0.0, []
+        for kind, load in sorted(self._loads.items()):
+            if load.num_unsettled and load.num_done:
+                seconds += load.num_unsettled * load.done_seconds / load.num_done
+            elif load.num_unsettled:
+                unknown_kinds.append(kind)
+        is_known = num_workers > 0 and any(load.num_done for load in self._loads.values())
+        return TimeLeft(seconds / num_workers if is_known else None, tuple(unknown_kinds))
+
+
+@dataclass(slots=True)
+class _KindLoad:
+    """Work of one kind of unit."""
+
+    num_unsettled: int = 0
+    num_done: int = 0
+    done_seconds: float = 0.0
+    """Of all units that are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +251,3 @@ def _derive_state(entry: UnitState) -> UnitStateName:
     if entry.broken_needs:
         return "blocked"
     return "waiting" if entry.unmet_needs or entry.unsettled else "ready"
-
-
-def count_by_stage(state: SweepState) -> Mapping[str, Counter[UnitStateName]]:
-    """Return the number of units per stage and state."""
-    counts: dict[str, Counter[UnitStateName]] = defaultdict(Counter)
-    for entry in state.units.values():
-        counts[entry.unit.stage][entry.state] += 1
-    return counts

@@ -22,15 +22,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from antlm_bench.atomic_files import temporary_path
 from antlm_bench.errors import RunError
 from antlm_bench.runs.store import make_folder, reject_links, write_atomically
-from antlm_bench.safe_files import open_for_writing, read_regular_file
+from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
 from antlm_bench.sweeps.process_identity import ProcessIdentity, current_process
@@ -187,13 +188,10 @@ class FolderStore:
 
         Raises RunError.
         """
-        number = self._claim_numbers.get(name, 0)
-        while self._claim_path(f"{name}.{number + 1}").exists():
-            number += 1
-        self._claim_numbers[name] = number
-        if number and not self._has_expired(f"{name}.{number}"):
+        current = self.find_claim(name)
+        if current and not self._has_expired(current.id):
             return None
-        claim = Claim(name, number + 1)
+        claim = Claim(name, current.number + 1 if current else 1)
         owner = {"worker": self._worker, "process": asdict(self._process)}
         path = self._claim_path(claim.id)
         try:
@@ -215,6 +213,14 @@ class FolderStore:
         """
         os.utime(self._claim_path(claim.id), follow_symlinks=False)
         return not self._claim_path(f"{claim.name}.{claim.number + 1}").exists()
+
+    def find_claim(self, name: str) -> Claim | None:
+        """Return the highest claim of a group or of the driver; None if there is none."""
+        number = self._claim_numbers.get(name, 0)
+        while self._claim_path(f"{name}.{number + 1}").exists():
+            number += 1
+        self._claim_numbers[name] = number
+        return Claim(name, number) if number else None
 
     def read_owner(self, claim_id: str) -> Owner | None:
         """Return the owner of a claim; None if its file is missing, empty or damaged."""
@@ -256,9 +262,37 @@ class FolderStore:
         self._sightings[claim_id] = (file_time, since)
         return now - since
 
+    def list_dead_claims(self, claim_ids: Iterable[str]) -> set[str]:
+        """Return the claims without a living owner, as far as one look at the folder shows it.
+
+        The time of a claim's file is compared with that of a new file in the same folder, so that
+        both are of the file server's clock. For display only: nothing is taken over because of it.
+        """
+        now = self._read_server_clock()
+        dead = set()
+        for claim_id in claim_ids:
+            with suppress(OSError):
+                age = now - self._claim_path(claim_id).lstat().st_mtime
+                if self.is_surely_free(claim_id) or age > self._expiry_seconds:
+                    dead.add(claim_id)
+        return dead
+
+    def _read_server_clock(self) -> float:
+        """Return the time that the folder gives to new files; this machine's if it takes none."""
+        path = self._claim_path(f".clock-{os.getpid()}")
+        try:
+            with temporary_path(path), create_file(path) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return time.time()
+
+    @property
+    def _expiry_seconds(self) -> float:
+        return EXPIRY_HEARTBEATS * self.heartbeat_seconds
+
     def _has_expired(self, claim_id: str) -> bool:
-        expiry = EXPIRY_HEARTBEATS * self.heartbeat_seconds
-        return self.is_surely_free(claim_id) or self.seconds_without_sign(claim_id) > expiry
+        silence = self.seconds_without_sign(claim_id)
+        return self.is_surely_free(claim_id) or silence > self._expiry_seconds
 
     def _claim_path(self, claim_id: str) -> Path:
         return self.folder / "claims" / claim_id
