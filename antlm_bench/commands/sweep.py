@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from antlm_bench.progress import Progress
 from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorSettings
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import host_identity
-from antlm_bench.sweeps.status import SweepState, TimeLeft, UnitState
+from antlm_bench.sweeps.status import SweepState, SweepStatus, build_status
 from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
-from antlm_bench.sweeps.units import Sweep, Unit
+from antlm_bench.sweeps.units import Sweep
 from antlm_bench.sweeps.worker import Heartbeat
 
 POLL_SECONDS = 0.2
@@ -27,8 +26,6 @@ MAX_VAIN_RESTARTS = 3
 """Restarts per worker without a unit that is finished in between."""
 GRACE_SECONDS = 5.0
 """How long workers may take to see that all units are settled, before they are stopped."""
-UNIT_STATES = ("done", "running", "lost", "waiting", "failed", "blocked")
-"""States as people see them, in the order of tables."""
 
 
 @dataclass(frozen=True)
@@ -53,110 +50,12 @@ class RunSweepOptions:
     """The command that runs a worker; () = `antlm-bench worker`."""
 
 
-# ---- status
-
-
-@dataclass(frozen=True)
-class UnitRow:
-    """A unit that is not simply done or waiting, for tables."""
-
-    unit: Unit
-    state: str
-    """One of UNIT_STATES."""
-    attempts: int
-    """Attempts since the last start of the sweep."""
-    node: str
-    """Where its last attempt ran."""
-    log: str
-    """File with the output of its last attempt."""
-    seconds: float | None = None
-    """Since its last attempt began; None = it has ended."""
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class SweepStatus:
-    """How far a sweep is."""
-
-    name: str
-    folder: str
-    counts: Mapping[str, Mapping[str, int]]
-    """Stage -> state (UNIT_STATES) -> units."""
-    failed: tuple[UnitRow, ...]
-    running: tuple[UnitRow, ...]
-    """Units that run, and those that are lost: their worker has died."""
-    time_left: TimeLeft
-
-    def count(self, *states: str) -> int:
-        """Return the number of units in these states, over all stages; () = all units."""
-        return sum(
-            number
-            for counts in self.counts.values()
-            for state, number in counts.items()
-            if state in (states or UNIT_STATES)
-        )
-
-    @property
-    def is_complete(self) -> bool:
-        return self.count() == self.count("done")
-
-
 def read_sweep_status(folder: Path) -> SweepStatus:
-    """Return how far a sweep is. Starts nothing, and changes nothing. Raises RunError."""
+    """Return how far a sweep is. Starts nothing and changes nothing. Raises RunError."""
     store = FolderStore(folder)
     state = SweepState(store.read_sweep())
     state.apply(store.read_new_events())
-    return _build_status(store, state)
-
-
-def _build_status(store: FolderStore, state: SweepState) -> SweepStatus:
-    running = [entry for entry in state.units.values() if entry.state == "running"]
-    claims = {entry.unit.id: _find_claim(entry) for entry in running}
-    dead_claims = store.list_dead_claims(set(claims.values()))
-    lost = {unit for unit, claim in claims.items() if claim in dead_claims}
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for entry in state.units.values():
-        counts[entry.unit.stage][_name_state(entry, lost)] += 1
-    return SweepStatus(
-        name=state.sweep.name,
-        folder=str(store.folder),
-        counts=counts,
-        failed=tuple(
-            _build_row(entry, lost) for entry in state.units.values() if entry.state == "failed"
-        ),
-        running=tuple(_build_row(entry, lost) for entry in running),
-        time_left=state.estimate_time_left(len(running) - len(lost)),
-    )
-
-
-def _find_claim(entry: UnitState) -> str:
-    """Return the claim under which a running unit was started."""
-    started = [event for event in entry.counted_attempts if event.event == "started"]
-    return started[-1].claim
-
-
-def _name_state(entry: UnitState, lost: Collection[str]) -> str:
-    if entry.state == "running" and entry.unit.id in lost:
-        return "lost"
-    return "waiting" if entry.state == "ready" else entry.state
-
-
-def _build_row(entry: UnitState, lost: Collection[str]) -> UnitRow:
-    attempts = entry.counted_attempts
-    last = attempts[-1]
-    errors = [event.error for event in attempts if event.error]
-    return UnitRow(
-        unit=entry.unit,
-        state=_name_state(entry, lost),
-        attempts=len(attempts),
-        node=last.node,
-        log=last.log or f"logs/{last.worker}.log",
-        seconds=max(time.time() - last.time, 0) if last.event == "started" else None,
-        error=errors[-1] if errors else "",
-    )
-
-
-# ---- run
+    return build_status(store, state)
 
 
 def run_sweep(
@@ -211,7 +110,7 @@ class _Driver:
                 state = self._prepare(sweep, events)
                 if not state.is_settled:
                     self._carry_out(state, stop_signals)
-                status = _build_status(self.store, state)
+                status = build_status(self.store, state)
             finally:
                 with suppress(RunError):
                     self.store.append_event(Event("released", claim=self.claim.id))

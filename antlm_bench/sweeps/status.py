@@ -1,13 +1,15 @@
-"""The state of every unit of a sweep, derived from its journals."""
+"""The state of every unit of a sweep, derived from its journals; a summary for people."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from antlm_bench.sweeps.journal import Event
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.units import Sweep, Unit, UnitGroup
 
 UnitStateName = Literal["waiting", "ready", "running", "done", "failed", "blocked"]
@@ -15,6 +17,8 @@ UnitStateName = Literal["waiting", "ready", "running", "done", "failed", "blocke
 its worker may be dead. blocked: a unit that it needs is failed or blocked."""
 SETTLED = frozenset({"done", "failed", "blocked"})
 OPEN = frozenset({"ready", "running"})
+SHOWN_STATES = ("done", "running", "lost", "waiting", "failed", "blocked")
+"""States as people see them, in the order of tables. lost: it runs, but its worker is dead."""
 MAX_LOSSES = 3
 """A unit whose workers died this often is failed: it may be what kills them."""
 
@@ -251,3 +255,99 @@ def _derive_state(entry: UnitState) -> UnitStateName:
     if entry.broken_needs:
         return "blocked"
     return "waiting" if entry.unmet_needs or entry.unsettled else "ready"
+
+
+# ---- how far a sweep is, for people
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """A unit that is not simply done or waiting, for tables."""
+
+    unit: Unit
+    state: str
+    """One of SHOWN_STATES."""
+    attempts: int
+    """Attempts since the last start of the sweep."""
+    node: str
+    """Where its last attempt ran."""
+    log: str
+    """File with the output of its last attempt."""
+    seconds: float | None = None
+    """Since its last attempt began; None = it has ended."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How far a sweep is."""
+
+    name: str
+    folder: str
+    counts: Mapping[str, Mapping[str, int]]
+    """Stage -> state (SHOWN_STATES) -> units."""
+    failed: tuple[UnitRow, ...]
+    running: tuple[UnitRow, ...]
+    """Units that run, and those that are lost: their worker has died."""
+    time_left: TimeLeft
+
+    def count(self, *states: str) -> int:
+        """Return the number of units in these states, over all stages; () = all units."""
+        return sum(
+            number
+            for counts in self.counts.values()
+            for state, number in counts.items()
+            if state in (states or SHOWN_STATES)
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        return self.count() == self.count("done")
+
+
+def build_status(store: FolderStore, state: SweepState) -> SweepStatus:
+    """Summarize a state. The claims of running units tell which of them are lost."""
+    running = [entry for entry in state.units.values() if entry.state == "running"]
+    claims = {entry.unit.id: _find_claim(entry) for entry in running}
+    dead_claims = store.list_dead_claims(set(claims.values()))
+    lost = {unit for unit, claim in claims.items() if claim in dead_claims}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in state.units.values():
+        counts[entry.unit.stage][_name_state(entry, lost)] += 1
+    return SweepStatus(
+        name=state.sweep.name,
+        folder=str(store.folder),
+        counts=counts,
+        failed=tuple(
+            _build_row(entry, lost) for entry in state.units.values() if entry.state == "failed"
+        ),
+        running=tuple(_build_row(entry, lost) for entry in running),
+        time_left=state.estimate_time_left(len(running) - len(lost)),
+    )
+
+
+def _find_claim(entry: UnitState) -> str:
+    """Return the claim under which a running unit was started."""
+    started = [event for event in entry.counted_attempts if event.event == "started"]
+    return started[-1].claim
+
+
+def _name_state(entry: UnitState, lost: Collection[str]) -> str:
+    if entry.state == "running" and entry.unit.id in lost:
+        return "lost"
+    return "waiting" if entry.state == "ready" else entry.state
+
+
+def _build_row(entry: UnitState, lost: Collection[str]) -> UnitRow:
+    attempts = entry.counted_attempts
+    last = attempts[-1]
+    errors = [event.error for event in attempts if event.error]
+    return UnitRow(
+        unit=entry.unit,
+        state=_name_state(entry, lost),
+        attempts=len(attempts),
+        node=last.node,
+        log=last.log or f"logs/{last.worker}.log",
+        seconds=max(time.time() - last.time, 0) if last.event == "started" else None,
+        error=errors[-1] if errors else "",
+    )

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from antlm_bench.atomic_files import temporary_path
-from antlm_bench.errors import RunError
+from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.store import make_folder, reject_links, write_atomically
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
@@ -374,6 +374,16 @@ class FolderStore:
     def log_path(self, worker: str) -> Path:
         """Return the file with the output of a worker."""
         return self.folder / "logs" / f"{worker}.log"
+
+
+def check_worker_name(name: str, location: str) -> None:
+    """Raise UsageError for a name that cannot be that of files."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UsageError(
+            f"{name!r} is not a name of a worker",
+            location=location,
+            hint="use letters, digits, '.', '_' and '-'",
+        )
 
 
 def decode_sweep(data: bytes, location: str) -> Sweep:

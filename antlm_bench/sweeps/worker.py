@@ -13,14 +13,15 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from antlm_bench.errors import BenchError, RunError
+from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import node_name
 from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState
@@ -314,6 +315,31 @@ def run_worker(
 ) -> WorkerSummary:
     """Carry out units until all of the sweep are settled. Raises RunError."""
     return Worker(store, name, kinds, options).run()
+
+
+@contextmanager
+def redirect_output(path: Path) -> Iterator[None]:
+    """Append what this process and its children print to a file inside this context.
+
+    Raises RunError if the file cannot be opened.
+    """
+    try:
+        log = open_for_writing(path, os.O_WRONLY | os.O_APPEND)
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", location=str(path)) from error
+    originals = {number: os.dup(number) for number in (1, 2)}
+    try:
+        for number in originals:
+            os.dup2(log, number)
+        os.close(log)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        for number, original in originals.items():
+            os.dup2(original, number)
+            os.close(original)
 
 
 def choose_first_group(worker: str, num_groups: int) -> int:
