@@ -16,7 +16,7 @@ from antlm_bench.progress import Progress
 from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorSettings
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import host_identity
-from antlm_bench.sweeps.status import SweepState, SweepStatus, build_status
+from antlm_bench.sweeps.status import SweepState, SweepStatus, build_status, load_state
 from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
 from antlm_bench.sweeps.units import Sweep
 from antlm_bench.sweeps.worker import Heartbeat
@@ -53,9 +53,7 @@ class RunSweepOptions:
 def read_sweep_status(folder: Path) -> SweepStatus:
     """Return how far a sweep is. Starts nothing and changes nothing. Raises RunError."""
     store = FolderStore(folder)
-    state = SweepState(store.read_sweep())
-    state.apply(store.read_new_events())
-    return build_status(store, state)
+    return build_status(store, load_state(store))
 
 
 def run_sweep(
@@ -123,9 +121,7 @@ class _Driver:
         old = self.store.read_sweep() if self.store.has_sweep() else None
         self.changes = describe_changes(old, sweep) if old else ""
         self.store.write_sweep(sweep)
-        state = SweepState(sweep)
-        state.apply(events)
-        state.apply(self.store.read_new_events())
+        state = load_state(self.store, sweep, events)
         for entry in state.list_units_to_repeat():
             event = Event("repeat", entry.unit.id, max(entry.attempts), time.time())
             self.store.append_event(event)

@@ -53,6 +53,8 @@ class Event:
     """failed: whether no further attempt follows."""
 
 
+_ENDS = frozenset({"done", "failed", "stopped"})
+_NUMBERS, _TEXT = (int, float), {str}
 _DEFAULTS = {field.name: field.default for field in fields(Event) if field.default is not MISSING}
 
 
@@ -65,19 +67,55 @@ def encode_event(event: Event) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def decode_event(line: bytes) -> Event | None:
-    """Return the event of a line; None for a line that is damaged, or of an unknown event."""
+def decode_events(data: bytes) -> list[Event]:
+    """Return the events of complete lines, without those that are damaged or of unknown kinds.
+
+    An attempt that has started and ended has its last event only.
+    """
+    lines = data.splitlines()
     try:
-        record: dict[str, Any] = json.loads(line)
-        event = Event(**record)
-    except (ValueError, TypeError, RecursionError):
+        records = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(records) != len(lines):
+            raise ValueError
+    except (ValueError, RecursionError):  # line by line, to find the damaged ones
+        records = [record for line in lines if (record := _parse_line(line)) is not None]
+    with suppress(AttributeError, TypeError):  # a line that is no object, or has odd values
+        ended = {
+            (each.get("unit"), each.get("attempt"))
+            for each in records
+            if each.get("event") in _ENDS
+        }
+        records = [
+            each
+            for each in records
+            if each.get("event") != "started"
+            or (each.get("unit"), each.get("attempt")) not in ended
+        ]
+    return [event for record in records if (event := _build_event(record)) is not None]
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    is_valid = all(
-        type(value) is type(default) or (type(default) is float and type(value) is int)
-        for name, value in record.items()
-        if (default := _DEFAULTS.get(name)) is not None
+
+
+def _build_event(record: Any) -> Event | None:
+    try:
+        event = Event(**record)
+    except TypeError:
+        return None
+    texts = (event.unit, event.worker, event.node, event.claim, event.part, event.error, event.log)
+    is_valid = (
+        event.event in EVENT_NAMES
+        and type(event.attempt) is type(event.pid) is int
+        and type(event.time) in _NUMBERS
+        and type(event.seconds) in _NUMBERS
+        and type(event.final) is bool
+        and set(map(type, texts)) == _TEXT
     )
-    return event if is_valid and event.event in EVENT_NAMES else None
+    return event if is_valid else None
 
 
 class JournalWriter:
@@ -103,10 +141,9 @@ class JournalWriter:
         """
         line = encode_event(event)
         try:
-            if os.write(self._descriptor, line) < len(line):
-                with suppress(OSError):  # the next line must not be glued to this one
-                    os.write(self._descriptor, b"\n")
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            num_written = os.write(self._descriptor, line)
+            if num_written < len(line):
+                self._finish_line(line[num_written:])
             os.fsync(self._descriptor)
         except OSError as error:
             raise RunError(
@@ -114,6 +151,18 @@ class JournalWriter:
                 location=str(self.path),
                 hint="make room and repeat the command: nothing finished is lost",
             ) from error
+
+    def _finish_line(self, rest: bytes) -> None:
+        """Write the rest of a line. Raises OSError if it does not fit, after ending the line, so
+        that the next one is not glued to it.
+        """
+        try:
+            if os.write(self._descriptor, rest) < len(rest):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                os.write(self._descriptor, b"\n")
+            raise
 
 
 class JournalReader:
@@ -144,6 +193,4 @@ class JournalReader:
                 data = file.read()
             complete = data[: data.rfind(b"\n") + 1]
             self._positions[name] = position + len(complete)
-            for line in complete.splitlines():
-                if (event := decode_event(line)) is not None:
-                    yield event
+            yield from decode_events(complete)

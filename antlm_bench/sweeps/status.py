@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from antlm_bench.sweeps.journal import Event
-from antlm_bench.sweeps.store import FolderStore
+from antlm_bench.sweeps.store import FolderStore, SweepStore
 from antlm_bench.sweeps.units import Sweep, Unit, UnitGroup
 
 UnitStateName = Literal["waiting", "ready", "running", "done", "failed", "blocked"]
@@ -47,8 +49,16 @@ class UnitState:
     """How long it took, if it is done."""
 
     @property
+    def stays_waiting(self) -> bool:
+        """Whether it waits already, and still has to."""
+        waits = self.unmet_needs or self.unsettled
+        return bool(self.state == "waiting" and waits and not self.broken_needs)
+
+    @property
     def counted_attempts(self) -> list[Event]:
         """Events of the attempts that count, in order."""
+        if len(self.attempts) == 1 and not self.num_forgotten:  # most units
+            return list(self.attempts.values())
         numbers = sorted(number for number in self.attempts if number > self.num_forgotten)
         return [self.attempts[number] for number in numbers]
 
@@ -89,12 +99,14 @@ class SweepState:
         for entry in self.units.values():
             self._open_by_group[entry.group] += 1
             self._loads[entry.unit.kind].num_unsettled += 1
-            for other in {each for each in entry.unit.needs if each in self.units}:
-                self._needed_by[other].append(entry)
-                entry.unmet_needs += 1
-            for other in {each for each in entry.unit.waits_for if each in self.units}:
-                self._awaited_by[other].append(entry)
-                entry.unsettled += 1
+            unit = entry.unit
+            if unit.needs or unit.waits_for:
+                for other in {each for each in unit.needs if each in self.units}:
+                    self._needed_by[other].append(entry)
+                    entry.unmet_needs += 1
+                for other in {each for each in unit.waits_for if each in self.units}:
+                    self._awaited_by[other].append(entry)
+                    entry.unsettled += 1
         for entry in self.units.values():
             if entry.unmet_needs or entry.unsettled:
                 self._update([entry])
@@ -103,23 +115,25 @@ class SweepState:
 
     def apply(self, events: Iterable[Event]) -> None:
         """Update the states. An event that is applied twice has no further effect."""
+        changed: dict[str, UnitState] = {}
         for event in events:
             entry = self.units.get(event.unit)
             if entry is None:  # of a unit that the sweep no longer has, or of a worker
                 continue
+            changed[event.unit] = entry
             known = entry.attempts.get(event.attempt)
             if event.event == "repeat":
                 entry.num_forgotten = max(entry.num_forgotten, event.attempt)
             elif known is None or (event.event != "started" and known.event != "done"):
                 entry.attempts[event.attempt] = event
-            self._update([entry])
+        self._update(list(changed.values()))
 
     def _update(self, entries: list[UnitState]) -> None:
         """Derive the state of units anew, and of those that depend on them."""
         while entries:
             entry = entries.pop()
-            entry.outcome = _derive_outcome(entry)
-            new, old = _derive_state(entry), entry.state
+            entry.outcome = outcome = _derive_outcome(entry)
+            new, old = outcome or _derive_state(entry), entry.state
             if new == old:
                 continue
             entry.state = new
@@ -133,10 +147,12 @@ class SweepState:
             for other in self._needed_by.get(entry.unit.id, ()):
                 other.unmet_needs += unmet
                 other.broken_needs += broken
-                entries.append(other)
+                if not other.stays_waiting:
+                    entries.append(other)
             for other in self._awaited_by.get(entry.unit.id, ()):
                 other.unsettled += unsettled
-                entries.append(other)
+                if not other.stays_waiting:
+                    entries.append(other)
 
     def _update_load(self, entry: UnitState, old: UnitStateName) -> None:
         load = self._loads[entry.unit.kind]
@@ -144,7 +160,7 @@ class SweepState:
         if old == "done":
             load.num_done -= 1
             load.done_seconds -= entry.seconds
-        if (done := entry.done_event) is not None and entry.state == "done":
+        if entry.state == "done" and (done := entry.done_event):
             entry.seconds = done.seconds
             load.num_done += 1
             load.done_seconds += entry.seconds
@@ -223,6 +239,32 @@ class _KindLoad:
     """Of all units that are done."""
 
 
+def load_state(
+    store: SweepStore, sweep: Sweep | None = None, earlier_events: Sequence[Event] = ()
+) -> SweepState:
+    """Return the state of a sweep by all events so far.
+
+    sweep: None = that of the store. earlier_events: those that were read from the store before.
+    Raises RunError.
+    """
+    with _pause_garbage_collection():
+        state = SweepState(sweep or store.read_sweep())
+        state.apply([*earlier_events, *store.read_new_events()])
+    return state
+
+
+@contextmanager
+def _pause_garbage_collection() -> Iterator[None]:
+    """Create many objects that stay: looking at them for garbage again and again takes as long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True, slots=True)
 class TimeLeft:
     """An estimate of the time until a sweep is done."""
@@ -250,8 +292,7 @@ def _derive_outcome(entry: UnitState) -> Literal["", "running", "done", "failed"
 
 
 def _derive_state(entry: UnitState) -> UnitStateName:
-    if entry.outcome:
-        return entry.outcome
+    """Return the state of a unit without an outcome."""
     if entry.broken_needs:
         return "blocked"
     return "waiting" if entry.unmet_needs or entry.unsettled else "ready"

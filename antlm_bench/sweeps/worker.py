@@ -24,7 +24,7 @@ from antlm_bench.errors import BenchError, RunError
 from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import node_name
-from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState
+from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState, load_state
 from antlm_bench.sweeps.store import Claim, SweepStore
 from antlm_bench.sweeps.unit_kinds import UnitKind
 from antlm_bench.sweeps.units import UnitGroup
@@ -117,8 +117,8 @@ class Worker:
         options: WorkerOptions = WorkerOptions(),
     ) -> None:
         """kinds: name -> how to carry out a unit of this kind. Raises RunError."""
-        self.state = SweepState(store.read_sweep())
         self.store, self.kinds, self.options = store, kinds, options
+        self.state = load_state(store)
         self.name = store.join(name)
         self.node = node_name()
         self.num_done = self.num_failed = 0
@@ -135,7 +135,6 @@ class Worker:
         """
         wait = MIN_WAIT
         with self._heartbeat:
-            self._read_events()
             while not self.state.is_settled:
                 group = self._claim_group()
                 if group is None:

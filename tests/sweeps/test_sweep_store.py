@@ -13,7 +13,13 @@ import pytest
 from sweeps.fake_units import make_store, make_sweep, make_unit
 
 from antlm_bench.errors import RunError
-from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter, decode_event
+from antlm_bench.sweeps.journal import (
+    Event,
+    JournalReader,
+    JournalWriter,
+    decode_events,
+    encode_event,
+)
 from antlm_bench.sweeps.process_identity import ProcessIdentity, current_process
 from antlm_bench.sweeps.store import Claim, FolderStore, decode_sweep
 from antlm_bench.sweeps.units import encode_sweep
@@ -183,9 +189,7 @@ def test_a_short_write_does_not_damage_the_next_line(
 
 def test_an_event_survives_its_line() -> None:
     event = Event("failed", "u", 3, 1.5, 2.0, "w", "n", 7, "c", "p", "é\n", "l", True)
-    from antlm_bench.sweeps.journal import encode_event
-
-    assert decode_event(encode_event(event)) == event
+    assert decode_events(encode_event(event)) == [event]
 
 
 def test_attempts_get_folders_of_their_own(tmp_path: Path) -> None:
