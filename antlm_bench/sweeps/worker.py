@@ -289,7 +289,8 @@ class WorkerContext:
 
     def log(self, message: str) -> None:
         """Write a line to the worker's log."""
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.unit} {message}", file=sys.stderr)
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.unit} {message}"
+        print(text, file=sys.stderr, flush=True)
 
     def find_parts(self, unit_ids: Iterable[str]) -> list[Path]:
         """Return the published part folders of those units that are done, in the given order."""
@@ -326,6 +327,7 @@ def redirect_output(path: Path) -> Iterator[None]:
         log = open_for_writing(path, os.O_WRONLY | os.O_APPEND)
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", location=str(path)) from error
+    _flush_output()
     originals = {number: os.dup(number) for number in (1, 2)}
     try:
         for number in originals:
@@ -333,12 +335,16 @@ def redirect_output(path: Path) -> Iterator[None]:
         os.close(log)
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
+        _flush_output()
         for number, original in originals.items():
             os.dup2(original, number)
             os.close(original)
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
 
 
 def choose_first_group(worker: str, num_groups: int) -> int:

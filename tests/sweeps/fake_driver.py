@@ -21,7 +21,7 @@ def main() -> int:
     end_on_signals()
     folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     retries = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    options = RunSweepOptions(workers=workers, retries=retries, worker_command=WORKER)
+    options = RunSweepOptions(workers=workers, threads=1, retries=retries, worker_command=WORKER)
     try:
         status = run_sweep(FolderStore(folder).read_sweep(), folder, options)
     except BenchError as error:

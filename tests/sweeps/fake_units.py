@@ -1,4 +1,4 @@
-"""Units that sleep, fail, or end their process, and a worker that carries them out.
+"""Units that sleep, fail, score, or end their process, and a worker that carries them out.
 
 python fake_units.py DIR --name NAME --retries N [--parent PID]    run a worker, as `antlm-bench
 worker` does
@@ -53,9 +53,17 @@ def collect(unit: Unit, context: UnitContext) -> None:
     (context.sweep_dir / "runs" / "all").write_text(" ".join(map(str, numbers)))
 
 
+def score_suite(unit: Unit, context: UnitContext) -> None:
+    """Score a checkpoint, as the kind `score` does."""
+    from antlm_bench.commands.score import score
+
+    limit = unit.arguments["limit"]
+    score(unit.model, "nano", methods="causal", limit=limit, out=context.part_dir, device="cpu")
+
+
 FAKE_KINDS = {
     function.__name__: UnitKind(function.__name__, function)
-    for function in (sleep, fail, fail_once, crash, collect)
+    for function in (sleep, fail, fail_once, crash, collect, score_suite)
 }
 
 

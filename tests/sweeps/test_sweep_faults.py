@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweeps.fake_units import make_store, make_unit
+from sweeps.fake_units import make_store, make_sweep, make_unit
 
 from antlm_bench.commands.sweep import read_sweep_status
+from antlm_bench.sweeps.status import SweepState
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.units import Unit
 
 HERE = Path(__file__).parent
@@ -101,14 +103,18 @@ def count_events(folder: Path, name: str) -> collections.Counter[str]:
 
 
 def kill_workers(folder: Path, kills: int, seed: int) -> None:
-    units = make_folder(folder)
+    """Kill workers of a driver, each some time after it has begun its first unit or before."""
+    units = make_folder(folder, number=60, seconds=0.03)
     rng = random.Random(seed)
     driver = start_driver(folder)
-    for _ in range(kills):
+    num_killed = 0
+    while num_killed < kills and driver.poll() is None:
         time.sleep(rng.uniform(0.05, 0.5))
         processes = list_worker_processes(folder)
         if processes:
             os.kill(rng.choice(processes), signal.SIGKILL)
+            num_killed += 1
+    assert num_killed == kills
     assert driver.wait(TIMEOUT) == 0, (folder / "driver.out").read_text()
     check_result(folder, units)
     assert not list_worker_processes(folder)
@@ -170,6 +176,54 @@ def test_a_stopped_driver_stops_its_workers(tmp_path: Path, signum: int, code: i
     status = read_sweep_status(tmp_path)
     assert status.counts["sleep"] == {"waiting": 2}  # neither lost nor failed
     assert len(units) == status.count()
+
+
+@pytest.mark.slow
+def test_scoring_that_is_killed_at_random_moments_ends_with_the_same_bytes(
+    tmp_path: Path, make_checkpoint
+) -> None:
+    from antlm_bench.commands.score import score
+
+    checkpoint, limits, kills = make_checkpoint(), range(500, 506), 20
+    units = [
+        make_unit("score_suite", limit, model=str(checkpoint), limit=limit) for limit in limits
+    ]
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    make_store(folder, *units)
+    rng = random.Random(0)
+    driver, killed = start_driver(folder, workers=1), set()
+    while len(killed) < kills:
+        running = [event for event in list_started(folder) if event["pid"] not in killed]
+        if running and driver.poll() is None:
+            time.sleep(rng.uniform(0, 0.5))
+            killed.add(running[-1]["pid"])
+            os.kill(running[-1]["pid"], signal.SIGKILL)
+        elif driver.poll() is not None:
+            driver = start_driver(folder, workers=1)  # units that were lost three times are failed
+        time.sleep(0.05)
+    while driver.wait(TIMEOUT) != 0:
+        driver = start_driver(folder, workers=1)
+    state = SweepState(make_sweep(*units))
+    state.apply(FolderStore(folder).read_new_events())
+    for unit in units:
+        limit = unit.arguments["limit"]
+        [run] = score(
+            str(checkpoint), "nano", methods="causal", limit=limit, out=tmp_path / "o", device="cpu"
+        )
+        part = folder / state.units[unit.id].done_event.part
+        [file] = (part / "predictions").iterdir()
+        assert file.read_bytes() == (Path(run.path) / next(iter(run)).file).read_bytes()
+        assert not (part / "partial").exists()
+
+
+def list_started(folder: Path) -> list[dict]:
+    """Return the attempts that have started, oldest first, of workers that may be dead."""
+    lines = [
+        line for path in (folder / "journals").iterdir() for line in path.read_text().splitlines()
+    ]
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return sorted((e for e in events if e["event"] == "started"), key=lambda e: e["time"])
 
 
 # ---- several at once
