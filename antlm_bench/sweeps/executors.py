@@ -189,13 +189,19 @@ class LocalExecutor:
         return str(self.settings.sweep_dir / "logs" / f"{worker}.log")
 
     def _choose_device(self) -> int:
-        """Return the index of the device with the fewest running workers."""
+        """Return the index of the device with the fewest running workers; of several, the one that
+        was used the least.
+        """
+        used = list(self._device_indices.values())
         running = [
             self._device_indices[worker]
             for worker, process in self._processes.items()
-            if process.poll() is None
+            if worker in self._device_indices and process.poll() is None
         ]
-        return min(range(len(self.devices)), key=lambda index: (running.count(index), index))
+        return min(
+            range(len(self.devices)),
+            key=lambda index: (running.count(index), used.count(index), index),
+        )
 
 
 def _open_local(settings: ExecutorSettings) -> Executor:
