@@ -303,6 +303,20 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
     return CheckpointSources(base, tokenizer, adapter, notes)
 
 
+def locate_description(ref: str, options: OpenOptions) -> CheckpointSources:
+    """Find the folders of a checkpoint's configuration and tokenizer, without its weights.
+
+    Of a hub id, the small files are downloaded. Raises as `locate_sources`.
+    """
+    ref, options = split_revision(ref, options)
+    if _as_path(ref).is_dir():
+        return locate_sources(ref, options)
+    hint = "a checkpoint is a folder with config.json, or a hub id"
+    folder = _download_snapshot(ref, options.revision, options, hint, with_weights=False)
+    tokenizer = _tokenizer_folder(options.tokenizer, options) if options.tokenizer else folder
+    return CheckpointSources(folder, tokenizer)
+
+
 def _base_folder(
     ref: str, folder: Path, adapter_config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:

@@ -24,6 +24,7 @@ from antlm_bench.cli import (
     power,
     score,
     surprisal,
+    sweep,
     train,
     verify,
 )
@@ -45,6 +46,10 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "finetune": (finetune.finetune_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
     "train": (train.train_command, ""),
+    "run": (sweep.run_sweep_command, ""),
+    "resume": (sweep.run_sweep_command, ""),
+    "status": (sweep.status_command, ""),
+    "worker": (sweep.worker_command, ""),
     "verify": (verify.verify_command, ""),
     "noise": (verify.noise_command, ""),
     "compare": (compare.compare_command, ""),
