@@ -105,7 +105,9 @@ def measure_speed(device: str, dtype: str) -> DeviceSpeed:
     from antlm_bench.checkpoints import pretrained
 
     torch_device = pretrained.resolve_device(device)
-    measured = [_measure_shape(hidden, layers, str(torch_device), dtype) for hidden, layers in SHAPES]
+    measured = [
+        _measure_shape(hidden, layers, str(torch_device), dtype) for hidden, layers in SHAPES
+    ]
     parameters, forward, training, opening = zip(*measured, strict=True)
     speed = DeviceSpeed(
         machine=describe_machine(),
@@ -201,9 +203,7 @@ def _random_probes(batch_tokens: int, vocabulary: int) -> Probes:
     return Probes(ids, "causal", row, position, targets, row)
 
 
-def _measure_training(
-    model: Any, size: ForwardSize, dtype: str, rows: int
-) -> tuple[float, float]:
+def _measure_training(model: Any, size: ForwardSize, dtype: str, rows: int) -> tuple[float, float]:
     """Return (FLOPs, seconds) of an update: forward, backward, optimizer."""
     import torch
 
@@ -245,7 +245,9 @@ def _read_speeds() -> list[DeviceSpeed]:
     speeds = []
     for entry in content.get("speeds", []):
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+            }
             speeds.append(DeviceSpeed(**values))
         except TypeError:
             continue  # an entry of another version

@@ -1,25 +1,19 @@
-"""Estimate what a unit costs: rows, tokens, FLOPs, time, memory (docs/scale.md has the formulas)."""
+"""Estimate what a unit costs: rows, tokens, FLOPs, time, memory. The formulas: docs/scale.md."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-from antlm_bench.declarations import expand_user_path
 from antlm_bench.errors import BenchError, DataError
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
-from antlm_bench.suites import classification_loader, sources
-from antlm_bench.suites.loader import load_suite
-from antlm_bench.suites.pairs_csv import columns_for_ref, is_pairs_file
-from antlm_bench.suites.task_types import Suite, find_task_type, read_declaration
 from antlm_bench.sweeps.calibration import DeviceSpeed
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts, ForwardSize
 from antlm_bench.sweeps.expansion import ExpandedSweep, TrainedModel
 from antlm_bench.sweeps.future_corpora import count_corpus_words
+from antlm_bench.sweeps.sweep_texts import TASK_OPTIONS, fingerprint_suite
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts, count_suite, count_task
 from antlm_bench.sweeps.units import Unit
 from antlm_bench.training.flops import compute_model_size, training_flops
@@ -42,8 +36,6 @@ TRAINING_VALUES_PER_TOKEN = 24
 """Values that the backward pass keeps, per token, layer and hidden unit."""
 SCORING_OPTIONS = ("limit", "columns", "allow_incomplete", "bos", "compat", "max_length")
 """Options of `score` that decide what is counted."""
-TASK_OPTIONS = ("valid", "columns", "limit_train", "limit_valid", "preset", "changes", "frozen")
-"""Options of `finetune` that decide what is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +87,6 @@ class Estimator:
         self.device_kind = device.partition(":")[0].partition(" ")[0]
         self._counts = counts_cache or CountsCache()
         self._costs: dict[Any, UnitCost] = {}
-        self._texts: dict[str, Any] = {}
-        """Loaded suites and tasks, by their keys."""
 
     def estimate(self, unit: Unit) -> UnitCost:
         """Return the cost of a unit, without the time to open its checkpoint.
@@ -141,7 +131,7 @@ class Estimator:
         key += [facts.size.vocabulary if facts.size else 0, CONVENTIONS_VERSION]
 
         def count() -> list[TextCounts]:
-            loaded = self._load_suite(suite, options)
+            loaded = self.expanded.texts.load_suite(suite, options)
             tokenizer = self._counts.load_tokenizer(facts)
             return [count_suite(facts, loaded, methods, settings, tokenizer)]
 
@@ -164,16 +154,6 @@ class Estimator:
             counts.is_exact,
         )
 
-    def _load_suite(self, suite: str, options: Mapping[str, Any]) -> Suite:
-        """Load a suite once. Raises DataError if its files are incomplete."""
-        settings = {n: options[n] for n in ("limit", "allow_incomplete") if n in options}
-        columns = columns_for_ref(suite, [suite], options.get("columns") or {})
-        key = json.dumps([suite, settings, columns], sort_keys=True)
-        if key not in self._texts:
-            self._texts[key] = load_suite(suite, columns=columns, **settings)
-        loaded: Suite = self._texts[key]
-        return loaded
-
     def _get_counts(self, key: Sequence[Any], count: Any) -> list[TextCounts]:
         """Return counts from the cache, or count: always if the texts have no fingerprint."""
         return count() if key[-1] is None else self._counts.get(key, count)
@@ -192,13 +172,13 @@ class Estimator:
     def _estimate_finetune(self, facts: CheckpointFacts, arguments: Mapping[str, Any]) -> UnitCost:
         suite, task, options = arguments["suite"], arguments["task"], arguments["options"]
         attentions = _resolve_attentions(facts, arguments["attentions"])
-        settings = {name: options[name] for name in TASK_OPTIONS if name in options}
+        settings = {name: options[name] for name in (*TASK_OPTIONS, "frozen") if name in options}
         total = UnitCost()
         for attention in attentions:
             key = ["finetune", facts.tokenizer_hash, facts.max_length, suite, task, attention]
 
             def count(attention: Attention = attention) -> list[TextCounts]:
-                loaded = self._load_task(suite, task, settings)
+                loaded = self.expanded.texts.load_task(suite, task, settings)
                 tokenizer = self._counts.load_tokenizer(facts)
                 fitted, selection, valid = count_task(facts, loaded, attention, tokenizer)
                 if options.get("frozen"):
@@ -246,24 +226,6 @@ class Estimator:
             counts.is_exact,
             notes,
         )
-
-    def _load_task(self, suite: str, task: str, settings: Mapping[str, Any]) -> Any:
-        key = json.dumps([suite, task, settings], sort_keys=True)
-        if key not in self._texts:
-            limits = {
-                name: (settings.get(name) or {}).get(task, (settings.get(name) or {}).get(""))
-                for name in ("limit_train", "limit_valid")
-            }
-            self._texts[key] = classification_loader.load_task(
-                suite,
-                task,
-                preset=settings.get("preset", ""),
-                valid=settings.get("valid"),
-                overrides=settings.get("changes", ()),
-                columns=settings.get("columns"),
-                **limits,
-            )
-        return self._texts[key]
 
     # ---- train
 
@@ -313,28 +275,3 @@ def _resolve_attentions(facts: CheckpointFacts, names: Sequence[str]) -> list[At
         return [name for name in available if name in names]
     first = facts.methods[0] if facts.methods else ""
     return ["causal"] if first == "causal" else available[-1:]
-
-
-@cache
-def fingerprint_suite(suite: str, valid: str | None = None) -> str | None:
-    """Return a hash of a suite's declaration and of the state of its files, without reading them.
-
-    valid: a second file of the user. None = the suite has no files (lm-eval:TASK).
-    """
-    if is_pairs_file(suite):
-        paths = [expand_user_path(path) for path in (suite, valid) if path]
-        parts: list[Any] = [suite]
-    elif find_task_type(suite).matches(suite):
-        path = expand_user_path(suite)
-        if not path.is_file():
-            return None
-        paths, parts = [path], [suite]
-    else:
-        spec, folder = read_declaration(suite)
-        parts = [spec.model_dump_json()]
-        rows = sources.list_files(spec, folder) if getattr(spec, "data", None) else []  # type: ignore[arg-type]
-        paths = [row.path for row in rows if row.path]
-    for path in paths:
-        state = path.stat()
-        parts.append((str(path), state.st_size, state.st_mtime_ns))
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
