@@ -23,7 +23,7 @@ import numpy as np
 from antlm_bench.errors import BenchError
 from antlm_bench.runs import write_atomically
 from antlm_bench.suites import sources
-from antlm_bench.sweeps.checkpoint_facts import read_checkpoint_facts
+from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
 from antlm_bench.training.recipe import CorpusSpec, ModelSpec, TokenizerSpec
 from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
@@ -33,7 +33,7 @@ CALIBRATION_VERSION = 1
 SHAPES = ((128, 2), (512, 4))
 """(hidden size, layers) of the measured models."""
 ROW_LENGTH = 16
-TRAINING_ROWS, TRAINING_LENGTH = 32, 64
+TRAINING_LENGTH = 64
 MIN_SECONDS = 0.4
 """Duration of one measurement."""
 
@@ -105,7 +105,9 @@ def measure_speed(device: str, dtype: str) -> DeviceSpeed:
     from antlm_bench.checkpoints import pretrained
 
     torch_device = pretrained.resolve_device(device)
-    measured = [_measure_shape(hidden, layers, str(torch_device), dtype) for hidden, layers in SHAPES]
+    measured = [
+        _measure_shape(hidden, layers, str(torch_device), dtype) for hidden, layers in SHAPES
+    ]
     parameters, forward, training, opening = zip(*measured, strict=True)
     speed = DeviceSpeed(
         machine=describe_machine(),
@@ -149,23 +151,18 @@ def _measure_shape(
     rows, length = probes.ids.shape
     flops = size.forward_flops(rows * length, rows * length, rows * length**2 / 2)
     seconds = _time_calls(lambda: engine.score_probes([probes], rows))
-    training_flops, training_seconds = _measure_training(checkpoint.engine.model, size, dtype)
+    model = _build_random_model(hidden, layers, size.vocabulary).to(engine.device)
+    training_flops, training_seconds = _measure_training(
+        model, size, dtype, rows=max(8, engine.batch_tokens // 256)
+    )
     return size.parameters, flops / seconds, training_flops / training_seconds, opening
 
 
-def _save_random_model(path: Path, hidden: int, layers: int) -> None:
+def _build_random_model(hidden: int, layers: int, vocabulary: int) -> Any:
     import torch
-    from transformers import PreTrainedTokenizerFast
 
-    from antlm_bench.checkpoints.pretrained import silence_transformers
-    from antlm_bench.training.corpus import SPECIAL_TOKENS, train_tokenizer
     from antlm_bench.training.model_factory import build_model
 
-    words = np.random.default_rng(0).integers(97, 123, (2000, 6), dtype=np.uint8)
-    lines = (bytes(word).decode() for word in words)
-    tokenizer = train_tokenizer(
-        lines, TokenizerSpec(vocabulary=4096), CorpusSpec(document="line")
-    )
     spec = ModelSpec(
         architecture="llama",
         layers=layers,
@@ -176,15 +173,29 @@ def _save_random_model(path: Path, hidden: int, layers: int) -> None:
         tied=True,
         norm_eps=1e-6,
     )
-    with silence_transformers(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        build_model(spec, len(tokenizer.get_vocab()), masked=False).save_pretrained(path)
+        return build_model(spec, vocabulary, masked=False)
+
+
+def _save_random_model(path: Path, hidden: int, layers: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from antlm_bench.checkpoints.pretrained import silence_transformers
+    from antlm_bench.training.corpus import SPECIAL_TOKENS, train_tokenizer
+
+    words = np.random.default_rng(0).integers(97, 123, (2000, 6), dtype=np.uint8)
+    lines = (bytes(word).decode() for word in words)
+    tokenizer = train_tokenizer(lines, TokenizerSpec(vocabulary=4096), CorpusSpec(document="line"))
+    with silence_transformers():
+        model = _build_random_model(hidden, layers, len(tokenizer.get_vocab()))
+        model.save_pretrained(path)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS).save_pretrained(path)
 
 
 def _random_probes(batch_tokens: int, vocabulary: int) -> Probes:
-    """Return causal rows for four batches, each token of which is read."""
-    rows = 4 * batch_tokens // ROW_LENGTH
+    """Return causal rows for one batch, each token of which is read."""
+    rows = batch_tokens // ROW_LENGTH
     rng = np.random.default_rng(0)
     ids = rng.integers(5, vocabulary, (rows, ROW_LENGTH)).astype(np.int32)
     row, position = (array.ravel().astype(np.int32) for array in np.indices(ids.shape))
@@ -192,15 +203,13 @@ def _random_probes(batch_tokens: int, vocabulary: int) -> Probes:
     return Probes(ids, "causal", row, position, targets, row)
 
 
-def _measure_training(model: Any, size: Any, dtype: str) -> tuple[float, float]:
+def _measure_training(model: Any, size: ForwardSize, dtype: str, rows: int) -> tuple[float, float]:
     """Return (FLOPs, seconds) of an update: forward, backward, optimizer."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    # Packed layers of the engine cannot be trained.
-    model = AutoModelForCausalLM.from_config(model.config).to(model.device).train()
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters())
-    ids = torch.randint(5, size.vocabulary, (TRAINING_ROWS, TRAINING_LENGTH), device=model.device)
+    ids = torch.randint(5, size.vocabulary, (rows, TRAINING_LENGTH), device=model.device)
 
     def make_update() -> None:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -236,7 +245,9 @@ def _read_speeds() -> list[DeviceSpeed]:
     speeds = []
     for entry in content.get("speeds", []):
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+            }
             speeds.append(DeviceSpeed(**values))
         except TypeError:
             continue  # an entry of another version

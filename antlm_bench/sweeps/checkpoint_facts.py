@@ -151,8 +151,9 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
         attentions=frozenset(attentions),
         has_mask_token=has_mask_token,
         trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
-        max_length=min([*known_lengths, *([options.max_length] if options.max_length else [])],
-                       default=None),
+        max_length=min(
+            [*known_lengths, *([options.max_length] if options.max_length else [])], default=None
+        ),
         size=_measure_size(sources.base, config, options.allow_pickle),
         tokenizer_dir=sources.tokenizer,
         tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
@@ -206,7 +207,9 @@ def _find_mask_token(folder: Path) -> bool | None:
     return False if class_name.startswith(TOKENIZERS_WITHOUT_MASK) else None
 
 
-def _measure_size(folder: Path, config: Mapping[str, Any], allow_pickle: bool) -> ForwardSize | None:
+def _measure_size(
+    folder: Path, config: Mapping[str, Any], allow_pickle: bool
+) -> ForwardSize | None:
     """Return the size from the shapes of the tensors; None without weights, or if config.json does
     not state layers and hidden size.
     """

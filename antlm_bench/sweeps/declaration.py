@@ -11,6 +11,7 @@ from antlm_bench.declarations import Declaration, TomlTuple, read_toml
 from antlm_bench.errors import DeclarationError
 
 TomlTable = dict[str, Any]
+NO_OPTIONS: TomlTable = {}
 StageKind = Literal["train", "score", "finetune"]
 SWEEPS_DIR = Path("reports")
 """Where the folder of a sweep lies without `out`."""
@@ -34,7 +35,7 @@ class TrainStage(Declaration):
     """Seeds; () = the recipe's."""
     changes: TomlTuple[str] = ()
     """Changes of the recipes, each as "optimizer.lr=1e-3"."""
-    options: TomlTable = {}
+    options: TomlTable = NO_OPTIONS
     """Other options of `train` by their names: device, precision, ..."""
 
 
@@ -52,7 +53,7 @@ class ScoreStage(Declaration):
     """Scoring methods; () = the checkpoint's first, "all" = each that it was trained for."""
     shards: int = 1
     """Number of units into which each suite is split."""
-    options: TomlTable = {}
+    options: TomlTable = NO_OPTIONS
     """Options of `score` by their names."""
 
 
@@ -70,7 +71,7 @@ class FinetuneStage(Declaration):
     attentions: TomlTuple[str] = ()
     """causal, full or all; () = the attention of the checkpoint's first method."""
     seeds: TomlTuple[int] = (1, 2, 3)
-    options: TomlTable = {}
+    options: TomlTable = NO_OPTIONS
     """Options of `finetune` by their names."""
 
 
@@ -94,7 +95,7 @@ class SweepDeclaration(Declaration):
     score: TomlTuple[ScoreStage] = ()
     finetune: TomlTuple[FinetuneStage] = ()
     report: ReportSpec | None = None
-    executor: dict[str, TomlTable] = {}
+    executor: dict[str, TomlTable] = NO_OPTIONS
     """Name of an executor -> its settings: [executor.slurm]."""
 
     @property
@@ -130,7 +131,9 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
             hint="use letters, digits, '.', '_' and '-'",
         )
     kinds: tuple[StageKind, ...] = ("train", "score", "finetune")
-    stages = [(kind, name, stage) for kind in kinds for name, stage in declaration.name_stages(kind)]
+    stages = [
+        (kind, name, stage) for kind in kinds for name, stage in declaration.name_stages(kind)
+    ]
     if not stages:
         raise DeclarationError(
             "the sweep has no stage",

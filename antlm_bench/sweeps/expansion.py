@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
-from antlm_bench.declarations import suggest_name
+from antlm_bench.declarations import list_declarations, suggest_name
 from antlm_bench.errors import BenchError, CheckpointError, DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import list_suite_refs
 from antlm_bench.suites.task_types import find_task_type
@@ -33,6 +33,7 @@ from antlm_bench.sweeps.declaration import (
     TrainStage,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
+from antlm_bench.sweeps.sweep_texts import SweepTexts
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
@@ -66,6 +67,8 @@ class ExpandedSweep:
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
     """Suite or task -> why its data cannot be read. It has no units."""
+    texts: SweepTexts = field(default_factory=SweepTexts)
+    """The suites and tasks that were loaded."""
 
 
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
@@ -87,7 +90,9 @@ class _Expansion:
         self.facts: dict[str, CheckpointFacts] = {}
         self.needs: dict[str, tuple[str, ...]] = {}
         """Checkpoint -> the unit that trains it."""
+        self.texts = SweepTexts()
         self.missing_data: dict[str, str] = {}
+        self.suites_to_fetch: dict[str, None] = {}
         self.cells: dict[tuple[str, str, str, int | None], Unit] = {}
         """(checkpoint, suite, method, seed) -> a unit that computes it."""
         self.units_by_model: dict[str, list[str]] = {}
@@ -108,7 +113,7 @@ class _Expansion:
         sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
         models = [model for models in self.trained_models.values() for model in models]
         by_unit = {model.unit.id: model for model in models}
-        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data)
+        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self.texts)
 
     @contextmanager
     def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
@@ -177,13 +182,17 @@ class _Expansion:
                     )
             for checkpoint in checkpoints:
                 model_ref = f"{STAGE_PREFIX}{model.name}/{checkpoint}"
-                self.facts.setdefault(model_ref, describe_future_checkpoint(model_ref, model.recipe))
+                self.facts.setdefault(
+                    model_ref, describe_future_checkpoint(model_ref, model.recipe)
+                )
                 self.needs[model_ref] = (model.unit.id,)
                 yield model_ref
 
     # ---- checkpoints
 
-    def _list_models(self, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]) -> list[str]:
+    def _list_models(
+        self, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
+    ) -> list[str]:
         """Return the checkpoints of a stage, and read the facts of those that exist.
 
         `id@revision` is a checkpoint of a hub id.
@@ -236,9 +245,10 @@ class _Expansion:
 
     def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
         if suite not in self.missing_data:
-            reason = stage_checks.find_missing_data(suite)
+            reason = self.texts.find_suite_problem(suite, options)
             if reason:
                 self.missing_data[suite] = reason
+                self.suites_to_fetch[suite] = None
         return suite in self.missing_data
 
     # ---- finetune
@@ -251,9 +261,10 @@ class _Expansion:
         seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
         present = []
         for suite, task in tasks:
-            reason = stage_checks.find_missing_task_data(suite, task, stage.options)
+            reason = self.texts.find_task_problem(suite, task, stage.options)
             if reason:
                 self.missing_data[f"{suite}.{task}"] = reason
+                self.suites_to_fetch[suite] = None
             else:
                 present.append((suite, task))
         for model in models:
@@ -307,13 +318,13 @@ class _Expansion:
     def _refuse_missing_data(self) -> None:
         if not self.missing_data or self.declaration.allow_missing_data:
             return
-        names = list(dict.fromkeys(name.partition(".")[0] for name in self.missing_data))
+        names = [name for name in self.suites_to_fetch if name in list_declarations("tasks")]
+        fetch = f"antlm-bench data fetch {' '.join(names)}; or " if names else ""
         lines = "\n".join(f"  {name}: {reason}" for name, reason in self.missing_data.items())
         raise DataError(
             f"{len(self.missing_data)} suites or tasks lack data:\n{lines}",
             location=self.location,
-            hint=f"antlm-bench data fetch {' '.join(names)}; or allow_missing_data = true runs "
-            "what is here",
+            hint=f"{fetch}allow_missing_data = true runs what is here",
         )
 
     def _add_collect_units(self) -> None:

@@ -1,29 +1,44 @@
-"""Checks of the stages of a sweep that need no checkpoint: options, tasks, presets, data."""
+"""Checks of the stages of a sweep that need no checkpoint: options, tasks, presets."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from antlm_bench.arguments import check_value
-from antlm_bench.declarations import expand_user_path, is_file, parse_toml_value, suggest_name
-from antlm_bench.errors import BenchError, DataError, UsageError
+from antlm_bench.declarations import parse_toml_value, suggest_name
+from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
 from antlm_bench.scoring.methods import get_method
-from antlm_bench.suites import classification_loader, sources
+from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec, override_settings
 from antlm_bench.suites.pairs_csv import is_pairs_file
-from antlm_bench.suites.task_types import find_task_type, read_declaration, read_declaration_of_type
+from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.sweeps.declaration import FinetuneStage, TrainStage
 from antlm_bench.training.text_sources import load_text_source
 
 # Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
 # not have: a part belongs to one checkpoint, and is computed once.
 NO_OPTIONS = frozenset(
-    ("method", "task", "seed", "attention", "set", "compat", "teacher", "track", "compile")
-    + ("batch_tokens_alias", "revision", "name", "again", "replace", "resume", "stop_after")
-    + ("scale", "changes")
+    {
+        "method",
+        "task",
+        "seed",
+        "attention",
+        "set",
+        "compat",
+        "teacher",
+        "track",
+        "compile",
+        "revision",
+        "name",
+        "again",
+        "replace",
+        "resume",
+        "stop_after",
+        "scale",
+        "changes",
+    }
 )
 SCORE_OPTIONS = frozenset({"compat"})
 FINETUNE_OPTIONS = frozenset({"changes"})
@@ -148,50 +163,3 @@ def _check_changes(
             settings = override_settings(settings, {key: value})
         except ValueError as error:
             raise UsageError(str(error), location="options: changes") from None
-
-
-def find_missing_data(suite: str) -> str:
-    """Return which files of a suite are missing; "" if none is. Nothing is read or downloaded."""
-    if is_pairs_file(suite):
-        return "" if is_file(expand_user_path(suite)) else "there is no such file"
-    if find_task_type(suite).matches(suite):  # lm-eval:TASK, SyntaxGym
-        return ""
-    spec, folder = read_declaration(suite)
-    if getattr(spec, "data", None) is None:
-        return ""
-    rows = sources.list_files(spec, folder)
-    absent = [row.file for row in rows if row.path is None]
-    if not absent:
-        return ""
-    names = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-    return f"{len(absent)} of {len(rows)} files are absent: {names}"
-
-
-def find_missing_task_data(suite: str, task: str, options: Mapping[str, Any]) -> str:
-    """Return which files of a classification task are missing; "" if none is."""
-    if is_pairs_file(suite):
-        paths = [suite, options.get("valid") or ""]
-        missing = [path for path in paths if not is_file(expand_user_path(path))]
-        if missing and not missing[0]:
-            raise UsageError(
-                f"{suite!r} is a train file; the file that is scored is missing",
-                location="options: valid",
-                hint='options = { valid = "FILE" }',
-            )
-        return f"there is no file {missing[0]!r}" if missing else ""
-    spec, folder = read_declaration_of_type(suite, ClassificationSpec)
-    task_spec = spec.task[task]
-    train_spec = spec.task[task_spec.trains_with or task]
-    paths_by_file = {row.file: row.path for row in sources.list_files(spec, folder)}
-    absent = [
-        file for file in (train_spec.train, task_spec.valid) if file and not paths_by_file[file]
-    ]
-    if not absent:
-        return ""
-    if train_spec.substitutes and absent == [train_spec.train]:
-        try:
-            classification_loader.load_task(suite, task)
-            return ""
-        except DataError as error:
-            return error.message
-    return f"absent: {', '.join(map(shlex.quote, absent))}"

@@ -71,8 +71,7 @@ class TextCounts:
     def scale(self, factor: float) -> TextCounts:
         """Return a share of the counts: of one of several shards, or of several epochs."""
         rows, tokens, reads, attended = (
-            round(value * factor)
-            for value in (self.rows, self.tokens, self.reads, self.attended)
+            round(value * factor) for value in (self.rows, self.tokens, self.reads, self.attended)
         )
         return TextCounts(rows, tokens, reads, attended, self.seconds * factor, self.is_exact)
 
@@ -128,7 +127,7 @@ def count_suite(
     if not facts.tokenizer_hash:
         return _estimate_counts(suite, methods)
     start_time = time.perf_counter()
-    names = {field for field in ScoreOptions.__dataclass_fields__}
+    names = set(ScoreOptions.__dataclass_fields__)
     score_options = ScoreOptions(**{k: v for k, v in options.items() if k in names})
     engine = CountingEngine()
     task_type = TASK_TYPES[suite.task_type]

@@ -18,7 +18,6 @@ from training_text import build_corpus, write_text
 
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.errors import DataError, TrainingError
-from antlm_bench.training import pretrain as loop
 from antlm_bench.training import schedule
 from antlm_bench.training.corpus import Corpus
 from antlm_bench.training.model_factory import (
