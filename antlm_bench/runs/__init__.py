@@ -11,20 +11,22 @@ The package takes manifests, cells and predictions, and writes and reads these f
 know models, suites or metrics.
 """
 
+from antlm_bench.runs.folder_io import (
+    lock_folder,
+    make_folder,
+    reject_links,
+    write_atomically,
+    write_files,
+)
 from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
 from antlm_bench.runs.store import (
     RunWriter,
-    lock_folder,
-    make_folder,
     open_run,
     open_runs,
     open_stored_run,
     read_predictions,
     read_predictions_table,
-    reject_links,
     summary_matches,
-    write_atomically,
-    write_files,
 )
 from antlm_bench.runs.suite_names import (
     base_suite_name,
