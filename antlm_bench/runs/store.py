@@ -39,6 +39,7 @@ from antlm_bench.runs.run_json import (
     encode_run_json,
     summary_digest,
 )
+from antlm_bench.runs.shards import is_shard_folder, shard_is_no_run
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     distinguish_suites,
@@ -78,6 +79,8 @@ class RunWriter(ChunkFolder):
             make_folder(self.path)
             stack.enter_context(lock_folder(self.path))
             self.remove_leftovers()
+            if is_shard_folder(self.path):
+                raise shard_is_no_run(self.path)
             if (self.path / "run.json").exists():
                 run = open_stored_run(self.path)
                 self._check_manifest(run.manifest)
@@ -113,16 +116,10 @@ class RunWriter(ChunkFolder):
         origin: where the user's file lies now. The cell of a file that was moved is kept, and its
         origin updated.
         """
-        for cell in self.cells:
-            if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
-                with suppress(RunError):
-                    read_predictions_table(self.path, cell)
-                    if summary_matches(self.path, cell) is False:
-                        return False
-                    if origin and cell.origin != origin:
-                        self._replace_cell(replace(cell, origin=origin))
-                    return True
-        return False
+        cell = find_complete_cell(self.path, self.cells, suite, method, key, seed)
+        if cell is not None and origin and cell.origin != origin:
+            self._replace_cell(replace(cell, origin=origin))
+        return cell is not None
 
     def suite_file_changed(
         self, origin: tuple[str, ...], settings: Mapping[str, Any], seed: int | None = None
@@ -149,7 +146,7 @@ class RunWriter(ChunkFolder):
         return [
             name
             for old in self.cells
-            if _replaces(
+            if replaces(
                 old, replace(old, method=method, seed=seed, settings=settings, origin=origin)
             )
             for name in {**old.settings, **settings}
@@ -187,11 +184,15 @@ class RunWriter(ChunkFolder):
 
         A cell of the same suite, method, seed and limit is replaced.
         """
-        metadata = file_metadata(cell.suite, cell.method, cell.key, cell.seed)
-        metadata["summary"] = summary_digest(cell.summary)
-        data = predictions_parquet.encode_predictions(predictions, metadata)
-        digest = hashlib.sha256(data).hexdigest()
-        cell = replace(cell, digest=digest, file=self._choose_predictions_file(cell, digest))
+        return self.add_cell(*encode_cell(cell, predictions))
+
+    def add_cell(self, cell: Cell, data: bytes) -> Cell:
+        """Write the bytes of a predictions file, then run.json. Return the cell with its file.
+
+        cell: with the digest of `data` (encode_cell). A cell of the same suite, method, seed and
+        limit is replaced.
+        """
+        cell = replace(cell, file=self._choose_predictions_file(cell, cell.digest))
         make_folder((self.path / cell.file).parent)
         self._replace_cell(cell, data)
         return cell
@@ -202,7 +203,7 @@ class RunWriter(ChunkFolder):
         The rename of run.json is the moment of the replacement: until then the old predictions are
         kept beside the new ones, and after it they are removed.
         """
-        replaced = [old for old in self.cells if _replaces(old, cell)]
+        replaced = [old for old in self.cells if replaces(old, cell)]
         index = self.cells.index(replaced[0]) if replaced else len(self.cells)
         cells = [old for old in self.cells if old not in replaced]
         cells.insert(index, cell)
@@ -252,7 +253,7 @@ class RunWriter(ChunkFolder):
         Only equal bytes (`digest`) keep the file of the replaced cell.
         """
         for old in self.cells:
-            if _replaces(old, cell) and old.digest == digest:
+            if replaces(old, cell) and old.digest == digest:
                 return _predictions_file(old)
         taken = set(map(_predictions_file, self.cells))
         return next(name for name in _candidate_files(cell) if name not in taken)
@@ -271,6 +272,36 @@ class RunWriter(ChunkFolder):
         label = existing.model.get("label")
         model = {**({"label": label} if label else {}), **self.manifest.model}
         self.manifest = Manifest(SCHEMA_VERSION, model, self.manifest.software, existing.created)
+
+
+def encode_cell(cell: Cell, predictions: Predictions) -> tuple[Cell, bytes]:
+    """Return the cell with the digest of its predictions file, and the bytes of that file."""
+    metadata = file_metadata(cell.suite, cell.method, cell.key, cell.seed)
+    metadata["summary"] = summary_digest(cell.summary)
+    data = predictions_parquet.encode_predictions(predictions, metadata)
+    return replace(cell, digest=hashlib.sha256(data).hexdigest()), data
+
+
+def find_complete_cell(
+    path: Path,
+    cells: Iterable[Cell],
+    suite: str,
+    method: str,
+    key: str,
+    seed: int | None = None,
+) -> Cell | None:
+    """Return the cell under this key, if its predictions are intact and match its summary."""
+    for cell in cells:
+        if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
+            with suppress(RunError):
+                read_predictions_table(path, cell)
+                return None if summary_matches(path, cell) is False else cell
+    return None
+
+
+def replaces(old: Cell, new: Cell) -> bool:
+    """Whether writing the new cell replaces the old one. Cells with other limits stay."""
+    return is_same_result(old, new) and old.limit == new.limit
 
 
 def open_run(path: str | Path) -> Run:
@@ -300,6 +331,8 @@ def open_stored_run(path: str | Path) -> Run:
         data = safe_files.read_regular_file(file, MAX_RUN_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         begun = (Path(path) / "partial").exists()
+        if is_shard_folder(path):
+            raise shard_is_no_run(path) from error
         hint = (
             "repeat the score command: it goes on where it stopped"
             if begun
@@ -320,7 +353,7 @@ def summary_matches(path: str | Path, cell: Cell) -> bool | None:
     None for older files, which do not tell. Raises RunError for predictions that are missing, or
     not the bytes that run.json describes.
     """
-    file, data = _read_predictions_bytes(path, cell)
+    file, data = read_predictions_bytes(path, cell)
     digest = predictions_parquet.read_metadata(data, str(file)).get("summary")
     return None if digest is None else digest == summary_digest(cell.summary)
 
@@ -330,7 +363,7 @@ def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
     return read_predictions(path, cell).table
 
 
-def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
+def read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     """Return the predictions file of a cell and its bytes, checked against run.json."""
     file = Path(path) / _predictions_file(cell)
     try:
@@ -351,7 +384,7 @@ def read_predictions(path: str | Path, cell: Cell) -> Predictions:
 
     Raises RunError for predictions that are missing, or not the bytes that run.json describes.
     """
-    file, data = _read_predictions_bytes(path, cell)
+    file, data = read_predictions_bytes(path, cell)
     return predictions_parquet.decode_predictions(data, str(file))
 
 
@@ -378,8 +411,3 @@ def _candidate_files(cell: Cell) -> Iterator[str]:
     yield _default_predictions_file(cell, f"@{digest}")
     for number in count(2):
         yield _default_predictions_file(cell, f"@{digest[:8]}-{number}")
-
-
-def _replaces(old: Cell, new: Cell) -> bool:
-    """Whether writing the new cell replaces the old one. Cells with other limits stay."""
-    return is_same_result(old, new) and old.limit == new.limit
