@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from antlm_bench.atomic_files import temporary_path
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.runs.store import make_folder, reject_links, write_atomically
+from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
