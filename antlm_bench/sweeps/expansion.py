@@ -26,19 +26,18 @@ from antlm_bench.sweeps.checkpoint_facts import (
     read_checkpoint_facts,
 )
 from antlm_bench.sweeps.declaration import (
-    STAGE_PREFIX,
     FinetuneStage,
     ScoreStage,
     SweepDeclaration,
     TrainStage,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
+from antlm_bench.sweeps.references import MODELS_DIR, RUNS_DIR, STAGE_PREFIX
 from antlm_bench.sweeps.sweep_texts import SweepTexts
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
 
-MODELS_DIR, RUNS_DIR = "models", "runs"
 FINAL_CHECKPOINT = "main"
 
 
@@ -378,10 +377,3 @@ def _split_model(model: str) -> list[str]:
     if not path.exists():
         return [model.replace("/", "--")]
     return [part for part in path.resolve().parts if part != path.anchor]
-
-
-def resolve_model(model: str, sweep_dir: Path) -> str:
-    """Return a checkpoint as commands take it: one of a train stage lies in the sweep's folder."""
-    if not model.startswith(STAGE_PREFIX):
-        return model
-    return str(sweep_dir / MODELS_DIR / model.removeprefix(STAGE_PREFIX))

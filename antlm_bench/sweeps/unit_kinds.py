@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from antlm_bench.errors import CheckpointError, RunError
+from antlm_bench.sweeps.references import resolve_model
 from antlm_bench.sweeps.units import Unit
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.score_session import ScoreSession
 
 
 class UnitContext(Protocol):
@@ -43,5 +49,93 @@ class UnitKind:
     """Carry out a unit. Raises BenchError if it fails."""
 
 
-UNIT_KINDS: Mapping[str, UnitKind] = {}
-"""Name -> record of every kind: train, score, finetune, collect, report."""
+def _train(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.train import TrainOptions, train
+
+    arguments = unit.arguments
+    options = TrainOptions(
+        scale=arguments["scale"], changes=tuple(arguments["changes"]), **arguments["options"]
+    )
+    train(unit.model, arguments["corpus"], context.sweep_dir / arguments["out"], options)
+
+
+@cache
+def _score_session() -> ScoreSession:
+    """Return the session of this process, which keeps the checkpoint and the suites open."""
+    from antlm_bench.commands.score_session import ScoreSession
+
+    return ScoreSession()
+
+
+def _score(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.score_options import ScoreOptions
+
+    _score_session().score(
+        _locate_checkpoint(unit, context),
+        unit.arguments["suite"],
+        unit.arguments["methods"],
+        context.part_dir,
+        ScoreOptions(**unit.arguments["options"]),
+        unit.arguments.get("shard"),
+    )
+
+
+def _finetune(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.finetune import finetune
+
+    finetune(
+        _locate_checkpoint(unit, context),
+        unit.arguments["suite"],
+        tasks=unit.arguments["task"],
+        seeds=[unit.arguments["seed"]],
+        attentions=unit.arguments["attentions"],
+        out=context.part_dir,
+        **unit.arguments["options"],
+    )
+
+
+def _collect(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.merge import merge_runs
+
+    parts = context.find_parts(unit.waits_for)
+    if not parts:
+        raise RunError(
+            "no part of it is done", location=unit.model, hint="mend the failed units and repeat"
+        )
+    out = context.sweep_dir / unit.arguments["out"]
+    merge_runs([str(part) for part in parts], out, allow_incomplete=True, replace_cells=True)
+
+
+def _report(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.reporting.html_data import write_page
+
+    training_dirs = sorted(path.parent for path in context.sweep_dir.glob("models/*/*/train.jsonl"))
+    page = context.sweep_dir / unit.arguments["html"]
+    write_page([context.sweep_dir / "runs"], page, training_dirs=training_dirs)
+
+
+def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
+    """Return the checkpoint as commands take it. Raises CheckpointError for one of a train stage
+    that the training did not write.
+    """
+    ref = resolve_model(unit.model, context.sweep_dir)
+    if ref != unit.model and not (Path(ref) / "config.json").is_file():
+        raise CheckpointError(
+            "the training did not write this checkpoint",
+            location=ref,
+            hint="look at train.jsonl beside it; the recipe decides its milestones",
+        )
+    return ref
+
+
+UNIT_KINDS: Mapping[str, UnitKind] = {
+    kind.name: kind
+    for kind in (
+        UnitKind("train", _train),
+        UnitKind("score", _score),
+        UnitKind("finetune", _finetune),
+        UnitKind("collect", _collect),
+        UnitKind("report", _report),
+    )
+}
+"""Name -> record of every kind of unit."""
