@@ -15,7 +15,6 @@ NO_OPTIONS: TomlTable = {}
 StageKind = Literal["train", "score", "finetune"]
 SWEEPS_DIR = Path("reports")
 """Where the folder of a sweep lies without `out`."""
-"""Models that begin with it are checkpoints of a train stage: stage:NAME/main, stage:NAME/*."""
 NAME = re.compile(r"[\w][\w.-]*")
 
 
