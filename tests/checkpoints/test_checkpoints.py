@@ -279,7 +279,7 @@ def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
         ("num_attention_heads", 0, "cannot read the configuration"),
         ("num_attention_heads", 3, "cannot"),
         ("dtype", "float99", "cannot"),
-        ("hidden_act", "foo", "cannot load the weights: KeyError: 'foo'"),
+        ("hidden_act", "foo", "cannot load the weights: hidden_act is 'foo'"),
         ("architectures", [3], "not a list of class names"),
         ("architectures", "LlamaForCausalLM", "not a list of class names"),
     ],

@@ -105,6 +105,7 @@ def test_rank_of_an_adapter_beyond_its_weights_is_refused(make_checkpoint, tmp_p
         ("model_type", {}),
         ("_attn_implementation", 7),
         ("rms_norm_eps", -0.5),
+        ("rms_norm_eps", float("nan")),
         ("id2label", 1e308),
         ("num_labels", []),
         ("quantization_config", 7),
