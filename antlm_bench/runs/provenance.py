@@ -30,7 +30,9 @@ from antlm_bench.safe_json import parse_json
 PROVENANCE_FILE = "provenance.json"
 PROVENANCE_SCHEMA_VERSION = 1
 MAX_PROVENANCE_BYTES = 64_000_000
-RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "lm-eval", "minicons")
+RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+"""Packages whose versions the manifest of a run names, too."""
+PEER_PACKAGES = ("lm-eval", "minicons")
 EXECUTOR_VARIABLE = "ANTLM_BENCH_EXECUTOR"
 """Environment variable of a worker: name of the executor that started it."""
 ATTEMPT_VARIABLE = "ANTLM_BENCH_ATTEMPT"
@@ -185,9 +187,9 @@ def _read_driver_version() -> str:
     return ""
 
 
-def _read_package_versions(names: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
+def _read_package_versions() -> dict[str, str]:
     versions = {}
-    for name in names:
+    for name in (*RECORDED_PACKAGES, *PEER_PACKAGES):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
