@@ -33,6 +33,7 @@ from antlm_bench.cli.aliases import normalize_argv
 from antlm_bench.cli.exit_codes import run_command
 from antlm_bench.cli.process import prepare_process
 from antlm_bench.cli.report import report_command
+from antlm_bench.cli.torchrun import check_command
 from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError, UsageError
 
@@ -111,6 +112,10 @@ class Command(TyperCommand):
                     hint="the option takes one value; repeat the command for each",
                 )
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, unless it is one of several processes and not meant for them."""
+        return super().invoke(ctx) if check_command(ctx.info_name) else None
 
 
 def print_version(value: bool) -> None:

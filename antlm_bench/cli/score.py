@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
     AgainOption,
@@ -23,8 +24,13 @@ from antlm_bench.cli.shared_options import (
     with_open_options,
     with_table_format,
 )
+from antlm_bench.cli.torchrun import count_processes, is_first_process, silence_other_processes
 from antlm_bench.errors import IncompleteError
 from antlm_bench.scoring.methods import SHIPPED
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.score_options import ScoreOptions
+    from antlm_bench.types import Run
 
 OTHER_TOOLS_OPTIONS_HELP = (
     "Options of lm-eval and BabyLM work too: --model hf --model_args pretrained=X,dtype=float32, "
@@ -132,12 +138,33 @@ def score_command(
     options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
     build_table = build_shards_table if shard else partial(build_results_table, by=by)
     try:
-        runs = score(
-            model, split_names(suite), methods=split_names(method), out=out, options=options
-        )
+        if count_processes() > 1:
+            runs = _score_in_processes(model, suite, method, out, options)
+        else:
+            runs = score(
+                model, split_names(suite), methods=split_names(method), out=out, options=options
+            )
     except IncompleteError as error:  # print the finished cells before the error
         print_table(build_table(error.runs), table_format)
         raise
+    if not is_first_process():
+        return
     print_table(build_table(runs), table_format)
     for line in describe_unscored_members(model, split_names(suite)):
         print_warning(line)
+
+
+def _score_in_processes(
+    models: list[str],
+    suites: list[str],
+    methods: list[str] | None,
+    out: Path | None,
+    options: ScoreOptions,
+) -> list[Run]:
+    """Score in all processes of torchrun. Return the runs in the first, [] in the others."""
+    from antlm_bench.commands.process_group import ProcessGroup
+    from antlm_bench.commands.score_processes import score_in_processes
+
+    suite_names, method_names = split_names(suites), split_names(methods)
+    with silence_other_processes():
+        return score_in_processes(ProcessGroup(), models, suite_names, method_names, out, options)

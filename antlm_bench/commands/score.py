@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from antlm_bench.checkpoints import expand_refs, loading_notes
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
 from antlm_bench.commands.score_cells import AnyCheckpoint
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
-from antlm_bench.commands.score_session import ScoreSession, shard_dir
+from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs.layout import check_single_name, run_dir
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from antlm_bench.keywords import ScoreKeywords
 
-__all__ = ["ALL_METHODS", "ScoreOptions", "score"]
+__all__ = ["ALL_METHODS", "ScoreCall", "ScoreOptions", "score"]
 
 
 @check_arguments(options=ScoreOptions)
@@ -55,51 +56,74 @@ def score(
     `antlm_bench.merge` puts the shards together.
     """
     options = apply_settings(options or ScoreOptions(), settings)
-    method_names = split_methods(methods)
-    options.validate(method_names)
-    refs = expand_refs(as_list(models), options.revision)
-    check_single_name(options.name, refs)
-    session = ScoreSession()
-    request = session.build_request(as_list(suites), method_names, options)
-    acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
-    finished: list[Run] = []
-    failures: list[tuple[str, BenchError]] = []
-    refs_by_weights: dict[str, str] = {}
-    for ref in refs:
-        try:
-            checkpoint = session.open(ref, options)
-            notes = _describe_opening(checkpoint, ref, refs_by_weights)
-            folder = shard_dir(run_dir(checkpoint.metadata, out, len(refs) > 1), out, request.shard)
-            finished.append(session.score_opened(checkpoint, request, folder, notes))
-        except BenchError as error:
-            # An error of the suites or options would be the same for every checkpoint.
-            is_only_error = len(refs) == 1 and not request.suites.unavailable
-            if is_only_error or error is request.suites.error or isinstance(error, UsageError):
-                raise
-            failures.append((ref, error))
-            finished += getattr(error, "runs", ())
-    if failures or request.suites.unavailable:
-        raise request.suites.describe_failures(
-            failures, len(refs), runs.distinguish_suites(finished)
-        )
-    if request.shard is not None:
-        return finished
-    for name in acquisition_suites:
-        compute_acquisition([run.path for run in finished], name)
-    keys = {cell.key for run in finished for cell in run}
-    return open_verified_runs((run.path for run in finished), keys=keys)
+    return ScoreCall(models, suites, methods, out, options).score_all()
 
 
-def _describe_opening(
-    checkpoint: AnyCheckpoint, ref: str, refs_by_weights: dict[str, str]
-) -> list[str]:
-    """Return notes on a checkpoint, also if an earlier one has the same weights.
+class ScoreCall:
+    """A call of `score` whose arguments are checked."""
 
-    ref: the checkpoint as the user gave it. refs_by_weights: hash of the weights -> the first
-    checkpoint with them; is updated.
-    """
-    first_ref = refs_by_weights.setdefault(str(checkpoint.metadata["weights"]), ref)
-    notes = list(loading_notes(checkpoint))
-    if first_ref != ref:
-        notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
-    return notes
+    def __init__(
+        self,
+        models: Names,
+        suites: Names,
+        methods: Names,
+        out: str | Path | None,
+        options: ScoreOptions,
+    ) -> None:
+        """Check the arguments, before a model is opened. Raises UsageError, DeclarationError."""
+        method_names = split_methods(methods)
+        options.validate(method_names)
+        self.refs = expand_refs(as_list(models), options.revision)
+        check_single_name(options.name, self.refs)
+        self.session = ScoreSession()
+        self.request = self.session.build_request(as_list(suites), method_names, options)
+        self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
+        self.out = out
+        self._refs_by_weights: dict[str, str] = {}
+        """Hash of the weights -> the first checkpoint with them."""
+
+    def score_all(self, score_checkpoint: Callable[[str], Run] | None = None) -> list[Run]:
+        """Score all checkpoints. score_checkpoint: scores one; None = the method of that name."""
+        finished: list[Run] = []
+        failures: list[tuple[str, BenchError]] = []
+        suites = self.request.suites
+        for ref in self.refs:
+            try:
+                finished.append((score_checkpoint or self.score_checkpoint)(ref))
+            except BenchError as error:
+                # An error of the suites or options would be the same for every checkpoint.
+                is_only_error = len(self.refs) == 1 and not suites.unavailable
+                if is_only_error or error is suites.error or isinstance(error, UsageError):
+                    raise
+                failures.append((ref, error))
+                finished += getattr(error, "runs", ())
+        if failures or suites.unavailable:
+            raise suites.describe_failures(
+                failures, len(self.refs), runs.distinguish_suites(finished)
+            )
+        if self.request.shard is not None:
+            return finished
+        for name in self.acquisition_suites:
+            compute_acquisition([run.path for run in finished], name)
+        keys = {cell.key for run in finished for cell in run}
+        return open_verified_runs((run.path for run in finished), keys=keys)
+
+    def score_checkpoint(self, ref: str, request: ScoreRequest | None = None) -> Run:
+        """Score one checkpoint. request: replaces that of the call."""
+        request = request or self.request
+        checkpoint, notes = self.open(ref)
+        folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
+        return self.session.score_opened(checkpoint, request, folder, notes)
+
+    def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
+        """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""
+        checkpoint = self.session.open(ref, self.request.options)
+        notes = list(loading_notes(checkpoint))
+        first_ref = self._refs_by_weights.setdefault(str(checkpoint.metadata["weights"]), ref)
+        if first_ref != ref:
+            notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
+        return checkpoint, notes
+
+    def run_dir(self, checkpoint: AnyCheckpoint) -> Path:
+        """Return the run folder of a checkpoint."""
+        return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import read_results
 from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 
 import antlm_bench
@@ -48,18 +49,6 @@ def session() -> ScoreSession:
 def pairs(tmp_path: Path) -> Path:
     """A suite of 40 pairs: 7 chunks."""
     return write_pairs(tmp_path / "pairs.csv", make_agreement_rows())
-
-
-def read_results(run_dir: Path) -> dict[str, bytes]:
-    """Return file -> bytes of a run folder, without the time in run.json and the provenance."""
-    files = {
-        str(path.relative_to(run_dir)): path.read_bytes()
-        for path in run_dir.rglob("*")
-        if path.is_file() and path.name != "provenance.json"
-    }
-    created = json.loads(files["run.json"])["manifest"]["created"]
-    files["run.json"] = files["run.json"].replace(created.encode(), b"TIME")
-    return files
 
 
 def score_shards(
