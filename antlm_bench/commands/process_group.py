@@ -6,9 +6,6 @@ import os
 from datetime import timedelta
 from types import TracebackType
 
-import torch
-from torch import distributed
-
 from antlm_bench.errors import BenchError, RunError
 
 MAX_WAIT = timedelta(days=30)
@@ -38,6 +35,8 @@ class ProcessGroup:
         return self.rank == 0
 
     def __enter__(self) -> ProcessGroup:
+        from torch import distributed
+
         distributed.init_process_group("gloo", timeout=MAX_WAIT)
         return self
 
@@ -47,6 +46,8 @@ class ProcessGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        from torch import distributed
+
         while not self._has_ended:
             self._gather(END if self.is_first else "")
         distributed.destroy_process_group()
@@ -63,6 +64,8 @@ class ProcessGroup:
         return [each.removeprefix("+") for each in texts]
 
     def _gather(self, text: str) -> list[str]:
+        from torch import distributed
+
         texts: list[str] = [""] * self.size
         try:
             distributed.all_gather_object(texts, text)
@@ -78,6 +81,8 @@ class ProcessGroup:
 
     def choose_device(self, device: str) -> str:
         """Return the device of this process: "auto" and "cuda" are a GPU of its own."""
+        import torch
+
         num_gpus = torch.cuda.device_count()
         if device not in ("auto", "cuda") or num_gpus < 2 or self.local_rank == 0:
             return device
