@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from antlm_bench.errors import DataError, RunError
+from antlm_bench.arguments import check_value
+from antlm_bench.errors import DataError, RunError, UsageError
 from antlm_bench.predictions import Predictions
 from antlm_bench.runs import UnfinishedCell
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SummarizeRequest
 from antlm_bench.types import Cell
+
+T = TypeVar("T")
 
 
 def build_finished_cell(
@@ -29,7 +32,7 @@ def build_finished_cell(
             suite,
             predictions,
             unfinished.method,
-            _build_conventions(unfinished.conventions, unfinished.name),
+            build_from_fields(ScoringConventions, unfinished.conventions, unfinished.name),
             [*suite.notes, *unfinished.notes],
         )
     )
@@ -45,12 +48,16 @@ def build_finished_cell(
     return cell, predictions
 
 
-def _build_conventions(fields: Mapping[str, Any], location: str) -> ScoringConventions:
+def build_from_fields(dataclass: type[T], fields: Mapping[str, Any], location: str) -> T:
+    """Build a dataclass from the fields in shard.json. Raises RunError."""
+    hints = get_type_hints(dataclass)
     try:
-        return ScoringConventions(**fields)
-    except TypeError as error:
+        for name, value in fields.items():
+            check_value(location, name, value, hints[name])
+        return dataclass(**fields)
+    except (TypeError, KeyError, UsageError) as error:
         raise RunError(
-            f"its conventions cannot be read: {error}",
+            f"the fields of its {dataclass.__name__} cannot be read: {error}",
             location=location,
             hint="merge with the version of the package that scored the shards",
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
-from antlm_bench.commands.finished_cells import build_finished_cell
+from antlm_bench.commands.finished_cells import build_finished_cell, build_from_fields
 from antlm_bench.commands.requested_suites import SuiteCache
 from antlm_bench.comparison.summary_check import open_verified_runs, open_verified_stored_run
 from antlm_bench.errors import BenchError, DataError, IncompleteError, RunError, UsageError
@@ -340,14 +340,7 @@ def _describe_missing(
 
 def _load_suite(suites: SuiteCache, cell: UnfinishedCell) -> Suite:
     """Load the suite of a cell. Raises DataError if its items are not those that were scored."""
-    try:
-        request = SuiteRequest(**cell.request)
-    except TypeError as error:
-        raise RunError(
-            f"its suite cannot be loaded: {error}",
-            location=cell.name,
-            hint="merge with the version of the package that scored the shards",
-        ) from error
+    request = build_from_fields(SuiteRequest, cell.request, cell.name)
     suite = suites.load(request)
     if suite.digest != cell.settings.get("suite_digest"):
         raise DataError(
