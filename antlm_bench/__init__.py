@@ -12,9 +12,7 @@ Every name of `__all__` is imported when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from antlm_bench.architectures.registration import install_import_hook
+from antlm_bench.architectures.import_hook import install_import_hook
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,7 +39,10 @@ __all__ = [
 
 install_import_hook()  # registers our architectures once transformers is imported
 
+TYPE_CHECKING = False  # typing takes a few milliseconds to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from antlm_bench.commands.check import check
     from antlm_bench.commands.compare import compare
     from antlm_bench.commands.finetune import finetune

@@ -1,11 +1,20 @@
 """`python -m antlm_bench` is the same command as `antlm-bench`."""
 
-from antlm_bench.cli.process import prepare_process
+import os
+
+# The module `signal` takes milliseconds to import.
+from _signal import SIGINT, signal  # type: ignore[import-not-found]
+
+CTRL_C = 130
 
 
 def main() -> None:
     """Run the command line of this process, and exit."""
-    prepare_process()  # before the imports of the command line
+    # Nothing else is imported before this line: Ctrl-C during an import prints a traceback.
+    signal(SIGINT, lambda *_: os._exit(CTRL_C))
+    from antlm_bench.cli.process import prepare_process
+
+    prepare_process()
     from antlm_bench.cli import app
 
     app.main()

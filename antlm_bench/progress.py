@@ -8,7 +8,6 @@ from types import TracebackType
 
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     ProgressColumn,
     Task,
     TextColumn,
@@ -59,7 +58,7 @@ class Progress:
             self.bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(24),
-                MofNCompleteColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 *columns,
                 console=self.console,
                 transient=True,

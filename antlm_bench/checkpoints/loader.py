@@ -103,7 +103,12 @@ def load_runnable_model(
     loaded = LoadedModel(
         display_name(ref, options), sources, kind, model, tokenizer, allowed_mismatches
     )
-    return detect_capabilities(loaded, options, device, for_native_engine)
+    try:
+        return detect_capabilities(loaded, options, device, for_native_engine)
+    except CheckpointError as error:
+        if error.location:
+            raise
+        raise pretrained.locate_forward_error(error, sources.base, kind, options) from error
 
 
 def detect_capabilities(

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -24,7 +25,8 @@ from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.weight_files import select_weights
+from antlm_bench.scoring.engine import plain_logits
+from antlm_bench.weight_files import WeightSet, select_weights
 
 DISCRIMINATOR_TYPES = ("electra", "funnel")
 """Types of models that tell replaced tokens from original ones. Their ...ForPreTraining class is no
@@ -270,9 +272,7 @@ def load_checked_model(
     if original is not None:
         with limit_model_size(folder / "config.json", weights):
             return original.build_model(kind, config), AllowedMismatches()
-    # transformers lists the one class of XLM and FlauBERT under masked models.
-    causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    auto = _auto_class(kind, config)
     try:
         with without_adapter(folder) as model_folder, torch.random.fork_rng(devices=[]):
             # The random parameters under --allow-missing are the same in every run.
@@ -296,11 +296,7 @@ def load_checked_model(
             hint="install the package, or give the checkpoint before its quantization",
         ) from error
     except Exception as error:  # safetensors, json and torch raise unrelated types
-
-        def build_model(folder: Path) -> None:
-            with torch.device("meta"), limit_model_size(folder / "config.json", weights):
-                auto.from_config(transformers.AutoConfig.from_pretrained(folder))
-
+        build_model = partial(_build_without_weights, kind=kind, weights=weights)
         raise CheckpointError(
             "cannot load the weights: "
             + name_wrong_key(describe_error(error), folder, build_model),
@@ -309,6 +305,39 @@ def load_checked_model(
             + ("" if options.trust_remote_code else CODE_HINT),
         ) from error
     return model.eval(), check_loaded_tensors(model, info, folder, options)
+
+
+def _auto_class(kind: str, config: Any) -> Any:
+    """Return the Auto class that opens a model of a kind (causal or masked)."""
+    # transformers lists the one class of XLM and FlauBERT under masked models.
+    causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+
+
+def _build_without_weights(folder: Path, kind: str, weights: WeightSet | None) -> Any:
+    """Build the model of a folder's config.json on the meta device."""
+    with torch.device("meta"), limit_model_size(folder / "config.json", weights):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        return _auto_class(kind, config).from_config(config)
+
+
+def locate_forward_error(
+    error: CheckpointError, folder: Path, kind: str, options: OpenOptions
+) -> CheckpointError:
+    """Return an error of a loaded model's forward with the file, and the key of config.json if a
+    wrong value causes it.
+    """
+
+    def run_forward(folder: Path) -> None:
+        model = _build_without_weights(folder, kind, select_weights(source, options.allow_pickle))
+        plain_logits(model.eval(), input_ids=torch.zeros((1, 8), dtype=torch.long, device="meta"))
+
+    source = folder
+    return CheckpointError(
+        name_wrong_key(error.message, folder, run_forward),
+        location=str(folder / "config.json"),
+        hint=error.hint,
+    )
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:

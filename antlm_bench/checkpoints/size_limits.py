@@ -84,7 +84,8 @@ def _describe_expected(key: str, value: Any) -> str:
     if EPS_KEY.search(key):
         return "" if value >= 0 else "a number from 0 on"
     limit = MAX_LAYERS if LAYER_KEY.search(key) else MAX_SIZE if SIZE_KEY.search(key) else None
-    if limit is None or not isinstance(value, int) or -1 <= value <= limit:
+    least = 0 if "heads" in key else -1  # -1 is "no limit" of a window, for instance
+    if limit is None or not isinstance(value, int) or least <= value <= limit:
         return ""
     return f"from 0 to {limit:,}"
 

@@ -134,6 +134,11 @@ def root_callback(version: VersionOption = False) -> None:
     pass
 
 
+def join_lines(docstring: str) -> str:
+    """Return a docstring with one line per paragraph. typer keeps line ends within a paragraph."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
+
+
 def build_app() -> typer.Typer:
     """Build the typer application from COMMANDS and COMMAND_GROUPS."""
     app = typer.Typer(
@@ -146,11 +151,13 @@ def build_app() -> typer.Typer:
     )
     app.callback()(root_callback)
     for name, (command, epilog) in COMMANDS.items():
-        app.command(name, cls=Command, epilog=epilog or None)(command)
-    for name, (help_text, subcommands) in COMMAND_GROUPS.items():
-        group = typer.Typer(help=help_text)
+        help_text = join_lines(command.__doc__ or "")
+        app.command(name, cls=Command, help=help_text, epilog=epilog or None)(command)
+    for name, (group_help, subcommands) in COMMAND_GROUPS.items():
+        group = typer.Typer(help=group_help)
         for subcommand_name, command in subcommands.items():
-            group.command(subcommand_name, cls=Command)(command)
+            help_text = join_lines(command.__doc__ or "")
+            group.command(subcommand_name, cls=Command, help=help_text)(command)
         app.add_typer(group, name=name)
     return app
 

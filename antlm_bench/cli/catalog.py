@@ -27,6 +27,31 @@ if TYPE_CHECKING:
 SuitesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[SUITE]...", help="Suites. Default: all.")
 ]
+CHECKPOINT_LABELS = {
+    "given": "given as",
+    "weights": "weights (sha256)",
+    "base_weights": "base weights (sha256)",
+    "adapter_weights": "adapter weights (sha256)",
+    "adapter_config": "adapter config (sha256)",
+    "weight_files": "weight files",
+    "config": "config (sha256)",
+    "tokenizer": "tokenizer (sha256)",
+    "tokenizer_class": "tokenizer class",
+    "tokenizer_source": "tokenizer from",
+    "vocabulary": "embeddings",
+    "max_length": "longest text (tokens)",
+    "layout": "layout of batches",
+    "original_layout": "layout of its authors",
+    "bos": "BOS rule (--bos)",
+    "specials": "special tokens",
+    "specials_under": "special tokens by BOS rule",
+    "mask": "mask token",
+    "unk": "unknown token",
+    "words_seen": "words seen",
+    "self_test": "self-test",
+    "self_test.largest_nats_below": "differences below (nats)",
+}
+"""Fact about a checkpoint -> its label in formats for people."""
 
 
 @with_table_format()
@@ -114,7 +139,7 @@ def doctor_command(model: ModelsOption, *, open_options: OptionValues, table_for
     from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))
-    print_tables(_facts_tables(checkpoints, "name"), table_format)
+    print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
 
 
 @with_table_format()
@@ -173,13 +198,15 @@ def data_where_command(*, table_format: str) -> None:
     print_table(build_records_table(list_data_dirs()), table_format)
 
 
-def _facts_tables(rows: Iterable[Mapping[str, Any]], title: str) -> Iterator[Table]:
+def _facts_tables(
+    rows: Iterable[Mapping[str, Any]], title: str, labels: Mapping[str, str] | None = None
+) -> Iterator[Table]:
     """Yield a table of facts per row, whose title is the row's value of the column `title`."""
     from antlm_bench.reporting.table import build_facts_table
 
     for row in rows:
         facts = {name: value for name, value in row.items() if name != title}
-        yield build_facts_table(str(row[title]), facts)
+        yield build_facts_table(str(row[title]), facts, labels=labels)
 
 
 def _with_sizes(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ under other batch sizes and dtypes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from antlm_bench.cli.shared_options import (
@@ -148,4 +149,7 @@ def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     ]
     units = {"rate": "fraction", "at most": "fraction"}
     units |= {"largest move (nats)": "nats", "points": "points"}
-    return build_records_table(records, units=units, legend=(NOISE_LEGEND,))
+    table = build_records_table(records, units=units, legend=(NOISE_LEGEND,))
+    labels = {"largest move (nats)": "largest\nmove\n(nats)"}
+    columns = tuple(replace(c, label=labels.get(c.key)) for c in table.columns)
+    return replace(table, columns=columns)

@@ -134,7 +134,8 @@ def _suite_row(spec: SuiteWithData, files: Sequence[sources.FileStatus]) -> Cata
         # Code generates the items of a suite without files.
         "files": f"{len(local_files)} of {len(files)}" if files else "generated",
         "state": ", ".join(
-            f"{count} {state}" if len(states) > 1 else state for state, count in states.items()
+            f"{count} {state}" if len(states) > 1 else state
+            for state, count in sorted(states.items())
         ),
         "size": sum(size_by_path.values()),
         "folder": ", ".join(sorted({str(file.path.parent) for file in local_files if file.path})),

@@ -33,8 +33,16 @@ class Problem:
     message: str
     fix: str
 
-    def __str__(self) -> str:
-        return f"{self.checkpoint_name}: {self.message}\n      {self.fix}"
+
+def _describe_problems(problems: Sequence[Problem]) -> Iterator[str]:
+    """Yield two lines per problem, with all checkpoints that have it."""
+    names_by_problem: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        names_by_problem.setdefault((problem.message, problem.fix), []).append(
+            problem.checkpoint_name
+        )
+    for (message, fix), names in names_by_problem.items():
+        yield f"    {', '.join(names)}: {message}\n      {fix}"
 
 
 def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     digests = {name: weights_digest(path) for name, path in folders.items() if path.is_dir()}
     problems += find_equal_weights(digests, names)
     if problems:
-        lines = "\n".join(f"    {problem}" for problem in problems)
+        lines = "\n".join(_describe_problems(problems))
         hint = f"{track} of {year} requires {len(milestones)} milestones"
         if milestones:
             hint += f" and {FINAL_MODEL_DIRS[0]}"

@@ -87,7 +87,9 @@ class ProgressLog:
             earlier_loss = self.smoothed_losses.get(name, loss)
             self.smoothed_losses[name] = LOSS_SMOOTHING * earlier_loss + (1 - LOSS_SMOOTHING) * loss
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in self.smoothed_losses.items())
-        self.progress_bar.describe(f"{self.label} {losses}, {record['words'] / 1e6:.2f}M words")
+        count = record["words"]
+        words = f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count:,.0f}"
+        self.progress_bar.describe(f"{self.label} {losses}, {words} words")
         self.progress_bar.advance(record["tokens"] - self.progress_bar.num_done)
         if self.trackers:
             values = {f"loss/{name}": loss for name, loss in record["loss"].items()}

@@ -214,7 +214,8 @@ def build_sample(
     """Return one sample.
 
     As in lm-eval, log-probabilities are strings. is_greedy is null, because a run does not store
-    it. row: of a table of predictions. is_rated: whether its gold is a rating. value: of the
+    it. row: of a table of predictions. Its flags (an item that did not fit, for instance) are kept
+    under a key that lm-eval does not have. is_rated: whether its gold is a rating. value: of the
     metric, None = the item has no value.
     """
     labels = {level: label for level, label in row.get("labels", {}).items() if label is not None}
@@ -232,5 +233,6 @@ def build_sample(
         "metrics": [metric],
         "doc_hash": hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest(),
         "target_hash": hashlib.sha256(str(gold).encode()).hexdigest(),
+        **({"flags": row["flags"]} if row["flags"] else {}),
         **({metric: float(value)} if value is not None and not np.isnan(value) else {}),
     }

@@ -29,7 +29,7 @@ from antlm_bench.predictions import OptionColumns, Predictions, concat_predictio
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
-from antlm_bench.types import Cell, Item, Manifest, shorten_list
+from antlm_bench.types import FLAGS, Cell, Item, Manifest, shorten_list
 
 METHOD = "lm-eval"  # method of imported cells, which depends on lm-eval's model class
 TASK_LEVEL = "task"  # label level of the tasks of an lm-eval group
@@ -299,6 +299,8 @@ class _Sample:
     """Text or index of the right option."""
     acc: float
     """lm-eval's accuracy of this sample."""
+    flags: frozenset[str]
+    """Names out of types.FLAGS, which only samples of `results_export` have."""
 
     @classmethod
     def from_json(cls, sample: JsonObject, delimiter: str) -> _Sample:
@@ -308,6 +310,7 @@ class _Sample:
             scores = tuple(float(response[0]) for response in _list_responses(sample))
             sample_id, target = str(sample["doc_id"]), str(sample.get("target"))
             acc = float(sample["acc"])
+            flags = frozenset(FLAGS).intersection(sample.get("flags") or ())
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             message = "its samples have no log-probability per option, or no `acc`"
             raise _TaskSkipped(message) from None
@@ -317,7 +320,7 @@ class _Sample:
             if math.isnan(score) or score == math.inf:
                 message = f"item {sample_id}: the log-probability of option {number} is {score}"
                 raise _TaskSkipped(message)
-        return cls(sample_id, choices, scores, target, acc)
+        return cls(sample_id, choices, scores, target, acc, flags)
 
     def gold_index(self, by_text: bool) -> int | None:
         """Return the index of the right option; None if the target gives no option.
@@ -336,12 +339,18 @@ class _Sample:
             return f"item {self.id}: the target {self.target[:60]!r} is {options}"
         # In lm-eval a tie is decided for the first option; exports of this package credit 1/k.
         best = self.best_options()
-        if self.acc in (float(best[0] == gold), (gold in best) / len(best)):
+        if "too-long" in self.flags:  # it was not scored, and counts as wrong
+            expected = [0.0]
+        else:
+            expected = [float(best[0] == gold), (gold in best) / len(best)]
+        if self.acc in expected:
             return ""
         return f"item {self.id}: its log-probabilities do not give lm-eval's acc"
 
     def best_options(self) -> list[int]:
-        """Return the indices of the options with the best score."""
+        """Return the indices of the options with the best score. Two equal texts tie."""
+        if "identical" in self.flags and len(self.scores) == 2:
+            return [0, 1]
         return [i for i, score in enumerate(self.scores) if score == max(self.scores)]
 
     def option_lengths(self) -> list[int]:
@@ -363,7 +372,8 @@ def _join_samples(task: str, samples: Sequence[_Sample], golds: Sequence[int]) -
         characters=np.array([n for sample in samples for n in sample.option_lengths()], np.int32),
     )
     pred = np.array([sample.best_options()[0] for sample in samples])  # lm-eval's argmax
-    return Predictions.build(items, pred, options)
+    flags = [(name, np.array([name in sample.flags for sample in samples])) for name in FLAGS]
+    return Predictions.build(items, pred, options, flags)
 
 
 def _list_continuations(sample: JsonObject) -> list[str]:

@@ -243,7 +243,9 @@ def fold_name(name: str, length: int) -> str:
     if len(name) <= length:
         return name
     breaks = [i + 1 for i, c in enumerate(name[:length]) if c in "_- ."]
-    end = breaks[-1] if breaks and 2 * breaks[-1] >= length else length
+    end = length
+    if breaks and (2 * breaks[-1] >= length or len(name) - breaks[-1] <= length):
+        end = breaks[-1]
     rest = name[end:]
     return f"{name[:end]}\n{rest if len(rest) <= length else '…' + rest[1 - length :]}"
 

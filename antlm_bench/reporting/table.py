@@ -180,25 +180,33 @@ def _is_numeric(cells: Sequence[TableCell]) -> bool:
 
 
 def build_facts_table(
-    title: str, facts: Mapping[str, object], parts: Sequence[Table] = ()
+    title: str,
+    facts: Mapping[str, object],
+    parts: Sequence[Table] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Table:
     """Build a table of names and values, without a header.
 
-    A nested mapping is indented below its name. JSON also has the facts as an object.
+    A nested mapping is indented below its name. JSON also has the facts as an object. labels: name
+    -> its text in formats for people; a name in a nested mapping is `OUTER.NAME`.
     """
     columns = (TableColumn("name"), TableColumn("value"))
     document = {"facts": to_json_value(facts)}
-    rows = tuple(_fact_rows(facts, 0))
+    rows = tuple(_fact_rows(facts, (), labels or {}))
     return Table(columns, rows, title=title, header=False, parts=tuple(parts), document=document)
 
 
-def _fact_rows(facts: Mapping[str, object], depth: int) -> Iterator[TableRow]:
+def _fact_rows(
+    facts: Mapping[str, object], outer: tuple[str, ...], labels: Mapping[str, str]
+) -> Iterator[TableRow]:
+    depth = len(outer)
     for name, value in facts.items():
+        name_cell = TableCell(name, labels.get(".".join((*outer, name))))
         if isinstance(value, Mapping) and value:
-            yield build_row(name, TableCell(text=""), depth=depth)
-            yield from _fact_rows(value, depth + 1)
+            yield build_row(name_cell, TableCell(text=""), depth=depth)
+            yield from _fact_rows(value, (*outer, name), labels)
         else:
-            yield build_row(name, value, depth=depth)
+            yield build_row(name_cell, value, depth=depth)
 
 
 def build_long_facts_table(tables: Sequence[Table]) -> Table:

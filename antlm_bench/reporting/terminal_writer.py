@@ -15,7 +15,7 @@ from rich.text import Text
 
 from antlm_bench.console import open_console, print_paragraph
 from antlm_bench.printable import clean_lines, hide_workflow_commands
-from antlm_bench.reporting.table import NoteMarks, Table, TableCell, TableColumn
+from antlm_bench.reporting.table import MISSING, NoteMarks, Table, TableCell, TableColumn
 
 GAP = 2
 """Spaces between two columns."""
@@ -23,6 +23,8 @@ LABEL_WIDTH = 16
 """Width in characters to which column labels are wrapped, unless the cells are wider."""
 NAME_WIDTH, TEXT_WIDTH = 24, 12
 """Least width in characters of a wrapped first column, and of other wrapped columns."""
+BELOW_INDENT = 4
+"""Indentation of a last column that stands below its rows."""
 STYLES = {"": "", "strong": "bold", "faint": "dim"}
 TONES = {"": "", "good": "green", "bad": "red", "doubtful": "magenta"}
 """Neither yellow nor cyan, which cannot be read on a white terminal."""
@@ -34,7 +36,8 @@ mark. A private-use character, which `clean_lines` replaces in names."""
 def write_terminal(table: Table) -> str:
     """Write a table in the width of stdout's terminal, with colours if the terminal has them.
 
-    If the table is too wide, columns of text are wrapped. If that is not enough, its narrow form is
+    If the table is too wide, columns of text are wrapped, and a last column of text that would be
+    wrapped to several lines stands below each row. If that is not enough, its narrow form is
     used; then the columns are split into blocks, one below the other; finally, the cells of each
     row are printed below each other.
     """
@@ -119,6 +122,8 @@ class _Block:
             for column, mark, texts in zip(self.columns, label_marks, self.texts, strict=True)
         ]
         self.widths: list[int] = []
+        self.has_last_below = False
+        """Whether the last column is printed below each row, in the whole width."""
 
     def is_right_aligned(self, index: int) -> bool:
         return index > 0 and self.columns[index].align == "right"
@@ -129,6 +134,16 @@ class _Block:
             max([_width(text) for text in texts] + [cell_len(line) for line in labels], default=0)
             for texts, labels in zip(self.texts, self.labels, strict=True)
         ]
+        if not self._distribute_width(natural, width):
+            return False
+        is_text = len(natural) > 2 and not self.is_right_aligned(len(natural) - 1)
+        if is_text and natural[-1] > 2 * self.widths[-1]:
+            self.has_last_below = True
+            self._distribute_width(natural[:-1], width)
+        return True
+
+    def _distribute_width(self, natural: Sequence[int], width: int) -> bool:
+        """Choose the widths of the first columns, one per natural width."""
         self.widths = [self._least_width(index, size) for index, size in enumerate(natural)]
         room = width - 1 - GAP * (len(natural) - 1) - sum(self.widths)
         if room < 0:
@@ -155,14 +170,23 @@ class _Block:
         height = max(map(len, self.labels))
         labels = [[""] * (height - len(label)) + label for label in self.labels]
         for number in range(height):
-            self._print_line(out, [Text(label[number]) for label in labels], "dim")
+            parts = [Text(label[number]) for label in labels[: len(self.widths)]]
+            self._print_line(out, parts, "dim")
+        if height and self.has_last_below:
+            self._print_below(out, Text(" ".join(self.labels[-1])), "dim")
         for number, row in enumerate(self.table.rows):
             if row.space_above and (number or height):
                 out.print()
-            cells = [self._lines(out, index, number) for index in range(len(self.columns))]
+            cells = [self._lines(out, index, number) for index in range(len(self.widths))]
             for line in range(max(map(len, cells))):
                 parts = [lines[line] if line < len(lines) else Text("") for lines in cells]
                 self._print_line(out, parts, "dim" if row.emphasis == "faint" else "")
+            if self.has_last_below and self.texts[-1][number] != MISSING:
+                self._print_below(out, Text(self.texts[-1][number]), "dim")
+
+    def _print_below(self, out: Console, text: Text, style: str) -> None:
+        for line in _wrap_text(out, text, out.width - BELOW_INDENT - 1):
+            out.print(Text(" " * BELOW_INDENT) + line, style=style)
 
     def _lines(self, out: Console, index: int, number: int) -> list[Text]:
         """Return a cell as lines that fit its column. Numbers stay on one line."""

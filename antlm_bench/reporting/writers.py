@@ -155,7 +155,7 @@ def _flatten(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def write_json(table: Table) -> str:
-    """Write a JSON object: the members of `Table.document`, and `table` with columns and rows.
+    """Write a JSON object: the facts of the command, and `table` with its columns and rows.
 
     In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text` is the text for
     people, `KEY_unit` the unit if it differs from the column's, `KEY_notes` the notes on the value.

@@ -31,6 +31,7 @@ def change_config(folder: Path, **values: object) -> None:
     [
         ("num_hidden_layers", 10**9, "num_hidden_layers is 1,000,000,000"),
         ("num_hidden_layers", -1000, "num_hidden_layers is -1,000"),
+        ("num_attention_heads", -1, "num_attention_heads is -1"),
         ("num_hidden_layers", 9_999, "a model of more than .* modules"),
         ("hidden_size", 10**9, "hidden_size is 1,000,000,000"),
         ("hidden_size", 10**7, "a model of more than .* parameters"),
@@ -125,3 +126,14 @@ def test_outputs_as_tuples_change_nothing(checkpoint: Path) -> None:
     change_config(checkpoint, return_dict=False)
 
     assert load_runnable_model(str(checkpoint), OpenOptions(device="cpu")).model.config.return_dict
+
+
+def test_value_that_only_a_forward_refuses_is_named(  # type: ignore[no-untyped-def]
+    make_checkpoint, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
+    change_config(checkpoint, chunk_size_feed_forward=3)
+
+    with pytest.raises(CheckpointError, match="feed_forward is 3: the forward") as caught:
+        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+    assert caught.value.location == str(checkpoint / "config.json")

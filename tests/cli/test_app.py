@@ -98,6 +98,15 @@ FLAGS = (
 FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
 
+def test_help_fills_its_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["power", "--help"]) == 0
+    sentence = "Suites of right and wrong answers need --flips or --accuracy, finetuned suites need"
+    assert sentence in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_help_loads_nothing_heavy() -> None:
     """So that it answers at once."""

@@ -184,6 +184,56 @@ def test_a_signal_stops_a_command_at_any_moment(
         assert not [*out.rglob("*.tmp"), *out.glob(".lock")]
 
 
+@pytest.mark.long
+def test_ctrl_c_is_quiet_at_every_moment_of_the_start() -> None:
+    """Twenty moments within a second, most of them early.
+
+    Before our code runs, Python ends by the signal itself or with its own traceback.
+    """
+    codes = []
+    for number in range(20):
+        process = subprocess.Popen(
+            [*PROGRAM, "show", "blimp"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        stderr = stop_after(process, signal.SIGINT, (number / 20) ** 2)
+        if process.returncode == -signal.SIGINT and "__main__.py" not in stderr:
+            continue
+        if process.returncode == 1 and "antlm_bench" not in stderr:
+            continue
+        assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
+        codes.append(process.returncode)
+    assert 130 in codes
+
+
+MODULES_BEFORE_THE_HANDLER = """
+import _signal, os, sys, runpy
+
+def print_modules(signum, handler):
+    print(*sorted(set(sys.modules) - before))
+    os._exit(0 if signum == _signal.SIGINT else 1)
+
+before = {*sys.modules, "antlm_bench.__main__"}
+_signal.signal = print_modules
+sys.stdout.reconfigure(line_buffering=True)
+runpy.run_module("antlm_bench", run_name="__main__")
+"""
+
+
+def test_ctrl_c_is_handled_before_slow_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES_BEFORE_THE_HANDLER],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        "__future__",
+        "antlm_bench",
+        "antlm_bench.architectures",
+        "antlm_bench.architectures.import_hook",
+    ]
+
+
 HANG_IN_DESTRUCTOR = """
 import sys, time
 from antlm_bench.cli.process import prepare_process

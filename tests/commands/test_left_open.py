@@ -62,6 +62,10 @@ def test_commands_without_a_model_leave_nothing_open(
     """A thread of pyarrow that lives when Python shuts down can abort the process."""
     better = str(write_run(tmp_path / "better", make_zero_shot_cells("causal", more=20)))
     worse = str(write_run(tmp_path / "worse", make_zero_shot_cells("causal", more=-40)))
+    milestones = [
+        str(write_run(tmp_path / f"chck_{n}M", make_zero_shot_cells("causal", more=n)))
+        for n in (1, 2)
+    ]
     commands = [
         ["report", better, "--collection", "babylm-2024", "--model-index"],
         ["compare", better, worse],
@@ -70,6 +74,14 @@ def test_commands_without_a_model_leave_nothing_open(
         ["baseline", "save", worse, "--to", "baselines", "--name", "main", "--overwrite"],
         ["export", better, "--format", "csv", "--out", "items.csv"],
         ["export", better, "--format", "lm-eval", "--out", "lm-eval"],
+        ["export", better, "--format", "model-index", "--out", "card.md"],
+        ["export", better, "--format", "every-eval-ever", "--out", "records"],
+        ["import", "lm-eval", "--out", "imported"],
+        ["submit", better, "--year", "2024", "--track", "strict", "--out", "file.json"],
+        ["curve", *milestones],
+        ["power", "--suite", "blimp", "--flips", "2%"],
+        ["baseline", "list", "--in", "baselines"],
+        ["data", "list", "blimp"],
         ["list", "suites"],
         ["show", "blimp"],
         ["data", "where"],
@@ -100,6 +112,10 @@ def test_commands_with_a_model_leave_nothing_open(
          "--out", "surprisal.csv"],
         ["finetune", *model, "--suite", str(texts), "--valid", str(texts), "--out", "finetuned",
          "--set", "epochs=1", "--seeds", "1"],
+        ["noise", *model, "--suite", str(pairs)],
+        ["verify", *model[:2], "--suite", str(pairs)],
+        ["report", "run", "--html", "page.html"],
+        ["preflight", str(tmp_path), "--track", "strict-small"],
         ["train", recipe, "--corpus", str(corpus), "--out", "trained", "--device", "cpu"],
     ]  # fmt: skip
     files, threads, _ = run_strictly(commands, tmp_path)

@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import leaderboard_runs
 import pytest
 from prediction_rows import from_rows, read_rows
+from report_runs import make_pairs, write_run
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -412,6 +414,27 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
     assert [p.scores for p in read_rows(run.path, cell)] == [
         p.scores for p in read_rows(ours, before)
     ]
+
+
+def test_flags_survive_export_and_import(tmp_path: Path) -> None:
+    """An item that did not fit is wrong although its placeholders are equal; equal texts tie."""
+    rows = make_pairs(2, 4)
+    rows[0] = replace(rows[0], scores=(-1.0, -1.0), flags=("too-long",))
+    rows[1] = replace(rows[1], scores=(-2.0, -2.1), flags=("identical",))
+    predictions = from_rows(rows)
+    summary = summarize(
+        predictions, suite="toy", method="causal", metric="accuracy", macro=(), groups=()
+    )
+    cell = Cell("toy", "causal", "k", {"ties": "half", "reduction": "sum"}, summary)
+    ours = write_run(tmp_path / "ours", [(cell, rows)])
+    export([ours], "lm-eval", tmp_path / "out")
+
+    run, skipped = import_results(tmp_path / "out" / "ours", tmp_path / "again")
+
+    assert not skipped
+    (imported,) = run.cells
+    assert imported.summary.headline.value == summary.headline.value == 0.125
+    assert imported.summary.headline.flags == summary.headline.flags
 
 
 @pytest.mark.long

@@ -297,3 +297,7 @@ def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
 )
 def test_names_fold_at_underscores(name: str, folded: str) -> None:
     assert charts.fold_name(name, 16) == folded
+
+
+def test_early_hyphen_is_better_than_a_cut_word() -> None:
+    assert charts.fold_name("physical-interactions", 19) == "physical-\ninteractions"

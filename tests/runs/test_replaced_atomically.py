@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
 from prediction_rows import from_rows
 from report_runs import make_cell, make_finetuned_cell, write_run
 
 from antlm_bench import atomic_files, runs
 from antlm_bench.commands.check import save_baseline
-from antlm_bench.commands.export import export
+from antlm_bench.commands.export import ExportFormat, export
+from antlm_bench.commands.submit import submit
+from antlm_bench.exports import leaderboard
 from antlm_bench.runs.store import RunWriter
+from antlm_bench.suites import loader
 
 KILLED = 99
 CHANGING_EVENTS = {
@@ -111,9 +115,13 @@ def rescore_with_chunks(folder: Path) -> None:
         writer.finish_cell(cell, 1)
 
 
-def prepare_baseline(folder: Path) -> None:
+def write_two_runs(folder: Path) -> None:
     for name, right in (("first", 5), ("second", 15)):
         write_cells(make_cell("blimp", "causal", right, 20), name=name)(folder)
+
+
+def prepare_baseline(folder: Path) -> None:
+    write_two_runs(folder)
     save_baseline(folder / "first", "main", baselines_dir=folder / "baselines")
 
 
@@ -122,14 +130,45 @@ def overwrite_baseline(folder: Path) -> None:
 
 
 def prepare_export(folder: Path) -> None:
-    for name, right in (("first", 5), ("second", 15)):
-        write_cells(make_cell("blimp", "causal", right, 20), name=name)(folder)
+    write_two_runs(folder)
     export([folder / "first"], "lm-eval", folder / "out")
     (folder / "out" / "model" / "notes.txt").write_text("the user's", encoding="utf-8")
 
 
 def export_again(folder: Path) -> None:
     export([folder / "second"], "lm-eval", folder / "out")
+
+
+def file_scenario(
+    write: Callable[[Path, Path], Any], prepare: Operation, name: str = "out"
+) -> Scenario:
+    """Return a scenario of a file that holds the first run, and then the second.
+
+    name: a glob for a file whose name the operation chooses.
+    """
+
+    def write_first(folder: Path) -> None:
+        prepare(folder)
+        write(folder / "first", folder / "out")
+
+    return Scenario(
+        write_first,
+        lambda folder: write(folder / "second", folder / "out"),
+        lambda folder: [path.read_bytes() for path in folder.glob(name)],
+    )
+
+
+def export_scenario(export_format: ExportFormat, name: str = "out") -> Scenario:
+    return file_scenario(lambda run, out: export([run], export_format, out), write_two_runs, name)
+
+
+def write_submitted_runs(folder: Path) -> None:
+    leaderboard_runs.write_final_run(folder / "first", "2025", 3, without="blimp-filtered")
+    leaderboard_runs.write_final_run(folder / "second", "2025", 3)
+
+
+def write_submission(run: Path, out: Path) -> None:
+    submit([run], year="2025", track="strict-small", out=out, allow_partial=True)
 
 
 def write_model(folder: Path, text: str) -> None:
@@ -167,6 +206,10 @@ SCENARIOS = {
     "export of several files": Scenario(
         prepare_export, export_again, lambda folder: read_content(folder / "out" / "model")
     ),
+    "export as csv": export_scenario("csv"),
+    "export as model-index": export_scenario("model-index"),
+    "export as every-eval-ever": export_scenario("every-eval-ever", "out/*.json"),
+    "submission": file_scenario(write_submission, write_submitted_runs),
     "file": Scenario(
         lambda folder: runs.write_atomically(folder / "page.html", b"old" * 1000),
         lambda folder: runs.write_atomically(folder / "page.html", b"new" * 2000),
@@ -182,7 +225,15 @@ SCENARIOS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_kill_at_any_call_leaves_the_old_or_the_new(name: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_call_leaves_the_old_or_the_new(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        leaderboard, "load_schema", lambda name: leaderboard_runs.shrink_schema(name, 3)
+    )
+    monkeypatch.setattr(
+        loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, 3)
+    )
     scenario = SCENARIOS[name]
     prepared = tmp_path / "prepared"
     prepared.mkdir()
