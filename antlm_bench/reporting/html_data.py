@@ -255,8 +255,10 @@ def _compare_to_first(
     (path, method) -> series.
     """
     from antlm_bench.comparison.compare import compare_runs
+    from antlm_bench.comparison.join import cache_tables
 
     runs_by_path = {run.path: run for run in all_runs}
+    load_reference_table = cache_tables()
     for other in shown_runs[1:]:
         first = shown_runs[0]
         a, b = runs_by_path[first.path], runs_by_path[other.path]
@@ -264,7 +266,13 @@ def _compare_to_first(
         comparisons: dict[tuple[str, str], list[Comparison]] = {}
         for suite in _shared_suites(a, b):
             try:
-                suite_comparisons = compare_runs(a, b, suites=[suite], methods=methods)
+                suite_comparisons = compare_runs(
+                    a,
+                    b,
+                    suites=[suite],
+                    methods=methods,
+                    load_reference_table=load_reference_table,
+                )
             except NotComparable as error:
                 refusal = f"{suite}: {error.message}"
                 yield SeriesPair(model_name(first), model_name(other), (), refusal)
