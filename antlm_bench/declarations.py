@@ -6,11 +6,13 @@ but never in the current directory: a command means the same in every directory.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -72,7 +74,19 @@ def read_toml(path: Path, declaration_class: type[D]) -> D:
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
-    """Read the tables of a TOML file, unchecked. Raises DeclarationError with file and line."""
+    """Read the tables of a TOML file, unchecked. Raises DeclarationError with file and line.
+
+    A process reads each shipped file once. The caller may change the tables.
+    """
+    return copy.deepcopy(_parse_shipped_toml(path)) if is_shipped(path) else _parse_toml(path)
+
+
+@cache
+def _parse_shipped_toml(path: Path) -> dict[str, Any]:
+    return _parse_toml(path)
+
+
+def _parse_toml(path: Path) -> dict[str, Any]:
     try:
         text = decode_utf8(read_regular_file(path, MAX_TOML_BYTES), str(path))
     except OSError as error:
@@ -134,9 +148,25 @@ def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for folder in _search_folders(kind):
-        for path in sorted(folder.glob("*.toml")):
+        list_files = _list_shipped_files if folder == _shipped_folder(kind) else _list_toml_files
+        for path in list_files(folder):
             files.setdefault(path.stem, path)
     return dict(sorted(files.items()))
+
+
+@cache
+def _list_shipped_files(folder: Path) -> tuple[Path, ...]:
+    """Return the shipped declarations, which do not change while a process runs."""
+    return _list_toml_files(folder)
+
+
+def _list_toml_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(folder.glob("*.toml")))
+
+
+def is_shipped(path: Path) -> bool:
+    """Return whether a file is one of the shipped declarations."""
+    return path.parent in (_shipped_folder("tasks"), _shipped_folder("models"))
 
 
 def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
@@ -207,6 +237,7 @@ def _search_folders(kind: DeclarationKind) -> list[Path]:
     return [*user_folders, _shipped_folder(kind)]
 
 
+@cache
 def _shipped_folder(kind: DeclarationKind) -> Path:
     package = Path(__file__).resolve().parent
     in_wheel = package / "_share" / kind

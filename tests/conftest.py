@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from contextlib import redirect_stderr
@@ -13,6 +14,19 @@ from tiny_models import WORDS, build_model, train_tokenizer
 
 settings.register_profile("any machine", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("any machine")
+
+
+def pytest_collection() -> None:
+    gc.disable()  # collecting the tests makes two million objects, all of which stay
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the modules and tests from garbage collection.
+
+    Else every full collection goes through them: statsmodels forces one per correction of p-values.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

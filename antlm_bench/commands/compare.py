@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments, split_methods
 from antlm_bench.comparison import Comparison, RunComparison, compare_runs
-from antlm_bench.comparison.join import group_cells, suite_matches
+from antlm_bench.comparison.join import cache_tables, group_cells, suite_matches
 from antlm_bench.comparison.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import is_file, list_declarations
 from antlm_bench.errors import DataError, UsageError
@@ -70,10 +70,16 @@ def compare(
         )
     opened = runs.open_runs(paths)
     names = model_names(opened)
+    load_reference_table = cache_tables()
     results = []
     for run, name in zip(opened[1:], names[1:], strict=True):
         comparisons = compare_runs(
-            opened[0], run, suites=suites, methods=pairs, allow_mixed=allow_mixed
+            opened[0],
+            run,
+            suites=suites,
+            methods=pairs,
+            allow_mixed=allow_mixed,
+            load_reference_table=load_reference_table,
         )
         compared_a = {(suite, c.method_a) for c in comparisons for suite in _covered_suites(c)}
         compared_b = {(suite, c.method_b) for c in comparisons for suite in _covered_suites(c)}

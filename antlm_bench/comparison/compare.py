@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from antlm_bench.comparison.join import JoinedTables, join_tables, match_cells
+from antlm_bench.comparison.join import JoinedTables, LoadTable, join_tables, match_cells
 from antlm_bench.comparison.multiple_testing import adjust_p_values
 from antlm_bench.comparison.paired_seeds import (
     TASK_LEVEL,
@@ -32,13 +32,15 @@ def compare_runs(
     suites: Sequence[str] = (),
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
+    load_reference_table: LoadTable | None = None,
 ) -> list[Comparison]:
     """Compare every suite that both runs contain. Differences are b minus a.
 
     suites: only these ("glue-2025" stands for its tasks). methods: (method of a, method of b) pairs
     to compare; () = the same method in both. allow_mixed: if the settings or the items of two cells
-    differ, compare the shared items and add a note, instead of raising NotComparable. The order is
-    that of run a, with finetuned tasks last. Raises UsageError, NotComparable, RunError.
+    differ, compare the shared items and add a note, instead of raising NotComparable.
+    load_reference_table: as for `join_tables`. The order is that of run a, with finetuned tasks
+    last. Raises UsageError, NotComparable, RunError.
     """
     comparisons: list[Comparison] = []
     tasks_by_collection: dict[tuple[str, str, str], list[JoinedTables]] = {}
@@ -52,7 +54,7 @@ def compare_runs(
                     hint="compare the intervals of the two runs: antlm-bench report RUN...",
                 )
             continue
-        joined = join_tables(a, b, cells_a, cells_b, allow_mixed)
+        joined = join_tables(a, b, cells_a, cells_b, allow_mixed, load_reference_table)
         if cell_a.seed is not None:  # only cells of finetuned tasks have a seed
             key = (collection_name(cell_a), cell_a.method, cells_b[0].method)
             tasks_by_collection.setdefault(key, []).append(select_shared_seeds(joined))

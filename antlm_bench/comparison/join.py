@@ -5,7 +5,7 @@ A cell is one suite scored by one method, with one seed if it was finetuned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -73,6 +73,7 @@ MIXED_PREFIX = "mixed"
 """Start of a note on a difference of two cells that were compared because of `allow_mixed`."""
 
 SeedCells = tuple[Cell, ...]
+LoadTable = Callable[[Run, Cell], PredictionTable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,16 @@ def suite_matches(suite: str, requested: str) -> bool:
 
 
 def join_tables(
-    a: Run, b: Run, cells_a: SeedCells, cells_b: SeedCells, allow_mixed: bool = False
+    a: Run,
+    b: Run,
+    cells_a: SeedCells,
+    cells_b: SeedCells,
+    allow_mixed: bool = False,
+    load_reference_table: LoadTable | None = None,
 ) -> JoinedTables:
     """Join the items of two groups of cells, in the order of the first run.
 
+    load_reference_table: loads the tables of the first run; default `load_table`.
     Raises NotComparable if a decisive setting or the items differ; the message names each setting
     with both values. With `allow_mixed`, the shared items are joined and each difference becomes a
     note. Always raises NotComparable if an item has different right answers.
@@ -179,7 +186,7 @@ def join_tables(
             hint="score both with the same settings; or compare the shared items in spite of this, "
             "with a note: --allow-mixed",
         )
-    tables_a = [load_table(a, cell) for cell in cells_a]
+    tables_a = [(load_reference_table or load_table)(a, cell) for cell in cells_a]
     tables_b = [load_table(b, cell) for cell in cells_b]
     ids = _intersect_ids([tuple(table.ids) for table in (*tables_a, *tables_b)])
     if len(ids) < max(len(table.ids) for table in (*tables_a, *tables_b)):
@@ -287,6 +294,19 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
     # A level that is missing is reported where it is used (assign_strata).
     missing = {level: (np.full(len(table.ids), -1, np.int32), ()) for level in cell.summary.macro}
     return replace(table, ids=predictions.ids, levels={**missing, **table.levels})
+
+
+def cache_tables() -> LoadTable:
+    """Return a `load_table` that loads each cell once, for a run that is compared with several."""
+    tables: dict[tuple[object, ...], PredictionTable] = {}
+
+    def load_cached_table(run: Run, cell: Cell) -> PredictionTable:
+        key = (run.path, cell.suite, cell.method, cell.seed)
+        if key not in tables:
+            tables[key] = load_table(run, cell)
+        return tables[key]
+
+    return load_cached_table
 
 
 def catalog_name(cell: Cell) -> tuple[str, str]:

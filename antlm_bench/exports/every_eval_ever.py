@@ -59,10 +59,11 @@ def _build_results(cell: Cell) -> Iterator[dict[str, Any]]:
     seed = "" if cell.seed is None else f", seed {cell.seed}"
     name = f"{cell.suite} ({cell.method}{seed})"
     summary = cell.summary
-    yield _build_result(cell, name, summary.headline, _describe_average(summary.macro))
+    source = _build_source_data(cell)
+    yield _build_result(cell, source, name, summary.headline, _describe_average(summary.macro))
     for group in summary.groups:
         path = f"{group.within}/{group.name}" if group.within else group.name
-        yield _build_result(cell, f"{name}: {path}", group.estimate, f"one {group.level}")
+        yield _build_result(cell, source, f"{name}: {path}", group.estimate, f"one {group.level}")
 
 
 def _describe_average(macro_levels: Sequence[str]) -> str:
@@ -76,7 +77,10 @@ def _describe_average(macro_levels: Sequence[str]) -> str:
     return ("average over " + ", then ".join(innermost_first))[:200]  # the schema's limit
 
 
-def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -> dict[str, Any]:
+def _build_result(
+    cell: Cell, source: Mapping[str, Any], name: str, estimate: Estimate, description: str
+) -> dict[str, Any]:
+    """Return the record of an estimate. source: the cell's source data."""
     metric = get_metric_spec(cell.summary.metric)
     lowest, highest = metric.value_range if metric.is_bounded else (0.0, 1.0)
     interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
@@ -87,7 +91,7 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
     }
     return {
         "evaluation_name": name,
-        "source_data": _build_source_data(cell),
+        "source_data": source,
         "metric_config": {
             "evaluation_description": f"{metric.name}, {description}",
             "metric_id": metric.name,

@@ -65,8 +65,9 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
         if get_metric_spec(cell.summary.metric).export_rows is not None
     ]
     levels = sorted({level for _, _, each in cells_with_predictions for level in each.label_levels})
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    buffer = io.BytesIO()
+    text = io.TextIOWrapper(buffer, "utf-8", "surrogatepass", newline="")
+    writer = csv.writer(text, lineterminator="\n")
     level_names = map(to_csv_text, levels)
     has_clusters = any(each.clusters is not None for _, _, each in cells_with_predictions)
     last_columns = ["flags", "cluster"] if has_clusters else ["flags"]
@@ -93,7 +94,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
             names = [to_csv_text(str(name)) for name in (*key, item_id, *labels_of_item)]
             last_values = [" ".join(flags), cluster][: len(last_columns)]
             writer.writerow([*names, *numbers, *last_values])
-    return buffer.getvalue().encode("utf-8", "surrogatepass")
+    text.flush()
+    return buffer.getvalue()
 
 
 def _cluster_numbers(predictions: Predictions) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from antlm_bench.comparison import Difference
@@ -159,7 +160,7 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
         tuple(rows),
         title=f"{overall_status(checked)}: {run_names.name_b} against baseline {run_names.name_a}",
         legend=tuple(legend),
-        long=_build_long_table(checked),
+        build_long=partial(_build_long_table, checked),
         document=_build_document(checked, exit_code),
     )
 

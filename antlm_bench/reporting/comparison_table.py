@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 
 from antlm_bench.comparison import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import explanatory_level, is_significant
@@ -43,8 +44,11 @@ def build_comparison_table(
     parts = [_build_part(comparison, by, flips, texts or {}) for comparison in run_comparisons]
     parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, build_legend(run_comparisons, by)))
     table = parts[0] if len(parts) == 1 else Table((TableColumn("name"),), parts=tuple(parts))
-    document = {"comparisons": [asdict(comparison) for comparison in run_comparisons]}
-    return replace(table, long=_build_long_table(run_comparisons), document=document)
+    return replace(
+        table,
+        build_long=partial(_build_long_table, run_comparisons),
+        document={"comparisons": run_comparisons},
+    )
 
 
 def build_legend(run_comparisons: Sequence[RunComparison], by: str) -> str:

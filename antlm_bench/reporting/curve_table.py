@@ -49,7 +49,7 @@ def build_curve_table(
     return replace(
         build_records_table(list(_summarize_curves(curves))),
         legend=(*collect_notes(curves, unplaced_checkpoints), LEGEND),
-        long=build_records_table(to_tidy_rows(curves)),
+        build_long=lambda: build_records_table(to_tidy_rows(curves)),
     )
 
 

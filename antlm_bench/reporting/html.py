@@ -37,6 +37,8 @@ from antlm_bench.types import Run
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = 880, 340, 290
 """Widths in px: of a figure on a laptop, of a figure on a phone, of a small figure."""
+MAX_DRAWN_SERIES = 50
+"""Most series in a drawing of the page. Figures of more have a table only."""
 MOST_COLUMNS = 3
 """Most models side by side in a table of results. More are listed below each other."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
@@ -172,6 +174,7 @@ def _build_figure_context(figure: Figure) -> dict[str, Any]:
         if name in figure.present_series
     ]
     label = f"{figure.title}: {figure.caption} A table with the values follows."
+    has_drawing = not figure.is_heatmap and len(figure.present_series) <= MAX_DRAWN_SERIES
     return {
         "figure": figure,
         "keys": keys if len(figure.series) > 1 else [],
@@ -184,7 +187,7 @@ def _build_figure_context(figure: Figure) -> dict[str, Any]:
                     label,
                 ),
             )
-            for style in ([] if figure.is_heatmap else styles)
+            for style in (styles if has_drawing else [])
         ],
     }
 

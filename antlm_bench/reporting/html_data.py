@@ -37,6 +37,9 @@ IMAGE_FORMATS = ("svg", "png")
 MIN_CURVE_CHECKPOINTS = 3
 """Fewest checkpoints of one model that are drawn as a curve. Only the last one of them is compared
 with other models."""
+MAX_COMPARED_RUNS = 50
+"""Most runs that are compared with the first. A comparison takes half of a run's bytes in the page,
+and most of its time."""
 
 
 def write_page(
@@ -116,12 +119,18 @@ def gather_report_data(
         for name, run, column in zip(series_names(columns), column_runs, columns, strict=True)
         for method in column.method.split(" + ")
     }
-    pairs = list(_compare_to_first(shown_runs, all_runs, display_names))
+    compared_runs = shown_runs[: 1 + MAX_COMPARED_RUNS]
+    pairs = list(_compare_to_first(compared_runs, all_runs, display_names))
     remarks = [
         f"{name} has {len(checkpoints)} checkpoints: only the last one is compared with other "
         "models; the learning curves show all of them."
         for name, checkpoints in checkpoint_series.items()
     ]
+    if len(compared_runs) < len(shown_runs):
+        remarks.append(
+            f"{names[0]} is compared with the next {MAX_COMPARED_RUNS} of {len(shown_runs) - 1:,} "
+            "others only; antlm-bench compare compares all."
+        )
     remarks += [
         f"{pair.reference} and {pair.other} are not compared: {pair.refusal}"
         for pair in pairs
@@ -255,8 +264,10 @@ def _compare_to_first(
     (path, method) -> series.
     """
     from antlm_bench.comparison.compare import compare_runs
+    from antlm_bench.comparison.join import cache_tables
 
     runs_by_path = {run.path: run for run in all_runs}
+    load_reference_table = cache_tables()
     for other in shown_runs[1:]:
         first = shown_runs[0]
         a, b = runs_by_path[first.path], runs_by_path[other.path]
@@ -264,7 +275,13 @@ def _compare_to_first(
         comparisons: dict[tuple[str, str], list[Comparison]] = {}
         for suite in _shared_suites(a, b):
             try:
-                suite_comparisons = compare_runs(a, b, suites=[suite], methods=methods)
+                suite_comparisons = compare_runs(
+                    a,
+                    b,
+                    suites=[suite],
+                    methods=methods,
+                    load_reference_table=load_reference_table,
+                )
             except NotComparable as error:
                 refusal = f"{suite}: {error.message}"
                 yield SeriesPair(model_name(first), model_name(other), (), refusal)

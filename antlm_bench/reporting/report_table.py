@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from antlm_bench.metrics import get_metric_spec
@@ -87,7 +88,7 @@ def build_report_table(report: Report) -> Table:
         tuple(rows),
         title=report.collection.title if report.collection else "",
         legend=(*sentences, build_legend(report)),
-        long=_build_long_table(report),
+        build_long=partial(_build_long_table, report),
         narrow=_build_narrow_table(report, sentences),
         document=report_to_dict(report),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import OPTION_KINDS, SEED_INTERVAL
@@ -238,7 +239,7 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
         rows=tuple(row for block in blocks for row in _block_rows(block)),
         title=" · ".join(common_names),
         legend=(build_legend(columns),),
-        long=_build_long_table(runs, by),
+        build_long=partial(_build_long_table, runs, by),
         narrow=_build_overview(columns),
         document={"runs": documents},
     )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -97,15 +97,21 @@ class Table:
     """Text that replaces a table without rows in formats for people."""
     header: bool = True
     """Whether formats for people show the labels of the columns."""
-    long: Table | None = None
-    """The same values with one estimate per row, for CSV and JSON. None = this table."""
+    build_long: Callable[[], Table] | None = None
+    """Function that builds the table with one estimate per row, for CSV and JSON. None = this table
+    has that form."""
     narrow: Table | None = None
     """The table for terminals on which this one is too wide. None = this one is broken into
     blocks of columns."""
     parts: tuple[Table, ...] = ()
     """Tables that follow this one. CSV omits them, because it has one header."""
     document: Mapping[str, Any] = field(default_factory=dict)
-    """Further top-level members of the JSON document."""
+    """Further top-level members of the JSON document, as `to_json_value` converts them."""
+
+    @property
+    def long(self) -> Table:
+        """The form for CSV and JSON."""
+        return self.build_long() if self.build_long else self
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
@@ -219,7 +225,9 @@ def build_long_facts_table(tables: Sequence[Table]) -> Table:
 
 
 def to_json_value(value: object) -> Any:
-    """Convert a value to JSON types: sets to sorted lists, cells to their values, NaN to None."""
+    """Convert a value to JSON types: sets to sorted lists, cells to their values, NaN to None, and
+    other dataclasses to objects with their fields.
+    """
     if isinstance(value, TableCell):
         return to_json_value(value.value)
     if isinstance(value, Mapping):
@@ -232,6 +240,8 @@ def to_json_value(value: object) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
+    if is_dataclass(value):
+        return {each.name: to_json_value(getattr(value, each.name)) for each in fields(value)}
     return str(value) if isinstance(value, PurePath) else repr(value)
 
 
@@ -239,16 +249,15 @@ class NoteMarks:
     """Assign the marks a, b, ..., z, aa, ... to notes, in reading order."""
 
     def __init__(self, sentences: Iterable[str] = ()) -> None:
-        self.sentences: list[str] = []
+        self._numbers: dict[str, int] = {}
         for sentence in sentences:
             self.mark([sentence])
 
     def mark(self, notes: Iterable[str]) -> str:
         """Return the marks of these notes, e.g. `a,c-e`. Three consecutive marks form a range."""
-        unique = list(dict.fromkeys(notes))
-        self.sentences += [note for note in unique if note not in self.sentences]
+        numbers = {self._numbers.setdefault(note, len(self._numbers)) for note in notes}
         ranges: list[list[int]] = []
-        for index in sorted(self.sentences.index(note) for note in unique):
+        for index in sorted(numbers):
             if ranges and index == ranges[-1][-1] + 1:
                 ranges[-1].append(index)
             else:
@@ -259,9 +268,14 @@ class NoteMarks:
             texts.append(f"{marks[0]}-{marks[-1]}" if len(marks) > 2 else ",".join(marks))
         return ",".join(texts)
 
+    @property
+    def sentences(self) -> list[str]:
+        """The marked sentences, in the order of their marks."""
+        return list(self._numbers)
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (mark, sentence)."""
-        return ((index_to_letters(index), note) for index, note in enumerate(self.sentences))
+        return ((index_to_letters(index), note) for note, index in self._numbers.items())
 
 
 def index_to_letters(index: int) -> str:

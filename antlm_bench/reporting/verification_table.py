@@ -31,7 +31,7 @@ def build_verification_table(verification: Verification) -> Table:
         keys.remove("tokens differ")
     return replace(
         build_records_table(rows, keys=keys),
-        long=full_table,
+        build_long=lambda: full_table,
         parts=(
             *([build_records_table(flips)] if flips else []),
             build_facts_table(f"scores agree within {tolerance:g} nats", conventions),

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from antlm_bench.printable import hide_workflow_commands, make_printable, to_csv_text
@@ -106,7 +107,7 @@ def markdown_text(text: str) -> str:
 
 def write_csv(table: Table) -> str:
     """Write the long form as CSV: one header, raw numbers, "" for missing values."""
-    source = table.long or table
+    source = table.long
     keys = [key for key, _, _ in _flat_columns(source)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -166,7 +167,7 @@ def write_json(table: Table) -> str:
 
 
 def _json_table(table: Table) -> dict[str, Any]:
-    source = table.long or table
+    source = table.long
     members: dict[str, Any] = {"title": table.title} if table.title else {}
     members["columns"] = [
         {"key": column.key, "label": " ".join(column.label_lines), "unit": column.unit or None}
@@ -359,8 +360,8 @@ def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
     finally:
         table = parts[0] if parts else Table((TableColumn("name"),))
         if len(parts) > 1:
-            long = build_long_facts_table(parts)
-            table = Table((TableColumn("name"),), parts=tuple(parts), long=long)
+            build_long = partial(build_long_facts_table, parts)
+            table = Table((TableColumn("name"),), parts=tuple(parts), build_long=build_long)
         print_table(table, output_format)
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench.declarations import (
     find_declaration,
+    is_shipped,
     list_declarations,
     parse_toml,
     shipped_declaration,
@@ -304,7 +306,19 @@ TASK_TYPES: Registry[TaskType] = Registry(
 
 
 def read_declaration_file(path: Path) -> SuiteDeclaration:
-    """Read a TOML of tasks/. Raises DeclarationError for an unknown `kind` or a wrong key."""
+    """Read a TOML of tasks/. Raises DeclarationError for an unknown `kind` or a wrong key.
+
+    A process reads each shipped file once.
+    """
+    return _read_shipped_file(path) if is_shipped(path) else _read_declaration_file(path)
+
+
+@cache
+def _read_shipped_file(path: Path) -> SuiteDeclaration:
+    return _read_declaration_file(path)
+
+
+def _read_declaration_file(path: Path) -> SuiteDeclaration:
     tables = parse_toml(path)
     kind = tables.get("kind")
     if isinstance(kind, str) and kind in TASK_TYPES and (model := TASK_TYPES[kind].declaration):

@@ -151,6 +151,17 @@ def start_score(
     return start
 
 
+@pytest.fixture(scope="module")
+def score_seconds(
+    start_score: Callable[[Path], subprocess.Popen[str]], tmp_path_factory: pytest.TempPathFactory
+) -> float:
+    """Wall time of `score` when nobody stops it."""
+    started = time.monotonic()
+    process = start_score(tmp_path_factory.mktemp("signals") / "whole")
+    assert (process.communicate(timeout=120), process.returncode)[1] == 0
+    return time.monotonic() - started
+
+
 def stop_after(process: subprocess.Popen[str], signum: int, seconds: float) -> str:
     """Send a signal after a time, and return what the process wrote to stderr."""
     time.sleep(seconds)
@@ -161,18 +172,18 @@ def stop_after(process: subprocess.Popen[str], signum: int, seconds: float) -> s
 @pytest.mark.long
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_a_command_at_any_moment(
-    start_score: Callable[[Path], subprocess.Popen[str]], tmp_path: Path, signum: int, code: int
+    start_score: Callable[[Path], subprocess.Popen[str]],
+    score_seconds: float,
+    tmp_path: Path,
+    signum: int,
+    code: int,
 ) -> None:
     """Moments from the start of Python, which ends by the signal itself, to the scoring."""
-    started = time.monotonic()
-    process = start_score(tmp_path / "whole")
-    assert (process.communicate(timeout=120), process.returncode)[1] == 0
-    duration = time.monotonic() - started
     rng = random.Random(signum)
     for number in range(6):
         out = tmp_path / str(number)
         process = start_score(out)
-        stderr = stop_after(process, signum, duration * (number + rng.random()) / 7)
+        stderr = stop_after(process, signum, score_seconds * (number + rng.random()) / 7)
         if process.returncode == 0:
             continue  # it was faster this time
         if process.returncode == 1 and "antlm_bench" not in stderr:

@@ -39,23 +39,28 @@ from antlm_bench.types import Manifest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a baseline run, a run with one phenomenon worse, and one that is
-    only noisier.
+@pytest.fixture(scope="module")
+def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a baseline run, a run with one phenomenon worse, and one that is only noisier.
+    Tests get copies of it.
     """
-    monkeypatch.chdir(tmp_path)
+    root = tmp_path_factory.mktemp("toy")
     first = draw_logprob_gaps(300, 0.85, seed=3)
     noise = np.random.default_rng(4)
-    write_toy_run(tmp_path / "base", first)
+    write_toy_run(root / "base", first)
     planted = {name: each + noise.normal(0, 0.02, 300) for name, each in first.items()}
     for name in PARADIGMS_BY_PHENOMENON["islands"]:
         planted[name] = planted[name] - 0.7
-    write_toy_run(tmp_path / "worse", planted)
-    write_toy_run(
-        tmp_path / "noisy", draw_logprob_gaps(300, 0.85, seed=9)
-    )  # as good, on other items
-    return tmp_path
+    write_toy_run(root / "worse", planted)
+    write_toy_run(root / "noisy", draw_logprob_gaps(300, 0.85, seed=9))  # as good, on other items
+    return root
+
+
+@pytest.fixture
+def place(toy_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with copies of the toy runs."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(toy_runs, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.long

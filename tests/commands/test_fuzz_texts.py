@@ -75,8 +75,8 @@ def items(pairs: list[tuple[str, str, Span]]) -> list[Item]:
 def plain(
     model: Checkpoint, tokenizer: Any, text: str, span: Span, masked: bool, bos: bool
 ) -> tuple[float, int]:
-    """(score, tokens) of one text by the library's own forward, one row at a time; raises KeyError
-    if it is too long.
+    """(score, tokens) of one text by the library's own forward, in rows of one length; raises
+    KeyError if it is too long.
 
     The text's tokens stand after exactly one BOS, and masked ones before an EOS; a text that spells
     its BOS out gets no second one. A token counts iff it ends after the span's start and begins
@@ -93,17 +93,18 @@ def plain(
         raise KeyError(text)
     library = model.engine.model
     library.set_attn_implementation("eager")
-    total, number = 0.0, 0
-    for at, counted in enumerate(counts):
-        if not counted or (at == 0 and not masked):
-            continue
-        shown = torch.tensor([row])
-        if masked:
-            shown[0, at] = tokenizer.mask_token_id
-        with torch.inference_mode():
-            logits = library(input_ids=shown).logits[0, at if masked else at - 1]
-        total, number = total + logits.log_softmax(-1)[row[at]].item(), number + 1
-    return total, number
+    positions = [at for at, counted in enumerate(counts) if counted and (masked or at > 0)]
+    if not positions:
+        return 0.0, 0
+    shown = torch.tensor([row] * (len(positions) if masked else 1))
+    if masked:
+        shown[range(len(positions)), positions] = tokenizer.mask_token_id
+    with torch.inference_mode():
+        logprobs = library(input_ids=shown).logits.log_softmax(-1)
+    return sum(
+        logprobs[(n, at) if masked else (0, at - 1)][row[at]].item()
+        for n, at in enumerate(positions)
+    ), len(positions)
 
 
 @pytest.mark.long

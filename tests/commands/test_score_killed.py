@@ -156,6 +156,7 @@ def test_stopped_politely_it_says_so_and_resumes(
         not (out / ".lock").exists()
         and not list(out.rglob("*.tmp"))
         and not (out / "run.json").exists()
+        and not list(out.rglob("predictions/*.parquet"))
     )
     stored = chunks(out)
     assert 2 <= len(stored) < 5
