@@ -228,7 +228,8 @@ class Worker:
         self._record(started)
         context = WorkerContext(self.store, self.state, part_dir, unit.id)
         os.environ[ATTEMPT_VARIABLE] = str(attempt)
-        context.log(f"attempt {attempt}: {unit.kind} {unit.model} {describe_unit(unit)}")
+        names = filter(None, [unit.kind, unit.model, describe_unit(unit)])
+        context.log(f"attempt {attempt}: {' '.join(names)}")
         start_time = time.monotonic()
         failure: BaseException | None = None
         try:
