@@ -95,8 +95,10 @@ def _train(unit: Unit, context: UnitContext) -> None:
 
 def _describe_training(unit: Unit) -> str:
     arguments = unit.arguments
-    words = [_shorten_path(arguments["corpus"]), arguments["scale"], *arguments["changes"]]
-    return " ".join(filter(None, words))
+    changes = sorted(arguments["changes"], key=lambda change: not change.startswith("seed="))
+    return " ".join(
+        filter(None, [arguments["scale"], *changes, _shorten_path(arguments["corpus"])])
+    )
 
 
 def _score(unit: Unit, context: UnitContext) -> None:

@@ -228,8 +228,8 @@ def test_a_unit_without_its_input_is_one_clear_error(
     [
         (
             "train",
-            {"corpus": "nano", "scale": "", "changes": ["seed=1"], "out": "models/a/b"},
-            "nano seed=1",
+            {"corpus": "/x/text", "scale": "nano", "changes": ["a.b=2", "seed=1"], "out": "m/a"},
+            "nano seed=1 a.b=2 text",
         ),
         (
             "score",
