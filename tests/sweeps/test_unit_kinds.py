@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from commands.score_helpers import make_agreement_rows, write_pairs
@@ -249,3 +253,39 @@ def test_a_unit_is_described_in_a_few_words(
     kind: str, arguments: dict[str, object], description: str
 ) -> None:
     assert describe_unit(Unit(kind, "stage", "model", arguments)) == description
+
+
+@pytest.mark.slow
+def test_a_sweep_continues_after_a_kill_and_a_repair(files: Path, make_checkpoint: Make) -> None:
+    """Two worker processes; the driver is killed, a unit fails, and both are mended."""
+    good, bad = files / "good", files / "bad"
+    for folder in (good, bad):
+        shutil.copytree(make_checkpoint("masked"), folder)
+    (bad / "tokenizer.json").write_text("{")
+    path = files / "sweep.toml"
+    stages = [score_stage(files, [good, bad], "shards = 2"), finetune_stage(files, [good])]
+    path.write_text(f'out = "{files}/out"\n' + "\n".join(stages), encoding="utf-8")
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "antlm_bench", *words, str(path)]
+        return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True)
+
+    killed = run("run", "--workers", "2")
+    journals = files / "out" / "journals"
+    while not any('"done"' in file.read_text() for file in journals.glob("r1-*")):
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+
+    failing = run("run", "--workers", "2")
+    out, err = failing.communicate()
+    assert failing.returncode == 5
+    assert "cannot read the tokenizer" in out
+    assert f"failed: score {bad}" in err
+
+    shutil.copy(good / "tokenizer.json", bad)
+    repaired = run("resume", "--workers", "2")
+    out, err = repaired.communicate()
+    assert repaired.returncode == 0, err
+    score(str(bad), str(files / "pairs.csv"), out=files / "single")
+    assert read_files(files / "out" / "runs" / "bad") == read_files(files / "single")
