@@ -37,7 +37,7 @@ def build_sweep_table(status: SweepStatus) -> Table:
         parts=tuple(
             _build_units_table(title, units, names)
             for title, units, names in (
-                ("failed", status.failed, ("error", "attempts", "node", "log")),
+                ("failed", status.failed, ("attempts", "node", "log", "error")),
                 ("running", status.running, ("state", "elapsed", "attempts", "node", "log")),
             )
             if units
@@ -55,7 +55,6 @@ def build_sweep_table(status: SweepStatus) -> Table:
 
 def _build_units_table(title: str, units: tuple[UnitRow, ...], names: tuple[str, ...]) -> Table:
     columns = (
-        TableColumn("unit"),
         TableColumn("stage"),
         TableColumn("model"),
         TableColumn("what"),
@@ -63,7 +62,6 @@ def _build_units_table(title: str, units: tuple[UnitRow, ...], names: tuple[str,
     )
     rows = [
         build_row(
-            row.unit.id,
             row.unit.stage,
             row.unit.model,
             describe_unit(row.unit),

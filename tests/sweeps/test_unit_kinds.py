@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -280,8 +281,8 @@ def test_a_sweep_continues_after_a_kill_and_a_repair(files: Path, make_checkpoin
     failing = run("run", "--workers", "2")
     out, err = failing.communicate()
     assert failing.returncode == 5
-    assert "cannot read the tokenizer" in out
-    assert f"failed: score {bad}" in err
+    assert re.search(r"^ score +4 +2 +2$", out, re.MULTILINE)
+    assert f"failed: score {bad} pairs.csv shard 1/2: {bad}: cannot read the tokenizer" in err
 
     shutil.copy(good / "tokenizer.json", bad)
     repaired = run("resume", "--workers", "2")
