@@ -93,14 +93,21 @@ def read_files(run_dir: Path) -> dict[str, bytes]:
     return {**contents, "run.json": json.dumps(document).encode()}
 
 
-@pytest.mark.parametrize("shards", [1, 2, 5])
-def test_score_units_make_the_run_of_one_score(
-    files: Path, make_checkpoint: Make, shards: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def iter_chunks_of_7(items: Sequence[object], methods: object) -> Iterator[Sequence[object]]:
+@pytest.fixture
+def _chunks_of_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut suites into chunks of 7 items."""
+
+    def iter_chunks(items: Sequence[object], methods: object) -> Iterator[Sequence[object]]:
         return (items[start : start + 7] for start in range(0, len(items), 7))
 
-    monkeypatch.setattr(multiple_choice, "iter_chunks", iter_chunks_of_7)
+    monkeypatch.setattr(multiple_choice, "iter_chunks", iter_chunks)
+
+
+@pytest.mark.usefixtures("_chunks_of_7")
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_score_units_make_the_run_of_one_score(
+    files: Path, make_checkpoint: Make, shards: int
+) -> None:
     model = make_checkpoint("masked")
     extra = f'methods = ["mlm", "mntp"]\nshards = {shards}'
     assert carry_out(files, score_stage(files, [model], extra)).is_complete
@@ -158,15 +165,19 @@ def test_a_failed_unit_does_not_stop_the_others(files: Path, make_checkpoint: Ma
     shutil.copy(good / "tokenizer.json", bad)
 
 
+@pytest.mark.usefixtures("_chunks_of_7")
 def test_units_record_executor_and_attempt(
     files: Path, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EXECUTOR_VARIABLE, "slurm")
     monkeypatch.setenv("ANTLM_BENCH_ATTEMPT", "")
-    carry_out(files, finetune_stage(files, [make_checkpoint()]))
-    for part in (files / "out" / "parts").iterdir():
-        [record] = read_provenance(part).values()
-        assert (record["executor"], record["attempt"]) == ("slurm", 1)
+    model = make_checkpoint()
+    carry_out(files, score_stage(files, [model], "shards = 2"), finetune_stage(files, [model]))
+    [run_dir] = (files / "out" / "runs").iterdir()
+    for folder in (run_dir, *(files / "out" / "parts").iterdir()):
+        records = read_provenance(folder).values()
+        assert {(each["executor"], each["attempt"]) for each in records} == {("slurm", 1)}
+    assert len(read_provenance(run_dir)) == 3
 
 
 def test_training_scoring_finetuning_and_a_report(files: Path) -> None:
