@@ -177,10 +177,10 @@ class _Driver:
             events = self.store.read_new_events()
             state.apply(events)
             self._log_failures(events, state, progress)
+            progress.describe(describe_progress(state))
             if state.num_settled > num_settled:
                 self.num_vain_restarts = 0
                 progress.advance(state.num_settled - num_settled)
-            progress.describe(describe_progress(state))
             if num_ended and not state.is_settled:
                 num_running = self.num_started - len(self.ended_workers)
                 allowed = MAX_VAIN_RESTARTS * self.executor.num_workers - self.num_vain_restarts
