@@ -110,6 +110,11 @@ class ScoreSession:
                 other.close()
         return opened[options.engine].open(ref, options.open_options())
 
+    def close(self) -> None:
+        """Release the checkpoint and its memory. The suites are kept."""
+        self._native.close()
+        self._minicons.close()
+
     def score_opened(
         self,
         checkpoint: AnyCheckpoint,
