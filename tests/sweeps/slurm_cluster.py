@@ -11,15 +11,16 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-NODES = {"n0": 17001, "n1": 17002}
-"""Node -> port of its slurmd."""
+NODES = ("n0", "n1")
+REQUEUE_SECONDS = 2
+"""How long a job that was put back waits in the queue; 120 by default."""
 CONFIGURATION = """\
 ClusterName=antlm
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=17000
+SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_seconds}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -38,7 +39,11 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SwitchType=switch/none
 {nodes}
-PartitionName=p Nodes={names} Default=YES MaxTime=INFINITE State=UP
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={names} MaxTime=INFINITE State=UP PriorityTier=9
 """
 
 
@@ -101,13 +106,22 @@ class SlurmCluster:
     def _write_configuration(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         host = socket.gethostname().partition(".")[0]
+        gres = "\n".join(f"NodeName={name} Name=gpu Count=1" for name in NODES)
+        (self.folder / "gres.conf").write_text(f"{gres}\n")
+        port, *node_ports = _find_free_ports(1 + len(NODES))
         lines = [
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1"
-            for name, port in NODES.items()
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=1"
+            " RealMemory=4000 Gres=gpu:1"
+            for name, node_port in zip(NODES, node_ports, strict=True)
         ]
         self.config.write_text(
             CONFIGURATION.format(
-                host=host, folder=self.folder, nodes="\n".join(lines), names=",".join(NODES)
+                host=host,
+                port=port,
+                folder=self.folder,
+                requeue_seconds=REQUEUE_SECONDS,
+                nodes="\n".join(lines),
+                names=",".join(NODES),
             )
         )
 
@@ -162,6 +176,14 @@ class SlurmCluster:
                 for pid in pids:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+
+def _find_free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _find(name: str) -> str | None:
