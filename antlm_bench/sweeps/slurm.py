@@ -167,9 +167,7 @@ class SlurmExecutor:
         settings, options = self.settings, self.options
         output = settings.sweep_dir / "logs" / "slurm-%A_%a.out"
         cpus = options.cpus or settings.threads or 1
-        directives = list_directives(
-            options, self.job_name, output, ntasks=1, cpus_per_task=cpus
-        )
+        directives = list_directives(options, self.job_name, output, ntasks=1, cpus_per_task=cpus)
         command = shlex.join(settings.build_command(NAME_PLACEHOLDER))
         return [
             "#!/bin/bash",
@@ -181,7 +179,7 @@ class SlurmExecutor:
             *options.setup,
             f"export OMP_NUM_THREADS={settings.threads or cpus}",
             'names=("$@")',
-            'name=${names[${SLURM_ARRAY_TASK_ID:-0}]:-slurm-$SLURM_JOB_ID}',
+            "name=${names[${SLURM_ARRAY_TASK_ID:-0}]:-slurm-$SLURM_JOB_ID}",
             "",
             *list_run_lines(command.replace(NAME_PLACEHOLDER, '"$name"'), "The worker"),
         ]

@@ -31,6 +31,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 SlurmdTimeout=10
 JobRequeue=1
@@ -106,7 +107,7 @@ class SlurmCluster:
     def _write_configuration(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         host = socket.gethostname().partition(".")[0]
-        gres = "\n".join(f"NodeName={name} Name=gpu Count=1" for name in NODES)
+        gres = "\n".join(f"NodeName={name} Name=gpu File=/dev/null" for name in NODES)
         (self.folder / "gres.conf").write_text(f"{gres}\n")
         port, *node_ports = _find_free_ports(1 + len(NODES))
         lines = [
@@ -156,10 +157,10 @@ class SlurmCluster:
         def is_idle() -> bool:
             with suppress(subprocess.CalledProcessError):
                 states = self.run("sinfo", "--noheader", "--Node", "--format=%t").split()
-                return states == ["idle"] * len(NODES)
+                return set(states) == {"idle"}
             return False
 
-        _wait_for(is_idle, f"two idle nodes; see {self.folder}/slurmctld.log")
+        _wait_for(is_idle, f"two idle nodes; see {self.folder}/slurmctld.log", 20)
 
     def _stop(self) -> None:
         with suppress(OSError, subprocess.SubprocessError):
