@@ -12,15 +12,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 NODES = ("n0", "n1")
-REQUEUE_SECONDS = 2
-"""How long a job that was put back waits in the queue; 120 by default."""
+REQUEUE_SECONDS = 5
+"""How long a job that was put back waits in the queue: the least that Slurm takes."""
 CONFIGURATION = """\
 ClusterName=antlm
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_seconds}
+AuthInfo=cred_expire={requeue_seconds},socket={folder}/munge.socket
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -20,7 +20,9 @@ from antlm_bench.sweeps.units import Unit
 
 HERE = Path(__file__).parent
 WORKER = (sys.executable, str(HERE / "fake_units.py"))
-TIMEOUT = 120
+TIMEOUT = 60
+drivers: list[subprocess.Popen[bytes]] = []
+"""All that were started: those that still run are killed at the end."""
 
 
 @contextmanager
@@ -33,6 +35,10 @@ def start_cluster(folder: Path) -> Iterator[SlurmCluster]:
         patch.setenv("ANTLM_BENCH_HEARTBEAT", "0.3")
         patch.setenv("PYTHONPATH", str(HERE.parents[1]))
         yield cluster
+        cluster.run("scancel", "--me")
+        for driver in drivers:
+            driver.kill()
+            driver.wait()
 
 
 def run_on_slurm(folder: Path, *units: Unit, max_size: int = 64, workers: int = 2, **options):
@@ -50,12 +56,14 @@ def run_on_slurm(folder: Path, *units: Unit, max_size: int = 64, workers: int = 
 
 def start_driver(folder: Path, workers: int = 2) -> subprocess.Popen[bytes]:
     with (folder / "driver.out").open("ab") as out:
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             [sys.executable, str(HERE / "fake_driver.py"), str(folder), str(workers), "0", "slurm"],
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
+    drivers.append(driver)
+    return driver
 
 
 def make_folder(
