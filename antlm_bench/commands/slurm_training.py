@@ -131,7 +131,9 @@ def _build_script(
         ntasks_per_node=processes,
         cpus_per_task=cpus,
     )
-    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", "bash", "-c"]
+    # The others end first; the main process still saves the state, or scores the last checkpoint.
+    patience = ("--kill-on-bad-exit=0", "--wait=0")
+    srun = ["srun", *patience, f"--cpus-per-task={cpus}", "bash", "-c"]
     return [
         "#!/bin/bash",
         "# A training; the same command continues it. You may change this file: the next",
