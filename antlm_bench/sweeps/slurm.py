@@ -24,11 +24,24 @@ from antlm_bench.sweeps.slurm_script import (
 )
 
 ENDED_STATES = (
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
 )
 WAITING_STATES = (
-    *("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    "PENDING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
 )
 STOP_SECONDS = 90.0
 """How long cancelled jobs may take to end: Slurm kills them after its KillWait, 30 by default."""
@@ -47,6 +60,10 @@ class SlurmTask:
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED_STATES
+
+    @property
+    def can_go_on(self) -> bool:
+        return not self.has_ended and self.state != "COMPLETING"
 
 
 class SlurmExecutor:
@@ -90,7 +107,7 @@ class SlurmExecutor:
         unused_ids = [
             task.id
             for task in sorted(tasks or (), key=lambda task: task.state in WAITING_STATES)
-            if not task.has_ended and task.id not in self._task_ids.values()
+            if task.can_go_on and task.id not in self._task_ids.values()
         ]
         adopted = dict(zip(workers, unused_ids, strict=False))
         if adopted:

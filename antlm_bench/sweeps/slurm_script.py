@@ -65,8 +65,8 @@ def read_settings(options: Mapping[str, Any], settings_class: type[S]) -> S:
     for name, value in settings:
         if any("\n" in str(each) for each in (value if isinstance(value, tuple) else (value,))):
             raise UsageError("the value has a line break", location=f"executor slurm: {name}")
-        if isinstance(value, int | float) and value < 1 and name != "poll_seconds":
-            raise UsageError(f"{value} is not 1 or more", location=f"executor slurm: {name}")
+        if isinstance(value, int | float) and value <= 0:
+            raise UsageError(f"{value} is not more than 0", location=f"executor slurm: {name}")
     for line in settings.lines:
         if not line.removeprefix("#SBATCH ").startswith("-"):
             raise UsageError(

@@ -259,7 +259,7 @@ def test_slurm_that_is_not_installed_is_named(
         ({"devices": ("0",)}, r"--devices: Slurm chooses the devices"),
         ({"options": {"partitoin": "x"}}, r"unknown key 'partitoin': did you mean 'partition'\?"),
         ({"options": {"cpus": "many"}}, r"executor slurm: cpus: .*integer"),
-        ({"options": {"cpus": 0}}, r"executor slurm: cpus: 0 is not 1 or more"),
+        ({"options": {"cpus": 0}}, r"executor slurm: cpus: 0 is not more than 0"),
         (
             {"options": {"lines": "constraint=a100"}},
             "'constraint=a100' is not an option",
