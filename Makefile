@@ -15,10 +15,11 @@ endif
 quick test test-all: export GOMP_SPINCOUNT ?= 20000
 quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo pictures quick test test-all test-oldest check fmt sweep bench fuzz
+.PHONY: help demo sweep-demo pictures quick test test-all test-oldest check fmt sweep bench fuzz
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
+	@echo "make sweep-demo  a sweep: three recipes x three seeds, every milestone scored, the last finetuned, one HTML page (some minutes, offline)"
 	@echo "make pictures  draw the pictures of README and docs from the demo's runs (needs Chromium)"
 	@echo "make quick   the tests that take a moment only (about a minute)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
@@ -47,6 +48,11 @@ DEMO := babyllama ltg-bert antlm-babyllama
 
 demo: .venv/installed $(DEMO:%=.demo/%/main/config.json)
 	@HF_HUB_OFFLINE=1 $(BIN)/antlm-bench score --model '.demo/*/main' --suite nano --method all --out .demo/runs
+
+sweep-demo: .venv/installed
+	@$(BIN)/python examples/sweep-demo/write_sentences.py .sweep-demo
+	@HF_HUB_OFFLINE=1 $(BIN)/antlm-bench run examples/sweep-demo/sweep.toml
+	@echo "the report: .sweep-demo/sweep/report.html"
 
 pictures: demo
 	@$(BIN)/python docs/images/draw.py .demo/runs

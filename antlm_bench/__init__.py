@@ -32,6 +32,7 @@ __all__ = [
     "finetune",
     "load_run",
     "load_suite",
+    "merge",
     "report",
     "score",
     "surprisal",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from antlm_bench.commands.check import check
     from antlm_bench.commands.compare import compare
     from antlm_bench.commands.finetune import finetune
+    from antlm_bench.commands.merge import merge_runs as merge
     from antlm_bench.commands.report import build_report as report
     from antlm_bench.commands.score import score
     from antlm_bench.commands.surprisal import surprisal
@@ -72,6 +74,7 @@ _TARGETS = {
     "finetune": "commands.finetune:finetune",
     "load_run": "comparison.summary_check:open_verified_run",
     "load_suite": "suites.loader:load_suite",
+    "merge": "commands.merge:merge_runs",
     "report": "commands.report:build_report",
     "score": "commands.score:score",
     "surprisal": "commands.surprisal:surprisal",

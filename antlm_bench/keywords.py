@@ -108,6 +108,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     """Recompute cells that the run folder already has."""
     replace: bool
     """Remove results of the same suites under other limits."""
+    shard: str | None
+    """"2/4": compute only the second of four parts of the predictions; `merge` joins them."""
     method: Names
     """The same as `methods`."""
 

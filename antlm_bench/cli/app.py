@@ -21,6 +21,7 @@ from antlm_bench.cli import (
     export,
     finetune,
     learning_curves,
+    merge,
     power,
     score,
     surprisal,
@@ -44,6 +45,7 @@ EXIT_CODES_HELP = (
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_command, score.OTHER_TOOLS_OPTIONS_HELP),
     "finetune": (finetune.finetune_command, ""),
+    "merge": (merge.merge_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
     "train": (train.train_command, ""),
     "run": (sweep.run_sweep_command, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
@@ -16,6 +17,7 @@ from antlm_bench.cli.shared_options import (
     model_option,
     output_option,
     parse_column_map,
+    run_folder_option,
     settings_option,
     split_names,
     with_open_options,
@@ -102,6 +104,13 @@ def score_command(
     name: NameOption = None,
     again: AgainOption = False,
     replace: ReplaceOption = False,
+    shard: Annotated[
+        str | None,
+        run_folder_option(
+            metavar="I/N",
+            help="Compute only part I of N, into a folder of its own; then antlm-bench merge.",
+        ),
+    ] = None,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
         output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
@@ -114,19 +123,21 @@ def score_command(
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.results_table import build_results_table
+    from antlm_bench.reporting.shards_table import build_shards_table
     from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.collections import describe_unscored_members
 
     # The arguments of this function have the names of the options' fields.
     values = {**locals(), **open_options}
     options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
+    build_table = build_shards_table if shard else partial(build_results_table, by=by)
     try:
         runs = score(
             model, split_names(suite), methods=split_names(method), out=out, options=options
         )
     except IncompleteError as error:  # print the finished cells before the error
-        print_table(build_results_table(error.runs, by), table_format)
+        print_table(build_table(error.runs), table_format)
         raise
-    print_table(build_results_table(runs, by), table_format)
+    print_table(build_table(runs), table_format)
     for line in describe_unscored_members(model, split_names(suite)):
         print_warning(line)

@@ -5,7 +5,7 @@ A cell is one task with one attention and one seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -154,27 +154,22 @@ def finetune(
     """
     options = apply_settings(options or FinetuneOptions(), settings)
     seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
-    _check_options(options, seeds, as_list(attentions))
+    check_finetune_options(options, seeds, as_list(attentions))
     refs = expand_refs(as_list(models), options.revision)
     check_single_name(options.name, refs)
-    task_names = _select_tasks(as_list(suites), as_list(tasks), options)
-    finetuner = _Finetuner(task_names, as_list(attentions), seeds, options)
+    task_names = select_tasks(as_list(suites), as_list(tasks), options)
+    finetuner = Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
     for ref in refs:
         run = finetuner.finetune_checkpoint(ref, out, several=len(refs) > 1)
         if run is not None:
             finished.append(run)
     finished = runs.distinguish_suites(finished)
-    if finetuner.failures:
-        raise IncompleteError(
-            "some cells failed:\n" + "\n".join(dict.fromkeys(finetuner.failures)),
-            hint="correct the cause and repeat: finished cells are kept",
-            runs=finished,
-        )
+    finetuner.raise_failures(finished)
     return finished
 
 
-def _check_options(
+def check_finetune_options(
     options: FinetuneOptions, seeds: Sequence[int], attentions: Sequence[str]
 ) -> None:
     """Raise UsageError for options that are wrong for every checkpoint and task."""
@@ -208,7 +203,7 @@ def _check_frozen_options(options: FinetuneOptions) -> None:
             )
 
 
-def _select_tasks(
+def select_tasks(
     suites: Sequence[str], tasks: Sequence[str], options: FinetuneOptions
 ) -> list[tuple[str, str]]:
     """Return the chosen (suite, task) pairs. Raises UsageError for an unknown name.
@@ -307,7 +302,7 @@ class _PendingCell:
         return len(self.task.train) * self.task.training.epochs
 
 
-class _Finetuner:
+class Finetuner:
     """Finetunes checkpoints on the same tasks, attentions and seeds, and collects failures."""
 
     def __init__(
@@ -324,6 +319,8 @@ class _Finetuner:
         """The loaded tasks, or why one could not be loaded. Filled with the first checkpoint."""
         self.failures: list[str] = []
         """One line per failure."""
+        self.open_checkpoint: Callable[[str, OpenOptions], Backbone] = open_backbone
+        self.load_task: Callable[..., ClassificationTask] = classification_loader.load_task
 
     def finetune_checkpoint(self, ref: str, out: str | Path | None, several: bool) -> Run | None:
         """Compute the missing cells of a checkpoint. Return its run; None if it has no cell.
@@ -331,7 +328,7 @@ class _Finetuner:
         several: there are other checkpoints, so that an error in this one is collected.
         """
         try:
-            backbone = open_backbone(ref, self.options.checkpoint_options())
+            backbone = self.open_checkpoint(ref, self.options.checkpoint_options())
             attentions = _resolve_attentions(backbone, self.attentions)
         except BenchError as error:
             if not several:
@@ -354,11 +351,20 @@ class _Finetuner:
             return None
         return open_verified_runs([folder], keys=keys)[0]
 
+    def raise_failures(self, finished: Sequence[Run]) -> None:
+        """Raise IncompleteError with the finished runs if a cell failed."""
+        if self.failures:
+            raise IncompleteError(
+                "some cells failed:\n" + "\n".join(dict.fromkeys(self.failures)),
+                hint="correct the cause and repeat: finished cells are kept",
+                runs=finished,
+            )
+
     def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
         """Load a task, or return the error, so that the other tasks are computed."""
         limit_train, limit_valid = self.options.row_limits(task)
         try:
-            return classification_loader.load_task(
+            return self.load_task(
                 suite,
                 task,
                 preset=self.options.preset,

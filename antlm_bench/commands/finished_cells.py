@@ -52,7 +52,7 @@ def _build_conventions(fields: Mapping[str, Any], location: str) -> ScoringConve
         raise RunError(
             f"its conventions cannot be read: {error}",
             location=location,
-            hint="merge with the version of antlm-bench that scored the shards",
+            hint="merge with the version of the package that scored the shards",
         ) from error
 
 

@@ -7,26 +7,31 @@ for which the suite's data are needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
+from antlm_bench.arguments import check_arguments
 from antlm_bench.commands.finished_cells import build_finished_cell
 from antlm_bench.commands.requested_suites import SuiteCache
 from antlm_bench.comparison.summary_check import open_verified_runs, open_verified_stored_run
 from antlm_bench.errors import BenchError, DataError, IncompleteError, RunError, UsageError
-from antlm_bench.predictions import check_ids, concat_predictions
+from antlm_bench.predictions import Predictions, check_ids, concat_predictions
 from antlm_bench.runs import Shard, ShardRun, UnfinishedCell
+from antlm_bench.runs.provenance import combine_records, read_provenance
 from antlm_bench.runs.suite_names import base_suite_name, is_same_result
 from antlm_bench.suites.task_types import Suite, SuiteRequest
 from antlm_bench.types import Cell, Manifest, Names, Run, as_list
 
 Part = Run | ShardRun
+AssembledCell = tuple["CellParts", Cell, bytes]
+"""(its parts, the cell, the bytes of its predictions file)"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class CellParts:
     """Everything that the parts hold of one (suite, method, seed, limit)."""
 
@@ -45,26 +50,28 @@ class CellParts:
         seed = "" if cell.seed is None else f", seed {cell.seed}"
         return f"{cell.suite} ({cell.method}{seed})"
 
+    @cached_property
+    def chunk_holders(self) -> list[list[ShardRun]]:
+        """Per chunk, the shards that hold it intact."""
+        num_chunks = self.shards[0][1].num_chunks if self.shards else 0
+        return [
+            [run for run, cell in self.shards if _read_chunk(run, cell, index) is not None]
+            for index in range(num_chunks)
+        ]
+
     def list_missing(self) -> dict[Shard, list[int]]:
         """Return shard -> its chunks that no part holds; {} for a cell that is whole somewhere."""
-        if self.whole:
-            return {}
         missing: dict[Shard, list[int]] = {}
-        num_chunks, count = self.shards[0][1].num_chunks, self.shards[0][0].shard.count
-        for index in range(num_chunks):
-            if not any(True for _ in self.read_chunks(index)):
+        for index, holders in enumerate([] if self.whole else self.chunk_holders):
+            if not holders:
+                count = self.shards[0][0].shard.count
                 missing.setdefault(Shard(index % count + 1, count), []).append(index)
         return missing
 
-    def read_chunks(self, index: int) -> Iterator[tuple[ShardRun, tuple[str, Any]]]:
-        """Yield (shard, (name with the hash, predictions)) of every intact copy of a chunk."""
-        for run, cell in self.shards:
-            chunk = runs.read_chunk(run.path, cell.suite, cell.method, cell.key, index)
-            if chunk is not None:
-                yield run, chunk
-
     def check(self) -> None:
-        """Raise RunError for other settings, and for the same predictions with other bytes."""
+        """Raise RunError for other settings, another division into chunks or shards, a chunk that
+        two parts hold, and whole cells that differ.
+        """
         (first_path, first), *others = self.cells
         for path, cell in others:
             if cell.key != first.key:
@@ -72,10 +79,33 @@ class CellParts:
         digests = {cell.digest: run.path for run, cell in self.whole}
         if len(digests) > 1:
             raise _other_bytes_error(self.name, *list(digests.values())[:2])
-        for index in range(self.shards[0][1].num_chunks if self.shards else 0):
-            files = {name: str(run.path) for run, (name, _) in self.read_chunks(index)}
-            if len(files) > 1:
-                raise _other_bytes_error(f"chunk {index} of {self.name}", *list(files.values())[:2])
+        for run, cell in self.shards[1:]:
+            self._check_division(run, cell)
+        for index, holders in enumerate(self.chunk_holders):
+            if len(holders) > 1:
+                raise RunError(
+                    f"chunk {index} of {self.name} is also in {holders[0].path}",
+                    location=str(holders[1].path),
+                    hint="leave one of the two folders out",
+                )
+
+    def _check_division(self, run: ShardRun, cell: UnfinishedCell) -> None:
+        """Raise RunError if a shard divides the cell in another way than the first one."""
+        first_run, first = self.shards[0]
+        if run.shard.count != first_run.shard.count:
+            raise RunError(
+                f"{self.name} is shard {run.shard} here, and shard {first_run.shard} in "
+                f"{first_run.path}",
+                location=str(run.path),
+                hint="merge shards of one number: 1/N to N/N",
+            )
+        if cell.num_chunks != first.num_chunks:
+            raise RunError(
+                f"{self.name} has {cell.num_chunks} chunks here, and {first.num_chunks} in "
+                f"{first_run.path}: it was scored together with other methods",
+                location=str(run.path),
+                hint="score every shard with the same --method options",
+            )
 
     def assemble(self, suites: SuiteCache, manifest: Manifest) -> tuple[Cell, bytes]:
         """Return the cell, and the bytes of its predictions file.
@@ -88,72 +118,137 @@ class CellParts:
             return _note_software(run, cell, manifest), data
         first, unfinished = self.shards[0]
         suite = _load_suite(suites, unfinished)
-        batches, machines = [], []
-        for index in range(unfinished.num_chunks):
-            source, (_, predictions) = next(self.read_chunks(index))
-            batches.append(predictions)
-            machines.append(source.machine)
-        computed = concat_predictions(batches)
+        computed = self._concat_chunks()
         check_ids(computed, [item.id for item in suite.items], f"{unfinished.name} in {first.path}")
         finished, predictions = build_finished_cell(unfinished, suite, computed)
-        distinct = [each for n, each in enumerate(machines) if each not in machines[:n]]
-        if len(distinct) > 1:
-            history = {**finished.history, "machines": [dict(each) for each in distinct]}
+        machines: list[dict[str, Any]] = []
+        for shard_run, _ in self.shards:
+            if dict(shard_run.machine) not in machines:
+                machines.append(dict(shard_run.machine))
+        if len(machines) > 1:
+            history = {**finished.history, "machines": machines}
             finished = replace(finished, history=history)
         return runs.encode_cell(finished, predictions)
 
+    def _concat_chunks(self) -> Predictions:
+        """Return the predictions of all chunks. Raises RunError for one that is gone by now."""
+        cells = {run.path: cell for run, cell in self.shards}
+        batches = []
+        for index, (run, *_) in enumerate(self.chunk_holders):
+            batch = _read_chunk(run, cells[run.path], index)
+            if batch is None:
+                raise RunError(
+                    f"chunk {index} of {self.name} has changed while it was merged",
+                    location=str(run.path),
+                    hint="wait for the process that writes it, and merge again",
+                )
+            batches.append(batch)
+        return concat_predictions(batches)
 
+    def build_provenance(self) -> list[dict[str, Any]]:
+        """Return the record of how the cell came about; [] if no part has one."""
+        sources: list[Path] = [Path(run.path) for run, _ in self.whole[:1]]
+        sources = sources or [
+            run.path for run, _ in sorted(self.shards, key=lambda each: each[0].shard.index)
+        ]
+        key = self.cells[0][1].key
+        records = [
+            record for path in sources if (record := read_provenance(path).get(key)) is not None
+        ]
+        return [combine_records(records)] if records else []
+
+
+def _read_chunk(run: ShardRun, cell: UnfinishedCell, index: int) -> Predictions | None:
+    chunk = runs.read_chunk(run.path, cell.suite, cell.method, cell.key, index)
+    return None if chunk is None else chunk[1]
+
+
+@check_arguments("merge")
 def merge_runs(
     parts: Names,
     out: str | Path,
     *,
     allow_incomplete: bool = False,
     replace_cells: bool = False,
-    suites: SuiteCache | None = None,
 ) -> Run:
     """Put parts of runs of one checkpoint together. Return the run.
 
-    parts: folders of shards, run folders, or folders of them. out: the run folder; if it exists,
-    cells are added to it. allow_incomplete: write the other cells if some lack chunks, and raise
-    IncompleteError then. replace_cells: cells of the parts replace those of `out`. suites: where
-    suites are loaded.
+    parts: folders of shards (`score` with `shard`), run folders, or folders of them. out: the run
+    folder; if it exists, cells are added to it. allow_incomplete: write the other cells if some
+    lack chunks, and raise IncompleteError then. replace_cells: cells of the parts replace those of
+    `out` that differ.
 
-    Raises IncompleteError for chunks that no part holds (with the commands that compute them), and
-    RunError for another checkpoint, for other settings of the same cell, for two copies of a cell
-    or a chunk that differ, and for damaged folders. Nothing is written then.
+        for shard in ("1/2", "2/2"):  # on two machines
+            antlm_bench.score("gpt2", "blimp", out=f"parts/{shard[0]}", shard=shard)
+        run = antlm_bench.merge("parts", "reports/gpt2")
+
+    Raises IncompleteError for chunks that no part holds (with the commands that compute them);
+    RunError for another checkpoint, for other settings of the same cell, for a chunk that two parts
+    hold, for whole cells that differ, and for damaged folders; DataError if the data of a suite are
+    missing. Nothing is written then.
     """
     opened = [_open_part(path) for path in _list_part_dirs(as_list(parts))]
     manifest = _merge_manifests(opened)
     cells = _group_cells(opened)
     for cell in cells:
         cell.check()
-    incomplete = {id(cell): missing for cell in cells if (missing := cell.list_missing())}
-    problems = _describe_missing(opened, cells, incomplete)
-    complete = [cell for cell in cells if id(cell) not in incomplete]
-    if problems and not allow_incomplete:
-        raise problems
-    suite_cache = suites or SuiteCache(max_items=0)
-    errors: list[BenchError] = [problems] if problems else []
-    keys: set[str] = set()
-    with runs.RunWriter(out, manifest) as writer:
-        for cell in complete if replace_cells else _list_new_cells(complete, writer, suite_cache):
+    missing = {id(cell): chunks for cell in cells if (chunks := cell.list_missing())}
+    errors: list[BenchError] = []
+    if problem := _describe_missing(opened, cells, missing):
+        errors.append(problem)
+    assembled: list[AssembledCell] = []
+    suites = SuiteCache()
+    for cell in cells if allow_incomplete or not errors else ():
+        if id(cell) not in missing:
             try:
-                assembled, data = cell.assemble(suite_cache, writer.manifest)
+                assembled.append((cell, *cell.assemble(suites, manifest)))
             except DataError as error:
-                if not allow_incomplete:
-                    raise
                 errors.append(error)
-                continue
-            writer.add_cell(assembled, data)
-            writer.discard_chunks(assembled.suite, assembled.method)
-            keys.add(assembled.key)
-    if not (Path(out) / "run.json").exists():
-        raise errors[0] if errors else RunError("no cell in these parts", location=str(parts))
-    run = open_verified_runs([out], keys=keys)[0]
+    if errors and not (allow_incomplete and assembled):
+        raise errors[0]
+    if not assembled:
+        raise RunError(
+            "no result in these parts",
+            location=", ".join(str(part.path) for part in opened),
+            hint="score a suite first",
+        )
+    _write_cells(out, manifest, assembled, replace_cells=replace_cells)
+    run = open_verified_runs([out], keys={cell.key for _, cell, _ in assembled})[0]
     if errors:
-        message = "\n".join(error.message for error in errors)
-        raise IncompleteError(message, hint=errors[0].hint, runs=[run])
+        lines = [f"{error.location}: {error.message}".removeprefix(": ") for error in errors]
+        raise IncompleteError("\n".join(lines), hint=errors[0].hint, runs=[run])
     return run
+
+
+def _write_cells(
+    out: str | Path, manifest: Manifest, assembled: Sequence[AssembledCell], *, replace_cells: bool
+) -> None:
+    """Write cells and their provenance into a run folder. Raises RunError for cells that the folder
+    has already and that differ, unless they are replaced; nothing is written then.
+    """
+    with runs.RunWriter(out, manifest) as writer:
+        new_cells = [each for each in assembled if replace_cells or _is_new(each, writer)]
+        for _, cell, data in new_cells:
+            writer.add_cell(cell, data)
+            writer.discard_chunks(cell.suite, cell.method)
+        if new_cells:
+            writer.record_provenance(
+                record for parts, _, _ in new_cells for record in parts.build_provenance()
+            )
+
+
+def _is_new(assembled: AssembledCell, writer: runs.RunWriter) -> bool:
+    """Return whether a run folder lacks a cell. Raises RunError for one that differs there."""
+    parts, cell, _ = assembled
+    old = next((old for old in writer.cells if runs.replaces(old, cell)), None)
+    if old is None:
+        return True
+    path = parts.cells[0][0]
+    if old.key != cell.key:
+        raise _other_settings_error(parts.name, (str(writer.path), old), (path, cell))
+    if old.digest != cell.digest:
+        raise _other_bytes_error(parts.name, str(writer.path), path)
+    return False
 
 
 def _list_part_dirs(paths: Sequence[str]) -> list[Path]:
@@ -161,9 +256,8 @@ def _list_part_dirs(paths: Sequence[str]) -> list[Path]:
     folders: list[Path] = []
     for path in map(Path, paths):
         is_part = (path / "run.json").exists() or runs.is_shard_folder(path)
-        subfolders = () if is_part or not path.is_dir() else sorted(path.glob("[!.]*"))
-        inside = [each for each in subfolders if (each / "run.json").exists()]
-        inside += [each for each in subfolders if runs.is_shard_folder(each)]
+        run_dirs = [] if is_part else [file.parent for file in path.glob("[!.]*/run.json")]
+        inside = [] if is_part else [*run_dirs, *runs.list_shard_folders(path)]
         folders += sorted(inside) or [path]
     if not folders:
         raise UsageError("no part given", location="PART", hint="give the folders of the shards")
@@ -214,30 +308,6 @@ def _group_cells(parts: Sequence[Part]) -> list[CellParts]:
     return groups
 
 
-def _list_new_cells(
-    cells: Sequence[CellParts], writer: runs.RunWriter, suites: SuiteCache
-) -> list[CellParts]:
-    """Return the cells that the run folder lacks. Raises RunError for those that differ there."""
-    new_cells = []
-    for cell in cells:
-        path, first = cell.cells[0]
-        old = next(
-            (
-                old
-                for old in writer.cells
-                if is_same_result(old, first) and json.dumps(old.limit) == json.dumps(first.limit)
-            ),
-            None,
-        )
-        if old is None:
-            new_cells.append(cell)
-        elif old.key != first.key:
-            raise _other_settings_error(cell.name, (str(writer.path), old), (path, first))
-        elif cell.assemble(suites, writer.manifest)[0].digest != old.digest:
-            raise _other_bytes_error(cell.name, str(writer.path), path)
-    return new_cells
-
-
 def _describe_missing(
     parts: Sequence[Part], cells: Sequence[CellParts], incomplete: dict[int, dict[Shard, list[int]]]
 ) -> IncompleteError | None:
@@ -276,7 +346,7 @@ def _load_suite(suites: SuiteCache, cell: UnfinishedCell) -> Suite:
         raise RunError(
             f"its suite cannot be loaded: {error}",
             location=cell.name,
-            hint="merge with the version of antlm-bench that scored the shards",
+            hint="merge with the version of the package that scored the shards",
         ) from error
     suite = suites.load(request)
     if suite.digest != cell.settings.get("suite_digest"):

@@ -43,6 +43,8 @@ class ProgressLog:
         self.log_writer = TrainingLogWriter(folder)
         self.label = f"{recipe.name} {recipe.scale}".strip()
         self.progress_bar: Progress | None = None
+        self.steps_before = 0
+        """Steps that earlier calls have made."""
         self.smoothed_losses: dict[str, float] = {}
 
     def __enter__(self) -> ProgressLog:
@@ -55,6 +57,7 @@ class ProgressLog:
             self.trainer.accelerator.end_training()
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None:
+        self.steps_before = steps_done
         step_records = [r for r in self.log_writer.rewind(steps_done) if "loss" in r]
         self.smoothed_losses = dict(step_records[-1]["loss"]) if step_records else {}
         self.progress_bar = Progress(total_tokens, self.label, "tokens")

@@ -34,14 +34,14 @@ class SuiteCache:
         """Return a suite. Raises as `loader.load_suite`."""
         key = json.dumps(asdict(request), sort_keys=True)
         suite, states = self._suites.pop(key, (None, ()))
-        if suite is None or states != _file_states(suite):
+        if suite is None or states != file_states(suite.origin):
             suite = loader.load_suite(
                 request.ref,
                 limit=request.limit,
                 allow_incomplete=request.allow_incomplete,
                 columns=request.columns or None,
             )
-        self._suites[key] = suite, _file_states(suite)
+        self._suites[key] = suite, file_states(suite.origin)
         while len(self._suites) > 1 and self._count_items() > self.max_items:
             del self._suites[next(iter(self._suites))]
         return suite
@@ -55,8 +55,9 @@ FileStates = tuple[tuple[int, int], ...]
 verified by their hashes."""
 
 
-def _file_states(suite: Suite) -> FileStates:
-    paths = filter(Path.exists, map(Path, suite.origin))
+def file_states(origin: Sequence[str]) -> FileStates:
+    """Return the states of the user's files that exist."""
+    paths = filter(Path.exists, map(Path, origin))
     return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 

@@ -29,6 +29,7 @@ from antlm_bench.progress import Progress
 from antlm_bench.runs import Shard, UnfinishedCell
 from antlm_bench.runs.chunks import ChunkFolder
 from antlm_bench.runs.layout import content_key, log_replaced_scores
+from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -86,6 +87,7 @@ class SuiteScorer:
             for name in target.method_names
         }
         self.keys = {name: content_key(values) for name, values in self.settings.items()}
+        self.num_computed_chunks = 0
 
     def score(self, writer: runs.RunWriter) -> list[str]:
         """Compute the missing cells, and write them into a run folder.
@@ -116,6 +118,7 @@ class SuiteScorer:
             for name in names:
                 writer.discard_chunks(self.suite.name, name)
         if names:
+            meter = ResourceMeter()
             with _undo_disabled_shortcuts(self.checkpoint):
                 pending = self._plan_cells(names, shard)
                 writer.describe_cells(pending.cells.values())
@@ -124,6 +127,8 @@ class SuiteScorer:
                 with Progress(num_items, label) as progress:
                     for _ in self._predict_chunks(pending, writer, progress):
                         pass
+                if self.num_computed_chunks:
+                    writer.record_provenance(self._build_records(meter, names))
 
     def _is_in(self, run: Run | None, name: str) -> bool:
         if run is None or self.options.again:
@@ -132,6 +137,7 @@ class SuiteScorer:
         return runs.find_complete_cell(Path(run.path), run.cells, *arguments) is not None
 
     def _score_pending(self, names: Sequence[str], writer: runs.RunWriter) -> None:
+        meter = ResourceMeter()
         pending = self._plan_cells(names)
         batches: dict[str, list[Predictions]] = {name: [] for name in names}
         with Progress(len(pending.items), self._label(names)) as progress:
@@ -149,6 +155,15 @@ class SuiteScorer:
                 raise
             changed_predictions = None if predictions is computed else predictions
             writer.finish_cell(cell, unfinished.num_chunks, changed_predictions)
+        writer.record_provenance(self._build_records(meter, names))
+
+    def _build_records(self, meter: ResourceMeter, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return how the cells of these methods, which were computed together, came about."""
+        facts = {
+            "device": self.checkpoint.metadata.get("device", ""),
+            "computed_together": len(names),
+        }
+        return [meter.build_record(self.keys[name], **facts) for name in names]
 
     def _label(self, names: Sequence[str]) -> str:
         return f"{self.checkpoint.name} {self.suite.name} {'+'.join(names)}"
@@ -210,6 +225,7 @@ class SuiteScorer:
             for name, batch in batches.items():
                 self._check_predictions(batch, name, chunk)
                 store.save_chunk(self.suite.name, name, self.keys[name], index, batch)
+            self.num_computed_chunks += 1
             yield batches
 
     def _build_scorer(self, pending: _PendingCells) -> AnyCheckpoint | AdaptiveScorer:

@@ -49,7 +49,7 @@ class ScoreOptions:
     replace: bool = False
     """Remove the cells of the same suites and methods under other limits."""
     shard: str | None = None
-    """"2/4": compute only the second of four parts of the chunks of every cell."""
+    """"2/4": compute only the second of four parts of every cell (`runs.shards`)."""
 
     def conventions(self) -> ScoringConventions:
         """Return the conventions of `compat`, with explicitly given options in their place."""
@@ -106,7 +106,7 @@ class ScoreOptions:
             Shard.parse(self.shard)
             if self.replace:
                 raise UsageError(
-                    "a shard replaces nothing: it is no run yet",
+                    "cannot be combined with --shard, whose folder holds no results yet",
                     location="--replace",
                     hint="leave it out, and merge the shards into a new run folder",
                 )

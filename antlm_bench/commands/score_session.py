@@ -11,7 +11,7 @@ from antlm_bench import runs
 from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
-from antlm_bench.checkpoints.machine import describe_machine
+from antlm_bench.checkpoints.machine import describe_machine_kind
 from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
 from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
@@ -110,6 +110,11 @@ class ScoreSession:
                 other.close()
         return opened[options.engine].open(ref, options.open_options())
 
+    def close(self) -> None:
+        """Release the checkpoint and its memory. The suites are kept."""
+        self._native.close()
+        self._minicons.close()
+
     def score_opened(
         self,
         checkpoint: AnyCheckpoint,
@@ -129,7 +134,7 @@ class ScoreSession:
             return self._write_run(checkpoint, request, folder, scorers)
         shard: Shard = request.shard
         manifest = build_manifest(checkpoint.metadata, request.options.name)
-        machine = describe_machine(str(checkpoint.metadata["device"]))
+        machine = describe_machine_kind(str(checkpoint.metadata["device"]))
         command = request.command(checkpoint)
         with runs.ShardWriter(folder, manifest, shard, machine, command) as writer:
             errors = _score_each(

@@ -13,6 +13,7 @@ from typing import Any
 from antlm_bench.commands.train import TrainOptions, check_training
 from antlm_bench.errors import UsageError
 from antlm_bench.runs.folder_io import make_folder
+from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.slurm_script import (
     SlurmSettings,
     check_slurm_is_installed,
@@ -142,7 +143,7 @@ def _build_script(
         *directives,
         "",
         *settings.setup,
-        f"export OMP_NUM_THREADS={cpus}",
+        f"export OMP_NUM_THREADS={cpus} {EXECUTOR_VARIABLE}=slurm",
         *LAUNCH_LINES,
         "",
         *list_run_lines(f'{shlex.join(srun)} "$start" - {shlex.join(command)}', "The training"),

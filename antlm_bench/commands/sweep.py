@@ -16,8 +16,15 @@ from antlm_bench.progress import Progress
 from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorSettings
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import host_identity
-from antlm_bench.sweeps.status import SweepState, SweepStatus, build_status, load_state
+from antlm_bench.sweeps.status import (
+    SweepState,
+    SweepStatus,
+    UnitStateName,
+    build_status,
+    load_state,
+)
 from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
+from antlm_bench.sweeps.unit_kinds import describe_unit
 from antlm_bench.sweeps.units import Sweep
 from antlm_bench.sweeps.worker import Heartbeat
 
@@ -26,6 +33,9 @@ MAX_VAIN_RESTARTS = 3
 """Restarts per worker without a unit that is finished in between."""
 GRACE_SECONDS = 5.0
 """How long workers may take to see that all units are settled, before they are stopped."""
+
+MAX_LOGGED_FAILURES = 20
+"""Failed units that `run` names as they fail. Its last table and `status` name them, too."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class _Driver:
     def __init__(self, store: FolderStore, executor: Executor, options: RunSweepOptions) -> None:
         self.store, self.executor, self.options = store, executor, options
         self.num_started = 0
-        self.num_vain_restarts = 0
+        self.num_vain_restarts = self.num_logged_failures = 0
         self.ended_workers: set[str] = set()
         self.is_taken_over = False
 
@@ -140,6 +150,7 @@ class _Driver:
             progress.skip(state.num_settled)
             if self.changes:
                 progress.log(self.changes)
+            progress.log(describe_start(state, num_workers, self.store.folder))
             try:
                 self._start_workers(num_workers)
                 if self.options.wait:
@@ -163,11 +174,13 @@ class _Driver:
                 )
             num_settled = state.num_settled
             num_ended = self._note_ended_workers(progress)
-            state.apply(self.store.read_new_events())
+            events = self.store.read_new_events()
+            state.apply(events)
+            self._log_failures(events, state, progress)
+            progress.describe(describe_progress(state))
             if state.num_settled > num_settled:
                 self.num_vain_restarts = 0
                 progress.advance(state.num_settled - num_settled)
-            progress.describe(describe_progress(state))
             if num_ended and not state.is_settled:
                 num_running = self.num_started - len(self.ended_workers)
                 allowed = MAX_VAIN_RESTARTS * self.executor.num_workers - self.num_vain_restarts
@@ -178,6 +191,14 @@ class _Driver:
                 self.num_vain_restarts += num_restarts
                 self._start_workers(num_restarts)
             time.sleep(POLL_SECONDS)
+
+    def _log_failures(self, events: Sequence[Event], state: SweepState, progress: Progress) -> None:
+        """Print what failed, up to MAX_LOGGED_FAILURES units."""
+        for event in events:
+            if event.final and event.unit in state.units:
+                self.num_logged_failures += 1
+                if self.num_logged_failures <= MAX_LOGGED_FAILURES:
+                    progress.log(describe_failure(event, state))
 
     def _start_workers(self, count: int) -> None:
         numbers = range(self.num_started, self.num_started + count)
@@ -257,7 +278,25 @@ def describe_changes(old: Sweep, new: Sweep) -> str:
 
 def describe_progress(state: SweepState) -> str:
     """Return the label of the progress bar."""
-    failed = state.counts["failed"] + state.counts["blocked"]
-    texts = [f"{failed:,} failed or blocked"] if failed else []
-    texts.append(f"{state.counts['running']:,} running")
-    return f"{state.sweep.name} ({', '.join(texts)})"
+    counts: tuple[tuple[UnitStateName, str], ...] = (
+        ("running", "running"),
+        ("failed", "failed"),
+        ("blocked", "blocked"),
+    )
+    texts = [f"{state.counts[name]:,} {text}" for name, text in counts if state.counts[name]]
+    return f"{state.sweep.name} ({', '.join(texts)})" if texts else state.sweep.name
+
+
+def describe_failure(event: Event, state: SweepState) -> str:
+    """Return a line on a unit that failed for good."""
+    unit = state.units[event.unit].unit
+    name = " ".join(filter(None, [unit.stage, unit.model, describe_unit(unit)]))
+    return f"failed: {name}: {event.error} (attempt {event.attempt} on {event.node}, {event.log})"
+
+
+def describe_start(state: SweepState, num_workers: int, folder: Path) -> str:
+    """Return a line on what is about to be carried out."""
+    num_done = state.counts["done"]
+    done = f", {num_done:,} are done" if num_done else ""
+    workers = "1 worker" if num_workers == 1 else f"{num_workers:,} workers"
+    return f"{state.sweep.name}: {len(state.units):,} units{done}; {workers}; {folder}"

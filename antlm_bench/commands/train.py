@@ -17,6 +17,12 @@ from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.results.training_log import LOG_FILE
+from antlm_bench.runs.provenance import (
+    PROVENANCE_FILE,
+    PROVENANCE_SCHEMA_VERSION,
+    ResourceMeter,
+    read_provenance,
+)
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
     from antlm_bench.keywords import TrainKeywords
     from antlm_bench.training.corpus import Corpus
-    from antlm_bench.training.pretrain import RuntimeSettings
+    from antlm_bench.training.pretrain import RuntimeSettings, Trainer
 
 RUN_METADATA_FILE = "train.json"
 # Entries of train.json that must be equal to resume a run. Its teachers are compared separately.
@@ -79,8 +85,8 @@ def train(
     Returns None if training was stopped before the end by `stop_after`. recipe: a name
     (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano" (a
     small generated corpus). out: the output folder, for the run's metadata (train.json), the log
-    (train.jsonl), corpus/, state/, and the checkpoints (chck_1M, chck_2M, ..., main). settings:
-    fields of TrainOptions, which override `options`.
+    (train.jsonl), provenance.json, corpus/, state/, and the checkpoints (chck_1M, ..., main).
+    settings: fields of TrainOptions, which override `options`.
 
     A finished run is left alone. An unfinished one resumes if recipe, text, precision and the
     weights of its teachers are the same.
@@ -117,6 +123,7 @@ def _train_recipe(
     from antlm_bench.training.corpus import prepare_corpus
     from antlm_bench.training.pretrain import Trainer, pretrain
 
+    meter = ResourceMeter()
     processes = PartialState(cpu=options.device == "cpu")
     is_main = processes.is_main_process
     with ExitStack() as stack:
@@ -148,6 +155,8 @@ def _train_recipe(
             ProgressLog(folder, recipe, stop_signals, runtime, trainer, messages)
         )
         checkpoint = pretrain(trainer, folder, log, runtime)
+        if is_main and trainer.steps_done > log.steps_before:
+            _record_provenance(folder, meter, trainer, log.steps_before + 1)
         # Written last: if the process is killed while ProgressLog scores the final checkpoint, the
         # next call scores it again.
         if checkpoint and is_main:
@@ -156,6 +165,19 @@ def _train_recipe(
     if checkpoint is None and stop_signals:  # The state is saved, so the signal may take effect.
         signal.raise_signal(stop_signals[0])
     return checkpoint
+
+
+def _record_provenance(
+    folder: Path, meter: ResourceMeter, trainer: Trainer, first_step: int
+) -> None:
+    """Add a record of the steps that this call has made to provenance.json."""
+    last_step, device = trainer.steps_done, str(trainer.accelerator.device)
+    steps = {"first_step": first_step, "last_step": last_step}
+    record = meter.build_record(f"steps {first_step}-{last_step}", device=device, **steps)
+    records = [*read_provenance(folder).values(), record]
+    document = {"schema": PROVENANCE_SCHEMA_VERSION, "records": records}
+    data = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+    runs.write_atomically(folder / PROVENANCE_FILE, data)
 
 
 def _describe_training(recipe: Recipe, source: TextSource, corpus: Corpus) -> list[str]:
@@ -208,7 +230,8 @@ def _build_run_metadata(
     from antlm_bench.training.corpus import CORPUS_FORMAT_VERSION
 
     metadata: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json"),
+        # Milestones change no weight, and versions without them resume.
+        "recipe": recipe.model_dump(mode="json", exclude={"milestones"}),
         "corpus": source.name,
         "text": source.digest,
         "corpus_format": CORPUS_FORMAT_VERSION,

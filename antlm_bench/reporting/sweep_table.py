@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from antlm_bench.progress import format_duration
 from antlm_bench.reporting.table import Table, TableCell, TableColumn, build_row
 from antlm_bench.sweeps.status import SHOWN_STATES, SweepStatus, TimeLeft, UnitRow
-from antlm_bench.sweeps.units import Unit
+from antlm_bench.sweeps.unit_kinds import describe_unit
 
 MAX_ROWS = 50
 """Units of one table. JSON has all."""
-MAX_ARGUMENTS_LENGTH = 60
 
 
 def build_sweep_table(status: SweepStatus) -> Table:
@@ -39,7 +37,7 @@ def build_sweep_table(status: SweepStatus) -> Table:
         parts=tuple(
             _build_units_table(title, units, names)
             for title, units, names in (
-                ("failed", status.failed, ("error", "attempts", "node", "log")),
+                ("failed", status.failed, ("attempts", "node", "log", "error")),
                 ("running", status.running, ("state", "elapsed", "attempts", "node", "log")),
             )
             if units
@@ -57,7 +55,6 @@ def build_sweep_table(status: SweepStatus) -> Table:
 
 def _build_units_table(title: str, units: tuple[UnitRow, ...], names: tuple[str, ...]) -> Table:
     columns = (
-        TableColumn("unit"),
         TableColumn("stage"),
         TableColumn("model"),
         TableColumn("what"),
@@ -65,10 +62,9 @@ def _build_units_table(title: str, units: tuple[UnitRow, ...], names: tuple[str,
     )
     rows = [
         build_row(
-            row.unit.id,
             row.unit.stage,
             row.unit.model,
-            describe_arguments(row.unit),
+            describe_unit(row.unit),
             *(_build_cell(row, name) for name in names),
         )
         for row in units[:MAX_ROWS]
@@ -85,19 +81,6 @@ def _build_cell(row: UnitRow, name: str) -> TableCell:
     value = getattr(row, name)
     is_bad = name == "error" or (name == "state" and value == "lost")
     return TableCell(value, tone="bad" if is_bad else "")
-
-
-def describe_arguments(unit: Unit) -> str:
-    """Return the arguments of a unit in a few words: `suite blimp, methods mlm`."""
-    texts = []
-    for name, value in unit.arguments.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        if value not in ("", None) and not isinstance(value, Mapping):
-            texts.append(f"{name} {value}")
-    text = ", ".join(texts)
-    is_short = len(text) <= MAX_ARGUMENTS_LENGTH
-    return text if is_short else text[: MAX_ARGUMENTS_LENGTH - 3] + "..."
 
 
 def describe_time_left(time_left: TimeLeft) -> str:

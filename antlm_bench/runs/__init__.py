@@ -27,6 +27,7 @@ from antlm_bench.runs.shards import (
     ShardWriter,
     UnfinishedCell,
     is_shard_folder,
+    list_shard_folders,
     merge_command,
     open_shard,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "find_complete_cell",
     "is_shard_folder",
     "is_user_suite",
+    "list_shard_folders",
     "lock_folder",
     "make_folder",
     "merge_command",

@@ -15,7 +15,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -73,7 +73,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "node": socket.gethostname(),
         "os": platform.platform(),
-        "cpu": _read_cpu_name(),
+        "cpu": read_cpu_name(),
         "cores": os.cpu_count() or 0,
         "gpus": _read_gpu_names(),
         "driver": _read_driver_version(),
@@ -135,9 +135,39 @@ def read_provenance(run_dir: str | Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def encode_provenance(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return the bytes of provenance.json."""
-    document = {"schema": PROVENANCE_SCHEMA_VERSION, "records": list(records)}
+def combine_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the record of a cell whose shards have these records, which it lists.
+
+    The seconds are summed; the memory is the largest; other fields are those of the first shard.
+    """
+    first, *others = records
+    if not others:
+        return dict(first)
+
+    def list_numbers(field_name: str) -> list[float]:
+        values = [record.get(field_name) for record in records]
+        return [value for value in values if isinstance(value, int | float)]
+
+    return {
+        **first,
+        "started": min(str(record.get("started", "")) for record in records),
+        "wall_seconds": round(sum(list_numbers("wall_seconds")), 3),
+        "cpu_seconds": round(sum(list_numbers("cpu_seconds")), 3),
+        "peak_memory_bytes": max(list_numbers("peak_memory_bytes"), default=0),
+        "shards": [dict(record) for record in records],
+    }
+
+
+def encode_provenance(
+    run_dir: Path, records: Iterable[Mapping[str, Any]], keys: Collection[str]
+) -> bytes:
+    """Return the new bytes of a folder's provenance.json: its records, and new ones.
+
+    keys: content keys of the folder's cells. Records of other cells are dropped.
+    """
+    by_key = read_provenance(run_dir) | {str(record["key"]): record for record in records}
+    kept = [record for key, record in by_key.items() if key in keys]
+    document = {"schema": PROVENANCE_SCHEMA_VERSION, "records": kept}
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
@@ -163,7 +193,8 @@ def _read_attempt() -> int:
     return int(text) if text.isdecimal() else 1
 
 
-def _read_cpu_name() -> str:
+def read_cpu_name() -> str:
+    """Return the model of the processor; its architecture where the system does not tell."""
     with suppress(OSError):
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if match:

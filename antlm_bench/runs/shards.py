@@ -21,6 +21,7 @@ from antlm_bench import safe_files
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.chunks import ChunkFolder, read_chunk
 from antlm_bench.runs.folder_io import lock_folder, make_folder, os_failure, write_atomically
+from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import JsonNode, decode_manifest, encode_json
 from antlm_bench.runs.suite_names import is_same_result
 from antlm_bench.safe_json import parse_json
@@ -109,7 +110,7 @@ class ShardRun:
     shard: Shard
     manifest: Manifest
     machine: Mapping[str, Any]
-    """Facts about the machine that computed the chunks."""
+    """Facts about the machine that can change the rounding of the chunks."""
     command: tuple[str, ...]
     """The command that computes this shard, without --shard and --out."""
     is_finished: bool
@@ -186,6 +187,11 @@ class ShardWriter(ChunkFolder):
                 self.discard_chunks(old.suite, old.method)
         self._set(cells=(*kept, *new_cells))
 
+    def record_provenance(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write how chunks came about (`ResourceMeter.build_record`), by content keys of cells."""
+        data = encode_provenance(self.path, records, {cell.key for cell in self.run.cells})
+        write_atomically(self.path / PROVENANCE_FILE, data)
+
     def finish(self) -> None:
         """Record that all cells of this command are described, and their chunks computed."""
         self._set(is_finished=True)
@@ -227,6 +233,21 @@ def is_same_unfinished(a: UnfinishedCell, b: UnfinishedCell) -> bool:
 def is_shard_folder(path: str | Path) -> bool:
     """Return whether a folder holds a shard, and no run."""
     return (Path(path) / SHARD_FILE).exists() and not (Path(path) / "run.json").exists()
+
+
+def list_shard_folders(path: str | Path) -> list[Path]:
+    """Return the folders of shards in a folder, without hidden ones."""
+    folders = (file.parent for file in Path(path).glob(f"[!.]*/{SHARD_FILE}"))
+    return sorted(folder for folder in folders if is_shard_folder(folder))
+
+
+def shards_are_no_run(path: str | Path) -> RunError:
+    """Return an error that says that a folder holds shards, and how they become a run."""
+    return RunError(
+        f"no run folder: it holds {len(list_shard_folders(path))} shards of a run",
+        location=str(path),
+        hint=f"when all are scored: antlm-bench merge {shlex.quote(str(path))} --out RUN",
+    )
 
 
 def shard_is_no_run(path: str | Path) -> RunError:

@@ -33,14 +33,19 @@ from antlm_bench.runs.folder_io import (
     os_failure,
     write_atomically,
 )
-from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance, read_provenance
+from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
     decode_run_json,
     encode_run_json,
     summary_digest,
 )
-from antlm_bench.runs.shards import is_shard_folder, shard_is_no_run
+from antlm_bench.runs.shards import (
+    is_shard_folder,
+    list_shard_folders,
+    shard_is_no_run,
+    shards_are_no_run,
+)
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     distinguish_suites,
@@ -244,10 +249,8 @@ class RunWriter(ChunkFolder):
 
         Records of cells that the run no longer has are dropped.
         """
-        keys = {cell.key for cell in self.cells}
-        by_key = read_provenance(self.path) | {str(record["key"]): record for record in records}
-        kept = [record for key, record in by_key.items() if key in keys]
-        write_atomically(self.path / PROVENANCE_FILE, encode_provenance(kept))
+        data = encode_provenance(self.path, records, {cell.key for cell in self.cells})
+        write_atomically(self.path / PROVENANCE_FILE, data)
 
     def remove_other_limits(self, key: str) -> None:
         """Remove the cells that differ from the cell of this key in their limit only."""
@@ -344,6 +347,8 @@ def open_stored_run(path: str | Path) -> Run:
         begun = (Path(path) / "partial").exists()
         if is_shard_folder(path):
             raise shard_is_no_run(path) from error
+        if list_shard_folders(path):
+            raise shards_are_no_run(path) from error
         hint = (
             "repeat the score command: it goes on where it stopped"
             if begun

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.registry import RecordType, Registry
+from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.safe_files import open_for_writing
 
 STOP_SECONDS = 30.0
@@ -140,7 +141,11 @@ class LocalExecutor:
     def start(self, workers: Sequence[str]) -> None:
         """Start processes with these names. Raises RunError."""
         for worker in workers:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": str(self.threads),
+                EXECUTOR_VARIABLE: LOCAL.name,
+            }
             if self.devices:
                 index = self._choose_device()
                 self._device_indices[worker] = index

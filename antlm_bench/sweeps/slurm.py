@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder
+from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.executors import Executor, ExecutorRecord, ExecutorSettings, WorkerStatus
 from antlm_bench.sweeps.slurm_script import (
     SlurmSettings,
@@ -194,7 +195,7 @@ class SlurmExecutor:
             *directives,
             "",
             *options.setup,
-            f"export OMP_NUM_THREADS={settings.threads or cpus}",
+            f"export OMP_NUM_THREADS={settings.threads or cpus} {EXECUTOR_VARIABLE}=slurm",
             'names=("$@")',
             "name=${names[${SLURM_ARRAY_TASK_ID:-0}]:-slurm-$SLURM_JOB_ID}",
             "",

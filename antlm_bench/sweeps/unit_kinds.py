@@ -1,4 +1,4 @@
-"""The kinds of units: how each is checked, estimated and carried out."""
+"""The kinds of units: how each is described and carried out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from antlm_bench.errors import CheckpointError, RunError
+from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.sweeps.references import resolve_model
-from antlm_bench.sweeps.units import Unit
+from antlm_bench.sweeps.units import Sweep, Unit
 
 if TYPE_CHECKING:
+    from antlm_bench.commands.finetune_session import FinetuneSession
     from antlm_bench.commands.score_session import ScoreSession
+
+MAX_DESCRIPTION_LENGTH = 60
 
 
 class UnitContext(Protocol):
@@ -32,6 +36,11 @@ class UnitContext(Protocol):
         """
         ...
 
+    @property
+    def sweep(self) -> Sweep:
+        """All units of the sweep."""
+        ...
+
     def log(self, message: str) -> None:
         """Write a line to the worker's log."""
 
@@ -47,16 +56,8 @@ class UnitKind:
     name: str
     carry_out: Callable[[Unit, UnitContext], None]
     """Carry out a unit. Raises BenchError if it fails."""
-
-
-def _train(unit: Unit, context: UnitContext) -> None:
-    from antlm_bench.commands.train import TrainOptions, train
-
-    arguments = unit.arguments
-    options = TrainOptions(
-        scale=arguments["scale"], changes=tuple(arguments["changes"]), **arguments["options"]
-    )
-    train(unit.model, arguments["corpus"], context.sweep_dir / arguments["out"], options)
+    describe: Callable[[Unit], str] = lambda unit: _describe_arguments(unit)
+    """Say in a few words what a unit computes, besides its model."""
 
 
 @cache
@@ -67,9 +68,43 @@ def _score_session() -> ScoreSession:
     return ScoreSession()
 
 
+@cache
+def _finetune_session() -> FinetuneSession:
+    """Return the session of this process, which keeps the checkpoint and the task open."""
+    from antlm_bench.commands.finetune_session import FinetuneSession
+
+    return FinetuneSession()
+
+
+def _close_sessions(*sessions: Callable[[], ScoreSession | FinetuneSession]) -> None:
+    """Release the checkpoints that the units before have opened."""
+    for session in sessions:
+        session().close()
+
+
+def _train(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.train import TrainOptions, train
+
+    _close_sessions(_score_session, _finetune_session)
+    arguments = unit.arguments
+    options = TrainOptions(
+        scale=arguments["scale"], changes=tuple(arguments["changes"]), **arguments["options"]
+    )
+    train(unit.model, arguments["corpus"], context.sweep_dir / arguments["out"], options)
+
+
+def _describe_training(unit: Unit) -> str:
+    arguments = unit.arguments
+    changes = sorted(arguments["changes"], key=lambda change: not change.startswith("seed="))
+    return " ".join(
+        filter(None, [arguments["scale"], *changes, _shorten_path(arguments["corpus"])])
+    )
+
+
 def _score(unit: Unit, context: UnitContext) -> None:
     from antlm_bench.commands.score_options import ScoreOptions
 
+    _close_sessions(_finetune_session)
     _score_session().score(
         _locate_checkpoint(unit, context),
         unit.arguments["suite"],
@@ -80,18 +115,31 @@ def _score(unit: Unit, context: UnitContext) -> None:
     )
 
 
-def _finetune(unit: Unit, context: UnitContext) -> None:
-    from antlm_bench.commands.finetune import finetune
+def _describe_scoring(unit: Unit) -> str:
+    methods, shard = ", ".join(unit.arguments["methods"]), unit.arguments.get("shard")
+    texts = [_shorten_path(unit.arguments["suite"]), f"({methods})" if methods else ""]
+    return " ".join(filter(None, [*texts, f"shard {shard}" if shard else ""]))
 
-    finetune(
+
+def _finetune(unit: Unit, context: UnitContext) -> None:
+    from antlm_bench.commands.finetune import FinetuneOptions
+
+    _close_sessions(_score_session)
+    arguments = unit.arguments
+    _finetune_session().finetune(
         _locate_checkpoint(unit, context),
-        unit.arguments["suite"],
-        tasks=unit.arguments["task"],
-        seeds=[unit.arguments["seed"]],
-        attentions=unit.arguments["attentions"],
-        out=context.part_dir,
-        **unit.arguments["options"],
+        (arguments["suite"], arguments["task"]),
+        [arguments["seed"]],
+        arguments["attentions"],
+        context.part_dir,
+        FinetuneOptions(**arguments["options"]),
     )
+
+
+def _describe_finetuning(unit: Unit) -> str:
+    arguments = unit.arguments
+    words = [_shorten_path(arguments["suite"]), arguments["task"], *arguments["attentions"]]
+    return f"{' '.join(words)} seed {arguments['seed']}"
 
 
 def _collect(unit: Unit, context: UnitContext) -> None:
@@ -99,9 +147,7 @@ def _collect(unit: Unit, context: UnitContext) -> None:
 
     parts = context.find_parts(unit.waits_for)
     if not parts:
-        raise RunError(
-            "no part of it is done", location=unit.model, hint="mend the failed units and repeat"
-        )
+        raise RunError("none of its units is done", location=unit.model)
     out = context.sweep_dir / unit.arguments["out"]
     merge_runs([str(part) for part in parts], out, allow_incomplete=True, replace_cells=True)
 
@@ -109,9 +155,22 @@ def _collect(unit: Unit, context: UnitContext) -> None:
 def _report(unit: Unit, context: UnitContext) -> None:
     from antlm_bench.reporting.html_data import write_page
 
-    training_dirs = sorted(path.parent for path in context.sweep_dir.glob("models/*/*/train.jsonl"))
+    outputs = [
+        context.sweep_dir / other.arguments["out"]
+        for other in context.sweep.units
+        if "out" in other.arguments
+    ]
+    run_dirs = [path for path in outputs if (path / "run.json").is_file()]
+    if not run_dirs:
+        raise RunError("there is no run folder to report", location=str(context.sweep_dir))
+    training_dirs = [path for path in outputs if (path / LOG_FILE).is_file()]
     page = context.sweep_dir / unit.arguments["html"]
-    write_page([context.sweep_dir / "runs"], page, training_dirs=training_dirs)
+    write_page(run_dirs, page, training_dirs=training_dirs, title=context.sweep.name)
+
+
+def _shorten_path(ref: str) -> str:
+    """Return the name of a file that is given by its absolute path; other references unchanged."""
+    return Path(ref).name if Path(ref).is_absolute() else ref
 
 
 def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
@@ -131,11 +190,31 @@ def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
 UNIT_KINDS: Mapping[str, UnitKind] = {
     kind.name: kind
     for kind in (
-        UnitKind("train", _train),
-        UnitKind("score", _score),
-        UnitKind("finetune", _finetune),
-        UnitKind("collect", _collect),
-        UnitKind("report", _report),
+        UnitKind("train", _train, _describe_training),
+        UnitKind("score", _score, _describe_scoring),
+        UnitKind("finetune", _finetune, _describe_finetuning),
+        UnitKind("collect", _collect, lambda unit: str(unit.arguments["out"])),
+        UnitKind("report", _report, lambda unit: str(unit.arguments["html"])),
     )
 }
 """Name -> record of every kind of unit."""
+
+
+def describe_unit(unit: Unit) -> str:
+    """Say in a few words what a unit computes, besides its model: `blimp (mlm) shard 2/4`."""
+    try:
+        text = UNIT_KINDS[unit.kind].describe(unit)
+    except (KeyError, TypeError, AttributeError):  # of another version
+        text = _describe_arguments(unit)
+    is_short = len(text) <= MAX_DESCRIPTION_LENGTH
+    return text if is_short else text[: MAX_DESCRIPTION_LENGTH - 3] + "..."
+
+
+def _describe_arguments(unit: Unit) -> str:
+    texts = []
+    for name, value in unit.arguments.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if value not in ("", None) and not isinstance(value, Mapping):
+            texts.append(f"{name} {value}")
+    return ", ".join(texts)

@@ -21,13 +21,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from antlm_bench.errors import BenchError, RunError
+from antlm_bench.runs.provenance import ATTEMPT_VARIABLE
 from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import node_name
 from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState, load_state
 from antlm_bench.sweeps.store import Claim, SweepStore
-from antlm_bench.sweeps.unit_kinds import UnitKind
-from antlm_bench.sweeps.units import UnitGroup
+from antlm_bench.sweeps.unit_kinds import UnitKind, describe_unit
+from antlm_bench.sweeps.units import Sweep, UnitGroup
 
 MAX_ERROR_LENGTH = 500
 """Characters of an error in a journal; the log has all of it."""
@@ -226,7 +227,9 @@ class Worker:
         self._attempt = started
         self._record(started)
         context = WorkerContext(self.store, self.state, part_dir, unit.id)
-        context.log(f"attempt {attempt} at {unit.kind} {unit.model}")
+        os.environ[ATTEMPT_VARIABLE] = str(attempt)
+        names = filter(None, [unit.kind, unit.model, describe_unit(unit)])
+        context.log(f"attempt {attempt}: {' '.join(names)}")
         start_time = time.monotonic()
         failure: BaseException | None = None
         try:
@@ -286,6 +289,10 @@ class WorkerContext:
     @property
     def sweep_dir(self) -> Path:
         return self.store.folder
+
+    @property
+    def sweep(self) -> Sweep:
+        return self.state.sweep
 
     def log(self, message: str) -> None:
         """Write a line to the worker's log."""

@@ -509,9 +509,9 @@ def pretrain(
 ) -> Path | None:
     """Train to the end and return the final checkpoint, or None if training was stopped before.
 
-    Writes to `out`: state/ (to resume), checkpoints chck_1M ... by words seen, the final checkpoint
-    main, and best/ (weights of the best pass) if the recipe selects a pass by held-out loss. Raises
-    DataError, TrainingError and RunError.
+    Writes to `out`: state/ (to resume), checkpoints by words seen (chck_1M, ...), the final
+    checkpoint main, and best/ (weights of the best pass) if the recipe selects a pass by held-out
+    loss. Raises DataError, TrainingError and RunError.
     """
     steps = plan_steps(trainer.recipe, len(trainer.corpus))
     held_out, length = trainer.corpus.held_out, trainer.recipe.batch.length
@@ -539,7 +539,7 @@ def pretrain(
         if is_main:
             seconds = time.monotonic() - start_time
             callback.on_step_end(record | {"seconds": seconds, "switch": step.objective_switch})
-        milestones = list_milestones(words_before, trainer.words_seen, is_last)
+        milestones = list_milestones(trainer.recipe, words_before, trainer.words_seen, is_last)
         if is_main:
             for words in milestones:
                 trainer.save_checkpoint(out / milestone_name(words))

@@ -399,6 +399,8 @@ class Recipe(Declaration):
     optimizer: OptimizerSpec
     distil: DistilSpec | None = None
     evaluate: EvaluateSpec | None = None
+    milestones: TomlTuple[Annotated[int, Field(ge=1000, multiple_of=1000)]] = ()
+    """Words seen at which a checkpoint is saved; () = BabyLM's milestones."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:

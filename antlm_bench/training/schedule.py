@@ -133,19 +133,22 @@ def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
     return steps
 
 
-def list_milestones(words_before: float, words_seen: float, at_end: bool) -> list[int]:
+def list_milestones(
+    recipe: Recipe, words_before: float, words_seen: float, at_end: bool
+) -> list[int]:
     """Return the milestones, in words, that are reached after `words_before` words.
 
     at_end: `words_seen` is the number at the end of the run (see MILESTONE_TOLERANCE).
     """
     if at_end:
         words_seen /= 1 - MILESTONE_TOLERANCE
-    return [words for words in MILESTONES if words_before < words <= words_seen]
+    milestones = sorted(set(recipe.milestones)) or MILESTONES
+    return [words for words in milestones if words_before < words <= words_seen]
 
 
 def milestone_name(words: int) -> str:
-    """Return the name of the checkpoint of a milestone: chck_10M."""
-    return f"chck_{words // MILLION}M"
+    """Return the name of the checkpoint of a milestone: chck_10M, or chck_100k."""
+    return f"chck_{words // MILLION}M" if words % MILLION == 0 else f"chck_{words // 1000}k"
 
 
 def predict_milestones(recipe: Recipe, corpus_words: int) -> list[str]:
@@ -160,7 +163,7 @@ def predict_milestones(recipe: Recipe, corpus_words: int) -> list[str]:
     last = plan_steps(recipe, num_tokens)[-1]
     share_read = (last.tokens_before + last.num_tokens) / num_tokens
     words_seen = corpus_words * share_read * (1 - recipe.batch.short / 2)
-    return [milestone_name(words) for words in list_milestones(0, words_seen, at_end=True)]
+    return [milestone_name(words) for words in list_milestones(recipe, 0, words_seen, at_end=True)]
 
 
 def describe_plan(recipe: Recipe, num_tokens: int) -> dict[str, str | int]:

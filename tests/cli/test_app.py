@@ -39,7 +39,7 @@ BIN = [sys.executable, "-m", "antlm_bench"]
 
 def fields_of_score_options() -> set[str]:
     """Read, not imported: the module needs torch."""
-    tree = ast.parse((ROOT / "antlm_bench/commands/score.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "antlm_bench/commands/score_options.py").read_text(encoding="utf-8"))
     found = next(
         node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ScoreOptions"
     )

@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tiny_models import train_tokenizer
 
 from antlm_bench import score
 from antlm_bench.checkpoints import Checkpoint
+from antlm_bench.commands.score_session import ScoreSession
 from antlm_bench.errors import BenchError, DataError, DeclarationError
 from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.suites import loader
@@ -38,6 +40,9 @@ class Instant:
     """
 
     nodes, model = 0, None
+
+    def without_shortcuts(self, names: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def score_probes(self, probes: Any, num_texts: int, tick: Any = None) -> Floats:
         scores = np.zeros(num_texts)
@@ -59,8 +64,8 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
         engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64,
         "max_length": 64},
     )  # type: ignore[arg-type]  # fmt: skip
-    monkeypatch.setattr("antlm_bench.commands.score.open_checkpoint", lambda *_: model)
-    monkeypatch.setattr("antlm_bench.commands.score._self_test", lambda *_: {})
+    monkeypatch.setattr(ScoreSession, "open", lambda *_: model)
+    monkeypatch.setattr("antlm_bench.commands.score_cells._self_test", lambda *_: {})
 
 
 def asked(ref: str, out: Path, **options: Any) -> loader.Suite | BenchError:

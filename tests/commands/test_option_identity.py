@@ -15,7 +15,7 @@ from train_helpers import CAUSAL, write_recipe
 from antlm_bench import score
 from antlm_bench.checkpoints import open_backbone
 from antlm_bench.commands import train as train_command
-from antlm_bench.commands.finetune import FinetuneOptions, _Finetuner
+from antlm_bench.commands.finetune import FinetuneOptions, Finetuner
 from antlm_bench.commands.score import ScoreOptions
 from antlm_bench.commands.train import TrainOptions
 from antlm_bench.errors import BenchError, UsageError
@@ -155,7 +155,7 @@ def test_an_option_of_finetune_changes_the_key_or_nothing(
     def find_key(**options: Any) -> str:
         settings = FinetuneOptions(**{"valid": paths["valid.csv"], **options})
         backbone = open_backbone(paths["model"], settings.checkpoint_options())
-        finetuner = _Finetuner([(paths["train.csv"], "train")], (), [1], settings)
+        finetuner = Finetuner([(paths["train.csv"], "train")], (), [1], settings)
         finetuner.tasks = [finetuner._load_task(paths["train.csv"], "train")]
         [cell] = finetuner._list_cells(backbone, ["causal"])
         return cell.key

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from score_helpers import make_agreement_rows, write_pairs
+from train_helpers import STEPS, write_recipe
 from typer.testing import CliRunner
 
 import antlm_bench
@@ -150,3 +151,18 @@ def test_worker_variables_are_recorded(monkeypatch):
     record = ResourceMeter().build_record("k")
 
     assert (record["executor"], record["attempt"]) == ("slurm", 2)
+
+
+def test_a_training_has_a_record_of_each_call_that_made_steps(tmp_path):
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "text.txt").write_text("the old cat sees a small house\n" * 50)
+
+    for stop_after in (5, None, None):
+        antlm_bench.train(
+            str(recipe), tmp_path / "text.txt", tmp_path / "out", stop_after=stop_after
+        )
+
+    first, second = read_provenance(tmp_path / "out").values()
+    assert (first["first_step"], first["last_step"]) == (1, 5)
+    assert (second["first_step"], second["last_step"]) == (6, STEPS)
+    assert first["node"] == os.uname().nodename

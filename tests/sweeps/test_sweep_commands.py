@@ -16,7 +16,7 @@ from sweeps.fake_units import make_store, make_unit
 
 from antlm_bench.cli.app import run as run_command_line
 from antlm_bench.commands import sweep as sweep_commands
-from antlm_bench.reporting.sweep_table import build_sweep_table, describe_arguments
+from antlm_bench.reporting.sweep_table import build_sweep_table
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.sweeps.executors import (
     EXECUTORS,
@@ -29,6 +29,7 @@ from antlm_bench.sweeps.executors import (
 )
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.status import SweepState, build_status
+from antlm_bench.sweeps.unit_kinds import describe_unit
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_units.py")))
 
@@ -152,7 +153,7 @@ def test_long_lists_of_failed_units_are_cut_in_tables(tmp_path: Path) -> None:
 
 def test_the_arguments_of_a_unit_are_described_in_a_few_words() -> None:
     unit = make_unit("x", 1, suite="blimp", methods=["mlm", "mntp"], options={"a": 1}, shard="")
-    assert describe_arguments(unit) == "number 1, suite blimp, methods mlm, mntp"
+    assert describe_unit(unit) == "number 1, suite blimp, methods mlm, mntp"
 
 
 # ---- worker

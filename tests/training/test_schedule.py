@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_helpers import make_phases, make_recipe
 
-from antlm_bench.errors import DataError
+from antlm_bench.errors import DataError, DeclarationError
 from antlm_bench.training.recipe import OptimizerSpec, read_recipe
 from antlm_bench.training.schedule import (
     Step,
@@ -21,6 +21,8 @@ from antlm_bench.training.schedule import (
     count_steps,
     describe_plan,
     learning_rate,
+    list_milestones,
+    milestone_name,
     plan_steps,
 )
 
@@ -324,3 +326,23 @@ def test_a_warm_up_longer_than_the_run_is_said() -> None:
     assert max(step.lr for step in steps) == pytest.approx(1e-3 * (len(steps) - 1) / 10**6)
     short = make_recipe(optimizer={"name": "adamw", "lr": 1e-3, "warmup_steps": 1})
     assert "warm-up" not in describe_plan(short, 10_000)
+
+
+def test_a_recipe_replaces_the_milestones() -> None:
+    recipe = read_recipe("babyllama", "nano", ["milestones=[2_000_000, 50_000, 300_000]"])
+    assert list_milestones(recipe, 0, 299_000, at_end=False) == [50_000]
+    assert list_milestones(recipe, 50_000, 2_000_000, at_end=False) == [300_000, 2_000_000]
+    assert list_milestones(recipe, 50_000, 299_000, at_end=True) == [300_000]
+    names = [milestone_name(words) for words in (50_000, 2_000_000, 1_500_000)]
+    assert names == ["chck_50k", "chck_2M", "chck_1500k"]
+
+
+def test_babylm_milestones_are_the_default() -> None:
+    recipe = read_recipe("babyllama")
+    assert list_milestones(recipe, 0, 2_000_001, at_end=False) == [1_000_000, 2_000_000]
+
+
+@pytest.mark.parametrize("value", ["[500]", "[1_500]", "[0]", '["1M"]'])
+def test_a_wrong_milestone_is_refused(value: str) -> None:
+    with pytest.raises(DeclarationError, match="milestones"):
+        read_recipe("babyllama", "", [f"milestones={value}"])

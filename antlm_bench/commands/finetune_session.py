@@ -1,0 +1,85 @@
+"""Finetune checkpoints in one process, a few cells per call: nothing is opened or loaded twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.checkpoints import Backbone, open_backbone
+from antlm_bench.checkpoints.last_opened import LastOpened
+from antlm_bench.commands.finetune import (
+    FinetuneOptions,
+    Finetuner,
+    check_finetune_options,
+    select_tasks,
+)
+from antlm_bench.commands.requested_suites import FileStates, file_states
+from antlm_bench.errors import CheckpointError
+from antlm_bench.suites import classification_loader
+from antlm_bench.suites.classification_loader import ClassificationTask
+from antlm_bench.types import Run
+
+MAX_CACHED_TASKS = 8
+"""Number of tasks that a TaskCache keeps: GLUE has seven."""
+
+
+class TaskCache:
+    """The tasks that were loaded last. Those of a file that has changed are loaded again."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, tuple[ClassificationTask, FileStates]] = {}
+        """Arguments as JSON -> task, and the states of the user's files; the last used is last."""
+
+    def load(self, suite: str, task: str, **options: Any) -> ClassificationTask:
+        """Return a task. Arguments and errors are those of `classification_loader.load_task`."""
+        key = json.dumps([suite, task, options], sort_keys=True, default=list)
+        loaded, states = self._tasks.pop(key, (None, ()))
+        if loaded is None or states != file_states(loaded.origin):
+            loaded = classification_loader.load_task(suite, task, **options)
+        self._tasks[key] = loaded, file_states(loaded.origin)
+        while len(self._tasks) > MAX_CACHED_TASKS:
+            del self._tasks[next(iter(self._tasks))]
+        return loaded
+
+
+class FinetuneSession:
+    """Finetunes checkpoints, one after the other.
+
+    It keeps the checkpoint that it opened last, and the tasks that it loaded last. Finetuning
+    changes neither: it trains a copy of the model.
+    """
+
+    def __init__(self) -> None:
+        self._backbone = LastOpened[Backbone](open_backbone)
+        self._tasks = TaskCache()
+
+    def finetune(
+        self,
+        ref: str,
+        tasks: tuple[str, str],
+        seeds: Sequence[int],
+        attentions: Sequence[str],
+        out: Path,
+        options: FinetuneOptions,
+    ) -> Run:
+        """Finetune one checkpoint on one task. Arguments, result and errors are those of
+        `finetune`, and the bytes of the run folder, too.
+
+        tasks: the suite, and its task.
+        """
+        suite, task = tasks
+        check_finetune_options(options, seeds, attentions)
+        names = select_tasks([suite], [task], options)
+        finetuner = Finetuner(names, attentions, seeds, options)
+        finetuner.open_checkpoint, finetuner.load_task = self._backbone.open, self._tasks.load
+        run = finetuner.finetune_checkpoint(ref, out, several=False)
+        finetuner.raise_failures([run] if run else [])
+        if run is None:
+            raise CheckpointError("no cell was computed", location=ref)
+        return run
+
+    def close(self) -> None:
+        """Release the checkpoint and its memory."""
+        self._backbone.close()
