@@ -37,9 +37,9 @@ def list_blocks(section: str, language: str) -> list[str]:
 
 
 def run_commands(section: str, folder: Path) -> str:
-    """Run the commands of the bash blocks of a section, and return what they print."""
+    """Run the commands of the sh blocks of a section, and return what they print."""
     output = ""
-    for line in "".join(list_blocks(section, "bash")).splitlines():
+    for line in "".join(list_blocks(section, "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "antlm-bench":
             words[:1] = [sys.executable, "-m", "antlm_bench"]
