@@ -44,7 +44,7 @@ WAITING_STATES = (
     "RESV_DEL_HOLD",
     "SPECIAL_EXIT",
 )
-STOP_SECONDS = 90.0
+STOP_SECONDS = 45.0
 """How long cancelled jobs may take to end: Slurm kills them after its KillWait, 30 by default."""
 NAME_PLACEHOLDER = "NAME-OF-THE-WORKER"
 
@@ -64,6 +64,7 @@ class SlurmTask:
 
     @property
     def can_go_on(self) -> bool:
+        """Whether it waits or runs, and is not about to end."""
         return not self.has_ended and self.state != "COMPLETING"
 
 
@@ -138,29 +139,32 @@ class SlurmExecutor:
         return dict(self._statuses)
 
     def stop(self) -> None:
-        """Cancel all tasks of the sweep and wait for their end.
+        """Cancel all tasks of the sweep and wait for their end, except on nodes that are down.
 
-        Raises RunError if they do not end, or if Slurm does not answer.
+        Raises RunError if tasks go on, or if Slurm does not answer.
         """
         deadline = time.monotonic() + STOP_SECONDS
         cancelled: set[str] = set()
         while True:
             tasks = self._query_tasks()
-            live = [task.id for task in tasks or () if not task.has_ended]
+            live = {task.id: task for task in tasks or () if not task.has_ended}
             if tasks is not None and not live:
-                self._last_poll = 0.0
-                return
-            if new := [each for each in live if each not in cancelled]:
-                run_slurm_command("scancel", *new)
-                cancelled.update(new)
+                break
+            if new := live.keys() - cancelled:
+                run_slurm_command("scancel", *sorted(new))
+                cancelled |= new
             if time.monotonic() > deadline:
-                problem = "Slurm does not answer" if tasks is None else "the workers do not end"
-                raise RunError(
-                    problem,
-                    location=f"Slurm job {', '.join(live) or self.job_name}",
-                    hint=f"look at them: squeue --me --name={self.job_name}",
-                )
+                names = ", ".join(live) or self.job_name
+                if tasks is None or any(task.can_go_on for task in live.values()):
+                    raise RunError(
+                        "Slurm does not answer" if tasks is None else "the workers do not end",
+                        location=f"Slurm job {names}",
+                        hint=f"look at them: squeue --me --name={self.job_name}",
+                    )
+                print(f"Slurm: {names} cancelled; its node may be down", file=sys.stderr)
+                break
             time.sleep(min(1.0, self.options.poll_seconds))
+        self._last_poll = 0.0
 
     def log_location(self, worker: str) -> str:
         """Return the file with the output of the script that runs a worker."""

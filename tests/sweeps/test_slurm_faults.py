@@ -16,6 +16,7 @@ import pytest
 from sweeps.slurm_cluster import NODES, SlurmCluster
 from sweeps.slurm_sweeps import (
     TIMEOUT,
+    WORKER,
     check_result,
     list_events,
     list_tasks,
@@ -25,6 +26,8 @@ from sweeps.slurm_sweeps import (
     start_driver,
     wait_until,
 )
+
+from antlm_bench.sweeps.executors import EXECUTORS, ExecutorSettings
 
 
 @pytest.fixture
@@ -138,6 +141,25 @@ def test_nodes_killed_at_random_moments(
     cluster: SlurmCluster, tmp_path: Path, seed: int, comes_back: bool
 ) -> None:
     kill_node(tmp_path, cluster, seed, comes_back)
+
+
+def test_a_dead_node_does_not_keep_the_driver(
+    cluster: SlurmCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Slurm notices a dead node after minutes, and shows its jobs as completing until then."""
+    monkeypatch.setattr("antlm_bench.sweeps.slurm.STOP_SECONDS", 2)
+    make_folder(tmp_path, number=1, seconds=60)
+    options = {"poll_seconds": 0.2}
+    settings = ExecutorSettings(tmp_path, num_workers=1, options=options, worker_command=WORKER)
+    executor = EXECUTORS["slurm"].open(settings)
+    executor.start(["w-0"])
+    wait_until(lambda: list_events(tmp_path, "started"), "the worker has a unit")
+    cluster.kill_node(list_events(tmp_path, "started")[0]["node"])
+    executor.stop()
+    assert "cancelled; its node may be down" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -57,13 +57,13 @@ def test_a_sweep_scores_what_score_does(
     (tmp_path / "ckpts").mkdir()
     (tmp_path / "ckpts" / "a").symlink_to(checkpoint)
     [toml] = list_blocks(SWEEP_SECTION, "toml")
-    short = toml.replace("shards = 2\n", "shards = 2\noptions = { limit = 100 }\n")
+    short = toml.replace("shards = 2\n", "shards = 2\noptions = { limit = 10 }\n")
     (tmp_path / "sweep.toml").write_text(short)
     output = run_commands(SWEEP_SECTION, tmp_path)
     assert "has 2 workers" in output
     assert not [task for task, state in list_tasks(cluster) if state in ("PENDING", "RUNNING")]
     [run] = (tmp_path / "reports" / "strict-small" / "runs").iterdir()
-    score(str(checkpoint), "nano", methods="all", limit=100, out=tmp_path / "single")
+    score(str(checkpoint), "nano", methods="all", limit=10, out=tmp_path / "single")
     files = {file.name: file.read_bytes() for file in (run / "predictions").iterdir()}
     single = (tmp_path / "single" / "predictions").iterdir()
     assert files == {file.name: file.read_bytes() for file in single}
