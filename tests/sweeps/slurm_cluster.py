@@ -160,7 +160,7 @@ class SlurmCluster:
                 return set(states) == {"idle"}
             return False
 
-        _wait_for(is_idle, f"two idle nodes; see {self.folder}/slurmctld.log", 20)
+        _wait_for(is_idle, f"two idle nodes; see {self.folder}/slurmctld.log")
 
     def _stop(self) -> None:
         with suppress(OSError, subprocess.SubprocessError):
