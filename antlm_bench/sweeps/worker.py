@@ -238,6 +238,8 @@ class Worker:
             self.kinds[unit.kind].carry_out(unit, context)
         except (Exception, SystemExit) as error:
             failure = error
+        finally:
+            os.environ.pop(ATTEMPT_VARIABLE, None)
         seconds = time.monotonic() - start_time
         if self._claim is None or self._heartbeat.is_lost(self._claim):
             return  # the new owner carries it out

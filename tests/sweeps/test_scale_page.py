@@ -6,12 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from antlm_bench.sweeps.declaration import read_sweep_file
+from antlm_bench.sweeps.expansion import expand_sweep
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+RUN_SECTION = PAGE.partition("\n## Run it\n")[2].partition("\n## ")[0]
 
 
 def read_block(language: str) -> str:
@@ -50,7 +55,7 @@ def test_the_walk_through_on_local_workers(folder: Path) -> None:
         done = run_line(line, folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         outputs.append(done.stdout)
-    documented = read_counts(PAGE)
+    documented = read_counts(RUN_SECTION)
     assert documented
     assert read_counts(outputs[1]) == documented == read_counts(outputs[2])
     assert "nano" in outputs[3]
@@ -59,17 +64,28 @@ def test_the_walk_through_on_local_workers(folder: Path) -> None:
     assert run_line("antlm-bench resume sweep.toml", folder).returncode == 0
 
 
-def test_the_documented_sweep_expands_to_the_documented_units(
+def count_units(path: Path) -> Counter[str]:
+    """Return stage -> units of a sweep's file."""
+    sweep = expand_sweep(read_sweep_file(path), str(path)).sweep
+    return Counter(unit.stage for unit in sweep.units)
+
+
+def test_the_documented_sweep_has_the_documented_units(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from collections import Counter
-
-    from antlm_bench.sweeps.declaration import read_sweep_file
-    from antlm_bench.sweeps.expansion import expand_sweep
-
     monkeypatch.chdir(folder)
     run_line("python examples/sweep-demo/write_sentences.py data", folder)
-    sweep = expand_sweep(read_sweep_file(Path("sweep.toml")), "sweep.toml").sweep
-    counts = Counter(unit.stage for unit in sweep.units)
-    documented = {stage: int(units) for stage, units, _ in read_counts(PAGE)}
+    counts = count_units(Path("sweep.toml"))
+    documented = {stage: int(units) for stage, units, _ in read_counts(RUN_SECTION)}
     assert documented == {**counts, "total": counts.total()}
+
+
+def test_the_demo_scores_every_milestone_of_nine_models(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run_line("python examples/sweep-demo/write_sentences.py .sweep-demo", folder)
+    counts = count_units(Path("examples/sweep-demo/sweep.toml"))
+    assert (counts["pretrain"], counts["finetune"], counts["report"]) == (9, 9, 1)
+    # babyllama sees 0.5M words and reaches four of the milestones, the others see more: all five.
+    assert counts["score"] == counts["collect"] == 3 * (4 + 5 + 5) + 9

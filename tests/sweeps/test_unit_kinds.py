@@ -17,10 +17,12 @@ from commands.score_helpers import make_agreement_rows, write_pairs
 from commands.train_helpers import CAUSAL, write_recipe
 
 from antlm_bench.commands.finetune import finetune
+from antlm_bench.commands.finetune_session import TaskCache
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE, PROVENANCE_FILE, read_provenance
 from antlm_bench.scoring import multiple_choice
+from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.sweeps import unit_kinds
 from antlm_bench.sweeps.declaration import read_sweep_file
 from antlm_bench.sweeps.expansion import expand_sweep
@@ -116,12 +118,14 @@ def test_score_units_make_the_run_of_one_score(
     assert read_files(run_dir) == read_files(files / "single")
 
 
-@pytest.mark.parametrize("options", [EPOCH, "frozen = true"])
+@pytest.mark.parametrize("options", [EPOCH, f"lora = 2, {EPOCH}", "frozen = true"])
 def test_finetune_units_make_the_run_of_one_finetune(
     files: Path, make_checkpoint: Make, options: str
 ) -> None:
     """The second seed begins with the checkpoint that the first one has used."""
-    model, frozen = make_checkpoint(), options != EPOCH
+    if "lora" in options:
+        pytest.importorskip("peft")
+    model, frozen = make_checkpoint(), "frozen" in options
     assert carry_out(files, finetune_stage(files, [model], options)).is_complete
     finetune(
         str(model),
@@ -130,6 +134,7 @@ def test_finetune_units_make_the_run_of_one_finetune(
         valid=str(files / "valid.csv"),
         out=files / "single",
         frozen=frozen,
+        lora=2 if "lora" in options else 0,
         changes=() if frozen else ["epochs=1", "max_length=32"],
     )
     [run_dir] = (files / "out" / "runs").iterdir()
@@ -154,6 +159,18 @@ def test_a_checkpoint_is_opened_once_for_all_its_units(
     assert opened == [str(model) for model in models]
 
 
+def test_a_task_is_loaded_once_unless_its_file_changes(files: Path) -> None:
+    def load() -> ClassificationTask:
+        return cache.load(str(files / "train.csv"), "train", valid=str(files / "valid.csv"))
+
+    cache = TaskCache()
+    first = load()
+    assert load() is first
+    with (files / "train.csv").open("a", encoding="utf-8") as file:
+        file.write("the cat sleeps.,good\n")
+    assert len(load().train) == len(first.train) + 1
+
+
 def test_a_failed_unit_does_not_stop_the_others(files: Path, make_checkpoint: Make) -> None:
     good, bad = make_checkpoint(), files / "bad"
     shutil.copytree(good, bad)
@@ -170,7 +187,6 @@ def test_units_record_executor_and_attempt(
     files: Path, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EXECUTOR_VARIABLE, "slurm")
-    monkeypatch.setenv("ANTLM_BENCH_ATTEMPT", "")
     model = make_checkpoint()
     carry_out(files, score_stage(files, [model], "shards = 2"), finetune_stage(files, [model]))
     [run_dir] = (files / "out" / "runs").iterdir()
