@@ -46,6 +46,7 @@ def list_live_tasks(cluster: SlurmCluster) -> list[str]:
 # ---- what a sweep does
 
 
+@pytest.mark.long
 def test_a_sweep_runs_on_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:
     folder = tmp_path / "a sweep, 100%"
     units = make_folder(folder, number=30, seconds=0.1)
@@ -57,6 +58,7 @@ def test_a_sweep_runs_on_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> Non
     assert not list_live_tasks(cluster)
 
 
+@pytest.mark.long
 def test_workers_wait_in_the_queue_and_ctrl_c_cancels_all(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_workers_wait_in_the_queue_and_ctrl_c_cancels_all(
     assert not list_live_tasks(cluster)
 
 
+@pytest.mark.long
 def test_failed_units_name_their_node_and_log(cluster: SlurmCluster, tmp_path: Path) -> None:
     del cluster
     status = run_on_slurm(tmp_path, make_unit("fail", 1), make_unit("sleep", 2), retries=0)
@@ -81,6 +84,7 @@ def test_failed_units_name_their_node_and_log(cluster: SlurmCluster, tmp_path: P
     assert "item 1: the data is bad" in (tmp_path / row.log).read_text()
 
 
+@pytest.mark.long
 def test_workers_outlive_the_command_that_starts_them(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +95,7 @@ def test_workers_outlive_the_command_that_starts_them(
     check_result(tmp_path, units)
 
 
+@pytest.mark.long
 def test_a_second_run_uses_the_workers_of_the_first(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +133,7 @@ def interrupt_worker(
     assert journals == {"driver.jsonl", "r1-0.jsonl", "r1-0.2.jsonl"}  # no worker was replaced
 
 
+@pytest.mark.long
 def test_a_warned_worker_returns_to_the_queue(cluster: SlurmCluster, tmp_path: Path) -> None:
     """Slurm warns before the time limit as `scancel --batch --signal=USR1` does."""
     interrupt_worker(
@@ -137,10 +143,12 @@ def test_a_warned_worker_returns_to_the_queue(cluster: SlurmCluster, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_a_requeued_worker_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
     interrupt_worker(tmp_path, cluster, lambda task, _: cluster.run("scontrol", "requeue", task))
 
 
+@pytest.mark.long
 def test_a_preempted_worker_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
     urgent = ("--partition=urgent", f"--output={tmp_path}/urgent.out", "--wrap=hostname")
     interrupt_worker(
@@ -162,6 +170,7 @@ def test_a_worker_at_its_time_limit_returns_to_the_queue(
     assert not (tmp_path / "journals" / "r1-2.jsonl").exists()
 
 
+@pytest.mark.long
 def test_of_two_drivers_one_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
     units = make_folder(tmp_path)
     drivers = [start_driver(tmp_path), start_driver(tmp_path)]
@@ -171,6 +180,7 @@ def test_of_two_drivers_one_goes_on(cluster: SlurmCluster, tmp_path: Path) -> No
     assert not list_live_tasks(cluster)
 
 
+@pytest.mark.long
 def test_a_full_disk_on_one_node_leaves_the_units_to_the_other(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -186,6 +196,7 @@ def test_a_full_disk_on_one_node_leaves_the_units_to_the_other(
 # ---- the script
 
 
+@pytest.mark.long
 def test_an_edited_script_is_kept(cluster: SlurmCluster, tmp_path: Path) -> None:
     del cluster
     script = tmp_path / "slurm.sh"
@@ -207,6 +218,7 @@ def test_an_edited_script_is_kept(cluster: SlurmCluster, tmp_path: Path) -> None
     check_result(tmp_path, many)
 
 
+@pytest.mark.long
 def test_an_unedited_script_follows_the_settings(cluster: SlurmCluster, tmp_path: Path) -> None:
     del cluster
     units = make_folder(tmp_path, number=2, seconds=0)
@@ -220,6 +232,7 @@ def test_an_unedited_script_follows_the_settings(cluster: SlurmCluster, tmp_path
         assert name == "cpus" or f"#SBATCH --{name}={value}" in lines
 
 
+@pytest.mark.long
 def test_a_person_can_start_more_workers(cluster: SlurmCluster, tmp_path: Path) -> None:
     units = make_folder(tmp_path, number=2, seconds=0)
     run_on_slurm(tmp_path, *units)
@@ -232,6 +245,7 @@ def test_a_person_can_start_more_workers(cluster: SlurmCluster, tmp_path: Path) 
 # ---- errors
 
 
+@pytest.mark.long
 def test_a_refusal_of_sbatch_is_shown(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +302,7 @@ def test_states_of_slurm_are_translated(task: SlurmTask | None, state: str, deta
     assert describe_task(task).detail == detail
 
 
+@pytest.mark.long
 def test_a_slurm_that_does_not_answer_changes_no_state(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def kill_workers(folder: Path, cluster: SlurmCluster, kills: int, seed: int) -> 
     check_end(folder, units, driver, cluster)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced(cluster: SlurmCluster, tmp_path: Path) -> None:
     kill_workers(tmp_path, cluster, 1, 0)
     assert (tmp_path / "journals" / "r1-2.jsonl").exists()
@@ -93,6 +94,7 @@ def kill_drivers(folder: Path, cluster: SlurmCluster, kills: int, seed: int) -> 
     assert len(jobs) <= 2  # workers were submitted once; a kill may come between two submissions
 
 
+@pytest.mark.long
 def test_workers_outlive_a_killed_driver(cluster: SlurmCluster, tmp_path: Path) -> None:
     units = make_folder(tmp_path, number=20, seconds=0.3)
     driver = start_driver(tmp_path)
@@ -128,6 +130,7 @@ def kill_node(folder: Path, cluster: SlurmCluster, seed: int, comes_back: bool) 
     check_end(folder, units, driver, cluster)
 
 
+@pytest.mark.long
 def test_units_of_a_lost_node_are_carried_out_elsewhere(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_nodes_killed_at_random_moments(
     kill_node(tmp_path, cluster, seed, comes_back)
 
 
+@pytest.mark.long
 def test_a_dead_node_does_not_keep_the_driver(
     cluster: SlurmCluster,
     tmp_path: Path,
