@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import DeclarationError, UsageError
 
 Options = TypeVar("Options")
 Command = Callable[..., None]
@@ -72,6 +72,26 @@ def parse_assignments(
                 hint="give each name one value",
             )
     return assignments
+
+
+def parse_executor_options(values: Sequence[str] | None) -> dict[str, Any]:
+    """Parse texts `KEY=VALUE` of --executor-option. Values are TOML, or texts without quotes.
+
+    Raises UsageError, and DeclarationError for a list, table or quoted text that is not TOML.
+    """
+    from antlm_bench.declarations import parse_toml_value
+
+    option = "--executor-option"
+    texts = parse_assignments(values, option, "KEY=VALUE", "partition=gpu")
+    parsed: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            parsed[name] = parse_toml_value(text, option)
+        except DeclarationError:
+            if text.startswith(("[", "{", '"', "'")):
+                raise
+            parsed[name] = text  # gpu:1
+    return parsed
 
 
 def check_overrides(texts: Sequence[str] | None) -> None:
@@ -163,6 +183,12 @@ ScaleOption = Annotated[
 OverridesOption = Annotated[
     list[str] | None,
     model_option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe. Repeatable."),
+]
+ExecutorOptionsOption = Annotated[
+    list[str] | None,
+    settings_option(
+        "--executor-option", metavar="KEY=VALUE", help="Setting of the executor. Repeatable."
+    ),
 ]
 AgainOption = Annotated[
     bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")

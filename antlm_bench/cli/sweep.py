@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from antlm_bench.cli.shared_options import (
-    parse_assignments,
+    ExecutorOptionsOption,
+    parse_executor_options,
     settings_option,
     split_names,
     with_table_format,
@@ -31,7 +31,7 @@ SweepArgument = Annotated[
 def run_sweep_command(
     sweep: SweepArgument,
     executor: Annotated[
-        str, settings_option(metavar="NAME", help="What starts the workers: local, ...")
+        str, settings_option(metavar="NAME", help="What starts the workers: local, slurm, ...")
     ] = "local",
     workers: Annotated[
         int | None,
@@ -55,12 +55,7 @@ def run_sweep_command(
     no_wait: Annotated[
         bool, settings_option("--no-wait", help="Start the workers of a scheduler, then end.")
     ] = False,
-    executor_option: Annotated[
-        list[str] | None,
-        settings_option(
-            "--executor-option", metavar="KEY=VALUE", help="Setting of the executor. Repeatable."
-        ),
-    ] = None,
+    executor_option: ExecutorOptionsOption = None,
     *,
     table_format: str,
 ) -> None:
@@ -80,7 +75,7 @@ def run_sweep_command(
         threads=threads,
         retries=retries,
         wait=not no_wait,
-        executor_options=_parse_executor_options(executor_option),
+        executor_options=parse_executor_options(executor_option),
     )
     status = _run(sweep, options)
     print_table(build_sweep_table(status), table_format)
@@ -104,14 +99,6 @@ def _run(path: Path, options: RunSweepOptions) -> SweepStatus:
     return run_sweep(
         expanded.sweep, declaration.folder, replace(options, executor_options=settings)
     )
-
-
-def _parse_executor_options(values: Sequence[str] | None) -> Mapping[str, Any]:
-    from antlm_bench.declarations import parse_toml_value
-
-    option = "--executor-option"
-    texts = parse_assignments(values, option, "KEY=VALUE", "partition=gpu")
-    return {name: parse_toml_value(text, option) for name, text in texts.items()}
 
 
 def _check_is_complete(status: SweepStatus) -> None:

@@ -11,15 +11,18 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     BatchTokensOption,
+    ExecutorOptionsOption,
     OverridesOption,
     ScaleOption,
     build_options,
     check_overrides,
     model_option,
+    parse_executor_options,
     run_folder_option,
     settings_option,
     with_table_format,
 )
+from antlm_bench.errors import UsageError
 
 
 @with_table_format()
@@ -75,6 +78,15 @@ def train_command(
             metavar="NAME", help="Experiment tracker: tensorboard, wandb, trackio, ... Repeatable."
         ),
     ] = None,
+    executor: Annotated[
+        Literal["local", "slurm"],
+        settings_option(metavar="NAME", help="local, or slurm: submit the training as a job."),
+    ] = "local",
+    executor_option: ExecutorOptionsOption = None,
+    script_only: Annotated[
+        bool,
+        settings_option("--script-only", help="With slurm: write the script, submit nothing."),
+    ] = False,
     *,
     table_format: str,
 ) -> None:
@@ -94,6 +106,22 @@ def train_command(
         micro_tokens=batch_tokens,
         trackers=track,
     )
+    if executor == "slurm":
+        from antlm_bench.commands.slurm_training import submit_training
+
+        job_settings = parse_executor_options(executor_option)
+        job = submit_training(recipe, corpus, out, options, job_settings, not script_only)
+        submit_command = shlex.join(["sbatch", str(job.script)])
+        facts = {"script": str(job.script), "log": str(job.log)}
+        facts |= {"job": job.job} if job.job else {"submit it": submit_command}
+        print_table(build_facts_table(recipe, facts), table_format)
+        return
+    if executor_option or script_only:
+        raise UsageError(
+            "a training in this process has no executor",
+            location="--executor-option" if executor_option else "--script-only",
+            hint="use it with --executor slurm",
+        )
     checkpoint = train(recipe, corpus, out, options)
     if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun prints
         suite = corpus if corpus == "nano" else "blimp"

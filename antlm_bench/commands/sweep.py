@@ -225,7 +225,7 @@ class _Driver:
         """Stop all workers; those that are about to end by themselves get a moment."""
         deadline = time.monotonic() + (0 if is_early else GRACE_SECONDS)
         while time.monotonic() < deadline and any(
-            status.state != "ended" for status in self.executor.poll().values()
+            status.state == "running" for status in self.executor.poll().values()
         ):
             time.sleep(POLL_SECONDS / 4)
         self.executor.stop()

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 RUN_METADATA_FILE = "train.json"
 # Entries of train.json that must be equal to resume a run. Its teachers are compared separately.
 COMPARED_KEYS = ("recipe", "text", "corpus_format", "precision")
+# Files that may lie in the folder of a new run: hidden ones, and those of a job of Slurm.
+IGNORED_PREFIXES = (".", "slurm.sh", "slurm-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,22 @@ def train(
     RunError.
     """
     options = apply_settings(options or TrainOptions(), settings)
+    resolved_recipe, source = check_training(recipe, str(corpus), options)
+    return _train_recipe(resolved_recipe, source, Path(out), options)
+
+
+def check_training(recipe: str, corpus: str, options: TrainOptions) -> tuple[Recipe, TextSource]:
+    """Read recipe and corpus, and check all that needs no model, the teachers' recipes included.
+
+    Raises DeclarationError, DataError, UsageError.
+    """
     resolved_recipe = read_recipe(recipe, options.scale, options.changes)
     _check_trackers(options.trackers)
-    source = load_text_source(str(corpus))
-    # Check all teachers before the training of the first one.
+    source = load_text_source(corpus)
     for _, teacher_recipe in _resolve_teachers(resolved_recipe, options):
         if teacher_recipe:
             _check_teacher(teacher_recipe, resolved_recipe)
-    return _train_recipe(resolved_recipe, source, Path(out), options)
+    return resolved_recipe, source
 
 
 def _train_recipe(
@@ -257,7 +267,7 @@ def _start_or_check_run(folder: Path, metadata: dict[str, Any], resume: bool) ->
         raise UsageError(
             "there is nothing to resume", location=str(folder), hint="leave out --resume"
         )
-    elif any(not file.name.startswith(".") for file in folder.iterdir()):
+    elif any(not file.name.startswith(IGNORED_PREFIXES) for file in folder.iterdir()):
         raise UsageError(
             f"the folder holds no training run (no {RUN_METADATA_FILE}), and is not empty",
             location=str(folder),

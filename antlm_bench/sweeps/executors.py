@@ -105,7 +105,10 @@ class ExecutorRecord:
 EXECUTORS: Registry[ExecutorRecord] = Registry(
     "executor",
     "antlm_bench.executors",
-    {"local": "antlm_bench.sweeps.executors:LOCAL"},
+    {
+        "local": "antlm_bench.sweeps.executors:LOCAL",
+        "slurm": "antlm_bench.sweeps.slurm:SLURM",
+    },
     record_type=RecordType(ExecutorRecord),
 )
 

@@ -44,7 +44,7 @@ def current_process() -> ProcessIdentity:
 
 def node_name() -> str:
     """Return the name of this machine, for people."""
-    return socket.gethostname()
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 @cache

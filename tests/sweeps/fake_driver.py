@@ -1,7 +1,7 @@
 """Carry out the sweep in a folder with fake units, as `antlm-bench run` does, in a process that
 tests can kill.
 
-python fake_driver.py DIR WORKERS [RETRIES]
+python fake_driver.py DIR WORKERS [RETRIES [EXECUTOR]]
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ def main() -> int:
     end_on_signals()
     folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     retries = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    options = RunSweepOptions(workers=workers, threads=1, retries=retries, worker_command=WORKER)
+    executor = sys.argv[4] if len(sys.argv) > 4 else "local"
+    options = RunSweepOptions(
+        executor=executor,
+        workers=workers,
+        threads=1,
+        retries=retries,
+        worker_command=WORKER,
+        executor_options={"poll_seconds": 0.2} if executor == "slurm" else {},
+    )
     try:
         status = run_sweep(FolderStore(folder).read_sweep(), folder, options)
     except BenchError as error:

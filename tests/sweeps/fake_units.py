@@ -17,7 +17,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
-from antlm_bench.sweeps.worker import Worker, WorkerOptions
+from antlm_bench.sweeps.worker import Worker, WorkerOptions, redirect_output
 
 
 def sleep(unit: Unit, context: UnitContext) -> None:
@@ -103,8 +103,10 @@ def main() -> None:
         worker.leave()
         os._exit(75)
 
-    signal.signal(signal.SIGTERM, stop)
-    worker.run()
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, stop)
+    with redirect_output(worker.store.log_path(worker.name)):
+        worker.run()
 
 
 if __name__ == "__main__":
