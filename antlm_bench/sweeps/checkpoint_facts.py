@@ -125,6 +125,25 @@ class CheckpointFacts:
                 )
         return list(dict.fromkeys(names))
 
+    def resolve_attentions(self, requested: Sequence[str]) -> list[Attention]:
+        """Return the attentions with which a unit finetunes: of "all" each that the checkpoint can
+        run with, without any that of its first method.
+
+        Raises MethodNotSupported.
+        """
+        all_attentions: tuple[Attention, ...] = ("causal", "full")
+        available = [name for name in all_attentions if name in self.attentions]
+        for name in requested:
+            if name != "all" and name not in available and self.kind:
+                raise MethodNotSupported(
+                    f"{self.ref} cannot run with {name} attention",
+                    hint=f"it can run with {' and '.join(available)} attention",
+                )
+        if requested:
+            return available if "all" in requested else [*requested]  # type: ignore[list-item]
+        first = self.methods[0] if self.methods else ""
+        return ["causal"] if first == "causal" else available[-1:]
+
 
 def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     """Read the facts of a folder or a hub id.

@@ -171,7 +171,7 @@ class Estimator:
 
     def _estimate_finetune(self, facts: CheckpointFacts, arguments: Mapping[str, Any]) -> UnitCost:
         suite, task, options = arguments["suite"], arguments["task"], arguments["options"]
-        attentions = _resolve_attentions(facts, arguments["attentions"])
+        attentions = facts.resolve_attentions(arguments["attentions"])
         settings = {name: options[name] for name in (*TASK_OPTIONS, "frozen") if name in options}
         total = UnitCost()
         for attention in attentions:
@@ -263,15 +263,3 @@ class Estimator:
 def _unknown_size(counts: TextCounts) -> UnitCost:
     note = "its weights are not here yet, so that FLOPs, time and memory are unknown"
     return UnitCost(counts.rows, counts.tokens, None, None, None, counts.is_exact, (note,))
-
-
-def _resolve_attentions(facts: CheckpointFacts, names: Sequence[str]) -> list[Attention]:
-    """Return the attentions of a finetune unit: as `finetune` chooses them."""
-    available: list[Attention] = ["causal", "full"]
-    available = [name for name in available if name in facts.attentions]
-    if "all" in names:
-        return available
-    if names:
-        return [name for name in available if name in names]
-    first = facts.methods[0] if facts.methods else ""
-    return ["causal"] if first == "causal" else available[-1:]

@@ -91,8 +91,7 @@ def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> N
                 error.location = "methods"
                 raise
     if options:
-        # torch, which this imports, is needed for a stage with options only.
-        from antlm_bench.commands.score import ScoreOptions
+        from antlm_bench.commands.score_options import ScoreOptions
 
         try:
             ScoreOptions(**options).validate(methods)

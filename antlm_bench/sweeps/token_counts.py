@@ -25,6 +25,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.plan import build_plans
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
+from antlm_bench.training.schedule import TOKENS_PER_WORD
 from antlm_bench.types import Attention, Floats, Probes
 from antlm_bench.weight_files import read_json
 
@@ -37,8 +38,6 @@ COUNTS_VERSION = 1
 """Part of the key of cached counts. Raised when a change of the code changes them."""
 BATCH_TOKENS = 2048
 """Tokens per forward for which batches are counted: those of a CPU."""
-TOKENS_PER_WORD = 1.4
-"""Assumed for a checkpoint whose tokenizer does not exist yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def count_suite(
     tokenizer: that of the checkpoint; None = load it. Raises BenchError for texts that the
     tokenizer cannot read.
     """
-    from antlm_bench.commands.score import ScoreOptions
+    from antlm_bench.commands.score_options import ScoreOptions
     from antlm_bench.scoring.conventions import apply_conventions
     from antlm_bench.scoring.multiple_choice import iter_chunks
     from antlm_bench.suites.task_types import TASK_TYPES, PredictRequest
