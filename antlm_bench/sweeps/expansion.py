@@ -39,7 +39,8 @@ from antlm_bench.sweeps.references import (
     make_absolute,
     make_options_absolute,
 )
-from antlm_bench.sweeps.sweep_texts import SweepTexts
+from antlm_bench.sweeps.sweep_texts import find_suite_problem, find_task_problem
+from antlm_bench.sweeps.token_counts import CountsCache
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
@@ -72,8 +73,6 @@ class ExpandedSweep:
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
     """Suite or task -> why its data cannot be read. It has no units."""
-    texts: SweepTexts = field(default_factory=SweepTexts)
-    """The suites and tasks that were loaded."""
 
 
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
@@ -95,7 +94,7 @@ class _Expansion:
         self.facts: dict[str, CheckpointFacts] = {}
         self.needs: dict[str, tuple[str, ...]] = {}
         """Checkpoint -> the unit that trains it."""
-        self.texts = SweepTexts()
+        self.cache = CountsCache()
         self.missing_data: dict[str, str] = {}
         self.suites_to_fetch: dict[str, None] = {}
         self.cells: dict[tuple[str, str, str, int | None], Unit] = {}
@@ -118,7 +117,7 @@ class _Expansion:
         sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
         models = [model for models in self.trained_models.values() for model in models]
         by_unit = {model.unit.id: model for model in models}
-        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self.texts)
+        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data)
 
     @contextmanager
     def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
@@ -252,7 +251,7 @@ class _Expansion:
 
     def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
         if suite not in self.missing_data:
-            reason = self.texts.find_suite_problem(suite, options)
+            reason = find_suite_problem(suite, options, self.cache)
             if reason:
                 self.missing_data[suite] = reason
                 self.suites_to_fetch[suite] = None
@@ -270,7 +269,7 @@ class _Expansion:
         present = []
         for ref, task in tasks:
             suite = make_absolute(ref, "tasks")
-            reason = self.texts.find_task_problem(suite, task, options)
+            reason = find_task_problem(suite, task, options, self.cache)
             if reason:
                 self.missing_data[f"{suite}.{task}"] = reason
                 self.suites_to_fetch[suite] = None

@@ -289,33 +289,24 @@ class CountsCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or sources.cache_dir() / "token-counts"
-        self._tokenizers: dict[str, Any] = {}
 
-    def load_tokenizer(self, facts: CheckpointFacts) -> Any:
-        """Load the tokenizer of a checkpoint once for all checkpoints that share it."""
-        if not facts.tokenizer_hash:
-            return None
-        if facts.tokenizer_hash not in self._tokenizers:
-            self._tokenizers[facts.tokenizer_hash] = load_tokenizer(facts)
-        return self._tokenizers[facts.tokenizer_hash]
+    def find(self, key: Sequence[Any]) -> tuple[TextCounts, ...] | None:
+        """Return the counts that are stored under a key; None if there are none."""
+        stored = read_json(self._path(key))
+        try:
+            return tuple(TextCounts(**entry) for entry in stored["counts"]) if stored else None
+        except (KeyError, TypeError):
+            return None  # of another version
 
-    def get(self, key: Sequence[Any], count: Callable[[], list[TextCounts]]) -> list[TextCounts]:
-        """Return the counts of a key. They are computed by `count` the first time.
-
-        A cache that cannot be read or written is left out.
-        """
-        text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-        stored = read_json(path)
-        if stored is not None:
-            try:
-                return [TextCounts(**entry) for entry in stored["counts"]]
-            except (KeyError, TypeError):
-                pass  # of another version: counted again
-        counts = count()
+    def store(self, key: Sequence[Any], counts: Sequence[TextCounts]) -> None:
+        """Store counts under a key. A cache that cannot be written is left out."""
+        content = json.dumps({"counts": [asdict(each) for each in counts]})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"counts": [asdict(c) for c in counts]}).encode())
+            write_atomically(self._path(key), content.encode())
         except (OSError, BenchError):
             pass
-        return counts
+
+    def _path(self, key: Sequence[Any]) -> Path:
+        text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
