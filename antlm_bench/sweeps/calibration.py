@@ -24,6 +24,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.runs import write_atomically
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
+from antlm_bench.sweeps.executors import list_gpus
 from antlm_bench.training.recipe import CorpusSpec, ModelSpec, TokenizerSpec
 from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
@@ -32,6 +33,7 @@ CALIBRATION_VERSION = 1
 """Part of the key of a stored calibration. Raised when what is measured changes."""
 SHAPES = ((128, 2), (512, 4))
 """(hidden size, layers) of the measured models."""
+DEVICE_KINDS = ("cpu", "cuda", "mps")
 ROW_LENGTH = 16
 TRAINING_LENGTH = 64
 MIN_SECONDS = 0.4
@@ -56,6 +58,11 @@ class DeviceSpeed:
     opening: tuple[float, ...]
     """Seconds to open the checkpoint."""
 
+    @property
+    def kind(self) -> str:
+        """cpu, cuda or mps."""
+        return self.device.partition(" ")[0]
+
     def forward_rate(self, hidden: int) -> float:
         """Return the FLOP/s of scoring with a model of some hidden size."""
         return _interpolate(hidden, self.hidden, self.forward)
@@ -78,16 +85,27 @@ def _interpolate(hidden: int, sizes: Sequence[int], rates: Sequence[float]) -> f
 
 
 def load_speed(device: str, dtype: str) -> DeviceSpeed | None:
-    """Return a stored speed: of this machine's `device` (cpu, cuda), or of a device or machine
-    whose name contains `device`. None if there is none.
+    """Return a stored speed: of this machine's cpu, cuda or mps, or of a device or machine whose
+    name contains `device`. None if there is none.
     """
-    speeds = [speed for speed in _read_speeds() if speed.dtype == dtype]
-    here = [s for s in speeds if s.machine == describe_machine()]
-    for speed in here:
-        if device in (speed.device, speed.device.partition(" ")[0]):
-            return speed
-    words = device.lower()
-    return next((s for s in speeds if words in f"{s.machine} {s.device}".lower()), None)
+    return next((speed for speed in list_speeds(device) if speed.dtype == dtype), None)
+
+
+def list_speeds(device: str) -> list[DeviceSpeed]:
+    """Return the stored speeds of a device, in all dtypes. device: as for load_speed; "" = all."""
+    speeds, kind = _read_speeds(), device.partition(":")[0]
+    if kind in DEVICE_KINDS:
+        machine = describe_machine()
+        return [each for each in speeds if (each.machine, each.kind) == (machine, kind)]
+    return [each for each in speeds if device.lower() in f"{each.machine} {each.device}".lower()]
+
+
+def guess_device_kind() -> str:
+    """Return the kind of device that commands choose on this machine, without torch."""
+    if list_gpus():
+        return "cuda"
+    is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    return "mps" if is_apple else "cpu"
 
 
 def describe_machine() -> str:

@@ -162,7 +162,10 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     if kind == "causal" and not record and has_mask_token is not False:
         attentions.add("full")  # the loader tries it, as the model may be a hybrid
     lengths = [config.get(key) for key in LENGTH_KEYS]
-    known_lengths = [n for n in lengths if isinstance(n, int) and n > 0]
+    # transformers writes a huge number for "no limit".
+    tokenizer_config = read_json(sources.tokenizer / "tokenizer_config.json") or {}
+    lengths += [tokenizer_config.get("model_max_length"), options.max_length]
+    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < 10**9]
     return CheckpointFacts(
         ref=ref,
         folder=sources.base,
@@ -170,9 +173,7 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
         attentions=frozenset(attentions),
         has_mask_token=has_mask_token,
         trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
-        max_length=min(
-            [*known_lengths, *([options.max_length] if options.max_length else [])], default=None
-        ),
+        max_length=min(known_lengths, default=None),
         size=_measure_size(sources.base, config, options.allow_pickle),
         tokenizer_dir=sources.tokenizer,
         tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),

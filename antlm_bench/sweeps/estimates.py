@@ -76,6 +76,14 @@ def _add(a: Any, b: Any) -> Any:
 UNKNOWN_COST = UnitCost(None, None, None, None, None)
 
 
+def unit_dtype(unit: Unit) -> str:
+    """Return the dtype in which a unit runs a model; "" if it runs none."""
+    if unit.kind not in (*KINDS_WITH_CHECKPOINT, "train"):
+        return ""
+    key = "precision" if unit.kind == "train" else "dtype"
+    return str(unit.arguments["options"].get(key, "float32"))
+
+
 class Estimator:
     """Estimates the units of a sweep. Equal work is estimated once."""
 
@@ -90,7 +98,7 @@ class Estimator:
         device_kind: cpu, cuda or mps.
         """
         self.expanded, self.device_kind = expanded, device_kind
-        self._find_speed = functools.cache(find_speed)
+        self.find_speed = functools.cache(find_speed)
         self._cache = cache or CountsCache()
         self._counts: dict[tuple[object, ...], Counts | str] = {}
         """Distinct work and attention -> its counts."""
@@ -115,7 +123,7 @@ class Estimator:
         facts = self._find_facts(unit)
         if facts is None:
             return 0.0
-        speed = self._find_speed(str(unit.arguments["options"].get("dtype", "float32")))
+        speed = self.find_speed(unit_dtype(unit))
         if speed is None or facts.size is None:
             return None
         return speed.opening_seconds(facts.size.parameters)
@@ -175,7 +183,7 @@ class Estimator:
             return _unknown_size(counts)
         dtype = str(options.get("dtype", "float32"))
         flops = facts.size.forward_flops(counts.tokens, counts.reads, counts.attended)
-        speed, notes = self._find_speed(dtype), _describe_other_speed(options)
+        speed, notes = self.find_speed(dtype), _describe_other_speed(options)
         seconds = None
         if speed is not None and not notes:
             seconds = counts.seconds + flops / speed.forward_rate(facts.size.hidden)
@@ -225,7 +233,7 @@ class Estimator:
             return _unknown_size(counts)
         training = 3 * size.forward_flops(trained.tokens, 0, trained.attended)
         reading = size.forward_flops(read.tokens, 0, read.attended)
-        speed = self._find_speed(str(options.get("dtype", "float32")))
+        speed = self.find_speed(str(options.get("dtype", "float32")))
         seconds = None
         if speed is not None:
             # Reading runs the library's layers, which train at this rate, too.
@@ -262,7 +270,7 @@ class Estimator:
             teacher = read_recipe(name, scale)
             flops += training_flops(teacher, plan_steps(teacher, round(words * TOKENS_PER_WORD)))
         spec = recipe.model
-        speed = self._find_speed(str(options.get("precision", "float32")))
+        speed = self.find_speed(str(options.get("precision", "float32")))
         parameters = compute_model_size(spec, recipe.tokenizer.vocabulary).parameters
         tokens = options.get("micro_tokens") or TRAINING_BATCH_TOKENS.get(
             self.device_kind, DEFAULT_TRAINING_BATCH_TOKENS

@@ -73,6 +73,8 @@ class ExpandedSweep:
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
     """Suite or task -> why its data cannot be read. It has no units."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Model of a unit -> its short name: of a checkpoint, that of its run folder."""
 
 
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
@@ -117,7 +119,7 @@ class _Expansion:
         sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
         models = [model for models in self.trained_models.values() for model in models]
         by_unit = {model.unit.id: model for model in models}
-        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data)
+        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self._name_models())
 
     @contextmanager
     def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
@@ -130,6 +132,15 @@ class _Expansion:
                 parts = [stage_location, key, error.location.removeprefix("--")]
                 error.location = ": ".join(dict.fromkeys(filter(None, parts)))
             raise
+
+    def _name_models(self) -> dict[str, str]:
+        """Return model of a unit -> its short name."""
+        recipes = {
+            model.unit.model: model.recipe.name
+            for models in self.trained_models.values()
+            for model in models
+        }
+        return {**recipes, **name_runs(list(self.units_by_model))}
 
     # ---- train
 
