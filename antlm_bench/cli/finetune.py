@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ModelsOption,
@@ -123,6 +124,7 @@ def finetune_command(
     name: NameOption = None,
     again: AgainOption = False,
     replace: ReplaceOption = False,
+    dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,
     table_format: str,
@@ -160,6 +162,20 @@ def finetune_command(
         limit_train=parse_row_limits(limit_train, "--limit-train"),
         limit_valid=parse_row_limits(limit_valid, "--limit-valid"),
     )
+    if dry_run:
+        from antlm_bench.commands.plan import plan_finetune
+
+        plan = plan_finetune(
+            model,
+            split_names(suite),
+            options,
+            tasks=split_names(task),
+            seeds=seed or range(1, (seeds or len(DEFAULT_SEEDS)) + 1),
+            attentions=split_names(attention),
+            out=out,
+        )
+        print_plan(plan, table_format)
+        return
     try:
         runs = finetune(
             model,

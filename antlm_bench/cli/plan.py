@@ -19,6 +19,8 @@ from antlm_bench.errors import UsageError
 if TYPE_CHECKING:
     from antlm_bench.sweeps.plans import SweepPlan
 
+CALIBRATE = "antlm-bench plan --calibrate"
+"""The command that measures this machine."""
 DryRunOption = Annotated[
     bool,
     output_option("--dry-run", help="Print what would be computed, and its cost; start nothing."),
@@ -99,6 +101,3 @@ def print_plan(plan: SweepPlan, table_format: str, *, units: bool = False) -> No
     from antlm_bench.reporting.writers import print_table
 
     print_table(build_plan_table(plan, units=units, command=CALIBRATE), table_format)
-
-
-CALIBRATE = "antlm-bench plan --calibrate"

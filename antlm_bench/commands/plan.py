@@ -207,7 +207,8 @@ def _name_flags(kind: str) -> Iterator[None]:
         keys = error.location.removeprefix(prefix).removeprefix(": ").split(": ")
         if error.location.startswith(COMMAND_LINE):
             if keys[0] == "options":
-                keys = [f"--{keys[1].replace('_', '-')}" if len(keys) > 1 else "", *keys[2:]]
+                name = keys[1].replace("_", "-").replace("changes", "set") if keys[1:] else ""
+                keys = [f"--{name}" if name else "", *keys[2:]]
             keys[0] = "" if keys[0] == COMMAND_LINE else FLAGS.get(keys[0], keys[0])
             error.location = ": ".join(filter(None, keys))
         raise

@@ -71,14 +71,14 @@ def _build_stages_table(stages: dict[str, list[PlanRow]], total: PlanRow) -> Tab
     rows = []
     for stage, members in stages.items():
         row = sum_rows(stage, members)
-        is_list = shows_models and any(member.model for member in members) and _has_cost(row)
-        name = TableCell(stage, detail="" if is_list else _count_models(row))
+        is_list = shows_models and len(members) > 1 and _has_cost(row)
+        name = TableCell(stage, detail="" if is_list else _name_models(members))
         rows.append(_build_row(name, row, total, "strong" if is_list else ""))
         if is_list:
             rows += [
                 _build_row(TableCell(member.model), member, total, depth=1) for member in members
             ]
-    if len(rows) > 1:
+    if len(stages) > 1:
         rows.append(_build_row(TableCell("total"), total, total, "strong", space_above=True))
     if total.num_done:
         cells = [TableCell("left"), TableCell(total.num_units - total.num_done), TableCell(text="")]
@@ -86,8 +86,9 @@ def _build_stages_table(stages: dict[str, list[PlanRow]], total: PlanRow) -> Tab
     return Table((*columns, *COST_COLUMNS), tuple(rows))
 
 
-def _count_models(row: PlanRow) -> str:
-    return f"{row.num_models:,} checkpoints" if row.num_models > 1 else ""
+def _name_models(rows: Sequence[PlanRow]) -> str:
+    """Return the checkpoint or recipe of a stage's rows, or how many there are."""
+    return rows[0].model if len(rows) == 1 else f"{len(rows):,} models"
 
 
 def _build_row(

@@ -245,7 +245,9 @@ class Estimator:
             copies * size.parameters
             + tokens * size.layers * size.hidden * TRAINING_VALUES_PER_TOKEN
         )
-        notes = () if options.get("frozen") else ("finetuning: all epochs; patience may end it",)
+        notes = (
+            () if options.get("frozen") else ("of all epochs; early stopping can end it sooner",)
+        )
         return UnitCost(
             counts.rows,
             counts.tokens,

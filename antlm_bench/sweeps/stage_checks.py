@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from antlm_bench.arguments import check_value
@@ -70,6 +71,17 @@ def check_options(
         )
 
 
+@contextmanager
+def locate_option() -> Iterator[None]:
+    """Let an error of a command name the option as a stage has it."""
+    try:
+        yield
+    except UsageError as error:
+        name = error.location.removeprefix("--").replace("-", "_")
+        error.location = f"options: {'changes' if name == 'set' else name}"
+        raise
+
+
 def check_train_stage(stage: TrainStage) -> None:
     """Raise BenchError for options or a corpus with which no unit of the stage can train."""
     check_options(stage.options, TrainKeywords)
@@ -93,11 +105,8 @@ def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> N
     if options:
         from antlm_bench.commands.score_options import ScoreOptions
 
-        try:
+        with locate_option():
             ScoreOptions(**options).validate(methods)
-        except UsageError as error:
-            error.location = f"options: {error.location.removeprefix('--')}"
-            raise
 
 
 def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
@@ -106,6 +115,11 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
     Raises UsageError for an unknown task, preset, option or attention. No data are read.
     """
     check_options(stage.options, FinetuneKeywords, FINETUNE_OPTIONS)
+    if stage.options.get("frozen"):
+        from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
+
+        with locate_option():
+            check_frozen_options(FinetuneOptions(**stage.options))
     for attention in stage.attentions:
         if attention not in ("causal", "full", "all"):
             raise UsageError(
