@@ -7,6 +7,7 @@ files, everything else from JSON files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,25 @@ from antlm_bench.checkpoints.resolve import (
     locate_description,
 )
 from antlm_bench.errors import MethodNotSupported
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.types import Attention
-from antlm_bench.weight_files import hash_files, read_json, read_tensor_headers, select_weights
+from antlm_bench.weight_files import (
+    MAX_JSON_BYTES,
+    hash_files,
+    read_json,
+    read_tensor_headers,
+    select_weights,
+)
 
 Kind = Literal["causal", "masked", ""]
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
+MAX_LENGTH = 10**9
+"""Limits from here on mean "no limit"."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -37,7 +48,13 @@ LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
 """Words in the names of tensors that are looked up and not multiplied."""
 HEAD_WORDS = ("lm_head", "cls.", "classifier")
 """Words in the names of tensors that run only at the positions that are read."""
-TOKENIZERS_WITHOUT_MASK = ("PreTrainedTokenizer", "GPT2Tokenizer", "LlamaTokenizer", "GPTNeoX")
+TOKENIZERS_WITHOUT_MASK = (
+    "PreTrainedTokenizer",
+    "TokenizersBackend",
+    "GPT2Tokenizer",
+    "LlamaTokenizer",
+    "GPTNeoX",
+)
 """Classes of tokenizers that have no mask token unless their files name one."""
 
 
@@ -162,10 +179,9 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     if kind == "causal" and not record and has_mask_token is not False:
         attentions.add("full")  # the loader tries it, as the model may be a hybrid
     lengths = [config.get(key) for key in LENGTH_KEYS]
-    # transformers writes a huge number for "no limit".
-    tokenizer_config = read_json(sources.tokenizer / "tokenizer_config.json") or {}
+    tokenizer_config = _read_tokenizer_config(sources.tokenizer)
     lengths += [tokenizer_config.get("model_max_length"), options.max_length]
-    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < 10**9]
+    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < MAX_LENGTH]
     return CheckpointFacts(
         ref=ref,
         folder=sources.base,
@@ -218,8 +234,21 @@ def _detect_kind(config: Mapping[str, Any]) -> Kind:
     return ""
 
 
+def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """Return tokenizer_config.json; {} if there is none.
+
+    transformers writes 10**30 as model_max_length for "no limit", which no 64-bit integer holds.
+    """
+    try:
+        data = read_regular_file(folder / "tokenizer_config.json", MAX_JSON_BYTES)
+        content = parse_json(re.sub(rb"(?<=: )\d{19,}", str(MAX_LENGTH).encode(), data))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _find_mask_token(folder: Path) -> bool | None:
-    settings = read_json(folder / "tokenizer_config.json") or {}
+    settings = _read_tokenizer_config(folder)
     special_tokens = read_json(folder / "special_tokens_map.json") or {}
     if settings.get("mask_token") or special_tokens.get("mask_token"):
         return True

@@ -28,6 +28,7 @@ from antlm_bench.sweeps.checkpoint_facts import (
 from antlm_bench.sweeps.declaration import (
     FinetuneStage,
     ScoreStage,
+    StageKind,
     SweepDeclaration,
     TrainStage,
 )
@@ -93,6 +94,8 @@ class _Expansion:
         self.units: dict[str, Unit] = {}
         self.trained_models: dict[str, list[TrainedModel]] = {}
         """Name of a train stage -> its models."""
+        self.model_folders: set[str] = set()
+        """Folders that the train units write."""
         self.facts: dict[str, CheckpointFacts] = {}
         self.needs: dict[str, tuple[str, ...]] = {}
         """Checkpoint -> the unit that trains it."""
@@ -122,14 +125,15 @@ class _Expansion:
         return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self._name_models())
 
     @contextmanager
-    def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
+    def _locate(self, kind: StageKind, name: str, key: str = "") -> Iterator[None]:
         """Put file, stage and key before the location of an error."""
         try:
             yield
         except BenchError as error:
             stage_location = f"{self.location}: {kind} {name!r}"
             if not error.location.startswith(stage_location):
-                parts = [stage_location, key, error.location.removeprefix("--")]
+                detail = stage_checks.name_key(error.location, kind)
+                parts = [stage_location, "" if detail.startswith("options") else key, detail]
                 error.location = ": ".join(dict.fromkeys(filter(None, parts)))
             raise
 
@@ -164,14 +168,13 @@ class _Expansion:
                         "options": make_options_absolute(stage.options),
                     },
                 )
-                if unit.id in self.units or any(
-                    other.arguments["out"] == folder for other in self.units.values()
-                ):
+                if folder in self.model_folders:
                     raise DeclarationError(
                         f"two units train {folder}",
                         location="recipes",
                         hint="give other recipes or seeds, or put one of them into another stage",
                     )
+                self.model_folders.add(folder)
                 self.units[unit.id] = unit
                 yield TrainedModel(unit, recipe, stage.corpus)
 

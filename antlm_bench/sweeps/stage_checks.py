@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
@@ -15,7 +15,7 @@ from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec, override_settings
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.task_types import read_declaration_of_type
-from antlm_bench.sweeps.declaration import FinetuneStage, TrainStage
+from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
 from antlm_bench.training.text_sources import load_text_source
 
 # Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
@@ -43,6 +43,12 @@ NO_OPTIONS = frozenset(
 )
 SCORE_OPTIONS = frozenset({"compat"})
 FINETUNE_OPTIONS = frozenset({"changes"})
+STAGE_KEYS: dict[StageKind, Collection[str]] = {
+    "train": TrainStage.model_fields,
+    "score": ScoreStage.model_fields,
+    "finetune": FinetuneStage.model_fields,
+}
+"""Kind of a stage -> its keys."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -72,14 +78,24 @@ def check_options(
 
 
 @contextmanager
-def locate_option() -> Iterator[None]:
+def locate_option(kind: StageKind) -> Iterator[None]:
     """Let an error of a command name the option as a stage has it."""
     try:
         yield
     except UsageError as error:
-        name = error.location.removeprefix("--").replace("-", "_")
-        error.location = f"options: {'changes' if name == 'set' else name}"
+        error.location = name_key(error.location, kind)
         raise
+
+
+def name_key(location: str, kind: StageKind) -> str:
+    """Return the key of a stage for an option of the command line, and other locations as they are:
+    `models` for --model, `options: limit_train` for --limit-train.
+    """
+    if not location.startswith("--"):
+        return location
+    name = location.removeprefix("--").replace("-", "_").replace("set", "changes")
+    keys = [key for key in (name, f"{name}s") if key in STAGE_KEYS[kind]]
+    return keys[0] if keys else f"options: {name}"
 
 
 def check_train_stage(stage: TrainStage) -> None:
@@ -105,7 +121,7 @@ def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> N
     if options:
         from antlm_bench.commands.score_options import ScoreOptions
 
-        with locate_option():
+        with locate_option("score"):
             ScoreOptions(**options).validate(methods)
 
 
@@ -118,7 +134,7 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
     if stage.options.get("frozen"):
         from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
 
-        with locate_option():
+        with locate_option("finetune"):
             check_frozen_options(FinetuneOptions(**stage.options))
     for attention in stage.attentions:
         if attention not in ("causal", "full", "all"):
