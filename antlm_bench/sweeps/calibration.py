@@ -159,7 +159,7 @@ def _measure_shape(
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        _save_random_model(path, hidden, layers)
+        save_random_model(path, hidden, layers)
         options = OpenOptions(device=device, dtype=dtype)
         start_time = time.perf_counter()
         checkpoint = open_checkpoint(str(path), options)
@@ -201,7 +201,8 @@ def _build_random_model(hidden: int, layers: int, vocabulary: int) -> Any:
         return build_model(spec, vocabulary, masked=False)
 
 
-def _save_random_model(path: Path, hidden: int, layers: int) -> None:
+def save_random_model(path: Path, hidden: int, layers: int) -> None:
+    """Save a Llama with random weights, and a tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     from antlm_bench.checkpoints.pretrained import silence_transformers
