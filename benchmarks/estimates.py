@@ -16,6 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,12 @@ def main() -> None:
     calibrate_devices("", ())
     for model, method in ((causal, "causal"), (masked, "mlm")):
         plan = plan_score(str(model), str(pairs), method, ScoreOptions())
-        run = lambda: score(str(model), str(pairs), method=method, out=root / method)  # noqa: B023, E731
+        run = partial(score, str(model), str(pairs), method=method, out=root / method)
         measure(f"score {method}", plan, run)
-    options = {"valid": str(valid), "changes": ["epochs=2", "patience=2"]}
-    plan = plan_finetune(str(causal), str(texts), FinetuneOptions(**options), seeds=(1,))
-    measure(
-        "finetune",
-        plan,
-        lambda: finetune(str(causal), str(texts), seeds=[1], out=root / "finetune", **options),
-    )
+    options = FinetuneOptions(valid=str(valid), changes=("epochs=2", "patience=2"))
+    arguments: dict[str, Any] = {"options": options, "seeds": [1], "out": root / "finetune"}
+    plan = plan_finetune(str(causal), str(texts), **arguments)
+    measure("finetune", plan, partial(finetune, str(causal), str(texts), **arguments))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,16 @@ def measure_plan(path: Path, cache: Path) -> tuple[float, float]:
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     )
-    command = [sys.executable, "-c", program, sys.executable, "-m", "antlm_bench", "plan", path]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        sys.executable,
+        "-m",
+        "antlm_bench",
+        "plan",
+        str(path),
+    ]
     environment = {**os.environ, "ANTLM_BENCH_CACHE": str(cache)}
     start_time = time.perf_counter()
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
@@ -162,30 +162,20 @@ def finetune_command(
         limit_train=parse_row_limits(limit_train, "--limit-train"),
         limit_valid=parse_row_limits(limit_valid, "--limit-valid"),
     )
+    arguments: dict[str, Any] = {
+        "tasks": split_names(task),
+        "seeds": seed or seeds or DEFAULT_SEEDS,
+        "attentions": split_names(attention),
+        "out": out,
+        "options": options,
+    }
     if dry_run:
         from antlm_bench.commands.plan import plan_finetune
 
-        plan = plan_finetune(
-            model,
-            split_names(suite),
-            options,
-            tasks=split_names(task),
-            seeds=seed or range(1, (seeds or len(DEFAULT_SEEDS)) + 1),
-            attentions=split_names(attention),
-            out=out,
-        )
-        print_plan(plan, table_format)
+        print_plan(plan_finetune(model, split_names(suite), **arguments), table_format)
         return
     try:
-        runs = finetune(
-            model,
-            split_names(suite),
-            tasks=split_names(task),
-            seeds=seed or seeds or DEFAULT_SEEDS,
-            attentions=split_names(attention),
-            out=out,
-            options=options,
-        )
+        runs = finetune(model, split_names(suite), **arguments)
     except UsageError as error:
         if error.location == "--preset" and not preset:
             error.location = "--compat"

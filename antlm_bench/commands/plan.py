@@ -102,10 +102,10 @@ def plan_score(
 def plan_finetune(
     models: Names,
     suites: Names,
-    options: FinetuneOptions,
     *,
+    options: FinetuneOptions,
     tasks: Names = (),
-    seeds: Sequence[int] = (1, 2, 3),
+    seeds: Sequence[int] | int = (1, 2, 3),
     attentions: Names = (),
     out: str | Path | None = None,
 ) -> SweepPlan:
@@ -117,7 +117,7 @@ def plan_finetune(
             suites=tuple(as_list(suites)),
             tasks=tuple(as_list(tasks)),
             attentions=tuple(as_list(attentions)),
-            seeds=tuple(seeds),
+            seeds=tuple(range(1, seeds + 1) if isinstance(seeds, int) else seeds),
             options=_list_options(options),
         )
         declaration = SweepDeclaration(name="finetune", finetune=(stage,), allow_missing_data=True)
