@@ -4,6 +4,8 @@
 
 Prints, with the limit of each:
 
+- plan: seconds and memory of `antlm-bench plan` on a sweep of that many finetunings, 5 tasks of 20
+  checkpoints, when its texts have to be counted and when they are in the cache;
 - status: seconds of `antlm-bench status` over a sweep of which half is done;
 - driver: peak memory of `run` on that sweep, and the seconds until it starts a worker;
 - local: overhead per unit with two workers of this machine, measured on --run-units units with
@@ -14,7 +16,9 @@ Prints, with the limit of each:
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antlm_bench.commands.sweep import RunSweepOptions, run_sweep
+from antlm_bench.sweeps.calibration import save_random_model
 from antlm_bench.sweeps.journal import Event, encode_event
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
@@ -30,6 +35,7 @@ from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.sweeps.worker import WorkerOptions, run_worker
 
 SLEEP_SECONDS = 0.01
+MAX_PLAN_SECONDS, MAX_PLAN_MEGABYTES = 10.0, 500
 MAX_STATUS_SECONDS, MAX_DRIVER_MEGABYTES, MAX_OVERHEAD_MILLISECONDS = 3.0, 500, 20
 NUM_WORKERS = 2
 
@@ -88,6 +94,49 @@ def write_half_done(folder: Path, sweep: Sweep, num_workers: int = 100) -> None:
             )
             lines.append(encode_event(done))
         (folder / "journals" / f"r1-{number}.jsonl").write_bytes(b"".join(lines))
+
+
+def write_plan(folder: Path, num_units: int, num_models: int = 20, num_tasks: int = 5) -> Path:
+    """Write a sweep of finetunings, with its checkpoints and texts. Return its TOML."""
+    save_random_model(folder / "models" / "0", hidden=64, layers=1)
+    for number in range(1, num_models):
+        shutil.copytree(folder / "models" / "0", folder / "models" / str(number))
+    seeds = list(range(num_units // (num_models * num_tasks)))
+    tables = []
+    for task in range(num_tasks):
+        texts = folder / f"task{task}.csv"
+        rows = (f"the cat sleeps {task} {'here ' * (n % 5)},{n % 2}\n" for n in range(1000))
+        texts.write_text("text,label\n" + "".join(rows))
+        tables.append(
+            f"[[finetune]]\nname = 'task{task}'\nmodels = ['{folder}/models/*']\n"
+            f"suites = ['{texts}']\nseeds = {seeds}\noptions = {{ valid = '{texts}' }}\n"
+        )
+    path = folder / "plan.toml"
+    path.write_text("".join(tables))
+    return path
+
+
+def measure_plan(path: Path, cache: Path) -> tuple[float, float]:
+    """Return the seconds of `antlm-bench plan`, and the memory in MB of its largest process."""
+    program = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        sys.executable,
+        "-m",
+        "antlm_bench",
+        "plan",
+        str(path),
+    ]
+    environment = {**os.environ, "ANTLM_BENCH_CACHE": str(cache)}
+    start_time = time.perf_counter()
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
+    return time.perf_counter() - start_time, float(out)
 
 
 def measure_status(folder: Path) -> float:
@@ -151,6 +200,12 @@ def main() -> int:
         print(f"{name:<60} {value:10.2f} {unit:<4} limit {limit:g} {verdict}", flush=True)
 
     with tempfile.TemporaryDirectory() as root:
+        path = write_plan(Path(root), options.units)
+        for state in ("counting", "counted before"):
+            seconds, megabytes = measure_plan(path, Path(root) / "cache")
+            name = f"plan of {options.units:,} units, {state}"
+            report(name, seconds, "s", MAX_PLAN_SECONDS)
+            report(f"memory of the {name}", megabytes, "MB", MAX_PLAN_MEGABYTES)
         folder = Path(root) / "sweep"
         write_half_done(folder, make_sweep(options.units))
         seconds = min(measure_status(folder) for _ in range(3))

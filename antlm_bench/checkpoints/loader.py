@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from antlm_bench.checkpoints.resolve import (
     TRAINING_KEY,
     CheckpointSources,
     OpenOptions,
+    display_name,
     locate_sources,
 )
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_other_weight_sets
@@ -228,21 +228,3 @@ def _training_metadata(config: Any) -> dict[str, list[str]]:
     stored = getattr(config, TRAINING_KEY, None)
     entries = stored.items() if isinstance(stored, dict) else ()
     return {str(key): list(map(str, value)) for key, value in entries if isinstance(value, list)}
-
-
-def display_name(ref: str, options: OpenOptions) -> str:
-    """Return a checkpoint's name in tables: folder or hub id, revision, adapter."""
-    revision = f"@{options.revision}" if options.revision else ""
-    adapter = f"+{_shorten_ref(options.peft)}" if options.peft else ""
-    return _shorten_ref(ref) + revision + adapter
-
-
-def _shorten_ref(ref: str) -> str:
-    """Return the name of a folder, or a hub id as it is.
-
-    A folder `main`, as BabyLM names revisions, gets its parent's name.
-    """
-    if not Path(ref).exists():
-        return ref
-    folder = Path(ref).resolve()
-    return folder.parent.name if folder.name == "main" else folder.name

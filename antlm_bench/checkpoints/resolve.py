@@ -317,6 +317,24 @@ def locate_description(ref: str, options: OpenOptions) -> CheckpointSources:
     return CheckpointSources(folder, tokenizer)
 
 
+def display_name(ref: str, options: OpenOptions) -> str:
+    """Return a checkpoint's name in tables: folder or hub id, revision, adapter."""
+    revision = f"@{options.revision}" if options.revision else ""
+    adapter = f"+{_shorten_ref(options.peft)}" if options.peft else ""
+    return _shorten_ref(ref) + revision + adapter
+
+
+def _shorten_ref(ref: str) -> str:
+    """Return the name of a folder, or a hub id as it is.
+
+    A folder `main`, as BabyLM names revisions, gets its parent's name.
+    """
+    if not Path(ref).exists():
+        return ref
+    folder = Path(ref).resolve()
+    return folder.parent.name if folder.name == "main" else folder.name
+
+
 def _base_folder(
     ref: str, folder: Path, adapter_config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:

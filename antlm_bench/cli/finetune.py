@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ModelsOption,
@@ -123,6 +124,7 @@ def finetune_command(
     name: NameOption = None,
     again: AgainOption = False,
     replace: ReplaceOption = False,
+    dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,
     table_format: str,
@@ -160,16 +162,20 @@ def finetune_command(
         limit_train=parse_row_limits(limit_train, "--limit-train"),
         limit_valid=parse_row_limits(limit_valid, "--limit-valid"),
     )
+    arguments: dict[str, Any] = {
+        "tasks": split_names(task),
+        "seeds": seed or seeds or DEFAULT_SEEDS,
+        "attentions": split_names(attention),
+        "out": out,
+        "options": options,
+    }
+    if dry_run:
+        from antlm_bench.commands.plan import plan_finetune
+
+        print_plan(plan_finetune(model, split_names(suite), **arguments), table_format)
+        return
     try:
-        runs = finetune(
-            model,
-            split_names(suite),
-            tasks=split_names(task),
-            seeds=seed or seeds or DEFAULT_SEEDS,
-            attentions=split_names(attention),
-            out=out,
-            options=options,
-        )
+        runs = finetune(model, split_names(suite), **arguments)
     except UsageError as error:
         if error.location == "--preset" and not preset:
             error.location = "--compat"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ColumnsOption,
@@ -121,11 +122,24 @@ def score_command(
         Literal["suite", "field", "phenomenon", "paradigm"],
         output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
+    dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,
     table_format: str,
 ) -> None:
     """Score checkpoints on suites, print a table, write all predictions into a run folder."""
+    # The arguments of this function have the names of the options' fields.
+    values = {**locals(), **open_options}
+    if dry_run:
+        from antlm_bench.commands.plan import plan_score
+        from antlm_bench.commands.score_options import ScoreOptions as PlanOptions
+
+        columns_map = parse_column_map(columns)
+        options_to_plan = build_options(PlanOptions, values, columns=columns_map)
+        plan = plan_score(model, split_names(suite), split_names(method), options_to_plan, out)
+        print_plan(plan, table_format)
+        return
+
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.results_table import build_results_table
@@ -133,8 +147,6 @@ def score_command(
     from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.collections import describe_unscored_members
 
-    # The arguments of this function have the names of the options' fields.
-    values = {**locals(), **open_options}
     options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
     build_table = build_shards_table if shard else partial(build_results_table, by=by)
     try:

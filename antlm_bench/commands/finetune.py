@@ -181,10 +181,10 @@ def check_finetune_options(
                 f"unknown attention {name!r}", location="--attention", hint="causal, full or all"
             )
     if options.frozen:
-        _check_frozen_options(options)
+        check_frozen_options(options)
 
 
-def _check_frozen_options(options: FinetuneOptions) -> None:
+def check_frozen_options(options: FinetuneOptions) -> None:
     """Raise UsageError for options that have no effect on a frozen backbone."""
     for option, value in (("--preset", options.preset), ("--lora", options.lora)):
         if value:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.checkpoints.minicons_backend import validate_options
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.runs import Shard
@@ -110,7 +109,11 @@ class ScoreOptions:
                     location="--replace",
                     hint="leave it out, and merge the shards into a new run folder",
                 )
-        validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
+        if self.engine != DEFAULT_OPTIONS.engine:
+            # This imports torch, and a plan checks options without it.
+            from antlm_bench.checkpoints.minicons_backend import validate_options
+
+            validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
         for name in methods:
             if name != ALL_METHODS:
                 get_method(name)

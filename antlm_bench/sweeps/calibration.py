@@ -24,17 +24,21 @@ from antlm_bench.errors import BenchError
 from antlm_bench.runs import write_atomically
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
+from antlm_bench.sweeps.executors import list_gpus
 from antlm_bench.training.recipe import CorpusSpec, ModelSpec, TokenizerSpec
 from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 """Part of the key of a stored calibration. Raised when what is measured changes."""
-SHAPES = ((128, 2), (512, 4))
+SHAPES = ((128, 2), (384, 2))
 """(hidden size, layers) of the measured models."""
+DEVICE_KINDS = ("cpu", "cuda", "mps")
 ROW_LENGTH = 16
 TRAINING_LENGTH = 64
-MIN_SECONDS = 0.4
+MAX_CPU_TOKENS = 1024
+"""Tokens of a measured batch on a CPU, where larger ones are not faster per token."""
+MIN_SECONDS = 0.2
 """Duration of one measurement."""
 
 
@@ -55,6 +59,11 @@ class DeviceSpeed:
     """FLOP/s of training, forward and backward."""
     opening: tuple[float, ...]
     """Seconds to open the checkpoint."""
+
+    @property
+    def kind(self) -> str:
+        """cpu, cuda or mps."""
+        return self.device.partition(" ")[0]
 
     def forward_rate(self, hidden: int) -> float:
         """Return the FLOP/s of scoring with a model of some hidden size."""
@@ -78,16 +87,27 @@ def _interpolate(hidden: int, sizes: Sequence[int], rates: Sequence[float]) -> f
 
 
 def load_speed(device: str, dtype: str) -> DeviceSpeed | None:
-    """Return a stored speed: of this machine's `device` (cpu, cuda), or of a device or machine
-    whose name contains `device`. None if there is none.
+    """Return a stored speed: of this machine's cpu, cuda or mps, or of a device or machine whose
+    name contains `device`. None if there is none.
     """
-    speeds = [speed for speed in _read_speeds() if speed.dtype == dtype]
-    here = [s for s in speeds if s.machine == describe_machine()]
-    for speed in here:
-        if device in (speed.device, speed.device.partition(" ")[0]):
-            return speed
-    words = device.lower()
-    return next((s for s in speeds if words in f"{s.machine} {s.device}".lower()), None)
+    return next((speed for speed in list_speeds(device) if speed.dtype == dtype), None)
+
+
+def list_speeds(device: str) -> list[DeviceSpeed]:
+    """Return the stored speeds of a device, in all dtypes. device: as for load_speed; "" = all."""
+    speeds, kind = _read_speeds(), device.partition(":")[0]
+    if kind in DEVICE_KINDS:
+        machine = describe_machine()
+        return [each for each in speeds if (each.machine, each.kind) == (machine, kind)]
+    return [each for each in speeds if device.lower() in f"{each.machine} {each.device}".lower()]
+
+
+def guess_device_kind() -> str:
+    """Return the kind of device that commands choose on this machine, without torch."""
+    if list_gpus():
+        return "cuda"
+    is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    return "mps" if is_apple else "cpu"
 
 
 def describe_machine() -> str:
@@ -139,7 +159,7 @@ def _measure_shape(
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        _save_random_model(path, hidden, layers)
+        save_random_model(path, hidden, layers)
         options = OpenOptions(device=device, dtype=dtype)
         start_time = time.perf_counter()
         checkpoint = open_checkpoint(str(path), options)
@@ -147,13 +167,16 @@ def _measure_shape(
         size = read_checkpoint_facts(str(path), options).size
     assert size is not None  # it was saved with config.json and weights
     engine = checkpoint.engine
-    probes = _random_probes(engine.batch_tokens, size.vocabulary)
+    num_tokens = engine.batch_tokens
+    if engine.device.type == "cpu":
+        num_tokens = min(num_tokens, MAX_CPU_TOKENS)
+    probes = _random_probes(num_tokens, size.vocabulary)
     rows, length = probes.ids.shape
     flops = size.forward_flops(rows * length, rows * length, rows * length**2 / 2)
     seconds = _time_calls(lambda: engine.score_probes([probes], rows))
     model = _build_random_model(hidden, layers, size.vocabulary).to(engine.device)
     training_flops, training_seconds = _measure_training(
-        model, size, dtype, rows=max(8, engine.batch_tokens // 256)
+        model, size, dtype, rows=max(8, num_tokens // 256)
     )
     return size.parameters, flops / seconds, training_flops / training_seconds, opening
 
@@ -178,7 +201,8 @@ def _build_random_model(hidden: int, layers: int, vocabulary: int) -> Any:
         return build_model(spec, vocabulary, masked=False)
 
 
-def _save_random_model(path: Path, hidden: int, layers: int) -> None:
+def save_random_model(path: Path, hidden: int, layers: int) -> None:
+    """Save a Llama with random weights, and a tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     from antlm_bench.checkpoints.pretrained import silence_transformers

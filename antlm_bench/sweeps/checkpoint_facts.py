@@ -7,6 +7,7 @@ files, everything else from JSON files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,25 @@ from antlm_bench.checkpoints.resolve import (
     locate_description,
 )
 from antlm_bench.errors import MethodNotSupported
+from antlm_bench.safe_files import read_regular_file
+from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.types import Attention
-from antlm_bench.weight_files import hash_files, read_json, read_tensor_headers, select_weights
+from antlm_bench.weight_files import (
+    MAX_JSON_BYTES,
+    hash_files,
+    read_json,
+    read_tensor_headers,
+    select_weights,
+)
 
 Kind = Literal["causal", "masked", ""]
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
+MAX_LENGTH = 10**9
+"""Limits from here on mean "no limit"."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -37,7 +48,13 @@ LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
 """Words in the names of tensors that are looked up and not multiplied."""
 HEAD_WORDS = ("lm_head", "cls.", "classifier")
 """Words in the names of tensors that run only at the positions that are read."""
-TOKENIZERS_WITHOUT_MASK = ("PreTrainedTokenizer", "GPT2Tokenizer", "LlamaTokenizer", "GPTNeoX")
+TOKENIZERS_WITHOUT_MASK = (
+    "PreTrainedTokenizer",
+    "TokenizersBackend",
+    "GPT2Tokenizer",
+    "LlamaTokenizer",
+    "GPTNeoX",
+)
 """Classes of tokenizers that have no mask token unless their files name one."""
 
 
@@ -125,6 +142,25 @@ class CheckpointFacts:
                 )
         return list(dict.fromkeys(names))
 
+    def resolve_attentions(self, requested: Sequence[str]) -> list[Attention]:
+        """Return the attentions with which a unit finetunes: of "all" each that the checkpoint can
+        run with, without any that of its first method.
+
+        Raises MethodNotSupported.
+        """
+        all_attentions: tuple[Attention, ...] = ("causal", "full")
+        available = [name for name in all_attentions if name in self.attentions]
+        for name in requested:
+            if name != "all" and name not in available and self.kind:
+                raise MethodNotSupported(
+                    f"{self.ref} cannot run with {name} attention",
+                    hint=f"it can run with {' and '.join(available)} attention",
+                )
+        if requested:
+            return available if "all" in requested else [*requested]  # type: ignore[list-item]
+        first = self.methods[0] if self.methods else ""
+        return ["causal"] if first == "causal" else available[-1:]
+
 
 def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     """Read the facts of a folder or a hub id.
@@ -143,7 +179,9 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     if kind == "causal" and not record and has_mask_token is not False:
         attentions.add("full")  # the loader tries it, as the model may be a hybrid
     lengths = [config.get(key) for key in LENGTH_KEYS]
-    known_lengths = [n for n in lengths if isinstance(n, int) and n > 0]
+    tokenizer_config = _read_tokenizer_config(sources.tokenizer)
+    lengths += [tokenizer_config.get("model_max_length"), options.max_length]
+    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < MAX_LENGTH]
     return CheckpointFacts(
         ref=ref,
         folder=sources.base,
@@ -151,9 +189,7 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
         attentions=frozenset(attentions),
         has_mask_token=has_mask_token,
         trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
-        max_length=min(
-            [*known_lengths, *([options.max_length] if options.max_length else [])], default=None
-        ),
+        max_length=min(known_lengths, default=None),
         size=_measure_size(sources.base, config, options.allow_pickle),
         tokenizer_dir=sources.tokenizer,
         tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
@@ -198,8 +234,21 @@ def _detect_kind(config: Mapping[str, Any]) -> Kind:
     return ""
 
 
+def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """Return tokenizer_config.json; {} if there is none.
+
+    transformers writes 10**30 as model_max_length for "no limit", which no 64-bit integer holds.
+    """
+    try:
+        data = read_regular_file(folder / "tokenizer_config.json", MAX_JSON_BYTES)
+        content = parse_json(re.sub(rb"(?<=: )\d{19,}", str(MAX_LENGTH).encode(), data))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _find_mask_token(folder: Path) -> bool | None:
-    settings = read_json(folder / "tokenizer_config.json") or {}
+    settings = _read_tokenizer_config(folder)
     special_tokens = read_json(folder / "special_tokens_map.json") or {}
     if settings.get("mask_token") or special_tokens.get("mask_token"):
         return True

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from antlm_bench.errors import BenchError, DataError
-from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.sweeps.calibration import DeviceSpeed
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts, ForwardSize
+from antlm_bench.sweeps.count_requests import (
+    CountRequest,
+    Counts,
+    build_finetune_request,
+    build_score_request,
+    count_texts,
+)
 from antlm_bench.sweeps.expansion import ExpandedSweep, TrainedModel
 from antlm_bench.sweeps.future_corpora import count_corpus_words
-from antlm_bench.sweeps.sweep_texts import TASK_OPTIONS, fingerprint_suite
-from antlm_bench.sweeps.token_counts import CountsCache, TextCounts, count_suite, count_task
+from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
 from antlm_bench.sweeps.units import Unit
 from antlm_bench.training.flops import compute_model_size, training_flops
 from antlm_bench.training.recipe import list_scales, read_recipe
 from antlm_bench.training.schedule import TOKENS_PER_WORD, plan_steps
-from antlm_bench.types import Attention
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 SCORING_BATCH_TOKENS = {"cpu": 2048}
@@ -34,8 +38,8 @@ FORWARD_VALUES_PER_TOKEN = 16
 """Values of one layer that a forward holds at a time, per token and hidden unit."""
 TRAINING_VALUES_PER_TOKEN = 24
 """Values that the backward pass keeps, per token, layer and hidden unit."""
-SCORING_OPTIONS = ("limit", "columns", "allow_incomplete", "bos", "compat", "max_length")
-"""Options of `score` that decide what is counted."""
+KINDS_WITH_CHECKPOINT = ("score", "finetune")
+"""Kinds of units that open a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,79 +76,117 @@ def _add(a: Any, b: Any) -> Any:
 UNKNOWN_COST = UnitCost(None, None, None, None, None)
 
 
+def unit_dtype(unit: Unit) -> str:
+    """Return the dtype in which a unit runs a model; "" if it runs none."""
+    if unit.kind not in (*KINDS_WITH_CHECKPOINT, "train"):
+        return ""
+    key = "precision" if unit.kind == "train" else "dtype"
+    return str(unit.arguments["options"].get(key, "float32"))
+
+
 class Estimator:
     """Estimates the units of a sweep. Equal work is estimated once."""
 
     def __init__(
         self,
         expanded: ExpandedSweep,
-        speed: DeviceSpeed | None = None,
-        device: str = "cpu",
-        counts_cache: CountsCache | None = None,
+        find_speed: Callable[[str], DeviceSpeed | None] = lambda _: None,
+        device_kind: str = "cpu",
+        cache: CountsCache | None = None,
     ) -> None:
-        """speed: that of the device; None = times are unknown. device: cpu, cuda or mps."""
-        self.expanded, self.speed = expanded, speed
-        self.device_kind = device.partition(":")[0].partition(" ")[0]
-        self._counts = counts_cache or CountsCache()
-        self._costs: dict[Any, UnitCost] = {}
+        """find_speed: return the speed of the device with a dtype; None = times are unknown.
+        device_kind: cpu, cuda or mps.
+        """
+        self.expanded, self.device_kind = expanded, device_kind
+        self.find_speed = functools.cache(find_speed)
+        self._cache = cache or CountsCache()
+        self._counts: dict[tuple[object, ...], Counts | str] = {}
+        """Distinct work and attention -> its counts."""
 
-    def estimate(self, unit: Unit) -> UnitCost:
-        """Return the cost of a unit, without the time to open its checkpoint.
+    def estimate_all(self) -> dict[str, UnitCost]:
+        """Return id of a unit -> its cost, without the time to open its checkpoint.
 
         The cost of collect and report units is not estimated: they run no model.
         """
-        arguments = {key: value for key, value in unit.arguments.items() if key != "seed"}
-        facts = self.expanded.facts.get(unit.model)
-        identity = (facts.tokenizer_hash, facts.size, facts.kind) if facts else unit.model
-        key = (unit.kind, identity, json.dumps(arguments, sort_keys=True))
-        if key not in self._costs:
-            try:
-                if unit.kind == "train":
-                    cost = self._estimate_train(self.expanded.trained_models[unit.id])
-                elif unit.kind == "score" and facts:
-                    cost = self._estimate_score(facts, unit.arguments)
-                elif unit.kind == "finetune" and facts:
-                    cost = self._estimate_finetune(facts, unit.arguments)
-                else:
-                    cost = UnitCost()
-            except DataError:
-                raise
-            except BenchError as error:
-                cost = replace(UNKNOWN_COST, notes=(f"not estimated: {error.message}",))
-            self._costs[key] = cost
-        return self._costs[key]
+        units_by_work: dict[tuple[object, ...], list[Unit]] = {}
+        for unit in self.expanded.sweep.units:
+            units_by_work.setdefault(self._identify_work(unit), []).append(unit)
+        self._count({work: units[0] for work, units in units_by_work.items()})
+        costs: dict[str, UnitCost] = {}
+        for work, units in units_by_work.items():
+            cost = self._estimate(work, units[0])
+            costs |= dict.fromkeys((unit.id for unit in units), cost)
+        return costs
 
-    def opening_seconds(self, model: str) -> float | None:
-        """Return the time to open a checkpoint; None = unknown."""
-        facts = self.expanded.facts.get(model)
-        if self.speed is None or facts is None or facts.size is None:
+    def opening_seconds(self, unit: Unit) -> float | None:
+        """Return the time to open the checkpoint of a unit; None = unknown."""
+        facts = self._find_facts(unit)
+        if facts is None:
+            return 0.0
+        speed = self.find_speed(unit_dtype(unit))
+        if speed is None or facts.size is None:
             return None
-        return self.speed.opening_seconds(facts.size.parameters)
+        return speed.opening_seconds(facts.size.parameters)
+
+    def _find_facts(self, unit: Unit) -> CheckpointFacts | None:
+        """Return the facts of the checkpoint that a unit opens; None if it opens none."""
+        return self.expanded.facts[unit.model] if unit.kind in KINDS_WITH_CHECKPOINT else None
+
+    def _identify_work(self, unit: Unit) -> tuple[object, ...]:
+        """Return what the cost of a unit depends on: not its seed, and of weights their size."""
+        facts = self._find_facts(unit)
+        if facts is None:
+            return (unit.kind, unit.id)
+        identity = (facts.tokenizer_hash, facts.size, facts.kind, facts.max_length)
+        arguments = {key: value for key, value in unit.arguments.items() if key != "seed"}
+        return (unit.kind, identity, json.dumps(arguments, sort_keys=True))
+
+    def _count(self, units: Mapping[tuple[object, ...], Unit]) -> None:
+        requests: dict[tuple[object, ...], CountRequest] = {}
+        for work, unit in units.items():
+            facts, arguments = self._find_facts(unit), unit.arguments
+            if facts is None:
+                continue
+            suite, options = arguments["suite"], arguments["options"]
+            if unit.kind == "score":
+                methods = facts.resolve_methods(arguments["methods"])
+                requests[work] = build_score_request(facts, suite, methods, options)
+            elif unit.kind == "finetune":
+                for attention in facts.resolve_attentions(arguments["attentions"]):
+                    requests[(*work, attention)] = build_finetune_request(
+                        facts, suite, arguments["task"], attention, options
+                    )
+        results = count_texts(list(requests.values()), self._cache)
+        self._counts = dict(zip(requests, results, strict=True))
+
+    def _estimate(self, work: tuple[object, ...], unit: Unit) -> UnitCost:
+        facts = self._find_facts(unit)
+        if unit.kind == "train":
+            return self._estimate_train(self.expanded.trained_models[unit.id])
+        if unit.kind == "score" and facts:
+            return self._estimate_score(facts, unit.arguments, self._counts[work])
+        if unit.kind == "finetune" and facts:
+            return self._estimate_finetune(facts, unit.arguments, work)
+        return UnitCost()
 
     # ---- score
 
-    def _estimate_score(self, facts: CheckpointFacts, arguments: Mapping[str, Any]) -> UnitCost:
-        suite, options = str(arguments["suite"]), arguments["options"]
-        methods = facts.resolve_methods(arguments["methods"])
-        settings = {name: options[name] for name in SCORING_OPTIONS if name in options}
-        key = ["score", facts.tokenizer_hash, facts.max_length, sorted(methods), settings]
-        key += [facts.size.vocabulary if facts.size else 0, CONVENTIONS_VERSION]
-
-        def count() -> list[TextCounts]:
-            loaded = self.expanded.texts.load_suite(suite, options)
-            tokenizer = self._counts.load_tokenizer(facts)
-            return [count_suite(facts, loaded, methods, settings, tokenizer)]
-
-        [counts] = self._get_counts([*key, fingerprint_suite(suite)], count)
-        shard = str(arguments.get("shard", "1/1"))
-        counts = counts.scale(1 / int(shard.partition("/")[2]))
+    def _estimate_score(
+        self, facts: CheckpointFacts, arguments: Mapping[str, Any], result: Counts | str
+    ) -> UnitCost:
+        if isinstance(result, str):
+            return _not_counted(result)
+        [counts] = result
+        options = arguments["options"]
+        counts = counts.scale(1 / int(str(arguments.get("shard", "1/1")).partition("/")[2]))
         if facts.size is None:
             return _unknown_size(counts)
         dtype = str(options.get("dtype", "float32"))
         flops = facts.size.forward_flops(counts.tokens, counts.reads, counts.attended)
+        speed, notes = self.find_speed(dtype), _describe_other_speed(options)
         seconds = None
-        if self.speed is not None:
-            seconds = counts.seconds + flops / self.speed.forward_rate(facts.size.hidden)
+        if speed is not None and not notes:
+            seconds = counts.seconds + flops / speed.forward_rate(facts.size.hidden)
         return UnitCost(
             counts.rows,
             counts.tokens,
@@ -152,11 +194,8 @@ class Estimator:
             seconds,
             self._scoring_memory(facts.size, dtype, options.get("batch_tokens")),
             counts.is_exact,
+            notes,
         )
-
-    def _get_counts(self, key: Sequence[Any], count: Any) -> list[TextCounts]:
-        """Return counts from the cache, or count: always if the texts have no fingerprint."""
-        return count() if key[-1] is None else self._counts.get(key, count)
 
     def _scoring_memory(self, size: ForwardSize, dtype: str, batch_tokens: int | None) -> int:
         """Weights (loaded in float32 first), the values of one layer for a batch, and logits."""
@@ -169,27 +208,16 @@ class Estimator:
 
     # ---- finetune
 
-    def _estimate_finetune(self, facts: CheckpointFacts, arguments: Mapping[str, Any]) -> UnitCost:
-        suite, task, options = arguments["suite"], arguments["task"], arguments["options"]
-        attentions = _resolve_attentions(facts, arguments["attentions"])
-        settings = {name: options[name] for name in (*TASK_OPTIONS, "frozen") if name in options}
+    def _estimate_finetune(
+        self, facts: CheckpointFacts, arguments: Mapping[str, Any], work: tuple[object, ...]
+    ) -> UnitCost:
         total = UnitCost()
-        for attention in attentions:
-            key = ["finetune", facts.tokenizer_hash, facts.max_length, suite, task, attention]
-
-            def count(attention: Attention = attention) -> list[TextCounts]:
-                loaded = self.expanded.texts.load_task(suite, task, settings)
-                tokenizer = self._counts.load_tokenizer(facts)
-                fitted, selection, valid = count_task(facts, loaded, attention, tokenizer)
-                if options.get("frozen"):
-                    return [TextCounts(), fitted + selection + valid]
-                epochs = loaded.training.epochs
-                read = selection.scale(epochs) + valid
-                return [fitted.scale(epochs), read]
-
-            fingerprint = fingerprint_suite(suite, settings.get("valid"))
-            trained, read = self._get_counts([*key, settings, fingerprint], count)
-            total += self._cost_finetuning(facts, trained, read, options)
+        for attention in facts.resolve_attentions(arguments["attentions"]):
+            result = self._counts[(*work, attention)]
+            if isinstance(result, str):
+                return _not_counted(result)
+            trained, read = result
+            total += self._cost_finetuning(facts, trained, read, arguments["options"])
         return total
 
     def _cost_finetuning(
@@ -205,10 +233,11 @@ class Estimator:
             return _unknown_size(counts)
         training = 3 * size.forward_flops(trained.tokens, 0, trained.attended)
         reading = size.forward_flops(read.tokens, 0, read.attended)
+        speed = self.find_speed(str(options.get("dtype", "float32")))
         seconds = None
-        if self.speed is not None:
+        if speed is not None:
             # Reading runs the library's layers, which train at this rate, too.
-            seconds = counts.seconds + (training + reading) / self.speed.training_rate(size.hidden)
+            seconds = counts.seconds + (training + reading) / speed.training_rate(size.hidden)
         default = FINETUNING_BATCH_TOKENS.get(self.device_kind, GPU_BATCH_TOKENS)
         tokens = options.get("batch_tokens") or default
         copies = 1 if options.get("frozen") else 6  # backbone, model, gradients, Adam (2), best
@@ -216,7 +245,9 @@ class Estimator:
             copies * size.parameters
             + tokens * size.layers * size.hidden * TRAINING_VALUES_PER_TOKEN
         )
-        notes = () if options.get("frozen") else ("finetuning: all epochs; patience may end it",)
+        notes = (
+            () if options.get("frozen") else ("of all epochs; early stopping can end it sooner",)
+        )
         return UnitCost(
             counts.rows,
             counts.tokens,
@@ -241,6 +272,7 @@ class Estimator:
             teacher = read_recipe(name, scale)
             flops += training_flops(teacher, plan_steps(teacher, round(words * TOKENS_PER_WORD)))
         spec = recipe.model
+        speed = self.find_speed(str(options.get("precision", "float32")))
         parameters = compute_model_size(spec, recipe.tokenizer.vocabulary).parameters
         tokens = options.get("micro_tokens") or TRAINING_BATCH_TOKENS.get(
             self.device_kind, DEFAULT_TRAINING_BATCH_TOKENS
@@ -254,24 +286,25 @@ class Estimator:
             rows=sum(step.num_rows for step in steps),
             tokens=sum(step.num_tokens for step in steps),
             flops=flops,
-            seconds=flops / self.speed.training_rate(spec.hidden) if self.speed else None,
+            seconds=flops / speed.training_rate(spec.hidden) if speed else None,
             memory=memory,
             is_exact=False,
         )
 
 
+def _not_counted(reason: str) -> UnitCost:
+    return replace(UNKNOWN_COST, notes=(f"not estimated: {reason}",))
+
+
+def _describe_other_speed(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return why the measured speed is not that of a score unit; () if it is."""
+    if options.get("engine", "native") != "native":
+        return (f"the speed of the engine {options['engine']!r} is not known",)
+    if options.get("precision", "exact") != "exact":
+        return ("the time of adaptive precision depends on how many items are close",)
+    return ()
+
+
 def _unknown_size(counts: TextCounts) -> UnitCost:
     note = "its weights are not here yet, so that FLOPs, time and memory are unknown"
     return UnitCost(counts.rows, counts.tokens, None, None, None, counts.is_exact, (note,))
-
-
-def _resolve_attentions(facts: CheckpointFacts, names: Sequence[str]) -> list[Attention]:
-    """Return the attentions of a finetune unit: as `finetune` chooses them."""
-    available: list[Attention] = ["causal", "full"]
-    available = [name for name in available if name in facts.attentions]
-    if "all" in names:
-        return available
-    if names:
-        return [name for name in available if name in names]
-    first = facts.methods[0] if facts.methods else ""
-    return ["causal"] if first == "causal" else available[-1:]

@@ -16,7 +16,7 @@ from typing import Any
 
 from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
 from antlm_bench.declarations import list_declarations, suggest_name
-from antlm_bench.errors import BenchError, CheckpointError, DataError, DeclarationError, UsageError
+from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import list_suite_refs
 from antlm_bench.suites.task_types import find_task_type
 from antlm_bench.sweeps import stage_checks
@@ -28,12 +28,20 @@ from antlm_bench.sweeps.checkpoint_facts import (
 from antlm_bench.sweeps.declaration import (
     FinetuneStage,
     ScoreStage,
+    StageKind,
     SweepDeclaration,
     TrainStage,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
-from antlm_bench.sweeps.references import MODELS_DIR, RUNS_DIR, STAGE_PREFIX
-from antlm_bench.sweeps.sweep_texts import SweepTexts
+from antlm_bench.sweeps.references import (
+    MODELS_DIR,
+    RUNS_DIR,
+    STAGE_PREFIX,
+    make_absolute,
+    make_options_absolute,
+)
+from antlm_bench.sweeps.sweep_texts import find_suite_problem, find_task_problem
+from antlm_bench.sweeps.token_counts import CountsCache
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
@@ -66,8 +74,8 @@ class ExpandedSweep:
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
     """Suite or task -> why its data cannot be read. It has no units."""
-    texts: SweepTexts = field(default_factory=SweepTexts)
-    """The suites and tasks that were loaded."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Model of a unit -> its short name: of a checkpoint, that of its run folder."""
 
 
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
@@ -86,10 +94,12 @@ class _Expansion:
         self.units: dict[str, Unit] = {}
         self.trained_models: dict[str, list[TrainedModel]] = {}
         """Name of a train stage -> its models."""
+        self.model_folders: set[str] = set()
+        """Folders that the train units write."""
         self.facts: dict[str, CheckpointFacts] = {}
         self.needs: dict[str, tuple[str, ...]] = {}
         """Checkpoint -> the unit that trains it."""
-        self.texts = SweepTexts()
+        self.cache = CountsCache()
         self.missing_data: dict[str, str] = {}
         self.suites_to_fetch: dict[str, None] = {}
         self.cells: dict[tuple[str, str, str, int | None], Unit] = {}
@@ -112,19 +122,29 @@ class _Expansion:
         sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
         models = [model for models in self.trained_models.values() for model in models]
         by_unit = {model.unit.id: model for model in models}
-        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self.texts)
+        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self._name_models())
 
     @contextmanager
-    def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
+    def _locate(self, kind: StageKind, name: str, key: str = "") -> Iterator[None]:
         """Put file, stage and key before the location of an error."""
         try:
             yield
         except BenchError as error:
             stage_location = f"{self.location}: {kind} {name!r}"
             if not error.location.startswith(stage_location):
-                parts = [stage_location, key, error.location.removeprefix("--")]
+                detail = stage_checks.name_key(error.location, kind)
+                parts = [stage_location, "" if detail.startswith("options") else key, detail]
                 error.location = ": ".join(dict.fromkeys(filter(None, parts)))
             raise
+
+    def _name_models(self) -> dict[str, str]:
+        """Return model of a unit -> its short name."""
+        recipes = {
+            model.unit.model: model.recipe.name
+            for models in self.trained_models.values()
+            for model in models
+        }
+        return {**recipes, **name_runs(list(self.units_by_model))}
 
     # ---- train
 
@@ -139,23 +159,22 @@ class _Expansion:
                 unit = Unit(
                     "train",
                     name,
-                    ref,
+                    make_absolute(ref, "models"),
                     {
-                        "corpus": stage.corpus,
+                        "corpus": make_absolute(stage.corpus),
                         "scale": stage.scale,
                         "changes": changes,
                         "out": folder,
-                        "options": stage.options,
+                        "options": make_options_absolute(stage.options),
                     },
                 )
-                if unit.id in self.units or any(
-                    other.arguments["out"] == folder for other in self.units.values()
-                ):
+                if folder in self.model_folders:
                     raise DeclarationError(
                         f"two units train {folder}",
                         location="recipes",
                         hint="give other recipes or seeds, or put one of them into another stage",
                     )
+                self.model_folders.add(folder)
                 self.units[unit.id] = unit
                 yield TrainedModel(unit, recipe, stage.corpus)
 
@@ -211,6 +230,7 @@ class _Expansion:
         open_options = OpenOptions(
             **{key: value for key, value in options.items() if key in names and key != "dtype"}
         )
+        refs = list(map(make_absolute, refs))
         for ref in refs:
             if ref not in self.facts:
                 self.facts[ref] = read_checkpoint_facts(ref, open_options)
@@ -221,12 +241,13 @@ class _Expansion:
     def _expand_score(self, name: str, stage: ScoreStage) -> None:
         stage_checks.check_score_options(stage.options, stage.methods)
         with self._locate("score", name, "suites"):
-            suites = list_suite_refs(list(stage.suites))
+            suites = [make_absolute(suite, "tasks") for suite in list_suite_refs(stage.suites)]
             for suite in suites:
                 find_task_type(suite).check_methods(suite, [m for m in stage.methods if m != "all"])
         with self._locate("score", name, "models"):
             models = self._list_models(stage, stage.options)
-        present_suites = [suite for suite in suites if not self._lacks_suite(suite, stage.options)]
+        options = make_options_absolute(stage.options)
+        present_suites = [suite for suite in suites if not self._lacks_suite(suite, options)]
         for model in models:
             with self._locate("score", name, "methods"):
                 methods = self.facts[model].resolve_methods(stage.methods)
@@ -235,7 +256,7 @@ class _Expansion:
                     arguments: dict[str, Any] = {
                         "suite": suite,
                         "methods": list(stage.methods),
-                        "options": stage.options,
+                        "options": options,
                     }
                     if stage.shards > 1:
                         arguments["shard"] = f"{number}/{stage.shards}"
@@ -244,7 +265,7 @@ class _Expansion:
 
     def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
         if suite not in self.missing_data:
-            reason = self.texts.find_suite_problem(suite, options)
+            reason = find_suite_problem(suite, options, self.cache)
             if reason:
                 self.missing_data[suite] = reason
                 self.suites_to_fetch[suite] = None
@@ -258,35 +279,35 @@ class _Expansion:
         with self._locate("finetune", name, "models"):
             models = self._list_models(stage, stage.options)
         seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
+        options = make_options_absolute(stage.options)
         present = []
-        for suite, task in tasks:
-            reason = self.texts.find_task_problem(suite, task, stage.options)
+        for ref, task in tasks:
+            suite = make_absolute(ref, "tasks")
+            reason = find_task_problem(suite, task, options, self.cache)
             if reason:
                 self.missing_data[f"{suite}.{task}"] = reason
                 self.suites_to_fetch[suite] = None
             else:
                 present.append((suite, task))
         for model in models:
-            facts = self.facts[model]
-            for attention in stage.attentions:
-                if attention != "all" and facts.kind and attention not in facts.attentions:
-                    raise CheckpointError(
-                        f"{model} cannot run with {attention} attention",
-                        location="attentions",
-                        hint=f"it can run with {' and '.join(sorted(facts.attentions))} attention",
-                    )
+            with self._locate("finetune", name, "attentions"):
+                attentions = {
+                    attention: self.facts[model].resolve_attentions([attention] * bool(attention))
+                    for attention in stage.attentions or ("",)
+                }
             for suite, task in present:
-                for attention in stage.attentions or ("",):
+                for attention, resolved in attentions.items():
                     for seed in seeds:
                         arguments = {
                             "suite": suite,
                             "task": task,
                             "attentions": [attention] if attention else [],
                             "seed": seed,
-                            "options": stage.options,
+                            "options": options,
                         }
                         unit = Unit("finetune", name, model, arguments, self._needs_of(model))
-                        self._add_part(unit, [(model, f"{suite}.{task}", attention, seed)])
+                        cells = [(model, f"{suite}.{task}", each, seed) for each in resolved]
+                        self._add_part(unit, cells)
 
     def _needs_of(self, model: str) -> tuple[str, ...]:
         return self.needs.get(model, ())
@@ -305,8 +326,8 @@ class _Expansion:
                 model, suite, method, seed = cell
                 seed_text = "" if seed is None else f" with seed {seed}"
                 raise DeclarationError(
-                    f"{suite} ({method or 'default attention'}) of {model}{seed_text} is also "
-                    f"computed by the stage {other.stage!r}, with other settings",
+                    f"{suite} ({method}) of {model}{seed_text} is also "
+                    f"computed by the stage {other.stage!r}",
                     hint="leave it out of one of them, or write another sweep with its own `out`",
                 )
         self.units[unit.id] = unit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from antlm_bench.arguments import check_value
@@ -14,7 +15,7 @@ from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec, override_settings
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.task_types import read_declaration_of_type
-from antlm_bench.sweeps.declaration import FinetuneStage, TrainStage
+from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
 from antlm_bench.training.text_sources import load_text_source
 
 # Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
@@ -42,6 +43,12 @@ NO_OPTIONS = frozenset(
 )
 SCORE_OPTIONS = frozenset({"compat"})
 FINETUNE_OPTIONS = frozenset({"changes"})
+STAGE_KEYS: dict[StageKind, Collection[str]] = {
+    "train": TrainStage.model_fields,
+    "score": ScoreStage.model_fields,
+    "finetune": FinetuneStage.model_fields,
+}
+"""Kind of a stage -> its keys."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -70,6 +77,27 @@ def check_options(
         )
 
 
+@contextmanager
+def locate_option(kind: StageKind) -> Iterator[None]:
+    """Let an error of a command name the option as a stage has it."""
+    try:
+        yield
+    except UsageError as error:
+        error.location = name_key(error.location, kind)
+        raise
+
+
+def name_key(location: str, kind: StageKind) -> str:
+    """Return the key of a stage for an option of the command line, and other locations as they are:
+    `models` for --model, `options: limit_train` for --limit-train.
+    """
+    if not location.startswith("--"):
+        return location
+    name = location.removeprefix("--").replace("-", "_").replace("set", "changes")
+    keys = [key for key in (name, f"{name}s") if key in STAGE_KEYS[kind]]
+    return keys[0] if keys else f"options: {name}"
+
+
 def check_train_stage(stage: TrainStage) -> None:
     """Raise BenchError for options or a corpus with which no unit of the stage can train."""
     check_options(stage.options, TrainKeywords)
@@ -91,14 +119,10 @@ def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> N
                 error.location = "methods"
                 raise
     if options:
-        # torch, which this imports, is needed for a stage with options only.
-        from antlm_bench.commands.score import ScoreOptions
+        from antlm_bench.commands.score_options import ScoreOptions
 
-        try:
+        with locate_option("score"):
             ScoreOptions(**options).validate(methods)
-        except UsageError as error:
-            error.location = f"options: {error.location.removeprefix('--')}"
-            raise
 
 
 def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
@@ -107,6 +131,11 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
     Raises UsageError for an unknown task, preset, option or attention. No data are read.
     """
     check_options(stage.options, FinetuneKeywords, FINETUNE_OPTIONS)
+    if stage.options.get("frozen"):
+        from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
+
+        with locate_option("finetune"):
+            check_frozen_options(FinetuneOptions(**stage.options))
     for attention in stage.attentions:
         if attention not in ("causal", "full", "all"):
             raise UsageError(

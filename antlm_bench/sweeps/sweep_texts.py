@@ -33,74 +33,66 @@ TASK_OPTIONS = ("valid", "columns", "limit_train", "limit_valid", "preset", "cha
 """Options of `finetune` that decide which texts are loaded, and how often they are read."""
 
 
-class SweepTexts:
-    """Loads the suites and tasks of a sweep, each once."""
+def load_suite_texts(suite: str, options: Mapping[str, Any]) -> Suite:
+    """Load a suite. options: those of `score`. Raises DataError."""
+    settings = {name: options[name] for name in SUITE_OPTIONS if name in options}
+    columns = columns_for_ref(suite, [suite], settings.pop("columns", {}))
+    return load_suite(suite, columns=columns, **settings)
 
-    def __init__(self, cache: CountsCache | None = None) -> None:
-        self.cache = cache or CountsCache()
-        self._suites: dict[str, Suite] = {}
-        self._tasks: dict[str, ClassificationTask] = {}
 
-    def load_suite(self, suite: str, options: Mapping[str, Any]) -> Suite:
-        """Load a suite. options: those of `score`. Raises DataError."""
-        settings = {name: options[name] for name in SUITE_OPTIONS if name in options}
-        key = json.dumps([suite, settings], sort_keys=True)
-        if key not in self._suites:
-            columns = columns_for_ref(suite, [suite], settings.pop("columns", {}))
-            self._suites[key] = load_suite(suite, columns=columns, **settings)
-        return self._suites[key]
+def load_task_texts(suite: str, task: str, options: Mapping[str, Any]) -> ClassificationTask:
+    """Load a classification task. options: those of `finetune`. Raises DataError."""
+    limits = {
+        name: (options.get(name) or {}).get(task, (options.get(name) or {}).get(""))
+        for name in ("limit_train", "limit_valid")
+    }
+    return classification_loader.load_task(
+        suite,
+        task,
+        preset=options.get("preset", ""),
+        valid=options.get("valid"),
+        overrides=options.get("changes", ()),
+        columns=options.get("columns"),
+        **limits,
+    )
 
-    def load_task(self, suite: str, task: str, options: Mapping[str, Any]) -> ClassificationTask:
-        """Load a classification task. options: those of `finetune`. Raises DataError."""
-        settings = {name: options[name] for name in TASK_OPTIONS if name in options}
-        key = json.dumps([suite, task, settings], sort_keys=True)
-        if key not in self._tasks:
-            limits = {
-                name: (settings.get(name) or {}).get(task, (settings.get(name) or {}).get(""))
-                for name in ("limit_train", "limit_valid")
-            }
-            self._tasks[key] = classification_loader.load_task(
-                suite,
-                task,
-                preset=settings.get("preset", ""),
-                valid=settings.get("valid"),
-                overrides=settings.get("changes", ()),
-                columns=settings.get("columns"),
-                **limits,
-            )
-        return self._tasks[key]
 
-    def find_suite_problem(self, suite: str, options: Mapping[str, Any]) -> str:
-        """Return why a suite's data cannot be read; "" if they can.
+def find_suite_problem(suite: str, options: Mapping[str, Any], cache: CountsCache) -> str:
+    """Return why a suite's data cannot be read; "" if they can.
 
-        Raises the errors of options that do not fit it.
-        """
-        missing = list_missing_files(suite)
-        settings = {name: options[name] for name in SUITE_OPTIONS if name in options}
-        return missing or self._find_problem(
-            ["suite", suite, settings, fingerprint_suite(suite)],
-            lambda: len(self.load_suite(suite, options).items),
-        )
+    cache: remembers which files were read. Raises the errors of options that do not fit the suite.
+    """
+    missing = list_missing_files(suite)
+    settings = {name: options[name] for name in SUITE_OPTIONS if name in options}
+    return missing or _find_problem(
+        ["suite", suite, settings, fingerprint_suite(suite)],
+        lambda: len(load_suite_texts(suite, options).items),
+        cache,
+    )
 
-    def find_task_problem(self, suite: str, task: str, options: Mapping[str, Any]) -> str:
-        """Return why a task's data cannot be read; "" if they can. Raises as the above."""
-        valid = options.get("valid")
-        missing = list_missing_task_files(suite, task, valid)
-        settings = {name: options[name] for name in TASK_OPTIONS if name in options}
-        return missing or self._find_problem(
-            ["task", suite, task, settings, fingerprint_suite(suite, valid)],
-            lambda: len(self.load_task(suite, task, options).train),
-        )
 
-    def _find_problem(self, key: list[Any], load: Callable[[], int]) -> str:
-        """Load the texts, unless they were loaded before from the same files."""
-        if key[-1] is None:  # texts without files, such as those of lm-eval
-            return ""
+def find_task_problem(suite: str, task: str, options: Mapping[str, Any], cache: CountsCache) -> str:
+    """Return why a task's data cannot be read; "" if they can. As find_suite_problem."""
+    valid = options.get("valid")
+    missing = list_missing_task_files(suite, task, valid)
+    settings = {name: options[name] for name in TASK_OPTIONS if name in options}
+    return missing or _find_problem(
+        ["task", suite, task, settings, fingerprint_suite(suite, valid)],
+        lambda: len(load_task_texts(suite, task, options).train),
+        cache,
+    )
+
+
+def _find_problem(key: list[Any], load: Callable[[], int], cache: CountsCache) -> str:
+    """Load the texts, unless they were loaded before from the same files."""
+    if key[-1] is None:  # texts without files, such as those of lm-eval
+        return ""
+    if cache.find(key) is None:
         try:
-            self.cache.get(key, lambda: [TextCounts(rows=load())])
+            cache.store(key, [TextCounts(rows=load())])
         except DataError as error:
             return error.message
-        return ""
+    return ""
 
 
 def list_missing_files(suite: str) -> str:

@@ -25,6 +25,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.plan import build_plans
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
+from antlm_bench.training.schedule import TOKENS_PER_WORD
 from antlm_bench.types import Attention, Floats, Probes
 from antlm_bench.weight_files import read_json
 
@@ -37,8 +38,6 @@ COUNTS_VERSION = 1
 """Part of the key of cached counts. Raised when a change of the code changes them."""
 BATCH_TOKENS = 2048
 """Tokens per forward for which batches are counted: those of a CPU."""
-TOKENS_PER_WORD = 1.4
-"""Assumed for a checkpoint whose tokenizer does not exist yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def count_suite(
     tokenizer: that of the checkpoint; None = load it. Raises BenchError for texts that the
     tokenizer cannot read.
     """
-    from antlm_bench.commands.score import ScoreOptions
+    from antlm_bench.commands.score_options import ScoreOptions
     from antlm_bench.scoring.conventions import apply_conventions
     from antlm_bench.scoring.multiple_choice import iter_chunks
     from antlm_bench.suites.task_types import TASK_TYPES, PredictRequest
@@ -290,33 +289,24 @@ class CountsCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or sources.cache_dir() / "token-counts"
-        self._tokenizers: dict[str, Any] = {}
 
-    def load_tokenizer(self, facts: CheckpointFacts) -> Any:
-        """Load the tokenizer of a checkpoint once for all checkpoints that share it."""
-        if not facts.tokenizer_hash:
-            return None
-        if facts.tokenizer_hash not in self._tokenizers:
-            self._tokenizers[facts.tokenizer_hash] = load_tokenizer(facts)
-        return self._tokenizers[facts.tokenizer_hash]
+    def find(self, key: Sequence[Any]) -> tuple[TextCounts, ...] | None:
+        """Return the counts that are stored under a key; None if there are none."""
+        stored = read_json(self._path(key))
+        try:
+            return tuple(TextCounts(**entry) for entry in stored["counts"]) if stored else None
+        except (KeyError, TypeError):
+            return None  # of another version
 
-    def get(self, key: Sequence[Any], count: Callable[[], list[TextCounts]]) -> list[TextCounts]:
-        """Return the counts of a key. They are computed by `count` the first time.
-
-        A cache that cannot be read or written is left out.
-        """
-        text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-        stored = read_json(path)
-        if stored is not None:
-            try:
-                return [TextCounts(**entry) for entry in stored["counts"]]
-            except (KeyError, TypeError):
-                pass  # of another version: counted again
-        counts = count()
+    def store(self, key: Sequence[Any], counts: Sequence[TextCounts]) -> None:
+        """Store counts under a key. A cache that cannot be written is left out."""
+        content = json.dumps({"counts": [asdict(each) for each in counts]})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"counts": [asdict(c) for c in counts]}).encode())
+            write_atomically(self._path(key), content.encode())
         except (OSError, BenchError):
             pass
-        return counts
+
+    def _path(self, key: Sequence[Any]) -> Path:
+        text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"

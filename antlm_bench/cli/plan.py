@@ -1,0 +1,103 @@
+"""The command `plan`: what a sweep will compute, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from antlm_bench.cli.shared_options import (
+    model_option,
+    output_option,
+    settings_option,
+    split_names,
+    with_table_format,
+)
+from antlm_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from antlm_bench.sweeps.plans import SweepPlan
+
+CALIBRATE = "antlm-bench plan --calibrate"
+"""The command that measures this machine."""
+DryRunOption = Annotated[
+    bool,
+    output_option("--dry-run", help="Print what would be computed, and its cost; start nothing."),
+]
+
+
+@with_table_format()
+def plan_command(
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A sweep's .toml.", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        model_option(metavar="CKPT", help="Without a FILE: checkpoints to score. Repeatable."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        model_option(metavar="NAME", help="Without a FILE: suites to score. Repeatable, or a,b."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        settings_option(
+            metavar="NAME", help="Scoring methods.", show_default="the checkpoint's first"
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        settings_option(
+            metavar="NAME",
+            help="Device of the times: cpu, cuda, mps, or part of a name that was measured.",
+            show_default="that of this machine",
+        ),
+    ] = "",
+    calibrate: Annotated[
+        bool,
+        settings_option(
+            "--calibrate", help="Measure this machine first, in seconds; plans keep the result."
+        ),
+    ] = False,
+    units: Annotated[bool, output_option("--units", help="A row per unit.")] = False,
+    *,
+    table_format: str,
+) -> None:
+    """Show what a sweep will compute: units, tokens, FLOPs, time, memory, and what is done.
+
+    Every name and option is checked, so that nothing fails for a typo after hours. Nothing starts.
+    """
+    from antlm_bench.commands.plan import calibrate_devices, plan_score, plan_sweep
+    from antlm_bench.commands.score_options import ScoreOptions
+    from antlm_bench.reporting.plan_table import build_speeds_table
+    from antlm_bench.reporting.writers import print_table
+
+    models, suites, methods = model or [], split_names(suite), split_names(method)
+    if sweep is not None:
+        for option, values in (("--model", models), ("--suite", suites), ("--method", methods)):
+            if values:
+                raise UsageError(
+                    f"{option} cannot be combined with a file", location=option, hint="edit it"
+                )
+        plan = plan_sweep(sweep, device, calibrate=calibrate)
+    elif models and suites:
+        plan = plan_score(
+            models, suites, methods, ScoreOptions(), device=device, calibrate=calibrate
+        )
+    elif calibrate and not (models or suites or methods):
+        print_table(build_speeds_table(calibrate_devices(device, ())), table_format)
+        return
+    else:
+        raise UsageError(
+            "nothing to plan", hint="give a sweep's .toml, or --model and --suite (docs/scale.md)"
+        )
+    print_plan(plan, table_format, units=units)
+
+
+def print_plan(plan: SweepPlan, table_format: str, *, units: bool = False) -> None:
+    """Print the table of a plan."""
+    from antlm_bench.reporting.plan_table import build_plan_table
+    from antlm_bench.reporting.writers import print_table
+
+    print_table(build_plan_table(plan, units=units, command=CALIBRATE), table_format)

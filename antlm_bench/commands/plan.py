@@ -1,0 +1,214 @@
+"""`plan`, and --dry-run of `score` and `finetune`: what would be computed, and what it costs.
+
+Nothing is started, downloaded or written, except measured speeds and token counts in the user's
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.runs import Shard
+from antlm_bench.runs.layout import REPORTS_DIR
+from antlm_bench.sweeps.calibration import (
+    DEVICE_KINDS,
+    DeviceSpeed,
+    guess_device_kind,
+    list_speeds,
+    load_speed,
+    measure_speed,
+)
+from antlm_bench.sweeps.declaration import (
+    FinetuneStage,
+    ScoreStage,
+    SweepDeclaration,
+    read_sweep_file,
+)
+from antlm_bench.sweeps.estimates import Estimator
+from antlm_bench.sweeps.expansion import ExpandedSweep, expand_sweep
+from antlm_bench.sweeps.finished_units import find_done_units, find_finished_units
+from antlm_bench.sweeps.plans import SweepPlan, build_plan, list_dtypes
+from antlm_bench.sweeps.units import Sweep, UnitGroup
+from antlm_bench.types import Names, as_list
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.finetune import FinetuneOptions
+    from antlm_bench.commands.score_options import ScoreOptions
+
+COMMAND_LINE = "command line"
+"""Location of a sweep without a file, in errors."""
+FLAGS = {
+    "models": "--model",
+    "suites": "--suite",
+    "methods": "--method",
+    "tasks": "--task",
+    "attentions": "--attention",
+    "seeds": "--seed",
+}
+"""Key of a stage -> the option of the command line."""
+COMMAND_OPTIONS = ("revision", "name", "again", "replace", "require_all", "shard")
+"""Options of commands that a stage has as keys of its own, or that decide no cost."""
+
+
+def plan_sweep(path: Path, device: str = "", *, calibrate: bool = False) -> SweepPlan:
+    """Return the plan of a sweep's TOML.
+
+    device: cpu, cuda, mps, or a part of the name of a device or machine that was measured; "" =
+    that of this machine. calibrate: measure this machine first. Raises the errors of everything
+    that a unit could stumble over, and UsageError for an unknown device.
+    """
+    declaration = read_sweep_file(path)
+    expanded = expand_sweep(declaration, str(path))
+    done = find_done_units(expanded.sweep, declaration.folder)
+    return _estimate(expanded, str(declaration.folder), done, device, calibrate)
+
+
+def plan_score(
+    models: Names,
+    suites: Names,
+    methods: Names,
+    options: ScoreOptions,
+    out: str | Path | None = None,
+    *,
+    device: str = "",
+    calibrate: bool = False,
+) -> SweepPlan:
+    """Return the plan of a call of `score`. device, calibrate: as for `plan_sweep`."""
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    suite_names = as_list(suites)
+    with _name_flags("score"):
+        stage = ScoreStage(
+            models=tuple(as_list(models)),
+            revisions=_split_revisions(options.revision),
+            suites=tuple(suite_names),
+            methods=tuple(as_list(methods)),
+            shards=shard.count if shard else 1,
+            options=_list_options(options),
+        )
+        keeps_others = len(suite_names) > 1 and not options.require_all
+        declaration = SweepDeclaration(
+            name="score", score=(stage,), allow_missing_data=keeps_others
+        )
+        expanded = _select_units(expand_sweep(declaration, COMMAND_LINE), options.shard)
+    done = set() if options.again else find_finished_units(expanded, out)
+    return _estimate(expanded, str(out or REPORTS_DIR), done, device, calibrate)
+
+
+def plan_finetune(
+    models: Names,
+    suites: Names,
+    *,
+    options: FinetuneOptions,
+    tasks: Names = (),
+    seeds: Sequence[int] | int = (1, 2, 3),
+    attentions: Names = (),
+    out: str | Path | None = None,
+) -> SweepPlan:
+    """Return the plan of a call of `finetune`."""
+    with _name_flags("finetune"):
+        stage = FinetuneStage(
+            models=tuple(as_list(models)),
+            revisions=_split_revisions(options.revision),
+            suites=tuple(as_list(suites)),
+            tasks=tuple(as_list(tasks)),
+            attentions=tuple(as_list(attentions)),
+            seeds=tuple(range(1, seeds + 1) if isinstance(seeds, int) else seeds),
+            options=_list_options(options),
+        )
+        declaration = SweepDeclaration(name="finetune", finetune=(stage,), allow_missing_data=True)
+        expanded = _select_units(expand_sweep(declaration, COMMAND_LINE))
+    done = set() if options.again else find_finished_units(expanded, out)
+    return _estimate(expanded, str(out or REPORTS_DIR), done)
+
+
+def calibrate_devices(device: str, dtypes: Sequence[str]) -> list[DeviceSpeed]:
+    """Measure a device of this machine in some dtypes, and keep the speeds in the user's cache.
+
+    device: "" = the best of this machine. Raises UsageError for a device that is not here.
+    """
+    return [measure_speed(device or "auto", dtype) for dtype in dtypes or ("float32",)]
+
+
+def _estimate(
+    expanded: ExpandedSweep,
+    folder: str,
+    done: Collection[str] = (),
+    device: str = "",
+    calibrate: bool = False,
+) -> SweepPlan:
+    if calibrate:
+        calibrate_devices(device, list_dtypes(expanded.sweep))
+    kind = _find_device_kind(device)
+
+    def find_speed(dtype: str) -> DeviceSpeed | None:
+        return load_speed(device or kind, dtype)
+
+    return build_plan(expanded, folder, Estimator(expanded, find_speed, kind), done)
+
+
+def _find_device_kind(device: str) -> str:
+    """Return cpu, cuda or mps. Raises UsageError for a device that nobody measured."""
+    if not device:
+        return guess_device_kind()
+    kind = device.partition(":")[0]
+    if kind in DEVICE_KINDS:
+        return kind
+    speeds = list_speeds(device)
+    if not speeds:
+        names = ", ".join(f"{each.device} of {each.machine}" for each in list_speeds("")) or "none"
+        raise UsageError(
+            f"no device {device!r} was measured",
+            location="--device",
+            hint=f"{', '.join(DEVICE_KINDS)}, or a part of a name that was measured: {names}",
+        )
+    return speeds[0].kind
+
+
+def _list_options(options: ScoreOptions | FinetuneOptions) -> dict[str, Any]:
+    """Return the options that differ from their defaults, by name."""
+    defaults = asdict(type(options)())
+    return {
+        name: value
+        for name, value in asdict(options).items()
+        if value != defaults[name] and name not in COMMAND_OPTIONS
+    }
+
+
+def _split_revisions(revision: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (revision or "").split(",")))
+
+
+def _select_units(expanded: ExpandedSweep, shard: str | None = None) -> ExpandedSweep:
+    """Return the sweep without the units that collect runs, and with those of one shard only."""
+    groups = []
+    for group in expanded.sweep.groups:
+        units = tuple(
+            unit
+            for unit in group.units
+            if unit.kind in ("score", "finetune") and unit.arguments.get("shard") in (None, shard)
+        )
+        if units:
+            groups.append(UnitGroup(group.id, units))
+    return replace(expanded, sweep=Sweep(expanded.sweep.name, tuple(groups)))
+
+
+@contextmanager
+def _name_flags(kind: str) -> Iterator[None]:
+    """Let errors of a stage name the options of the command line."""
+    try:
+        yield
+    except BenchError as error:
+        prefix = f"{COMMAND_LINE}: {kind} {kind!r}"
+        keys = error.location.removeprefix(prefix).removeprefix(": ").split(": ")
+        if error.location.startswith(COMMAND_LINE):
+            if keys[0] == "options":
+                name = keys[1].replace("_", "-").replace("changes", "set") if keys[1:] else ""
+                keys = [f"--{name}" if name else "", *keys[2:]]
+            keys[0] = "" if keys[0] == COMMAND_LINE else FLAGS.get(keys[0], keys[0])
+            error.location = ": ".join(filter(None, keys))
+        raise
