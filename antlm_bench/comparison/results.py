@@ -61,6 +61,8 @@ class Difference:
     """
     flip_rate: float | None = None
     """Share of items whose credit changed, as a mean over strata. None = no credits."""
+    df: float | None = None
+    """Degrees of freedom of the t distribution that gives the interval; None = normal."""
     margin: Estimate | None = None
     """Mean change of log P(right option) - log P(best other), in nats."""
     lower_is_better: bool = False

@@ -21,7 +21,7 @@ from antlm_bench.errors import (
     PerformanceRegression,
     Undecided,
 )
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.comparison_table import (
     format_interval,
     format_number,
@@ -203,7 +203,8 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if headline.status == "undecided":
         note = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:
-            note += f"; about {headline.items_to_decide:,} items of this kind would decide"
+            items = format_count(headline.items_to_decide, "item")
+            note += f"; about {items} of this kind would decide"
         yield note
     yield from verdict.comparison.notes
 

@@ -9,6 +9,7 @@ from antlm_bench.comparison import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_DIFFERENCE_INTERVAL
+from antlm_bench.printable import format_count, pluralize
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
@@ -276,13 +277,13 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
     head, metric = comparison.headline, comparison.metric
     counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
     changes = ", ".join(f"{n:,} {label}" for n, label in counts)
-    notes = [f"{head.n:,} items: {changes}".removesuffix(": ")]
+    notes = [f"{format_count(head.n, 'item')}: {changes}".removesuffix(": ")]
     if head.detectable is not None:
         smallest_difference = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
         notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
     if clustered := head.views.get("clustered"):
         notes.append(
-            f"if the {results_table.pluralize(comparison.macro[-1])} are themselves a sample: "
+            f"if the {pluralize(comparison.macro[-1])} are themselves a sample: "
             f"95% CI {format_interval(clustered, metric)}"
         )
     if head.margin:

@@ -14,6 +14,7 @@ from prediction_rows import PredictionRow
 from antlm_bench import runs, statistics
 from antlm_bench.comparison import compare_runs
 from antlm_bench.comparison.join import UNCLUSTERED_NOTE
+from antlm_bench.comparison.paired import FEW_CLUSTERS_NOTE, few_clusters_notes
 from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.exports.items_csv import format_items_csv
 from antlm_bench.types import Item
@@ -159,3 +160,12 @@ def test_an_interval_of_clusters_follows_from_exported_items(tmp_path: Path) -> 
     assert tuple(interval) == pytest.approx((headline.low, headline.high))
     plain = format_items_csv([write(tmp_path / "b", 1, with_clusters=False)])
     assert b"cluster" not in plain.splitlines()[0]
+
+
+def test_a_comparison_over_few_clusters_has_a_note() -> None:
+    clusters = np.repeat(np.arange(60), 2)
+
+    assert few_clusters_notes(clusters[:98]) == (FEW_CLUSTERS_NOTE,)  # 49 clusters
+    assert few_clusters_notes(clusters[:100]) == ()  # 50
+    assert few_clusters_notes(clusters[:14]) == ()  # 7, whose items count as alike
+    assert few_clusters_notes(None) == ()
