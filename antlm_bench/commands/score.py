@@ -31,6 +31,7 @@ from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageErro
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
+from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import (
     build_manifest,
@@ -364,8 +365,9 @@ def _score_suite(
 
 
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
+    items = format_count(len(suite.items), "item")
     return DataError(
-        f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
+        f"none of {items} fits the model, which reads {max_length} tokens",
         location=suite.origin[0] if suite.origin else suite.name,
         hint="leave the suite out, or raise --max-length if the model reads longer texts",
     )

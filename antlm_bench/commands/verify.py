@@ -23,6 +23,7 @@ from antlm_bench.errors import (
     UsageError,
 )
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.results.verification import PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
@@ -224,7 +225,7 @@ def _compare_suite(
             [predictions] = multiple_choice.predict(checkpoint, sample, [method])
             fitting = np.flatnonzero(~predictions.has_flag("too-long"))
             if not len(fitting):
-                message = f"none of {len(sample)} items fits the model"
+                message = f"none of {format_count(len(sample), 'item')} fits the model"
                 raise DataError(message, location=suite.name, hint="raise --max-length")
             items = [sample[index] for index in fitting.tolist()]
             ours = predictions.take(fitting)

@@ -58,7 +58,7 @@ def test_the_mean_is_over_the_items_of_which_something_is_said() -> None:
     assert (found.headline.low, found.headline.high) == pytest.approx(expected)
     assert found.notes == ()
     assert summary(judged((0.25,), (NAN,))).notes == (
-        "left out: 1 items for which the task has no value",
+        "left out: 1 item for which the task has no value",
     )
 
 
