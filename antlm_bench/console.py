@@ -43,7 +43,7 @@ def print_paragraph(out: Console, text: str, style: str, indent: int = 1) -> Non
 
 def print_warning(text: str) -> None:
     """Print a warning on stderr."""
-    print_paragraph(open_console(stderr=True), text, "yellow")
+    print_paragraph(open_console(stderr=True), text, "magenta")
 
 
 def print_error(error: BenchError) -> None:
@@ -52,4 +52,4 @@ def print_error(error: BenchError) -> None:
     location = f"{clean_lines(error.location)}: " if error.location else ""
     out.print(Text("error: ", style="bold red") + Text(location + clean_lines(error.message)))
     if error.hint:
-        out.print(Text(" hint: ", style="cyan") + Text(clean_lines(error.hint)))
+        out.print(Text(" hint: ", style="bold") + Text(clean_lines(error.hint)))

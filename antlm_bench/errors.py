@@ -132,6 +132,6 @@ def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) ->
         except BenchError as error:
             if len(names) == 1:
                 raise
-            failures.append(f"  {name}: {error}")
+            failures.append(f"  {error}" if error.location == name else f"  {name}: {error}")
     if failures:
         raise IncompleteError(f"{len(failures)} of {len(names)} failed:\n" + "\n".join(failures))

@@ -30,7 +30,7 @@ COMMAND_LINE_NAMES = {
 """Option of the command line -> keyword, where the names differ. Functions take both."""
 OUTPUT_OPTIONS = (
     *("format", "json", "csv", "latex", "markdown", "html", "svg", "png", "junit", "github"),
-    *("by", "flips", "show_texts", "model_index", "training", "strict"),
+    *("by", "flips", "show_texts", "model_index", "training", "strict", "provenance"),
 )
 """Options that decide what a command prints or writes. Functions return data instead."""
 

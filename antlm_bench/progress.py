@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.progress import (
@@ -30,7 +31,17 @@ class Progress:
     resumed from disk (`skip`) take no time.
     """
 
-    def __init__(self, total: int, label: str, unit: str = "items") -> None:
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        unit: str = "items",
+        estimate_remaining: Callable[[], float | None] | None = None,
+    ) -> None:
+        """estimate_remaining: () -> remaining seconds (None = not known), for units that differ so
+        much that a rate says nothing.
+        """
+        self.estimate_remaining = estimate_remaining
         self.total, self.label, self.unit = total, clean_lines(label), unit
         self.num_done = self.num_computed = 0
         self.console = open_console(stderr=True)
@@ -40,14 +51,15 @@ class Progress:
     def __enter__(self) -> Progress:
         self.start_time = self.last_log_time = time.monotonic()
         if self.console.is_terminal:
-            columns = (
-                BarColumn(24),
-                MofNCompleteColumn(),
-                _RateColumn(self),
-                TimeRemainingColumn(compact=True),
+            columns: tuple[ProgressColumn, ...] = (
+                (_EstimateColumn(self.estimate_remaining),)
+                if self.estimate_remaining
+                else (_RateColumn(self), TimeRemainingColumn(compact=True))
             )
             self.bar = Bar(
                 TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                MofNCompleteColumn(),
                 *columns,
                 console=self.console,
                 transient=True,
@@ -104,7 +116,10 @@ class Progress:
         """Return a log line with the units done, the rate and the remaining time."""
         percentage = f"{100 * self.num_done / self.total:.0f}%" if self.total else "100%"
         line = f"{self.label}: {self.num_done:,} of {self.total:,} {self.unit} ({percentage})"
-        if self.rate:
+        if self.estimate_remaining:
+            if (seconds := self.estimate_remaining()) is not None:
+                line += f", {format_duration(seconds)} left"
+        elif self.rate:
             remaining = format_duration((self.total - self.num_done) / self.rate)
             line += f", {self.rate:,.0f} {self.unit}/s, {remaining} left"
         return line
@@ -120,6 +135,19 @@ class _RateColumn(ProgressColumn):
         if not self.progress.num_computed:
             return Text("")
         return Text(f"{self.progress.rate:,.0f} {self.progress.unit}/s", style="dim")
+
+
+class _EstimateColumn(ProgressColumn):
+    max_refresh = 1.0  # seconds
+
+    def __init__(self, estimate_remaining: Callable[[], float | None]) -> None:
+        super().__init__()
+        self.estimate_remaining = estimate_remaining
+
+    def render(self, task: Task) -> Text:
+        del task
+        seconds = self.estimate_remaining()
+        return Text("" if seconds is None else f"{format_duration(seconds)} left", style="dim")
 
 
 def format_duration(seconds: float) -> str:

@@ -70,8 +70,9 @@ class GptBertConfig(PretrainedConfig):
         values = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
         super().__init__(**settings)
         for key, value in values.items():  # last, because transformers 4 resets some of them
+            check_setting(key, value)
             setattr(self, key, value)
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: {self.num_attention_heads} does not divide "
                 f"{self.hidden_size}"
@@ -81,6 +82,26 @@ class GptBertConfig(PretrainedConfig):
                 f"position_bucket_size: {self.position_bucket_size}, "
                 "not in 4..max_position_embeddings-1"
             )
+
+
+def check_setting(key: str, value: Any) -> None:
+    """Raise ValueError for a value of another type than the default, or out of range."""
+    default = DEFAULTS[key]
+    is_bool, is_integer = isinstance(value, bool), isinstance(value, int)
+    if isinstance(default, bool):
+        is_valid, expected = is_bool, "true or false"
+    elif isinstance(default, int):
+        is_valid, expected = is_integer and not is_bool and value > 0, "a positive integer"
+    elif isinstance(default, float):
+        is_number = isinstance(value, int | float) and not is_bool
+        is_valid, expected = is_number and 0 <= value <= 1, "a number from 0 to 1"
+    elif isinstance(default, str):
+        is_valid, expected = isinstance(value, str), "a string"
+    else:
+        is_valid = value is None or isinstance(value, list) or (is_integer and not is_bool)
+        expected = "the id of a token"
+    if not is_valid:
+        raise ValueError(f"{key}: {value!r:.40} is not {expected}")
 
 
 def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:

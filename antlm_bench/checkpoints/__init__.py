@@ -1,17 +1,25 @@
-"""Checkpoints: resolve references, load with transformers, open for scoring or finetuning."""
+"""Checkpoints: resolve references, load with transformers, open for scoring or finetuning.
 
-from antlm_bench.checkpoints.checkpoint import (
-    Backbone,
-    Checkpoint,
-    check_model,
-    evaluation_mode,
-    open_backbone,
-    open_checkpoint,
-    open_model,
-    with_bf16_body,
-)
-from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
-from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs
+Names are imported when they are first used, so that references are resolved without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints.checkpoint import (
+        Backbone,
+        Checkpoint,
+        check_model,
+        evaluation_mode,
+        open_backbone,
+        open_checkpoint,
+        open_model,
+        with_bf16_body,
+    )
+    from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
+    from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs
 
 __all__ = [
     "TRAINING_KEY",
@@ -28,3 +36,21 @@ __all__ = [
     "select_content_key_metadata",
     "with_bf16_body",
 ]
+
+_MODULES = {
+    "TRAINING_KEY": "resolve",
+    "OpenOptions": "resolve",
+    "expand_refs": "resolve",
+    "loading_notes": "metadata",
+    "select_content_key_metadata": "metadata",
+}
+"""Name -> its module; all others are in the module `checkpoint`."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of this package when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'checkpoint')}"), name)

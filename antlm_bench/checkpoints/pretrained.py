@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
+from antlm_bench.checkpoints.config_diagnosis import name_wrong_key
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
@@ -56,13 +57,18 @@ def load_config(folder: Path, options: OpenOptions) -> Any:
     original = conversion.detect_original(folder, options)
     if original is not None:
         return original.build_config()
-    try:
-        config = transformers.AutoConfig.from_pretrained(
+
+    def read_config(folder: Path) -> Any:
+        return transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=options.trust_remote_code
         )
+
+    try:
+        config = read_config(folder)
     except Exception as error:  # a wrong value raises one of a dozen types
         raise CheckpointError(
-            f"cannot read the configuration: {describe_error(error)}",
+            "cannot read the configuration: "
+            + name_wrong_key(describe_error(error), folder, read_config),
             location=str(folder / "config.json"),
             hint=CONFIG_HINT + ("" if options.trust_remote_code else CODE_HINT),
         ) from error
@@ -77,6 +83,7 @@ def load_config(folder: Path, options: OpenOptions) -> Any:
         )
     if str(getattr(config, "_attn_implementation", "")).startswith("flash"):
         config._attn_implementation = None  # for speed only, and the engine replaces attention
+    config.return_dict = True  # outputs are read by name; it changes no number
     return config
 
 
@@ -282,9 +289,21 @@ def load_checked_model(
                 )
     except CheckpointError:
         raise
-    except Exception as error:  # safetensors, json and torch raise unrelated types
+    except ImportError as error:  # e.g. the package of a quantization
         raise CheckpointError(
             f"cannot load the weights: {describe_error(error)}",
+            location=str(folder),
+            hint="install the package, or give the checkpoint before its quantization",
+        ) from error
+    except Exception as error:  # safetensors, json and torch raise unrelated types
+
+        def build_model(folder: Path) -> None:
+            with torch.device("meta"), limit_model_size(folder / "config.json", weights):
+                auto.from_config(transformers.AutoConfig.from_pretrained(folder))
+
+        raise CheckpointError(
+            "cannot load the weights: "
+            + name_wrong_key(describe_error(error), folder, build_model),
             location=str(folder),
             hint=(TRUNCATED_HINT if isinstance(error, FILE_ERRORS) else CONFIG_HINT)
             + ("" if options.trust_remote_code else CODE_HINT),

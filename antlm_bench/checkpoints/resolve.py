@@ -106,7 +106,7 @@ def expand_refs(refs: Sequence[str], revision: str | None = None) -> list[str]:
     A glob, or a folder of checkpoints (`chck_1M`, `chck_2M`, ...), becomes the checkpoints in it,
     sorted by the number in their name, so that milestones come in order of words seen. Hidden
     folders (`.main.old`) are left out. An existing path is never read as a glob, even if its name
-    has brackets.
+    has brackets. Of several paths of one folder (`a`, `./a`), the first is kept.
 
     revision: several revisions of hub ids, as `a,b` or a pattern (`chck_*M`): a hub id becomes
     `id@revision` for each (`split_revision`). Raises CheckpointError for a glob or folder without
@@ -143,7 +143,11 @@ def expand_refs(refs: Sequence[str], revision: str | None = None) -> list[str]:
         expanded += [str(match) for match in sorted(matches, key=_milestone_key)]
     if revision and re.search(r"[,*?\[]", revision):
         expanded = [full_ref for ref in expanded for full_ref in _expand_revisions(ref, revision)]
-    return list(dict.fromkeys(expanded))
+    unique: dict[object, str] = {}
+    for ref in expanded:
+        path = _as_path(ref)
+        unique.setdefault(path.resolve() if path.exists() else ref, ref)
+    return list(unique.values())
 
 
 def split_revision(ref: str, options: OpenOptions) -> tuple[str, OpenOptions]:
@@ -297,6 +301,20 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
     else:
         tokenizer = base  # an adapter's folder may hold no tokenizer
     return CheckpointSources(base, tokenizer, adapter, notes)
+
+
+def locate_description(ref: str, options: OpenOptions) -> CheckpointSources:
+    """Find the folders of a checkpoint's configuration and tokenizer, without its weights.
+
+    Of a hub id, the small files are downloaded. Raises as `locate_sources`.
+    """
+    ref, options = split_revision(ref, options)
+    if _as_path(ref).is_dir():
+        return locate_sources(ref, options)
+    hint = "a checkpoint is a folder with config.json, or a hub id"
+    folder = _download_snapshot(ref, options.revision, options, hint, with_weights=False)
+    tokenizer = _tokenizer_folder(options.tokenizer, options) if options.tokenizer else folder
+    return CheckpointSources(folder, tokenizer)
 
 
 def _base_folder(

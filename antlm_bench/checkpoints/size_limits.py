@@ -35,6 +35,8 @@ SIZE_KEY = re.compile(
 FREE_PARAMETERS, PARAMETERS_PER_BYTE = 50_000_000, 2
 FREE_MODULES, MODULES_PER_TENSOR = 10_000, 20
 FREE_BUFFER_BYTES = 1 << 30
+EPS_KEY = re.compile(r"(^|_)(eps|epsilon)$")
+TEXT_KEYS = ("model_type", "_attn_implementation", "attn_implementation")
 RESTORE_HINT = "restore the file that was saved with the weights"
 
 
@@ -58,23 +60,41 @@ def check_config_file(folder: Path) -> None:
             location=str(path),
             hint=RESTORE_HINT,
         )
-    for keys, value in _iter_numbers(content):
-        key = keys.rpartition(".")[2]
-        limit = MAX_LAYERS if LAYER_KEY.search(key) else MAX_SIZE if SIZE_KEY.search(key) else None
-        if limit is not None and not -1 <= value <= limit:
+    for keys, value in _iter_values(content):
+        if expected := _describe_expected(keys.rpartition(".")[2], value):
+            is_bool = isinstance(value, bool)
+            shown = f"{value:,}" if isinstance(value, int) and not is_bool else f"{value!r:.40}"
             raise CheckpointError(
-                f"{keys} is {value:,}, and should be from 0 to {limit:,}",
+                f"{keys} is {shown}, and should be {expected}",
                 location=str(path),
                 hint=RESTORE_HINT,
             )
 
 
-def _iter_numbers(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yield (keys, value) of the whole numbers in a table and its subtables."""
+def _describe_expected(key: str, value: Any) -> str:
+    """Return what a value of config.json should be, "" if it may be right."""
+    if key in TEXT_KEYS:
+        # Models of several modalities have an attention for each, as an object.
+        is_name = value is None or isinstance(value, str)
+        is_table = isinstance(value, dict) and key != "model_type"
+        return "" if is_name or is_table else "a name"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number:
+        return ""
+    if EPS_KEY.search(key):
+        return "" if value >= 0 else "a number from 0 on"
+    limit = MAX_LAYERS if LAYER_KEY.search(key) else MAX_SIZE if SIZE_KEY.search(key) else None
+    if limit is None or not isinstance(value, int) or -1 <= value <= limit:
+        return ""
+    return f"from 0 to {limit:,}"
+
+
+def _iter_values(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (keys, value) of the values in a table and its subtables."""
     for key, value in table.items():
-        if isinstance(value, dict) and key != TRAINING_KEY:
-            yield from _iter_numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, dict) and key != TRAINING_KEY and key not in TEXT_KEYS:
+            yield from _iter_values(value, f"{prefix}{key}.")
+        else:
             yield f"{prefix}{key}", value
 
 

@@ -51,7 +51,7 @@ TOKENS_PER_SEQUENCE = 128
 def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Return argv with our option names. Raises UsageError for unknown --model_args."""
     words, out = list(argv), list[str]()
-    has_model_args = any(word.replace("_", "-").startswith("--model-args") for word in words)
+    model_args = _find_model_args(argv)
     while words:
         word = words.pop(0)
         if word == "--":
@@ -71,13 +71,29 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
             continue
         if not equals and not words:
             raise UsageError("the option needs a value", location=option)
-        out += convert(value if equals else words.pop(0), has_model_args)
+        out += convert(value if equals else words.pop(0), model_args)
     return out
 
 
-def _convert_model(value: str, has_model_args: bool) -> list[str]:
-    if has_model_args and value in LM_EVAL_MODEL_TYPES:
+def _find_model_args(argv: Sequence[str]) -> str:
+    """Return the values of all options --model_args, joined by commas."""
+    texts = []
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
+        option, equals, value = word.partition("=")
+        if option.replace("_", "-") == "--model-args":
+            texts.append(value if equals else following)
+    return ",".join(texts)
+
+
+def _convert_model(value: str, model_args: str) -> list[str]:
+    if model_args and value in LM_EVAL_MODEL_TYPES:
         return LM_EVAL_MODEL_TYPES[value]
+    if value in LM_EVAL_MODEL_TYPES and not Path(value).exists():
+        raise UsageError(
+            f"{value!r} is a model type of lm-eval, not a checkpoint",
+            location="--model",
+            hint=f"--model CKPT, or --model {value} --model_args pretrained=CKPT",
+        )
     if value in OTHER_LM_EVAL_MODEL_TYPES and not Path(value).exists():
         raise UsageError(
             f"{value!r} is not a backend of antlm-bench",
@@ -85,10 +101,16 @@ def _convert_model(value: str, has_model_args: bool) -> list[str]:
             hint=f"give the checkpoint: --model CKPT; of lm-eval, {', '.join(LM_EVAL_MODEL_TYPES)} "
             "are read, with --model_args pretrained=CKPT",
         )
+    if any(pair.startswith("pretrained=") for pair in model_args.split(",")):
+        raise UsageError(
+            f"{value!r} is not a model type of lm-eval, and --model_args names a checkpoint, too",
+            location="--model",
+            hint=f"one of {', '.join(LM_EVAL_MODEL_TYPES)}; or repeat --model for each checkpoint",
+        )
     return ["--model", value]
 
 
-def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
+def _convert_batch_size(value: str, _model_args: str = "") -> list[str]:
     """Convert a batch size in sequences into one in tokens. Scores depend on neither.
 
     `auto:N`, with which lm-eval repeats its search N times, is `auto` here.
@@ -104,7 +126,7 @@ def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
     return ["--batch-tokens", str(int(value) * TOKENS_PER_SEQUENCE)]
 
 
-def _convert_model_args(text: str, _has_model_args: bool) -> list[str]:
+def _convert_model_args(text: str, _model_args: str) -> list[str]:
     """Convert `pretrained=X,dtype=float32` into our options."""
     out: list[str] = []
     for pair in filter(None, text.split(",")):
@@ -147,7 +169,7 @@ MODEL_ARG_CONVERTERS: dict[str, Callable[[str], list[str]]] = {
     "add_bos_token": _boolean_option("add_bos_token", ["--bos", "always"], ["--bos", "auto"]),
     "trust_remote_code": _boolean_option("trust_remote_code", ["--trust-remote-code"], []),
 }
-OPTION_CONVERTERS: dict[str, Callable[[str, bool], list[str]]] = {
+OPTION_CONVERTERS: dict[str, Callable[[str, str], list[str]]] = {
     "--model": _convert_model,
     "--model-args": _convert_model_args,
     "--batch-size": _convert_batch_size,

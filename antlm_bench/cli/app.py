@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from antlm_bench.cli import (
     power,
     score,
     surprisal,
+    sweep,
     train,
     verify,
 )
@@ -44,6 +46,10 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "finetune": (finetune.finetune_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
     "train": (train.train_command, ""),
+    "run": (sweep.run_sweep_command, ""),
+    "resume": (sweep.run_sweep_command, ""),
+    "status": (sweep.status_command, ""),
+    "worker": (sweep.worker_command, ""),
     "verify": (verify.verify_command, ""),
     "noise": (verify.noise_command, ""),
     "compare": (compare.compare_command, ""),
@@ -56,6 +62,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "preflight": (export.preflight_command, ""),
     "export": (export.export_command, ""),
     "import": (export.import_command, ""),
+    "track": (export.track_command, ""),
     "list": (catalog.list_command, ""),
     "show": (catalog.show_command, ""),
     "doctor": (catalog.doctor_command, ""),
@@ -141,10 +148,16 @@ def build_app() -> typer.Typer:
     return app
 
 
+@cache
+def build_command() -> Any:
+    """Build the click command of the application, once per process: it takes a while."""
+    return typer.main.get_command(build_app())
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     return run_command(
-        lambda: build_app()(
+        lambda: build_command()(
             normalize_argv(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False
         ),
         report_error,

@@ -15,6 +15,7 @@ from antlm_bench.cli.shared_options import (
     OverridesOption,
     ScaleOption,
     build_options,
+    check_overrides,
     model_option,
     with_open_options,
     with_table_format,
@@ -97,6 +98,7 @@ def show_command(
     from antlm_bench.reporting.table import build_facts_table, build_records_table
     from antlm_bench.reporting.writers import print_table
 
+    check_overrides(overrides)
     title, facts = describe_entry(name, scale, overrides or (), words)
     differences = list_recipe_differences(name, scale, overrides or ())
     parts = [build_records_table(differences)] if differences else []

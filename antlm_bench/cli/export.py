@@ -1,5 +1,5 @@
-"""The commands `export`, `import`, `submit` and `preflight`: files of other tools, and of the
-BabyLM leaderboards.
+"""The commands `export`, `import`, `track`, `submit` and `preflight`: other tools and trackers, and
+the BabyLM leaderboards.
 """
 
 from __future__ import annotations
@@ -193,3 +193,35 @@ def preflight_command(
 
     facts = preflight(folder, track=track, year=year)
     print_table(build_facts_table(str(folder), facts), table_format)
+
+
+@with_table_format()
+def track_command(
+    run: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+    ],
+    to: Annotated[
+        Literal["mlflow", "wandb", "trackio"],
+        typer.Option("--to", metavar="NAME", help="Tracker: mlflow, wandb, trackio."),
+    ],
+    project: Annotated[
+        str, typer.Option(metavar="NAME", help="Project of the tracker; in MLflow the experiment.")
+    ] = "antlm-bench",
+    *,
+    table_format: str,
+) -> None:
+    """Log the numbers of finished runs to an experiment tracker; again = update."""
+    from antlm_bench.commands.track import track
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
+
+    records = [
+        {
+            "run": tracked.name,
+            "id": tracked.id,
+            "words seen": tracked.step or None,
+            "numbers": len(tracked.metrics),
+        }
+        for tracked in track(run, to=to, project=project)
+    ]
+    print_table(build_records_table(records, title=f"logged to {to}, {project}"), table_format)

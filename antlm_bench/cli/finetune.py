@@ -13,6 +13,7 @@ from antlm_bench.cli.shared_options import (
     OutOption,
     ReplaceOption,
     build_options,
+    check_overrides,
     model_option,
     parse_column_map,
     parse_row_limits,
@@ -61,8 +62,9 @@ def finetune_command(
         model_option(metavar="N", help="Evaluate on N rows; TASK=N for one task. Repeatable."),
     ] = None,
     seeds: Annotated[
-        int, settings_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
-    ] = 3,
+        int | None,
+        settings_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.", show_default="3"),
+    ] = None,
     seed: Annotated[
         list[int] | None, settings_option(metavar="N", help="Only this seed. Repeatable.")
     ] = None,
@@ -128,6 +130,13 @@ def finetune_command(
     """Finetune checkpoints on classification tasks, several seeds each; write the run folder."""
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
+    if seed and seeds:
+        raise UsageError(
+            f"--seed {seed[0]} and --seeds {seeds} are both given",
+            location="--seed",
+            hint=f"--seeds {seeds} is seeds 1 to {seeds}; or repeat --seed for each",
+        )
+    check_overrides(overrides)
     if preset and compat and preset != compat:
         raise UsageError(
             f"two presets are given: --preset {preset} and --compat {compat}",
@@ -135,7 +144,7 @@ def finetune_command(
             hint="give one: the two options are the same",
         )
 
-    from antlm_bench.commands.finetune import FinetuneOptions, finetune
+    from antlm_bench.commands.finetune import DEFAULT_SEEDS, FinetuneOptions, finetune
     from antlm_bench.reporting.results_table import build_finetune_table
     from antlm_bench.reporting.writers import print_table
 
@@ -156,7 +165,7 @@ def finetune_command(
             model,
             split_names(suite),
             tasks=split_names(task),
-            seeds=seed or list(range(1, seeds + 1)),
+            seeds=seed or seeds or DEFAULT_SEEDS,
             attentions=split_names(attention),
             out=out,
             options=options,

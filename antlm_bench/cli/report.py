@@ -62,6 +62,13 @@ def report_command(
             help="Print the results as front matter for a model card.",
         ),
     ] = False,
+    provenance: Annotated[
+        bool,
+        output_option(
+            "--provenance",
+            help="Print how each result came about: command, machine, seconds, memory.",
+        ),
+    ] = False,
     html: Annotated[
         Path | None,
         figure_option(
@@ -95,6 +102,20 @@ def report_command(
     _check_combinations(
         outputs, model_index=model_index, table_format=table_format, collection=collection
     )
+    if provenance:
+        _check_provenance_options(
+            {
+                "--collection": collection,
+                "--model-index": model_index,
+                "--published": published,
+                "--baseline": baseline,
+                "--member": member,
+                "--partial": partial,
+                **outputs,
+            }
+        )
+        _print_provenance(runs, table_format)
+        return
     if training and not any(outputs.values()):
         raise UsageError(
             "losses are shown in figures only",
@@ -133,6 +154,26 @@ def report_command(
             print_report(incomplete_report)
         raise
     print_report(report)
+
+
+def _check_provenance_options(other_options: Mapping[str, object]) -> None:
+    """Raise UsageError if another content than the provenance was asked for, too.
+
+    other_options: option -> its value.
+    """
+    for option, value in other_options.items():
+        if value:
+            raise UsageError(
+                "cannot be combined with --provenance", location=option, hint="run two commands"
+            )
+
+
+def _print_provenance(run_dirs: Sequence[Path], table_format: str) -> None:
+    from antlm_bench.commands.report import list_provenance
+    from antlm_bench.reporting.provenance_table import build_provenance_table
+    from antlm_bench.reporting.writers import print_table
+
+    print_table(build_provenance_table(list_provenance(run_dirs)), table_format)
 
 
 def _check_combinations(

@@ -58,15 +58,30 @@ def parse_assignments(
     option, form, example: for the message of the UsageError, e.g. `--member`, `MEMBER=SUITE` and
     `ewok=ewok-fast-2025`.
     """
-    assignments = {}
+    assignments: dict[str, str] = {}
     for text in values or ():
         name, _, value = text.partition("=")
         if not name or not value:
             raise UsageError(
                 f"{text!r} is not {form}", location=option, hint=f"e.g. {option} {example}"
             )
-        assignments[name] = value
+        if assignments.setdefault(name, value) != value:
+            raise UsageError(
+                f"{name!r} has two values: {assignments[name]!r}, {value!r}",
+                location=option,
+                hint="give each name one value",
+            )
     return assignments
+
+
+def check_overrides(texts: Sequence[str] | None) -> None:
+    """Raise UsageError if two texts `KEY=VALUE` of --set give one key different values.
+
+    The last one would win in silence. Malformed texts are left to their readers.
+    """
+    pairs = [text.partition("=") for text in texts or ()]
+    assignments = [f"{key.strip()}={value.strip()}" for key, _, value in pairs if key and value]
+    parse_assignments(assignments, "--set", "KEY=VALUE", "lr=1e-4")
 
 
 def parse_column_map(values: Sequence[str] | None) -> dict[str, str] | None:
@@ -82,7 +97,7 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
 
     Limits are repeated or separated by commas. Raises UsageError.
     """
-    limits = {}
+    limits: dict[str, int] = {}
     for text in [text for value in values or () for text in value.split(",")]:
         task, _, count = text.rpartition("=")
         if not count.isdecimal() or int(count) < 1:
@@ -91,7 +106,12 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
                 location=option,
                 hint="e.g. 500, or qqp=2000,mnli=2000",
             )
-        limits[task] = int(count)
+        if limits.setdefault(task, int(count)) != int(count):
+            raise UsageError(
+                f"{task or 'every task'} has two limits: {limits[task]}, {count}",
+                location=option,
+                hint="give each task one number of rows",
+            )
     return limits
 
 

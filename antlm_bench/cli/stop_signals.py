@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from antlm_bench.atomic_files import remove_temporary_paths
 from antlm_bench.errors import Interrupted
@@ -23,28 +25,37 @@ SHOW_CURSOR_AND_CLEAR_LINE = b"\x1b[?25h\r\x1b[2K"
 """Undoes what a progress bar does to a terminal."""
 
 
-def end_on_signals() -> None:
+def end_on_signals(before_end: Callable[[], None] | None = None) -> None:
     """Make stop signals end this process with a message and the exit code 130 or 75.
 
-    Temporary files are removed. A second signal ends the process at once.
+    Temporary files are removed. A second signal ends the process at once. before_end: called
+    first, at whatever moment the signal comes.
     """
     process_id = os.getpid()
 
-    def end_process(signum: int, _frame: FrameType | None) -> None:
+    def handle_signal(signum: int, _frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() != process_id:  # a forked worker: its files are those of its parent
             os.kill(os.getpid(), signum)
             return
-        remove_temporary_paths()
-        message = (
-            f"error: stopped by {signal.Signals(signum).name}\n"
-            " hint: the same command continues where this one stopped\n"
-        )
-        with suppress(OSError):  # past sys.stderr, which the main program may be writing to
-            is_terminal = os.isatty(2)
-            os.write(2, (SHOW_CURSOR_AND_CLEAR_LINE if is_terminal else b"") + message.encode())
-        os._exit(CTRL_C if signum == signal.SIGINT else Interrupted.exit_code)
+        if before_end:
+            before_end()
+        code = CTRL_C if signum == signal.SIGINT else Interrupted.exit_code
+        end_process(f"stopped by {signal.Signals(signum).name}", code)
 
     for each in STOP_SIGNALS:
-        signal.signal(each, end_process)
+        signal.signal(each, handle_signal)
+
+
+def end_process(reason: str, exit_code: int) -> NoReturn:
+    """End this process at once with a message. Temporary files are removed.
+
+    Can be called at any moment and from any thread.
+    """
+    remove_temporary_paths()
+    message = f"error: {reason}\n hint: the same command continues where this one stopped\n"
+    with suppress(OSError):  # past sys.stderr, which the main program may be writing to
+        is_terminal = os.isatty(2)
+        os.write(2, (SHOW_CURSOR_AND_CLEAR_LINE if is_terminal else b"") + message.encode())
+    os._exit(exit_code)

@@ -14,6 +14,7 @@ from antlm_bench.cli.shared_options import (
     OverridesOption,
     ScaleOption,
     build_options,
+    check_overrides,
     model_option,
     run_folder_option,
     settings_option,
@@ -78,6 +79,8 @@ def train_command(
     table_format: str,
 ) -> None:
     """Pretrain a model by a recipe; write its checkpoints, a log and a state to resume."""
+    check_overrides(overrides)
+
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table

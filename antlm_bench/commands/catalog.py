@@ -38,15 +38,13 @@ from antlm_bench.training.recipe import (
     list_scales,
     read_recipe,
 )
-from antlm_bench.training.schedule import describe_plan, plan_steps
+from antlm_bench.training.schedule import TOKENS_PER_WORD, describe_plan, plan_steps
 
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions
 
 DEFAULT_CORPUS_WORDS = 10_000_000
 """Words of the corpus of BabyLM's strict-small track."""
-TOKENS_PER_WORD = 1.4
-"""Approximate number of tokens per word of that corpus, with a BPE vocabulary of 16,000."""
 
 
 def list_catalog(listing: str = "suites") -> list[CatalogRow]:

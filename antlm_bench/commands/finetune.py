@@ -33,6 +33,7 @@ from antlm_bench.runs.layout import (
     log_replaced_scores,
     run_dir,
 )
+from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
@@ -402,6 +403,7 @@ class _Finetuner:
         with Progress(total, backbone.name, "examples") as progress:
             for cell in cells:
                 log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
+                meter = ResourceMeter()
                 name = f"{backbone.name} {cell.task.full_name}"
                 fit = cell.method if cell.frozen else f"{cell.attention} seed {cell.seed}"
                 callback = _CellProgress(progress, cell, f"{name} {fit}")
@@ -411,6 +413,8 @@ class _Finetuner:
                     result = replace(result, predictions=predictions)
                     new_cell = _build_cell(cell, result, loading_notes(backbone))
                     writer.write_cell(new_cell, predictions)
+                    device = str(backbone.metadata.get("device", ""))
+                    writer.record_provenance([meter.build_record(cell.key, device=device)])
                 except UsageError:
                     raise
                 except BenchError as error:

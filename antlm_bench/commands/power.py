@@ -6,6 +6,7 @@ stratum.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def read_strata(ref: str) -> SuiteStrata:
                 "the declaration does not state the items of each "
                 f"{spec.macro[-1] if spec.macro else 'suite'}, and its data is absent",
                 location=ref,
-                hint=f"antlm-bench data fetch {ref}",
+                hint=f"antlm-bench data fetch {shlex.quote(ref)}",
             )
     suite = loader.load_suite(ref, allow_incomplete=True)
     paths = [tuple(item.labels[level] for level in suite.macro) for item in suite.items]

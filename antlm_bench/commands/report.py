@@ -30,8 +30,9 @@ from antlm_bench.results.collections import (
     summarize_scored_member,
 )
 from antlm_bench.results.display_names import model_names
-from antlm_bench.results.reports import Report, ReportColumn
+from antlm_bench.results.reports import CellProvenance, Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
+from antlm_bench.runs.provenance import read_provenance
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.classification_loader import read_trainings
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
@@ -105,6 +106,20 @@ def build_report(
     if not partial and any(column.missing_members for column in columns):
         raise _build_incomplete_error(columns, report)
     return report
+
+
+def list_provenance(runs: Sequence[RunLike]) -> list[CellProvenance]:
+    """Return how each cell of some runs came about, in the order of runs and cells.
+
+    runs: as for `build_report`. Raises RunError.
+    """
+    all_runs = open_verified_runs(expand_run_dirs(list_run_folders(runs)))
+    return [
+        CellProvenance(name, cell, records.get(cell.key, {}))
+        for run, name in zip(all_runs, model_names(all_runs), strict=True)
+        for records in [read_provenance(run.path)]
+        for cell in run
+    ]
 
 
 def _report_without_collection(all_runs: Sequence[Run]) -> Report:

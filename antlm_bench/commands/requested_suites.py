@@ -1,16 +1,63 @@
-"""The suites that a call of `score` names: checked at once, loaded when the first model is open."""
+"""The suites that a call of `score` names: checked at once, loaded when the first model is open.
+
+`SuiteCache` keeps loaded suites for the next call.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.suites import loader
-from antlm_bench.suites.names import deduplicate_suites
+from antlm_bench.suites.names import absolute_path, deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
-from antlm_bench.suites.task_types import Suite, find_task_type
+from antlm_bench.suites.task_types import Suite, SuiteRequest, find_task_type
 from antlm_bench.types import Run
+
+MAX_CACHED_ITEMS = 250_000
+"""Number of items that a SuiteCache keeps: those of all suites of a BabyLM year."""
+
+
+class SuiteCache:
+    """The suites that were loaded last. Those of a file that has changed are loaded again."""
+
+    def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
+        self.max_items = max_items
+        self._suites: dict[str, tuple[Suite, FileStates]] = {}
+        """Request as JSON -> suite, and the states of the user's files; the last used is last."""
+
+    def load(self, request: SuiteRequest) -> Suite:
+        """Return a suite. Raises as `loader.load_suite`."""
+        key = json.dumps(asdict(request), sort_keys=True)
+        suite, states = self._suites.pop(key, (None, ()))
+        if suite is None or states != _file_states(suite):
+            suite = loader.load_suite(
+                request.ref,
+                limit=request.limit,
+                allow_incomplete=request.allow_incomplete,
+                columns=request.columns or None,
+            )
+        self._suites[key] = suite, _file_states(suite)
+        while len(self._suites) > 1 and self._count_items() > self.max_items:
+            del self._suites[next(iter(self._suites))]
+        return suite
+
+    def _count_items(self) -> int:
+        return sum(len(suite.items) for suite, _ in self._suites.values())
+
+
+FileStates = tuple[tuple[int, int], ...]
+"""(size, time of the last change in ns) of each file; () = suites of the catalog, which are
+verified by their hashes."""
+
+
+def _file_states(suite: Suite) -> FileStates:
+    paths = filter(Path.exists, map(Path, suite.origin))
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
 class RequestedSuites:
@@ -24,10 +71,11 @@ class RequestedSuites:
         columns: Mapping[str, str] | None = None,
         allow_incomplete: bool = False,
         require_all: bool = False,
+        cache: SuiteCache | None = None,
     ) -> None:
         """Check the references (names, collections, files). Raises UsageError, DeclarationError.
 
-        Other arguments: see ScoreOptions.
+        cache: where suites are loaded; None = a new one. Other arguments: see ScoreOptions.
         """
         if not refs:
             raise UsageError(
@@ -40,7 +88,19 @@ class RequestedSuites:
         """The error of loading, which would be the same for every checkpoint."""
         self._limit, self._columns = limit, columns or {}
         self._allow_incomplete, self._require_all = allow_incomplete, require_all
+        self._cache = cache or SuiteCache(max_items=0)
+        self._requests: list[tuple[Suite, SuiteRequest]] = []
         self._suites: list[Suite] | None = None
+
+    def request_of(self, suite: Suite) -> SuiteRequest:
+        """Return the request that loads a suite in any working directory."""
+        request = next(request for loaded, request in self._requests if loaded is suite)
+        is_file = suite.origin and Path(request.ref).expanduser().exists()
+        return (
+            replace(request, ref=absolute_path(Path(request.ref).expanduser()))
+            if is_file
+            else request
+        )
 
     def load(self, methods: Sequence[str]) -> list[Suite]:
         """Load the suites whose data can be read, once.
@@ -62,17 +122,17 @@ class RequestedSuites:
 
     def _load_available(self) -> Iterator[Suite]:
         for ref in self.refs:
+            columns = columns_for_ref(ref, self.refs, self._columns) or {}
+            request = SuiteRequest(ref, self._limit, self._allow_incomplete, columns)
             try:
-                yield loader.load_suite(
-                    ref,
-                    limit=self._limit,
-                    allow_incomplete=self._allow_incomplete,
-                    columns=columns_for_ref(ref, self.refs, self._columns),
-                )
+                suite = self._cache.load(request)
             except DataError as error:
                 if self._require_all or len(self.refs) == 1:
                     raise
                 self.unavailable[ref] = error
+                continue
+            self._requests.append((suite, request))
+            yield suite
 
     def describe_failures(
         self,

@@ -40,6 +40,7 @@ from antlm_bench.runs.layout import (
     log_replaced_scores,
     run_dir,
 )
+from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -198,14 +199,14 @@ def score(
     acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
     failures: list[tuple[str, BenchError]] = []
-    names_by_weights: dict[str, str] = {}
+    refs_by_weights: dict[str, str] = {}
     open_model: Callable[..., Checkpoint | MiniconsCheckpoint] = (
         open_checkpoint if options.engine == "native" else open_minicons_checkpoint
     )
     for ref in refs:
         try:
             checkpoint = open_model(ref, options.open_options())
-            notes = _describe_opening(checkpoint, names_by_weights)
+            notes = _describe_opening(checkpoint, ref, refs_by_weights)
             folder = run_dir(checkpoint.metadata, out, len(refs) > 1)
             run = _score_checkpoint(
                 checkpoint, requested_suites, method_names, folder, options, notes
@@ -229,17 +230,17 @@ def score(
 
 
 def _describe_opening(
-    checkpoint: Checkpoint | MiniconsCheckpoint, names_by_weights: dict[str, str]
+    checkpoint: Checkpoint | MiniconsCheckpoint, ref: str, refs_by_weights: dict[str, str]
 ) -> list[str]:
     """Return notes on a checkpoint, also if an earlier one has the same weights.
 
-    names_by_weights: hash of the weights -> name of the first checkpoint with them; is updated.
+    ref: the checkpoint as the user gave it. refs_by_weights: hash of the weights -> the first
+    checkpoint with them; is updated.
     """
-    weights = str(checkpoint.metadata["weights"])
-    first_name = names_by_weights.setdefault(weights, checkpoint.name)
+    first_ref = refs_by_weights.setdefault(str(checkpoint.metadata["weights"]), ref)
     notes = list(loading_notes(checkpoint))
-    if first_name != checkpoint.name:
-        notes.insert(0, f"same weights as {first_name}: this is not another checkpoint")
+    if first_ref != ref:
+        notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
     return notes
 
 
@@ -335,6 +336,7 @@ def _score_suite(
     ]
     if not pending_names:
         return list(keys.values())
+    meter = ResourceMeter()
     methods = [resolve_method(name, checkpoint) for name in pending_names]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
@@ -361,7 +363,19 @@ def _score_suite(
         key, values = keys[name], settings[name]
         cell = Cell(suite.name, name, key, values, summary, history=history, origin=suite.origin)
         writer.finish_cell(cell, len(chunks), changed_predictions)
+    _record_provenance(writer, meter, checkpoint, [keys[name] for name in pending_names])
     return list(keys.values())
+
+
+def _record_provenance(
+    writer: runs.RunWriter,
+    meter: ResourceMeter,
+    checkpoint: Checkpoint | MiniconsCheckpoint,
+    keys: Sequence[str],
+) -> None:
+    """Record how cells came about that were computed together. keys: their content keys."""
+    facts = {"device": checkpoint.metadata.get("device", ""), "computed_together": len(keys)}
+    writer.record_provenance(meter.build_record(key, **facts) for key in keys)
 
 
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:

@@ -257,8 +257,12 @@ def choose_method(requested: str, run: Run, board: LeaderboardSpec) -> str:
 
 
 def only_method(run: Run, board: LeaderboardSpec) -> str:
-    """Return the zero-shot method of a run. Raises UsageError if it has several, or none."""
-    methods = sorted({cell.method for cell in run if cell.seed is None})
+    """Return the zero-shot method of a run. Raises UsageError if it has several, or none.
+
+    Results of other tools (`import`) do not count: their method is none of ours.
+    """
+    zero_shot_methods = {cell.method for cell in run if cell.seed is None and not cell.is_frozen}
+    methods = sorted(zero_shot_methods & set(METHODS.names()))
     if len(methods) == 1:
         return methods[0]
     if methods:
@@ -274,6 +278,14 @@ def only_method(run: Run, board: LeaderboardSpec) -> str:
         attention = "causal" if is_causal else "full"
         fitting = [name for name in board.methods if METHODS[name].main_attention == attention]
         hint += f", or write only the finetuned tasks: --method {fitting[0]} --allow-partial"
+    if zero_shot_methods:
+        tools = ", ".join(sorted(zero_shot_methods))
+        raise UsageError(
+            f"its results are by {tools}, which is no scoring method of antlm-bench: an imported "
+            "run cannot be submitted",
+            location=run.path,
+            hint="score its suites with antlm-bench score; predictions of another tool: --part",
+        )
     raise UsageError(f"no suite was scored in {run.path}", location="--method", hint=hint)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
 from antlm_bench.arguments import apply_settings, check_arguments
 from antlm_bench.commands.progress_log import ProgressLog
+from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.results.training_log import LOG_FILE
@@ -132,7 +132,7 @@ def _train_recipe(
         runtime = _runtime_settings(options, folder)
         teacher_models = [_load_teacher(Path(path), corpus) for path in teacher_paths]
         trainer = Trainer(recipe, corpus, runtime, teacher_models)
-        stop_signals = stack.enter_context(_catch_stop_signals())
+        stop_signals = stack.enter_context(catch_stop_signals())
         messages = _describe_training(recipe, source, corpus)
         log = stack.enter_context(
             ProgressLog(folder, recipe, stop_signals, runtime, trainer, messages)
@@ -361,30 +361,6 @@ def _describe_difference(old: Any, new: Any, key_path: str = "") -> str:
         if difference:
             return difference
     return ""
-
-
-@contextmanager
-def _catch_stop_signals() -> Iterator[list[int]]:
-    """Collect stop signals inside this context, so that training can finish its step first.
-
-    A repeated signal takes effect at once.
-    """
-    stop_signals: list[int] = []
-
-    def handle_signal(signum: int, _frame: FrameType | None) -> None:
-        if signum in stop_signals:  # repeated: do not wait for the step
-            signal.signal(signum, old_handlers[signum])
-            signal.raise_signal(signum)
-        stop_signals.append(signum)
-
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    signums = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    old_handlers = {signum: signal.signal(signum, handle_signal) for signum in signums}
-    try:
-        yield stop_signals
-    finally:
-        for signum, handler in old_handlers.items():
-            signal.signal(signum, handler)
 
 
 # ---- teachers

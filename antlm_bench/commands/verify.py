@@ -2,13 +2,16 @@
 
 Peers are other tools (minicons, lm-eval). They load the same folder themselves, in fp32 on the CPU.
 Conventions are aligned as far as possible (sums, the BOS of `--bos`, the scored characters); the
-remaining differences are listed in the result.
+remaining differences are listed in the result. An item that lm-eval tokenises differently is scored
+on our tokens, so that engines are compared on equal input; how far the scores of its own tokens are
+from ours is reported beside that.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,13 +28,14 @@ from antlm_bench.errors import (
 from antlm_bench.predictions import Predictions
 from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
-from antlm_bench.results.verification import PeerAgreement, PeerFlip, Verification
+from antlm_bench.results.verification import OtherTokens, PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.methods import METHODS, default_method, get_method, resolve_method
+from antlm_bench.scoring.methods import METHODS, Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import (
     LmEvalScorer,
     MiniconsScorer,
     ModelKind,
+    TokenRequest,
     open_lm_eval,
     open_minicons,
     peer_version,
@@ -40,7 +44,7 @@ from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Floats, Item, Names, as_list
+from antlm_bench.types import Encodings, Floats, Item, Names, as_list
 
 DEFAULT_TOLERANCE = 1e-3
 """Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
@@ -199,6 +203,40 @@ def _starts_with_bos_or_eos(tokenizer: object, prefix_ids: tuple[int, ...]) -> b
     return prefix_ids == ((eos if bos is None else bos),)
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteSample:
+    """Items of a suite that fit the model, with our predictions."""
+
+    suite: str
+    method: Method
+    items: list[Item]
+    predictions: Predictions
+    """Of our engine."""
+    left_out: int
+    """Number of sampled items that do not fit the model."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of every option, item after item."""
+        return [option.text for item in self.items for option in item.options]
+
+    @property
+    def spans(self) -> list[tuple[int, int] | None]:
+        """The scored span of every option; None = the whole text."""
+        return [option.span for item in self.items for option in item.options]
+
+    @property
+    def option_slices(self) -> list[slice]:
+        """Per item, its options among those of all items."""
+        bounds = np.cumsum([0, *(len(item.options) for item in self.items)]).tolist()
+        return [slice(start, end) for start, end in pairwise(bounds)]
+
+    def worst_item(self, gaps: Floats) -> str:
+        """Return the id of the item that has the option with the largest gap."""
+        largest = [float(gaps[options].max()) for options in self.option_slices]
+        return self.items[int(np.argmax(largest))].id
+
+
 def _compare_suite(
     checkpoint: Checkpoint,
     suite: Suite,
@@ -217,28 +255,17 @@ def _compare_suite(
             location="--suite",
             hint="give a suite of pairs",
         )
-    sample = sample_evenly(suite.items, limit)
+    items = sample_evenly(suite.items, limit)
     agreements = []
-    with Progress(len(peers) * len(sample), f"{checkpoint.name} {suite.name}") as progress:
+    with Progress(len(peers) * len(items), f"{checkpoint.name} {suite.name}") as progress:
         for name in dict.fromkeys(method for _, method in peers):
-            method = resolve_method(name, checkpoint)
-            [predictions] = multiple_choice.predict(checkpoint, sample, [method])
-            fitting = np.flatnonzero(~predictions.has_flag("too-long"))
-            if not len(fitting):
-                message = f"none of {format_count(len(sample), 'item')} fits the model"
-                raise DataError(message, location=suite.name, hint="raise --max-length")
-            items = [sample[index] for index in fitting.tolist()]
-            ours = predictions.take(fitting)
-            notes = []
-            if num_left_out := len(sample) - len(fitting):
-                notes = [f"left out: {num_left_out} of {len(sample)} items do not fit the model"]
+            sample = _score_sample(checkpoint, suite.name, items, resolve_method(name, checkpoint))
             for (peer_name, peer_method), peer in peers.items():
                 if peer_method == name:
-                    agreement = _compare_with_peer(
-                        peer_name, peer, suite.name, name, items, ours, tolerance
+                    agreements.append(
+                        _compare_with_peer(checkpoint, peer_name, peer, sample, tolerance)
                     )
-                    agreements.append(replace(agreement, apart=(*notes, *agreement.apart)))
-                    progress.advance(len(sample))
+                    progress.advance(len(items))
     return agreements
 
 
@@ -248,44 +275,118 @@ def sample_evenly(items: Sequence[Item], limit: int) -> list[Item]:
     return [items[i * len(items) // sample_size] for i in range(sample_size)]
 
 
+def _score_sample(
+    checkpoint: Checkpoint, suite: str, items: Sequence[Item], method: Method
+) -> SuiteSample:
+    """Score items with our engine. Raises DataError if none fits the model."""
+    [predictions] = multiple_choice.predict(checkpoint, items, [method])
+    fitting = np.flatnonzero(~predictions.has_flag("too-long"))
+    if not len(fitting):
+        message = f"none of {format_count(len(items), 'item')} fits the model"
+        raise DataError(message, location=suite, hint="raise --max-length")
+    return SuiteSample(
+        suite=suite,
+        method=method,
+        items=[items[index] for index in fitting.tolist()],
+        predictions=predictions.take(fitting),
+        left_out=len(items) - len(fitting),
+    )
+
+
 def _compare_with_peer(
-    peer_name: str,
-    peer: Peer,
-    suite: str,
-    method_name: str,
-    items: Sequence[Item],
-    ours: Predictions,
-    tolerance: float,
+    checkpoint: Checkpoint, peer_name: str, peer: Peer, sample: SuiteSample, tolerance: float
 ) -> PeerAgreement:
-    texts = [option.text for item in items for option in item.options]
-    spans = [option.span for item in items for option in item.options]
-    their_scores = peer.scores(texts, spans, method_name)
+    texts, spans, ours = sample.texts, sample.spans, sample.predictions
+    if isinstance(peer, LmEvalScorer):
+        attention = sample.method.main_attention
+        our_tokens = _scored_tokens(checkpoint.encode(texts, spans, attention), len(texts))
+        their_scores = peer.score_tokens(our_tokens)
+        other_tokens = _compare_own_tokens(peer, our_tokens, sample)
+    else:
+        their_scores = peer.scores(texts, spans, sample.method.name)
+        other_tokens = OtherTokens(0)
     gaps = np.abs(their_scores - ours.flat("scores"))
     if not np.isfinite(gaps).all():
         message = f"{peer_name} returns scores that are not finite"
-        raise CheckpointError(message, location=f"{suite} · {method_name}")
-    bounds = np.cumsum([0, *(len(item.options) for item in items)])
-    worst_item = int(np.searchsorted(bounds, int(gaps.argmax()), side="right")) - 1
+        raise CheckpointError(message, location=f"{sample.suite} · {sample.method.name}")
     flips = (
-        _find_flip(item_id, our_scores, their_scores[start:end], tolerance)
-        for item_id, our_scores, (start, end) in zip(
-            ours.ids, ours.iter_options("scores"), pairwise(bounds), strict=True
+        _find_flip(item_id, our_scores, their_scores[options], tolerance)
+        for item_id, our_scores, options in zip(
+            ours.ids, ours.iter_options("scores"), sample.option_slices, strict=True
         )
     )
     aligned, apart = _alignment_notes(peer, spans)
     return PeerAgreement(
         peer=peer_version(peer_name),
-        suite=suite,
-        method=method_name,
-        items=len(items),
+        suite=sample.suite,
+        method=sample.method.name,
+        items=len(sample.items),
         options=len(their_scores),
         largest=float(gaps.max()),
-        worst=items[worst_item].id,
+        worst=sample.worst_item(gaps),
         mean=float(gaps.mean()),
         flips=tuple(flip for flip in flips if flip),
         aligned=aligned,
         apart=apart,
+        left_out=sample.left_out,
+        other_tokens=other_tokens,
     )
+
+
+def _scored_tokens(encodings: Encodings, num_texts: int) -> list[TokenRequest]:
+    """Return what our engine reads and scores of each text, up to its last scored token."""
+    requests = [TokenRequest([], [])] * num_texts
+    for encoded in encodings.batches:
+        rows = zip(encoded.ids, encoded.score_mask, encoded.text_index.tolist(), strict=True)
+        for ids, is_scored, text_index in rows:
+            positions = np.flatnonzero(is_scored).tolist()
+            first, end = positions[0], positions[-1] + 1
+            requests[text_index] = TokenRequest(ids[:first].tolist(), ids[first:end].tolist())
+    return requests
+
+
+def _compare_own_tokens(
+    peer: LmEvalScorer, our_tokens: Sequence[TokenRequest], sample: SuiteSample
+) -> OtherTokens:
+    """Compare our scores with lm-eval's scores of its own tokens, where these are not ours."""
+    their_tokens = peer.tokenize(sample.texts, sample.spans)
+    num_items_by_reason: Counter[str] = Counter()
+    num_items, scorable = 0, []
+    for options in sample.option_slices:
+        pairs = list(zip(our_tokens[options], their_tokens[options], strict=True))
+        reasons = {_describe_tokens(*pair, peer) for pair in pairs if pair[0] != pair[1]}
+        num_items_by_reason.update(reasons)
+        num_items += bool(reasons)
+        if reasons and all(theirs.option for _, theirs in pairs):
+            scorable.append(options)
+    other_tokens = OtherTokens(num_items, tuple(num_items_by_reason.most_common()))
+    if not scorable:
+        return other_tokens
+    ours = sample.predictions.flat("scores")
+    theirs = ours.copy()
+    indices = np.concatenate([np.r_[options] for options in scorable])
+    theirs[indices] = peer.score_tokens([their_tokens[index] for index in indices])
+    gaps = np.abs(theirs - ours)
+    return replace(
+        other_tokens,
+        largest=float(gaps.max()),
+        worst=sample.worst_item(gaps),
+        other_preference=sum(
+            int(ours[options].argmax() != theirs[options].argmax()) for options in scorable
+        ),
+    )
+
+
+def _describe_tokens(ours: TokenRequest, theirs: TokenRequest, peer: LmEvalScorer) -> str:
+    """Return what lm-eval does differently with a text."""
+    if not theirs.option:
+        return "it leaves no token to the option and cannot score it"
+    if ours.context + ours.option != theirs.context + theirs.option:
+        return "it reads other tokens"
+    added_tokens = theirs.option[: len(theirs.option) - len(ours.option)]
+    if len(theirs.option) > len(ours.option) and not peer.decode(added_tokens).strip():
+        return "it scores the space before an option as a token of the option"
+    return "it starts an option after as many tokens as the context has alone"
 
 
 def _find_flip(
@@ -308,12 +409,9 @@ def _alignment_notes(
     has_contexts = any(span is not None and span[0] for span in spans)
     if not isinstance(peer, MiniconsScorer):
         aligned = ["sums of log-probabilities", "one BOS or EOS before every text"]
-        if not has_contexts:
-            return tuple(aligned), ()
-        return (*aligned, "a BOS before contexts, written into the text"), (
-            "the option starts after as many tokens as the context has alone, not at its first "
-            "character",
-        )
+        if has_contexts:
+            aligned.append("a BOS before contexts, written into the text")
+        return tuple(aligned), ()
     specials = "what the tokenizer adds"
     if peer.spells_specials:
         specials = "none" if peer.specials == Specials() else "written into the text"

@@ -29,7 +29,7 @@ from antlm_bench.metrics.prediction_table import (
 )
 from antlm_bench.predictions import find_damage
 from antlm_bench.printable import format_count
-from antlm_bench.runs.predictions_parquet import RESCORE_HINT
+from antlm_bench.runs.folder_io import RESCORE_HINT
 from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Ints, Run

@@ -83,6 +83,7 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
     details = {**estimate.flags} | {
         "method": cell.method,
         "suite_version": cell.settings.get("suite_version"),
+        "notes": "; ".join(cell.summary.notes) or None,
     }
     return {
         "evaluation_name": name,

@@ -136,7 +136,11 @@ def add_cell_results(
         results["versions"][task] = version
         results["n-shot"][task] = 0
         results["higher_is_better"][task] = {metric: not spec.lower_is_better}
-        results["n-samples"][task] = {"original": len(indices), "effective": len(indices)}
+        results["n-samples"][task] = {
+            # A run does not record how many items a limit left out.
+            "original": None if cell.settings.get("limit") else len(indices),
+            "effective": len(indices),
+        }
         results["task_hashes"][task] = cell.settings.get("suite_digest")
         samples = [
             build_sample(doc_id, rows[index], predictions.has_ratings, metric, sample_values[index])

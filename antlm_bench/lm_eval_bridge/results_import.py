@@ -29,7 +29,7 @@ from antlm_bench.predictions import OptionColumns, Predictions, concat_predictio
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
-from antlm_bench.types import Cell, Item, Manifest
+from antlm_bench.types import Cell, Item, Manifest, shorten_list
 
 METHOD = "lm-eval"  # method of imported cells, which depends on lm-eval's model class
 TASK_LEVEL = "task"  # label level of the tasks of an lm-eval group
@@ -98,10 +98,21 @@ def read_results(path: Path) -> ImportedRun:
         )
         if skipped and all(line.endswith(NO_SAMPLES) for line in skipped):
             hint = "run with --log_samples"
-        message = f"nothing to import: {'; '.join(skipped) or 'no task'}"
+        message = f"nothing to import: {_describe_skipped(skipped) or 'no task'}"
         raise DataError(message, location=str(path), hint=hint)
     manifest = _build_manifest(newest_first[0][1])
     return ImportedRun(manifest, tuple(cells.values()), tuple(dict.fromkeys(skipped)))
+
+
+def _describe_skipped(lines: Sequence[str]) -> str:
+    """Join lines "TASK: REASON" into a sentence per reason, with the first of its tasks."""
+    tasks_by_reason: dict[str, list[str]] = {}
+    for line in dict.fromkeys(lines):
+        task, _, reason = line.partition(": ")
+        tasks_by_reason.setdefault(reason, []).append(task)
+    return "; ".join(
+        f"{shorten_list(tasks)}: {reason}" for reason, tasks in tasks_by_reason.items()
+    )
 
 
 def _load_results_files(path: Path) -> list[tuple[Path, JsonObject]]:

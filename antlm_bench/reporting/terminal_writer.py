@@ -24,7 +24,8 @@ LABEL_WIDTH = 16
 NAME_WIDTH, TEXT_WIDTH = 24, 12
 """Least width in characters of a wrapped first column, and of other wrapped columns."""
 STYLES = {"": "", "strong": "bold", "faint": "dim"}
-TONES = {"": "", "good": "green", "bad": "red", "doubtful": "yellow"}
+TONES = {"": "", "good": "green", "bad": "red", "doubtful": "magenta"}
+"""Neither yellow nor cyan, which cannot be read on a white terminal."""
 GLUE = "\ue000"
 """Stands for the space before a note mark while text is wrapped, so that no line begins with a
 mark. A private-use character, which `clean_lines` replaces in names."""
@@ -61,7 +62,7 @@ def _print_table(out: Console, table: Table) -> None:
     if (marks.sentences or table.legend) and (table.rows or table.title):
         out.print()
     for mark, sentence in marks:
-        print_paragraph(out, f"{mark}  {sentence}", "yellow")
+        print_paragraph(out, f"{mark}  {sentence}", "")
     for sentence in table.legend:
         print_paragraph(out, sentence, "dim")
     for part in table.parts:

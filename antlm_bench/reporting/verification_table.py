@@ -25,11 +25,16 @@ def build_verification_table(verification: Verification) -> Table:
     document = asdict(verification)
     for record, agreement in zip(document["agreements"], verification.agreements, strict=True):
         record["holds"] = agreement.is_within(tolerance)
+    full_table = build_records_table(rows)
+    keys = [column.key for column in full_table.columns]
+    if not any(agreement.other_tokens.items for agreement in verification.agreements):
+        keys.remove("tokens differ")
     return replace(
-        build_records_table(rows),
+        build_records_table(rows, keys=keys),
+        long=full_table,
         parts=(
             *([build_records_table(flips)] if flips else []),
-            build_facts_table(f"compared within {tolerance:g} nats", conventions),
+            build_facts_table(f"scores agree within {tolerance:g} nats", conventions),
         ),
         document=document,
     )
@@ -43,6 +48,7 @@ def _agreement_row(agreement: PeerAgreement, tolerance: float) -> VerificationRo
         "suite": agreement.suite,
         "method": agreement.method,
         "items": agreement.items,
+        "tokens differ": agreement.other_tokens.items,
         "scores": agreement.options,
         "largest (nats)": TableCell(agreement.largest, f"{agreement.largest:.1e}", unit="nats"),
         "mean (nats)": TableCell(agreement.mean, f"{agreement.mean:.1e}", unit="nats"),
@@ -75,6 +81,39 @@ def _conventions_by_peer(verification: Verification) -> list[tuple[str, list[str
         lines = lines_by_peer.setdefault(agreement.peer, {})
         lines.update(dict.fromkeys(agreement.aligned))
         lines.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
+        lines.update(dict.fromkeys(_item_lines(agreement)))
     for peer, method, reason in verification.refused:
         lines_by_peer.setdefault(peer, {})[f"not compared by {method}: {reason}"] = None
     return [(peer, list(lines)) for peer, lines in lines_by_peer.items()]
+
+
+def _item_lines(agreement: PeerAgreement) -> list[str]:
+    """Return sentences on items that were left out, and on those that the peer tokenises
+    differently.
+    """
+    suite, num_items, other = agreement.suite, agreement.items, agreement.other_tokens
+    lines = []
+    if agreement.left_out:
+        num_sampled = num_items + agreement.left_out
+        lines.append(
+            f"{suite}: {agreement.left_out} of {num_sampled} items do not fit the model and are "
+            "left out"
+        )
+    if other.items:
+        reasons = "; ".join(
+            reason if count == other.items else f"{reason} ({count})"
+            for reason, count in other.reasons
+        )
+        lines.append(
+            f"{suite}: {other.items} of {num_items} items are tokenised differently ({reasons}); "
+            "above, they are scored on our tokens"
+        )
+    if other.largest is not None:
+        line = (
+            f"{suite}: on its own tokens, their scores differ by up to {other.largest:.3g} nats "
+            f"(item {other.worst})"
+        )
+        if agreement.options > num_items:
+            line += f", and it prefers another option in {other.other_preference} items"
+        lines.append(line)
+    return lines

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
@@ -11,7 +12,18 @@ from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
 from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore, subtasks
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
-from antlm_bench.types import shorten_list, task_full_name
+from antlm_bench.types import Cell, shorten_list, task_full_name
+
+
+@dataclass(frozen=True, slots=True)
+class CellProvenance:
+    """How one cell of a run came about."""
+
+    model: str
+    """Name of the checkpoint in tables."""
+    cell: Cell
+    record: Mapping[str, Any]
+    """Its record in provenance.json; {} = it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

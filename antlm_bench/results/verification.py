@@ -26,8 +26,29 @@ class PeerFlip:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherTokens:
+    """Items that a peer tokenises differently than our engine.
+
+    Their scores in PeerAgreement are those that the peer gives to our tokens. Here stands how far
+    the scores of its own tokens are from ours.
+    """
+
+    items: int
+    """Number of items. 0 = the peer reads and scores the same tokens everywhere."""
+    reasons: tuple[tuple[str, int], ...] = ()
+    """(what the peer does differently, number of items), the most frequent first."""
+    largest: float | None = None
+    """Largest absolute difference of the scores of an option (nats); None = the peer can score none
+    of these items with its own tokens."""
+    worst: str = ""
+    """Id of the item with the largest difference."""
+    other_preference: int = 0
+    """Number of items with several options of which the peer then prefers another one."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerAgreement:
-    """Our scores and a peer's scores of one suite under one method, compared."""
+    """Our scores and a peer's scores of the same tokens of one suite under one method, compared."""
 
     peer: str
     suite: str
@@ -46,7 +67,10 @@ class PeerAgreement:
     aligned: tuple[str, ...]
     """Conventions that were made equal for the comparison."""
     apart: tuple[str, ...]
-    """Conventions that still differ, and items that were left out."""
+    """Conventions that still differ."""
+    left_out: int = 0
+    """Number of sampled items that do not fit the model; not in `items`."""
+    other_tokens: OtherTokens = OtherTokens(0)
 
     def is_within(self, tolerance: float) -> bool:
         """Return whether all scores agree within `tolerance` (nats), and all flips are ties."""
@@ -66,9 +90,7 @@ class Verification:
     def raise_on_disagreement(self) -> None:
         """Raise EngineDisagreement if a peer's scores differ by more than the tolerance."""
         lines = [
-            f"  {agreement.suite} · {agreement.method}: {agreement.peer} differs by up to "
-            f"{agreement.largest:.3g} nats (item {agreement.worst}), and prefers another option in "
-            f"{sum(not flip.tie for flip in agreement.flips)} of {agreement.items} items"
+            _describe_disagreement(agreement)
             for agreement in self.agreements
             if not agreement.is_within(self.tolerance)
         ]
@@ -80,3 +102,14 @@ class Verification:
                 hint="see above what could not be aligned; if that does not explain it, report this"
                 " command",
             )
+
+
+def _describe_disagreement(agreement: PeerAgreement) -> str:
+    text = (
+        f"  {agreement.suite} · {agreement.method}: {agreement.peer} differs by up to "
+        f"{agreement.largest:.3g} nats (item {agreement.worst})"
+    )
+    if agreement.options == agreement.items:  # there is nothing to prefer
+        return text
+    num_flips = sum(not flip.tie for flip in agreement.flips)
+    return f"{text}, and prefers another option in {num_flips} of {agreement.items} items"

@@ -6,25 +6,42 @@
     DIR/predictions/<suite>@<digest>.<method>.parquet     other items or limits, a user's file of
                                                           that name, or new in place of older ones
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
+    DIR/shard.json                             no run yet: one shard of the chunks (runs.shards)
 
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
 know models, suites or metrics.
 """
 
-from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
-from antlm_bench.runs.store import (
-    RunWriter,
+from antlm_bench.runs.chunks import read_chunk
+from antlm_bench.runs.folder_io import (
     lock_folder,
     make_folder,
+    reject_links,
+    write_atomically,
+    write_files,
+)
+from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
+from antlm_bench.runs.shards import (
+    Shard,
+    ShardRun,
+    ShardWriter,
+    UnfinishedCell,
+    is_shard_folder,
+    merge_command,
+    open_shard,
+)
+from antlm_bench.runs.store import (
+    RunWriter,
+    encode_cell,
+    find_complete_cell,
     open_run,
     open_runs,
     open_stored_run,
     read_predictions,
+    read_predictions_bytes,
     read_predictions_table,
-    reject_links,
+    replaces,
     summary_matches,
-    write_atomically,
-    write_files,
 )
 from antlm_bench.runs.suite_names import (
     base_suite_name,
@@ -38,20 +55,32 @@ from antlm_bench.runs.suite_names import (
 __all__ = [
     "SCHEMA_VERSION",
     "RunWriter",
+    "Shard",
+    "ShardRun",
+    "ShardWriter",
+    "UnfinishedCell",
     "base_suite_name",
     "cell_has_suite",
     "cell_to_dict",
     "cells_with_short_paths",
     "distinguish_suites",
+    "encode_cell",
+    "find_complete_cell",
+    "is_shard_folder",
     "is_user_suite",
     "lock_folder",
     "make_folder",
+    "merge_command",
     "open_run",
     "open_runs",
+    "open_shard",
     "open_stored_run",
+    "read_chunk",
     "read_predictions",
+    "read_predictions_bytes",
     "read_predictions_table",
     "reject_links",
+    "replaces",
     "select_fullest_cells",
     "summary_matches",
     "write_atomically",

@@ -13,13 +13,13 @@ from typing import Any
 
 from antlm_bench import __version__
 from antlm_bench.errors import UsageError
+from antlm_bench.runs.provenance import RECORDED_PACKAGES
 from antlm_bench.runs.run_json import SCHEMA_VERSION
 from antlm_bench.runs.store import RunWriter
 from antlm_bench.types import Manifest
 
 REPORTS_DIR = Path("reports")
 """Where run folders are written if no `--out` is given."""
-RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 def run_dir(

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from antlm_bench.errors import RunError
 from antlm_bench.prediction_schema import CHOICES
 from antlm_bench.predictions import GOLD_OPTION, GOLD_RATING, Predictions, find_wrong_column
+from antlm_bench.runs.folder_io import RESCORE_HINT
 
 MAX_ROWS, MAX_VALUES = 5_000_000, 50_000_000
 """Largest table that is read: items, and options of items per group of rows."""
-RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
 
 def encode_predictions(predictions: Predictions, file_metadata: Mapping[str, str]) -> bytes:

@@ -36,6 +36,11 @@ def encode_run_json(
             for cell, file in zip(cells, prediction_files, strict=True)
         ],
     }
+    return encode_json(document, "run.json")
+
+
+def encode_json(document: Mapping[str, Any], location: str) -> bytes:
+    """Return a document as JSON. Raises RunError for text and numbers that JSON does not have."""
     try:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except ValueError as error:
@@ -44,7 +49,7 @@ def encode_run_json(
             " please report it"
         )
         raise RunError(
-            f"cannot be written as JSON: {error}", location="run.json", hint=hint
+            f"cannot be written as JSON: {error}", location=location, hint=hint
         ) from error
 
 
@@ -66,15 +71,17 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
             location=location,
             hint="pip install --upgrade antlm-bench",
         )
-    manifest = root.get_object("manifest")
-    return (
-        Manifest(
-            schema=schema,
-            model=manifest.get("model", dict),
-            software=manifest.get_strings("software"),
-            created=manifest.get("created", str),
-        ),
-        tuple(_parse_cell(cell) for cell in root.get_objects("cells")),
+    manifest = decode_manifest(root.get_object("manifest"), schema)
+    return manifest, tuple(_parse_cell(cell) for cell in root.get_objects("cells"))
+
+
+def decode_manifest(node: JsonNode, schema: int = SCHEMA_VERSION) -> Manifest:
+    """Return the manifest of a JSON object."""
+    return Manifest(
+        schema=schema,
+        model=node.get("model", dict),
+        software=node.get_strings("software"),
+        created=node.get("created", str),
     )
 
 
@@ -155,6 +162,13 @@ class JsonNode:
             for i, value in enumerate(self.get(name, list))
         ]
 
+    def get_list(self, name: str, kind: type[T]) -> tuple[T, ...]:
+        values = self.get(name, list)
+        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
+            noun = "strings" if kind is str else "whole numbers"
+            self.fail(f"should be a list of {noun}", name)
+        return tuple(values)
+
     def get_strings(self, name: str) -> dict[str, str]:
         node = self.get_object(name)
         return {key: node.get(key, str) for key in node.value}
@@ -186,7 +200,7 @@ def _parse_cell(node: JsonNode) -> Cell:
         digest=node.get("digest", str),
         seed=None if node.value.get("seed") is None else node.get("seed", int),
         history=node.get("history", dict) if "history" in node.value else {},
-        origin=_parse_strings(node, "origin") if "origin" in node.value else (),
+        origin=node.get_list("origin", str) if "origin" in node.value else (),
         file=_parse_predictions_file(node) if "predictions" in node.value else "",
     )
 
@@ -205,11 +219,11 @@ def _parse_summary(node: JsonNode) -> Summary:
         suite=node.get("suite", str),
         method=node.get("method", str),
         metric=node.get("metric", str),
-        macro=_parse_strings(node, "macro"),
+        macro=node.get_list("macro", str),
         headline=_parse_estimate(node.get_object("headline")),
         views={name: _parse_estimate(views.get_object(name)) for name in views.value},
         groups=tuple(_parse_group(group) for group in node.get_objects("groups")),
-        notes=_parse_strings(node, "notes"),
+        notes=node.get_list("notes", str),
         num_clusters=node.get("num_clusters", int) if "num_clusters" in node.value else 0,
     )
 
@@ -229,10 +243,3 @@ def _parse_estimate(node: JsonNode) -> Estimate:
         node.get_number("high"),
         counts,
     )
-
-
-def _parse_strings(node: JsonNode, name: str) -> tuple[str, ...]:
-    values = node.get(name, list)
-    if not all(isinstance(value, str) for value in values):
-        node.fail("should be a list of strings", name)
-    return tuple(values)

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
-from urllib.parse import quote
+from typing import Any
 
 import pyarrow as pa
 
 from antlm_bench import safe_files
-from antlm_bench.atomic_files import remove_path, replace_folder, temporary_path
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.runs import predictions_parquet
+from antlm_bench.runs.chunks import (
+    MAX_PREDICTIONS_BYTES,
+    ChunkFolder,
+    chunk_folder,
+    file_metadata,
+    file_stem,
+)
+from antlm_bench.runs.folder_io import (
+    RESCORE_HINT,
+    lock_folder,
+    make_folder,
+    os_failure,
+    write_atomically,
+)
+from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance, read_provenance
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
     decode_run_json,
     encode_run_json,
     summary_digest,
 )
+from antlm_bench.runs.shards import is_shard_folder, shard_is_no_run
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     distinguish_suites,
@@ -39,15 +50,11 @@ from antlm_bench.runs.suite_names import (
 )
 from antlm_bench.types import Cell, Manifest, Run
 
-MAX_NAME_LENGTH = 120
-"""Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
 MAX_RUN_JSON_BYTES = 64_000_000
 """Largest run.json that is read; those of whole studies have a few megabytes."""
-MAX_PREDICTIONS_BYTES = 1_000_000_000
-"""Largest file of predictions that is read."""
 
 
-class RunWriter:
+class RunWriter(ChunkFolder):
     """The only way to write a run folder. A context manager that holds the folder's lock.
 
     A suite is scored in chunks of items. `save_chunk` stores a finished chunk whole, and
@@ -72,33 +79,22 @@ class RunWriter:
         with ExitStack() as stack:
             make_folder(self.path)
             stack.enter_context(lock_folder(self.path))
-            self._prepare_folders()
+            self.remove_leftovers()
+            if is_shard_folder(self.path):
+                raise shard_is_no_run(self.path)
             if (self.path / "run.json").exists():
                 run = open_stored_run(self.path)
                 self._check_manifest(run.manifest)
                 self.cells = list(run.cells)
                 for cell in self.cells:  # killed between entering the cell and clearing up
-                    self._remove_chunk_folders(
-                        self._chunk_folder(cell.suite, cell.method, cell.key)
+                    self.remove_chunk_folders(
+                        chunk_folder(self.path, cell.suite, cell.method, cell.key)
                     )
                     self._remove_unused_files(cell)
                 if self.manifest.model.get("label") != run.manifest.model.get("label"):
                     self._write_cells(self.cells, ())  # --name may be all that is new
             self._exit_stack = stack.pop_all()
         return self
-
-    def _prepare_folders(self) -> None:
-        """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.
-
-        A stranger's folder must not lead what is written or removed here to another place.
-        """
-        chunk_folders = (self.path / "partial").glob("*")
-        for folder in (self.path / "partial", self.path / "predictions", *chunk_folders):
-            reject_links(self.path, folder)
-        for pattern in (".run.json.tmp", "predictions/.*.parquet.tmp", "partial/*/.*.parquet.tmp"):
-            for leftover in self.path.glob(pattern):
-                with suppress(OSError):  # a folder of that name: not ours, and writing reports it
-                    leftover.unlink()
 
     def __exit__(
         self,
@@ -121,16 +117,10 @@ class RunWriter:
         origin: where the user's file lies now. The cell of a file that was moved is kept, and its
         origin updated.
         """
-        for cell in self.cells:
-            if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
-                with suppress(RunError):
-                    read_predictions_table(self.path, cell)
-                    if summary_matches(self.path, cell) is False:
-                        return False
-                    if origin and cell.origin != origin:
-                        self._replace_cell(replace(cell, origin=origin))
-                    return True
-        return False
+        cell = find_complete_cell(self.path, self.cells, suite, method, key, seed)
+        if cell is not None and origin and cell.origin != origin:
+            self._replace_cell(replace(cell, origin=origin))
+        return cell is not None
 
     def suite_file_changed(
         self, origin: tuple[str, ...], settings: Mapping[str, Any], seed: int | None = None
@@ -157,40 +147,12 @@ class RunWriter:
         return [
             name
             for old in self.cells
-            if _replaces(
+            if replaces(
                 old, replace(old, method=method, seed=seed, settings=settings, origin=origin)
             )
             for name in {**old.settings, **settings}
             if json.dumps(old.settings.get(name)) != json.dumps(settings.get(name))
         ]
-
-    def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
-        """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
-        metadata = {**_file_metadata(suite, method, key), "chunk": str(index)}
-        for path in sorted(self._chunk_folder(suite, method, key).glob(f"{index:05}.*.parquet")):
-            with suppress(RunError, OSError):
-                data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
-                if path.name == _chunk_name(index, data):
-                    predictions = predictions_parquet.decode_predictions(data, str(path))
-                    if predictions_parquet.stored_metadata(predictions) == metadata:
-                        return predictions
-            with suppress(OSError):  # a folder of that name: `save_chunk` writes beside it
-                path.unlink(missing_ok=True)
-        return None
-
-    def save_chunk(
-        self, suite: str, method: str, key: str, index: int, predictions: Predictions
-    ) -> None:
-        """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
-        data = predictions_parquet.encode_predictions(
-            predictions, {**_file_metadata(suite, method, key), "chunk": str(index)}
-        )
-        folder = self._chunk_folder(suite, method, key)
-        make_folder(folder)
-        for old in folder.glob(f"{index:05}.*.parquet"):
-            with suppress(OSError):  # writing the new file reports it
-                old.unlink()
-        write_atomically(folder / _chunk_name(index, data), data)
 
     def finish_cell(
         self, cell: Cell, num_chunks: int, final_predictions: Predictions | None = None
@@ -207,7 +169,7 @@ class RunWriter:
                 raise RunError(
                     f"chunk {index} of {cell.suite} is missing",
                     location=str(self.path),
-                    hint=predictions_parquet.RESCORE_HINT,
+                    hint=RESCORE_HINT,
                 )
             chunks.append(stored)
         complete = concat_predictions(chunks) if final_predictions is None else final_predictions
@@ -215,7 +177,7 @@ class RunWriter:
         if cell.limit is None:
             self.discard_chunks(cell.suite, cell.method)
         else:  # the chunks of a fuller run that was stopped stay
-            self._remove_chunk_folders(self._chunk_folder(cell.suite, cell.method, cell.key))
+            self.remove_chunk_folders(chunk_folder(self.path, cell.suite, cell.method, cell.key))
         return written
 
     def write_cell(self, cell: Cell, predictions: Predictions) -> Cell:
@@ -223,11 +185,15 @@ class RunWriter:
 
         A cell of the same suite, method, seed and limit is replaced.
         """
-        metadata = _file_metadata(cell.suite, cell.method, cell.key, cell.seed)
-        metadata["summary"] = summary_digest(cell.summary)
-        data = predictions_parquet.encode_predictions(predictions, metadata)
-        digest = hashlib.sha256(data).hexdigest()
-        cell = replace(cell, digest=digest, file=self._choose_predictions_file(cell, digest))
+        return self.add_cell(*encode_cell(cell, predictions))
+
+    def add_cell(self, cell: Cell, data: bytes) -> Cell:
+        """Write the bytes of a predictions file, then run.json. Return the cell with its file.
+
+        cell: with the digest of `data` (encode_cell). A cell of the same suite, method, seed and
+        limit is replaced.
+        """
+        cell = replace(cell, file=self._choose_predictions_file(cell, cell.digest))
         make_folder((self.path / cell.file).parent)
         self._replace_cell(cell, data)
         return cell
@@ -238,7 +204,7 @@ class RunWriter:
         The rename of run.json is the moment of the replacement: until then the old predictions are
         kept beside the new ones, and after it they are removed.
         """
-        replaced = [old for old in self.cells if _replaces(old, cell)]
+        replaced = [old for old in self.cells if replaces(old, cell)]
         index = self.cells.index(replaced[0]) if replaced else len(self.cells)
         cells = [old for old in self.cells if old not in replaced]
         cells.insert(index, cell)
@@ -273,6 +239,16 @@ class RunWriter:
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
 
+    def record_provenance(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write how cells came about (`ResourceMeter.build_record`), beside the records of others.
+
+        Records of cells that the run no longer has are dropped.
+        """
+        keys = {cell.key for cell in self.cells}
+        by_key = read_provenance(self.path) | {str(record["key"]): record for record in records}
+        kept = [record for key, record in by_key.items() if key in keys]
+        write_atomically(self.path / PROVENANCE_FILE, encode_provenance(kept))
+
     def remove_other_limits(self, key: str) -> None:
         """Remove the cells that differ from the cell of this key in their limit only."""
         for cell in [cell for cell in self.cells if cell.key == key]:
@@ -288,23 +264,10 @@ class RunWriter:
         Only equal bytes (`digest`) keep the file of the replaced cell.
         """
         for old in self.cells:
-            if _replaces(old, cell) and old.digest == digest:
+            if replaces(old, cell) and old.digest == digest:
                 return _predictions_file(old)
         taken = set(map(_predictions_file, self.cells))
         return next(name for name in _candidate_files(cell) if name not in taken)
-
-    def discard_chunks(self, suite: str, method: str) -> None:
-        """Remove the stored chunks of a suite under a method, whatever their key."""
-        self._remove_chunk_folders(*(self.path / "partial").glob(f"{_file_stem(suite, method)}.*"))
-
-    def _remove_chunk_folders(self, *folders: Path) -> None:
-        for folder in folders:
-            remove_path(folder)
-        with suppress(OSError):  # absent, or not empty: other suites are under way
-            (self.path / "partial").rmdir()
-
-    def _chunk_folder(self, suite: str, method: str, key: str) -> Path:
-        return self.path / "partial" / f"{_file_stem(suite, method)}.{quote(key, safe='')}"
 
     def _check_manifest(self, existing: Manifest) -> None:
         """Refuse the run of another checkpoint. Keep the time at which this run began, and the
@@ -320,6 +283,36 @@ class RunWriter:
         label = existing.model.get("label")
         model = {**({"label": label} if label else {}), **self.manifest.model}
         self.manifest = Manifest(SCHEMA_VERSION, model, self.manifest.software, existing.created)
+
+
+def encode_cell(cell: Cell, predictions: Predictions) -> tuple[Cell, bytes]:
+    """Return the cell with the digest of its predictions file, and the bytes of that file."""
+    metadata = file_metadata(cell.suite, cell.method, cell.key, cell.seed)
+    metadata["summary"] = summary_digest(cell.summary)
+    data = predictions_parquet.encode_predictions(predictions, metadata)
+    return replace(cell, digest=hashlib.sha256(data).hexdigest()), data
+
+
+def find_complete_cell(
+    path: Path,
+    cells: Iterable[Cell],
+    suite: str,
+    method: str,
+    key: str,
+    seed: int | None = None,
+) -> Cell | None:
+    """Return the cell under this key, if its predictions are intact and match its summary."""
+    for cell in cells:
+        if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
+            with suppress(RunError):
+                read_predictions_table(path, cell)
+                return None if summary_matches(path, cell) is False else cell
+    return None
+
+
+def replaces(old: Cell, new: Cell) -> bool:
+    """Whether writing the new cell replaces the old one. Cells with other limits stay."""
+    return is_same_result(old, new) and old.limit == new.limit
 
 
 def open_run(path: str | Path) -> Run:
@@ -349,6 +342,8 @@ def open_stored_run(path: str | Path) -> Run:
         data = safe_files.read_regular_file(file, MAX_RUN_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         begun = (Path(path) / "partial").exists()
+        if is_shard_folder(path):
+            raise shard_is_no_run(path) from error
         hint = (
             "repeat the score command: it goes on where it stopped"
             if begun
@@ -358,7 +353,7 @@ def open_stored_run(path: str | Path) -> Run:
             "no finished suite here" if begun else "not a run folder", location=str(path), hint=hint
         ) from error
     except OSError as error:
-        raise _os_failure(file, error, "read") from error
+        raise os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
     return Run(str(path), manifest, cells, read_predictions_table)
 
@@ -369,7 +364,7 @@ def summary_matches(path: str | Path, cell: Cell) -> bool | None:
     None for older files, which do not tell. Raises RunError for predictions that are missing, or
     not the bytes that run.json describes.
     """
-    file, data = _read_predictions_bytes(path, cell)
+    file, data = read_predictions_bytes(path, cell)
     digest = predictions_parquet.read_metadata(data, str(file)).get("summary")
     return None if digest is None else digest == summary_digest(cell.summary)
 
@@ -379,18 +374,18 @@ def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
     return read_predictions(path, cell).table
 
 
-def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
+def read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     """Return the predictions file of a cell and its bytes, checked against run.json."""
     file = Path(path) / _predictions_file(cell)
     try:
         data = safe_files.read_regular_file(file, MAX_PREDICTIONS_BYTES)
     except OSError as error:
-        raise _os_failure(file, error, "read") from error
+        raise os_failure(file, error, "read") from error
     if hashlib.sha256(data).hexdigest() != cell.digest:
         raise RunError(
             "not the bytes that run.json describes: cut short or edited",
             location=str(file),
-            hint=predictions_parquet.RESCORE_HINT,
+            hint=RESCORE_HINT,
         )
     return file, data
 
@@ -400,157 +395,8 @@ def read_predictions(path: str | Path, cell: Cell) -> Predictions:
 
     Raises RunError for predictions that are missing, or not the bytes that run.json describes.
     """
-    file, data = _read_predictions_bytes(path, cell)
+    file, data = read_predictions_bytes(path, cell)
     return predictions_parquet.decode_predictions(data, str(file))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment it has the old bytes, the new bytes, or is absent.
-
-    Raises RunError.
-    """
-    with temporary_path(path.with_name(f".{path.name}.tmp")) as temporary:
-        try:
-            _write_and_sync(temporary, data)
-            temporary.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise _os_failure(path, error, "written") from error
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write several files into a folder, which keeps its others. All are written, or none.
-
-    Raises RunError.
-    """
-
-    def write(new_folder: Path) -> None:
-        if folder.exists():
-            shutil.copytree(
-                folder, new_folder, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True
-            )
-        for name, data in files.items():
-            (new_folder / name).unlink(missing_ok=True)  # the old file is linked to this name
-            _write_and_sync(new_folder / name, data)
-
-    try:
-        replace_folder(folder, write)
-    except OSError as error:
-        raise _os_failure(folder, error, "written") from error
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    with safe_files.create_file(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # the file system has no links
-        shutil.copy2(source, target)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process. The kernel unlocks it when the process ends, in any way.
-
-    Raises RunError if another process holds the lock.
-    """
-    import fcntl  # POSIX only, and only writers need it
-
-    path = folder / ".lock"
-    while True:
-        try:
-            handle = safe_files.open_for_writing(path, os.O_RDWR, 0o644)
-        except OSError as error:
-            raise _os_failure(path, error, "written") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(handle, 32).decode(errors="replace").strip()
-            os.close(handle)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise _os_failure(path, error, "locked") from error
-            message = f"another process (pid {owner or 'unknown'}) is writing this run"
-            raise RunError(
-                message, location=str(folder), hint="wait for it, or choose another --out"
-            ) from error
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(handle).st_ino:
-                break
-        os.close(handle)  # the previous holder removed the file between our open and our lock
-    with ExitStack() as stack:
-        stack.callback(os.close, handle)  # unlocks it, after the file is removed
-        stack.enter_context(temporary_path(path))
-        try:
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode())
-        except OSError as error:
-            raise _os_failure(path, error, "written") from error
-        yield
-
-
-def reject_links(root: Path, path: Path) -> None:
-    """Raise RunError if a component of `path` below `root` is a link (`safe_files`)."""
-    try:
-        safe_files.reject_links(root, path)
-    except OSError as error:
-        raise _os_failure(Path(error.filename or path), error, "written") from error
-
-
-def _os_failure(path: Path, error: OSError, action: str) -> RunError:
-    """Return a RunError that explains an error of the operating system."""
-    elsewhere = "choose another place with --out"
-    resume = "make room and repeat the command: nothing finished is lost"
-    reasons = {
-        errno.ENOSPC: ("the disk is full", resume),
-        errno.EDQUOT: ("the disk quota is used up", resume),
-        errno.EFBIG: (
-            "the file-size limit is reached",
-            "raise it (ulimit -f) and repeat: nothing finished is lost",
-        ),
-        errno.EROFS: ("the file system is read-only", elsewhere),
-        errno.EACCES: ("permission denied", elsewhere),
-        errno.EPERM: ("permission denied", elsewhere),
-        errno.ENOTDIR: ("a part of the path is a file, not a folder", elsewhere),
-        errno.EEXIST: ("this is a file, not a folder", elsewhere),
-        errno.ENOENT: ("the file is missing", predictions_parquet.RESCORE_HINT),
-    }
-    damaged = "restore the file, or move the folder away and score again"
-    unknown = error.strerror or str(error), damaged if action == "read" else elsewhere
-    reason, hint = reasons.get(cast(int, error.errno), unknown)
-    return RunError(f"cannot be {action}: {reason}", location=str(path), hint=hint)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, unless they exist. Raises RunError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _os_failure(folder, error, "created") from error
-
-
-def _file_metadata(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
-    metadata = {"schema": str(SCHEMA_VERSION), "suite": suite, "method": method, "key": key}
-    return metadata if seed is None else {**metadata, "seed": str(seed)}
-
-
-def _file_stem(suite: str, method: str, tag: str = "") -> str:
-    """Return how the names of files of a suite and a method begin.
-
-    A name that is too long for a file system is cut, and a hash is added.
-    """
-    name = quote(suite, safe="")
-    if len(name) > MAX_NAME_LENGTH:
-        name = f"{name[: MAX_NAME_LENGTH // 2]}@{hashlib.sha256(suite.encode()).hexdigest()[:16]}"
-    return f"{name}{tag}.{quote(method, safe='')}"
 
 
 def _predictions_file(cell: Cell) -> str:
@@ -560,7 +406,7 @@ def _predictions_file(cell: Cell) -> str:
 
 def _default_predictions_file(cell: Cell, tag: str = "") -> str:
     seed = "" if cell.seed is None else f".seed{cell.seed}"
-    return f"predictions/{_file_stem(cell.suite, cell.method, tag)}{seed}.parquet"
+    return f"predictions/{file_stem(cell.suite, cell.method, tag)}{seed}.parquet"
 
 
 def _candidate_files(cell: Cell) -> Iterator[str]:
@@ -576,13 +422,3 @@ def _candidate_files(cell: Cell) -> Iterator[str]:
     yield _default_predictions_file(cell, f"@{digest}")
     for number in count(2):
         yield _default_predictions_file(cell, f"@{digest[:8]}-{number}")
-
-
-def _replaces(old: Cell, new: Cell) -> bool:
-    """Whether writing the new cell replaces the old one. Cells with other limits stay."""
-    return is_same_result(old, new) and old.limit == new.limit
-
-
-def _chunk_name(index: int, data: bytes) -> str:
-    """Return a file name with the hash of the chunk's bytes, so that any damage shows."""
-    return f"{index:05}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 from antlm_bench.declarations import list_declarations
 from antlm_bench.printable import format_count
@@ -24,17 +25,34 @@ USER_VERSION = "user"
 """Version of a suite that is a bare file. Older runs record nothing else of a user's suite."""
 
 
-def is_user_suite(cell: Cell) -> bool:
+class SuiteResult(Protocol):
+    """A cell, or a cell of which only some chunks are computed."""
+
+    @property
+    def suite(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def origin(self) -> tuple[str, ...]: ...
+
+
+def is_user_suite(cell: SuiteResult) -> bool:
     """Whether the suite was read from a file of the user's."""
     return bool(cell.origin) or cell.settings.get("suite_version") == USER_VERSION
 
 
-def base_suite_name(cell: Cell) -> str:
+def base_suite_name(cell: SuiteResult) -> str:
     """Return the name under which the suite was scored: of its file or declaration, no folders."""
     return str(cell.settings.get("suite") or cell.suite)
 
 
-def is_same_suite(a: Cell, b: Cell) -> bool:
+def is_same_suite(a: SuiteResult, b: SuiteResult) -> bool:
     """Whether two cells of one run have the same suite: by name, a file by content or path."""
     if base_suite_name(a) != base_suite_name(b) or is_user_suite(a) != is_user_suite(b):
         return False
@@ -43,7 +61,7 @@ def is_same_suite(a: Cell, b: Cell) -> bool:
     )
 
 
-def is_same_result(a: Cell, b: Cell) -> bool:
+def is_same_result(a: SuiteResult, b: SuiteResult) -> bool:
     """Whether two cells of one run have the same suite, method and seed.
 
     They may have other items, because a run holds a cell per limit.
@@ -294,7 +312,7 @@ def _collection_name(cell: Cell) -> str:
     return base.removesuffix(f".{task}") if cell.seed is not None and task != base else base
 
 
-def _suite_digest(cell: Cell) -> str:
+def _suite_digest(cell: SuiteResult) -> str:
     return str(cell.settings.get("suite_digest") or cell.key)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from antlm_bench.errors import UsageError
-from antlm_bench.runs.store import make_folder, write_atomically
+from antlm_bench.runs.folder_io import make_folder, write_atomically
 
 TableValue = str | int | float | None
 

@@ -186,15 +186,16 @@ class Engine:
 
     @contextmanager
     def without_shortcuts(self, names: Sequence[str]) -> Iterator[None]:
-        """Turn shortcuts off within the context."""
-        before = self.forward_config, self.kernels, self.rotary_patch
+        """Turn shortcuts off within the context, and undo what else is turned off in it."""
+        before = self.forward_config, self.kernels, self.rotary_patch, self.batch_tokens
         for name in names:
             self.disable_shortcut(name)
         try:
             yield
         finally:
-            self.forward_config, self.kernels, self.rotary_patch = before
-            if CPU_KERNELS in names and self.kernels is not None:
+            were_undone = self.kernels is None
+            self.forward_config, self.kernels, self.rotary_patch, self.batch_tokens = before
+            if were_undone and self.kernels is not None:
                 self.kernels.redo()
             if self.model_state is not None:
                 self.model_state = ModelState.capture(self.model)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -92,19 +92,8 @@ def score_with_lm_eval(
     """
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    return _lm_eval_loglikelihoods(lm, [("", text) for text in texts])
-
-
-def _lm_eval_loglikelihoods(lm: Any, requests: Sequence[tuple[str, str]]) -> list[float]:
-    """Return log P(continuation | context) of each request (context, continuation)."""
-    from lm_eval.api.instance import Instance
-
-    instances = [Instance("loglikelihood", {}, request, 0) for request in requests]
-    results = lm.loglikelihood(instances, disable_tqdm=True)
-    if len(results) != len(requests):
-        raise CheckpointError(f"lm-eval returned {len(results)} results for {len(requests)} texts")
-    return [float(logprob) for logprob, *_ in results]
+    lm = LmEvalScorer(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size))
+    return list(map(float, lm.score_tokens(lm.tokenize(texts, [None] * len(texts)))))
 
 
 @contextmanager
@@ -370,6 +359,15 @@ def _length_batches(
         yield from (same_length[top : top + size] for top in range(0, len(same_length), size))
 
 
+class TokenRequest(NamedTuple):
+    """A text as the token ids that a peer reads."""
+
+    context: list[int]
+    """Tokens that are read only, special tokens included."""
+    option: list[int]
+    """Tokens that are scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class LmEvalScorer:
     """A scorer around lm-eval's HFLM.
@@ -382,20 +380,43 @@ class LmEvalScorer:
     lm: Any
     """The HFLM."""
 
-    def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """Return log P(span | context) of each text (n,), in nats."""
-        del method  # lm-eval has only one
+    def tokenize(self, texts: Sequence[str], spans: Sequence[Span]) -> list[TokenRequest]:
+        """Return what lm-eval itself reads and scores of each text.
+
+        lm-eval 0.4.13 (`_encode_pair`) moves spaces at the end of a context to the option, and
+        starts the option after as many tokens as the context alone has. No token may be left for
+        it.
+        """
+        from lm_eval.api.instance import Instance
+
         bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
-        requests = []
+        instances = []
         for text, span in zip(texts, spans, strict=True):
             start, end = span or (0, len(text))
-            requests.append((bos + text[:start] if start else "", text[start:end]))
+            pair = (bos + text[:start] if start else "", text[start:end])
+            instances.append(Instance("loglikelihood", {}, pair, 0))
+        # A copy whose last step returns the requests as they are.
+        recorder = copy.copy(self.lm)
+        recorder._loglikelihood_tokens = lambda requests, **_: requests
+        requests = recorder.loglikelihood(instances, disable_tqdm=True)
+        return [TokenRequest(context, option) for _, context, option in requests]
+
+    def score_tokens(self, requests: Sequence[TokenRequest]) -> Floats:
+        """Return log P(option | context) of each request (n,), in nats.
+
+        Raises CheckpointError if lm-eval fails, as on an option without tokens.
+        """
+        triples = [(("", ""), context, option) for context, option in requests]
         try:
-            return np.array(_lm_eval_loglikelihoods(self.lm, requests))
+            results = self.lm._loglikelihood_tokens(triples, disable_tqdm=True)
         except PEER_ERRORS as error:
             raise CheckpointError(
                 f"lm-eval fails on this model: {type(error).__name__}: {first_line(error)}"
             ) from error
+        return np.array([logprob for logprob, *_ in results], float)
+
+    def decode(self, token_ids: list[int]) -> str:
+        return str(self.lm.tokenizer.decode(token_ids))
 
 
 def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) -> LmEvalScorer:

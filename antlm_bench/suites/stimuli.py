@@ -9,6 +9,7 @@ to the result.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -77,7 +78,8 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     if not path.exists() and location in list_declarations("tasks"):
         raise DataError(
             f"{location!r} is a suite, not a file of texts",
-            hint="a suite is scored: antlm-bench score --model CKPT --suite " + location,
+            hint="a suite is scored: antlm-bench score --model CKPT --suite "
+            f"{shlex.quote(location)}",
         )
     if syntaxgym.is_syntaxgym_file(name):
         stimuli = _read_syntaxgym(path)

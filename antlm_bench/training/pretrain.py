@@ -43,20 +43,17 @@ from antlm_bench.training.objectives import (
     truncate_rows,
 )
 from antlm_bench.training.recipe import Recipe
-from antlm_bench.training.schedule import Step, count_rows, plan_steps
+from antlm_bench.training.schedule import (
+    Step,
+    count_rows,
+    list_milestones,
+    milestone_name,
+    plan_steps,
+)
 
 MICRO_BATCH_TOKENS_BY_DEVICE = {"cpu": 4096}  # tokens per forward pass
 DEFAULT_MICRO_BATCH_TOKENS = 65_536
 MAX_LOSS_RATIO = 3.0  # largest accepted loss, as a multiple of a uniform guess, ln(vocabulary)
-MILLION = 1_000_000
-# BabyLM's checkpoints in words seen: every 1M up to 10M, every 10M up to 100M, every 100M up to 1B.
-MILESTONES = (
-    *(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)),
-    1000 * MILLION,
-)
-# At its end, a run has reached a milestone if at most this share of the words is missing: ten
-# passes over "10M words" are 99.9M words. BabyLM has no such rule.
-MILESTONE_TOLERANCE = 0.02
 ROW_LENGTHS_KEY = 2**32 - 1  # replaces the sample index in the random key of row lengths
 
 
@@ -542,14 +539,11 @@ def pretrain(
         if is_main:
             seconds = time.monotonic() - start_time
             callback.on_step_end(record | {"seconds": seconds, "switch": step.objective_switch})
-        words_seen = trainer.words_seen
-        if is_last:  # see MILESTONE_TOLERANCE
-            words_seen /= 1 - MILESTONE_TOLERANCE
-        milestones = [words for words in MILESTONES if words_before < words <= words_seen]
+        milestones = list_milestones(words_before, trainer.words_seen, is_last)
         if is_main:
             for words in milestones:
-                trainer.save_checkpoint(out / f"chck_{words // MILLION}M")
-                callback.on_save(out / f"chck_{words // MILLION}M", trainer.steps_done)
+                trainer.save_checkpoint(out / milestone_name(words))
+                callback.on_save(out / milestone_name(words), trainer.steps_done)
         stop = _any_process(trainer, callback.stop_requested())
         stop = stop or trainer.steps_done == settings.stop_after
         is_save_due = time.monotonic() - last_save > 60 * settings.save_every_minutes

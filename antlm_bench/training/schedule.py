@@ -23,6 +23,18 @@ from antlm_bench.types import Floats
 # size and row length count as constant within a bin.
 MAX_STEPS = 1_000_000  # all are planned before the first, about 400 bytes each
 PROGRESS_BINS = 1000
+MILLION = 1_000_000
+# BabyLM's checkpoints in words seen: every 1M up to 10M, every 10M up to 100M, every 100M up to 1B.
+MILESTONES = (
+    *(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)),
+    1000 * MILLION,
+)
+# At its end, a run has reached a milestone if at most this share of the words is missing: ten
+# passes over "10M words" are 99.9M words. BabyLM has no such rule.
+MILESTONE_TOLERANCE = 0.02
+TOKENS_PER_WORD = 1.4
+"""Approximate number of tokens per word of BabyLM's corpus, with a BPE vocabulary of 16,000. It is
+assumed for a corpus whose tokenizer does not exist yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +131,36 @@ def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
         first_row, rows_left = first_row + num_rows, rows_left - num_rows
         tokens_before += step.num_tokens
     return steps
+
+
+def list_milestones(words_before: float, words_seen: float, at_end: bool) -> list[int]:
+    """Return the milestones, in words, that are reached after `words_before` words.
+
+    at_end: `words_seen` is the number at the end of the run (see MILESTONE_TOLERANCE).
+    """
+    if at_end:
+        words_seen /= 1 - MILESTONE_TOLERANCE
+    return [words for words in MILESTONES if words_before < words <= words_seen]
+
+
+def milestone_name(words: int) -> str:
+    """Return the name of the checkpoint of a milestone: chck_10M."""
+    return f"chck_{words // MILLION}M"
+
+
+def predict_milestones(recipe: Recipe, corpus_words: int) -> list[str]:
+    """Return the names of the milestones that a run on a corpus will write, without `main`.
+
+    corpus_words: words to train on, without those held out. A run counts the words of its rows.
+    They are predicted from the share of the corpus that its steps read; rows that are cut at random
+    (batch.short) have half their length on average. So the last milestone can be wrong if the run
+    ends within about 1% of it.
+    """
+    num_tokens = round(corpus_words * TOKENS_PER_WORD)
+    last = plan_steps(recipe, num_tokens)[-1]
+    share_read = (last.tokens_before + last.num_tokens) / num_tokens
+    words_seen = corpus_words * share_read * (1 - recipe.batch.short / 2)
+    return [milestone_name(words) for words in list_milestones(0, words_seen, at_end=True)]
 
 
 def describe_plan(recipe: Recipe, num_tokens: int) -> dict[str, str | int]:

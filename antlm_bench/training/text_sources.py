@@ -127,7 +127,8 @@ def describe_source(source: TextSource, num_words: int) -> str:
     """Return which files are trained on, which are left out, and the number of words."""
     files = shorten_list([file.name for file in source.files])
     left_out = f"; left out: {shorten_list(source.left_out)}" if source.left_out else ""
-    return f"trains on {num_words:,} words of {len(source.files)} files ({files}){left_out}"
+    noun = "file" if len(source.files) == 1 else "files"
+    return f"trains on {num_words:,} words of {len(source.files)} {noun} ({files}){left_out}"
 
 
 def _text_suffix(file: Path) -> str:

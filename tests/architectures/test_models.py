@@ -37,6 +37,25 @@ def test_an_impossible_configuration_names_its_key(config_class, key, value):
         config_class(**SIZES | {key: value})
 
 
+@pytest.mark.parametrize("config_class", [LtgBertConfig, GptBertConfig])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocab_size", "4"),
+        ("hidden_size", -1),
+        ("num_hidden_layers", True),
+        ("layer_norm_eps", None),
+        ("layer_norm_eps", -0.5),
+        ("hidden_dropout_prob", float("nan")),
+        ("is_decoder", 0),
+        ("pad_token_id", "x"),
+    ],
+)
+def test_a_value_of_a_wrong_type_names_its_key(config_class, key, value):
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        config_class(**SIZES | {key: value})
+
+
 def test_an_unknown_layer_mix_is_named_beside_the_known_ones():
     with pytest.raises(ValueError, match=r"layer_mix: 'bse' is not one of .*'weighted_output'"):
         LtgBertConfig(layer_mix="bse")

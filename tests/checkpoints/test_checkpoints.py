@@ -111,6 +111,16 @@ def test_a_truncated_file_of_weights_is_named(copy):
         opened(folder)
 
 
+def test_a_quantization_without_its_package_is_named(copy):
+    folder = copy("causal")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="optimum") as caught:
+        opened(folder)
+    assert caught.value.hint.startswith("install the package")
+
+
 def test_pickled_weights_are_opened_only_when_allowed(copy):
     folder = copy("causal")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -229,6 +239,8 @@ def test_folders_and_globs_expand_by_words_seen(tmp_path, make_checkpoint):
         str(tmp_path / n) for n in ("chck_1M", "chck_10M", "chck_1B")
     ]
     assert expand_refs(["gpt2", "gpt2"]) == ["gpt2"]
+    path = tmp_path / "chck_1M"
+    assert expand_refs([str(path), f"{tmp_path}/./chck_1M"]) == [str(path)]
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         expand_refs([str(tmp_path / "nothing*")])
 
@@ -267,7 +279,7 @@ def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
         ("num_attention_heads", 0, "cannot read the configuration"),
         ("num_attention_heads", 3, "cannot"),
         ("dtype", "float99", "cannot"),
-        ("hidden_act", "foo", "cannot load the weights: KeyError: 'foo'"),
+        ("hidden_act", "foo", "cannot load the weights: hidden_act is 'foo'"),
         ("architectures", [3], "not a list of class names"),
         ("architectures", "LlamaForCausalLM", "not a list of class names"),
     ],

@@ -447,7 +447,8 @@ def test_an_invalid_configuration_is_named(tmp_path, key, value, message):
 WRONG_TYPES = [
     ("layer_norm_eps", "1e-5", "a number"), ("layer_norm_eps", True, "a number"),
     ("hidden_dropout_prob", [], "a number"),
-    ("layer_norm_eps", float("nan"), "a number"), ("num_attention_heads", "4", "a whole number"),
+    ("hidden_dropout_prob", float("nan"), "a number"),
+    ("num_attention_heads", "4", "a whole number"),
     ("num_attention_heads", 3.0, "a whole number"), ("max_position_embeddings", {},
      "a whole number"),
     ("per_head_positions", "false", "true or false"), ("per_head_positions", 0, "true or false"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,31 @@ def test_rank_of_an_adapter_beyond_its_weights_is_refused(make_checkpoint, tmp_p
 
     with pytest.raises(CheckpointError, match=r"adapter_config\.json describes a model of more"):
         load_runnable_model(str(base), OpenOptions(device="cpu", peft=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", {}),
+        ("_attn_implementation", 7),
+        ("rms_norm_eps", -0.5),
+        ("rms_norm_eps", float("nan")),
+        ("id2label", 1e308),
+        ("num_labels", []),
+        ("quantization_config", 7),
+        ("dtype", "x"),
+        ("hidden_act", ""),
+        ("vocab_size", -1),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(checkpoint: Path, key: str, value: object) -> None:
+    change_config(checkpoint, **{key: value})
+
+    with pytest.raises(CheckpointError, match=rf"\b{key} is {re.escape(repr(value)[:4])}"):
+        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+
+
+def test_outputs_as_tuples_change_nothing(checkpoint: Path) -> None:
+    change_config(checkpoint, return_dict=False)
+
+    assert load_runnable_model(str(checkpoint), OpenOptions(device="cpu")).model.config.return_dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -52,10 +53,6 @@ from antlm_bench.errors import UsageError
             "score --model x --trust-remote-code",
         ),
         ("score --model_args pretrained=x,trust_remote_code=False", "score --model x"),
-        (
-            "score --model hf --suite nano",
-            "score --model hf --suite nano",
-        ),  # a folder may be called hf
         ("score --allow_incomplete --batch-tokens 9", "score --allow-incomplete --batch-tokens 9"),
         ("show -- --tasks", "show -- --tasks"),
         ("show a_b", "show a_b"),
@@ -91,6 +88,26 @@ def test_other_backends_of_lm_eval_are_refused_by_name(backend: str) -> None:
         with pytest.raises(UsageError, match=f"'{backend}' is not a backend") as caught:
             normalize_argv(shlex.split(f"score --model {backend} {args}"))
         assert caught.value.location == "--model"
+
+
+def test_a_model_type_without_its_checkpoint_is_refused() -> None:
+    with pytest.raises(UsageError, match="'hf' is a model type of lm-eval, not a checkpoint"):
+        normalize_argv(["score", "--model", "hf", "--suite", "nano"])
+
+
+def test_a_folder_may_have_the_name_of_a_model_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hf").mkdir()
+    argv = ["score", "--model", "hf", "--suite", "nano"]
+    assert normalize_argv(argv) == argv
+
+
+def test_an_unknown_model_type_is_no_second_checkpoint() -> None:
+    with pytest.raises(UsageError, match="'anthropic' is not a model type") as caught:
+        normalize_argv(shlex.split("score --model anthropic --model_args pretrained=x"))
+    assert caught.value.location == "--model"
 
 
 def test_the_backends_are_those_of_lm_eval() -> None:

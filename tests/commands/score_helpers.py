@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from antlm_bench.checkpoints import Checkpoint
+from antlm_bench.runs.provenance import PROVENANCE_FILE
 
 NOUNS = ["cat", "dog", "boy", "girl", "house"]
 ADJECTIVES = ["old", "small", "near", "every"]
@@ -66,14 +67,16 @@ def count_work(monkeypatch: pytest.MonkeyPatch) -> ModelWork:
 
 
 def hash_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return path -> (time of change, hash) of every file below a folder."""
+    """Return path -> (time of change, hash) of every file below a folder, without the provenance,
+    which holds times.
+    """
     return {
         str(path.relative_to(folder)): (
             path.stat().st_mtime_ns,
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != PROVENANCE_FILE
     }
 
 

@@ -84,7 +84,12 @@ def test_no_hint_leaves_a_path_unquoted() -> None:
         *("scoring_method", "METHODS[scoring_method].main_attention", "suite", "tasks", "model"),
         *("runs_dir", "command", "name", "names"),
     }
-    pattern = re.compile(r"antlm-bench [a-z]+[^\"]*?--(?:model|suite|out|valid|peft) \{([^}!:]+)")
+    pattern = re.compile(
+        r"antlm-bench [a-z]+[^\"]*?(?:--(?:model|suite|out|valid|peft)|data [a-z]+) \{([^}!:]+)"
+    )
+    added = re.compile(r'antlm-bench [^"\n]*" \+ (\w+)')
     for file in source.rglob("*.py"):
-        for value in pattern.findall(file.read_text(encoding="utf-8")):
+        text = file.read_text(encoding="utf-8")
+        assert not added.findall(text), file.name
+        for value in pattern.findall(text):
             assert value.startswith("shlex.quote(") or value in constants, (file.name, value)

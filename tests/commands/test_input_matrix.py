@@ -211,6 +211,20 @@ def test_each_run_goes_through_each_reader(
 
 
 @pytest.mark.long
+def test_an_imported_run_is_not_submitted_and_keeps_its_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run in runs/imported comes from an export of two items per paradigm."""
+    monkeypatch.chdir(folder)
+    submit = "submit runs/imported --year 2025 --track strict-small --out out/imported.json"
+    for argv in (submit, f"{submit} --allow-partial"):
+        assert run(shlex.split(argv)) == 2
+        assert "runs/imported: its results are by lm-eval" in capsys.readouterr().err
+    assert run(shlex.split("report runs/imported")) == 0
+    assert "limit: the first 2 documents of each task" in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_runs_are_read_without_their_data(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -303,7 +303,7 @@ def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_a
         for n, r in zip(order, found, strict=True)
     )
     named = [
-        [any("same weights as chck_1M" in note for note in cell.summary.notes) for cell in r]
+        [any("/chck_1M: this is not" in note for note in cell.summary.notes) for cell in r]
         for r in found
     ]
     assert named == [[False] * 4, [True] * 4, [False] * 4]

@@ -48,6 +48,7 @@ def test_the_files_are_those_that_the_readme_describes(
     assert names == [
         "predictions/agree.causal.parquet",
         "predictions/agree.mlm.parquet",
+        "provenance.json",
         "run.json",
     ]
     frame = pandas.read_parquet(tmp_path / "run" / names[0])

@@ -54,9 +54,15 @@ def suite(tmp_path) -> Path:
 def in_context(tmp_path, monkeypatch) -> Path:
     """A suite of options after contexts, as EWoK's: the option begins with its space."""
     nouns = ["the old cat", "who has seen the dogs near", "every boy"]
+    rows = [(text, " sleeps", " sees the house") for text in nouns]
+    return write_contexts(tmp_path, monkeypatch, rows)
+
+
+def write_contexts(tmp_path: Path, monkeypatch, texts: list[tuple[str, str, str]]) -> Path:
+    """Write a suite of (context, good option, bad option)."""
     rows = [
-        {"context": text, "good": " sleeps", "bad": " sees the house", "uid": text[:3]}
-        for text in nouns
+        {"context": context, "good": good, "bad": bad, "uid": context[:3]}
+        for context, good, bad in texts
     ]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -133,11 +139,53 @@ def test_options_after_contexts_agree(make_checkpoint, in_context, kind, adds):
     found = verify(make_checkpoint(kind, adds=adds), str(in_context))
     assert len(found.agreements) == (2 if kind == "causal" else 1)
     for a in found.agreements:
-        assert (
-            a.items == 3
-            and a.largest <= 1e-4
-            and any("character" in said for said in (*a.aligned, *a.apart))
-        )
+        assert a.items == 3 and a.largest <= 1e-4 and a.other_tokens.items == 0
+        assert any("before contexts" in line or "characters" in line for line in a.aligned)
+
+
+@pytest.mark.long
+def test_lm_eval_s_space_before_an_option_is_told_apart(make_checkpoint, tmp_path, monkeypatch):
+    """lm-eval scores the token of a space that stands alone. Its score is lower by that token."""
+    folder = make_checkpoint("causal")
+    rows = [("the cat ", "zx", "qx"), ("every boy ", "sleeps", "sees")]
+    path = write_contexts(tmp_path, monkeypatch, rows)
+    agreement = verify(folder, str(path)).agreements[1]
+    assert agreement.largest <= 1e-4 and agreement.is_within(1e-3)
+    other = agreement.other_tokens
+    assert (other.items, other.worst) == (1, "the_0")
+    assert other.reasons == (("it scores the space before an option as a token of the option", 1),)
+    space = token_logprob(folder, ["<s>", "\u0120the", "\u0120cat"], "\u0120")
+    assert other.largest == pytest.approx(-space, abs=1e-4)
+
+
+@pytest.mark.long
+def test_options_to_which_lm_eval_leaves_no_token(make_checkpoint, tmp_path, monkeypatch, capsys):
+    """The context alone has as many tokens as the whole text, of which the last is one token."""
+    path = write_contexts(tmp_path, monkeypatch, [("the do", "gs", "g"), ("a", " cat", " dog")])
+    folder = make_checkpoint("causal")
+    agreement = verify(folder, str(path)).agreements[1]
+    other = agreement.other_tokens
+    assert agreement.is_within(1e-3) and agreement.items == 2
+    assert (other.items, other.largest, other.worst) == (1, None, "")
+    assert [reason for reason, _ in other.reasons] == [
+        "it leaves no token to the option and cannot score it"
+    ]
+    assert run(["verify", "--model", str(folder), "--suite", str(path), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["tokens differ"] for row in rows] == ["0", "1"]
+
+
+def token_logprob(folder: Path, context: list[str], token: str) -> float:
+    """Return log P(token | context) of a causal checkpoint by transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    *ids, target = tokenizer.convert_tokens_to_ids([*context, token])
+    assert None not in ids and tokenizer.unk_token_id not in [*ids, target]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits
+    return float(logits[0, -1].log_softmax(-1)[target])
 
 
 @pytest.mark.long
@@ -198,7 +246,7 @@ def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_pat
         ("the old cat sees the dogs near a house", "the cat"),
     )
     found = verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=6))
-    assert all(a.items == 1 and "1 of 2 items" in a.apart[0] for a in found.agreements)
+    assert all((a.items, a.left_out) == (1, 1) for a in found.agreements)
     with pytest.raises(DataError, match="none of 2 items"):
         verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=1))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -146,6 +147,16 @@ def test_a_record_holds_every_number_with_its_interval(run: Path) -> None:
     }
     assert descriptions["blimp (mlm)"] == "accuracy, average over paradigm"
     assert descriptions["wug-past (mlm)"] == "spearman, over all items"
+
+
+def test_a_record_holds_the_notes_of_its_cell(run: Path) -> None:
+    document = json.loads((run / "run.json").read_text())
+    document["cells"][0]["summary"]["notes"] = ["limit: 4", "2 of 4 scored texts were trained on"]
+    (run / "run.json").write_text(json.dumps(document))
+    record = every_eval_ever.build_record(runs.open_run(run))
+    details = record["evaluation_results"][0]["score_details"]["details"]
+    assert details["notes"] == "limit: 4; 2 of 4 scored texts were trained on"
+    leaderboard.validate_document(record, "every-eval-ever")
 
 
 @pytest.mark.long

@@ -179,6 +179,16 @@ def test_one_odd_task_is_left_out_and_the_others_come_in(
     assert words in left_out(write(good=RIGHT, bad=[row]))
 
 
+def test_tasks_without_samples_are_named_in_one_sentence(tmp_path: Path) -> None:
+    names = [f"task_{number}" for number in range(60)]
+    file = tmp_path / "results_1.json"
+    file.write_text(json.dumps(document(**dict.fromkeys(names, RIGHT))))
+    with pytest.raises(DataError, match="no samples: run with --log_samples") as caught:
+        read_results(tmp_path)
+    assert caught.value.message.count("no samples") == 1
+    assert "task_0, task_1" in caught.value.message and len(caught.value.message) < 400
+
+
 def test_an_odd_task_alone_is_not_told_to_log_samples(write: Write) -> None:
     with pytest.raises(DataError, match="nothing to import") as caught:
         read_results(write(t=[sample(0, [-1.0, -2.0], -1, 0.0)]))

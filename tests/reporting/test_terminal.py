@@ -16,6 +16,7 @@ from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, NOTE, ONE_RUN, READING_RUN, 
 from antlm_bench.console import print_error
 from antlm_bench.errors import DataError
 from antlm_bench.reporting.results_table import build_results_table
+from antlm_bench.reporting.table import TableCell, build_records_table
 from antlm_bench.reporting.writers import print_table
 from antlm_bench.types import Run
 
@@ -98,11 +99,12 @@ def test_colour_on_a_terminal_and_none_under_no_color(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    show_runs(ONE_RUN)
-    assert "\x1b[33m" in capsys.readouterr().out  # the yellow note
+    table = build_records_table([{"verdict": TableCell("differs", tone="doubtful")}])
+    print_table(table)
+    assert "\x1b[35mdiffers" in capsys.readouterr().out  # magenta, readable on white
     monkeypatch.setenv("NO_COLOR", "1")
-    show_runs(ONE_RUN)
-    assert "\x1b[33m" not in capsys.readouterr().out
+    print_table(table)
+    assert "\x1b[35m" not in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ import numpy as np
 
 from antlm_bench import atomic_files, runs
 from antlm_bench.predictions import OptionColumns, Predictions
-from antlm_bench.runs import store
+from antlm_bench.runs import folder_io
 from antlm_bench.types import Cell, Estimate, Item, Manifest, Summary
 
 CHUNKS, ITEMS, KEY = 4, 25, "k" * 64
@@ -69,9 +69,9 @@ def kill_at(moment: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for module, name in (
-        (store.os, "fsync"),
-        (store.Path, "replace"),
-        (store.safe_files, "create_file"),
+        (folder_io.os, "fsync"),
+        (folder_io.Path, "replace"),
+        (folder_io.safe_files, "create_file"),
         (atomic_files.shutil, "rmtree"),
     ):
         original = getattr(module, name)

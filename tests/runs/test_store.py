@@ -21,7 +21,6 @@ from prediction_rows import read_rows, to_rows
 from antlm_bench import runs
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions
-from antlm_bench.runs import store
 from antlm_bench.types import Cell, Estimate, Run, Summary
 
 SUMMARY = Summary(
@@ -233,7 +232,7 @@ def test_a_failing_disk_is_a_clear_error_and_loses_nothing(
         real(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "fsync", failing)
+        patch.setattr(os, "fsync", failing)
         with pytest.raises(RunError, match=words):
             write_run(str(tmp_path))
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / ".lock").exists()

@@ -18,7 +18,7 @@ from training_text import build_corpus, write_text
 
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.errors import DataError, TrainingError
-from antlm_bench.training import pretrain as loop
+from antlm_bench.training import schedule
 from antlm_bench.training.corpus import Corpus
 from antlm_bench.training.model_factory import (
     build_model,
@@ -626,7 +626,7 @@ def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> N
 
 def test_milestones_are_babylms() -> None:
     expected = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
-    assert [words / 1_000_000 for words in loop.MILESTONES] == expected
+    assert [words / 1_000_000 for words in schedule.MILESTONES] == expected
 
 
 DENSE = (*range(100, 400, 20), 400)  # some of them within one step
@@ -635,8 +635,8 @@ DENSE = (*range(100, 400, 20), 400)  # some of them within one step
 class TestMilestones:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loop, "MILLION", 10)
-        monkeypatch.setattr(loop, "MILESTONES", (*DENSE, 10**6))
+        monkeypatch.setattr(schedule, "MILLION", 10)
+        monkeypatch.setattr(schedule, "MILESTONES", (*DENSE, 10**6))
 
     @pytest.mark.long
     @pytest.mark.parametrize(("beyond", "reached"), [(1.01, True), (1.05, False)])
@@ -650,7 +650,7 @@ class TestMilestones:
     ) -> None:
         recipe, log = make_recipe(**make_phases((1, 1, 0))), RecordingCallback()
         words = run(recipe, corpus_of(recipe), tmp_path / "once").words_seen
-        monkeypatch.setattr(loop, "MILESTONES", (int(beyond * words) // 10 * 10,))
+        monkeypatch.setattr(schedule, "MILESTONES", (int(beyond * words) // 10 * 10,))
         run(recipe, corpus_of(recipe), tmp_path / "again", log)
         assert [name for name, _ in log.checkpoints] == [
             f"chck_{int(beyond * words) // 10}M"

@@ -1,0 +1,76 @@
+"""Build a finished cell from the predictions of all its chunks, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from antlm_bench.errors import DataError, RunError
+from antlm_bench.predictions import Predictions
+from antlm_bench.runs import UnfinishedCell
+from antlm_bench.scoring.conventions import ScoringConventions
+from antlm_bench.suites.task_types import TASK_TYPES, Suite, SummarizeRequest
+from antlm_bench.types import Cell
+
+
+def build_finished_cell(
+    unfinished: UnfinishedCell, suite: Suite, computed: Predictions
+) -> tuple[Cell, Predictions]:
+    """Return the cell of a suite with its summary, and the predictions that are stored with it.
+
+    computed: the predictions of all chunks; the same object is returned if nothing is added. Raises
+    DataError if no item fits the model, RunError for conventions of a newer version.
+    """
+    if len(computed) and computed.has_flag("too-long").all():
+        raise _nothing_fits_error(suite, unfinished.settings.get("max_length"))
+    predictions = _complete_predictions(computed, suite)
+    summary = TASK_TYPES[suite.task_type].summarize(
+        SummarizeRequest(
+            suite,
+            predictions,
+            unfinished.method,
+            _build_conventions(unfinished.conventions, unfinished.name),
+            [*suite.notes, *unfinished.notes],
+        )
+    )
+    cell = Cell(
+        unfinished.suite,
+        unfinished.method,
+        unfinished.key,
+        unfinished.settings,
+        summary,
+        history=unfinished.history,
+        origin=unfinished.origin,
+    )
+    return cell, predictions
+
+
+def _build_conventions(fields: Mapping[str, Any], location: str) -> ScoringConventions:
+    try:
+        return ScoringConventions(**fields)
+    except TypeError as error:
+        raise RunError(
+            f"its conventions cannot be read: {error}",
+            location=location,
+            hint="merge with the version of antlm-bench that scored the shards",
+        ) from error
+
+
+def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
+    return DataError(
+        f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
+        location=suite.origin[0] if suite.origin else suite.name,
+        hint="leave the suite out, or raise --max-length if the model reads longer texts",
+    )
+
+
+def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions:
+    """Return predictions with the columns that need all items; the same object if there are none.
+
+    These are results of metrics over all items, and the clusters of items that belong together.
+    """
+    if suite.task_metrics and suite.task_metrics.corpus_metrics:
+        predictions = suite.task_metrics.with_corpus_metrics(predictions)
+    if any(item.cluster for item in suite.items):
+        predictions = predictions.with_clusters(suite.items)
+    return predictions

@@ -1,0 +1,353 @@
+"""Compute the cells of one suite: methods with the same conventions share the model's forwards.
+
+A suite is cut into chunks, and the chunks of one shard, or all, are computed. A chunk is computed
+for all methods or none, so that a resumed run has the same batches as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import runs
+from antlm_bench.checkpoints import (
+    Checkpoint,
+    select_content_key_metadata,
+    with_bf16_body,
+)
+from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
+from antlm_bench.commands.finished_cells import build_finished_cell
+from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.lm_eval_bridge.rolling import require_causal_method
+from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
+from antlm_bench.progress import Progress
+from antlm_bench.runs import Shard, UnfinishedCell
+from antlm_bench.runs.chunks import ChunkFolder
+from antlm_bench.runs.layout import content_key, log_replaced_scores
+from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.adaptive import AdaptiveScorer
+from antlm_bench.scoring.conventions import (
+    CONVENTIONS_VERSION,
+    ScoringConventions,
+    apply_conventions,
+)
+from antlm_bench.scoring.methods import Method, get_method, resolve_method
+from antlm_bench.scoring.peers import peer_version
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    PredictRequest,
+    Suite,
+    SuiteRequest,
+    TaskType,
+)
+from antlm_bench.types import Item, Run
+
+AnyCheckpoint = Checkpoint | MiniconsCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteToScore:
+    """A suite, with methods that have the same conventions, and what is recorded about them."""
+
+    suite: Suite
+    request: SuiteRequest
+    """The request that loads the suite."""
+    method_names: Sequence[str]
+    options: ScoreOptions
+    notes: Sequence[str]
+    """Sentences on the checkpoint."""
+
+
+class SuiteScorer:
+    """Computes the cells of one suite with one checkpoint."""
+
+    def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore) -> None:
+        """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
+        self.suite, self.target, self.options = target.suite, target, target.options
+        self.task_type = TASK_TYPES[self.suite.task_type]
+        self.conventions = (
+            self.options.conventions()
+            .for_method(get_method(target.method_names[0]))
+            .for_suite(self.suite.reduction, self.suite.has_delimiters, self.task_type.scores_spans)
+        )
+        if self.conventions.bos_before_context:
+            checkpoint = checkpoint.with_context_bos_policy(self.conventions.bos_before_context)
+        if self.conventions.eos and not self.task_type.scores_documents:
+            checkpoint = checkpoint.with_scored_eos(self.conventions.eos)
+        self.checkpoint = checkpoint
+        _check_supported(checkpoint, self.suite, self.task_type, target.method_names, self.options)
+        self.settings = {
+            name: _build_settings(checkpoint, self.suite, name, self.conventions, self.options)
+            for name in target.method_names
+        }
+        self.keys = {name: content_key(values) for name, values in self.settings.items()}
+
+    def score(self, writer: runs.RunWriter) -> list[str]:
+        """Compute the missing cells, and write them into a run folder.
+
+        Return the content keys of all cells, those that were there included.
+        """
+        if self.options.again:
+            for name in self.keys:
+                writer.discard_chunks(self.suite.name, name)
+        pending_names = [
+            name
+            for name, key in self.keys.items()
+            if self.options.again
+            or not writer.is_complete(self.suite.name, name, key, origin=self.suite.origin)
+        ]
+        if pending_names:
+            with _undo_disabled_shortcuts(self.checkpoint):
+                self._score_pending(pending_names, writer)
+        return list(self.keys.values())
+
+    def score_shard(self, shard: Shard, writer: runs.ShardWriter, finished_run: Run | None) -> None:
+        """Compute the chunks of a shard, and write them into its folder.
+
+        finished_run: the cells that it holds under the same keys are left out.
+        """
+        names = [name for name in self.keys if not self._is_in(finished_run, name)]
+        if self.options.again:
+            for name in names:
+                writer.discard_chunks(self.suite.name, name)
+        if names:
+            with _undo_disabled_shortcuts(self.checkpoint):
+                pending = self._plan_cells(names, shard)
+                writer.describe_cells(pending.cells.values())
+                num_items = sum(len(pending.chunks[index]) for index in pending.indices)
+                label = f"{self._label(names)} shard {shard}"
+                with Progress(num_items, label) as progress:
+                    for _ in self._predict_chunks(pending, writer, progress):
+                        pass
+
+    def _is_in(self, run: Run | None, name: str) -> bool:
+        if run is None or self.options.again:
+            return False
+        arguments = self.suite.name, name, self.keys[name]
+        return runs.find_complete_cell(Path(run.path), run.cells, *arguments) is not None
+
+    def _score_pending(self, names: Sequence[str], writer: runs.RunWriter) -> None:
+        pending = self._plan_cells(names)
+        batches: dict[str, list[Predictions]] = {name: [] for name in names}
+        with Progress(len(pending.items), self._label(names)) as progress:
+            new_settings = [self.settings[name] for name in names]
+            log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
+            for predictions_by_method in self._predict_chunks(pending, writer, progress):
+                for name, predictions in predictions_by_method.items():
+                    batches[name].append(predictions)
+        for name, unfinished in pending.cells.items():
+            computed = concat_predictions(batches.pop(name))
+            try:
+                cell, predictions = build_finished_cell(unfinished, self.suite, computed)
+            except DataError:
+                writer.discard_chunks(self.suite.name, name)
+                raise
+            changed_predictions = None if predictions is computed else predictions
+            writer.finish_cell(cell, unfinished.num_chunks, changed_predictions)
+
+    def _label(self, names: Sequence[str]) -> str:
+        return f"{self.checkpoint.name} {self.suite.name} {'+'.join(names)}"
+
+    def _plan_cells(self, names: Sequence[str], shard: Shard | None = None) -> _PendingCells:
+        """Cut the suite into chunks, compare the engine with the plain forward on its texts, and
+        describe the cells. shard: compute only its chunks.
+        """
+        checkpoint, suite = self.checkpoint, self.suite
+        methods = [resolve_method(name, checkpoint) for name in names]
+        items = apply_conventions(suite.items, self.conventions, checkpoint)
+        history = _self_test(checkpoint, items, methods)
+        chunks = list(multiple_choice.iter_chunks(items, methods))
+        indices = range(len(chunks)) if shard is None else shard.chunk_indices(len(chunks))
+        cells = {
+            name: UnfinishedCell(
+                suite=suite.name,
+                method=name,
+                key=self.keys[name],
+                settings=self.settings[name],
+                num_chunks=len(chunks),
+                chunks=tuple(indices),
+                request=asdict(self.target.request),
+                conventions=asdict(self.conventions),
+                notes=(*checkpoint.notes(name), *self.target.notes),
+                history=history,
+                origin=suite.origin,
+            )
+            for name in names
+        }
+        return _PendingCells(items, methods, chunks, indices, cells)
+
+    def _predict_chunks(
+        self, pending: _PendingCells, store: ChunkFolder, progress: Progress
+    ) -> Iterator[dict[str, Predictions]]:
+        """Yield method name -> predictions of each chunk, out of the store or from the model."""
+        scorer: AnyCheckpoint | AdaptiveScorer | None = None
+        for index in pending.indices:
+            chunk = pending.chunks[index]
+            stored = {
+                name: _load_stored_chunk(store, cell, index, chunk)
+                for name, cell in pending.cells.items()
+            }
+            loaded = {name: batch for name, batch in stored.items() if batch is not None}
+            if len(loaded) == len(stored):
+                progress.skip(len(chunk))
+                yield loaded
+                continue
+            scorer = scorer or self._build_scorer(pending)
+            request = PredictRequest(
+                scorer,
+                self.suite,
+                chunk,
+                pending.methods,
+                self.conventions,
+                _ChunkProgress(progress, len(chunk)),
+            )
+            batches = dict(zip(pending.cells, self.task_type.predict(request), strict=True))
+            for name, batch in batches.items():
+                self._check_predictions(batch, name, chunk)
+                store.save_chunk(self.suite.name, name, self.keys[name], index, batch)
+            yield batches
+
+    def _build_scorer(self, pending: _PendingCells) -> AnyCheckpoint | AdaptiveScorer:
+        """Return the checkpoint, or for adaptive precision a calibrated scorer around it."""
+        checkpoint = self.checkpoint
+        if self.options.precision != "adaptive" or not isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
+        return scorer.calibrate(pending.items, pending.methods)
+
+    def _check_predictions(
+        self, predictions: Predictions, method_name: str, items: Sequence[Item]
+    ) -> None:
+        """Raise DataError for predictions without the columns that the task type declares, or
+        without a row for each item, in the order of the items.
+        """
+        location = f"{self.suite.name}.{method_name}, predicted by {self.task_type.name!r}"
+        schema = self.task_type.prediction_schema
+        if schema is not None:
+            check_predictions(predictions, schema, location)
+        check_ids(predictions, [item.id for item in items], location)
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingCells:
+    """The cells of one suite that are computed together."""
+
+    items: Sequence[Item]
+    """The suite's items under the conventions."""
+    methods: Sequence[Method]
+    chunks: Sequence[Sequence[Item]]
+    indices: Sequence[int]
+    """Indices of the chunks that are computed."""
+    cells: Mapping[str, UnfinishedCell]
+    """Method name -> cell, in the order of `methods`."""
+
+
+def _undo_disabled_shortcuts(checkpoint: AnyCheckpoint) -> AbstractContextManager[None]:
+    """Return a context that undoes what a suite's self-test turns off, and smaller batches.
+
+    So a score does not depend on the suites that were scored before.
+    """
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint.engine.without_shortcuts(())
+    return nullcontext()
+
+
+def _check_supported(
+    checkpoint: AnyCheckpoint,
+    suite: Suite,
+    task_type: TaskType,
+    method_names: Sequence[str],
+    options: ScoreOptions,
+) -> None:
+    """Raise UsageError or MethodNotSupported if the options cannot score this kind of suite."""
+    if options.precision == "adaptive" and not task_type.depends_on_ranks_only:
+        raise UsageError(
+            f"{suite.name} needs exact probabilities, not choices between options",
+            location="--precision",
+            hint=f"use --precision exact{task_type.native_only_reason}",
+        )
+    if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.supports_other_engines:
+        raise UsageError(
+            f"{suite.name} scores {task_type.scored_noun}, which only the native engine does",
+            location="--engine",
+            hint=f"use --engine native{task_type.native_only_reason}",
+        )
+    if task_type.scores_documents:
+        for name in method_names:
+            require_causal_method(name, "--method")
+
+
+def _self_test(
+    checkpoint: AnyCheckpoint, items: Sequence[Item], methods: Sequence[Method]
+) -> dict[str, Any]:
+    """Compare our engine with the model's plain forward on texts of these items.
+
+    Returns the result, as the cell's history stores it.
+    """
+    if isinstance(checkpoint, MiniconsCheckpoint):
+        return {}
+    texts = [option.text for item in items for option in item.options]
+    result = checkpoint.run_self_test(texts, methods)
+    return {"self_test": result.to_record(), "shortcuts": checkpoint.engine.shortcuts}
+
+
+def _load_stored_chunk(
+    store: ChunkFolder, cell: UnfinishedCell, index: int, chunk: Sequence[Item]
+) -> Predictions | None:
+    """Return the predictions of a chunk that an earlier call stored, or None.
+
+    A call with other methods may have had chunks of another size; they are not used.
+    """
+    stored = store.load_chunk(cell.suite, cell.method, cell.key, index)
+    if stored is None or stored.ids != tuple(item.id for item in chunk):
+        return None
+    return stored
+
+
+class _ChunkProgress:
+    """A progress callback: converts fractions of a chunk into items of the progress bar."""
+
+    def __init__(self, progress: Progress, num_items: int) -> None:
+        self.progress, self.num_items = progress, num_items
+        self.completed_fraction, self.num_reported = 0.0, 0
+
+    def __call__(self, fraction: float) -> None:
+        self.completed_fraction += fraction
+        num_done = min(self.num_items, round(self.completed_fraction * self.num_items))
+        self.progress.advance(num_done - self.num_reported)
+        self.num_reported = num_done
+
+
+def _build_settings(
+    checkpoint: AnyCheckpoint,
+    suite: Suite,
+    method: str,
+    conventions: ScoringConventions,
+    options: ScoreOptions,
+) -> dict[str, Any]:
+    """Return everything that the predictions of a cell depend on. Its hash is the cell's key."""
+    return {
+        **select_content_key_metadata(checkpoint),
+        "suite": suite.name,
+        "suite_version": suite.version,
+        "suite_digest": suite.digest,
+        "method": method,
+        "precision": options.precision,
+        "ties": conventions.ties,
+        "reduction": conventions.reduction,
+        "context": conventions.context,
+        "compat": options.compat,
+        "limit": None if suite.num_left_out == 0 else options.limit,
+        "conventions": CONVENTIONS_VERSION,
+        # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
+        **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
+        **conventions.non_default_settings(
+            has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
+        ),
+        **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
+    }

@@ -1,0 +1,134 @@
+"""The options of `score`, and how they are written on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+from antlm_bench.checkpoints import OpenOptions
+from antlm_bench.checkpoints.minicons_backend import validate_options
+from antlm_bench.errors import UsageError
+from antlm_bench.metrics import TIE_RULES
+from antlm_bench.runs import Shard
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
+from antlm_bench.scoring.methods import get_method
+
+ALL_METHODS = "all"
+"""Stands for every method that a checkpoint was trained for."""
+PRECISIONS = ("exact", "adaptive")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """Options of `score`: see its --help. None = the value of `compat`, else the default."""
+
+    revision: str | None = None
+    name: str | None = None
+    """Name of the model in tables; None = that of its folder or hub id."""
+    limit: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    allow_incomplete: bool = False
+    require_all: bool = False
+    bos: str | None = None
+    ties: str | None = None
+    compat: str | None = None
+    max_length: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    precision: str = "exact"
+    engine: str = "native"
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
+    original_layout: str | None = None
+    again: bool = False
+    replace: bool = False
+    """Remove the cells of the same suites and methods under other limits."""
+    shard: str | None = None
+    """"2/4": compute only the second of four parts of the chunks of every cell."""
+
+    def conventions(self) -> ScoringConventions:
+        """Return the conventions of `compat`, with explicitly given options in their place."""
+        if self.compat is not None and self.compat not in PEER_CONVENTIONS:
+            raise UsageError(
+                f"unknown peer {self.compat!r}",
+                location="--compat",
+                hint=f"one of {', '.join(PEER_CONVENTIONS)}",
+            )
+        bundle = PEER_CONVENTIONS[self.compat] if self.compat else ScoringConventions()
+        if self.ties is not None and self.ties not in TIE_RULES:
+            raise UsageError(
+                f"unknown tie rule {self.ties!r}",
+                location="--ties",
+                hint=f"one of {', '.join(TIE_RULES)}",
+            )
+        return replace(
+            bundle,
+            bos=self.bos or bundle.bos,
+            ties=self.ties or bundle.ties,
+            bos_before_context="" if self.bos else bundle.bos_before_context,
+            eos="" if self.bos else bundle.eos,
+            lengths=bundle.lengths if self.max_length is None else "declared",
+        )
+
+    def open_options(self) -> OpenOptions:
+        """Return the options for opening a checkpoint."""
+        names = {field.name for field in fields(OpenOptions)} - {"bos", "lengths"}
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        conventions = self.conventions()
+        return OpenOptions(bos=conventions.bos, lengths=conventions.lengths, **values)
+
+    def validate(self, methods: Sequence[str]) -> None:
+        """Raise UsageError for options that contradict each other, before a model is opened."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"unknown precision {self.precision!r}",
+                location="--precision",
+                hint=" or ".join(PRECISIONS),
+            )
+        is_adaptive = self.precision == "adaptive"
+        if is_adaptive and self.dtype != "float32":
+            raise UsageError(
+                "adaptive precision uses both bfloat16 and float32",
+                location="--dtype",
+                hint="leave --dtype out",
+            )
+        if is_adaptive and self.conventions().for_suite("sum").reduction != "sum":
+            message = (
+                f"{self.compat} compares means, and adaptive precision bounds the errors of sums"
+            )
+            raise UsageError(message, location="--compat", hint="use --precision exact")
+        if self.shard is not None:
+            Shard.parse(self.shard)
+            if self.replace:
+                raise UsageError(
+                    "a shard replaces nothing: it is no run yet",
+                    location="--replace",
+                    hint="leave it out, and merge the shards into a new run folder",
+                )
+        validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
+        for name in methods:
+            if name != ALL_METHODS:
+                get_method(name)
+
+    def command_words(self) -> list[str]:
+        """Return the options on the command line that differ from the defaults, but neither those
+        of the run folder nor `shard`.
+        """
+        words: list[str] = []
+        for each in fields(self):
+            value, option = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
+            if value == getattr(DEFAULT_OPTIONS, each.name) or each.name in RUN_FOLDER_OPTIONS:
+                continue
+            if isinstance(value, Mapping):
+                value = ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
+            words += [option] if value is True else [option, str(value)]
+        return words
+
+
+RUN_FOLDER_OPTIONS = ("again", "replace", "shard", "require_all")
+DEFAULT_OPTIONS = ScoreOptions()

@@ -1,0 +1,220 @@
+"""Score many suites of many checkpoints in one process: nothing is opened or loaded twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from antlm_bench import runs
+from antlm_bench.arguments import split_methods
+from antlm_bench.checkpoints import loading_notes, open_checkpoint
+from antlm_bench.checkpoints.last_opened import LastOpened
+from antlm_bench.checkpoints.machine import describe_machine
+from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
+from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
+from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
+from antlm_bench.comparison.summary_check import open_verified_runs
+from antlm_bench.errors import DataError, IncompleteError
+from antlm_bench.runs import Shard
+from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
+from antlm_bench.scoring.conventions import ScoringConventions
+from antlm_bench.scoring.methods import default_method, resolve_method
+from antlm_bench.suites.task_types import Suite
+from antlm_bench.types import Names, Run, as_list
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """What is scored with each checkpoint of a call."""
+
+    suites: RequestedSuites
+    methods: Sequence[str]
+    """Names, or "all"; () = the checkpoint's first."""
+    options: ScoreOptions
+
+    @property
+    def shard(self) -> Shard | None:
+        return None if self.options.shard is None else Shard.parse(self.options.shard)
+
+    def command(self, checkpoint: AnyCheckpoint) -> list[str]:
+        """Return the words of the command line that scores this, without --shard and --out."""
+        model = str(checkpoint.metadata["given"])
+        words = ["antlm-bench", "score", "--model", model]
+        for name, values in (("--suite", self.suites.refs), ("--method", self.methods)):
+            words += [word for value in values for word in (name, value)]
+        options = self.options if "@" not in model else replace(self.options, revision=None)
+        return words + options.command_words()
+
+
+class ScoreSession:
+    """Scores suites with checkpoints, one after the other.
+
+    It keeps the checkpoint that it opened last, and the suites that it loaded last up to
+    `max_items` items.
+    """
+
+    def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
+        self.suite_cache = SuiteCache(max_items)
+        self._native = LastOpened[AnyCheckpoint](open_checkpoint)
+        self._minicons = LastOpened[AnyCheckpoint](open_minicons_checkpoint)
+
+    def score(
+        self,
+        ref: str,
+        suites: Names,
+        methods: Names = (),
+        out: str | Path | None = None,
+        options: ScoreOptions | None = None,
+        shard: Shard | str | None = None,
+    ) -> Run:
+        """Score one checkpoint. Arguments, result and errors are those of `score`.
+
+        shard: replaces the option of that name. Raises IncompleteError for suites whose data cannot
+        be read, after the others were scored.
+        """
+        options = options or ScoreOptions()
+        if shard is not None:
+            options = replace(options, shard=str(shard))
+        request = self.build_request(as_list(suites), split_methods(methods), options)
+        check_single_name(options.name, [ref])
+        checkpoint = self.open(ref, options)
+        folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
+        run = self.score_opened(checkpoint, request, folder, loading_notes(checkpoint))
+        if request.suites.unavailable:
+            raise request.suites.describe_failures((), 1, [run])
+        return run
+
+    def build_request(
+        self, suites: Sequence[str], methods: Sequence[str], options: ScoreOptions
+    ) -> ScoreRequest:
+        """Check what is to be scored, before a model is opened. Raises UsageError."""
+        options.validate(methods)
+        requested_suites = RequestedSuites(
+            suites,
+            limit=options.limit,
+            columns=options.columns,
+            allow_incomplete=options.allow_incomplete,
+            require_all=options.require_all,
+            cache=self.suite_cache,
+        )
+        return ScoreRequest(requested_suites, methods, options)
+
+    def open(self, ref: str, options: ScoreOptions) -> AnyCheckpoint:
+        """Open a checkpoint for the engine of the options, unless it is open."""
+        opened = {"native": self._native, "minicons": self._minicons}
+        for engine, other in opened.items():
+            if engine != options.engine:
+                other.close()
+        return opened[options.engine].open(ref, options.open_options())
+
+    def score_opened(
+        self,
+        checkpoint: AnyCheckpoint,
+        request: ScoreRequest,
+        folder: Path,
+        notes: Sequence[str],
+        finished_run: Run | None = None,
+    ) -> Run:
+        """Score an opened checkpoint into a run folder, or the folder of a shard.
+
+        notes: sentences on the checkpoint. finished_run: a shard leaves out its cells. Return the
+        run; that of a shard has no cells. Raises IncompleteError with the run if some suites
+        failed, and the DataError of a single one.
+        """
+        scorers = self._list_scorers(checkpoint, request, notes)
+        if request.shard is None:
+            return self._write_run(checkpoint, request, folder, scorers)
+        shard: Shard = request.shard
+        manifest = build_manifest(checkpoint.metadata, request.options.name)
+        machine = describe_machine(str(checkpoint.metadata["device"]))
+        command = request.command(checkpoint)
+        with runs.ShardWriter(folder, manifest, shard, machine, command) as writer:
+            errors = _score_each(
+                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run)
+            )
+            writer.finish()
+        run = Run(str(folder), manifest, ())
+        if errors:
+            raise IncompleteError("\n".join(errors), runs=[run])
+        return run
+
+    def _write_run(
+        self,
+        checkpoint: AnyCheckpoint,
+        request: ScoreRequest,
+        folder: Path,
+        scorers: Sequence[Callable[[], SuiteScorer]],
+    ) -> Run:
+        options, keys = request.options, set[str]()
+        with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
+
+            def score_suite(scorer: SuiteScorer) -> None:
+                suite_keys = scorer.score(writer)
+                keys.update(suite_keys)
+                for key in suite_keys if options.replace else ():
+                    writer.remove_other_limits(key)
+
+            errors = _score_each(scorers, score_suite)
+        finished = open_verified_runs([folder], keys=keys) if keys else []
+        if errors:
+            raise IncompleteError("\n".join(errors), runs=finished)
+        return finished[0]
+
+    def _list_scorers(
+        self, checkpoint: AnyCheckpoint, request: ScoreRequest, notes: Sequence[str]
+    ) -> list[Callable[[], SuiteScorer]]:
+        """Return functions that build the scorers of all suites, each with the methods that have
+        the same conventions.
+        """
+        # Methods with the same conventions score the same texts and share the model's forwards.
+        groups: dict[ScoringConventions, list[str]] = {}
+        for name in _resolve_methods(request.methods, checkpoint):
+            method = resolve_method(name, checkpoint)
+            groups.setdefault(request.options.conventions().for_method(method), []).append(name)
+        loaded = request.suites.load([name for names in groups.values() for name in names])
+
+        def build(suite: Suite, names: Sequence[str]) -> SuiteScorer:
+            suite_request = request.suites.request_of(suite)
+            target = SuiteToScore(suite, suite_request, names, request.options, notes)
+            return SuiteScorer(checkpoint, target)
+
+        return [partial(build, suite, names) for suite in loaded for names in groups.values()]
+
+
+def _score_each(
+    scorers: Sequence[Callable[[], SuiteScorer]], score: Callable[[SuiteScorer], None]
+) -> list[str]:
+    """Score each suite. Return the DataErrors, each once; raise that of a single suite."""
+    errors: list[str] = []
+    for build_scorer in scorers:
+        try:
+            score(build_scorer())
+        except DataError as error:  # the other suites are scored
+            if len(scorers) == 1:
+                raise
+            errors.append(str(error))
+    return list(dict.fromkeys(errors))
+
+
+def shard_dir(folder: Path, out: str | Path | None, shard: Shard | None) -> Path:
+    """Return the folder of a shard: `out` itself, or beside the run folder that has no `--out`."""
+    if shard is None or folder == (None if out is None else Path(out)):
+        return folder
+    return folder.with_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}")
+
+
+def _resolve_methods(requested_methods: Sequence[str], checkpoint: AnyCheckpoint) -> list[str]:
+    """Return the requested methods, or else the checkpoint's default method.
+
+    "all" is replaced by every method that the checkpoint was trained for.
+    """
+    if not requested_methods:
+        return [default_method(checkpoint, checkpoint.methods)]
+    names: list[str] = []
+    for name in requested_methods:
+        trained_methods = checkpoint.trained_methods or checkpoint.methods
+        names += trained_methods if name == ALL_METHODS else [name]
+    return list(dict.fromkeys(names))

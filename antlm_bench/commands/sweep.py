@@ -1,0 +1,263 @@
+"""Carry out a sweep, and say how far it is."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.commands.stop_requests import catch_stop_signals
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.progress import Progress
+from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorSettings
+from antlm_bench.sweeps.journal import Event
+from antlm_bench.sweeps.process_identity import host_identity
+from antlm_bench.sweeps.status import SweepState, SweepStatus, build_status, load_state
+from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
+from antlm_bench.sweeps.units import Sweep
+from antlm_bench.sweeps.worker import Heartbeat
+
+POLL_SECONDS = 0.2
+MAX_VAIN_RESTARTS = 3
+"""Restarts per worker without a unit that is finished in between."""
+GRACE_SECONDS = 5.0
+"""How long workers may take to see that all units are settled, before they are stopped."""
+
+
+@dataclass(frozen=True)
+class RunSweepOptions:
+    """How a sweep is carried out."""
+
+    executor: str = "local"
+    """Name of a record in EXECUTORS."""
+    workers: int | None = None
+    """None = as the executor decides."""
+    devices: tuple[str, ...] = ()
+    """GPUs, a worker for each."""
+    threads: int | None = None
+    """CPU threads of a worker; None = the cores divided by the workers."""
+    retries: int = 1
+    """Further attempts at a unit that failed."""
+    wait: bool = True
+    """Whether to wait until all units are settled. False = start the workers only."""
+    executor_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the executor."""
+    worker_command: tuple[str, ...] = ()
+    """The command that runs a worker; () = `antlm-bench worker`."""
+
+
+def read_sweep_status(folder: Path) -> SweepStatus:
+    """Return how far a sweep is. Starts nothing and changes nothing. Raises RunError."""
+    store = FolderStore(folder)
+    return build_status(store, load_state(store))
+
+
+def run_sweep(
+    sweep: Sweep, folder: Path, options: RunSweepOptions = RunSweepOptions()
+) -> SweepStatus:
+    """Carry out the units of a sweep that are not done, and return what became of all.
+
+    folder: the sweep's folder; what it holds already is kept. Failed units are tried again. Ctrl-C
+    stops the workers. Raises UsageError for options that do not fit, and RunError for a folder that
+    cannot be written or in which another process carries out the sweep.
+    """
+    record = EXECUTORS[options.executor]
+    if not options.wait and not record.workers_outlive_driver:
+        raise UsageError(
+            f"the workers of the executor {record.name!r} end with the command that starts them",
+            location="--no-wait",
+            hint="use it with a scheduler: --executor slurm",
+        )
+    settings = ExecutorSettings(
+        sweep_dir=folder.resolve(),
+        num_workers=options.workers,
+        devices=options.devices,
+        threads=options.threads,
+        retries=options.retries,
+        options=options.executor_options,
+        **({"worker_command": options.worker_command} if options.worker_command else {}),
+    )
+    executor = record.open(settings)
+    store = FolderStore(folder)
+    store.create()
+    return _Driver(store, executor, options).run(sweep)
+
+
+class _Driver:
+    """The process that starts workers and waits for them. It computes nothing itself."""
+
+    def __init__(self, store: FolderStore, executor: Executor, options: RunSweepOptions) -> None:
+        self.store, self.executor, self.options = store, executor, options
+        self.num_started = 0
+        self.num_vain_restarts = 0
+        self.ended_workers: set[str] = set()
+        self.is_taken_over = False
+
+    def run(self, sweep: Sweep) -> SweepStatus:
+        self.claim, events = claim_driver(self.store)
+        with (
+            catch_stop_signals() as stop_signals,
+            Heartbeat(self.store, self._note_takeover) as heartbeat,
+        ):
+            heartbeat.claim = self.claim
+            try:
+                state = self._prepare(sweep, events)
+                if not state.is_settled:
+                    self._carry_out(state, stop_signals)
+                status = build_status(self.store, state)
+            finally:
+                with suppress(RunError):
+                    self.store.append_event(Event("released", claim=self.claim.id))
+        if stop_signals:
+            signal.raise_signal(stop_signals[0])  # ends the process with its exit code
+        return status
+
+    def _prepare(self, sweep: Sweep, events: Sequence[Event]) -> SweepState:
+        """Write sweep.json, and return the state with failed units to be repeated."""
+        old = self.store.read_sweep() if self.store.has_sweep() else None
+        self.changes = describe_changes(old, sweep) if old else ""
+        self.store.write_sweep(sweep)
+        state = load_state(self.store, sweep, events)
+        for entry in state.list_units_to_repeat():
+            event = Event("repeat", entry.unit.id, max(entry.attempts), time.time())
+            self.store.append_event(event)
+            state.apply([event])
+        return state
+
+    def _carry_out(self, state: SweepState, stop_signals: Sequence[int]) -> None:
+        num_workers = min(self.executor.num_workers, len(state.sweep.groups))
+        progress = Progress(
+            len(state.units),
+            state.sweep.name,
+            "units",
+            lambda: state.estimate_time_left(max(state.counts["running"], 1)).seconds,
+        )
+        with progress:
+            progress.skip(state.num_settled)
+            if self.changes:
+                progress.log(self.changes)
+            try:
+                self._start_workers(num_workers)
+                if self.options.wait:
+                    self._wait(state, progress, stop_signals)
+            finally:
+                if self.options.wait:
+                    if stop_signals:
+                        progress.log("stopping the workers; the same command continues")
+                    self._stop_workers(state, is_early=not state.is_settled)
+
+    def _wait(self, state: SweepState, progress: Progress, stop_signals: Sequence[int]) -> None:
+        """Return when all units are settled, a stop signal came, or workers die again and again.
+
+        Raises RunError if another driver took over.
+        """
+        while not state.is_settled and not stop_signals:
+            if self.is_taken_over:
+                raise RunError(
+                    "another process took over this sweep while this one was paused",
+                    location=str(self.store.folder),
+                )
+            num_settled = state.num_settled
+            num_ended = self._note_ended_workers(progress)
+            state.apply(self.store.read_new_events())
+            if state.num_settled > num_settled:
+                self.num_vain_restarts = 0
+                progress.advance(state.num_settled - num_settled)
+            progress.describe(describe_progress(state))
+            if num_ended and not state.is_settled:
+                num_running = self.num_started - len(self.ended_workers)
+                allowed = MAX_VAIN_RESTARTS * self.executor.num_workers - self.num_vain_restarts
+                num_restarts = min(num_ended, max(allowed, 0))
+                if num_running + num_restarts == 0:
+                    progress.log("workers end before they finish a unit: no more are started")
+                    return
+                self.num_vain_restarts += num_restarts
+                self._start_workers(num_restarts)
+            time.sleep(POLL_SECONDS)
+
+    def _start_workers(self, count: int) -> None:
+        numbers = range(self.num_started, self.num_started + count)
+        self.executor.start([f"r{self.claim.number}-{number}" for number in numbers])
+        self.num_started += count
+
+    def _note_ended_workers(self, progress: Progress | None = None) -> int:
+        """Tell the store which workers have ended, so that their claims expire at once.
+
+        Returns their number.
+        """
+        count = 0
+        for worker, status in self.executor.poll().items():
+            if status.state == "ended" and worker not in self.ended_workers:
+                count += 1
+                self.ended_workers.add(worker)
+                self.store.append_event(Event("ended", worker=worker, time=time.time()))
+                if status.detail and progress:
+                    log = self.executor.log_location(worker)
+                    progress.log(f"worker {worker} has ended: {status.detail} ({log})")
+        return count
+
+    def _stop_workers(self, state: SweepState, is_early: bool) -> None:
+        """Stop all workers; those that are about to end by themselves get a moment."""
+        deadline = time.monotonic() + (0 if is_early else GRACE_SECONDS)
+        while time.monotonic() < deadline and any(
+            status.state != "ended" for status in self.executor.poll().values()
+        ):
+            time.sleep(POLL_SECONDS / 4)
+        self.executor.stop()
+        with suppress(RunError):  # a full disk: the claims expire by themselves
+            self._note_ended_workers()
+            state.apply(self.store.read_new_events())
+
+    def _note_takeover(self) -> None:
+        self.is_taken_over = True
+
+
+def claim_driver(store: FolderStore) -> tuple[Claim, list[Event]]:
+    """Claim the right to start workers. Return the claim and the events of all journals so far.
+
+    Waits for a driver on another machine that may be dead. Raises RunError if there is another
+    driver.
+    """
+    store.join("driver")
+    events = store.read_new_events()
+    claim = store.claim(DRIVER_CLAIM)
+    last_silence = 0.0
+    while claim is None:
+        current = store.find_claim(DRIVER_CLAIM)
+        owner = store.read_owner(current.id) if current else None
+        silence = store.seconds_without_sign(current.id) if current else 0.0
+        if owner and (owner.process.host == host_identity() or silence < last_silence):
+            node = owner.process.host.partition(" ")[0]
+            raise RunError(
+                f"another process carries out this sweep (pid {owner.process.pid} on {node})",
+                location=str(store.folder),
+                hint="antlm-bench status shows how far it is; stop it to start another one",
+            )
+        last_silence = silence
+        time.sleep(store.heartbeat_seconds / 5)
+        claim = store.claim(DRIVER_CLAIM)
+    return claim, events
+
+
+def describe_changes(old: Sweep, new: Sweep) -> str:
+    """Return a sentence on the units that a sweep has gained and lost; "" if it has not."""
+    old_ids, new_ids = ({unit.id for unit in sweep.units} for sweep in (old, new))
+    added, removed = len(new_ids - old_ids), len(old_ids - new_ids)
+    if not added and not removed:
+        return ""
+    return (
+        f"the sweep has changed: {added:,} new units; {removed:,} are no longer part of it, and "
+        "what they computed stays in the folder"
+    )
+
+
+def describe_progress(state: SweepState) -> str:
+    """Return the label of the progress bar."""
+    failed = state.counts["failed"] + state.counts["blocked"]
+    texts = [f"{failed:,} failed or blocked"] if failed else []
+    texts.append(f"{state.counts['running']:,} running")
+    return f"{state.sweep.name} ({', '.join(texts)})"

@@ -1,0 +1,133 @@
+"""Chunks of predictions of an unfinished suite: files in partial/ of a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from antlm_bench import safe_files
+from antlm_bench.atomic_files import remove_path
+from antlm_bench.errors import RunError
+from antlm_bench.predictions import Predictions
+from antlm_bench.runs import predictions_parquet
+from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.runs.run_json import SCHEMA_VERSION
+
+MAX_NAME_LENGTH = 120
+"""Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
+MAX_PREDICTIONS_BYTES = 1_000_000_000
+"""Largest file of predictions that is read."""
+
+
+class ChunkFolder:
+    """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash."""
+
+    path: Path
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.
+
+        A stranger's folder must not lead what is written or removed here to another place.
+        """
+        chunk_folders = (self.path / "partial").glob("*")
+        for folder in (self.path / "partial", self.path / "predictions", *chunk_folders):
+            reject_links(self.path, folder)
+        for pattern in (".*.json.tmp", "predictions/.*.parquet.tmp", "partial/*/.*.parquet.tmp"):
+            for leftover in self.path.glob(pattern):
+                with suppress(OSError):  # a folder of that name: not ours, and writing reports it
+                    leftover.unlink()
+
+    def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
+        """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
+        for path in _list_chunk_files(self.path, suite, method, key, index):
+            predictions = _read_chunk_file(path, suite, method, key, index)
+            if predictions is not None:
+                return predictions
+            with suppress(OSError):  # a folder of that name: `save_chunk` writes beside it
+                path.unlink(missing_ok=True)
+        return None
+
+    def save_chunk(
+        self, suite: str, method: str, key: str, index: int, predictions: Predictions
+    ) -> None:
+        """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
+        data = predictions_parquet.encode_predictions(
+            predictions, {**file_metadata(suite, method, key), "chunk": str(index)}
+        )
+        folder = chunk_folder(self.path, suite, method, key)
+        make_folder(folder)
+        for old in _list_chunk_files(self.path, suite, method, key, index):
+            with suppress(OSError):  # writing the new file reports it
+                old.unlink()
+        write_atomically(folder / _chunk_name(index, data), data)
+
+    def discard_chunks(self, suite: str, method: str) -> None:
+        """Remove the stored chunks of a suite under a method, whatever their key."""
+        self.remove_chunk_folders(*(self.path / "partial").glob(f"{file_stem(suite, method)}.*"))
+
+    def remove_chunk_folders(self, *folders: Path) -> None:
+        """Remove folders in partial/, and partial/ itself if it is empty then."""
+        for folder in folders:
+            remove_path(folder)
+        with suppress(OSError):  # absent, or not empty: other suites are under way
+            (self.path / "partial").rmdir()
+
+
+def read_chunk(
+    root: Path, suite: str, method: str, key: str, index: int
+) -> tuple[str, Predictions] | None:
+    """Return (name of the file, predictions) of an intact chunk in `root`, or None.
+
+    The name has the hash of the bytes: chunks of one name are equal.
+    """
+    for path in _list_chunk_files(root, suite, method, key, index):
+        predictions = _read_chunk_file(path, suite, method, key, index)
+        if predictions is not None:
+            return path.name, predictions
+    return None
+
+
+def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
+    """Return the folder of a cell's chunks below `root`."""
+    return root / "partial" / f"{file_stem(suite, method)}.{quote(key, safe='')}"
+
+
+def _list_chunk_files(root: Path, suite: str, method: str, key: str, index: int) -> list[Path]:
+    return sorted(chunk_folder(root, suite, method, key).glob(f"{index:05}.*.parquet"))
+
+
+def _read_chunk_file(
+    path: Path, suite: str, method: str, key: str, index: int
+) -> Predictions | None:
+    """Return the predictions of a file; None if it is damaged, or of another cell."""
+    with suppress(RunError, OSError):
+        data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
+        if path.name == _chunk_name(index, data):
+            predictions = predictions_parquet.decode_predictions(data, str(path))
+            metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
+            if predictions_parquet.stored_metadata(predictions) == metadata:
+                return predictions
+    return None
+
+
+def file_metadata(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
+    metadata = {"schema": str(SCHEMA_VERSION), "suite": suite, "method": method, "key": key}
+    return metadata if seed is None else {**metadata, "seed": str(seed)}
+
+
+def file_stem(suite: str, method: str, tag: str = "") -> str:
+    """Return how the names of files of a suite and a method begin.
+
+    A name that is too long for a file system is cut, and a hash is added.
+    """
+    name = quote(suite, safe="")
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[: MAX_NAME_LENGTH // 2]}@{hashlib.sha256(suite.encode()).hexdigest()[:16]}"
+    return f"{name}{tag}.{quote(method, safe='')}"
+
+
+def _chunk_name(index: int, data: bytes) -> str:
+    """Return a file name with the hash of the chunk's bytes, so that any damage shows."""
+    return f"{index:05}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"

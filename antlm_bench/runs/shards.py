@@ -1,0 +1,322 @@
+"""Shards: folders with some chunks of unfinished cells, which `merge` puts together.
+
+    DIR/shard.json                        the shard, the checkpoint, a description of each cell
+    DIR/partial/<suite>.<method>.<key>/   the chunks of this shard, as in a run folder
+
+A cell is cut into chunks of items. Shard i of n holds the chunks i, i + n, i + 2n, ...
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from antlm_bench import safe_files
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.runs.chunks import ChunkFolder, read_chunk
+from antlm_bench.runs.folder_io import lock_folder, make_folder, os_failure, write_atomically
+from antlm_bench.runs.run_json import JsonNode, decode_manifest, encode_json
+from antlm_bench.runs.suite_names import is_same_result
+from antlm_bench.safe_json import parse_json
+from antlm_bench.types import Manifest
+
+SHARD_FILE = "shard.json"
+SHARD_SCHEMA_VERSION = 1
+"""Version of shard.json."""
+MAX_SHARD_JSON_BYTES = 64_000_000
+"""Largest shard.json that is read."""
+MAX_CHUNKS = 1_000_000
+"""Largest number of chunks of a cell that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Shard `index` of `count`, both counted from 1."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Parse "2/4". Raises UsageError."""
+        first, slash, second = text.partition("/")
+        is_valid = slash and first.isdecimal() and second.isdecimal()
+        if not is_valid or not 1 <= int(first) <= int(second):
+            raise UsageError(
+                f"{text!r} is not a shard",
+                location="--shard",
+                hint="e.g. --shard 2/4: the second of four, counted from 1",
+            )
+        return cls(int(first), int(second))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def chunk_indices(self, num_chunks: int) -> range:
+        """Return the indices (from 0) of the chunks of this shard."""
+        return range(self.index - 1, num_chunks, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedCell:
+    """A cell whose chunks are computed: all that its summary depends on, besides the suite."""
+
+    suite: str
+    method: str
+    key: str
+    """Content key, as in Cell."""
+    settings: Mapping[str, Any]
+    num_chunks: int
+    chunks: tuple[int, ...]
+    """Indices (from 0) of the chunks that this folder holds when it is finished."""
+    request: Mapping[str, Any]
+    """The fields of the SuiteRequest that loads the suite."""
+    conventions: Mapping[str, Any]
+    """The fields of the ScoringConventions of the cell."""
+    notes: tuple[str, ...] = ()
+    """Sentences on the checkpoint for a reader of the score."""
+    history: Mapping[str, Any] = field(default_factory=dict)
+    """As in Cell: result of the self-test."""
+    origin: tuple[str, ...] = ()
+    """As in Cell: absolute paths of the user's files."""
+
+    @property
+    def seed(self) -> None:
+        """None: a scored cell has no seed."""
+
+    @property
+    def limit(self) -> Any:
+        """Number of items per group; None = all."""
+        return self.settings.get("limit")
+
+    @property
+    def name(self) -> str:
+        """The suite and the method, for messages."""
+        return f"{self.suite} ({self.method})"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRun:
+    """A shard's folder, opened."""
+
+    path: Path
+    shard: Shard
+    manifest: Manifest
+    machine: Mapping[str, Any]
+    """Facts about the machine that computed the chunks."""
+    command: tuple[str, ...]
+    """The command that computes this shard, without --shard and --out."""
+    is_finished: bool
+    """Whether the last command on this folder described and computed all its cells."""
+    cells: tuple[UnfinishedCell, ...]
+
+    def list_missing_chunks(self, cell: UnfinishedCell) -> list[int]:
+        """Return the indices of the cell's chunks that are absent or damaged."""
+        arguments = self.path, cell.suite, cell.method, cell.key
+        return [index for index in cell.chunks if read_chunk(*arguments, index) is None]
+
+    def rescore_command(self, shard: Shard) -> str:
+        """Return the command line that computes this shard, or another one of the same cells."""
+        words = [*self.command, "--shard", str(shard)]
+        own_folder = shlex.quote(str(self.path)) if shard == self.shard else "DIR"
+        return f"{shlex.join(words)} --out {own_folder}"
+
+
+class ShardWriter(ChunkFolder):
+    """The only way to write a shard's folder. A context manager that holds the folder's lock."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        shard: Shard,
+        machine: Mapping[str, Any],
+        command: Sequence[str],
+    ) -> None:
+        """Name the folder, which is created on entering. Arguments: see ShardRun.
+
+        Entering raises RunError for the folder of a run, another shard or another checkpoint.
+        """
+        self.path = Path(path)
+        self.run = ShardRun(self.path, shard, manifest, machine, tuple(command), False, ())
+        self._exit_stack = ExitStack()
+
+    def __enter__(self) -> ShardWriter:
+        with ExitStack() as stack:
+            make_folder(self.path)
+            stack.enter_context(lock_folder(self.path))
+            self.remove_leftovers()
+            if (self.path / "run.json").exists():
+                raise RunError(
+                    "this is a run folder, and a shard has a folder of its own",
+                    location=str(self.path),
+                    hint="choose another --out, and merge the shards into the run",
+                )
+            if is_shard_folder(self.path):
+                self._take_over(open_shard(self.path))
+            self._write()
+            self._exit_stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit_stack.close()
+
+    def describe_cells(self, cells: Iterable[UnfinishedCell]) -> None:
+        """Add cells, or replace those of the same suite, method and limit, before their chunks are
+        computed. Chunks under another key are removed.
+        """
+        new_cells = list(cells)
+        kept = []
+        for old in self.run.cells:
+            new = next((new for new in new_cells if is_same_unfinished(old, new)), None)
+            if new is None:
+                kept.append(old)
+            elif old.key != new.key:
+                self.discard_chunks(old.suite, old.method)
+        self._set(cells=(*kept, *new_cells))
+
+    def finish(self) -> None:
+        """Record that all cells of this command are described, and their chunks computed."""
+        self._set(is_finished=True)
+
+    def _take_over(self, old: ShardRun) -> None:
+        """Keep the cells of an earlier command. Raises RunError for another shard's folder."""
+        if old.shard != self.run.shard:
+            raise RunError(
+                f"the folder holds shard {old.shard}, not {self.run.shard}",
+                location=str(self.path),
+                hint="give each shard its own --out",
+            )
+        if old.manifest.model.get("weights") != self.run.manifest.model.get("weights"):
+            raise RunError(
+                f"the folder holds a shard of another checkpoint "
+                f"({old.manifest.model.get('name', 'unknown')})",
+                location=str(self.path),
+                hint="choose another --out, or move that folder away",
+            )
+        manifest = self.run.manifest
+        manifest = Manifest(
+            manifest.schema, manifest.model, manifest.software, old.manifest.created
+        )
+        self.run = replace(self.run, manifest=manifest, cells=old.cells)
+
+    def _set(self, **changes: Any) -> None:
+        self.run = replace(self.run, **changes)
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self.path / SHARD_FILE, _encode_shard(self.run))
+
+
+def is_same_unfinished(a: UnfinishedCell, b: UnfinishedCell) -> bool:
+    """Whether two descriptions are of the same suite, method and limit."""
+    return is_same_result(a, b) and json.dumps(a.limit) == json.dumps(b.limit)
+
+
+def is_shard_folder(path: str | Path) -> bool:
+    """Return whether a folder holds a shard, and no run."""
+    return (Path(path) / SHARD_FILE).exists() and not (Path(path) / "run.json").exists()
+
+
+def shard_is_no_run(path: str | Path) -> RunError:
+    """Return an error that says what a shard's folder is, and how it becomes a run."""
+    run = open_shard(path)
+    names = ", ".join(cell.name for cell in run.cells[:3]) or "no suite yet"
+    if len(run.cells) > 3:
+        names += f" and {len(run.cells) - 3} more"
+    others = f" and the {run.shard.count - 1} others" if run.shard.count > 1 else ""
+    return RunError(
+        f"this is shard {run.shard} of a run: some chunks of {names}",
+        location=str(path),
+        hint=f"when it{others} are scored: {merge_command(run)}",
+    )
+
+
+def merge_command(run: ShardRun) -> str:
+    """Return the command line that puts this shard and the others together."""
+    others = " OTHER_SHARDS..." if run.shard.count > 1 else ""
+    return f"antlm-bench merge {shlex.quote(str(run.path))}{others} --out RUN"
+
+
+def open_shard(path: str | Path) -> ShardRun:
+    """Open the folder of a shard. Raises RunError if it is none, or is damaged."""
+    file = Path(path) / SHARD_FILE
+    try:
+        data = safe_files.read_regular_file(file, MAX_SHARD_JSON_BYTES)
+    except OSError as error:
+        raise os_failure(file, error, "read") from error
+    try:
+        root = JsonNode(parse_json(data), str(file))
+    except ValueError as error:
+        hint = "move the folder away, and score the shard again"
+        raise RunError(f"no JSON: {error}", location=str(file), hint=hint) from error
+    schema = root.get("schema", int)
+    if schema > SHARD_SCHEMA_VERSION:
+        raise RunError(
+            f"written by a newer antlm-bench (schema {schema} of shards;"
+            f" this one reads up to {SHARD_SCHEMA_VERSION})",
+            location=str(file),
+            hint="pip install --upgrade antlm-bench",
+        )
+    try:
+        shard = Shard.parse(root.get("shard", str))
+    except UsageError as error:
+        root.fail(error.message, "shard")
+    return ShardRun(
+        Path(path),
+        shard,
+        decode_manifest(root.get_object("manifest")),
+        root.get("machine", dict),
+        root.get_list("command", str),
+        root.value.get("finished") is True,
+        tuple(_parse_cell(cell) for cell in root.get_objects("cells")),
+    )
+
+
+def _encode_shard(run: ShardRun) -> bytes:
+    document = {
+        "schema": SHARD_SCHEMA_VERSION,
+        "shard": str(run.shard),
+        "finished": run.is_finished,
+        "manifest": asdict(run.manifest),
+        "machine": run.machine,
+        "command": run.command,
+        "cells": [asdict(cell) for cell in run.cells],
+    }
+    return encode_json(document, SHARD_FILE)
+
+
+def _parse_cell(node: JsonNode) -> UnfinishedCell:
+    for name in ("suite", "method", "key"):
+        if not node.get(name, str):  # names of files are built from them
+            node.fail("should not be empty", name)
+    num_chunks = node.get("num_chunks", int)
+    if not 1 <= num_chunks <= MAX_CHUNKS:
+        node.fail(f"should be a number from 1 to {MAX_CHUNKS}", "num_chunks")
+    chunks = node.get_list("chunks", int)
+    if not all(0 <= index < num_chunks for index in chunks):
+        node.fail(f"should be indices below {num_chunks}", "chunks")
+    return UnfinishedCell(
+        suite=node.get("suite", str),
+        method=node.get("method", str),
+        key=node.get("key", str),
+        settings=node.get("settings", dict),
+        num_chunks=num_chunks,
+        chunks=chunks,
+        request=node.get("request", dict),
+        conventions=node.get("conventions", dict),
+        notes=node.get_list("notes", str),
+        history=node.get("history", dict),
+        origin=node.get_list("origin", str),
+    )

@@ -1,0 +1,246 @@
+"""What a checkpoint's files tell without opening it: its methods, its size, its tokenizer.
+
+No weight is loaded and torch is not imported. Shapes of tensors come from the headers of the weight
+files, everything else from JSON files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from antlm_bench.architectures.records import ARCHITECTURES
+from antlm_bench.checkpoints.resolve import (
+    TOKENIZER_PATTERNS,
+    TRAINING_KEY,
+    OpenOptions,
+    list_files,
+    locate_description,
+)
+from antlm_bench.errors import MethodNotSupported
+from antlm_bench.scoring.methods import METHODS, Method
+from antlm_bench.training.flops import compute_model_size
+from antlm_bench.training.recipe import Recipe
+from antlm_bench.types import Attention
+from antlm_bench.weight_files import hash_files, read_json, read_tensor_headers, select_weights
+
+Kind = Literal["causal", "masked", ""]
+CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
+"""Words in the names of tensors that are looked up and not multiplied."""
+HEAD_WORDS = ("lm_head", "cls.", "classifier")
+"""Words in the names of tensors that run only at the positions that are read."""
+TOKENIZERS_WITHOUT_MASK = ("PreTrainedTokenizer", "GPT2Tokenizer", "LlamaTokenizer", "GPTNeoX")
+"""Classes of tokenizers that have no mask token unless their files name one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSize:
+    """Numbers that decide how many FLOPs a forward pass takes (docs/scale.md)."""
+
+    parameters: int
+    weights_per_token: int
+    """Weights of the matrices that process every token."""
+    weights_per_read: int
+    """Weights of the LM head, which processes only the positions that are read."""
+    layers: int
+    hidden: int
+    vocabulary: int
+    position_vectors: int = 0
+    """Vectors of relative positions with which each token's attention is multiplied."""
+
+    def forward_flops(self, tokens: float, reads: float, attended: float) -> float:
+        """Return the FLOPs of a forward pass.
+
+        tokens: computed tokens. reads: positions at which the LM head runs. attended: sum over
+        tokens of the positions that each attends to. Two FLOPs per weight and token, and two
+        products per attended position and layer (training.flops).
+        """
+        attended += tokens * self.position_vectors
+        return 2 * (
+            self.weights_per_token * tokens
+            + self.weights_per_read * reads
+            + 2 * self.layers * self.hidden * attended
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What is known of a checkpoint before it is opened."""
+
+    ref: str
+    folder: Path | None
+    """Folder of its configuration; None = it is trained first."""
+    kind: Kind
+    """"" = its configuration does not tell."""
+    attentions: frozenset[Attention]
+    """The attentions with which it may run."""
+    has_mask_token: bool | None
+    """None = its files do not tell."""
+    trained_methods: tuple[str, ...]
+    """The methods that its configuration records, the default first."""
+    max_length: int | None
+    """Tokens of the longest text, special tokens included; None = unknown or unlimited."""
+    size: ForwardSize | None
+    """None = its weights are not here yet."""
+    tokenizer_dir: Path | None = None
+    tokenizer_hash: str = ""
+    """sha256 of the tokenizer's files; "" = it does not exist yet."""
+
+    @property
+    def methods(self) -> list[str]:
+        """The scoring methods that it may support, the default first."""
+        supported = [method.name for method in METHODS if not self.find_obstacle(method)]
+        trained = [name for name in self.trained_methods if name in supported]
+        return [*trained, *(name for name in supported if name not in trained)]
+
+    def find_obstacle(self, method: Method) -> str:
+        """Return why the checkpoint does not support a method; "" if nothing speaks against it."""
+        if not self.kind:
+            return ""
+        if method.needs_mask and self.has_mask_token is False:
+            return "its tokenizer has no mask token"
+        missing = sorted(method.attentions - self.attentions)
+        return f"it does not run with {' and '.join(missing)} attention" if missing else ""
+
+    def resolve_methods(self, requested: Sequence[str]) -> list[str]:
+        """Return the methods that a unit computes: of "all" the trained ones, without any the
+        default. Raises MethodNotSupported.
+        """
+        names: list[str] = []
+        for name in requested or self.methods[:1]:
+            names += (self.trained_methods or self.methods) if name == "all" else [name]
+        for name in names:
+            if obstacle := self.find_obstacle(METHODS[name]):
+                raise MethodNotSupported(
+                    f"{self.ref} cannot be scored with {name!r}: {obstacle}",
+                    hint=f"it supports {', '.join(self.methods)}",
+                )
+        return list(dict.fromkeys(names))
+
+
+def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
+    """Read the facts of a folder or a hub id.
+
+    Of a hub id, the small files are downloaded, and no weights. Raises CheckpointError for a folder
+    without configuration or weights, and for a hub id that cannot be found.
+    """
+    sources = locate_description(ref, options)
+    config = read_json(sources.base / "config.json") or {}
+    training = config.get(TRAINING_KEY)
+    record: Mapping[str, Any] = training if isinstance(training, dict) else {}
+    kind = _detect_kind(config)
+    has_mask_token = _find_mask_token(sources.tokenizer)
+    attentions: set[Attention] = {"causal"} if kind == "causal" else {"full"}
+    attentions |= {name for name in ("causal", "full") if name in record.get("attends", [])}
+    if kind == "causal" and not record and has_mask_token is not False:
+        attentions.add("full")  # the loader tries it, as the model may be a hybrid
+    lengths = [config.get(key) for key in LENGTH_KEYS]
+    known_lengths = [n for n in lengths if isinstance(n, int) and n > 0]
+    return CheckpointFacts(
+        ref=ref,
+        folder=sources.base,
+        kind=kind,
+        attentions=frozenset(attentions),
+        has_mask_token=has_mask_token,
+        trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
+        max_length=min(
+            [*known_lengths, *([options.max_length] if options.max_length else [])], default=None
+        ),
+        size=_measure_size(sources.base, config, options.allow_pickle),
+        tokenizer_dir=sources.tokenizer,
+        tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
+    )
+
+
+def describe_future_checkpoint(ref: str, recipe: Recipe) -> CheckpointFacts:
+    """Return the facts of a checkpoint that a recipe will train."""
+    spec = recipe.model
+    size = compute_model_size(spec, recipe.tokenizer.vocabulary)
+    has_vectors = ARCHITECTURES[spec.architecture].relative_positions
+    attentions: list[Attention] = ["causal"] * ("causal" in recipe.attentions)
+    attentions += ["full"] * ("full" in recipe.attentions)
+    return CheckpointFacts(
+        ref=ref,
+        folder=None,
+        kind="causal" if "causal" in attentions else "masked",
+        attentions=frozenset(attentions),
+        has_mask_token=True,
+        trained_methods=recipe.methods,
+        max_length=spec.positions,
+        size=ForwardSize(
+            size.parameters,
+            size.weights_per_token,
+            size.weights_per_target,
+            spec.layers,
+            spec.hidden,
+            recipe.tokenizer.vocabulary,
+            2 * spec.buckets - 1 if has_vectors else 0,
+        ),
+    )
+
+
+def _detect_kind(config: Mapping[str, Any]) -> Kind:
+    """Return the kind that the names of classes in config.json tell, "" for others."""
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        if str(name).endswith(CAUSAL_CLASSES):
+            return "causal"
+        if str(name).endswith(MASKED_CLASSES):
+            return "masked"
+    return ""
+
+
+def _find_mask_token(folder: Path) -> bool | None:
+    settings = read_json(folder / "tokenizer_config.json") or {}
+    special_tokens = read_json(folder / "special_tokens_map.json") or {}
+    if settings.get("mask_token") or special_tokens.get("mask_token"):
+        return True
+    class_name = str(settings.get("tokenizer_class", ""))
+    return False if class_name.startswith(TOKENIZERS_WITHOUT_MASK) else None
+
+
+def _measure_size(
+    folder: Path, config: Mapping[str, Any], allow_pickle: bool
+) -> ForwardSize | None:
+    """Return the size from the shapes of the tensors; None without weights, or if config.json does
+    not state layers and hidden size.
+    """
+    weights = select_weights(folder, allow_pickle)
+    layers, hidden = (
+        next((config[key] for key in keys if isinstance(config.get(key), int)), 0)
+        for keys in (LAYER_KEYS, HIDDEN_KEYS)
+    )
+    if weights is None or not layers or not hidden:
+        return None
+    shapes = {name: header.shape for name, header in read_tensor_headers(weights).items()}
+    vocabulary = config.get("vocab_size")
+    if not isinstance(vocabulary, int):
+        vocabulary = max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0)
+    matrices = {
+        name: math.prod(shape)
+        for name, shape in shapes.items()
+        if len(shape) > 1
+        and vocabulary not in shape
+        and not any(word in name.lower() for word in LOOKUP_WORDS)
+    }
+    head_weights = sum(
+        count for name, count in matrices.items() if any(word in name for word in HEAD_WORDS)
+    )
+    buckets = config.get("position_bucket_size")
+    return ForwardSize(
+        parameters=sum(map(math.prod, shapes.values())),
+        weights_per_token=sum(matrices.values()) - head_weights,
+        weights_per_read=vocabulary * hidden + head_weights,
+        layers=layers,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        position_vectors=2 * buckets - 1 if isinstance(buckets, int) else 0,
+    )

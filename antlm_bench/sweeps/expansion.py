@@ -1,0 +1,379 @@
+"""Expand the declaration of a sweep to its units, after checking all that can be wrong with it.
+
+Names, options, models, methods and data are checked once per stage or checkpoint, so that the last
+of 100,000 units is as good as the first before anything starts. Nothing is opened per unit.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
+from antlm_bench.declarations import list_declarations, suggest_name
+from antlm_bench.errors import BenchError, CheckpointError, DataError, DeclarationError, UsageError
+from antlm_bench.suites.loader import list_suite_refs
+from antlm_bench.suites.task_types import find_task_type
+from antlm_bench.sweeps import stage_checks
+from antlm_bench.sweeps.checkpoint_facts import (
+    CheckpointFacts,
+    describe_future_checkpoint,
+    read_checkpoint_facts,
+)
+from antlm_bench.sweeps.declaration import (
+    FinetuneStage,
+    ScoreStage,
+    SweepDeclaration,
+    TrainStage,
+)
+from antlm_bench.sweeps.future_corpora import count_corpus_words
+from antlm_bench.sweeps.references import MODELS_DIR, RUNS_DIR, STAGE_PREFIX
+from antlm_bench.sweeps.sweep_texts import SweepTexts
+from antlm_bench.sweeps.units import Sweep, Unit, group_units
+from antlm_bench.training.recipe import Recipe, read_recipe
+from antlm_bench.training.schedule import predict_milestones
+
+FINAL_CHECKPOINT = "main"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that a train stage of the sweep trains."""
+
+    unit: Unit
+    recipe: Recipe
+    corpus: str
+
+    @property
+    def name(self) -> str:
+        """Its name in references to its checkpoints: <stage>/<recipe>-<seed>."""
+        return str(self.unit.arguments["out"]).removeprefix(f"{MODELS_DIR}/")
+
+
+@dataclass
+class ExpandedSweep:
+    """The units of a sweep, and what was learned on the way."""
+
+    sweep: Sweep
+    facts: dict[str, CheckpointFacts] = field(default_factory=dict)
+    """Model of a unit -> facts of the checkpoint."""
+    trained_models: dict[str, TrainedModel] = field(default_factory=dict)
+    """Id of a train unit -> its model."""
+    missing_data: dict[str, str] = field(default_factory=dict)
+    """Suite or task -> why its data cannot be read. It has no units."""
+    texts: SweepTexts = field(default_factory=SweepTexts)
+    """The suites and tasks that were loaded."""
+
+
+def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
+    """Return the units of a sweep, in the order in which they start.
+
+    location: the file, for errors. Relative paths are those of the working directory. Raises the
+    errors of everything that a unit could stumble over, located by file, stage and key; DataError
+    for missing data, unless the declaration allows them.
+    """
+    return _Expansion(declaration, location).run()
+
+
+class _Expansion:
+    def __init__(self, declaration: SweepDeclaration, location: str) -> None:
+        self.declaration, self.location = declaration, location
+        self.units: dict[str, Unit] = {}
+        self.trained_models: dict[str, list[TrainedModel]] = {}
+        """Name of a train stage -> its models."""
+        self.facts: dict[str, CheckpointFacts] = {}
+        self.needs: dict[str, tuple[str, ...]] = {}
+        """Checkpoint -> the unit that trains it."""
+        self.texts = SweepTexts()
+        self.missing_data: dict[str, str] = {}
+        self.suites_to_fetch: dict[str, None] = {}
+        self.cells: dict[tuple[str, str, str, int | None], Unit] = {}
+        """(checkpoint, suite, method, seed) -> a unit that computes it."""
+        self.units_by_model: dict[str, list[str]] = {}
+        """Checkpoint -> ids of the units whose parts its run folder collects."""
+
+    def run(self) -> ExpandedSweep:
+        for name, stage in self.declaration.name_stages("train"):
+            with self._locate("train", name):
+                self.trained_models[name] = list(self._expand_train(name, stage))
+        for name, stage in self.declaration.name_stages("score"):
+            with self._locate("score", name):
+                self._expand_score(name, stage)
+        for name, stage in self.declaration.name_stages("finetune"):
+            with self._locate("finetune", name):
+                self._expand_finetune(name, stage)
+        self._refuse_missing_data()
+        self._add_collect_units()
+        sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
+        models = [model for models in self.trained_models.values() for model in models]
+        by_unit = {model.unit.id: model for model in models}
+        return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self.texts)
+
+    @contextmanager
+    def _locate(self, kind: str, name: str, key: str = "") -> Iterator[None]:
+        """Put file, stage and key before the location of an error."""
+        try:
+            yield
+        except BenchError as error:
+            stage_location = f"{self.location}: {kind} {name!r}"
+            if not error.location.startswith(stage_location):
+                parts = [stage_location, key, error.location.removeprefix("--")]
+                error.location = ": ".join(dict.fromkeys(filter(None, parts)))
+            raise
+
+    # ---- train
+
+    def _expand_train(self, name: str, stage: TrainStage) -> Iterator[TrainedModel]:
+        stage_checks.check_train_stage(stage)
+        for ref in stage.recipes:
+            for seed in stage.seeds or (None,):
+                changes = [*stage.changes, *([] if seed is None else [f"seed={seed}"])]
+                with self._locate("train", name, "recipes"):
+                    recipe = read_recipe(ref, stage.scale, changes)
+                folder = f"{MODELS_DIR}/{name}/{recipe.name}-{recipe.seed}"
+                unit = Unit(
+                    "train",
+                    name,
+                    ref,
+                    {
+                        "corpus": stage.corpus,
+                        "scale": stage.scale,
+                        "changes": changes,
+                        "out": folder,
+                        "options": stage.options,
+                    },
+                )
+                if unit.id in self.units or any(
+                    other.arguments["out"] == folder for other in self.units.values()
+                ):
+                    raise DeclarationError(
+                        f"two units train {folder}",
+                        location="recipes",
+                        hint="give other recipes or seeds, or put one of them into another stage",
+                    )
+                self.units[unit.id] = unit
+                yield TrainedModel(unit, recipe, stage.corpus)
+
+    def _list_trained_checkpoints(self, ref: str) -> Iterator[str]:
+        """Yield the checkpoints of stage:NAME/PATTERN, and note their facts and needs."""
+        name, _, pattern = ref.removeprefix(STAGE_PREFIX).partition("/")
+        if name not in self.trained_models:
+            stages = ", ".join(self.trained_models) or "none"
+            raise UsageError(
+                f"there is no train stage {name!r}",
+                hint=suggest_name(name, self.trained_models) or f"train stages: {stages}",
+            )
+        for model in self.trained_models[name]:
+            checkpoints = [FINAL_CHECKPOINT]
+            if pattern not in ("", FINAL_CHECKPOINT):
+                words = count_corpus_words(model.corpus, model.recipe)
+                milestones = [*predict_milestones(model.recipe, words), FINAL_CHECKPOINT]
+                checkpoints = fnmatch.filter(milestones, pattern)
+                if not checkpoints:
+                    raise UsageError(
+                        f"no checkpoint of {model.name} matches {pattern!r}",
+                        hint=f"it will have {', '.join(milestones)}",
+                    )
+            for checkpoint in checkpoints:
+                model_ref = f"{STAGE_PREFIX}{model.name}/{checkpoint}"
+                self.facts.setdefault(
+                    model_ref, describe_future_checkpoint(model_ref, model.recipe)
+                )
+                self.needs[model_ref] = (model.unit.id,)
+                yield model_ref
+
+    # ---- checkpoints
+
+    def _list_models(
+        self, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
+    ) -> list[str]:
+        """Return the checkpoints of a stage, and read the facts of those that exist.
+
+        `id@revision` is a checkpoint of a hub id.
+        """
+        refs: list[str] = []
+        for model in stage.models:
+            if model.startswith(STAGE_PREFIX):
+                refs += self._list_trained_checkpoints(model)
+                continue
+            is_hub_id = bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
+            if stage.revisions and is_hub_id:
+                # The final comma makes a list of a single revision, which becomes id@revision.
+                refs += expand_refs([model], ",".join([*stage.revisions, ""]))
+            else:
+                refs += expand_refs([model])
+        names = set(OpenOptions.__dataclass_fields__)
+        open_options = OpenOptions(
+            **{key: value for key, value in options.items() if key in names and key != "dtype"}
+        )
+        for ref in refs:
+            if ref not in self.facts:
+                self.facts[ref] = read_checkpoint_facts(ref, open_options)
+        return list(dict.fromkeys(refs))
+
+    # ---- score
+
+    def _expand_score(self, name: str, stage: ScoreStage) -> None:
+        stage_checks.check_score_options(stage.options, stage.methods)
+        with self._locate("score", name, "suites"):
+            suites = list_suite_refs(list(stage.suites))
+            for suite in suites:
+                find_task_type(suite).check_methods(suite, [m for m in stage.methods if m != "all"])
+        with self._locate("score", name, "models"):
+            models = self._list_models(stage, stage.options)
+        present_suites = [suite for suite in suites if not self._lacks_suite(suite, stage.options)]
+        for model in models:
+            with self._locate("score", name, "methods"):
+                methods = self.facts[model].resolve_methods(stage.methods)
+            for suite in present_suites:
+                for number in range(1, stage.shards + 1):
+                    arguments: dict[str, Any] = {
+                        "suite": suite,
+                        "methods": list(stage.methods),
+                        "options": stage.options,
+                    }
+                    if stage.shards > 1:
+                        arguments["shard"] = f"{number}/{stage.shards}"
+                    unit = Unit("score", name, model, arguments, self._needs_of(model))
+                    self._add_part(unit, [(model, suite, method, None) for method in methods])
+
+    def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
+        if suite not in self.missing_data:
+            reason = self.texts.find_suite_problem(suite, options)
+            if reason:
+                self.missing_data[suite] = reason
+                self.suites_to_fetch[suite] = None
+        return suite in self.missing_data
+
+    # ---- finetune
+
+    def _expand_finetune(self, name: str, stage: FinetuneStage) -> None:
+        with self._locate("finetune", name):
+            tasks = stage_checks.select_tasks(stage)
+        with self._locate("finetune", name, "models"):
+            models = self._list_models(stage, stage.options)
+        seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
+        present = []
+        for suite, task in tasks:
+            reason = self.texts.find_task_problem(suite, task, stage.options)
+            if reason:
+                self.missing_data[f"{suite}.{task}"] = reason
+                self.suites_to_fetch[suite] = None
+            else:
+                present.append((suite, task))
+        for model in models:
+            facts = self.facts[model]
+            for attention in stage.attentions:
+                if attention != "all" and facts.kind and attention not in facts.attentions:
+                    raise CheckpointError(
+                        f"{model} cannot run with {attention} attention",
+                        location="attentions",
+                        hint=f"it can run with {' and '.join(sorted(facts.attentions))} attention",
+                    )
+            for suite, task in present:
+                for attention in stage.attentions or ("",):
+                    for seed in seeds:
+                        arguments = {
+                            "suite": suite,
+                            "task": task,
+                            "attentions": [attention] if attention else [],
+                            "seed": seed,
+                            "options": stage.options,
+                        }
+                        unit = Unit("finetune", name, model, arguments, self._needs_of(model))
+                        self._add_part(unit, [(model, f"{suite}.{task}", attention, seed)])
+
+    def _needs_of(self, model: str) -> tuple[str, ...]:
+        return self.needs.get(model, ())
+
+    def _add_part(self, unit: Unit, cells: Sequence[tuple[str, str, str, int | None]]) -> None:
+        """Add a unit that computes cells of a run folder. Equal units are computed once.
+
+        Raises DeclarationError if a unit of another stage computes one of the cells with other
+        settings: they would replace each other.
+        """
+        if unit.id in self.units:
+            return
+        for cell in cells:
+            other = self.cells.setdefault(cell, unit)
+            if other.stage != unit.stage:
+                model, suite, method, seed = cell
+                seed_text = "" if seed is None else f" with seed {seed}"
+                raise DeclarationError(
+                    f"{suite} ({method or 'default attention'}) of {model}{seed_text} is also "
+                    f"computed by the stage {other.stage!r}, with other settings",
+                    hint="leave it out of one of them, or write another sweep with its own `out`",
+                )
+        self.units[unit.id] = unit
+        self.units_by_model.setdefault(unit.model, []).append(unit.id)
+
+    # ---- data, collect and report
+
+    def _refuse_missing_data(self) -> None:
+        if not self.missing_data or self.declaration.allow_missing_data:
+            return
+        names = [name for name in self.suites_to_fetch if name in list_declarations("tasks")]
+        fetch = f"antlm-bench data fetch {' '.join(names)}; or " if names else ""
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in self.missing_data.items())
+        raise DataError(
+            f"{len(self.missing_data)} suites or tasks lack data:\n{lines}",
+            location=self.location,
+            hint=f"{fetch}allow_missing_data = true runs what is here",
+        )
+
+    def _add_collect_units(self) -> None:
+        run_names = name_runs(list(self.units_by_model))
+        collect_units = []
+        for model, parts in self.units_by_model.items():
+            # The digest makes another unit of it when the parts change.
+            arguments = {"out": f"{RUNS_DIR}/{run_names[model]}", "parts": _digest_ids(parts)}
+            collect_units.append(
+                Unit("collect", "collect", model, arguments, waits_for=tuple(parts))
+            )
+        if collect_units and self.declaration.report:
+            ids = tuple(unit.id for unit in collect_units)
+            arguments = {"html": self.declaration.report.html, "runs": _digest_ids(ids)}
+            collect_units.append(Unit("report", "report", "", arguments, waits_for=ids))
+        self.units |= {unit.id: unit for unit in collect_units}
+
+
+def _digest_ids(ids: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
+
+
+def name_runs(models: Sequence[str]) -> dict[str, str]:
+    """Return checkpoint -> the name of its run folder: its last folder, or as many as tell the
+    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too.
+    """
+    parts = {model: _split_model(model) for model in models}
+    depths = {model: 2 if parts[model][-1] == FINAL_CHECKPOINT else 1 for model in models}
+    while True:
+        names = {model: "--".join(parts[model][-depths[model] :]) for model in models}
+        models_by_name: dict[str, list[str]] = {}
+        for model, name in names.items():
+            models_by_name.setdefault(name, []).append(model)
+        ambiguous = [
+            model
+            for group in models_by_name.values()
+            if len(group) > 1
+            for model in group
+            if depths[model] < len(parts[model])
+        ]
+        if not ambiguous:
+            return names
+        for model in ambiguous:
+            depths[model] += 1
+
+
+def _split_model(model: str) -> list[str]:
+    if model.startswith(STAGE_PREFIX):
+        return model.removeprefix(STAGE_PREFIX).split("/")
+    path = Path(model)
+    if not path.exists():
+        return [model.replace("/", "--")]
+    return [part for part in path.resolve().parts if part != path.anchor]

@@ -1,0 +1,165 @@
+"""Checks of the stages of a sweep that need no checkpoint: options, tasks, presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from antlm_bench.arguments import check_value
+from antlm_bench.declarations import parse_toml_value, suggest_name
+from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
+from antlm_bench.scoring.methods import get_method
+from antlm_bench.suites import classification_loader
+from antlm_bench.suites.classification import ClassificationSpec, override_settings
+from antlm_bench.suites.pairs_csv import is_pairs_file
+from antlm_bench.suites.task_types import read_declaration_of_type
+from antlm_bench.sweeps.declaration import FinetuneStage, TrainStage
+from antlm_bench.training.text_sources import load_text_source
+
+# Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
+# not have: a part belongs to one checkpoint, and is computed once.
+NO_OPTIONS = frozenset(
+    {
+        "method",
+        "task",
+        "seed",
+        "attention",
+        "set",
+        "compat",
+        "teacher",
+        "track",
+        "compile",
+        "revision",
+        "name",
+        "again",
+        "replace",
+        "resume",
+        "stop_after",
+        "scale",
+        "changes",
+    }
+)
+SCORE_OPTIONS = frozenset({"compat"})
+FINETUNE_OPTIONS = frozenset({"changes"})
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_options(
+    options: Mapping[str, Any], keywords: type, also: frozenset[str] = frozenset()
+) -> None:
+    """Raise UsageError for an option that a command does not have, or of a wrong type.
+
+    keywords: TypedDict of the command's options. also: members of NO_OPTIONS that are options.
+    """
+    hints = get_type_hints(keywords)
+    names = [name for name in hints if name not in NO_OPTIONS or name in also]
+    for name, value in options.items():
+        if name not in names:
+            raise UsageError(
+                f"there is no option {name!r}",
+                location="options",
+                hint=suggest_name(name, names) or f"one of {', '.join(names)}",
+            )
+        check_value("options", name, value, hints[name])
+    if options.get("dtype", DTYPES[0]) not in DTYPES:
+        raise UsageError(
+            f"unknown dtype {options['dtype']!r}",
+            location="options: dtype",
+            hint=f"one of {', '.join(DTYPES)}",
+        )
+
+
+def check_train_stage(stage: TrainStage) -> None:
+    """Raise BenchError for options or a corpus with which no unit of the stage can train."""
+    check_options(stage.options, TrainKeywords)
+    try:
+        load_text_source(stage.corpus)
+    except BenchError as error:
+        error.location = f"corpus: {error.location}"
+        raise
+
+
+def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Raise UsageError for options and methods that no checkpoint can be scored with."""
+    check_options(options, ScoreKeywords, SCORE_OPTIONS)
+    for name in methods:
+        if name != "all":
+            try:
+                get_method(name)
+            except UsageError as error:
+                error.location = "methods"
+                raise
+    if options:
+        # torch, which this imports, is needed for a stage with options only.
+        from antlm_bench.commands.score import ScoreOptions
+
+        try:
+            ScoreOptions(**options).validate(methods)
+        except UsageError as error:
+            error.location = f"options: {error.location.removeprefix('--')}"
+            raise
+
+
+def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
+    """Return the (suite, task) pairs of a stage, and check its options.
+
+    Raises UsageError for an unknown task, preset, option or attention. No data are read.
+    """
+    check_options(stage.options, FinetuneKeywords, FINETUNE_OPTIONS)
+    for attention in stage.attentions:
+        if attention not in ("causal", "full", "all"):
+            raise UsageError(
+                f"unknown attention {attention!r}",
+                location="attentions",
+                hint="causal, full or all",
+            )
+    if "all" in stage.attentions and len(stage.attentions) > 1:
+        raise UsageError(
+            "'all' stands for every attention", location="attentions", hint="leave out the others"
+        )
+    tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in stage.suites}
+    all_tasks = [task for tasks in tasks_by_suite.values() for task in tasks]
+    for task in stage.tasks:
+        if task not in all_tasks:
+            raise UsageError(
+                f"{', '.join(stage.suites)} has no task {task!r}",
+                location="tasks",
+                hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
+            )
+    preset = stage.options.get("preset", "")
+    for suite, tasks in tasks_by_suite.items():
+        presets = classification_loader.list_presets(suite)
+        if preset and preset not in presets:
+            raise UsageError(
+                f"{suite} has no preset {preset!r}",
+                location="options: preset",
+                hint=suggest_name(preset, presets) or f"it has {', '.join(presets) or 'none'}",
+            )
+        if not is_pairs_file(suite):
+            spec, _ = read_declaration_of_type(suite, ClassificationSpec)
+            for task in tasks:
+                _check_changes(spec, task, preset, stage.options.get("changes", ()))
+    return [
+        (suite, task)
+        for suite, tasks in tasks_by_suite.items()
+        for task in tasks
+        if not stage.tasks or task in stage.tasks
+    ]
+
+
+def _check_changes(
+    spec: ClassificationSpec, task: str, preset: str, changes: Sequence[str]
+) -> None:
+    settings = spec.resolve_training(task, preset)
+    for change in changes:
+        key, equals, text = (part.strip() for part in change.partition("="))
+        if not equals or not key:
+            raise UsageError(
+                f"{change!r} is not key=value", location="options: changes", hint="e.g. lr=3e-5"
+            )
+        value = parse_toml_value(text, location=f"options: changes: {key}")
+        try:
+            settings = override_settings(settings, {key: value})
+        except ValueError as error:
+            raise UsageError(str(error), location="options: changes") from None

@@ -1,0 +1,458 @@
+"""What the workers of a sweep share: claims, journals and parts, in a folder or elsewhere.
+
+`FolderStore` needs a file system that several machines see, with exclusive creation of files and
+folders, and nothing else: no locks, no equal clocks.
+
+    sweep.json              all units and groups
+    journals/<worker>.jsonl what happened (`journal`)
+    claims/<name>.<n>       the n-th claim of a group of units, or of the driver; the highest n owns
+                            it, and shows by the time of the file that it is alive
+    parts/<unit>.<attempt>/ run folder with the results of one attempt at a unit
+    models/, runs/          checkpoints of train units, one run folder per checkpoint
+    logs/<worker>.log       output of a worker
+
+Nothing is removed from claims/, so that a paused owner that wakes up sees that another one took
+over. What it may have finished is a duplicate with equal content: the lowest attempt counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from antlm_bench.atomic_files import temporary_path
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
+from antlm_bench.safe_json import parse_json
+from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
+from antlm_bench.sweeps.process_identity import ProcessIdentity, current_process
+from antlm_bench.sweeps.units import (
+    SWEEP_SCHEMA_VERSION,
+    Sweep,
+    Unit,
+    UnitGroup,
+    encode_sweep,
+)
+
+HEARTBEAT_VARIABLE = "ANTLM_BENCH_HEARTBEAT"
+"""Environment variable with the seconds between two signs of life of a claim."""
+HEARTBEAT_SECONDS = 10.0
+EXPIRY_HEARTBEATS = 6
+"""A claim without this many signs of life in a row has expired."""
+DRIVER_CLAIM = "driver"
+MAX_SWEEP_BYTES = 2**30
+MAX_CLAIM_BYTES = 10_000
+FOLDERS = ("journals", "claims", "parts", "models", "runs", "logs")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right of a worker to carry out a group of units, or of a driver to start workers."""
+
+    name: str
+    number: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}.{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Content of a claim."""
+
+    worker: str
+    process: ProcessIdentity
+
+
+class SweepStore(Protocol):
+    """What workers and the driver share. A store without a shared folder has the same methods."""
+
+    folder: Path
+    """The sweep's folder on this machine."""
+    heartbeat_seconds: float
+
+    def read_sweep(self) -> Sweep:
+        """Return the units of the sweep. Raises RunError."""
+        ...
+
+    def join(self, name: str) -> str:
+        """Open a journal for this process and return its name: `name`, or `name`.2, ... if that is
+        taken. Raises RunError.
+        """
+        ...
+
+    def claim(self, name: str) -> Claim | None:
+        """Claim a group, or take over an expired claim; None if another worker has it."""
+        ...
+
+    def renew(self, claim: Claim) -> bool:
+        """Show that the owner of a claim is alive. Return False if another worker took over."""
+        ...
+
+    def append_event(self, event: Event) -> None:
+        """Append an event to the journal of this process. Raises RunError."""
+        ...
+
+    def read_new_events(self) -> list[Event]:
+        """Return the events of other processes since the last call. Raises RunError."""
+        ...
+
+    def create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
+        """Create the folder of a new attempt, with what earlier ones have finished.
+
+        num_attempts: attempts that are known; the new one has a higher number, which no other
+        worker gets. Returns the number and the folder.
+        """
+        ...
+
+    def publish_part(self, unit: str, attempt: int) -> str:
+        """Make the part of an attempt visible to all. Return its name for the journal; "" for an
+        empty part.
+        """
+        ...
+
+    def find_part(self, part: str) -> Path:
+        """Return the folder of a published part, given its name. Raises RunError."""
+        ...
+
+    def log_path(self, worker: str) -> Path:
+        """Return the file on this machine with the output of a worker."""
+        ...
+
+
+class FolderStore:
+    """A sweep in a folder that all workers see."""
+
+    def __init__(self, folder: Path, heartbeat_seconds: float | None = None) -> None:
+        """heartbeat_seconds: None = 10, or what ANTLM_BENCH_HEARTBEAT has."""
+        self.folder = folder
+        if heartbeat_seconds is None:
+            heartbeat_seconds = float(os.environ.get(HEARTBEAT_VARIABLE) or HEARTBEAT_SECONDS)
+        self.heartbeat_seconds = heartbeat_seconds
+        self._process = current_process()
+        self._worker = ""
+        self._journal: JournalWriter | None = None
+        self._reader = JournalReader(folder / "journals")
+        self._claim_numbers: dict[str, int] = {}
+        """Name -> highest known number of its claims."""
+        self._owners: dict[str, Owner] = {}
+        """Claim id -> who made it."""
+        self._sightings: dict[str, tuple[int, float]] = {}
+        """Claim id -> time of its file, and this machine's monotonic clock when it changed last."""
+        self._released_claims: set[str] = set()
+        self._ended_workers: set[str] = set()
+
+    # ---- sweep.json
+
+    def create(self) -> None:
+        """Create the folders of the sweep, unless they exist. Raises RunError."""
+        for name in FOLDERS:
+            reject_links(self.folder, self.folder / name)
+            make_folder(self.folder / name)
+
+    def write_sweep(self, sweep: Sweep) -> None:
+        """Write sweep.json in place of an older one. Raises RunError."""
+        write_atomically(self.folder / "sweep.json", encode_sweep(sweep))
+
+    def has_sweep(self) -> bool:
+        return (self.folder / "sweep.json").exists()
+
+    def read_sweep(self) -> Sweep:
+        """Return the units of the sweep. Raises RunError."""
+        path = self.folder / "sweep.json"
+        try:
+            return decode_sweep(read_regular_file(path, MAX_SWEEP_BYTES), str(path))
+        except FileNotFoundError:
+            raise RunError(
+                "not the folder of a sweep: there is no sweep.json",
+                location=str(self.folder),
+                hint="antlm-bench run SWEEP.toml makes one",
+            ) from None
+        except OSError as error:
+            raise _os_failure(path, error, "read") from error
+
+    # ---- claims
+
+    def claim(self, name: str) -> Claim | None:
+        """Claim a group, or take over an expired claim; None if another worker has it.
+
+        Raises RunError.
+        """
+        current = self.find_claim(name)
+        if current and not self._has_expired(current.id):
+            return None
+        claim = Claim(name, current.number + 1 if current else 1)
+        owner = {"worker": self._worker, "process": asdict(self._process)}
+        path = self._claim_path(claim.id)
+        try:
+            descriptor = open_for_writing(path, os.O_WRONLY | os.O_EXCL)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise _os_failure(path, error, "created") from error
+        # An empty claim, which a full disk leaves behind, expires as any other.
+        with suppress(OSError), os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps(owner).encode())
+        self._claim_numbers[name] = claim.number
+        return claim
+
+    def renew(self, claim: Claim) -> bool:
+        """Show that the owner of a claim is alive. Return False if another worker took over.
+
+        Raises OSError if the folder cannot be reached.
+        """
+        os.utime(self._claim_path(claim.id), follow_symlinks=False)
+        return not self._claim_path(f"{claim.name}.{claim.number + 1}").exists()
+
+    def find_claim(self, name: str) -> Claim | None:
+        """Return the highest claim of a group or of the driver; None if there is none."""
+        number = self._claim_numbers.get(name, 0)
+        while self._claim_path(f"{name}.{number + 1}").exists():
+            number += 1
+        self._claim_numbers[name] = number
+        return Claim(name, number) if number else None
+
+    def read_owner(self, claim_id: str) -> Owner | None:
+        """Return the owner of a claim; None if its file is missing, empty or damaged."""
+        if claim_id not in self._owners:
+            try:
+                data = read_regular_file(self._claim_path(claim_id), MAX_CLAIM_BYTES)
+                record: Any = parse_json(data)
+                process = ProcessIdentity(**record["process"])
+                owner = Owner(str(record["worker"]), process)
+            except (OSError, ValueError, TypeError, KeyError):
+                return None
+            self._owners[claim_id] = owner
+        return self._owners[claim_id]
+
+    def is_surely_free(self, claim_id: str) -> bool:
+        """Return whether a claim was released, or its worker has ended."""
+        if claim_id in self._released_claims:
+            return True
+        owner = self.read_owner(claim_id)
+        if owner is None:
+            return False
+        # A worker that a scheduler started again has the name "name.2".
+        names = {owner.worker, re.sub(r"\.\d+$", "", owner.worker)}
+        return bool(names & self._ended_workers) or owner.process.has_ended()
+
+    def seconds_without_sign(self, claim_id: str) -> float:
+        """Return for how long the time of a claim's file has not changed, as seen from here.
+
+        It is measured from the first call on, by the clock of this machine alone.
+        """
+        try:
+            file_time = self._claim_path(claim_id).lstat().st_mtime_ns
+        except FileNotFoundError:
+            file_time = 0
+        now = time.monotonic()
+        last_time, since = self._sightings.get(claim_id, (None, now))
+        if file_time != last_time:
+            since = now
+        self._sightings[claim_id] = (file_time, since)
+        return now - since
+
+    def list_dead_claims(self, claim_ids: Iterable[str]) -> set[str]:
+        """Return the claims without a living owner, as far as one look at the folder shows it.
+
+        The time of a claim's file is compared with that of a new file in the same folder, so that
+        both are of the file server's clock. For display only: nothing is taken over because of it.
+        """
+        now = self._read_server_clock()
+        dead = set()
+        for claim_id in claim_ids:
+            with suppress(OSError):
+                age = now - self._claim_path(claim_id).lstat().st_mtime
+                if self.is_surely_free(claim_id) or age > self._expiry_seconds:
+                    dead.add(claim_id)
+        return dead
+
+    def _read_server_clock(self) -> float:
+        """Return the time that the folder gives to new files; this machine's if it takes none."""
+        path = self._claim_path(f".clock-{os.getpid()}")
+        try:
+            with temporary_path(path), create_file(path) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return time.time()
+
+    @property
+    def _expiry_seconds(self) -> float:
+        return EXPIRY_HEARTBEATS * self.heartbeat_seconds
+
+    def _has_expired(self, claim_id: str) -> bool:
+        silence = self.seconds_without_sign(claim_id)
+        return self.is_surely_free(claim_id) or silence > self._expiry_seconds
+
+    def _claim_path(self, claim_id: str) -> Path:
+        return self.folder / "claims" / claim_id
+
+    # ---- journals
+
+    def join(self, name: str) -> str:
+        """Open a journal for this process and return its name. Raises RunError."""
+        for folder in ("journals", "claims", "parts", "logs"):
+            reject_links(self.folder, self.folder / folder)
+        try:
+            self._journal = JournalWriter(self.folder / "journals", name)
+        except OSError as error:
+            raise _os_failure(self.folder / "journals" / name, error, "created") from error
+        self._worker = self._reader.skip = self._journal.name
+        return self._worker
+
+    def append_event(self, event: Event) -> None:
+        """Append an event to the journal of this process. Raises RunError."""
+        assert self._journal, "join() comes first"
+        self._note(event)
+        self._journal.append(event)
+
+    def read_new_events(self) -> list[Event]:
+        """Return the events of other processes since the last call. Raises RunError."""
+        try:
+            events = list(self._reader.read_new_events())
+        except OSError as error:
+            raise _os_failure(self.folder / "journals", error, "read") from error
+        for event in events:
+            self._note(event)
+        return events
+
+    def _note(self, event: Event) -> None:
+        if event.event == "released":
+            self._released_claims.add(event.claim)
+        elif event.event == "ended":
+            self._ended_workers.add(event.worker)
+
+    # ---- parts
+
+    def create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
+        """Create the folder of a new attempt, with what earlier ones have finished.
+
+        Raises RunError.
+        """
+        attempt = num_attempts + 1
+        try:
+            while True:
+                path = self.folder / "parts" / f"{unit}.{attempt}"
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    attempt += 1
+            for earlier in range(attempt - 1, 0, -1):
+                previous = path.with_name(f"{unit}.{earlier}")
+                if previous.is_dir() and not previous.is_symlink() and any(previous.iterdir()):
+                    _link_finished_files(previous, path)
+                    break
+        except OSError as error:
+            raise _os_failure(path, error, "created") from error
+        return attempt, path
+
+    def publish_part(self, unit: str, attempt: int) -> str:
+        """Return the name of a part for the journal. An empty part is removed, and has none."""
+        part = f"parts/{unit}.{attempt}"
+        with suppress(OSError):  # not empty
+            (self.folder / part).rmdir()
+            return ""
+        return part
+
+    def find_part(self, part: str) -> Path:
+        """Return the folder of a published part, given its name. Raises RunError."""
+        if not re.fullmatch(r"parts/\w+\.\d+", part):
+            raise RunError(f"{part!r} is not the name of a part", location=str(self.folder))
+        return self.folder / part
+
+    def log_path(self, worker: str) -> Path:
+        """Return the file with the output of a worker."""
+        return self.folder / "logs" / f"{worker}.log"
+
+
+def check_worker_name(name: str, location: str) -> None:
+    """Raise UsageError for a name that cannot be that of files."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UsageError(
+            f"{name!r} is not a name of a worker",
+            location=location,
+            hint="use letters, digits, '.', '_' and '-'",
+        )
+
+
+def decode_sweep(data: bytes, location: str) -> Sweep:
+    """Read sweep.json. location: its path, for messages. Raises RunError."""
+    try:
+        document = json.loads(data)
+        schema = document["schema"]
+        if schema != SWEEP_SCHEMA_VERSION:
+            raise RunError(
+                f"has the schema {schema}; this version reads {SWEEP_SCHEMA_VERSION}",
+                location=location,
+                hint="go on with the version of antlm-bench that wrote it, or choose another --out",
+            )
+        groups = tuple(
+            _build_group([_build_unit(record) for record in records])
+            for records in document["groups"]
+        )
+        return Sweep(str(document["name"]), groups)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise RunError(
+            f"damaged: {type(error).__name__}: {error}",
+            location=location,
+            hint="repeat antlm-bench run SWEEP.toml, which writes it anew",
+        ) from error
+
+
+def _build_unit(record: Mapping[str, Any]) -> Unit:
+    return Unit(
+        **{**record, "needs": tuple(record["needs"]), "waits_for": tuple(record["waits_for"])}
+    )
+
+
+def _build_group(units: list[Unit]) -> UnitGroup:
+    """Build a group. Its id names files, so that it is computed and not read."""
+    return UnitGroup(f"{units[0].id}-{len(units)}", tuple(units))
+
+
+def _link_finished_files(source: Path, target: Path) -> None:
+    """Give a new attempt the files of an earlier one, as hard links where the file system has them.
+
+    Run folders replace files and change none, so that two attempts can share them. Hidden files
+    (locks, temporary files) belong to the process that made them.
+    """
+
+    def link_or_copy(old: str, new: str) -> None:
+        with suppress(FileNotFoundError):  # an owner that still runs has just replaced it
+            try:
+                os.link(old, new, follow_symlinks=False)
+            except OSError:
+                shutil.copy2(old, new, follow_symlinks=False)
+
+    def ignore_hidden(folder: str, names: list[str]) -> Iterator[str]:
+        del folder
+        return (name for name in names if name.startswith("."))
+
+    with suppress(shutil.Error):  # what could not be copied is computed again
+        shutil.copytree(
+            source,
+            target,
+            symlinks=True,
+            ignore=ignore_hidden,
+            copy_function=link_or_copy,
+            dirs_exist_ok=True,
+        )
+
+
+def _os_failure(path: Path, error: OSError, action: str) -> RunError:
+    return RunError(
+        f"cannot be {action}: {error.strerror or error}",
+        location=str(path),
+        hint="choose another --out, or make room and repeat the command: nothing finished is lost",
+    )

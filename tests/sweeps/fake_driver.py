@@ -1,0 +1,34 @@
+"""Carry out the sweep in a folder with fake units, as `antlm-bench run` does, in a process that
+tests can kill.
+
+python fake_driver.py DIR WORKERS [RETRIES]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from antlm_bench.cli.stop_signals import end_on_signals
+from antlm_bench.commands.sweep import RunSweepOptions, run_sweep
+from antlm_bench.errors import BenchError
+from antlm_bench.sweeps.store import FolderStore
+
+WORKER = (sys.executable, str(Path(__file__).with_name("fake_units.py")))
+
+
+def main() -> int:
+    end_on_signals()
+    folder, workers = Path(sys.argv[1]), int(sys.argv[2])
+    retries = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    options = RunSweepOptions(workers=workers, threads=1, retries=retries, worker_command=WORKER)
+    try:
+        status = run_sweep(FolderStore(folder).read_sweep(), folder, options)
+    except BenchError as error:
+        print(error)
+        return error.exit_code
+    return 0 if status.is_complete else 5
+
+
+if __name__ == "__main__":
+    sys.exit(main())
