@@ -7,6 +7,7 @@ from typing import Any
 
 from antlm_bench.errors import DataError, RunError
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import format_count
 from antlm_bench.runs import UnfinishedCell
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SummarizeRequest
@@ -58,7 +59,8 @@ def _build_conventions(fields: Mapping[str, Any], location: str) -> ScoringConve
 
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
     return DataError(
-        f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
+        f"none of {format_count(len(suite.items), 'item')} fits the model, which reads "
+        f"{max_length} tokens",
         location=suite.origin[0] if suite.origin else suite.name,
         hint="leave the suite out, or raise --max-length if the model reads longer texts",
     )
@@ -71,6 +73,4 @@ def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions
     """
     if suite.task_metrics and suite.task_metrics.corpus_metrics:
         predictions = suite.task_metrics.with_corpus_metrics(predictions)
-    if any(item.cluster for item in suite.items):
-        predictions = predictions.with_clusters(suite.items)
-    return predictions
+    return predictions.with_clusters([item.cluster for item in suite.items])

@@ -394,9 +394,7 @@ def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions
     """
     if suite.task_metrics and suite.task_metrics.corpus_metrics:
         predictions = suite.task_metrics.with_corpus_metrics(predictions)
-    if any(item.cluster for item in suite.items):
-        predictions = predictions.with_clusters(suite.items)
-    return predictions
+    return predictions.with_clusters([item.cluster for item in suite.items])
 
 
 @dataclass(frozen=True, slots=True)

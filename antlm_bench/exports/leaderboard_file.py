@@ -320,7 +320,8 @@ class LeaderboardFileBuilder:
         is_current = used_checkpoints == scored_checkpoints
         if not is_current or len(scored_checkpoints) != len(milestones):
             raise IncompleteError(
-                f"{part.suite} was computed from {len(used_checkpoints)} checkpoints, not from "
+                f"{part.suite} was computed from "
+                f"{format_count(len(used_checkpoints), 'checkpoint')}, not from "
                 f"the current surprisals of the {len(milestones)} milestones",
                 hint=command,
             )

@@ -48,6 +48,7 @@ from antlm_bench.metrics.summary import (
     load_metric,
     rounded_estimate,
 )
+from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.types import Bools, Estimate, Floats, Ints
@@ -461,7 +462,8 @@ def contributions_by_seed(
                 )
         if len(predictions) != len(first_seed):
             raise NotComparable(
-                f"one seed predicts {len(first_seed)} items, another {len(predictions)}",
+                f"one seed predicts {format_count(len(first_seed), 'item')}, another "
+                f"{len(predictions):,}",
                 hint="finetune them again",
             )
         rows.append(loaded.per_item(build_table(predictions, set())))
