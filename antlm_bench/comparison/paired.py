@@ -43,6 +43,7 @@ from antlm_bench.metrics.spearman import no_interval_note
 from antlm_bench.metrics.surprisal import word_means
 from antlm_bench.statistics import Interval, WeightedStrata
 from antlm_bench.statistics.clusters import MIN_VARYING_CLUSTERS
+from antlm_bench.statistics.known_coverage import few_values_notes
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -139,7 +140,10 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         [members for _, members in groups],
         is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
-    headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
+    headline = replace(
+        _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0]),
+        design_effect=_find_design_effect(paired.change, strata),
+    )
     differences = [
         _credit_difference(key, paired, single_stratum(members, joined.clusters), test)
         for (key, members), test in zip(groups, tests[1:], strict=True)
@@ -147,6 +151,14 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
     notes = few_clusters_notes(joined.clusters)
     result = PairedResult(headline, tuple(differences), _find_flips(table_a, paired), notes)
     return _add_detectable_drops(result, paired.change, strata, [members for _, members in groups])
+
+
+def _find_design_effect(change: Floats, strata: Strata) -> float | None:
+    """Return the factor by which clusters change the variance of a mean change of credits (n,)."""
+    if strata.clusters is None:
+        return None
+    arguments = (strata.codes, strata.weights, strata.clusters, statistics.END_ITEMS, (-1.0, 1.0))
+    return statistics.design_effect(change, *arguments)
 
 
 def few_clusters_notes(clusters: Ints | None) -> tuple[str, ...]:
@@ -323,7 +335,9 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         tests = _test_changes(change, strata, [members for _, members in groups], is_same_model)
     else:
         groups, notes = _leave_out_single_values(groups, clusters)
-        if sum(map(len, strata.independent_values(change).values)) < 2:
+        num_values = sum(map(len, strata.independent_values(change).values))
+        notes += few_values_notes(num_values)
+        if num_values < 2:
             raise NotComparable(
                 "an interval needs two items (or clusters) with a value in both runs, there is one",
                 location=joined.suite,
@@ -480,4 +494,4 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         detectable=statistics.detectable_by_t(interval, len(change) - 1),
         df=len(change) - 1,
     )
-    return PairedResult(headline, ())
+    return PairedResult(headline, (), notes=few_values_notes(len(change)))

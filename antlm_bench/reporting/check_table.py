@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from antlm_bench.comparison import Difference
@@ -77,7 +77,8 @@ def summarize_verdict(verdict: Verdict) -> str:
     before, after = format_number(difference.a, metric), format_number(difference.b, metric)
     parts = [
         f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
-        f"{format_change(difference, metric)}, margin {format_number(headline.tolerance, metric)}"
+        f"{format_change(difference, metric, tested_values(headline))}, "
+        f"margin {format_number(headline.tolerance, metric)}"
     ]
     failed_groups = [group.difference for group in verdict.groups if group.status == "regression"]
     if headline.status != "regression" and failed_groups:
@@ -124,10 +125,19 @@ def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | 
     return None
 
 
-def format_change(difference: Difference, metric: str) -> str:
-    """Return a difference with its interval: `-3.1 (95% CI [-4.9, -1.3])`."""
+def format_change(difference: Difference, metric: str, tested: Collection[float] = (0.0,)) -> str:
+    """Return a difference with its interval: `-3.1 (95% CI [-4.9, -1.3])`.
+
+    tested: see MetricSpec.format_interval.
+    """
     value = format_number(difference.value, metric, "+")
-    return f"{value} (95% CI {format_interval(difference, metric)})"
+    return f"{value} (95% CI {format_interval(difference, metric, tested)})"
+
+
+def tested_values(judgement: Judgement) -> tuple[float, float]:
+    """Return the differences that the interval is compared with: none, and a drop of the margin."""
+    is_rise = judgement.difference.lower_is_better
+    return 0.0, judgement.tolerance if is_rise else -judgement.tolerance
 
 
 def list_judgements(verdict: Verdict) -> list[Judgement]:
@@ -175,7 +185,7 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
         TableCell(d.a, format_number(d.a, metric), unit=unit),
         TableCell(d.b, format_number(d.b, metric), unit=unit),
         TableCell(d.value, format_number(d.value, metric, "+"), d.low, d.high, unit=unit),
-        TableCell(text=format_interval(d, metric)),
+        TableCell(text=format_interval(d, metric, tested_values(judgement))),
         TableCell(judgement.tolerance, format_number(judgement.tolerance, metric), unit=unit),
         TableCell(judgement.status, tone=TONES[judgement.status]),
         depth=0 if is_headline else 1,

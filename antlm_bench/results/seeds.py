@@ -43,6 +43,7 @@ def average_seeds(run: Run) -> Run:
             notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
         elif not first.is_frozen:
             notes.append("one seed")
+        notes += seeds.notes
         if mixed := describe_mixed_seeds(cells):
             notes.append(mixed)
         if collapsed_seeds:
@@ -131,7 +132,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
             worst=seeds.low if has_several_seeds else None,
             majority=cells[0].summary.views["majority"].value,
             num_seeds=seeds.num_seeds,
-            flags=tuple(_collect_flags(cells)),
+            flags=(*_collect_flags(cells), *seeds.notes),
         )
 
 

@@ -18,6 +18,7 @@ from antlm_bench.comparison.join import UNCLUSTERED_NOTE
 from antlm_bench.comparison.paired import FEW_CLUSTERS_NOTE, few_clusters_notes
 from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.exports.items_csv import format_items_csv
+from antlm_bench.reporting.comparison_table import collect_notes
 
 SIZE, NUMBER = 5, 40
 
@@ -87,6 +88,18 @@ def test_a_difference_counts_clusters_and_agrees_with_its_p(tmp_path: Path) -> N
     assert head.p == pytest.approx(p)
     group = found.groups[0]
     assert (group.p < 0.05) == (group.low > 0 or group.high < 0)
+
+
+def test_a_comparison_states_the_design_effect_of_its_clusters(tmp_path: Path) -> None:
+    [clustered] = compare_runs(write(tmp_path / "a", 1), write(tmp_path / "b", 2))
+    [plain] = compare_runs(
+        write(tmp_path / "c", 1, with_clusters=False), write(tmp_path / "d", 2, with_clusters=False)
+    )
+
+    # All items of a cluster are alike, so that clusters of SIZE are worth one item each.
+    assert clustered.headline.design_effect == pytest.approx(SIZE, rel=0.15)
+    assert plain.headline.design_effect is None
+    assert any("design effect of the clusters" in note for note in collect_notes(clustered, ""))
 
 
 def test_clusters_of_one_run_are_enough(tmp_path: Path) -> None:

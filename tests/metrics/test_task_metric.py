@@ -124,7 +124,7 @@ def test_bits_per_byte_and_perplexities_are_ratios_of_sums() -> None:
     assert found.views["byte-perplexity"].value == pytest.approx(math.exp(100 / 50))
     assert found.views["word-perplexity"].value == pytest.approx(math.exp(100 / 10))
     assert "word-perplexity" not in summary(documents([1.0], [2], [NAN]), "bits-per-byte").views
-    with pytest.raises(DataError, match="1 documents add up to 0"):
+    with pytest.raises(DataError, match="1 document add up to 0"):
         summary(documents([0.0], [0], [1]), "bits-per-byte")
 
 
