@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from antlm_bench.errors import UsageError
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 
 MAX_ROWS_SHOWN = 20
 
@@ -98,10 +98,10 @@ class ArrowTable:
         return self._arrow.__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        return f"ArrowTable({len(self):,} rows: {', '.join(self.columns)})"
+        return f"ArrowTable({format_count(len(self), 'row')}: {', '.join(self.columns)})"
 
     def _repr_html_(self) -> str:
         rows = [tuple(row.values()) for row in self._arrow.slice(0, MAX_ROWS_SHOWN).to_pylist()]
         hidden = len(self) - len(rows)
-        notes = [f"{hidden:,} more rows"] if hidden else []
-        return to_html_table(self.columns, rows, title=f"{len(self):,} rows", notes=notes)
+        notes = [format_count(hidden, "more row")] if hidden else []
+        return to_html_table(self.columns, rows, title=format_count(len(self), "row"), notes=notes)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, RunError
 from antlm_bench.prediction_schema import CLUSTER, PredictionColumn, PredictionSchema
+from antlm_bench.printable import format_count
 from antlm_bench.types import FLAGS, Bools, Encodings, Floats, Ints
 
 GOLD_OPTION, GOLD_RATING = "option", "rating"
@@ -37,13 +38,6 @@ class LabelledItem(Protocol):
     def gold(self) -> int | float: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
-
-
-class ClusteredItem(Protocol):
-    """An item as `Predictions.with_clusters` reads it: types.Item or types.Example."""
-
-    @property
-    def cluster(self) -> str: ...
 
 
 UNSCORED_VALUE = -1.0
@@ -294,10 +288,9 @@ class Predictions:
             columns["kept"] = kept
         return _assemble(columns, self._label_columns(), self._gold_kind)
 
-    def with_clusters(self, items: Sequence[ClusteredItem]) -> Predictions:
-        """Return the predictions with the clusters of the items, which are in the same order. They
-        stay as they are if no item has a cluster."""
-        clusters = [item.cluster for item in items]
+    def with_clusters(self, clusters: Sequence[str]) -> Predictions:
+        """Return the predictions with the cluster (n,) of each item, "" = it is alone. They stay as
+        they are if no item has a cluster."""
         return self.with_column(CLUSTER, clusters) if any(clusters) else self
 
     def with_column(self, column: PredictionColumn, values: Sequence[object]) -> Predictions:
@@ -441,7 +434,9 @@ def check_ids(predictions: Predictions, item_ids: Sequence[str], location: str) 
     if ids == tuple(item_ids):
         return
     if len(ids) != len(item_ids):
-        problem = f"there are {len(ids)} predictions for {len(item_ids)} items"
+        problem = (
+            f"{format_count(len(ids), 'prediction')} for {format_count(len(item_ids), 'item')}"
+        )
     else:
         pairs = enumerate(zip(ids, item_ids, strict=True), 1)
         row, (actual, expected) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])

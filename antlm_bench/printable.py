@@ -41,6 +41,17 @@ def hide_workflow_commands(text: str) -> str:
     return re.sub(r"(?m)^(\s*):(?=:)|#(?=#\[)", "\\1\N{REPLACEMENT CHARACTER}", text)
 
 
+def pluralize(word: str) -> str:
+    """Return the plural of a noun."""
+    irregular = {"phenomenon": "phenomena"}
+    return irregular.get(word, f"{word}s")
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return `1 item` or `1,200 items`."""
+    return f"{count:,} {noun if count == 1 else pluralize(noun)}"
+
+
 CSV_COMMAND = re.compile(r"'*(?:[=+\-@]|::)")
 """Start of a text that a spreadsheet would compute, or GitHub's log would carry out."""
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 from coverage_metrics import Simulation
+from scipy.optimize import brentq
 
-from antlm_bench.statistics import Interval, two_level_change, two_level_mean
+from antlm_bench.metrics.classification import widen_near_top
+from antlm_bench.statistics import Interval, score_interval, two_level_change, two_level_mean
 from antlm_bench.types import Bools, Floats
 
 INTERCEPT, ITEM_SD = 1.0, 1.0
@@ -22,6 +24,8 @@ SHARED_SEED_VARIANCE = 0.5
 """Share of the variance of a seed that two runs with the same seed have in common."""
 COLLAPSE_SHARE, COLLAPSED_ACCURACY = 0.2, 0.5
 SHARE_OF_RUNS = 0.2
+WIDE_ITEM_SD = 4.0
+"""Standard deviation of the log-odds over items that nearly all seeds answer alike."""
 
 
 def iterate_seed_simulations() -> Iterator[Simulation]:
@@ -39,12 +43,16 @@ def iterate_seed_simulations() -> Iterator[Simulation]:
         for name, sd in SEED_SDS.items():
             yield _collapsing(num_seeds, name, sd, num_runs=1)
             yield _collapsing(num_seeds, name, sd, num_runs=2)
+    for num_seeds in (3, 5, 10):
+        for accuracy in (0.95, 0.99):
+            for num_items in (104, 277):
+                yield _near_top((num_seeds, num_items), accuracy)
 
 
-def _accuracy(seed_sd: float) -> float:
+def _accuracy(seed_sd: float, intercept: float = INTERCEPT, item_sd: float = ITEM_SD) -> float:
     """Return the mean accuracy over items and seeds, by Gauss-Hermite quadrature."""
     x, weights = np.polynomial.hermite_e.hermegauss(61)
-    log_odds = INTERCEPT + x * (ITEM_SD**2 + seed_sd**2) ** 0.5
+    log_odds = intercept + x * (item_sd**2 + seed_sd**2) ** 0.5
     return float((weights / (1 + np.exp(-log_odds))).sum() / weights.sum())
 
 
@@ -62,6 +70,26 @@ def _one_run(name: str, size: tuple[int, int], sd: float) -> Simulation:
         return two_level_mean(_draw_credits(rng, items, rng.normal(0, sd, num_seeds))).interval
 
     return Simulation(name, _accuracy(sd), draw, num_items / 4, SHARE_OF_RUNS)
+
+
+def _near_top(size: tuple[int, int], accuracy: float) -> Simulation:
+    """Return one run whose seeds answer nearly alike, with a few items wrong."""
+    (num_seeds, num_items), sd = size, SEED_SDS["alike"]
+
+    def excess(intercept: float) -> float:
+        return _accuracy(sd, intercept, WIDE_ITEM_SD) - accuracy
+
+    intercept = brentq(excess, 0, 40)
+
+    def draw(rng: np.random.Generator) -> Interval:
+        items = rng.normal(intercept, WIDE_ITEM_SD, num_items)
+        values = _draw_credits(rng, items, rng.normal(0, sd, num_seeds))
+        if np.ptp(values, axis=0).max() == 0:  # equal seeds, as in `classification.summarize_seeds`
+            return score_interval(values[0], np.zeros(num_items, np.int32), np.ones(1))
+        return widen_near_top(two_level_mean(values).interval, values, None)
+
+    name = f"{num_seeds} seeds near the top, {num_items} items at {accuracy:g}"
+    return Simulation(name, accuracy, draw, num_items * (1 - accuracy), SHARE_OF_RUNS)
 
 
 def _two_runs(name: str, size: tuple[int, int], sd: float, paired: bool) -> Simulation:

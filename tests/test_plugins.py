@@ -251,7 +251,7 @@ KIND = "the kind of suite 'cloze' of the package stranger: "
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ("FEW", "'cloze': there are 1 predictions for 2 items"),
+        ("FEW", "'cloze': 1 prediction for 2 items"),
         ("SWAPPED", "'cloze': prediction 1 has the id 'gaps_1', item 1 has 'gaps_0'"),
         ("RENAMED", "'cloze': prediction 2 has the id 'other', item 2 has 'gaps_1'"),
         ("NO_METHOD", KIND + "predict returned 0 Predictions for 1 methods"),

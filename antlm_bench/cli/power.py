@@ -25,7 +25,7 @@ LEGEND = (
 
 CLUSTER_NOTE = (
     "items of {} belong together, but are planned as if independent: a comparison counts clusters, "
-    "and may detect less, pass less often and need more"
+    "and may detect less, pass less often and need more (--design-effect: as `compare` states it)"
 )
 
 
@@ -54,6 +54,14 @@ def power_command(
             show_default="none",
         ),
     ] = "",
+    design_effect: Annotated[
+        float | None,
+        settings_option(
+            metavar="D",
+            help="Factor by which clusters of items change the variance, as `compare` states it.",
+            show_default="none",
+        ),
+    ] = None,
     margin: Annotated[float, settings_option(metavar="POINTS", help="Margin of `check`.")] = 1.0,
     correction: Annotated[
         Literal["none", "holm"],
@@ -88,6 +96,7 @@ def power_command(
     options = PowerOptions(
         flips=_parse_share(flips, "--flips"),
         accuracy=_parse_share(accuracy, "--accuracy"),
+        design_effect=design_effect,
         margin=margin / 100,
         correction=correction,
         seeds=seeds,

@@ -17,6 +17,7 @@ from antlm_bench.cli.shared_options import (
 )
 from antlm_bench.cli.stop_signals import end_on_signals, end_process
 from antlm_bench.errors import IncompleteError, Interrupted
+from antlm_bench.printable import format_count
 
 if TYPE_CHECKING:
     from antlm_bench.commands.sweep import RunSweepOptions
@@ -178,6 +179,7 @@ def worker_command(
     with redirect_output(log):
         summary = worker.run()
     print(
-        f"worker {worker.name}: {summary.num_done:,} units done, {summary.num_failed:,} failed",
+        f"worker {worker.name}: {format_count(summary.num_done, 'unit')} done, "
+        f"{summary.num_failed:,} failed",
         file=sys.stderr,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from antlm_bench.errors import DataError, IncompleteError, UsageError, map_collecting_errors
+from antlm_bench.printable import format_count
 from antlm_bench.suites import sources
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.sources import SuiteWithData
@@ -73,12 +74,13 @@ def raise_on_bad_files(bad_files: Sequence[CatalogRow], require_complete: bool) 
     num_wrong = states["damaged"] + states["differs"]
     if num_wrong:
         raise DataError(
-            f"{num_wrong} files are damaged or not the published ones",
+            f"damaged, or not as published: {format_count(num_wrong, 'file')}",
             hint="delete them and download them again: antlm-bench data fetch SUITE",
         )
     if require_complete and bad_files:
         raise IncompleteError(
-            f"{len(bad_files)} files are absent or lack rows", hint="antlm-bench data fetch SUITE"
+            f"absent, or without some rows: {format_count(len(bad_files), 'file')}",
+            hint="antlm-bench data fetch SUITE",
         )
 
 

@@ -415,7 +415,8 @@ class Finetuner:
                 callback = _CellProgress(progress, cell, f"{name} {fit}")
                 try:
                     result = _compute_cell(backbone, cell, self.options.loop_settings(), callback)
-                    predictions = result.predictions.with_clusters(cell.task.valid)
+                    clusters = [example.cluster for example in cell.task.valid]
+                    predictions = result.predictions.with_clusters(clusters)
                     result = replace(result, predictions=predictions)
                     new_cell = _build_cell(cell, result, loading_notes(backbone))
                     writer.write_cell(new_cell, predictions)

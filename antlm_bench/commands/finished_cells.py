@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 from antlm_bench.arguments import check_value
 from antlm_bench.errors import DataError, RunError, UsageError
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import format_count
 from antlm_bench.runs import UnfinishedCell
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SummarizeRequest
@@ -65,7 +66,8 @@ def build_from_fields(dataclass: type[T], fields: Mapping[str, Any], location: s
 
 def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
     return DataError(
-        f"none of {len(suite.items)} items fits the model, which reads {max_length} tokens",
+        f"none of {format_count(len(suite.items), 'item')} fits the model, which reads "
+        f"{max_length} tokens",
         location=suite.origin[0] if suite.origin else suite.name,
         hint="leave the suite out, or raise --max-length if the model reads longer texts",
     )
@@ -78,6 +80,4 @@ def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions
     """
     if suite.task_metrics and suite.task_metrics.corpus_metrics:
         predictions = suite.task_metrics.with_corpus_metrics(predictions)
-    if any(item.cluster for item in suite.items):
-        predictions = predictions.with_clusters(suite.items)
-    return predictions
+    return predictions.with_clusters([item.cluster for item in suite.items])

@@ -20,6 +20,7 @@ from antlm_bench.commands.requested_suites import SuiteCache
 from antlm_bench.comparison.summary_check import open_verified_runs, open_verified_stored_run
 from antlm_bench.errors import BenchError, DataError, IncompleteError, RunError, UsageError
 from antlm_bench.predictions import Predictions, check_ids, concat_predictions
+from antlm_bench.printable import format_count
 from antlm_bench.runs import Shard, ShardRun, UnfinishedCell
 from antlm_bench.runs.provenance import combine_records, read_provenance
 from antlm_bench.runs.suite_names import base_suite_name, is_same_result
@@ -323,7 +324,7 @@ def _describe_missing(
     for cell in cells:
         for shard, indices in incomplete.get(id(cell), {}).items():
             numbers = ", ".join(map(str, indices[:5])) + ", ..." * (len(indices) > 5)
-            chunks = f"{len(indices)} chunks of {cell.name} ({numbers})"
+            chunks = f"{format_count(len(indices), 'chunk')} of {cell.name} ({numbers})"
             holder = next((run for run, _ in cell.shards if run.shard == shard), None)
             if holder is None:
                 lines.append(f"  no part is shard {shard}, which has {chunks}")

@@ -52,8 +52,8 @@ class PowerPlan:
     """Number of items or seeds for which `passes` is 80%. None = more than a million times the
     items, or more than MAX_SEEDS seeds."""
     is_clustered: bool = False
-    """Whether items belong together. They are planned as independent, so that a comparison, which
-    counts clusters as units, may detect less."""
+    """Whether items belong together, but are planned as independent, because no design effect is
+    given. A comparison, which counts clusters as units, may then detect less."""
 
 
 class SuiteStrata(NamedTuple):
@@ -76,6 +76,9 @@ class PowerOptions:
     accuracy: float | None = None
     """Alternative to `flips`: the accuracy a of two runs whose errors are independent. Such runs
     answer 2 a (1 - a) of the items differently; runs of one recipe differ in fewer."""
+    design_effect: float | None = None
+    """Factor by which clusters change the variance of a difference, as `compare` observes it. None
+    = items are independent."""
     margin: float = DEFAULT_MARGIN
     """Margin of `check`, as a fraction."""
     correction: Correction = "none"
@@ -114,6 +117,13 @@ def plan_power(suites: Names, options: PowerOptions) -> list[PowerPlan]:
             raise UsageError(
                 f"{100 * value:g}% is not a share", location=name, hint=f"0% to {100 * limit:g}%"
             )
+    effect = options.design_effect
+    if effect is not None and not 0 < effect < np.inf:
+        raise UsageError(
+            f"{effect:g} is not a design effect",
+            location="--design-effect",
+            hint="a number above 0, as `compare` states it for suites with clusters",
+        )
     if not 0 < options.margin <= 1:
         raise UsageError(
             f"{100 * options.margin:g} points is not a margin",
@@ -174,7 +184,8 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
             hint="e.g. --flips 2% (`compare` lists the flips of two runs), or --accuracy 80%",
         )
     strata = read_strata(ref)
-    rates = statistics.planned_flip_rates(strata.sizes, strata.weights, flips)
+    num_independent = strata.sizes / (options.design_effect or 1.0)
+    rates = statistics.planned_flip_rates(num_independent, strata.weights, flips)
     [detectable] = statistics.detectable_drops(rates, alpha)
     factor = statistics.items_factor(rates, options.margin)
     return PowerPlan(
@@ -186,7 +197,7 @@ def _plan_items(ref: str, options: PowerOptions, alpha: float) -> PowerPlan:
         margin=options.margin,
         passes=statistics.pass_probability(rates, options.margin),
         needed=None if np.isnan(factor) else int(np.ceil(strata.sizes * factor - 1e-6).sum()),
-        is_clustered=strata.is_clustered,
+        is_clustered=strata.is_clustered and options.design_effect is None,
     )
 
 

@@ -26,6 +26,7 @@ from antlm_bench.errors import (
     UsageError,
 )
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.results.verification import OtherTokens, PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
@@ -281,7 +282,7 @@ def _score_sample(
     [predictions] = multiple_choice.predict(checkpoint, items, [method])
     fitting = np.flatnonzero(~predictions.has_flag("too-long"))
     if not len(fitting):
-        message = f"none of {len(items)} items fits the model"
+        message = f"none of {format_count(len(items), 'item')} fits the model"
         raise DataError(message, location=suite, hint="raise --max-length")
     return SuiteSample(
         suite=suite,

@@ -28,6 +28,7 @@ from antlm_bench.metrics.prediction_table import (
     find_clusters,
 )
 from antlm_bench.predictions import find_damage
+from antlm_bench.printable import format_count
 from antlm_bench.runs.folder_io import RESCORE_HINT
 from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
@@ -202,7 +203,8 @@ def join_tables(
     )
     rows = np.flatnonzero(joined_a[0].gold != joined_b[0].gold)
     if len(rows):
-        message = f"the right answer differs in {len(rows)} items, first {ids[int(rows[0])]!r}"
+        items = format_count(len(rows), "item")
+        message = f"the right answer differs in {items}, first {ids[int(rows[0])]!r}"
         hint = "the two runs have different items with the same ids"
         raise NotComparable(message, location=location, hint=hint)
     notes = (

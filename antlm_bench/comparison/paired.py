@@ -42,10 +42,17 @@ from antlm_bench.metrics.prediction_table import (
 from antlm_bench.metrics.spearman import no_interval_note
 from antlm_bench.metrics.surprisal import word_means
 from antlm_bench.statistics import Interval, WeightedStrata
+from antlm_bench.statistics.clusters import MIN_VARYING_CLUSTERS
+from antlm_bench.statistics.known_coverage import few_values_notes
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 UNDETECTABLE_NOTE = "too few items: no true difference would be detected with a power of 80%"
+FEW_CLUSTERS = 50
+"""With fewer clusters, FEW_CLUSTERS_NOTE is shown (docs/statistics.md has the rates)."""
+FEW_CLUSTERS_NOTE = (
+    "few clusters of items: if a lost item were kept, an end of the interval could fall slightly"
+)
 TestedInterval = tuple[Interval, float]
 """Interval of a difference, and the p-value that there is no difference."""
 
@@ -133,13 +140,35 @@ def compare_accuracy(joined: JoinedTables) -> PairedResult:
         [members for _, members in groups],
         is_same_model=np.array_equal(table_a.scores, table_b.scores),
     )
-    headline = _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0])
+    headline = replace(
+        _credit_difference(GroupKey(HEADLINE, joined.suite), paired, strata, tests[0]),
+        design_effect=_find_design_effect(paired.change, strata),
+    )
     differences = [
         _credit_difference(key, paired, single_stratum(members, joined.clusters), test)
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
-    result = PairedResult(headline, tuple(differences), _find_flips(table_a, paired))
+    notes = few_clusters_notes(joined.clusters)
+    result = PairedResult(headline, tuple(differences), _find_flips(table_a, paired), notes)
     return _add_detectable_drops(result, paired.change, strata, [members for _, members in groups])
+
+
+def _find_design_effect(change: Floats, strata: Strata) -> float | None:
+    """Return the factor by which clusters change the variance of a mean change of credits (n,)."""
+    if strata.clusters is None:
+        return None
+    arguments = (strata.codes, strata.weights, strata.clusters, statistics.END_ITEMS, (-1.0, 1.0))
+    return statistics.design_effect(change, *arguments)
+
+
+def few_clusters_notes(clusters: Ints | None) -> tuple[str, ...]:
+    """Return a note if clusters (n,) are so few that a single one can decide an interval.
+
+    With fewer than MIN_VARYING_CLUSTERS, the items of each count as alike, so none can.
+    """
+    num_clusters = 0 if clusters is None else len(np.unique(clusters))
+    is_few = MIN_VARYING_CLUSTERS <= num_clusters < FEW_CLUSTERS
+    return (FEW_CLUSTERS_NOTE,) if is_few else ()
 
 
 def _add_detectable_drops(
@@ -300,12 +329,15 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
     weights, clusters = statistics.macro_weights(paths), joined.clusters
     strata = Strata(np.where(in_both, codes, -1), weights, clusters)
     is_credit = is_right_or_wrong(np.concatenate([run_values[in_both] for run_values in values]))
+    is_t_test = not (is_same_model or is_credit)
     notes: tuple[str, ...] = ()
-    if is_same_model or is_credit:
+    if not is_t_test:
         tests = _test_changes(change, strata, [members for _, members in groups], is_same_model)
     else:
         groups, notes = _leave_out_single_values(groups, clusters)
-        if sum(map(len, strata.independent_values(change).values)) < 2:
+        num_values = sum(map(len, strata.independent_values(change).values))
+        notes += few_values_notes(num_values)
+        if num_values < 2:
             raise NotComparable(
                 "an interval needs two items (or clusters) with a value in both runs, there is one",
                 location=joined.suite,
@@ -314,10 +346,12 @@ def compare_item_values(joined: JoinedTables) -> PairedResult:
         all_strata = [strata, *(single_stratum(members, clusters) for _, members in groups)]
         tests = [statistics.welch_test(*each.independent_values(change)) for each in all_strata]
     headline = _value_difference(
-        GroupKey(HEADLINE, joined.suite), values, strata, tests[0], lower_is_better
+        GroupKey(HEADLINE, joined.suite), values, strata, tests[0], lower_is_better, is_t_test
     )
     differences = [
-        _value_difference(key, values, single_stratum(members, clusters), test, lower_is_better)
+        _value_difference(
+            key, values, single_stratum(members, clusters), test, lower_is_better, is_t_test
+        )
         for (key, members), test in zip(groups, tests[1:], strict=True)
     ]
     result = PairedResult(headline, tuple(differences), notes=notes)
@@ -347,13 +381,18 @@ def _value_difference(
     strata: Strata,
     test: TestedInterval,
     lower_is_better: bool,
+    is_t_test: bool,
 ) -> Difference:
-    """Return the change of value (b - a), averaged over strata, with its test and intervals."""
+    """Return the change of value (b - a), averaged over strata, with its test and intervals.
+
+    is_t_test: whether the test is Welch's, not the score test.
+    """
     (interval, p), weights = test, strata.weights
     parts = strata.split(values[1] - values[0])
     independent = strata.independent_values(values[1] - values[0])
     a, b = (_weighted_mean(run_values, strata) for run_values in values)
     change, value = np.concatenate(parts), b - a
+    df = statistics.welch_df(*independent)
     means = np.array([part.mean() for part in parts])
     clustered, _ = statistics.sampled_groups_interval(means, weights)
     views = {"clustered": Estimate(value, len(change), *clustered)} if clustered else {}
@@ -370,7 +409,8 @@ def _value_difference(
         views=views,
         gained=num_lower if lower_is_better else num_higher,
         lost=num_higher if lower_is_better else num_lower,
-        detectable=statistics.detectable_by_t(interval, statistics.welch_df(*independent)),
+        detectable=statistics.detectable_by_t(interval, df),
+        df=df if is_t_test and np.isfinite(df) else None,
     )
 
 
@@ -413,7 +453,8 @@ def _correlation_difference(
     detectable = None
     if p is not None:
         detectable = statistics.detectable_correlation_drop(a, b, interval, len(ratings))
-    return Difference(*key, len(ratings), a, b, b - a, *interval, p, detectable=detectable)
+    df = len(ratings) - 1
+    return Difference(*key, len(ratings), a, b, b - a, *interval, p, detectable=detectable, df=df)
 
 
 # ---- surprisal of words
@@ -451,5 +492,6 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         gained=int((change < 0).sum()),
         lost=int((change > 0).sum()),
         detectable=statistics.detectable_by_t(interval, len(change) - 1),
+        df=len(change) - 1,
     )
-    return PairedResult(headline, ())
+    return PairedResult(headline, (), notes=few_values_notes(len(change)))

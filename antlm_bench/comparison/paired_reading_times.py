@@ -65,7 +65,7 @@ def compare_reading_times(joined: JoinedTables) -> PairedResult:
         interval, p = _test_difference(correlations, weights, is_same_model)
         n = max(num_rows[i] for i in np.flatnonzero(weights))
         fields = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
-        differences.append(Difference(*fields))
+        differences.append(Difference(*fields, df=num_sentences - 1))
     return PairedResult(differences[0], tuple(differences[1:]))
 
 

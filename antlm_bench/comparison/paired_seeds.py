@@ -79,8 +79,9 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results], None, trainings)
     low, high = mean.interval
     p: float | None = mean.p
+    df = mean.df if np.isfinite(mean.df) else None
     if len(groups) == 1:  # a single task keeps its own test
-        low, high, p = groups[0].low, groups[0].high, groups[0].p
+        low, high, p, df = groups[0].low, groups[0].high, groups[0].p, groups[0].df
     headline = Difference(
         HEADLINE,
         name,
@@ -95,6 +96,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
         gained=sum(d.gained for d in groups),
         lost=sum(d.lost for d in groups),
         detectable=_detectable_change(mean.interval, mean.df, tasks),
+        df=df,
     )
     flips = [flip for _, _, flipped in results for flip in flipped]
     flips.sort(key=lambda flip: (flip.b - flip.a, flip.margin or 0.0))
@@ -205,6 +207,7 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
         detectable=_detectable_change(interval, uncertain.df, [task]),
+        df=uncertain.df if np.isfinite(uncertain.df) else None,
         margin=_mean_gap_change(task, gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)

@@ -61,6 +61,11 @@ class Difference:
     """
     flip_rate: float | None = None
     """Share of items whose credit changed, as a mean over strata. None = no credits."""
+    df: float | None = None
+    """Degrees of freedom of the t distribution that gives the interval; None = normal."""
+    design_effect: float | None = None
+    """Factor by which clusters change the variance of the headline, if the test counts clusters of
+    items. None = it does not."""
     margin: Estimate | None = None
     """Mean change of log P(right option) - log P(best other), in nats."""
     lower_is_better: bool = False

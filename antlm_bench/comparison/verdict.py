@@ -122,14 +122,17 @@ class Judgement:
     def p(self) -> float:
         """One-sided p-value that the drop is at most the margin.
 
-        It is below 2.5% exactly where the interval lies above the margin: z is the distance of the
-        difference from the margin, divided by a standard error, which is the half of the interval
-        on the side of the margin, divided by 1.96.
+        It is below 2.5% exactly where the interval lies above the margin: the statistic is the
+        distance of the difference from the margin, divided by a standard error, which is the half
+        of the interval on the side of the margin, divided by the quantile of the same t (or normal)
+        distribution.
         """
         highest_gain = self.difference.gain_interval[1]
         half_width = highest_gain - self.difference.gain
         distance = -self.tolerance - self.difference.gain
-        return one_sided_p(Z * distance / half_width) if half_width else float(distance <= 0)
+        if not half_width:
+            return float(distance <= 0)
+        return one_sided_p(distance / half_width, self.difference.df or np.inf)
 
     @property
     def is_significantly_worse(self) -> bool:

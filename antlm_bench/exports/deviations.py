@@ -22,6 +22,7 @@ from antlm_bench.exports.leaderboard import (
 )
 from antlm_bench.metrics import METRICS
 from antlm_bench.metrics.records import OPTION_KINDS
+from antlm_bench.printable import format_count
 from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
@@ -162,8 +163,8 @@ def _describe_scoring_deviations(
     too_long = cell.summary.headline.flags.get("too-long", 0)
     if too_long and settings.get("lengths", "declared") != official.lengths:
         yield (
-            f"{too_long} texts beyond the declared length, which the official code scores where "
-            "the model can"
+            f"{format_count(too_long, 'text')} beyond the declared length, which the official "
+            "code scores where the model can"
         )
 
 

@@ -24,6 +24,7 @@ from antlm_bench.metrics.prediction_table import (
     gold_indices,
 )
 from antlm_bench.predictions import Predictions
+from antlm_bench.printable import format_count
 from antlm_bench.statistics import macro_weights
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Bools, Cell, Floats, Ints, Item, Option
@@ -108,7 +109,7 @@ def build_text_answers(
     num_too_long = int(table.get_flag("too-long").sum())
     if has_probabilities and num_too_long:
         raise IncompleteError(
-            f"{num_too_long} items are too long for the model and have no probability"
+            f"too long for the model, without a probability: {format_count(num_too_long, 'item')}"
         )
     chosen = choose_options(table, tie_rule, reduction)
     probabilities = None
@@ -136,9 +137,8 @@ def build_text_answers(
             description = describe_ties(table, tie_rule, reduction, suite.macro)
         notes.append(f"{suite.name}: {description}")
     if num_too_long:
-        notes.append(
-            f"{suite.name}: {num_too_long} items are too long for the model and answered wrong"
-        )
+        count = format_count(num_too_long, "item")
+        notes.append(f"{suite.name}: too long for the model and answered wrong: {count}")
     return dict(answers), notes
 
 
@@ -172,7 +172,7 @@ def build_surprisal_rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
     too_long = predictions.has_flag("too-long")
     if too_long.any():
         raise IncompleteError(
-            f"{int(too_long.sum())} words are too long for the model",
+            f"too long for the model: {format_count(int(too_long.sum()), 'word')}",
             hint=f"the first is {predictions.ids[int(too_long.argmax())]}",
         )
     for n, scores in enumerate(predictions.iter_options("scores")):

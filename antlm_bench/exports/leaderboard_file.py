@@ -42,6 +42,7 @@ from antlm_bench.exports.leaderboard_answers import (
     require_complete,
 )
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.printable import format_count
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS
 from antlm_bench.scoring.methods import get_method
 from antlm_bench.suites.task_types import Suite
@@ -271,8 +272,8 @@ class LeaderboardFileBuilder:
         results = [row for rows in rows_by_milestone if rows is not None for row in rows]
         if num_too_long := sum(math.isnan(row["surprisal"]) for row in results):
             self.notes.append(
-                f"{part.key}: {num_too_long} words are too long for the model with their "
-                "contexts, and are NaN"
+                f"{part.key}: NaN, because too long for the model with its context: "
+                f"{format_count(num_too_long, 'word')}"
             )
         if None in rows_by_milestone:
             return None
@@ -319,7 +320,8 @@ class LeaderboardFileBuilder:
         is_current = used_checkpoints == scored_checkpoints
         if not is_current or len(scored_checkpoints) != len(milestones):
             raise IncompleteError(
-                f"{part.suite} was computed from {len(used_checkpoints)} checkpoints, not from "
+                f"{part.suite} was computed from "
+                f"{format_count(len(used_checkpoints), 'checkpoint')}, not from "
                 f"the current surprisals of the {len(milestones)} milestones",
                 hint=command,
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.finetuning.data import EncodedExamples, Int64
+from antlm_bench.printable import format_count
 from antlm_bench.types import Example
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def split_examples(
             held_out[groups[group_index]] = True
     if not held_out.any() or held_out.all():
         raise DataError(
-            f"{len(gold)} examples in {len(groups)} groups cannot be split: "
-            f"{share:g} of every class held out",
+            f"{format_count(len(gold), 'example')} in {format_count(len(groups), 'group')} "
+            f"cannot be split: {share:g} of every class held out",
             hint="give more rows to train on, or another share",
         )
     selection = [example for example, is_held in zip(examples, held_out, strict=True) if is_held]
@@ -64,7 +65,7 @@ def updates_per_epoch(num_texts: int, spec: TrainingSpec) -> int:
         return -(-num_texts // spec.batch)
     if num_texts < spec.batch:
         raise UsageError(
-            f"{num_texts} texts fill no batch of {spec.batch}",
+            f"too few texts for a batch of {spec.batch}: {num_texts}",
             location="last_batch = drop",
             hint="give more texts, or a smaller batch: --set batch=N",
         )

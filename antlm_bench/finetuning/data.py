@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from antlm_bench.checkpoints import Backbone
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.printable import format_count
 from antlm_bench.scoring.text import check_ids, detect_template, special_id
 from antlm_bench.scoring.tokens import TextTokenizer, can_tokenize, probe_texts
 from antlm_bench.types import Attention, Bools, Example, Ints
@@ -250,7 +251,8 @@ def _count_characters_read(
 
 def _no_room_error(max_length: int, num_specials: int) -> UsageError:
     return UsageError(
-        f"{max_length} tokens have no room for text beside {num_specials} special tokens",
+        f"no room for text in {format_count(max_length, 'token')}, beside "
+        f"{format_count(num_specials, 'special token')}",
         location="max_length",
         hint="give more: --set max_length=N",
     )

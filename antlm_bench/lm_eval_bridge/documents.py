@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     MetricExtractor,
 )
 from antlm_bench.metrics.records import WORD_LABEL
-from antlm_bench.suites.templates import check_text, hash_texts
+from antlm_bench.suites.templates import check_text, hash_document
 from antlm_bench.types import Item, Option
 
 # The output types of lm-eval that can be scored.
@@ -186,19 +184,9 @@ def build_document_items(
         else:
             document_item = _build_choice_item(task, requests, metrics, item_id, labels)
             if with_group_labels:
-                cluster = hash_texts([json.dumps(document, sort_keys=True, default=str)])
-                item = replace(document_item.item, cluster=cluster)
+                item = replace(document_item.item, cluster=hash_document(document))
                 document_item = replace(document_item, item=item)
             yield document_item
-
-
-def drop_single_clusters(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Return the items, without the cluster of an item that shares it with no other."""
-    sizes = Counter(item.cluster for item in items)
-    return tuple(
-        item if sizes[item.cluster] > 1 or not item.cluster else replace(item, cluster="")
-        for item in items
-    )
 
 
 def _build_choice_item(

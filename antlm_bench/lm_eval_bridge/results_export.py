@@ -232,6 +232,7 @@ def build_sample(
         "filter": "none",
         "metrics": [metric],
         "doc_hash": hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest(),
+        **({"cluster": row["cluster"]} if row.get("cluster") else {}),
         "target_hash": hashlib.sha256(str(gold).encode()).hexdigest(),
         **({"flags": row["flags"]} if row["flags"] else {}),
         **({metric: float(value)} if value is not None and not np.isnan(value) else {}),

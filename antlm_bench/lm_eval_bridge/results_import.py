@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge.results_export import sanitize_name
 from antlm_bench.metrics import summarize
 from antlm_bench.predictions import OptionColumns, Predictions, concat_predictions
+from antlm_bench.printable import format_count
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
+from antlm_bench.suites.templates import drop_single_clusters, hash_document
 from antlm_bench.types import FLAGS, Cell, Item, Manifest, shorten_list
 
 METHOD = "lm-eval"  # method of imported cells, which depends on lm-eval's model class
@@ -83,14 +85,14 @@ def read_results(path: Path) -> ImportedRun:
     cells: dict[tuple[str, str], tuple[Cell, Predictions]] = {}
     skipped: list[str] = []
     for file, results in newest_first:
-        tasks, digests, skipped_in_file = _load_tasks(file, results)
+        tasks, skipped_in_file = _load_tasks(file, results)
         skipped += skipped_in_file
         for suite, members in _group_into_suites(results, tasks):
             key = suite, str(_effective_limit(results, members))
             if key in cells:
                 skipped.append(f"{suite}: an older result; to import it, give {file}")
             else:
-                cells[key] = _build_cell(suite, members, tasks, digests, results)
+                cells[key] = _build_cell(suite, members, tasks, results)
     if not cells:
         hint = (
             "if samples and results contradict each other, run lm-eval again; only multiple-choice "
@@ -181,12 +183,19 @@ def _check_tables(results: JsonObject, location: str) -> None:
                 stack.append(iter(groups.get(member) or ()))
 
 
-def _load_tasks(
-    file: Path, results: JsonObject
-) -> tuple[dict[str, Predictions], dict[str, str], list[str]]:
-    """Return (task -> predictions, task -> digest, skipped tasks with reasons) of a file."""
-    tasks: dict[str, Predictions] = {}
-    digests: dict[str, str] = {}
+class _ImportedTask(NamedTuple):
+    """A task of a results file."""
+
+    predictions: Predictions
+    digest: str
+    """sha256 of the questions and right answers."""
+    clusters: list[str]
+    """Hash of what each item shares with those that it belongs to, "" = it is alone."""
+
+
+def _load_tasks(file: Path, results: JsonObject) -> tuple[dict[str, _ImportedTask], list[str]]:
+    """Return (task -> its predictions and documents, skipped tasks with reasons) of a file."""
+    tasks: dict[str, _ImportedTask] = {}
     skipped: list[str] = []
     for task in results["results"]:
         if task in (results.get("groups") or {}) or (results.get("group_subtasks") or {}).get(task):
@@ -195,10 +204,11 @@ def _load_tasks(
             samples = _find_samples(file, results, task)
             predictions = _build_predictions(task, samples, _target_delimiter(results, task))
             _check_totals(results, task, samples)
-            tasks[task], digests[task] = predictions, _digest(samples)
+            clusters = [_find_cluster(sample) for sample in samples]
+            tasks[task] = _ImportedTask(predictions, _digest(samples), clusters)
         except _TaskSkipped as reason:
             skipped.append(f"{task}: {reason}")
-    return tasks, digests, skipped
+    return tasks, skipped
 
 
 def _find_samples(file: Path, results: JsonObject, task: str) -> list[JsonObject]:
@@ -225,13 +235,14 @@ def _check_totals(results: JsonObject, task: str, samples: Sequence[JsonObject])
     counts = (results.get("n-samples") or {}).get(task) or {}
     expected = counts.get("effective")
     if isinstance(expected, int) and expected != len(samples):
-        raise _TaskSkipped(f"it has {len(samples)} samples, but n-samples is {expected}")
+        num_samples = format_count(len(samples), "sample")
+        raise _TaskSkipped(f"it has {num_samples}, but n-samples is {expected}")
     metric = f"acc,{samples[0].get('filter', 'none')}"
     reported = results["results"][task].get(metric)
     mean = sum(float(row["acc"]) for row in samples) / len(samples)
     if isinstance(reported, int | float) and not abs(reported - mean) <= TOLERANCE:
         raise _TaskSkipped(
-            f"the mean `acc` of its {len(samples)} samples is {mean:.4f}, "
+            f"the mean `acc` of its {format_count(len(samples), 'sample')} is {mean:.4f}, "
             f"but {reported:.4f} in the results file"
         )
 
@@ -396,31 +407,29 @@ def _list_responses(sample: JsonObject) -> list[Any]:
 def _build_cell(
     suite: str,
     task_names: Sequence[str],
-    tasks: Mapping[str, Predictions],
-    digests: Mapping[str, str],
+    tasks: Mapping[str, _ImportedTask],
     results: JsonObject,
 ) -> tuple[Cell, Predictions]:
-    predictions = concat_predictions([tasks[task] for task in task_names])
+    predictions = concat_predictions([tasks[task].predictions for task in task_names])
+    clusters = [cluster for task in task_names for cluster in tasks[task].clusters]
+    predictions = predictions.with_clusters(drop_single_clusters(clusters))
     name, macro = f"lm-eval.{suite}", (TASK_LEVEL,) if len(task_names) > 1 else ()
     summarize_accuracy = partial(
         summarize, predictions, suite=name, method=METHOD, metric="accuracy", macro=macro
     )
-    notes = [*_import_notes(results), *_limit_notes(_effective_limit(results, task_names))]
+    limit = _effective_limit(results, task_names)
+    notes = [*_import_notes(results), *_limit_notes(limit)]
     summary = summarize_accuracy(groups=macro, notes=notes)
     reported = results["results"].get(suite, {}).get("acc,none")
     recomputed = summarize_accuracy(groups=(), ties="first").headline.value
     if macro and isinstance(reported, float) and abs(reported - recomputed) > TOLERANCE:
         note = f"lm-eval reports another average for this group ({reported:.4f})"
         summary = replace(summary, notes=(*summary.notes, note))
-    version, limit = (
-        (results.get("versions") or {}).get(suite),
-        _effective_limit(results, task_names),
-    )
-    digest = hashlib.sha256("".join(digests[task] for task in task_names).encode()).hexdigest()
+    digests = "".join(tasks[task].digest for task in task_names)
     settings = {
         "suite": name,
-        "suite_version": str(version),
-        "suite_digest": digest,
+        "suite_version": str((results.get("versions") or {}).get(suite)),
+        "suite_digest": hashlib.sha256(digests.encode()).hexdigest(),
         "task_hashes": {task: (results.get("task_hashes") or {}).get(task) for task in task_names},
         "shots": (results.get("n-shot") or {}).get(suite),
         "method": METHOD,
@@ -449,7 +458,8 @@ def _effective_limit(results: JsonObject, task_names: Sequence[str]) -> Any:
 def _limit_notes(limit: Any) -> list[str]:
     if not isinstance(limit, int | float) or isinstance(limit, bool):
         return []
-    documents = f"{limit:.3g} of the documents" if limit < 1 else f"the first {limit:g} documents"
+    first = "the first document" if limit == 1 else f"the first {limit:g} documents"
+    documents = f"{limit:.3g} of the documents" if limit < 1 else first
     return [f"limit: {documents} of each task"]
 
 
@@ -555,6 +565,15 @@ def _answer_key(sample: JsonObject) -> str:
     if "resps" not in sample or "filter" in sample:
         names += ["filtered_resps", "acc"]
     return json.dumps([sample.get(name) for name in names], sort_keys=True)
+
+
+def _find_cluster(sample: JsonObject) -> str:
+    """Return a hash that equal documents share, as in runs of this package, or the cluster that an
+    export of this package states; "" if the sample states neither."""
+    cluster, document = sample.get("cluster"), sample.get("doc")
+    if isinstance(cluster, str) and cluster:
+        return cluster
+    return hash_document(document) if document else ""
 
 
 def _digest(samples: Sequence[JsonObject]) -> str:

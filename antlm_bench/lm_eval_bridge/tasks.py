@@ -27,7 +27,6 @@ from antlm_bench.lm_eval_bridge.documents import (
     DocumentItem,
     LmEvalTask,
     build_document_items,
-    drop_single_clusters,
     lm_eval_context,
 )
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation
@@ -51,6 +50,7 @@ from antlm_bench.metrics.records import (
 )
 from antlm_bench.suites.names import absolute_path, slugify_title
 from antlm_bench.suites.task_types import Suite, SuiteRequest
+from antlm_bench.suites.templates import drop_single_clusters
 from antlm_bench.types import Item
 
 PREFIX = "lm-eval:"
@@ -94,6 +94,13 @@ def list_suite_refs(ref: str) -> list[str]:
     return [PREFIX + name for name in dict.fromkeys(names)]
 
 
+def _drop_single_clusters(items: Sequence[Item]) -> tuple[Item, ...]:
+    clusters = drop_single_clusters([item.cluster for item in items])
+    return tuple(
+        replace(item, cluster=cluster) for item, cluster in zip(items, clusters, strict=True)
+    )
+
+
 def load_suite(request: SuiteRequest) -> Suite:
     """Load a task, group or tag by its name or YAML file. request.limit: documents per task.
 
@@ -123,7 +130,7 @@ def load_suite(request: SuiteRequest) -> Suite:
         raise UsageError(message, location=ref, hint="score its tasks one by one")
     metric, task_metrics = _build_task_metrics(output_types.pop(), tasks, document_items, ref)
     metric_names = task_metrics.metric_names if task_metrics else ()
-    items = drop_single_clusters([document_item.item for document_item in document_items])
+    items = _drop_single_clusters([document_item.item for document_item in document_items])
     groups: tuple[str, ...] = ()
     if len(tasks) > 1 and metric.item_kind not in (ItemKind.TEXT, ItemKind.DOCUMENT):
         groups = GROUP_LEVELS if len({task.group for task in tasks}) > 1 else GROUP_LEVELS[1:]

@@ -25,6 +25,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.metrics.task_metric import task_values
+from antlm_bench.printable import format_count
 from antlm_bench.types import Bools, Estimate, Floats
 
 BYTES_COLUMN, WORDS_COLUMN = 0, 1
@@ -68,7 +69,8 @@ class BitsPerByte(Metric):
         bits, lengths = _bits(table)[members], task_values(table, length_column)[members]
         if not lengths.sum() > 0:
             raise DataError(
-                f"the lengths of the {len(lengths)} documents add up to {lengths.sum():g}",
+                f"the lengths of {format_count(len(lengths), 'document')} add up to "
+                f"{lengths.sum():g}",
                 location=f"item {table.ids[int(np.flatnonzero(members)[0])]} and others",
                 hint="the task must count the bytes (words) of each document",
             )

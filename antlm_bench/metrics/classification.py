@@ -48,8 +48,10 @@ from antlm_bench.metrics.summary import (
     load_metric,
     rounded_estimate,
 )
+from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
+from antlm_bench.statistics.known_coverage import MAX_FEW_ERRORS, seed_mean_notes
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 if TYPE_CHECKING:
@@ -393,6 +395,8 @@ class SeedSummary:
     num_seeds: int
     uncertain_mean: UncertainValue
     """Mean and variance, for averages over tasks."""
+    notes: tuple[str, ...] = ()
+    """Notes on the interval of the mean."""
 
 
 def summarize_seeds(
@@ -413,6 +417,7 @@ def summarize_seeds(
     values = contributions_by_seed(predictions_by_seed, metric, ties)
     num_items, clusters = values.shape[1], find_clusters(predictions_by_seed)
     only_items_vary = np.ptp(values, axis=0).max() == 0  # also a single seed
+    credits, is_proportion = values, load_confusion_metric(metric).is_proportion
     values = statistics.contributions_of_clusters(values, clusters)
     uncertain = statistics.two_level_mean(values, np.array(collapsed) if collapsed else None)
     means, interval = values.mean(axis=1), uncertain.interval
@@ -431,9 +436,30 @@ def summarize_seeds(
         low, high = min(first_seed.low, means.min()), max(first_seed.high, means.max())
         interval = Interval(float(low), float(high))
         uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
+    elif is_proportion:
+        interval = widen_near_top(interval, credits, clusters)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(uncertain.value, num_items, interval, {}, value_range)
-    return SeedSummary(mean, sd, float(means.min()), float(means.max()), len(means), uncertain)
+    expected_errors = np.inf if is_proportion else num_items * (value_range[1] - mean.value)
+    notes = seed_mean_notes(len(means), expected_errors)
+    ends = float(means.min()), float(means.max())
+    return SeedSummary(mean, sd, *ends, len(means), uncertain, notes)
+
+
+def widen_near_top(interval: Interval, credits: Floats, clusters: Ints | None) -> Interval:
+    """Return the interval of a mean over credits (S, n), with a lower end that few errors allow.
+
+    With an expected number of at most MAX_FEW_ERRORS errors, t intervals over seeds and items begin
+    too high, because errors are rare and skewed. The lower end is then at most that of the score
+    interval over the items' mean credits.
+    """
+    num_items = credits.shape[1]
+    if num_items * (1 - credits.mean()) > MAX_FEW_ERRORS:
+        return interval
+    score = statistics.score_interval(
+        credits.mean(axis=0), np.zeros(num_items, np.int32), np.ones(1), (0.0, 1.0), clusters
+    )
+    return Interval(min(interval.low, score.low), interval.high)
 
 
 def contributions_by_seed(
@@ -461,7 +487,8 @@ def contributions_by_seed(
                 )
         if len(predictions) != len(first_seed):
             raise NotComparable(
-                f"one seed predicts {len(first_seed)} items, another {len(predictions)}",
+                f"one seed predicts {format_count(len(first_seed), 'item')}, another "
+                f"{len(predictions):,}",
                 hint="finetune them again",
             )
         rows.append(loaded.per_item(build_table(predictions, set())))

@@ -28,6 +28,7 @@ from antlm_bench.metrics.summary import (
     check_value_range,
     rounded_estimate,
 )
+from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -69,7 +70,9 @@ class ItemMean(Metric):
         notes = [f"“like these”: {reason}"] if num_strata > 1 and reason else []
         num_missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
         if num_missing:
-            notes.append(f"left out: {num_missing} items for which the task has no value")
+            notes.append(
+                f"left out: {format_count(num_missing, 'item')} for which the task has no value"
+            )
         return Headline(headline, views, tuple(notes))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:

@@ -67,6 +67,8 @@ SEED_INTERVAL = (
     "interval of a mixture"
 )
 """Method of the intervals of finetuned tasks (`classification.summarize_seeds`)."""
+MAX_MORE_DECIMALS = 3
+"""Largest number of additional decimals of an end of an interval that is near a tested value."""
 SEED_DIFFERENCE_INTERVAL = "t over seeds and items; a run of one seed adds no variance over seeds"
 """Method of the intervals of differences of finetuned tasks (`comparison.paired_seeds`)."""
 
@@ -136,6 +138,8 @@ class MetricSpec:
     trivial_baseline: str = ""
     """Baseline without any knowledge: "chance" (1 / number of options), "majority" (the most
     frequent class). "" = none."""
+    has_test_of_zero: bool = False
+    """Whether a score is tested against 0, so that its interval shows whether it holds 0."""
     tie_rule_matters: bool = False
     """Whether the score depends on which of several best options counts as chosen."""
 
@@ -191,9 +195,30 @@ class MetricSpec:
         is_zero = not text.strip("+-0.")
         return text.lstrip("+-") if is_zero else text
 
-    def format_interval(self, low: float, high: float, sign: str = "") -> str:
-        """Return an interval as text for all outputs: `[80.4, 98.2]`."""
-        return f"[{self.format(low, sign)}, {self.format(high, sign)}]"
+    def format_interval(
+        self, low: float, high: float, sign: str = "", tested: Collection[float] = ()
+    ) -> str:
+        """Return an interval as text for all outputs: `[80.4, 98.2]`.
+
+        tested: values with a test, such as 0 and a margin. An end is written like one of them only
+        if the interval holds it; else the end gets up to MAX_MORE_DECIMALS more decimals, or `>0`.
+        """
+        excluded = [value for value in tested if low > value or high < value]
+        ends = (self._format_end(end, sign, excluded) for end in (low, high))
+        return f"[{', '.join(ends)}]"
+
+    def _format_end(self, end: float, sign: str, excluded: Collection[float]) -> str:
+        """Return an end of an interval as text that differs from that of the excluded values."""
+        text = self.format(end, sign)
+        for value in excluded:
+            if text != self.format(value, sign):
+                continue
+            for decimals in range(self.decimals + 1, self.decimals + MAX_MORE_DECIMALS + 1):
+                text = f"{self.scale * end:{sign}.{decimals}f}"
+                if float(text) != round(self.scale * value, decimals):
+                    return text
+            return f"{'>' if end > value else '<'}{self.format(value, sign)}"
+        return text
 
     def format_estimate(self, value: float, low: float | None, high: float | None) -> str:
         """Return a value with its interval, `92.5 [80.4, 98.2]`.
@@ -202,7 +227,8 @@ class MetricSpec:
         """
         if low is None or high is None or (low, high) == self.value_range:
             return self.format(value)
-        return f"{self.format(value)} {self.format_interval(low, high)}"
+        tested = (0.0,) if self.has_test_of_zero else ()
+        return f"{self.format(value)} {self.format_interval(low, high, tested=tested)}"
 
 
 PERCENT: dict[str, Any] = {
@@ -219,6 +245,7 @@ CORRELATION: dict[str, Any] = {
     "headline_basis": "",
     "change_labels": (),
     "value_range": (-1.0, 1.0),
+    "has_test_of_zero": True,
     "averages_groups": False,
 }
 CLASSIFICATION: dict[str, Any] = PERCENT | {
@@ -293,6 +320,7 @@ DELTA_R2 = MetricSpec(
     heading="100 ΔR²",
     aggregation=None,
     comparison="antlm_bench.comparison.paired_reading_times:compare_reading_times",
+    has_test_of_zero=True,
     needs_suite_data=True,
     export_rows="antlm_bench.exports.items_csv:reading_rows",
     lm_eval=None,

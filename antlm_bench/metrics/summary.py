@@ -24,6 +24,7 @@ from antlm_bench.metrics.records import (
     MetricSpec,
     Target,
 )
+from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target, naming_plugin
 from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Summary
 
@@ -167,8 +168,11 @@ def summarize(
 def _cluster_notes(num_clusters: int, num_items: int) -> tuple[str, ...]:
     if num_clusters in (0, num_items):
         return ()
-    noun = "cluster" if num_clusters == 1 else "clusters"
-    return (f"intervals count {num_clusters:,} {noun} of items that belong together",)
+    from antlm_bench.statistics.clusters import MIN_VARYING_CLUSTERS  # needs scipy
+
+    clusters = format_count(num_clusters, "cluster")
+    few = "; so few count as if their items were alike" * (num_clusters < MIN_VARYING_CLUSTERS)
+    return (f"intervals count {clusters} of items that belong together{few}",)
 
 
 def load_metric(name: str, settings: MetricSettings) -> Metric:

@@ -19,6 +19,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
+from antlm_bench.statistics.known_coverage import few_values_notes
 from antlm_bench.types import Bools, Estimate, Floats
 
 
@@ -31,7 +32,9 @@ class MeanSurprisal(Metric):
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         del macro  # the groups are always words
-        return Headline(self.estimate_members(table, np.ones(len(table.ids), bool)), {})
+        members = np.ones(len(table.ids), bool)
+        num_words = len(word_means(table, self.per_item(table), members))
+        return Headline(self.estimate_members(table, members), {}, few_values_notes(num_words))
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
         means = word_means(table, self.per_item(table), members)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from antlm_bench.errors import (
     PerformanceRegression,
     Undecided,
 )
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.comparison_table import (
     format_interval,
     format_number,
@@ -78,7 +78,8 @@ def summarize_verdict(verdict: Verdict) -> str:
     before, after = format_number(difference.a, metric), format_number(difference.b, metric)
     parts = [
         f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
-        f"{format_change(difference, metric)}, margin {format_number(headline.tolerance, metric)}"
+        f"{format_change(difference, metric, tested_values(headline))}, "
+        f"margin {format_number(headline.tolerance, metric)}"
     ]
     failed_groups = [group.difference for group in verdict.groups if group.status == "regression"]
     if headline.status != "regression" and failed_groups:
@@ -125,10 +126,19 @@ def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | 
     return None
 
 
-def format_change(difference: Difference, metric: str) -> str:
-    """Return a difference with its interval: `-3.1 (95% CI [-4.9, -1.3])`."""
+def format_change(difference: Difference, metric: str, tested: Collection[float] = (0.0,)) -> str:
+    """Return a difference with its interval: `-3.1 (95% CI [-4.9, -1.3])`.
+
+    tested: see MetricSpec.format_interval.
+    """
     value = format_number(difference.value, metric, "+")
-    return f"{value} (95% CI {format_interval(difference, metric)})"
+    return f"{value} (95% CI {format_interval(difference, metric, tested)})"
+
+
+def tested_values(judgement: Judgement) -> tuple[float, float]:
+    """Return the differences that the interval is compared with: none, and a drop of the margin."""
+    is_rise = judgement.difference.lower_is_better
+    return 0.0, judgement.tolerance if is_rise else -judgement.tolerance
 
 
 def list_judgements(verdict: Verdict) -> list[Judgement]:
@@ -176,7 +186,7 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
         TableCell(d.a, format_number(d.a, metric), unit=unit),
         TableCell(d.b, format_number(d.b, metric), unit=unit),
         TableCell(d.value, format_number(d.value, metric, "+"), d.low, d.high, unit=unit),
-        TableCell(text=format_interval(d, metric)),
+        TableCell(text=format_interval(d, metric, tested_values(judgement))),
         TableCell(judgement.tolerance, format_number(judgement.tolerance, metric), unit=unit),
         TableCell(judgement.status, tone=TONES[judgement.status]),
         depth=0 if is_headline else 1,
@@ -204,7 +214,8 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
     if headline.status == "undecided":
         note = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:
-            note += f"; about {headline.items_to_decide:,} items of this kind would decide"
+            items = format_count(headline.items_to_decide, "item")
+            note += f"; about {items} of this kind would decide"
         yield note
     yield from verdict.comparison.notes
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 
 from antlm_bench.comparison import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_DIFFERENCE_INTERVAL
+from antlm_bench.printable import format_count, pluralize
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
@@ -230,22 +231,30 @@ def unit_suffix(metric: str) -> str:
     return f" {get_metric_spec(metric).difference_unit}".rstrip()
 
 
-def format_interval(difference: Difference | Estimate, metric: str) -> str:
-    """Return the 95% interval of a difference: `[-4.9, -1.3]`, or `–` for the whole range."""
+def format_interval(
+    difference: Difference | Estimate, metric: str, tested: Collection[float] = (0.0,)
+) -> str:
+    """Return the 95% interval of a difference: `[-4.9, -1.3]`, or `–` for the whole range.
+
+    tested: see MetricSpec.format_interval.
+    """
     spec = get_metric_spec(metric)
     widest = spec.value_range[1] - spec.value_range[0]
     if (difference.low, difference.high) == (-widest, widest):
         return MISSING
-    return spec.format_interval(difference.low, difference.high, "+")
+    return spec.format_interval(difference.low, difference.high, "+", tested)
 
 
 def format_p_value(p: float | None) -> str:
-    """Return `.042`, `<.001`, `1`, or `–` for None."""
+    """Return `.042`, `<.001`, `<.05` for .0497, `1`, or `–` for None."""
     if p is None:
         return MISSING
     if p < 0.001:
         return "<.001"
-    return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
+    text = f"{p:.3f}".lstrip("0")
+    if p < 0.05 and text == ".050":  # significant, which .050 is not
+        return "<.05"
+    return text if p < 0.9995 else "1"
 
 
 def change_symbol(difference: Difference) -> str:
@@ -280,13 +289,18 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
     head, metric = comparison.headline, comparison.metric
     counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
     changes = ", ".join(f"{n:,} {label}" for n, label in counts)
-    notes = [f"{head.n:,} items: {changes}".removesuffix(": ")]
+    notes = [f"{format_count(head.n, 'item')}: {changes}".removesuffix(": ")]
     if head.detectable is not None:
         smallest_difference = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
         notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
+    if head.design_effect is not None:
+        notes.append(
+            f"design effect of the clusters: {head.design_effect:.2f} (a plan of `power` with "
+            "--design-effect)"
+        )
     if clustered := head.views.get("clustered"):
         notes.append(
-            f"if the {results_table.pluralize(comparison.macro[-1])} are themselves a sample: "
+            f"if the {pluralize(comparison.macro[-1])} are themselves a sample: "
             f"95% CI {format_interval(clustered, metric)}"
         )
     if head.margin:

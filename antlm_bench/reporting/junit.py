@@ -7,7 +7,12 @@ from xml.etree import ElementTree as Xml
 from antlm_bench.comparison.results import HEADLINE
 from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult, Judgement, Verdict
 from antlm_bench.printable import make_printable
-from antlm_bench.reporting.check_table import format_change, list_judgements, summarize_verdict
+from antlm_bench.reporting.check_table import (
+    format_change,
+    list_judgements,
+    summarize_verdict,
+    tested_values,
+)
 from antlm_bench.reporting.comparison_table import format_number
 
 
@@ -71,7 +76,7 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    change = format_change(judgement.difference, metric)
+    change = format_change(judgement.difference, metric, tested_values(judgement))
     message = f"{change}, margin {format_number(judgement.tolerance, metric)}"
     is_headline = judgement.difference.level == HEADLINE
     if judgement.status in FAILURES:

@@ -10,7 +10,7 @@ from typing import Any
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_INTERVAL
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.results_table import join_interval_methods
 from antlm_bench.reporting.table import (
     MISSING,
@@ -223,7 +223,7 @@ def describe_comparisons(values_per_row: Sequence[int]) -> str:
     largest = max(counts)
     values = f"{largest}" if min(counts) == largest else f"{min(counts)} to {largest}"
     rows = f"each of {len(counts)} rows" if len(counts) > 1 else "the row"
-    pairs = f"{num_pairs:,} pairs" if num_pairs > 1 else "1 pair"
+    pairs = format_count(num_pairs, "pair")
     by_chance = "; without true differences, 1 in 20 is significant by chance" * (num_pairs > 1)
     return (
         f"No value is marked as the best: picking the best of {values} in {rows} compares {pairs} "

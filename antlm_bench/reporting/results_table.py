@@ -8,7 +8,7 @@ from functools import partial
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import OPTION_KINDS, SEED_INTERVAL
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.table import (
     MISSING,
     Table,
@@ -167,15 +167,10 @@ def describe_headline(summary: Summary) -> str:
     if summary.macro:
         level = summary.macro[0]
         count = sum(group.level == level for group in summary.groups)
-        parts.append(f"mean of {count} {pluralize(level)}" if count else f"mean by {level}")
+        parts.append(f"mean of {format_count(count, level)}" if count else f"mean by {level}")
     else:
         parts.append(spec.headline_basis)
     return ", ".join(filter(None, parts))
-
-
-def pluralize(word: str) -> str:
-    irregular = {"phenomenon": "phenomena"}
-    return irregular.get(word, f"{word}s")
 
 
 def format_estimate(estimate: Estimate | None, metric: str) -> str:
@@ -320,7 +315,8 @@ def _build_overview(columns: Sequence[ResultsColumn]) -> Table:
 def _describe_block(block: SuiteBlock) -> str:
     """Return `mean of 3 paradigms · 3,000 items · up to 7 ties`."""
     flags = [f"up to {max(counts):,} {flag}" for flag, counts in count_flags(block)]
-    return " · ".join([block.average, f"{format_item_count(block.rows[0])} items", *flags])
+    count = format_item_count(block.rows[0])
+    return " · ".join([block.average, f"{count} item{'s' * (count != '1')}", *flags])
 
 
 def _build_long_table(runs: Sequence[Run], by: str) -> Table:

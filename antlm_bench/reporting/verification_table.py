@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from antlm_bench.printable import format_count
 from antlm_bench.reporting.table import (
     Table,
     TableCell,
@@ -114,6 +115,8 @@ def _item_lines(agreement: PeerAgreement) -> list[str]:
             f"(item {other.worst})"
         )
         if agreement.options > num_items:
-            line += f", and it prefers another option in {other.other_preference} items"
+            line += (
+                f", and it prefers another option in {format_count(other.other_preference, 'item')}"
+            )
         lines.append(line)
     return lines

@@ -258,7 +258,7 @@ def _score_seeds(run: Run, member: MemberSpec, cells: Sequence[Cell]) -> Reporte
         seeds.num_seeds,
         seeds.sd,
         value_with_variance=seeds.uncertain_mean,
-    )
+    ).with_caveats(*seeds.notes)
 
 
 def average_scores(

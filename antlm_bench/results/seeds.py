@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from antlm_bench import runs
 from antlm_bench.comparison.join import describe_mixed_seeds, group_cells
 from antlm_bench.metrics.classification import ONE_UNCOLLAPSED_NOTE, SeedSummary, summarize_seeds
+from antlm_bench.printable import format_count
 from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
@@ -42,6 +43,7 @@ def average_seeds(run: Run) -> Run:
             notes.append(f"mean of {seeds.num_seeds} seeds, sd {100 * seeds.sd:.1f}")
         elif not first.is_frozen:
             notes.append("one seed")
+        notes += seeds.notes
         if mixed := describe_mixed_seeds(cells):
             notes.append(mixed)
         if collapsed_seeds:
@@ -130,7 +132,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
             worst=seeds.low if has_several_seeds else None,
             majority=cells[0].summary.views["majority"].value,
             num_seeds=seeds.num_seeds,
-            flags=tuple(_collect_flags(cells)),
+            flags=(*_collect_flags(cells), *seeds.notes),
         )
 
 
@@ -155,10 +157,10 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
         yield collapse
     num_cut = max(cell.summary.headline.flags.get("cut", 0) for cell in cells)
     if num_cut:
-        yield f"{num_cut} texts cut"
+        yield f"{format_count(num_cut, 'text')} cut"
     num_train_cut = max(cell.history.get("cut", {}).get("train", 0) for cell in cells)
     if num_train_cut:
-        yield f"{num_train_cut} training texts cut"
+        yield f"{format_count(num_train_cut, 'training text')} cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     causal_methods = (finetune_method("causal"), finetune_method("causal", frozen=True))

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from antlm_bench.declarations import list_declarations
+from antlm_bench.printable import format_count
 from antlm_bench.types import Cell, Run
 
 OTHER_LIMITS_PREFIX = "also in this run, and not shown: "
@@ -114,7 +115,7 @@ def _fullness(cell: Cell) -> tuple[bool, int, float]:
 
 def _describe_limit(cell: Cell) -> str:
     """Return `all 800 items`, `limit 2 (32 items)` or `limits 10 / 5 (5 items)`."""
-    items = f"{cell.estimate.n:,} items"
+    items = format_count(cell.estimate.n, "item")
     if cell.limit is None:
         return f"all {items}"
     if isinstance(cell.limit, tuple):

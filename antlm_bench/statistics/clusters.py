@@ -18,6 +18,10 @@ from scipy.special import stdtrit
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
 from antlm_bench.types import Floats, Ints
 
+MIN_VARYING_CLUSTERS = 8
+"""Fewest effective clusters from which a design effect is estimated."""
+MIN_CLUSTERS_BELOW_1 = 50
+"""Fewest effective clusters whose design effect may be below 1."""
 MIN_EFFECTIVE_CLUSTERS = 1.999
 """Fewest effective clusters (2, less rounding) whose sums estimate a variance."""
 
@@ -101,10 +105,12 @@ def design_effect(
     - The variance over clusters is multiplied by (t / z)^2, because few clusters estimate it badly.
       The degrees of freedom of t are Kish's effective number of clusters, less 1.
     - A factor below 1 (one item of a pair tends to be right where the other is wrong) is raised by
-      two standard errors, factor * sqrt(2 / df) each, but not above 1.
+      two standard errors, factor * sqrt(2 / df) each, but not above 1. With fewer than
+      MIN_CLUSTERS_BELOW_1 effective clusters it is 1, because a few sums can agree by chance.
 
-    If one cluster has nearly all items (fewer than MIN_EFFECTIVE_CLUSTERS), its sum says nothing,
-    because deviations from the average add up to 0. Items of a cluster then count as if alike.
+    Fewer than MIN_VARYING_CLUSTERS effective clusters do not show how alike their items are. Items
+    of a cluster then count as if they were alike. So the factor does not depend on the answers, and
+    an item that is kept instead of lost lowers no end of an interval.
     """
     used = codes >= 0
     values, codes = values[used], codes[used]
@@ -117,16 +123,17 @@ def design_effect(
     squared_cluster_shares = float(np.sum(np.bincount(members, shares) ** 2))
     squared_item_shares = float(np.sum(shares**2))
     effective_number = 1 / squared_cluster_shares
-    df: float = max(effective_number - 1, 1.0)
+    if effective_number < MIN_VARYING_CLUSTERS:
+        return squared_cluster_shares / squared_item_shares
+    df = effective_number - 1
     cluster_variance *= float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2) / Z) ** 2
     average = float(weights @ means)
     end_variance = end_items * sum((end - average) ** 2 for end in value_range) / len(members)
     effect = cluster_variance + end_variance * squared_cluster_shares
     effect /= float(deviations @ deviations) + end_variance * squared_item_shares
-    effect = max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
-    if effective_number < MIN_EFFECTIVE_CLUSTERS:
-        return max(effect, squared_cluster_shares / squared_item_shares)
-    return effect
+    if effective_number < MIN_CLUSTERS_BELOW_1:
+        return max(effect, 1.0)
+    return max(effect, min(1.0, effect * (1 + 2 * math.sqrt(2 / df))))
 
 
 def _item_shares(values: Floats, codes: Ints, weights: Floats) -> tuple[Floats, Floats]:

@@ -38,9 +38,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def one_sided_p(z: float) -> float:
-    """Return the probability that a standard normal variable is above z."""
-    return float(ndtr(-z))
+def one_sided_p(half_widths: float, df: float = np.inf) -> float:
+    """Return the one-sided p-value of a distance from a hypothesis in half widths of an interval.
+
+    df: degrees of freedom of the t interval; infinite = normal. One half width has p = 2.5%.
+    """
+    if not np.isfinite(df):
+        return float(ndtr(-Z * half_widths))
+    return float(stdtr(df, -float(stdtrit(df, (1 + CONFIDENCE_LEVEL) / 2)) * half_widths))
 
 
 def rate_upper_bound(count: int, n: int, confidence: float = CONFIDENCE_LEVEL) -> float:

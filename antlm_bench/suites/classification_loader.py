@@ -18,6 +18,7 @@ from antlm_bench.declarations import (
     suggest_name,
 )
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.printable import format_count
 from antlm_bench.suites import classification_csv, files, loader, records, sources
 from antlm_bench.suites.classification import (
     ClassificationSpec,
@@ -274,7 +275,7 @@ def build_examples(
             example_id, first, second, gold, item_labels, group_id, cluster
         )
     if labels.num_unlabelled and not examples:
-        message = f"none of {labels.num_unlabelled:,} rows has a label"
+        message = f"none of {format_count(labels.num_unlabelled, 'row')} has a label"
         hint = "a published test split hides its labels: use one with labels, e.g. validation"
         raise DataError(message, location=location, hint=hint)
     if not examples:
@@ -402,7 +403,7 @@ def _read_split_file(
             return _SplitRecords(rows, location, substitute.says)
     num_rows, expected_rows = files.count_rows(data_file.raw), spec.data.files[file].rows
     if expected_rows and num_rows != expected_rows:
-        message = f"{num_rows:,} rows, officially {expected_rows:,}"
+        message = f"{format_count(num_rows, 'row')}, officially {expected_rows:,}"
         hint = f"remove it and fetch it again: antlm-bench data fetch {shlex.quote(spec.name)}"
         raise DataError(message, location=location, hint=hint)
     return _SplitRecords(rows, location)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DeclarationError
+from antlm_bench.printable import format_count
 from antlm_bench.suites.spec import GrammarSpec
 
 WordForms = dict[str, str]  # name of a form (singular) -> its spelling (dog)
@@ -36,7 +37,9 @@ def generate_pairs(spec: GrammarSpec) -> list[dict[str, str]]:
             templates = paradigm.pairs[number % len(paradigm.pairs)]
             pair = _draw_pair(templates, slots_by_template[templates], used_sentences, rng)
             if pair is None:
-                message = f"{templates[0]!r} has too few sentences for {spec.pairs} pairs"
+                message = (
+                    f"{templates[0]!r} has too few sentences for {format_count(spec.pairs, 'pair')}"
+                )
                 raise DeclarationError(message, location=f"grammar.{paradigm.name}")
             used_sentences.update(pair)
             records.append(

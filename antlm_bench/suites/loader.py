@@ -18,6 +18,7 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.printable import format_count
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.names import absolute_path
@@ -238,7 +239,8 @@ def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete:
     for group, count in counts.items():
         if count > expected.get(group, 0):
             raise DataError(
-                f"{count} items in {group!r}, officially {expected.get(group, 0)}",
+                f"{format_count(count, 'item')} in {group!r}, officially "
+                f"{expected.get(group, 0):,}",
                 location=spec.name,
                 hint="these are not the files of this version of the suite",
             )
@@ -332,7 +334,8 @@ class _ItemBuilder:
             message = f"{field!r} must be {expected}, not {describe_value(value)}"
             raise DataError(message, location=location)
         if len(value) < 2:
-            message = f"the list {field!r} gives {len(value)} options; an item needs two or more"
+            options = format_count(len(value), "option")
+            message = f"the list {field!r} gives {options}; an item needs two or more"
             raise DataError(message, location=location)
         return value
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.errors import DataError
+from antlm_bench.printable import format_count
 from antlm_bench.suites.declaration_types import Text
 from antlm_bench.suites.records import Record, RecordFiles
 from antlm_bench.suites.templates import get_field
@@ -80,7 +81,7 @@ def build_reading_times(
     ids = tuple(item.id for item in items)
     if len(ids) != len(rows):
         raise DataError(
-            f"{len(rows)} rows, but {len(ids)} items",
+            f"{format_count(len(rows), 'row')}, but {format_count(len(ids), 'item')}",
             hint="a suite with a [times] table must not have an [item.skip] table",
         )
     columns = dict(zip(spec.columns, np.array(rows, float).T, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 
 from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.printable import format_count
 from antlm_bench.safe_json import parse_json
 
 MAX_RECORDS, MAX_COLUMNS = 1_000_000, 10_000  # of a file; an item takes about 1 kB of memory
@@ -169,7 +170,8 @@ def _rows_to_records(rows: Iterable[tuple[int, list[str]]], location: str, hint:
                     raise DataError(message, location=f"{location}:{line}")
             continue
         if len(row) != len(header):
-            message = f"{len(row)} fields, but the header has {len(header)} columns"
+            fields, columns = format_count(len(row), "field"), format_count(len(header), "column")
+            message = f"{fields}, but the header has {columns}"
             raise DataError(message, location=f"{location}:{line}", hint=hint)
         yield line, dict(zip(header, row, strict=True))
 

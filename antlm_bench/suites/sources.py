@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from antlm_bench.declarations import decode_utf8, expand_user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
+from antlm_bench.printable import format_count
 from antlm_bench.suites import derivation, downloads, files
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
 
@@ -332,7 +333,8 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
     if not query.expected.sha256:
         num_rows = files.count_rows(raw)
         if query.expected.rows not in (None, num_rows):
-            message = f"not the official file: {num_rows} rows, expected {query.expected.rows}"
+            rows = format_count(num_rows, "row")
+            message = f"not the official file: {rows}, expected {query.expected.rows}"
             raise DataError(message, location=origin)
         line = f"{hashlib.sha256(raw).hexdigest()}  {query.file}\n"
         files.write_atomically(_sha256_path(path), line.encode(), root)

@@ -26,7 +26,7 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.prediction_schema import CHOICES, PredictionSchema
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.registry import RecordType, Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.types import Item, ProgressCallback, Summary
@@ -108,7 +108,7 @@ class Suite:
     def __repr__(self) -> str:
         """Return one line: name, kind, number of items and metric."""
         kind = make_printable(f"{self.name} ({self.task_type})")
-        return f"<Suite {kind}: {len(self.items):,} items, {self.metric}>"
+        return f"<Suite {kind}: {format_count(len(self.items), 'item')}, {self.metric}>"
 
 
 @dataclass(frozen=True, slots=True)

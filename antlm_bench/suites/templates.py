@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -96,6 +97,17 @@ def hash_texts(texts: Iterable[str]) -> str:
     """Return a short hash of a set of texts (Item.cluster), "" if all are empty."""
     distinct = sorted({text for text in texts if text})
     return hashlib.sha256(json.dumps(distinct).encode()).hexdigest()[:16] if distinct else ""
+
+
+def hash_document(document: Any) -> str:
+    """Return the cluster that equal lm-eval documents share."""
+    return hash_texts([json.dumps(document, sort_keys=True, default=str)])
+
+
+def drop_single_clusters(clusters: Sequence[str]) -> list[str]:
+    """Return the clusters (n,) of items, "" for an item that shares its cluster with no other."""
+    sizes = Counter(clusters)
+    return [cluster if sizes[cluster] > 1 else "" for cluster in clusters]
 
 
 def check_text(text: str, template: str, location: str) -> str:

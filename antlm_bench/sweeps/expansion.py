@@ -342,7 +342,7 @@ class _Expansion:
         fetch = f"antlm-bench data fetch {' '.join(names)}; or " if names else ""
         lines = "\n".join(f"  {name}: {reason}" for name, reason in self.missing_data.items())
         raise DataError(
-            f"{len(self.missing_data)} suites or tasks lack data:\n{lines}",
+            f"suites or tasks without data ({len(self.missing_data)}):\n{lines}",
             location=self.location,
             hint=f"{fetch}allow_missing_data = true runs what is here",
         )

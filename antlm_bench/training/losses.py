@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from antlm_bench.errors import DeclarationError
+from antlm_bench.printable import format_count
 
 # On a CPU, fewer rows make matrix products slow, and more rows do not fit the caches (measured for
 # V of 2,000 to 16,000). A GPU is faster with fewer, larger products.
@@ -97,8 +98,8 @@ def sliced_cross_entropy(
     for number, teacher in enumerate(distillation.teachers if distillation else (), 1):
         if len(teacher.weight) != len(weight):
             raise DeclarationError(
-                f"teacher {number} has a vocabulary of {len(teacher.weight)} tokens, "
-                f"the student of {len(weight)}",
+                f"teacher {number} has a vocabulary of "
+                f"{format_count(len(teacher.weight), 'token')}, the student of {len(weight):,}",
                 location="distil.teachers",
                 hint="distil from teachers that were trained with the student's tokenizer",
             )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import DataError, RunError, TrainingError
+from antlm_bench.printable import format_count
 from antlm_bench.training import checkpoint_io, dropout, optim
 from antlm_bench.training.corpus import Corpus, Int64
 from antlm_bench.training.losses import DistillationTargets, LazyLogits, sliced_cross_entropy
@@ -517,7 +518,8 @@ def pretrain(
     held_out, length = trainer.corpus.held_out, trainer.recipe.batch.length
     if held_out and not count_rows(len(held_out), length, "fixed"):
         raise DataError(
-            f"the held-out text has {len(held_out):,} tokens, less than one row of {length}",
+            f"the held-out text has {format_count(len(held_out), 'token')}, less than one row of "
+            f"{length}",
             hint="give a larger --corpus, or a larger share: --set corpus.held_out=0.1",
         )
     is_main = trainer.accelerator.is_main_process

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from antlm_bench.errors import DataError
+from antlm_bench.printable import format_count
 from antlm_bench.training.recipe import OptimizerSpec, Recipe
 from antlm_bench.types import Floats
 
@@ -86,7 +87,8 @@ def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
     if count_rows(num_tokens, batch.max_row_length, offset) < 1:
         minimum = "the two rows that offset = 'row' needs, each" if offset == "row" else "one row"
         raise DataError(
-            f"the corpus has {num_tokens:,} tokens, less than {minimum} of {batch.max_row_length}",
+            f"the corpus has {format_count(num_tokens, 'token')}, less than {minimum} of "
+            f"{batch.max_row_length}",
             hint="give a larger --corpus, or a smaller --scale",
         )
     total = count_steps(recipe, num_tokens)
@@ -184,7 +186,8 @@ def describe_plan(recipe: Recipe, num_tokens: int) -> dict[str, str | int]:
         schedule_steps = max(Counter(step.phase for step in steps).values())
     if warmup >= schedule_steps:
         plan["warm-up"] = (
-            f"{warmup:,} steps, but there are {schedule_steps:,}: the learning rate reaches "
+            f"{format_count(warmup, 'step')}, but there are {schedule_steps:,}: the learning rate "
+            "reaches "
             f"{highest:.3g}, not {recipe.optimizer.lr:.3g}"
         )
     return plan

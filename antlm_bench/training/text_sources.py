@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from antlm_bench.declarations import decode_utf8, expand_user_path, list_declarations
 from antlm_bench.errors import DataError
+from antlm_bench.printable import format_count
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import grammar
@@ -127,8 +128,8 @@ def describe_source(source: TextSource, num_words: int) -> str:
     """Return which files are trained on, which are left out, and the number of words."""
     files = shorten_list([file.name for file in source.files])
     left_out = f"; left out: {shorten_list(source.left_out)}" if source.left_out else ""
-    noun = "file" if len(source.files) == 1 else "files"
-    return f"trains on {num_words:,} words of {len(source.files)} {noun} ({files}){left_out}"
+    words, num_files = format_count(num_words, "word"), format_count(len(source.files), "file")
+    return f"trains on {words} of {num_files} ({files}){left_out}"
 
 
 def _text_suffix(file: Path) -> str:

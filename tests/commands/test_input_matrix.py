@@ -305,7 +305,7 @@ def test_a_suite_of_which_nothing_fits_is_an_error(
     command = ["score", "--model", str(make_checkpoint()), "--out", str(tmp_path / "out")]
 
     assert run([*command, "--suite", str(tmp_path / "long.csv")]) == 3
-    assert "none of 1 items fits the model, which reads 64 tokens" in capsys.readouterr().err
+    assert "none of 1 item fits the model, which reads 64 tokens" in capsys.readouterr().err
 
     files = f"{tmp_path}/long.csv,{tmp_path}/short.csv"
     assert run([*command, "--suite", files]) == 5

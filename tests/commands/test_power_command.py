@@ -68,6 +68,25 @@ def test_what_is_needed_passes_and_holm_detects_less():
     assert first.detectable > plan.detectable
 
 
+def test_a_design_effect_divides_the_number_of_items(tmp_path):
+    rows = ["good,bad,cluster", *(f"a {i},b {i},{i // 4}" for i in range(400))]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    rates = planned_flip_rates(np.array([100.0]), np.ones(1), 0.1)
+
+    [plan] = plan_power(str(tmp_path / "pairs.csv"), PowerOptions(flips=0.1, design_effect=4.0))
+    [independent] = plan_power(str(tmp_path / "pairs.csv"), PowerOptions(flips=0.1))
+
+    assert plan.detectable == pytest.approx(detectable_drops(rates)[0])
+    assert plan.needed == pytest.approx(4 * independent.needed, rel=0.01)
+    assert (plan.is_clustered, independent.is_clustered) == (False, True)
+
+
+@pytest.mark.parametrize("effect", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_design_effect_is_refused(effect):
+    with pytest.raises(UsageError, match="is not a design effect"):
+        plan_power("nano", PowerOptions(flips=0.1, design_effect=effect))
+
+
 def test_more_seeds_are_needed_for_a_smaller_margin():
     options = {"seed_sd": 0.015, "seeds": 5}
     [wide] = plan_power("glue-2025", PowerOptions(margin=0.02, **options))

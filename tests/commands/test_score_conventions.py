@@ -436,7 +436,7 @@ def test_babylm_scores_relative_positions_beyond_the_limit(
     with_short_limit(folder, 16, 16)
     long = "the old cat " * 8
     suite = write_sentence_pairs(tmp_path / "x.csv", (f"{long}sleeps", f"{long}sleep"))
-    with pytest.raises(DataError, match="none of 1 items fits the model, which reads 16 tokens"):
+    with pytest.raises(DataError, match="none of 1 item fits the model, which reads 16 tokens"):
         ask(folder, suite, tmp_path / "ours")
     official = "mlm" if masked else "causal"
     cell, [prediction] = ask(

@@ -12,11 +12,13 @@ from pair_runs import make_cell, write_run
 from prediction_rows import PredictionRow
 
 from antlm_bench import runs, statistics
+from antlm_bench.commands.export import export, import_results
 from antlm_bench.comparison import compare_runs
 from antlm_bench.comparison.join import UNCLUSTERED_NOTE
+from antlm_bench.comparison.paired import FEW_CLUSTERS_NOTE, few_clusters_notes
 from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.exports.items_csv import format_items_csv
-from antlm_bench.types import Item
+from antlm_bench.reporting.comparison_table import collect_notes
 
 SIZE, NUMBER = 5, 40
 
@@ -88,6 +90,18 @@ def test_a_difference_counts_clusters_and_agrees_with_its_p(tmp_path: Path) -> N
     assert (group.p < 0.05) == (group.low > 0 or group.high < 0)
 
 
+def test_a_comparison_states_the_design_effect_of_its_clusters(tmp_path: Path) -> None:
+    [clustered] = compare_runs(write(tmp_path / "a", 1), write(tmp_path / "b", 2))
+    [plain] = compare_runs(
+        write(tmp_path / "c", 1, with_clusters=False), write(tmp_path / "d", 2, with_clusters=False)
+    )
+
+    # All items of a cluster are alike, so that clusters of SIZE are worth one item each.
+    assert clustered.headline.design_effect == pytest.approx(SIZE, rel=0.15)
+    assert plain.headline.design_effect is None
+    assert any("design effect of the clusters" in note for note in collect_notes(clustered, ""))
+
+
 def test_clusters_of_one_run_are_enough(tmp_path: Path) -> None:
     old, new = write(tmp_path / "a", 1, with_clusters=False), write(tmp_path / "b", 2)
 
@@ -124,8 +138,7 @@ def test_a_run_without_clusters_is_written_as_before(tmp_path: Path) -> None:
 
     assert "num_clusters" not in Path(run.path, "run.json").read_text()
     assert "cluster" not in predictions.table.column_names
-    items = [Item(item_id, (), 0) for item_id in predictions.ids]
-    assert predictions.with_clusters(items) is predictions
+    assert predictions.with_clusters([""] * len(predictions)) is predictions
 
 
 def test_one_cluster_has_no_interval_of_the_gap(tmp_path: Path) -> None:
@@ -159,3 +172,22 @@ def test_an_interval_of_clusters_follows_from_exported_items(tmp_path: Path) -> 
     assert tuple(interval) == pytest.approx((headline.low, headline.high))
     plain = format_items_csv([write(tmp_path / "b", 1, with_clusters=False)])
     assert b"cluster" not in plain.splitlines()[0]
+
+
+def test_clusters_survive_lm_eval_s_format(tmp_path: Path) -> None:
+    clustered = write(tmp_path / "a", 1)
+    export([clustered.path], "lm-eval", tmp_path / "out")
+
+    again, _ = import_results(tmp_path / "out", tmp_path / "again")
+
+    assert again.cells[0].summary.num_clusters == NUMBER
+    assert again.cells[0].summary.headline == clustered["toy"].summary.headline
+
+
+def test_a_comparison_over_few_clusters_has_a_note() -> None:
+    clusters = np.repeat(np.arange(60), 2)
+
+    assert few_clusters_notes(clusters[:98]) == (FEW_CLUSTERS_NOTE,)  # 49 clusters
+    assert few_clusters_notes(clusters[:100]) == ()  # 50
+    assert few_clusters_notes(clusters[:14]) == ()  # 7, whose items count as alike
+    assert few_clusters_notes(None) == ()

@@ -193,7 +193,7 @@ def test_another_right_answer_is_another_question(tmp_path: Path) -> None:
     made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     other = [replace(made[0], gold=1), *made[1:]]
     with pytest.raises(
-        NotComparable, match="right answer differs in 1 items, first 'adjunct_island_0'"
+        NotComparable, match="right answer differs in 1 item, first 'adjunct_island_0'"
     ):
         joined(
             write_run(tmp_path / "a", make_cell(made)),

@@ -105,6 +105,18 @@ def test_a_regression_of_several_suites_is_adjusted_by_holm() -> None:
     assert [v.headline.correction for v in corrected] == ["", "Holm over 3 suites", ""]
 
 
+def test_p_of_a_regression_is_that_of_the_t_test_behind_the_interval() -> None:
+    changes = np.array([-0.30, -0.22, -0.27])
+    t_test = stats.ttest_1samp(changes, -0.05, alternative="less")
+    half = float(stats.t.ppf(0.975, 2) * stats.sem(changes))
+    measured = replace(difference(float(changes.mean()), half), df=2)
+
+    judgement = judge(comparison(measured), Margins(0.05)).headline
+
+    assert judgement.p == pytest.approx(t_test.pvalue)
+    assert judgement.status == "regression" and judgement.p < 0.025
+
+
 @pytest.mark.parametrize(
     ("value", "half", "status"),
     [

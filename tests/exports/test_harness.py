@@ -110,6 +110,19 @@ def test_equal_questions_have_equal_digests(results: Path) -> None:
     assert digest(results) != before
 
 
+def test_equal_documents_of_imported_tasks_are_one_cluster(results: Path) -> None:
+    first = json.loads(samples(results, "toy_a").read_text().splitlines()[0])
+    spoil(samples(results, "toy_b"), 3, doc=first["doc"])
+
+    [(cell, predictions)] = read_results(results).cells
+    assert predictions.clusters is not None
+    clusters = dict(zip(predictions.ids, predictions.clusters.tolist(), strict=True))
+
+    assert clusters["toy_a_0"] == clusters["toy_b_3"]
+    assert cell.summary.num_clusters == len(set(clusters.values())) == 20
+    assert read_results(GOLDEN / "m0").cells[0][1].clusters is None
+
+
 @pytest.mark.long
 def test_two_imported_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("m0", "m1"):

@@ -234,5 +234,5 @@ def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> 
     (hole,) = [missing for missing in done.missing if missing.key == "wug_adj"]
     assert (
         "wug_adj" not in document
-        and hole.reason == "1 items are too long for the model and have no probability"
+        and hole.reason == "too long for the model, without a probability: 1 item"
     )

@@ -186,7 +186,7 @@ def test_the_last_partial_batch_is_dropped():
 
 
 def test_fewer_texts_than_a_batch_are_refused():
-    with pytest.raises(UsageError, match="7 texts fill no batch of 8"):
+    with pytest.raises(UsageError, match="too few texts for a batch of 8: 7"):
         finetune(backbone_named("causal"), official(7), 1, "causal", CPU)
 
 

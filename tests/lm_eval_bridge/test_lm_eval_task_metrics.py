@@ -150,7 +150,7 @@ def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_cust
     assert cell.summary.headline.value == pytest.approx(results["toy_less"]["miss,none"])
     assert (
         cell.summary.headline.n == 4
-        and "left out: 1 items for which the task has no value" in cell.summary.notes
+        and "left out: 1 item for which the task has no value" in cell.summary.notes
     )
 
 
@@ -219,7 +219,7 @@ def test_shares_of_marked_documents_are_means(make_checkpoint, make_custom_task,
         1,
     )
     assert summary.views["odds"].value == pytest.approx(results["toy_marked"]["odds,none"])
-    assert "left out: 1 items for which the task has no value" in summary.notes
+    assert "left out: 1 item for which the task has no value" in summary.notes
 
 
 SEVERAL = [

@@ -58,7 +58,7 @@ def test_the_mean_is_over_the_items_of_which_something_is_said() -> None:
     assert (found.headline.low, found.headline.high) == pytest.approx(expected)
     assert found.notes == ()
     assert summary(judged((0.25,), (NAN,))).notes == (
-        "left out: 1 items for which the task has no value",
+        "left out: 1 item for which the task has no value",
     )
 
 
@@ -124,7 +124,7 @@ def test_bits_per_byte_and_perplexities_are_ratios_of_sums() -> None:
     assert found.views["byte-perplexity"].value == pytest.approx(math.exp(100 / 50))
     assert found.views["word-perplexity"].value == pytest.approx(math.exp(100 / 10))
     assert "word-perplexity" not in summary(documents([1.0], [2], [NAN]), "bits-per-byte").views
-    with pytest.raises(DataError, match="1 documents add up to 0"):
+    with pytest.raises(DataError, match="1 document add up to 0"):
         summary(documents([0.0], [0], [1]), "bits-per-byte")
 
 

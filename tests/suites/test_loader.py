@@ -86,7 +86,7 @@ def test_ratings_are_gold_where_the_metric_is_a_correlation(tmp_path: Path) -> N
         ({"right": "1"}, "must be 0..1, not '1'"),
         ({"right": True}, "must be 0..1, not True"),
         ({"answers": "One."}, "'answers' must be a list"),
-        ({"answers": ["One."]}, "gives 1 options"),
+        ({"answers": ["One."]}, "gives 1 option;"),
         ({"answers": ["One.", 2]}, "'each' must be a text, not 2 (int)"),
         ({"answers": ["One.", " "]}, "is empty"),
         ({"question": None}, "'question' must be a text"),

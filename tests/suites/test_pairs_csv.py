@@ -138,7 +138,7 @@ HEAD = "good,bad\n"
             "a.csv",
             HEAD + "a,b\n\n'x',\"y\nz\"\nonly\n",
             ":6",
-            "1 fields, but the header has 2 columns",
+            "1 field, but the header has 2 columns",
         ),
         ("a.csv", HEAD + "a,b,c\n", ":2", "3 fields"),
         ("a.csv", HEAD + 'a,"b\n', ":2", "not a table"),

@@ -240,6 +240,7 @@ def test_comps_is_scored_on_the_property(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert suite.items[0].options[1].text == "A dax can fly."
     assert suite.items[0].options[1].span == (6, 14)
+    assert len({item.cluster for item in suite.items} - {""}) == 1
     assert "incomplete: 4 of 91028 pairs (4 of 4 subsets short)" in suite.notes
 
 

@@ -173,7 +173,7 @@ def test_without_a_hash_the_first_download_is_pinned(
 ) -> None:
     open_suite = suite(net.url, files={"wugs.jsonl": {"rows": 3}})
     net.bodies["/wugs.jsonl"] = b"<html>please log in</html>"
-    with pytest.raises(DataError, match="1 rows, expected 3"):
+    with pytest.raises(DataError, match="1 row, expected 3"):
         sources.get_file(open_suite, "wugs.jsonl")
     assert left() == []
     net.bodies["/wugs.jsonl"] = BODY
