@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -59,7 +60,7 @@ def build_plan_table(plan: SweepPlan, *, units: bool = False, command: str = "")
         title=title,
         legend=legend,
         empty="no units",
-        long=None if units else _build_long_table(rows),
+        build_long=None if units else partial(_build_long_table, rows),
         document=document,
     )
 
