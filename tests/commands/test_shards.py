@@ -389,3 +389,32 @@ def test_shard_without_out_lies_beside_the_run(
 
     assert Path(run.path).parent == Path("reports")
     assert run.path.endswith(".shard-1-of-2") and not run.cells
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value"),
+    [
+        ("request", {"ref": 5}),
+        ("request", {"unknown": 1}),
+        ("conventions", {"bos": 3}),
+        ("chunks", [99]),
+        ("num_chunks", 0),
+        ("settings", []),
+    ],
+)
+def test_wrong_field_of_a_shard_is_refused(
+    field_name: str,
+    value: object,
+    make_checkpoint: Make,
+    session: ScoreSession,
+    pairs: Path,
+    tmp_path: Path,
+) -> None:
+    [part] = score_shards(session, make_checkpoint(), pairs, tmp_path, 1)
+    document = json.loads((part / "shard.json").read_text())
+    document["cells"][0][field_name] = value
+    (part / "shard.json").write_text(json.dumps(document))
+
+    with pytest.raises(RunError):
+        merge(part, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
