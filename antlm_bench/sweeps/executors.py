@@ -104,7 +104,10 @@ class ExecutorRecord:
 EXECUTORS: Registry[ExecutorRecord] = Registry(
     "executor",
     "antlm_bench.executors",
-    {"local": "antlm_bench.sweeps.executors:LOCAL"},
+    {
+        "local": "antlm_bench.sweeps.executors:LOCAL",
+        "ray": "antlm_bench.sweeps.ray_executor:RAY",
+    },
     record_type=RecordType(ExecutorRecord),
 )
 

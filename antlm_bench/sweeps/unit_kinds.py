@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from antlm_bench.errors import CheckpointError, RunError
+from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.sweeps.references import resolve_model
-from antlm_bench.sweeps.units import Unit
+from antlm_bench.sweeps.units import Unit, UnitFiles
 
 if TYPE_CHECKING:
     from antlm_bench.commands.score_session import ScoreSession
@@ -47,6 +48,8 @@ class UnitKind:
     name: str
     carry_out: Callable[[Unit, UnitContext], None]
     """Carry out a unit. Raises BenchError if it fails."""
+    list_files: Callable[[Unit], UnitFiles] = lambda _: UnitFiles()
+    """Return the files of the sweep's folder that a unit uses."""
 
 
 def _train(unit: Unit, context: UnitContext) -> None:
@@ -114,6 +117,21 @@ def _report(unit: Unit, context: UnitContext) -> None:
     write_page([context.sweep_dir / "runs"], page, training_dirs=training_dirs)
 
 
+def _list_scoring_files(unit: Unit) -> UnitFiles:
+    """Return the trained checkpoint, if the unit's is one."""
+    sweep_dir = Path()
+    model = resolve_model(unit.model, sweep_dir)
+    return UnitFiles(reads=() if model == unit.model else (model,))
+
+
+def _list_output_folder(unit: Unit) -> UnitFiles:
+    return UnitFiles(writes=(unit.arguments["out"],))
+
+
+def _list_report_files(unit: Unit) -> UnitFiles:
+    return UnitFiles(("runs", f"models/*/*/{LOG_FILE}"), (unit.arguments["html"],))
+
+
 def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
     """Return the checkpoint as commands take it. Raises CheckpointError for one of a train stage
     that the training did not write.
@@ -131,11 +149,11 @@ def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
 UNIT_KINDS: Mapping[str, UnitKind] = {
     kind.name: kind
     for kind in (
-        UnitKind("train", _train),
-        UnitKind("score", _score),
-        UnitKind("finetune", _finetune),
-        UnitKind("collect", _collect),
-        UnitKind("report", _report),
+        UnitKind("train", _train, list_files=_list_output_folder),
+        UnitKind("score", _score, list_files=_list_scoring_files),
+        UnitKind("finetune", _finetune, list_files=_list_scoring_files),
+        UnitKind("collect", _collect, list_files=_list_output_folder),
+        UnitKind("report", _report, list_files=_list_report_files),
     )
 }
 """Name -> record of every kind of unit."""

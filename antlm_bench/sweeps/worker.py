@@ -232,7 +232,8 @@ class Worker:
         try:
             if unit.kind not in self.kinds:
                 raise RunError(f"this version of antlm-bench has no unit kind {unit.kind!r}")
-            self.kinds[unit.kind].carry_out(unit, context)
+            kind = self.kinds[unit.kind]
+            kind.carry_out(self.store.localize(unit, kind.list_files(unit)), context)
         except (Exception, SystemExit) as error:
             failure = error
         seconds = time.monotonic() - start_time

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.sweeps.store import FolderStore
+from antlm_bench.sweeps.store import FolderStore, open_store
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
-from antlm_bench.sweeps.units import Sweep, Unit, group_units
+from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles, group_units
 from antlm_bench.sweeps.worker import Worker, WorkerOptions
 
 
@@ -61,9 +61,14 @@ def score_suite(unit: Unit, context: UnitContext) -> None:
     score(unit.model, "nano", methods="causal", limit=limit, out=context.part_dir, device="cpu")
 
 
+FAKE_FILES = {
+    "fail": UnitFiles(reads=("repaired",)),
+    "collect": UnitFiles(writes=("runs/all",)),
+}
 FAKE_KINDS = {
-    function.__name__: UnitKind(function.__name__, function)
+    name: UnitKind(name, function, list_files=lambda unit: FAKE_FILES.get(unit.kind, UnitFiles()))
     for function in (sleep, fail, fail_once, crash, collect, score_suite)
+    for name in [function.__name__]
 }
 
 
@@ -91,9 +96,10 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--retries", type=int, default=1)
     parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--connections", default="")
     options = parser.parse_args()
     worker = Worker(
-        FolderStore(options.folder),
+        open_store(options.folder, options.connections),
         options.name,
         FAKE_KINDS,
         WorkerOptions(options.retries, lambda: os._exit(75), options.parent),
