@@ -20,6 +20,7 @@ from antlm_bench.cli.shared_options import (
     settings_option,
     with_table_format,
 )
+from antlm_bench.safe_files import refuse_url
 
 
 @with_table_format()
@@ -34,7 +35,10 @@ def train_command(
         ),
     ],
     out: Annotated[
-        Path, run_folder_option(metavar="DIR", help="Folder for checkpoints, log and state.")
+        Path,
+        run_folder_option(
+            metavar="DIR", help="Folder for checkpoints, log and state.", callback=refuse_url
+        ),
     ],
     scale: ScaleOption = "",
     overrides: OverridesOption = None,

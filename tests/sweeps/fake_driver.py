@@ -1,11 +1,12 @@
 """Carry out the sweep in a folder with fake units, as `antlm-bench run` does, in a process that
 tests can kill.
 
-python fake_driver.py DIR WORKERS [RETRIES]
+python fake_driver.py DIR WORKERS [RETRIES [EXECUTOR OPTIONS]]    (OPTIONS is JSON)
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,7 +22,15 @@ def main() -> int:
     end_on_signals()
     folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     retries = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    options = RunSweepOptions(workers=workers, threads=1, retries=retries, worker_command=WORKER)
+    executor, executor_options = sys.argv[4:6] if len(sys.argv) > 4 else ("local", "{}")
+    options = RunSweepOptions(
+        executor,
+        workers=workers,
+        threads=1,
+        retries=retries,
+        executor_options=json.loads(executor_options),
+        worker_command=WORKER,
+    )
     try:
         status = run_sweep(FolderStore(folder).read_sweep(), folder, options)
     except BenchError as error:
