@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,9 +41,15 @@ from antlm_bench.sweeps.executors import (
     describe_exit,
 )
 from antlm_bench.sweeps.input_files import DATA_DIR, FILES_DIR, SWEEP_DIR
-from antlm_bench.sweeps.process_identity import ProcessIdentity, host_identity, read_start_time
+from antlm_bench.sweeps.process_identity import (
+    ProcessIdentity,
+    host_identity,
+    node_name,
+    read_start_time,
+)
 from antlm_bench.sweeps.scratch_folders import open_worker_folder
 from antlm_bench.sweeps.store_server import StoreServer
+from antlm_bench.sweeps.worker import describe_failure
 
 OPTION = "--executor-option"
 NUM_CONNECTIONS = 4
@@ -221,9 +228,8 @@ class RayExecutor:
             return describe_exit(self.ray.get(ref))
         except self.ray.exceptions.TaskCancelledError:
             return WorkerStatus("ended", "stopped")
-        except self.ray.exceptions.RayError as error:
-            text = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
-            return WorkerStatus("ended", f"{type(error).__name__}: {text.strip()}")
+        except self.ray.exceptions.RayError as error:  # of the task itself, or of its node
+            return WorkerStatus("ended", describe_failure(getattr(error, "cause", None) or error))
 
 
 def _open_ray(settings: ExecutorSettings) -> RayExecutor:
@@ -318,6 +324,12 @@ def supervise_worker(task: WorkerTask, server: Any) -> int:
     if server is not None:
         return _supervise_remote_worker(task, server, environment)
     log = task.sweep_dir / "logs" / f"{task.name}.log"
+    if not log.parent.is_dir():
+        raise RunError(
+            f"the node {node_name()} does not see the sweep's folder; if nodes share none, use "
+            f"{OPTION} shared=false",
+            location=str(task.sweep_dir),
+        )
     directory = task.working_dir if task.working_dir.is_dir() else Path.cwd()
     with _start_worker(task, task.sweep_dir, log, environment, directory) as process:
         return _wait(process)
@@ -366,7 +378,7 @@ def _start_worker(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker's process, and stop it at the end of the context. Raises RunError."""
     words = [str(sweep_dir) if word == "DIR" else word for word in task.command]
-    if not Path(words[0]).exists():  # the driver's Python; nodes may have it elsewhere
+    if shutil.which(words[0]) is None:  # the driver's Python; nodes may have it elsewhere
         words[0] = sys.executable
     words += ["--parent", str(os.getpid())]
     if connections:

@@ -41,6 +41,12 @@ def fail_once(unit: Unit, context: UnitContext) -> None:
     sleep(unit, context)
 
 
+def fill(unit: Unit, context: UnitContext) -> None:
+    """Write `size` bytes to the part, as `sleep` does."""
+    (context.part_dir / "bytes").write_bytes(b"x" * unit.arguments["size"])
+    sleep(unit, context)
+
+
 def crash(unit: Unit, context: UnitContext) -> None:
     """Kill the process."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -67,7 +73,7 @@ FAKE_FILES = {
 }
 FAKE_KINDS = {
     name: UnitKind(name, function, list_files=lambda unit: FAKE_FILES.get(unit.kind, UnitFiles()))
-    for function in (sleep, fail, fail_once, crash, collect, score_suite)
+    for function in (sleep, fill, fail, fail_once, crash, collect, score_suite)
     for name in [function.__name__]
 }
 

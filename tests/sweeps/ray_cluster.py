@@ -37,14 +37,17 @@ class RayCluster:
         """Kill a node, as if its machine had lost power."""
         self._cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
 
-    def add_node_without(self, folder: Path) -> None:
-        """Start a node that has the resource "hidden" and sees an empty folder in this place."""
+    def add_node_with_mount(self, folder: Path, resource: str, size: str) -> None:
+        """Start a node that sees an empty file system of this size in the place of a folder.
+
+        resource: of this node, 2 of it. size: as of `mount -t tmpfs`.
+        """
         ray = Path(sys.executable).with_name("ray")
         start = (
             f"{ray} start --address={self.address} --num-cpus=1 --disable-usage-stats --block "
-            "--resources='{\"hidden\": 1}'"
+            f"--resources='{{\"{resource}\": 2}}'"
         )
-        script = f"mount -t tmpfs none {folder} && exec {start}"
+        script = f"mount -t tmpfs -o size={size} none {folder} && exec {start}"
         process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", script],
             stdout=subprocess.DEVNULL,
@@ -53,7 +56,7 @@ class RayCluster:
         )
         self._hidden.append(process)
         deadline = time.monotonic() + START_SECONDS
-        while not self.has_resource("hidden"):
+        while not self.has_resource(resource):
             assert process.poll() is None and time.monotonic() < deadline, (
                 "the node has not started"
             )

@@ -128,8 +128,13 @@ def test_two_nodes_carry_out_a_sweep(cluster: RayCluster, tmp_path: Path, shared
     assert list((tmp_path / "scratch").glob("*")) == []  # nothing stays on the nodes
 
 
-def score_with_ray(cluster: RayCluster, folder: Path, model: Path, pairs: Path, **options) -> Path:
-    """Score a generated suite and a user's file, in two shards each. Return the run folder."""
+def score_with_ray(
+    cluster: RayCluster, folder: Path, model: Path, pairs: Path, page: str = "", **options: Any
+) -> Path:
+    """Score a generated suite and a user's file, in two shards each, and report on them.
+
+    page: file of the report; "" = no report. Return the run folder.
+    """
     settings = {"device": "cpu", "limit": 200}
     units = [
         Unit(
@@ -143,15 +148,15 @@ def score_with_ray(cluster: RayCluster, folder: Path, model: Path, pairs: Path, 
     ]
     ids = tuple(unit.id for unit in units)
     last = Unit("collect", "collect", str(model), {"out": "runs/model"}, waits_for=ids)
-    page = Unit("report", "report", "", {"html": "report.html"}, waits_for=(last.id,))
+    report = Unit("report", "report", "", {"html": page}, waits_for=(last.id,))
     options = {"address": cluster.address, **options}
     status = run_sweep(
-        Sweep("real", group_units(iter([*units, last, page]))),
+        Sweep("real", group_units(iter([*units, last, *([report] if page else [])]))),
         folder,
         RunSweepOptions("ray", workers=1, executor_options=options),
     )
     assert status.is_complete, status.failed
-    assert "model" in (folder / "report.html").read_text()
+    assert not page or "model" in (folder / page).read_text()
     return folder / "runs" / "model"
 
 
@@ -175,17 +180,19 @@ def inputs(make_checkpoint, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("page", ["", pytest.param("report.html", marks=pytest.mark.slow)])
 def test_a_node_without_the_drivers_files_scores_as_score_does(
-    cluster: RayCluster, tmp_path: Path, inputs: tuple[Path, Path]
+    cluster: RayCluster, tmp_path: Path, inputs: tuple[Path, Path], page: str
 ) -> None:
     if not can_hide_folders():
         pytest.skip("mount namespaces are not permitted here")
     from antlm_bench.commands.score import score
 
     driver_dir, scratch = tmp_path / "driver", tmp_path / "scratch"
-    cluster.add_node_without(driver_dir)
-    options = {"resources": {"hidden": 1}, "shared": False, "scratch": str(scratch)}
-    run_dir = score_with_ray(cluster, driver_dir / "sweep", *inputs, **options)
+    resource = f"hides {driver_dir}"
+    cluster.add_node_with_mount(driver_dir, resource, "1m")
+    options = {"resources": {resource: 1}, "shared": False, "scratch": str(scratch)}
+    run_dir = score_with_ray(cluster, driver_dir / "sweep", *inputs, page, **options)
     suites = ["nano", str(inputs[1])]
     score(str(inputs[0]), suites, methods="causal", out=tmp_path / "one", limit=200, device="cpu")
     assert read_run(run_dir) == read_run(tmp_path / "one")
@@ -195,7 +202,7 @@ def test_a_node_without_the_drivers_files_scores_as_score_does(
     assert list(scratch.glob("*")) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_nodes_with_a_shared_folder_score_as_score_does(
     cluster: RayCluster, tmp_path: Path, inputs: tuple[Path, Path]
 ) -> None:
@@ -259,7 +266,8 @@ def finish(driver: subprocess.Popen, folder: Path, number: int) -> None:
 
 def kill_workers(cluster: RayCluster, folder: Path, kills: int, shared: bool, seed: int) -> None:
     """Kill workers, or the Ray tasks that started them, at random moments."""
-    make_folder(folder, number=60, seconds=0.1)
+    number = 20 + 20 * kills
+    make_folder(folder, number, seconds=0.1)
     rng = random.Random(seed)
     driver, num_killed = start_driver(cluster, folder, shared), 0
     while num_killed < kills and driver.poll() is None:
@@ -269,13 +277,12 @@ def kill_workers(cluster: RayCluster, folder: Path, kills: int, shared: bool, se
             os.kill(rng.choice(processes), signal.SIGKILL)
             num_killed += 1
     assert num_killed == kills
-    finish(driver, folder, 60)
+    finish(driver, folder, number)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shared", [True, False])
-def test_killed_workers_are_replaced(cluster: RayCluster, tmp_path: Path, shared: bool) -> None:
-    kill_workers(cluster, tmp_path / "sweep", 1, shared, 0)
+def test_killed_workers_are_replaced(cluster: RayCluster, tmp_path: Path) -> None:
+    kill_workers(cluster, tmp_path / "sweep", 1, False, 0)
 
 
 @pytest.mark.slow
@@ -285,7 +292,8 @@ def test_workers_killed_at_random_moments(cluster: RayCluster, tmp_path: Path, s
 
 
 def kill_drivers(cluster: RayCluster, folder: Path, kills: int, shared: bool, seed: int) -> None:
-    make_folder(folder, number=60, seconds=0.1)
+    number = 20 + 20 * kills
+    make_folder(folder, number, seconds=0.1)
     rng = random.Random(seed)
     for _ in range(kills):
         driver = start_driver(cluster, folder, shared)
@@ -293,7 +301,7 @@ def kill_drivers(cluster: RayCluster, folder: Path, kills: int, shared: bool, se
         time.sleep(rng.uniform(0, 1.5))
         driver.kill()
         driver.wait()
-    finish(start_driver(cluster, folder, shared), folder, 60)
+    finish(start_driver(cluster, folder, shared), folder, number)
     deadline = time.monotonic() + TIMEOUT
     while list_workers(folder):
         assert time.monotonic() < deadline, "workers do not end without their driver"
@@ -301,9 +309,8 @@ def kill_drivers(cluster: RayCluster, folder: Path, kills: int, shared: bool, se
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_killed_driver_is_resumed(cluster: RayCluster, tmp_path: Path, shared: bool) -> None:
-    kill_drivers(cluster, tmp_path / "sweep", 1, shared, 0)
+def test_a_killed_driver_is_resumed(cluster: RayCluster, tmp_path: Path) -> None:
+    kill_drivers(cluster, tmp_path / "sweep", 1, True, 0)
 
 
 @pytest.mark.slow
@@ -314,7 +321,8 @@ def test_drivers_killed_at_random_moments(cluster: RayCluster, tmp_path: Path, s
 
 def kill_nodes(cluster: RayCluster, folder: Path, kills: int, shared: bool, seed: int) -> None:
     """Kill nodes at random moments, and add another one for each."""
-    make_folder(folder, number=60, seconds=0.1)
+    number = 20 + 20 * kills
+    make_folder(folder, number, seconds=0.1)
     rng = random.Random(seed)
     driver = start_driver(cluster, folder, shared)
     for _ in range(kills):
@@ -322,15 +330,12 @@ def kill_nodes(cluster: RayCluster, folder: Path, kills: int, shared: bool, seed
         time.sleep(rng.uniform(0, 1))
         cluster.kill_node(rng.randrange(len(cluster.nodes)))
         cluster.add_node()
-    finish(driver, folder, 60)
+    finish(driver, folder, number)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_work_of_a_killed_node_is_done_again(
-    cluster: RayCluster, tmp_path: Path, shared: bool
-) -> None:
-    kill_nodes(cluster, tmp_path / "sweep", 1, shared, 0)
+def test_the_work_of_a_killed_node_is_done_again(cluster: RayCluster, tmp_path: Path) -> None:
+    kill_nodes(cluster, tmp_path / "sweep", 1, False, 0)
 
 
 @pytest.mark.slow
@@ -340,7 +345,7 @@ def test_nodes_killed_at_random_moments(cluster: RayCluster, tmp_path: Path, see
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stopped_driver_stops_its_workers(
     cluster: RayCluster, tmp_path: Path, shared: bool
 ) -> None:
@@ -356,3 +361,29 @@ def test_a_stopped_driver_stops_its_workers(
     assert not list_workers(folder)
     assert read_sweep_status(folder).counts["sleep"] == {"waiting": 2}  # neither lost nor failed
     assert "stopped" in "".join(path.read_text() for path in folder.glob("journals/*"))
+
+
+@pytest.mark.slow
+def test_the_work_of_a_node_with_a_full_disk_is_done_elsewhere(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    if not can_hide_folders():
+        pytest.skip("mount namespaces are not permitted here")
+    folder, scratch = tmp_path / "sweep", tmp_path / "scratch"
+    scratch.mkdir()
+    cluster.add_node_with_mount(scratch, "full", "100k")
+    units = [make_unit("fill", n, size=300_000, seconds=0.5) for n in range(12)]
+    ids = [unit.id for unit in units]
+    last = make_unit("collect", 0, parts=ids, waits_for=ids)
+    status = run(cluster, make_sweep(*units, last, max_size=1), folder, shared=False)
+    assert status.is_complete, status.failed  # a full disk is no failed attempt
+    check_result(folder, 12)
+    assert "the disk is full" in "".join(path.read_text() for path in folder.glob("logs/*"))
+
+
+def test_a_node_without_the_folder_names_the_setting(tmp_path: Path) -> None:
+    from antlm_bench.sweeps.ray_executor import RayOptions, WorkerTask, supervise_worker
+
+    task = WorkerTask("w-0", WORKER, tmp_path / "absent", tmp_path, {}, RayOptions(), "x")
+    with pytest.raises(RunError, match="shared=false"):
+        supervise_worker(task, None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -22,12 +24,13 @@ from antlm_bench.sweeps.input_files import (
     list_input_files,
 )
 from antlm_bench.sweeps.process_identity import current_process
+from antlm_bench.sweeps.references import resolve_model
 from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections, take_snapshot
 from antlm_bench.sweeps.scratch_folders import open_worker_folder
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.store_server import Piece, StoreServer
-from antlm_bench.sweeps.unit_kinds import UnitKind
-from antlm_bench.sweeps.units import UnitFiles
+from antlm_bench.sweeps.unit_kinds import UNIT_KINDS, UnitKind
+from antlm_bench.sweeps.units import Unit, UnitFiles
 from antlm_bench.sweeps.worker import Worker, WorkerOptions
 
 
@@ -228,6 +231,44 @@ def test_the_data_of_a_suite_are_copied_with_it(
         f"files{folder}/b.jsonl",
         f"files{folder}/mine.toml",
     ]
+
+
+def test_trained_checkpoints_go_to_other_machines(driver: Driver) -> None:
+    training = Unit("train", "pretrain", "recipe", {"out": "models/pretrain/recipe-1"})
+    ref = "stage:pretrain/recipe-1/main"
+    scoring = Unit("score", "score", ref, {"suite": "nano"}, needs=(training.id,))
+    make_store(driver.folder, training, scoring)
+
+    def train(unit, context) -> None:
+        folder = context.sweep_dir / unit.arguments["out"]
+        if not folder.exists():
+            (folder / "state").mkdir(parents=True)
+            (folder / "state" / "step").write_text("7")
+            raise RunError("stopped on the way")
+        step = (folder / "state" / "step").read_text()  # of another machine
+        shutil.rmtree(folder / "state")
+        (folder / "main").mkdir()
+        (folder / "main" / "weights").write_text(f"trained from {step}")
+
+    def score(unit, context) -> None:
+        weights = Path(resolve_model(unit.model, context.sweep_dir)) / "weights"
+        (context.part_dir / "score").write_text(weights.read_text())
+
+    kinds = {
+        "train": replace(UNIT_KINDS["train"], carry_out=train),
+        "score": replace(UNIT_KINDS["score"], carry_out=score),
+    }
+    first = Worker(driver.open_store("w-0"), "w-0", kinds, WorkerOptions(retries=1))
+    [group, _] = first.state.sweep.groups
+    first._claim = first._heartbeat.claim = first.store.claim(group.id)
+    first._run_unit(first.state.units[training.id])
+    first.leave()
+    assert list_files(driver.folder / "models") == ["pretrain/recipe-1/state/step"]
+    assert list_files(first.store.folder) == []
+    assert run(driver.open_store("w-1"), kinds, retries=1).num_failed == 0
+    assert list_files(driver.folder / "models") == ["pretrain/recipe-1/main/weights"]
+    [part] = driver.folder.glob("parts/*/score")
+    assert part.read_text() == "trained from 7"
 
 
 # ---- files in pieces
