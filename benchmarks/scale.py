@@ -28,10 +28,10 @@ from typing import Any
 
 from antlm_bench.commands.sweep import RunSweepOptions, run_sweep
 from antlm_bench.sweeps.journal import Event, encode_event
-from antlm_bench.sweeps.store import FolderStore, open_store
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
-from antlm_bench.sweeps.worker import WorkerOptions, run_worker
+from antlm_bench.sweeps.worker import WorkerOptions, open_store, run_worker
 
 SLEEP_SECONDS = 0.01
 MAX_STATUS_SECONDS, MAX_DRIVER_MEGABYTES, MAX_OVERHEAD_MILLISECONDS = 3.0, 500, 20

@@ -172,9 +172,9 @@ def worker_command(
     import sys
 
     from antlm_bench.sweeps.process_identity import node_name
-    from antlm_bench.sweeps.store import check_worker_name, open_store
+    from antlm_bench.sweeps.store import check_worker_name
     from antlm_bench.sweeps.unit_kinds import UNIT_KINDS
-    from antlm_bench.sweeps.worker import Worker, WorkerOptions, redirect_output
+    from antlm_bench.sweeps.worker import Worker, WorkerOptions, open_store, redirect_output
 
     def end() -> None:
         end_process(

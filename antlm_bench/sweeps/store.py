@@ -395,20 +395,6 @@ class FolderStore:
         return self.folder / "logs" / f"{worker}.log"
 
 
-def open_store(folder: Path, connections: str = "") -> SweepStore:
-    """Open a sweep. connections: descriptors of connections to the driver's store, as "5,6", if
-    this machine does not see the sweep's folder; `folder` is then one for this worker alone.
-    """
-    if not connections:
-        return FolderStore(folder)
-    from multiprocessing.connection import Connection
-
-    from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections
-
-    descriptors = [int(each) for each in connections.split(",")]
-    return RemoteStore(folder.parent, StoreConnections([Connection(n) for n in descriptors]))
-
-
 def check_worker_name(name: str, location: str) -> None:
     """Raise UsageError for a name that cannot be that of files."""
     if not re.fullmatch(r"\w[\w.-]{0,99}", name):

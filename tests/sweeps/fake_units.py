@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.sweeps.store import FolderStore, open_store
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles, group_units
-from antlm_bench.sweeps.worker import Worker, WorkerOptions
+from antlm_bench.sweeps.worker import Worker, WorkerOptions, open_store
 
 
 def sleep(unit: Unit, context: UnitContext) -> None:
