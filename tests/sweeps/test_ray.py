@@ -364,6 +364,24 @@ def test_a_stopped_driver_stops_its_workers(
 
 
 @pytest.mark.slow
+def test_the_store_at_the_driver_is_started_again(cluster: RayCluster, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    make_folder(folder, 40, seconds=0.1)
+    driver = start_driver(cluster, folder, shared=False)
+    wait_for_workers(folder, driver)
+    time.sleep(1)
+    actors = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().startswith(b"ray::StoreActor")
+    ]
+    for process in actors:
+        os.kill(process, signal.SIGKILL)
+    assert actors
+    finish(driver, folder, 40)
+
+
+@pytest.mark.slow
 def test_the_work_of_a_node_with_a_full_disk_is_done_elsewhere(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
