@@ -55,7 +55,7 @@ def make_sweep(num_units: int, group_size: int = 64) -> Sweep:
         for start in range(0, num_units, 1000):
             model = f"org/model@chck_{start}M"
             units = [
-                Unit("fake", "score", model, {"suite": f"suite-{n}", "methods": ["mlm"]})
+                Unit("fake", "score", model, {"task": f"task-{n}", "methods": ["mlm"]})
                 for n in range(start, min(start + 1000, num_units))
             ]
             yield from units
