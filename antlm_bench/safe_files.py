@@ -2,16 +2,20 @@
 
 A writer follows no link below the folder that the user names, so that it never writes, truncates or
 deletes a file elsewhere. A reader opens regular files only, because a FIFO blocks it and a device
-has no end. Every failure is an OSError with a message for the user; callers add the location.
+has no end. Every failure is an OSError with a message for the user; callers add the location. Only
+a URL is a UsageError.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO, cast
+
+from antlm_bench.errors import UsageError
 
 LINK_MESSAGE = "this is a link, which is not followed on writing: remove it"
 _KINDS = {
@@ -90,6 +94,20 @@ def reject_links(root: Path, path: Path) -> None:
         current /= component
         if current.is_symlink():
             raise OSError(errno.ELOOP, LINK_MESSAGE, str(current))
+
+
+def refuse_url(path: Path | None) -> Path | None:
+    """Return the path of an output. Raises UsageError for a URL, which would name a local folder
+    `s3:`.
+    """
+    if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        url = str(path).replace(":/", "://", 1)  # Path has taken a slash away
+        raise UsageError(
+            f"{url} is not a folder",
+            location="--out",
+            hint="give a local folder, and copy it when it is done: aws s3 sync DIR s3://...",
+        )
+    return path
 
 
 def _check_is_regular(descriptor: int, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Sweeps at scale: 100,000 units of a fake kind that sleeps for 10 ms.
 
-    python benchmarks/scale.py [--units 100000] [--run-units 2000]
+    python benchmarks/scale.py [--units 100000] [--run-units 2000] [--ray]
 
 Prints, with the limit of each:
 
@@ -10,7 +10,8 @@ Prints, with the limit of each:
 - driver: peak memory of `run` on that sweep, and the seconds until it starts a worker;
 - local: overhead per unit with two workers of this machine, measured on --run-units units with
   groups of 64 and of 1. It is the wall time of the workers, without their start, minus the time
-  that they slept, per unit of a worker.
+  that they slept, per unit of a worker;
+- with --ray, that on a Ray of this machine instead, with and without a shared folder.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from antlm_bench.commands.sweep import RunSweepOptions, run_sweep
 from antlm_bench.sweeps.calibration import save_random_model
@@ -32,7 +36,7 @@ from antlm_bench.sweeps.journal import Event, encode_event
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
-from antlm_bench.sweeps.worker import WorkerOptions, run_worker
+from antlm_bench.sweeps.worker import WorkerOptions, open_store, run_worker
 
 SLEEP_SECONDS = 0.01
 MAX_PLAN_SECONDS, MAX_PLAN_MEGABYTES = 10.0, 500
@@ -57,7 +61,7 @@ def make_sweep(num_units: int, group_size: int = 64) -> Sweep:
         for start in range(0, num_units, 1000):
             model = f"org/model@chck_{start}M"
             units = [
-                Unit("fake", "score", model, {"suite": f"suite-{n}", "methods": ["mlm"]})
+                Unit("fake", "score", model, {"task": f"task-{n}", "methods": ["mlm"]})
                 for n in range(start, min(start + 1000, num_units))
             ]
             yield from units
@@ -164,11 +168,22 @@ def measure_driver(folder: Path) -> tuple[float, float]:
     return megabytes, read_seconds + start_seconds
 
 
-def measure_overhead(folder: Path, num_units: int, group_size: int) -> float:
-    """Return the milliseconds of overhead per unit with two local workers."""
+def measure_overhead(
+    folder: Path,
+    num_units: int,
+    group_size: int,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] = MappingProxyType({}),
+) -> float:
+    """Return the milliseconds of overhead per unit with two workers."""
     sweep = make_sweep(num_units, group_size)
     command = (sys.executable, __file__, "--worker")
-    options = RunSweepOptions(workers=NUM_WORKERS, worker_command=command)
+    options = RunSweepOptions(
+        executor,
+        workers=NUM_WORKERS,
+        executor_options=executor_options,
+        worker_command=command,
+    )
     status = run_sweep(sweep, folder, options)
     assert status.is_complete, status
     events = list_events(folder)
@@ -176,6 +191,19 @@ def measure_overhead(folder: Path, num_units: int, group_size: int) -> float:
     times = [event.time for event in events if event.event in ("started", "done")]
     wall_seconds = max(times) - min(times)
     return 1000 * (wall_seconds * NUM_WORKERS / num_done - SLEEP_SECONDS)
+
+
+@contextmanager
+def start_ray() -> Iterator[str]:
+    """Start a Ray of one node with a CPU per worker. Yield its address."""
+    from ray.cluster_utils import Cluster
+
+    resources = {"num_cpus": NUM_WORKERS, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=resources)
+    try:
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
 
 
 def list_events(folder: Path) -> list[Event]:
@@ -186,6 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--units", type=int, default=100_000)
     parser.add_argument("--run-units", type=int, default=2000)
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--driver", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.driver:
@@ -200,6 +229,17 @@ def main() -> int:
         print(f"{name:<60} {value:10.2f} {unit:<4} limit {limit:g} {verdict}", flush=True)
 
     with tempfile.TemporaryDirectory() as root:
+        if options.ray:
+            with start_ray() as address:
+                for shared, group_size in ((True, 64), (True, 1), (False, 64), (False, 1)):
+                    folder = Path(root) / f"run-{shared}-{group_size}"
+                    settings = {"address": address, "shared": shared, "scratch": root}
+                    overhead = measure_overhead(
+                        folder, options.run_units, group_size, "ray", settings
+                    )
+                    name = f"Ray, {'' if shared else 'not '}shared, groups of {group_size}"
+                    report(name, overhead, "ms", MAX_OVERHEAD_MILLISECONDS)
+            return 1 if failures else 0
         path = write_plan(Path(root), options.units)
         for state in ("counting", "counted before"):
             seconds, megabytes = measure_plan(path, Path(root) / "cache")
@@ -226,7 +266,9 @@ def main() -> int:
 def run_fake_worker(arguments: list[str]) -> None:
     """Run a worker with the fake kind, given the arguments of `antlm-bench worker`."""
     folder, name = Path(arguments[0]), arguments[arguments.index("--name") + 1]
-    run_worker(FolderStore(folder), name, KINDS, WorkerOptions())
+    has_connections = "--connections" in arguments
+    connections = arguments[arguments.index("--connections") + 1] if has_connections else ""
+    run_worker(open_store(folder, connections), name, KINDS, WorkerOptions())
 
 
 if __name__ == "__main__":

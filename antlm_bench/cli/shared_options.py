@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import typer
 
 from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.safe_files import refuse_url
 
 Options = TypeVar("Options")
 Command = Callable[..., None]
@@ -213,7 +214,11 @@ ReplaceOption = Annotated[
 OutOption = Annotated[
     Path | None,
     run_folder_option(
-        "--out", metavar="DIR", help="Run folder.", show_default="a readable name in reports/"
+        "--out",
+        metavar="DIR",
+        help="Run folder.",
+        show_default="a readable name in reports/",
+        callback=refuse_url,
     ),
 ]
 OPEN_OPTIONS: dict[str, Any] = {

@@ -150,6 +150,7 @@ def worker_command(
         int, settings_option(metavar="N", min=0, help="Further attempts at a unit that fails.")
     ] = 1,
     parent: Annotated[int, typer.Option(hidden=True)] = 0,
+    connections: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Carry out units of a sweep until all are done or failed.
 
@@ -159,9 +160,9 @@ def worker_command(
     import sys
 
     from antlm_bench.sweeps.process_identity import node_name
-    from antlm_bench.sweeps.store import FolderStore, check_worker_name
+    from antlm_bench.sweeps.store import check_worker_name
     from antlm_bench.sweeps.unit_kinds import UNIT_KINDS
-    from antlm_bench.sweeps.worker import Worker, WorkerOptions, redirect_output
+    from antlm_bench.sweeps.worker import Worker, WorkerOptions, open_store, redirect_output
 
     def end() -> None:
         end_process(
@@ -172,7 +173,7 @@ def worker_command(
     worker_name = name or f"{node_name()}-{os.getpid()}"
     check_worker_name(worker_name, "--name")
     options = WorkerOptions(retries, on_lost_claim=end, parent=parent)
-    worker = Worker(FolderStore(folder), worker_name, UNIT_KINDS, options)
+    worker = Worker(open_store(folder, connections), worker_name, UNIT_KINDS, options)
     end_on_signals(before_end=worker.leave)
     log = worker.store.log_path(worker.name)
     print(f"worker {worker.name}: output in {log}", file=sys.stderr)

@@ -23,6 +23,7 @@ from antlm_bench.cli.shared_options import (
     with_table_format,
 )
 from antlm_bench.errors import UsageError
+from antlm_bench.safe_files import refuse_url
 
 
 @with_table_format()
@@ -37,7 +38,10 @@ def train_command(
         ),
     ],
     out: Annotated[
-        Path, run_folder_option(metavar="DIR", help="Folder for checkpoints, log and state.")
+        Path,
+        run_folder_option(
+            metavar="DIR", help="Folder for checkpoints, log and state.", callback=refuse_url
+        ),
     ],
     scale: ScaleOption = "",
     overrides: OverridesOption = None,

@@ -143,7 +143,10 @@ def os_failure(path: Path, error: OSError, action: str) -> RunError:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, unless they exist. Raises RunError."""
+    """Create a folder and those above it, unless they exist. Raises RunError; UsageError for a
+    URL.
+    """
+    safe_files.refuse_url(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

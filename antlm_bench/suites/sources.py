@@ -105,6 +105,16 @@ def find_local_file(
     return _find_file(query, data_roots(folder))
 
 
+def locate_file(spec: SuiteWithData, file: str, folder: Path | None = None) -> Path | None:
+    """Return the path of a file in the folders of a suite, which need not list it; None if it is
+    absent. It is not read.
+    """
+    assert spec.data is not None
+    query = _FileQuery(spec.name, file, spec.data.where, (), FileSpec(), spec.data.password)
+    path, _ = next(_iter_present_files(query, data_roots(folder)), (None, ""))
+    return path
+
+
 def list_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
     """Return the status of each file without reading it ("here" or "absent")."""
     return _list_files(spec, data_roots(folder))

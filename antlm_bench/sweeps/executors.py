@@ -108,6 +108,7 @@ EXECUTORS: Registry[ExecutorRecord] = Registry(
     {
         "local": "antlm_bench.sweeps.executors:LOCAL",
         "slurm": "antlm_bench.sweeps.slurm:SLURM",
+        "ray": "antlm_bench.sweeps.ray_executor:RAY",
     },
     record_type=RecordType(ExecutorRecord),
 )

@@ -39,6 +39,7 @@ from antlm_bench.sweeps.units import (
     SWEEP_SCHEMA_VERSION,
     Sweep,
     Unit,
+    UnitFiles,
     UnitGroup,
     encode_sweep,
 )
@@ -125,6 +126,12 @@ class SweepStore(Protocol):
         """Return the folder of a published part, given its name. Raises RunError."""
         ...
 
+    def localize(self, unit: Unit, files: UnitFiles) -> Unit:
+        """Make the files that a unit reads readable on this machine, and return the unit with their
+        paths here. Raises RunError or OSError.
+        """
+        ...
+
     def log_path(self, worker: str) -> Path:
         """Return the file on this machine with the output of a worker."""
         ...
@@ -133,13 +140,20 @@ class SweepStore(Protocol):
 class FolderStore:
     """A sweep in a folder that all workers see."""
 
-    def __init__(self, folder: Path, heartbeat_seconds: float | None = None) -> None:
-        """heartbeat_seconds: None = 10, or what ANTLM_BENCH_HEARTBEAT has."""
+    def __init__(
+        self,
+        folder: Path,
+        heartbeat_seconds: float | None = None,
+        process: ProcessIdentity | None = None,
+    ) -> None:
+        """heartbeat_seconds: None = 10, or what ANTLM_BENCH_HEARTBEAT has. process: the owner of
+        claims; None = this process.
+        """
         self.folder = folder
         if heartbeat_seconds is None:
             heartbeat_seconds = float(os.environ.get(HEARTBEAT_VARIABLE) or HEARTBEAT_SECONDS)
         self.heartbeat_seconds = heartbeat_seconds
-        self._process = current_process()
+        self._process = process or current_process()
         self._worker = ""
         self._journal: JournalWriter | None = None
         self._reader = JournalReader(folder / "journals")
@@ -370,6 +384,11 @@ class FolderStore:
         if not re.fullmatch(r"parts/\w+\.\d+", part):
             raise RunError(f"{part!r} is not the name of a part", location=str(self.folder))
         return self.folder / part
+
+    def localize(self, unit: Unit, files: UnitFiles) -> Unit:
+        """Return the unit as it is: all machines see the same files."""
+        del files
+        return unit
 
     def log_path(self, worker: str) -> Path:
         """Return the file with the output of a worker."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.sweeps.references import resolve_model
-from antlm_bench.sweeps.units import Sweep, Unit
+from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 if TYPE_CHECKING:
     from antlm_bench.commands.finetune_session import FinetuneSession
@@ -58,6 +58,8 @@ class UnitKind:
     """Carry out a unit. Raises BenchError if it fails."""
     describe: Callable[[Unit], str] = lambda unit: _describe_arguments(unit)
     """Say in a few words what a unit computes, besides its model."""
+    list_files: Callable[[Unit], UnitFiles] = lambda _: UnitFiles()
+    """Return the files of the sweep's folder that a unit uses."""
 
 
 @cache
@@ -173,6 +175,21 @@ def _shorten_path(ref: str) -> str:
     return Path(ref).name if Path(ref).is_absolute() else ref
 
 
+def _list_scoring_files(unit: Unit) -> UnitFiles:
+    """Return the trained checkpoint, if the unit's is one."""
+    sweep_dir = Path()
+    model = resolve_model(unit.model, sweep_dir)
+    return UnitFiles(reads=() if model == unit.model else (model,))
+
+
+def _list_output_folder(unit: Unit) -> UnitFiles:
+    return UnitFiles(writes=(unit.arguments["out"],))
+
+
+def _list_report_files(unit: Unit) -> UnitFiles:
+    return UnitFiles(("runs", f"models/*/*/{LOG_FILE}"), (unit.arguments["html"],))
+
+
 def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
     """Return the checkpoint as commands take it. Raises CheckpointError for one of a train stage
     that the training did not write.
@@ -190,11 +207,11 @@ def _locate_checkpoint(unit: Unit, context: UnitContext) -> str:
 UNIT_KINDS: Mapping[str, UnitKind] = {
     kind.name: kind
     for kind in (
-        UnitKind("train", _train, _describe_training),
-        UnitKind("score", _score, _describe_scoring),
-        UnitKind("finetune", _finetune, _describe_finetuning),
-        UnitKind("collect", _collect, lambda unit: str(unit.arguments["out"])),
-        UnitKind("report", _report, lambda unit: str(unit.arguments["html"])),
+        UnitKind("train", _train, _describe_training, _list_output_folder),
+        UnitKind("score", _score, _describe_scoring, _list_scoring_files),
+        UnitKind("finetune", _finetune, _describe_finetuning, _list_scoring_files),
+        UnitKind("collect", _collect, lambda unit: str(unit.arguments["out"]), _list_output_folder),
+        UnitKind("report", _report, lambda unit: str(unit.arguments["html"]), _list_report_files),
     )
 }
 """Name -> record of every kind of unit."""

@@ -40,6 +40,17 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class UnitFiles:
+    """Files and folders of the sweep's folder that a unit uses besides its part, as paths or globs
+    below that folder. Machines that share no file system exchange them.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    """Also read, if they exist."""
+
+
+@dataclass(frozen=True)
 class UnitGroup:
     """Units of one checkpoint and kind, which one worker carries out one after the other."""
 

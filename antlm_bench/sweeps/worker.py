@@ -26,7 +26,7 @@ from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import node_name
 from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState, load_state
-from antlm_bench.sweeps.store import Claim, SweepStore
+from antlm_bench.sweeps.store import Claim, FolderStore, SweepStore
 from antlm_bench.sweeps.unit_kinds import UnitKind, describe_unit
 from antlm_bench.sweeps.units import Sweep, UnitGroup
 
@@ -235,7 +235,8 @@ class Worker:
         try:
             if unit.kind not in self.kinds:
                 raise RunError(f"this version of antlm-bench has no unit kind {unit.kind!r}")
-            self.kinds[unit.kind].carry_out(unit, context)
+            kind = self.kinds[unit.kind]
+            kind.carry_out(self.store.localize(unit, kind.list_files(unit)), context)
         except (Exception, SystemExit) as error:
             failure = error
         finally:
@@ -314,6 +315,20 @@ def _end_attempt(
     if "seconds" in values:
         values["seconds"] = round(values["seconds"], 3)
     return replace(started, event=name, time=time.time(), claim="", **values)
+
+
+def open_store(folder: Path, connections: str = "") -> SweepStore:
+    """Open a sweep. connections: descriptors of connections to the driver's store, as "5,6", if
+    this machine does not see the sweep's folder; `folder` is then one for this worker alone.
+    """
+    if not connections:
+        return FolderStore(folder)
+    from multiprocessing.connection import Connection
+
+    from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections
+
+    descriptors = [int(each) for each in connections.split(",")]
+    return RemoteStore(folder.parent, StoreConnections([Connection(n) for n in descriptors]))
 
 
 def run_worker(

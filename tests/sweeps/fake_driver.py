@@ -1,11 +1,12 @@
 """Carry out the sweep in a folder with fake units, as `antlm-bench run` does, in a process that
 tests can kill.
 
-python fake_driver.py DIR WORKERS [RETRIES [EXECUTOR]]
+python fake_driver.py DIR WORKERS [RETRIES [EXECUTOR OPTIONS]]    (OPTIONS is JSON)
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,13 +23,16 @@ def main() -> int:
     folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     retries = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     executor = sys.argv[4] if len(sys.argv) > 4 else "local"
+    executor_options = {"poll_seconds": 0.2} if executor == "slurm" else {}
+    if len(sys.argv) > 5:
+        executor_options = json.loads(sys.argv[5])
     options = RunSweepOptions(
-        executor=executor,
+        executor,
         workers=workers,
         threads=1,
         retries=retries,
+        executor_options=executor_options,
         worker_command=WORKER,
-        executor_options={"poll_seconds": 0.2} if executor == "slurm" else {},
     )
     try:
         status = run_sweep(FolderStore(folder).read_sweep(), folder, options)

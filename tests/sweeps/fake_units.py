@@ -16,8 +16,8 @@ from typing import Any
 from antlm_bench.errors import DataError
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
-from antlm_bench.sweeps.units import Sweep, Unit, group_units
-from antlm_bench.sweeps.worker import Worker, WorkerOptions, redirect_output
+from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles, group_units
+from antlm_bench.sweeps.worker import Worker, WorkerOptions, open_store, redirect_output
 
 
 def sleep(unit: Unit, context: UnitContext) -> None:
@@ -41,6 +41,12 @@ def fail_once(unit: Unit, context: UnitContext) -> None:
     sleep(unit, context)
 
 
+def fill(unit: Unit, context: UnitContext) -> None:
+    """Write `size` bytes to the part, as `sleep` does."""
+    (context.part_dir / "bytes").write_bytes(b"x" * unit.arguments["size"])
+    sleep(unit, context)
+
+
 def crash(unit: Unit, context: UnitContext) -> None:
     """Kill the process."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -61,9 +67,14 @@ def score_suite(unit: Unit, context: UnitContext) -> None:
     score(unit.model, "nano", methods="causal", limit=limit, out=context.part_dir, device="cpu")
 
 
+FAKE_FILES = {
+    "fail": UnitFiles(reads=("repaired",)),
+    "collect": UnitFiles(writes=("runs/all",)),
+}
 FAKE_KINDS = {
-    function.__name__: UnitKind(function.__name__, function)
-    for function in (sleep, fail, fail_once, crash, collect, score_suite)
+    name: UnitKind(name, function, list_files=lambda unit: FAKE_FILES.get(unit.kind, UnitFiles()))
+    for function in (sleep, fill, fail, fail_once, crash, collect, score_suite)
+    for name in [function.__name__]
 }
 
 
@@ -91,9 +102,10 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--retries", type=int, default=1)
     parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--connections", default="")
     options = parser.parse_args()
     worker = Worker(
-        FolderStore(options.folder),
+        open_store(options.folder, options.connections),
         options.name,
         FAKE_KINDS,
         WorkerOptions(options.retries, lambda: os._exit(75), options.parent),
