@@ -251,6 +251,7 @@ class TestRun:
         assert {path.name for path in whole.iterdir()} == {
             "corpus",
             "main",
+            "provenance.json",
             "state",
             "train.json",
             "train.jsonl",
