@@ -234,7 +234,7 @@ class Worker:
         failure: BaseException | None = None
         try:
             if unit.kind not in self.kinds:
-                raise RunError(f"this version of antlm-bench has no unit kind {unit.kind!r}")
+                raise RunError(f"unknown unit kind {unit.kind!r}: the sweep is of another version")
             self.kinds[unit.kind].carry_out(unit, context)
         except (Exception, SystemExit) as error:
             failure = error
