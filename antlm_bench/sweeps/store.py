@@ -414,7 +414,7 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
             raise RunError(
                 f"has the schema {schema}; this version reads {SWEEP_SCHEMA_VERSION}",
                 location=location,
-                hint="go on with the version of antlm-bench that wrote it, or choose another --out",
+                hint="go on with the version that wrote it, or choose another --out",
             )
         groups = tuple(
             _build_group([_build_unit(record) for record in records])

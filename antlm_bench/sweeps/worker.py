@@ -234,7 +234,7 @@ class Worker:
         failure: BaseException | None = None
         try:
             if unit.kind not in self.kinds:
-                raise RunError(f"this version of antlm-bench has no unit kind {unit.kind!r}")
+                raise RunError(f"unknown unit kind {unit.kind!r}: the sweep is of another version")
             kind = self.kinds[unit.kind]
             kind.carry_out(self.store.localize(unit, kind.list_files(unit)), context)
         except (Exception, SystemExit) as error:

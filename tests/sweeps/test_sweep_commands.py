@@ -170,7 +170,7 @@ def test_the_worker_command_writes_its_log(tmp_path: Path) -> None:
         out, err = worker.communicate(timeout=60)
     assert (worker.returncode, out) == (0, "")
     assert "worker w-5: 0 units done, 1 failed" in err
-    assert "no unit kind" in (tmp_path / "logs" / "w-5.log").read_text()
+    assert "unknown unit kind" in (tmp_path / "logs" / "w-5.log").read_text()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

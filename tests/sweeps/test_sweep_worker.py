@@ -63,7 +63,7 @@ def test_an_unknown_kind_is_a_failed_unit(tmp_path: Path) -> None:
     unit = make_unit("dance", 1)
     make_store(tmp_path, unit)
     assert run(tmp_path, retries=0) == WorkerSummary(0, 1)
-    assert "no unit kind 'dance'" in read_state(tmp_path).units[unit.id].last_attempt.error
+    assert "unknown unit kind 'dance'" in read_state(tmp_path).units[unit.id].last_attempt.error
 
 
 def test_units_run_after_those_that_they_need(tmp_path: Path) -> None:
