@@ -227,6 +227,7 @@ def test_speeds_are_found_by_device_and_machine(speeds: Path) -> None:
     ("arguments", "message"),
     [
         ([], "nothing to plan"),
+        (["."], "needs the sweep's .toml, not a folder"),
         (["--model", "x"], "nothing to plan"),
         (["s.toml", "--suite", "nano"], "--suite cannot be combined with a file"),
         (["--model", "./x", "--suite", "nano"], "--model: ./x: no such folder"),
