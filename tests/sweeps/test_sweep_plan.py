@@ -257,6 +257,7 @@ def test_an_unknown_device_is_refused(
 # ---- --dry-run
 
 
+@pytest.mark.long
 def test_a_dry_run_of_score_knows_what_is_done(
     tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +284,7 @@ def test_a_dry_run_of_score_knows_what_is_done(
     assert count_done() == 0
 
 
+@pytest.mark.long
 def test_a_dry_run_of_finetune_knows_what_is_done(
     tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
