@@ -6,6 +6,7 @@ cache.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -62,6 +63,12 @@ def plan_sweep(path: Path, device: str = "", *, calibrate: bool = False) -> Swee
     that of this machine. calibrate: measure this machine first. Raises the errors of everything
     that a unit could stumble over, and UsageError for an unknown device.
     """
+    if path.is_dir():
+        raise UsageError(
+            "a plan needs the sweep's .toml, not a folder",
+            location=str(path),
+            hint=f"how far the sweep of a folder is: antlm-bench status {shlex.quote(str(path))}",
+        )
     declaration = read_sweep_file(path)
     expanded = expand_sweep(declaration, str(path))
     done = find_done_units(expanded.sweep, declaration.folder)

@@ -67,6 +67,7 @@ def estimate(expanded: Any, cache: Path) -> list[UnitCost]:
     return [costs[unit.id] for unit in expanded.sweep.units if unit.kind != "collect"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "methods", "options"),
     [
@@ -100,6 +101,7 @@ def test_counts_are_those_of_a_real_run(
     assert counts.is_exact
 
 
+@pytest.mark.long
 def test_a_child_process_counts_the_same(tmp_path: Path, make_checkpoint) -> None:
     model, pairs = make_checkpoint("causal"), write_pairs(tmp_path / "pairs.csv")
     script = (
@@ -136,6 +138,7 @@ def test_counts_that_the_cache_holds_are_not_counted_again(tmp_path: Path, make_
     assert count_texts([request], cache) == [(TextCounts(rows=7),)]
 
 
+@pytest.mark.long
 def test_a_finetune_unit_reads_each_text_once_per_epoch(
     tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +202,7 @@ def test_time_is_unknown_without_a_measured_speed(tmp_path: Path, make_checkpoin
     assert all(cost.tokens is not None for cost in costs.values())
 
 
+@pytest.mark.long
 def test_a_shard_costs_its_share(tmp_path: Path, make_checkpoint) -> None:
     text = f"[[score]]\nmodels = ['{make_checkpoint('causal')}']\nsuites = ['nano']\n"
     [whole] = estimate(expand_text(tmp_path, text), tmp_path / "cache")

@@ -227,6 +227,7 @@ def test_speeds_are_found_by_device_and_machine(speeds: Path) -> None:
     ("arguments", "message"),
     [
         ([], "nothing to plan"),
+        (["."], "needs the sweep's .toml, not a folder"),
         (["--model", "x"], "nothing to plan"),
         (["s.toml", "--suite", "nano"], "--suite cannot be combined with a file"),
         (["--model", "./x", "--suite", "nano"], "--model: ./x: no such folder"),
@@ -256,6 +257,7 @@ def test_an_unknown_device_is_refused(
 # ---- --dry-run
 
 
+@pytest.mark.long
 def test_a_dry_run_of_score_knows_what_is_done(
     tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +284,7 @@ def test_a_dry_run_of_score_knows_what_is_done(
     assert count_done() == 0
 
 
+@pytest.mark.long
 def test_a_dry_run_of_finetune_knows_what_is_done(
     tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
