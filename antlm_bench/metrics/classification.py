@@ -51,7 +51,11 @@ from antlm_bench.metrics.summary import (
 from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
-from antlm_bench.statistics.known_coverage import MAX_FEW_ERRORS, seed_mean_notes
+from antlm_bench.statistics.known_coverage import (
+    TWO_SEEDS_NOTE,
+    has_few_errors,
+    seed_mean_notes,
+)
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ BINARY_VIEWS = ("accuracy", "f1", "mcc")
 MULTICLASS_VIEWS = ("accuracy", "macro-f1", "mcc")
 FEW_SEEDS_NOTES = {
     1: "one seed: the interval is over items only, not over seeds",
-    2: "2 seeds estimate their variation badly, so the interval is wide: use 3, or 5 for a report",
+    2: TWO_SEEDS_NOTE,
 }
 """Number of seeds -> note on a mean over so few seeds."""
 UNMOVED_SHARE = 0.99
@@ -440,8 +444,9 @@ def summarize_seeds(
         interval = widen_near_top(interval, credits, clusters)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     mean = rounded_estimate(uncertain.value, num_items, interval, {}, value_range)
-    expected_errors = np.inf if is_proportion else num_items * (value_range[1] - mean.value)
-    notes = seed_mean_notes(len(means), expected_errors)
+    has_t_interval = not (is_proportion or only_items_vary)
+    is_too_high = has_t_interval and has_few_errors(num_items, value_range[1] - mean.value)
+    notes = seed_mean_notes(len(means), is_too_high)
     ends = float(means.min()), float(means.max())
     return SeedSummary(mean, sd, *ends, len(means), uncertain, notes)
 
@@ -449,12 +454,12 @@ def summarize_seeds(
 def widen_near_top(interval: Interval, credits: Floats, clusters: Ints | None) -> Interval:
     """Return the interval of a mean over credits (S, n), with a lower end that few errors allow.
 
-    With an expected number of at most MAX_FEW_ERRORS errors, t intervals over seeds and items begin
-    too high, because errors are rare and skewed. The lower end is then at most that of the score
-    interval over the items' mean credits.
+    With few errors (`has_few_errors`), t intervals over seeds and items begin too high, because
+    errors are rare and skewed. The lower end is then at most that of the score interval over the
+    items' mean credits.
     """
     num_items = credits.shape[1]
-    if num_items * (1 - credits.mean()) > MAX_FEW_ERRORS:
+    if not has_few_errors(num_items, float(1 - credits.mean())):
         return interval
     score = statistics.score_interval(
         credits.mean(axis=0), np.zeros(num_items, np.int32), np.ones(1), (0.0, 1.0), clusters

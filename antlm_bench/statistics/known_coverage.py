@@ -11,6 +11,8 @@ MAX_FEW_VALUES = 20
 """Largest number of values (words, documents) whose t interval gets a note."""
 MAX_FEW_ERRORS = 15
 """Largest number of expected errors that count as few in a mean over seeds."""
+NEAR_TOP = 0.1
+"""Largest distance from the top of a metric that counts as near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,21 @@ class KnownCoverage:
     """Highest coverage of the simulated cases, in percent."""
 
     @property
+    def range_text(self) -> str:
+        """`91 to 99%`."""
+        return f"{self.lowest:g} to {self.highest:g}%"
+
+    @property
     def note(self) -> str:
         """A note beside a number with such an interval."""
-        coverage = f"{self.lowest:g} to {self.highest:g}%"
-        return f"{self.kind}: in simulations, 95% intervals cover {coverage}"
+        return f"{self.kind}: in simulations, 95% intervals cover {self.range_text}"
 
 
-TWO_SEEDS = KnownCoverage("mean of 2 seeds", 91, 99)
+TWO_SEEDS = KnownCoverage("2 seeds", 91, 99)
+TWO_SEEDS_NOTE = (
+    "2 seeds estimate their variation badly, so the interval is wide (that of one run covers "
+    f"{TWO_SEEDS.range_text} in simulations): use 3, or 5 for a report"
+)
 FEW_ERRORS = KnownCoverage("mean of several seeds with few errors", 83, 99)
 FEW_VALUES = KnownCoverage("t interval of few values", 92.7, 94.0)
 
@@ -41,11 +51,19 @@ def few_values_notes(num_values: int) -> tuple[str, ...]:
     return (FEW_VALUES.note,) if 1 < num_values <= MAX_FEW_VALUES else ()
 
 
-def seed_mean_notes(num_seeds: int, expected_errors: float) -> tuple[str, ...]:
+def has_few_errors(num_items: int, distance: float) -> bool:
+    """Return whether a mean over seeds has so few errors that t intervals begin too high.
+
+    distance: from the mean to the top of the metric. Errors are expected in num_items times it.
+    """
+    return distance <= NEAR_TOP and num_items * distance <= MAX_FEW_ERRORS
+
+
+def seed_mean_notes(num_seeds: int, is_too_high: bool) -> tuple[str, ...]:
     """Return a note on the interval of one run's mean over seeds; () if it covers 93% or more.
 
-    expected_errors: number of items, times the distance of the mean from the top of the metric.
+    is_too_high: whether `has_few_errors` holds, and the interval is a t interval all the same.
     """
     if num_seeds == 2:
-        return (TWO_SEEDS.note,)
-    return (FEW_ERRORS.note,) if num_seeds > 2 and expected_errors <= MAX_FEW_ERRORS else ()
+        return (TWO_SEEDS_NOTE,)
+    return (FEW_ERRORS.note,) if num_seeds > 2 and is_too_high else ()

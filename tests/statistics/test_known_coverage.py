@@ -8,8 +8,10 @@ from antlm_bench.statistics.known_coverage import (
     FEW_ERRORS,
     FEW_VALUES,
     TWO_SEEDS,
+    TWO_SEEDS_NOTE,
     KnownCoverage,
     few_values_notes,
+    has_few_errors,
     seed_mean_notes,
 )
 
@@ -20,23 +22,29 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 def test_the_page_states_the_coverage_of_every_note(coverage: KnownCoverage) -> None:
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
 
-    figures = f"{coverage.lowest:g} to {coverage.highest:g}%"
-
-    assert figures in coverage.note
-    assert f"states {figures}" in text
+    assert f"states {coverage.range_text}" in text
+    assert TWO_SEEDS.range_text in TWO_SEEDS_NOTE
 
 
 @pytest.mark.parametrize(
-    ("num_seeds", "expected_errors", "notes"),
+    ("num_seeds", "is_too_high", "notes"),
     [
-        (1, 3.0, ()),  # a score interval
-        (2, 300.0, (TWO_SEEDS.note,)),
-        (5, 15.0, (FEW_ERRORS.note,)),
-        (5, 16.0, ()),
+        (1, True, ()),  # no t interval
+        (2, False, (TWO_SEEDS_NOTE,)),
+        (5, True, (FEW_ERRORS.note,)),
+        (5, False, ()),
     ],
 )
-def test_a_mean_over_seeds_has_a_note(num_seeds: int, expected_errors: float, notes) -> None:
-    assert seed_mean_notes(num_seeds, expected_errors) == notes
+def test_a_mean_over_seeds_has_a_note(num_seeds: int, is_too_high: bool, notes) -> None:
+    assert seed_mean_notes(num_seeds, is_too_high) == notes
+
+
+@pytest.mark.parametrize(
+    ("num_items", "accuracy", "few"),
+    [(104, 0.95, True), (277, 0.95, True), (277, 0.9, False), (40, 0.75, False)],
+)
+def test_few_errors_are_few_and_near_the_top(num_items: int, accuracy: float, few: bool) -> None:
+    assert has_few_errors(num_items, 1 - accuracy) == few
 
 
 @pytest.mark.parametrize(("num_values", "has_note"), [(1, False), (2, True), (20, True)])
