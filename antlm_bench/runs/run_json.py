@@ -61,7 +61,7 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
     try:
         document = parse_json(data)
     except ValueError as error:
-        raise RunError(f"no JSON: {error}", location=location, hint=DAMAGED_HINT) from error
+        raise RunError(f"not JSON: {error}", location=location, hint=DAMAGED_HINT) from error
     root = JsonNode(document, location)
     schema = root.get("schema", int)
     if schema > SCHEMA_VERSION:

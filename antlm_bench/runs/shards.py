@@ -281,7 +281,7 @@ def open_shard(path: str | Path) -> ShardRun:
         root = JsonNode(parse_json(data), str(file))
     except ValueError as error:
         hint = "move the folder away, and score the shard again"
-        raise RunError(f"no JSON: {error}", location=str(file), hint=hint) from error
+        raise RunError(f"not JSON: {error}", location=str(file), hint=hint) from error
     schema = root.get("schema", int)
     if schema > SHARD_SCHEMA_VERSION:
         raise RunError(

@@ -127,10 +127,10 @@ def test_a_newer_schema_asks_for_an_upgrade() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"schema": NaN}', "no JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"schema": NaN}', "not JSON"),
         (b"[]", "should be an object"),
         (b"{}", "run.json: schema: should be int, is missing"),
         (b'{"schema": true}', "schema: should be int"),
