@@ -52,6 +52,7 @@ LAYERS: dict[str, int] = {
     "architectures": 3,
     "exports": 3,
     "lm_eval_bridge.results_export": 3,
+    "lm_eval_bridge.results_files": 2,
     "lm_eval_bridge.results_import": 3,
     "training.recipe": 3,
     "training.schedule": 3,
