@@ -50,6 +50,7 @@ SCORE_CHANGES: dict[str, tuple[Any, str]] = {
     "original_layout": ("ltg-bert-bnc", REFUSED),  # of a Llama
     "again": (True, SAME_RESULT),
     "replace": (True, SAME_RESULT),
+    "shard": ("1/2", REFUSED),  # into the folder of a run
 }
 """Option of score -> another value, and what it changes."""
 FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
