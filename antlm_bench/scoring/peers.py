@@ -427,13 +427,13 @@ def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) ->
     """
     with suppress_output():
         try:
-            from lm_eval.models.huggingface import HFLM
-            from tqdm import tqdm  # type: ignore[import-untyped]
+            from lm_eval.models import huggingface
 
-            tqdm.monitor_interval = 0  # lm-eval's bars, even disabled ones, leave a thread
+            # lm-eval's bars, even disabled ones, leave a thread.
+            huggingface.tqdm.monitor_interval = 0
             options: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
             options |= {"device": "cpu", "batch_size": 8, "dtype": "float32", **source_args}
-            return LmEvalScorer(HFLM(pretrained=str(folder), **options))
+            return LmEvalScorer(huggingface.HFLM(pretrained=str(folder), **options))
         except PEER_ERRORS as error:
             raise _open_error("lm-eval", folder, error) from error
 
