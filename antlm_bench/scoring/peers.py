@@ -429,7 +429,8 @@ def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) ->
         try:
             from lm_eval.models import huggingface
 
-            huggingface.tqdm.monitor_interval = 0  # its bars, even disabled, leave a thread
+            # lm-eval's bars, even disabled ones, leave a thread.
+            huggingface.tqdm.monitor_interval = 0
             options: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
             options |= {"device": "cpu", "batch_size": 8, "dtype": "float32", **source_args}
             return LmEvalScorer(huggingface.HFLM(pretrained=str(folder), **options))
