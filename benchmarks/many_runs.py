@@ -7,8 +7,8 @@ predictions drawn at random, and runs each command over the first n of them in a
 Prints seconds (user and system time; the time with two runs, which is mostly the start of Python
 and imports, is subtracted), peak memory, the size of the output, and the ratio of the time with the
 most runs to the time with the second most. Linear time is the ratio of the numbers of runs (1000 /
-200 = 5.0). Exit code 1: a command takes more than MAX_EXCESS times as long as linear time. The
-default takes about a quarter of an hour on one core, mostly for the paired tests of `compare`.
+200 = 5.0). Exit code 1: a command takes more than MAX_EXCESS times as long as linear time. Most
+of it is for the paired tests of `compare`: --only report leaves them out.
 """
 
 from __future__ import annotations

@@ -122,19 +122,8 @@ def gather_report_data(
     compared_runs = shown_runs[: 1 + MAX_COMPARED_RUNS]
     pairs = list(_compare_to_first(compared_runs, all_runs, display_names))
     remarks = [
-        f"{name} has {len(checkpoints)} checkpoints: only the last one is compared with other "
-        "models; the learning curves show all of them."
-        for name, checkpoints in checkpoint_series.items()
-    ]
-    if len(compared_runs) < len(shown_runs):
-        remarks.append(
-            f"{names[0]} is compared with the next {MAX_COMPARED_RUNS} of {len(shown_runs) - 1:,} "
-            "others only; antlm-bench compare compares all."
-        )
-    remarks += [
-        f"{pair.reference} and {pair.other} are not compared: {pair.refusal}"
-        for pair in pairs
-        if pair.refusal
+        *_describe_series(checkpoint_series),
+        *_describe_uncompared(names, pairs),
     ]
     suites = dict.fromkeys(suite for column in columns for suite in column.cells)
     values_per_suite = [sum(suite in column.cells for column in columns) for suite in suites]
@@ -160,6 +149,29 @@ def gather_report_data(
             report, {run.path: name for run, name in zip(shown_runs, names, strict=True)}
         ),
     )
+
+
+def _describe_series(checkpoint_series: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    for name, checkpoints in checkpoint_series.items():
+        yield (
+            f"{name} has {len(checkpoints)} checkpoints: only the last one is compared with other "
+            "models; the learning curves show all of them."
+        )
+
+
+def _describe_uncompared(names: Sequence[str], pairs: Sequence[SeriesPair]) -> Iterator[str]:
+    """Yield a sentence if there are too many runs, and per pair that cannot be compared.
+
+    names: of the runs, the reference first.
+    """
+    if len(names) - 1 > MAX_COMPARED_RUNS:
+        yield (
+            f"{names[0]} is compared with the next {MAX_COMPARED_RUNS} of {len(names) - 1:,} "
+            "others only; antlm-bench compare compares all."
+        )
+    for pair in pairs:
+        if pair.refusal:
+            yield f"{pair.reference} and {pair.other} are not compared: {pair.refusal}"
 
 
 def _read_chance_levels(shown_runs: Sequence[Run]) -> dict[str, float]:
