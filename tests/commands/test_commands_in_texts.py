@@ -74,7 +74,17 @@ OPTIONS = {"--help", "--version"}.union(*map(list_options, COMMANDS.values()))
 FOREIGN_OPTIONS = {
     *(*aliases.OPTION_ALIASES, *aliases.OPTION_CONVERTERS),
     *("--log-samples", "--output-path", "--upgrade"),  # of lm-eval and pip
-    "--kill-on-bad-exit",  # of srun
+    *(
+        "--array",
+        "--constraint",
+        "--me",
+        "--noheader",
+        "--parsable",
+        "--signal",
+        "--states",
+    ),  # Slurm
+    *("--cpus-per-task", "--kill-on-bad-exit", "--wait"),  # of srun
+    "--head",  # of ray
 }
 PROSE = {"cannot", "scores"}
 """Words after the name of the package that are not commands."""
