@@ -153,25 +153,7 @@ class LocalExecutor:
                 environment["CUDA_VISIBLE_DEVICES"] = self.devices[index]
             command = [*self.settings.build_command(worker), "--parent", str(os.getpid())]
             path = self.settings.sweep_dir / "logs" / f"{worker}.log"
-            try:
-                log = open_for_writing(path, os.O_WRONLY | os.O_APPEND)
-                try:
-                    # A session of its own: Ctrl-C in the terminal reaches the driver only, which
-                    # stops the workers.
-                    self._processes[worker] = subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                finally:
-                    os.close(log)
-            except OSError as error:
-                raise RunError(
-                    f"a worker cannot be started: {error.strerror or error}", location=str(path)
-                ) from error
+            self._processes[worker] = start_worker_process(command, path, environment)
 
     def poll(self) -> Mapping[str, WorkerStatus]:
         """Return the state of every worker."""
@@ -251,3 +233,37 @@ def list_gpus() -> list[str]:
         return []
     num_gpus = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
     return [str(index) for index in range(num_gpus)]
+
+
+def start_worker_process(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    directory: Path | None = None,
+    file_descriptors: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a worker whose output is appended to a log.
+
+    It has a session of its own, so that Ctrl-C in the terminal reaches the driver only, which stops
+    the workers. directory: its working directory; None = this process' one. file_descriptors: open
+    ones that it inherits. Raises RunError.
+    """
+    try:
+        output = open_for_writing(log, os.O_WRONLY | os.O_APPEND)
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=directory,
+                pass_fds=file_descriptors,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+    except OSError as error:
+        raise RunError(
+            f"a worker cannot be started: {error.strerror or error}", location=str(log)
+        ) from error

@@ -32,13 +32,13 @@ import antlm_bench
 from antlm_bench.declarations import Declaration, validate_tables
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
-from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.executors import (
     STOP_SECONDS,
     ExecutorRecord,
     ExecutorSettings,
     WorkerStatus,
     describe_exit,
+    start_worker_process,
 )
 from antlm_bench.sweeps.input_files import DATA_DIR, FILES_DIR, SWEEP_DIR
 from antlm_bench.sweeps.process_identity import (
@@ -383,25 +383,7 @@ def _start_worker(
     words += ["--parent", str(os.getpid())]
     if connections:
         words += ["--connections", ",".join(map(str, connections))]
-    try:
-        output = open_for_writing(log, os.O_WRONLY | os.O_APPEND)
-        try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                cwd=directory,
-                pass_fds=connections,
-                start_new_session=True,
-            )
-        finally:
-            os.close(output)
-    except OSError as error:
-        raise RunError(
-            f"a worker cannot be started: {error.strerror or error}", location=str(log)
-        ) from error
+    process = start_worker_process(words, log, environment, directory, connections)
     try:
         yield process
     finally:
