@@ -417,7 +417,7 @@ def test_data_verify_finds_a_changed_file(
         )
     assert run(["data", "verify", "wug-adj"]) == 3
     captured = capsys.readouterr()
-    assert "differs" in captured.out and "not the published ones" in captured.err
+    assert "differs" in captured.out and "not as published: 1 file" in captured.err
 
 
 def test_data_where_names_the_folders_in_order(
