@@ -31,8 +31,10 @@ COMMAND_LINE_NAMES = {
 OUTPUT_OPTIONS = (
     *("format", "json", "csv", "latex", "markdown", "html", "svg", "png", "junit", "github"),
     *("by", "flips", "show_texts", "model_index", "training", "strict", "provenance"),
+    *("dry_run", "executor", "executor_option", "script_only"),
 )
-"""Options that decide what a command prints or writes. Functions return data instead."""
+"""Options that decide what a command prints or writes, or where it runs. Functions return data
+instead, and run where they are called."""
 
 
 class WeightKeywords(TypedDict, total=False):

@@ -32,13 +32,21 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 def open_regular_file(path: Path) -> BinaryIO:
     """Open a file for reading. Raises OSError for a FIFO, a device or a folder, without waiting."""
-    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT)
+    descriptor = _open(path, os.O_RDONLY | _NO_WAIT)
     try:
         _check_is_regular(descriptor, path)
         return cast(BinaryIO, os.fdopen(descriptor, "rb"))
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _open(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open a file as `os.open`, but raise OSError for a name with a NUL character, too."""
+    try:
+        return os.open(path, flags, mode)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "the name has a NUL character", str(path)) from error
 
 
 def read_regular_file(path: Path, max_bytes: int | None = None) -> bytes:
@@ -59,7 +67,7 @@ def create_file(path: Path) -> BinaryIO:
     """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _NO_WAIT
-    return cast(BinaryIO, os.fdopen(os.open(path, flags, 0o666), "wb"))
+    return cast(BinaryIO, os.fdopen(_open(path, flags), "wb"))
 
 
 def open_for_writing(path: Path, flags: int, mode: int = 0o666) -> int:
@@ -69,7 +77,7 @@ def open_for_writing(path: Path, flags: int, mode: int = 0o666) -> int:
     that is not a regular file.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | _NO_FOLLOW | _NO_WAIT, mode)
+        descriptor = _open(path, flags | os.O_CREAT | _NO_FOLLOW | _NO_WAIT, mode)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             raise OSError(errno.ELOOP, LINK_MESSAGE, str(path)) from error

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from antlm_bench.checkpoints.resolve import OpenOptions, locate_sources, split_revision
+from antlm_bench.checkpoints.resolve import OpenOptions, split_revision
+from antlm_bench.declarations import is_folder
 
 Opened = TypeVar("Opened")
 FolderState = frozenset[tuple[str, int, int]]
@@ -38,12 +39,16 @@ class LastOpened(Generic[Opened]):
 
 
 def _folder_state(ref: str, options: OpenOptions) -> FolderState:
-    """Return the state of the files of a checkpoint, its tokenizer and its adapter."""
-    sources = locate_sources(*split_revision(ref, options))
-    folders = {sources.base, sources.tokenizer, *([sources.adapter] if sources.adapter else [])}
+    """Return the state of the local files of a checkpoint, its tokenizer and its adapter.
+
+    Those of a hub id are left out: a session asks the hub once.
+    """
+    ref, options = split_revision(ref, options)
+    folders = {Path(name) for name in (ref, options.tokenizer, options.peft) if name}
     return frozenset(
         (str(file), file.stat().st_size, file.stat().st_mtime_ns)
         for folder in folders
-        for file in Path(folder).iterdir()
+        if is_folder(folder)
+        for file in folder.iterdir()
         if file.is_file()
     )

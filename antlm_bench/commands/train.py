@@ -155,7 +155,7 @@ def _train_recipe(
             ProgressLog(folder, recipe, stop_signals, runtime, trainer, messages)
         )
         checkpoint = pretrain(trainer, folder, log, runtime)
-        if is_main and trainer.steps_done > log.steps_before:
+        if is_main and (checkpoint or trainer.steps_done > log.steps_before):
             _record_provenance(folder, meter, trainer, log.steps_before + 1)
         # Written last: if the process is killed while ProgressLog scores the final checkpoint, the
         # next call scores it again.
@@ -170,10 +170,16 @@ def _train_recipe(
 def _record_provenance(
     folder: Path, meter: ResourceMeter, trainer: Trainer, first_step: int
 ) -> None:
-    """Add a record of the steps that this call has made to provenance.json."""
+    """Add a record of the steps that this call has made to provenance.json.
+
+    A call that makes none ends a run that was killed after its last step.
+    """
     last_step, device = trainer.steps_done, str(trainer.accelerator.device)
-    steps = {"first_step": first_step, "last_step": last_step}
-    record = meter.build_record(f"steps {first_step}-{last_step}", device=device, **steps)
+    key, steps = "no step", {}
+    if first_step <= last_step:
+        key = f"steps {first_step}-{last_step}"
+        steps = {"first_step": first_step, "last_step": last_step}
+    record = meter.build_record(key, device=device, **steps)
     records = [*read_provenance(folder).values(), record]
     document = {"schema": PROVENANCE_SCHEMA_VERSION, "records": records}
     data = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"

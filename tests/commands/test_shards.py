@@ -148,7 +148,7 @@ def test_damaged_chunk_is_refused_and_scored_again(
     chunk = min((parts[1] / "partial").rglob("*.parquet"))
     chunk.write_bytes(chunk.read_bytes()[:-9])
 
-    with pytest.raises(IncompleteError, match=r"shard 2/2 lacks 1 chunks of pairs"):
+    with pytest.raises(IncompleteError, match=r"shard 2/2 lacks 1 chunk of pairs"):
         merge(parts, tmp_path / "run")
     score_shards(session, make_checkpoint(), pairs, tmp_path, 2)
 

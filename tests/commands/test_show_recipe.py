@@ -12,7 +12,7 @@ def test_a_recipe_shows_what_differs_and_why(capsys: pytest.CaptureFixture[str])
     assert app.run(["show", "gpt-bert-10m"]) == 0
     shown = capsys.readouterr().out
     heads = next(
-        line for line in shown.splitlines() if line.split() == ["number", "paper", "ours", "why"]
+        line for line in shown.splitlines() if line.split()[:3] == ["number", "paper", "ours"]
     )
     table = shown[shown.index(heads) :]
     assert "mixture" in table and "15 of 16 GPUs are masked" in " ".join(table.split())

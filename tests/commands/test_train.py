@@ -37,7 +37,7 @@ from antlm_bench.errors import (
     TrainingError,
     UsageError,
 )
-from antlm_bench.training import checkpoint_io
+from antlm_bench.training import checkpoint_io, schedule
 from antlm_bench.training import corpus as corpora
 from antlm_bench.training import pretrain as loop
 
@@ -338,8 +338,8 @@ class TestRun:
     def test_milestones_are_scored_as_the_recipe_says(
         self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loop, "MILLION", 100)
-        monkeypatch.setattr(loop, "MILESTONES", (300,))
+        monkeypatch.setattr(schedule, "MILLION", 100)
+        monkeypatch.setattr(schedule, "MILESTONES", (300,))
         own = write_recipe(tmp_path, text=RECIPE + '[evaluate]\nsuites = ["nano"]\nlimit = 2\n')
         scoring = commands_score.score
 
@@ -728,10 +728,10 @@ DRIVER = """
 import json, os, pkgutil, signal, sys
 from pathlib import Path
 from antlm_bench.commands.train import TrainOptions, train
-from antlm_bench.training import checkpoint_io, corpus, pretrain
+from antlm_bench.training import checkpoint_io, corpus, pretrain, schedule
 
 recipe, text, root, kills = sys.argv[1:4] + [json.loads(sys.argv[4])]
-pretrain.MILLION, pretrain.MILESTONES = 100, (400,)
+schedule.MILLION, schedule.MILESTONES = 100, (400,)
 
 def kill_at(where, name, call, moment):
     place, calls = pkgutil.resolve_name(where), []

@@ -307,6 +307,11 @@ def test_what_is_no_run_folder_is_said_to_be_none(tmp_path: Path, name: str) -> 
         runs.open_run(tmp_path / name)
 
 
+def test_a_name_with_a_nul_character_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the name has a NUL character"):
+        runs.open_run(tmp_path / "a\0b")
+
+
 def test_a_run_that_was_only_begun_is_said_to_be_resumable(tmp_path: Path) -> None:
     with runs.RunWriter(tmp_path, MANIFEST) as writer:
         writer.save_chunk("alpha", "causal", "k", 0, make_predictions("alpha", 0))
