@@ -67,7 +67,7 @@ def test_rows_without_a_label_and_cut_training_texts_are_flagged(
         out=tmp_path / "run",
     )[0]
     [summary] = summarize_finetuned_tasks(result)
-    assert "1 training texts cut" in summary.flags
+    assert "1 training text cut" in summary.flags
     assert "incomplete: 3 of 34 train rows have no label and are left out" in summary.flags
 
 

@@ -315,7 +315,8 @@ def test_the_command_prints_the_score_and_writes_the_words(scored, tmp_path, cap
     assert run(["acquisition", str(scored), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "over 4 checkpoints, 1M to 10M words" in printed and "chck_10M" in printed
-    assert "aoa-2026  0.0  100 r\n" in printed  # undefined over five words, so without an interval
+    # It is undefined over five words, so it has no interval.
+    assert "aoa-2026  0.0  100 times Pearson's r\n" in printed
     with out.open(newline="") as file:
         assert [row["word"] for row in csv.DictReader(file)] == [
             "cat",
