@@ -395,6 +395,16 @@ def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
     assert not parent.exists()
 
 
+def test_a_link_in_place_of_the_scratch_folder_is_left_alone(tmp_path: Path) -> None:
+    treasure = tmp_path / "home" / "project"
+    treasure.mkdir(parents=True)
+    (treasure / "lock").touch()
+    (tmp_path / f"antlm-bench-{os.getuid()}").symlink_to(tmp_path / "home")
+    with pytest.raises(RunError, match="another user"), open_worker_folder(tmp_path, "n", "w"):
+        pass
+    assert (treasure / "lock").exists()
+
+
 def test_the_worker_is_the_owner_of_its_claims(driver: Driver) -> None:
     make_store(driver.folder)
     driver.open_store("w-0").claim("g")
