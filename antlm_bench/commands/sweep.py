@@ -23,7 +23,7 @@ from antlm_bench.sweeps.status import (
     build_status,
     load_state,
 )
-from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
+from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, DamagedSweep, FolderStore
 from antlm_bench.sweeps.unit_kinds import describe_unit
 from antlm_bench.sweeps.units import Sweep
 from antlm_bench.sweeps.worker import Heartbeat
@@ -128,7 +128,9 @@ class _Driver:
 
     def _prepare(self, sweep: Sweep, events: Sequence[Event]) -> SweepState:
         """Write sweep.json, and return the state with failed units to be repeated."""
-        old = self.store.read_sweep() if self.store.has_sweep() else None
+        old = None
+        with suppress(DamagedSweep):  # it is written anew
+            old = self.store.read_sweep() if self.store.has_sweep() else None
         self.changes = describe_changes(old, sweep) if old else ""
         self.store.write_sweep(sweep)
         state = load_state(self.store, sweep, events)

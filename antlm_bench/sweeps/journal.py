@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
@@ -53,6 +54,10 @@ class Event:
     """failed: whether no further attempt follows."""
 
 
+MAX_ATTEMPT, MAX_SECONDS = 1_000_000, 1e11
+"""Events with larger numbers are damaged."""
+_CLAIM_ID = re.compile(r"[\w.-]*")
+"""The name of a file."""
 _ENDS = frozenset({"done", "failed", "stopped"})
 _NUMBERS, _TEXT = (int, float), {str}
 _DEFAULTS = {field.name: field.default for field in fields(Event) if field.default is not MISSING}
@@ -108,12 +113,17 @@ def _build_event(record: Any) -> Event | None:
         return None
     texts = (event.unit, event.worker, event.node, event.claim, event.part, event.error, event.log)
     is_valid = (
-        event.event in EVENT_NAMES
-        and type(event.attempt) is type(event.pid) is int
+        type(event.attempt) is type(event.pid) is int
         and type(event.time) in _NUMBERS
         and type(event.seconds) in _NUMBERS
         and type(event.final) is bool
         and set(map(type, texts)) == _TEXT
+        and type(event.event) is str
+        and event.event in EVENT_NAMES
+        and 0 <= event.attempt <= MAX_ATTEMPT
+        and 0 <= event.time < MAX_SECONDS  # False for NaN
+        and 0 <= event.seconds < MAX_SECONDS
+        and _CLAIM_ID.fullmatch(event.claim)
     )
     return event if is_valid else None
 

@@ -36,12 +36,7 @@ from antlm_bench.sweeps.input_files import (
     replace_texts,
 )
 from antlm_bench.sweeps.journal import Event
-from antlm_bench.sweeps.store import (
-    HEARTBEAT_SECONDS,
-    HEARTBEAT_VARIABLE,
-    Claim,
-    decode_sweep,
-)
+from antlm_bench.sweeps.store import Claim, decode_sweep, read_heartbeat
 from antlm_bench.sweeps.store_server import PIECE_BYTES, Piece
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
@@ -103,7 +98,7 @@ class RemoteStore:
         """root: the folder of this worker; with the cache of this machine, "cache", in it."""
         self.root = root.resolve()
         self.folder = self.root / SWEEP_DIR
-        self.heartbeat_seconds = float(os.environ.get(HEARTBEAT_VARIABLE) or HEARTBEAT_SECONDS)
+        self.heartbeat_seconds = read_heartbeat()
         self.save_seconds = min(SAVE_SECONDS, 6 * self.heartbeat_seconds)
         self._connections = connections
         self._renewal_seconds = min(1.0, self.heartbeat_seconds / 4)

@@ -64,6 +64,12 @@ def test_workers_that_cannot_work_are_not_started_for_ever(
     assert "exit code 7" in capsys.readouterr().err
 
 
+def test_a_damaged_sweep_file_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"schema":1,"na')
+    assert run(tmp_path, make_unit("sleep", 1)).is_complete
+    assert read_sweep_status(tmp_path).is_complete
+
+
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     import subprocess
 
