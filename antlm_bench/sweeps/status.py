@@ -212,6 +212,13 @@ class SweepState:
             entries += [other for other in dependents if other.outcome == "done"]
         return list(repeated.values())
 
+    def iter_awaited_parts(self) -> Iterator[tuple[str, UnitState]]:
+        """Yield (part, unit) of the units that are done and whose part another unit still needs."""
+        for unit_id, dependents in self._awaited_by.items():
+            done = self.units[unit_id].done_event
+            if done and done.part and any(other.outcome != "done" for other in dependents):
+                yield done.part, self.units[unit_id]
+
     def _waits(self, entry: UnitState) -> bool:
         """Return whether a unit that this one waits for is not done."""
         others = (self.units.get(each) for each in entry.unit.waits_for)

@@ -395,9 +395,24 @@ class FolderStore:
 
     def find_part(self, part: str) -> Path:
         """Return the folder of a published part, given its name. Raises RunError."""
+        path = self.folder / part
         if not re.fullmatch(r"parts/\w+\.\d+", part):
             raise RunError(f"{part!r} is not the name of a part", location=str(self.folder))
-        return self.folder / part
+        if not path.is_dir() or path.is_symlink():
+            raise RunError(
+                "the results of a finished unit are gone",
+                location=str(path),
+                hint="repeat antlm-bench run SWEEP.toml, which computes them again",
+            )
+        return path
+
+    def list_parts(self) -> set[str]:
+        """Return the names of the part folders that exist. Raises RunError."""
+        try:
+            with os.scandir(self.folder / "parts") as entries:
+                return {f"parts/{each.name}" for each in entries}
+        except OSError as error:
+            raise _os_failure(self.folder / "parts", error, "read") from error
 
     def localize(self, unit: Unit, files: UnitFiles) -> Unit:
         """Return the unit as it is: all machines see the same files."""
