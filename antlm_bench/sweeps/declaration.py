@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from antlm_bench.declarations import Declaration, TomlTuple, read_toml
+from antlm_bench.declarations import Declaration, TomlTuple, read_toml, suggest_name
 from antlm_bench.errors import DeclarationError
+from antlm_bench.sweeps.executors import EXECUTORS
 
 TomlTable = dict[str, Any]
 NO_OPTIONS: TomlTable = {}
@@ -138,6 +139,31 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
             location=location,
             hint="add a table [[train]], [[score]] or [[finetune]] (docs/scale.md)",
         )
+    for name in declaration.executor:
+        if name not in EXECUTORS:
+            names = ", ".join(EXECUTORS.names())
+            raise DeclarationError(
+                f"unknown executor {name!r}",
+                location=f"{location}: executor.{name}",
+                hint=suggest_name(name, EXECUTORS.names()) or f"installed: {names}",
+            )
+    if declaration.report:
+        _check_page(declaration.report.html, f"{location}: report: html")
+    _check_stages(stages, location)
+
+
+def _check_page(html: str, location: str) -> None:
+    """Raise DeclarationError for a page that would not lie in the sweep's folder."""
+    path = PurePath(html)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise DeclarationError(
+            f"{html!r} is not a file in the sweep's folder",
+            location=location,
+            hint='e.g. html = "report.html"',
+        )
+
+
+def _check_stages(stages: Sequence[tuple[StageKind, str, Any]], location: str) -> None:
     names: set[str] = set()
     for kind, name, stage in stages:
         stage_location = f"{location}: {kind} {name!r}"

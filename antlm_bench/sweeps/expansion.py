@@ -133,7 +133,8 @@ class _Expansion:
             stage_location = f"{self.location}: {kind} {name!r}"
             if not error.location.startswith(stage_location):
                 detail = stage_checks.name_key(error.location, kind)
-                parts = [stage_location, "" if detail.startswith("options") else key, detail]
+                is_key = detail.startswith("options") or detail in stage_checks.STAGE_KEYS[kind]
+                parts = [stage_location, "" if is_key else key, detail]
                 error.location = ": ".join(dict.fromkeys(filter(None, parts)))
             raise
 
@@ -216,16 +217,24 @@ class _Expansion:
         `id@revision` is a checkpoint of a hub id.
         """
         refs: list[str] = []
+        has_hub_id = False
         for model in stage.models:
             if model.startswith(STAGE_PREFIX):
                 refs += self._list_trained_checkpoints(model)
                 continue
             is_hub_id = bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
+            has_hub_id |= is_hub_id
             if stage.revisions and is_hub_id:
                 # The final comma makes a list of a single revision, which becomes id@revision.
                 refs += expand_refs([model], ",".join([*stage.revisions, ""]))
             else:
                 refs += expand_refs([model])
+        if stage.revisions and not has_hub_id:
+            raise UsageError(
+                "no model of the stage is a hub id, and only hub ids have revisions",
+                location="revisions",
+                hint="leave out `revisions`; checkpoints in folders can be given as a pattern",
+            )
         names = set(OpenOptions.__dataclass_fields__)
         open_options = OpenOptions(
             **{key: value for key, value in options.items() if key in names and key != "dtype"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
@@ -93,7 +93,8 @@ def name_key(location: str, kind: StageKind) -> str:
     """
     if not location.startswith("--"):
         return location
-    name = location.removeprefix("--").replace("-", "_").replace("set", "changes")
+    option = location.removeprefix("--")
+    name = "changes" if option == "set" else option.replace("-", "_")
     keys = [key for key in (name, f"{name}s") if key in STAGE_KEYS[kind]]
     return keys[0] if keys else f"options: {name}"
 
@@ -149,13 +150,17 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
         )
     tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in stage.suites}
     all_tasks = [task for tasks in tasks_by_suite.values() for task in tasks]
-    for task in stage.tasks:
-        if task not in all_tasks:
-            raise UsageError(
-                f"{', '.join(stage.suites)} has no task {task!r}",
-                location="tasks",
-                hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
-            )
+    tasks_by_key: dict[str, Iterable[str]] = {"tasks": stage.tasks}
+    for name in ("limit_train", "limit_valid"):  # "" = every task
+        tasks_by_key[f"options: {name}"] = filter(None, stage.options.get(name, ()))
+    for key, names in tasks_by_key.items():
+        for task in names:
+            if task not in all_tasks:
+                raise UsageError(
+                    f"{', '.join(stage.suites)} has no task {task!r}",
+                    location=key,
+                    hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
+                )
     preset = stage.options.get("preset", "")
     for suite, tasks in tasks_by_suite.items():
         presets = classification_loader.list_presets(suite)
