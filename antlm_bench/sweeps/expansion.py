@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
@@ -367,7 +367,8 @@ class _Expansion:
             )
         if collect_units and self.declaration.report:
             ids = tuple(unit.id for unit in collect_units)
-            arguments = {"html": self.declaration.report.html, "runs": _digest_ids(ids)}
+            html = PurePath(self.declaration.report.html).as_posix()  # "./x" is "x"
+            arguments = {"html": html, "runs": _digest_ids(ids)}
             collect_units.append(Unit("report", "report", "", arguments, waits_for=ids))
         self.units |= {unit.id: unit for unit in collect_units}
 

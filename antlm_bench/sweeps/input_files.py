@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from antlm_bench.declarations import expand_user_path, is_file, is_folder, parse_toml
-from antlm_bench.errors import BenchError
 from antlm_bench.suites import sources
 from antlm_bench.suites.task_types import match_task_type, read_declaration
 from antlm_bench.sweeps.units import Unit, UnitFiles
@@ -196,10 +195,3 @@ def _choose_data_target(path: Path, folder: Path) -> str:
         if root != folder and path.is_relative_to(root):
             return f"{DATA_DIR}/{path.relative_to(root)}"
     return f"{FILES_DIR}{path.absolute()}"
-
-
-def check_relative_path(text: str) -> None:
-    """Raise BenchError for a path that could lead out of its folder."""
-    parts = text.split("/")
-    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in parts):
-        raise BenchError(f"{text!r} is not a path below a folder")

@@ -31,13 +31,13 @@ from antlm_bench.sweeps.input_files import (
     InputFile,
     InputListing,
     InputRequest,
-    check_relative_path,
     describe_file,
     iter_files,
     list_input_files,
 )
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import ProcessIdentity
+from antlm_bench.sweeps.references import check_relative_path
 from antlm_bench.sweeps.store import MAX_SWEEP_BYTES, Claim, FolderStore, check_worker_name
 
 PIECE_BYTES = 4 * 2**20

@@ -20,11 +20,10 @@ from antlm_bench.sweeps import remote_store, store_server
 from antlm_bench.sweeps.input_files import (
     InputFile,
     InputRequest,
-    check_relative_path,
     list_input_files,
 )
 from antlm_bench.sweeps.process_identity import current_process
-from antlm_bench.sweeps.references import resolve_model
+from antlm_bench.sweeps.references import check_relative_path, resolve_model
 from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections, take_snapshot
 from antlm_bench.sweeps.scratch_folders import open_worker_folder
 from antlm_bench.sweeps.store import FolderStore

@@ -256,6 +256,27 @@ def test_a_unit_without_its_input_is_one_clear_error(
 
 
 @pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("../elsewhere", "is not a path below a folder"),
+        ("/elsewhere", "is not a path below a folder"),
+        ("runs/link/m", "this is a link"),
+    ],
+)
+def test_a_unit_writes_below_the_sweeps_folder_only(tmp_path: Path, out: str, message: str) -> None:
+    (tmp_path / "sweep" / "runs").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sweep" / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    context = FakeContext(tmp_path / "sweep")
+    options = {"corpus": "nano", "scale": "nano", "changes": [], "options": {}}
+    with pytest.raises(BenchError, match=message):
+        UNIT_KINDS["train"].carry_out(
+            Unit("train", "t", "babyllama", {"out": out, **options}), context
+        )
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
     ("kind", "arguments", "description"),
     [
         (
