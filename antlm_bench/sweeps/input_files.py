@@ -127,16 +127,27 @@ def describe_file(path: Path, target: str) -> InputFile:
 
 
 def iter_files(path: Path) -> Iterator[Path]:
-    """Yield a file itself, or all files in a folder, without hidden ones."""
+    """Yield a file itself, or all files in a folder, without hidden ones and without links to a
+    folder that holds the link.
+    """
     if path.is_file():
         yield path
         return
     for root, folders, names in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_upwards(Path(root, name))
+        )
         for name in sorted(names):
             file = Path(root, name)
             if not name.startswith(".") and file.is_file():
                 yield file
+
+
+def _leads_upwards(path: Path) -> bool:
+    """Return whether a path is a link to one of the folders above it, which has no end."""
+    return path.is_symlink() and path.resolve() in (each.resolve() for each in path.parents)
 
 
 def _holds_work(path: Path, sweep_dir: Path) -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from antlm_bench import safe_files
-from antlm_bench.atomic_files import temporary_path
+from antlm_bench.atomic_files import link_or_copy, temporary_path
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
@@ -497,12 +497,9 @@ def _link_finished_files(source: Path, target: Path) -> None:
     (locks, temporary files) belong to the process that made them.
     """
 
-    def link_or_copy(old: str, new: str) -> None:
+    def link_if_there(old: str, new: str) -> None:
         with suppress(FileNotFoundError):  # an owner that still runs has just replaced it
-            try:
-                os.link(old, new, follow_symlinks=False)
-            except OSError:
-                shutil.copy2(old, new, follow_symlinks=False)
+            link_or_copy(old, new)
 
     def ignore_hidden(folder: str, names: list[str]) -> Iterator[str]:
         del folder
@@ -514,7 +511,7 @@ def _link_finished_files(source: Path, target: Path) -> None:
             target,
             symlinks=True,
             ignore=ignore_hidden,
-            copy_function=link_or_copy,
+            copy_function=link_if_there,
             dirs_exist_ok=True,
         )
 

@@ -20,6 +20,7 @@ from antlm_bench.sweeps import remote_store, store_server
 from antlm_bench.sweeps.input_files import (
     InputFile,
     InputRequest,
+    iter_files,
     list_input_files,
 )
 from antlm_bench.sweeps.process_identity import current_process
@@ -336,6 +337,16 @@ def test_only_listed_files_are_read(driver: Driver) -> None:
     assert not is_ok and "was not listed" in str(error)
     assert not driver.server.call("w-0", "close_session", ())[0]
     assert not driver.server.call("w-9", "read_sweep", ())[0]
+
+
+def test_links_to_folders_above_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "model" / "a").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights").touch()
+    (tmp_path / "model" / "a" / "up").symlink_to(tmp_path / "model")
+    (tmp_path / "model" / "b").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "model")
+    assert list(iter_files(tmp_path / "model")) == [tmp_path / "model" / "b" / "weights"]
 
 
 @pytest.mark.parametrize("path", ["", "/a", "a//b", "./a", "a/..", "..", "a\\b", "a\0"])
