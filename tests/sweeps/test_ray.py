@@ -403,6 +403,7 @@ def test_the_work_of_a_node_with_a_full_disk_is_done_elsewhere(
 def test_a_node_without_the_folder_names_the_setting(tmp_path: Path) -> None:
     from antlm_bench.sweeps.ray_executor import RayOptions, WorkerTask, supervise_worker
 
-    task = WorkerTask("w-0", WORKER, tmp_path / "absent", tmp_path, {}, RayOptions(), "x")
+    settings = ExecutorSettings(tmp_path / "absent", worker_command=WORKER)
+    task = WorkerTask("w-0", settings, tmp_path, {}, RayOptions(), "x")
     with pytest.raises(RunError, match="shared=false"):
         supervise_worker(task, None)
