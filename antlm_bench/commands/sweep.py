@@ -15,7 +15,7 @@ from antlm_bench.errors import RunError, UsageError
 from antlm_bench.progress import Progress
 from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorRecord, ExecutorSettings
 from antlm_bench.sweeps.journal import Event
-from antlm_bench.sweeps.process_identity import host_identity
+from antlm_bench.sweeps.process_identity import describe_process, host_identity
 from antlm_bench.sweeps.status import (
     SweepState,
     SweepStatus,
@@ -152,10 +152,11 @@ class _Driver:
 
     def _repeat(self, state: SweepState, entries: Sequence[UnitState]) -> None:
         """Let units be carried out again."""
-        for entry in entries:
-            event = Event("repeat", entry.unit.id, max(entry.attempts), time.time())
-            self.store.append_event(event)
-            state.apply([event])
+        events = [
+            Event("repeat", entry.unit.id, max(entry.attempts), time.time()) for entry in entries
+        ]
+        self.store.append_event(*events)  # at once: each waits for the disk
+        state.apply(events)
 
     def _carry_out(self, state: SweepState, stop_signals: Sequence[int]) -> None:
         num_workers = min(self.executor.num_workers, len(state.sweep.groups))
@@ -274,10 +275,11 @@ def claim_driver(store: FolderStore) -> tuple[Claim, list[Event]]:
         current = store.find_claim(DRIVER_CLAIM)
         owner = store.read_owner(current.id) if current else None
         silence = store.seconds_without_sign(current.id) if current else 0.0
-        if owner and (owner.process.host == host_identity() or silence < last_silence):
-            node = owner.process.host.partition(" ")[0]
+        is_here = owner is not None and owner.process.host == host_identity()
+        if is_here or silence < last_silence:
+            name = describe_process(owner.process) if owner else "unknown"
             raise RunError(
-                f"another process carries out this sweep (pid {owner.process.pid} on {node})",
+                f"another process carries out this sweep ({name})",
                 location=str(store.folder),
                 hint="antlm-bench status shows how far it is; stop it to start another one",
             )

@@ -144,16 +144,16 @@ class JournalWriter:
             except FileExistsError:
                 number += 1
 
-    def append(self, event: Event) -> None:
-        """Append a line with a single write, and wait until it is on the disk. Raises RunError.
+    def append(self, *events: Event) -> None:
+        """Append lines with a single write, and wait until they are on the disk. Raises RunError.
 
         A signal handler can call it at any moment: there is no lock and no buffer.
         """
-        line = encode_event(event)
+        lines = b"".join(map(encode_event, events))
         try:
-            num_written = os.write(self._descriptor, line)
-            if num_written < len(line):
-                self._finish_line(line[num_written:])
+            num_written = os.write(self._descriptor, lines)
+            if num_written < len(lines):
+                self._finish_lines(lines[num_written:])
             os.fsync(self._descriptor)
         except OSError as error:
             raise RunError(
@@ -162,9 +162,9 @@ class JournalWriter:
                 hint="make room and repeat the command: nothing finished is lost",
             ) from error
 
-    def _finish_line(self, rest: bytes) -> None:
-        """Write the rest of a line. Raises OSError if it does not fit, after ending the line, so
-        that the next one is not glued to it.
+    def _finish_lines(self, rest: bytes) -> None:
+        """Write the rest of lines. Raises OSError if it does not fit, after ending the last line,
+        so that the next one is not glued to it.
         """
         try:
             if os.write(self._descriptor, rest) < len(rest):

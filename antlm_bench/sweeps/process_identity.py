@@ -54,6 +54,11 @@ def current_process() -> ProcessIdentity:
     return ProcessIdentity(host_identity(), os.getpid(), read_start_time(os.getpid()))
 
 
+def describe_process(process: ProcessIdentity) -> str:
+    """Return the number of a process and its machine, for people."""
+    return f"pid {process.pid} on {process.host.partition(' ')[0]}"
+
+
 def node_name() -> str:
     """Return the name of this machine, for people."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -338,11 +338,12 @@ class FolderStore:
         self._worker = self._reader.skip = self._journal.name
         return self._worker
 
-    def append_event(self, event: Event) -> None:
-        """Append an event to the journal of this process. Raises RunError."""
+    def append_event(self, *events: Event) -> None:
+        """Append events to the journal of this process. Raises RunError."""
         assert self._journal, "join() comes first"
-        self._note(event)
-        self._journal.append(event)
+        for event in events:
+            self._note(event)
+        self._journal.append(*events)
 
     def read_new_events(self) -> list[Event]:
         """Return the events of other processes since the last call. Raises RunError."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from sweeps.fake_units import make_sweep, make_unit
 
-from antlm_bench.commands.sweep import RunSweepOptions, _Driver, read_sweep_status, run_sweep
+from antlm_bench.commands.sweep import (
+    RunSweepOptions,
+    _Driver,
+    claim_driver,
+    read_sweep_status,
+    run_sweep,
+)
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.sweeps.executors import ExecutorRecord, ExecutorSettings, WorkerStatus
 from antlm_bench.sweeps.store import FolderStore
@@ -155,6 +162,20 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
             run(tmp_path, make_unit("sleep", 1))
         first.kill()
     assert run(tmp_path, make_unit("sleep", 1)).is_complete
+
+
+def test_a_living_driver_with_a_damaged_claim_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path, 100)
+    store.create()
+    (tmp_path / "claims" / "driver.1").touch()
+    silences = iter([0.0, 5.0, 1.0])  # it gave a sign of life between the last two looks
+    monkeypatch.setattr(store, "seconds_without_sign", lambda _: next(silences))
+    monkeypatch.setattr(store, "claim", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(RunError, match=r"another process carries out this sweep \(unknown\)"):
+        claim_driver(store)
 
 
 def test_only_schedulers_need_no_driver(tmp_path: Path) -> None:

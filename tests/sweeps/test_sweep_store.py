@@ -246,8 +246,8 @@ def test_a_short_write_does_not_damage_the_next_line(
     with pytest.raises(RunError, match="No space left"):
         writer.append(Event("done", "u", 1))
     monkeypatch.undo()
-    writer.append(Event("done", "v", 1))
-    assert [event.unit for event in JournalReader(tmp_path).read_new_events()] == ["v"]
+    writer.append(Event("done", "v", 1), Event("done", "w", 1))
+    assert [event.unit for event in JournalReader(tmp_path).read_new_events()] == ["v", "w"]
 
 
 def test_an_event_survives_its_line() -> None:
