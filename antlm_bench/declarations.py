@@ -231,10 +231,14 @@ def decode_utf8(raw: bytes, location: str, error: type[BenchError] = Declaration
         ) from None
 
 
-def _search_folders(kind: DeclarationKind) -> list[Path]:
+def list_user_folders() -> list[Path]:
+    """Return the folders of ANTLM_BENCH_PATH."""
     folders = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    user_folders = [expand_user_path(folder) / kind for folder in folders if folder]
-    return [*user_folders, _shipped_folder(kind)]
+    return [expand_user_path(folder) for folder in folders if folder]
+
+
+def _search_folders(kind: DeclarationKind) -> list[Path]:
+    return [*(folder / kind for folder in list_user_folders()), _shipped_folder(kind)]
 
 
 @cache

@@ -12,7 +12,7 @@ from antlm_bench.errors import DeclarationError
 from antlm_bench.sweeps.executors import EXECUTORS
 
 TomlTable = dict[str, Any]
-NO_OPTIONS: TomlTable = {}
+EMPTY_TABLE: TomlTable = {}
 StageKind = Literal["train", "score", "finetune"]
 SWEEPS_DIR = Path("reports")
 """Where the folder of a sweep lies without `out`."""
@@ -34,7 +34,7 @@ class TrainStage(Declaration):
     """Seeds; () = the recipe's."""
     changes: TomlTuple[str] = ()
     """Changes of the recipes, each as "optimizer.lr=1e-3"."""
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Other options of `train` by their names: device, precision, ..."""
 
 
@@ -52,7 +52,7 @@ class ScoreStage(Declaration):
     """Scoring methods; () = the checkpoint's first, "all" = each that it was trained for."""
     shards: int = 1
     """Number of units into which each suite is split."""
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Options of `score` by their names."""
 
 
@@ -70,7 +70,7 @@ class FinetuneStage(Declaration):
     attentions: TomlTuple[str] = ()
     """causal, full or all; () = the attention of the checkpoint's first method."""
     seeds: TomlTuple[int] = (1, 2, 3)
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Options of `finetune` by their names."""
 
 
@@ -94,7 +94,7 @@ class SweepDeclaration(Declaration):
     score: TomlTuple[ScoreStage] = ()
     finetune: TomlTuple[FinetuneStage] = ()
     report: ReportSpec | None = None
-    executor: dict[str, TomlTable] = NO_OPTIONS
+    executor: dict[str, TomlTable] = EMPTY_TABLE
     """Name of an executor -> its settings: [executor.slurm]."""
 
     @property

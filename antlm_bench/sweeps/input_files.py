@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import expand_user_path, is_file, is_folder, parse_toml
+from antlm_bench.declarations import (
+    expand_user_path,
+    is_file,
+    is_folder,
+    list_user_folders,
+    parse_toml,
+)
 from antlm_bench.suites import sources
 from antlm_bench.suites.task_types import match_task_type, read_declaration
 from antlm_bench.sweeps.units import Unit, UnitFiles
@@ -107,8 +113,9 @@ def list_input_files(request: InputRequest, sweep_dir: Path) -> InputListing:
             listing.targets[text] = f"{FILES_DIR}{path}"
         for each in (path, *_list_named_files(path)):
             paths |= {f"{FILES_DIR}{file}": file for file in iter_files(each)}
-    for path in _list_user_declarations():
-        paths[f"{FILES_DIR}{path}"] = path
+    for folder in list_user_folders():
+        for path in folder.absolute().glob("*/*.toml"):
+            paths[f"{FILES_DIR}{path}"] = path
     for suite in request.suites:
         paths |= _list_suite_files(suite)
     for pattern in request.sweep_paths:
@@ -165,17 +172,6 @@ def _list_named_files(path: Path) -> Iterator[Path]:
         named = path.parent / text
         if not Path(text).is_absolute() and is_file(named):
             yield named
-
-
-def list_user_folders() -> list[Path]:
-    """Return the folders of ANTLM_BENCH_PATH, absolute."""
-    folders = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    return [expand_user_path(folder).absolute() for folder in folders if folder]
-
-
-def _list_user_declarations() -> Iterator[Path]:
-    for folder in list_user_folders():
-        yield from folder.glob("*/*.toml")
 
 
 def _list_suite_files(suite: str) -> dict[str, Path]:

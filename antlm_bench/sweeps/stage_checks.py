@@ -18,9 +18,9 @@ from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
 from antlm_bench.training.text_sources import load_text_source
 
-# Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
-# not have: a part belongs to one checkpoint, and is computed once.
-NO_OPTIONS = frozenset(
+# A stage has keys for these, or they are other names of options, or they do not
+# fit a unit, whose results are those of one checkpoint and are computed once.
+KEYWORDS_WITHOUT_OPTION = frozenset(
     {
         "method",
         "task",
@@ -41,8 +41,6 @@ NO_OPTIONS = frozenset(
         "changes",
     }
 )
-SCORE_OPTIONS = frozenset({"compat"})
-FINETUNE_OPTIONS = frozenset({"changes"})
 STAGE_KEYS: dict[StageKind, Collection[str]] = {
     "train": TrainStage.model_fields,
     "score": ScoreStage.model_fields,
@@ -57,10 +55,11 @@ def check_options(
 ) -> None:
     """Raise UsageError for an option that a command does not have, or of a wrong type.
 
-    keywords: TypedDict of the command's options. also: members of NO_OPTIONS that are options.
+    keywords: TypedDict of the command's options. also: members of
+    KEYWORDS_WITHOUT_OPTION that are options of this command.
     """
     hints = get_type_hints(keywords)
-    names = [name for name in hints if name not in NO_OPTIONS or name in also]
+    names = [name for name in hints if name not in KEYWORDS_WITHOUT_OPTION or name in also]
     for name, value in options.items():
         if name not in names:
             raise UsageError(
@@ -111,7 +110,7 @@ def check_train_stage(stage: TrainStage) -> None:
 
 def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Raise UsageError for options and methods that no checkpoint can be scored with."""
-    check_options(options, ScoreKeywords, SCORE_OPTIONS)
+    check_options(options, ScoreKeywords, frozenset({"compat"}))
     for name in methods:
         if name != "all":
             try:
@@ -131,7 +130,7 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
 
     Raises UsageError for an unknown task, preset, option or attention. No data are read.
     """
-    check_options(stage.options, FinetuneKeywords, FINETUNE_OPTIONS)
+    check_options(stage.options, FinetuneKeywords, frozenset({"changes"}))
     if stage.options.get("frozen"):
         from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
 

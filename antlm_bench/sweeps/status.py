@@ -63,10 +63,6 @@ class UnitState:
         return [self.attempts[number] for number in numbers]
 
     @property
-    def last_attempt(self) -> Event | None:
-        return self.attempts[max(self.attempts)] if self.attempts else None
-
-    @property
     def done_event(self) -> Event | None:
         """The event of the lowest attempt that is done: its part is the result."""
         return next((each for each in self.counted_attempts if each.event == "done"), None)

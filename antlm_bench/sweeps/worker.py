@@ -331,16 +331,6 @@ def open_store(folder: Path, connections: str = "") -> SweepStore:
     return RemoteStore(folder.parent, StoreConnections([Connection(n) for n in descriptors]))
 
 
-def run_worker(
-    store: SweepStore,
-    name: str,
-    kinds: Mapping[str, UnitKind],
-    options: WorkerOptions = WorkerOptions(),
-) -> WorkerSummary:
-    """Carry out units until all of the sweep are settled. Raises RunError."""
-    return Worker(store, name, kinds, options).run()
-
-
 @contextmanager
 def redirect_output(path: Path) -> Iterator[None]:
     """Append what this process and its children print to a file inside this context.

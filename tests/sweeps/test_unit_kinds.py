@@ -30,7 +30,7 @@ from antlm_bench.sweeps.status import SweepStatus, build_status, load_state
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UNIT_KINDS, describe_unit
 from antlm_bench.sweeps.units import Sweep, Unit
-from antlm_bench.sweeps.worker import WorkerOptions, run_worker
+from antlm_bench.sweeps.worker import Worker, WorkerOptions
 
 Make = Callable[..., Path]
 TIMES = {"created", "seconds", "examples_per_second"}
@@ -64,7 +64,7 @@ def carry_out(files: Path, *stages: str, retries: int = 0) -> SweepStatus:
     store = FolderStore(declaration.folder)
     store.create()
     store.write_sweep(expand_sweep(declaration, str(path)).sweep)
-    run_worker(store, "w-0", UNIT_KINDS, WorkerOptions(retries))
+    Worker(store, "w-0", UNIT_KINDS, WorkerOptions(retries)).run()
     return build_status(store, load_state(FolderStore(declaration.folder)))
 
 
