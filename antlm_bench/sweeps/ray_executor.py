@@ -29,7 +29,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 import antlm_bench
-from antlm_bench.declarations import Declaration, validate_tables
+from antlm_bench.declarations import (
+    USER_FOLDERS_VARIABLE,
+    Declaration,
+    list_user_folders,
+    validate_tables,
+)
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.executors import (
@@ -212,6 +217,8 @@ class RayExecutor:
         }
         threads = max(math.floor(self.resources.get("CPU", 1)), 1)
         environment["OMP_NUM_THREADS"] = str(self.settings.threads or threads)
+        if folders := list_user_folders():
+            environment[USER_FOLDERS_VARIABLE] = os.pathsep.join(str(f.absolute()) for f in folders)
         return environment | {EXECUTOR_VARIABLE: RAY.name}
 
     def _describe_open(self, worker: str) -> WorkerStatus:
@@ -344,6 +351,9 @@ def _supervise_remote_worker(task: WorkerTask, server: Any, environment: dict[st
         for folder in (directory, log.parent, root / DATA_DIR):
             folder.mkdir(parents=True, exist_ok=True)
         environment["ANTLM_BENCH_DATA"] = str(root / DATA_DIR)
+        if folders := task.environment.get(USER_FOLDERS_VARIABLE):
+            copies = [f"{root / FILES_DIR}{folder}" for folder in folders.split(os.pathsep)]
+            environment[USER_FOLDERS_VARIABLE] = os.pathsep.join(copies)
         pairs = [socket.socketpair() for _ in range(NUM_CONNECTIONS)]
         theirs = [pair[1].fileno() for pair in pairs]
         with (

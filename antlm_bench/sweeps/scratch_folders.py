@@ -43,10 +43,19 @@ def open_worker_folder(scratch: Path, node: str, worker: str) -> Iterator[Path]:
     except OSError as error:
         raise _scratch_failure(scratch, error) from error
     finally:
-        _remove_abandoned(parent / node)
-        _remove_abandoned(parent)
-        with suppress(OSError):
-            parent.rmdir()
+        try:
+            _clean(parent, node)
+        except KeyboardInterrupt:  # Ray cancels the task meanwhile
+            _clean(parent, node)
+            raise
+
+
+def _clean(parent: Path, node: str) -> None:
+    """Remove folders without an owner, and those above them that are empty then."""
+    _remove_abandoned(parent / node)
+    _remove_abandoned(parent)
+    with suppress(OSError):
+        parent.rmdir()
 
 
 def _create_user_folder(scratch: Path) -> Path:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from sweeps.fake_units import FAKE_KINDS, make_store, make_unit
 
+from antlm_bench.atomic_files import remove_path
 from antlm_bench.commands.sweep import read_sweep_status
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, RunError
-from antlm_bench.sweeps import remote_store, store_server
+from antlm_bench.sweeps import remote_store, scratch_folders, store_server
 from antlm_bench.sweeps.input_files import (
     InputFile,
     InputRequest,
@@ -403,6 +404,21 @@ def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
         assert first.exists() and not second.exists()
         assert (first / "cache" / "x").exists()
     assert not parent.exists()
+
+
+def test_an_interrupt_while_folders_are_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupt_once(path: Path) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        remove_path(path)
+
+    with pytest.raises(KeyboardInterrupt), open_worker_folder(tmp_path, "node", "w-0"):
+        monkeypatch.setattr(scratch_folders, "remove_path", interrupt_once)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_in_place_of_the_scratch_folder_is_left_alone(tmp_path: Path) -> None:
