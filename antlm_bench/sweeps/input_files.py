@@ -175,7 +175,7 @@ def _list_named_files(path: Path) -> Iterator[Path]:
 
 
 def _list_suite_files(suite: str) -> dict[str, Path]:
-    """Return target -> data file of a suite. A suite of one file has none besides it."""
+    """Return target -> data file of a suite; {} for one that consists of a single file."""
     if match_task_type(suite):
         return {}
     declaration, folder = read_declaration(suite)

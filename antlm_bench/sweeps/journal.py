@@ -75,7 +75,7 @@ def encode_event(event: Event) -> bytes:
 def decode_events(data: bytes) -> list[Event]:
     """Return the events of complete lines, without those that are damaged or of unknown kinds.
 
-    An attempt that has started and ended has its last event only.
+    Of an attempt that has started and ended, only the end is returned.
     """
     lines = data.splitlines()
     try:

@@ -355,16 +355,16 @@ def _supervise_remote_worker(task: WorkerTask, server: Any, environment: dict[st
             copies = [f"{root / FILES_DIR}{folder}" for folder in folders.split(os.pathsep)]
             environment[USER_FOLDERS_VARIABLE] = os.pathsep.join(copies)
         pairs = [socket.socketpair() for _ in range(NUM_CONNECTIONS)]
-        theirs = [pair[1].fileno() for pair in pairs]
+        worker_ends = [pair[1].fileno() for pair in pairs]
         with (
-            _start_worker(task, sweep_dir, log, environment, directory, theirs) as process,
+            _start_worker(task, sweep_dir, log, environment, directory, worker_ends) as process,
             _forward_logs(log.parent, lambda *part: ray.get(server.append_log.remote(*part))),
         ):
             identity = ProcessIdentity(host_identity(), process.pid, read_start_time(process.pid))
             ray.get(server.open_session.remote(task.name, identity))
-            for ours, other in pairs:
-                other.close()
-                connection = Connection(ours.detach())
+            for task_end, worker_end in pairs:
+                worker_end.close()
+                connection = Connection(task_end.detach())
                 threading.Thread(
                     target=_serve, args=(connection, task.name, server), daemon=True
                 ).start()

@@ -352,7 +352,7 @@ class SweepStatus:
 def build_status(store: FolderStore, state: SweepState) -> SweepStatus:
     """Summarize a state. The claims of running units tell which of them are lost."""
     running = [entry for entry in state.units.values() if entry.state == "running"]
-    claims = {entry.unit.id: _find_claim(entry) for entry in running}
+    claims = {entry.unit.id: _find_claim_of_attempt(entry) for entry in running}
     dead_claims = store.list_dead_claims(set(claims.values()))
     lost = {unit for unit, claim in claims.items() if claim in dead_claims}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -370,7 +370,7 @@ def build_status(store: FolderStore, state: SweepState) -> SweepStatus:
     )
 
 
-def _find_claim(entry: UnitState) -> str:
+def _find_claim_of_attempt(entry: UnitState) -> str:
     """Return the claim under which a running unit was started."""
     started = [event for event in entry.counted_attempts if event.event == "started"]
     return started[-1].claim

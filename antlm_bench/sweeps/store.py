@@ -342,7 +342,7 @@ class FolderStore:
         """Append events to the journal of this process. Raises RunError."""
         assert self._journal, "join() comes first"
         for event in events:
-            self._note(event)
+            self._remember_end(event)
         self._journal.append(*events)
 
     def read_new_events(self) -> list[Event]:
@@ -352,10 +352,11 @@ class FolderStore:
         except OSError as error:
             raise _os_failure(self.folder / "journals", error, "read") from error
         for event in events:
-            self._note(event)
+            self._remember_end(event)
         return events
 
-    def _note(self, event: Event) -> None:
+    def _remember_end(self, event: Event) -> None:
+        """Note a claim that is released, or a worker that has ended."""
         if event.event == "released":
             self._released_claims.add(event.claim)
         elif event.event == "ended":

@@ -46,8 +46,8 @@ class WorkerOptions:
     retries: int = 1
     """Further attempts at a unit that failed."""
     on_lost_claim: Callable[[], None] = lambda: None
-    """Called from another thread when another worker took over this one's claim. By default the
-    unit is finished in vain."""
+    """Called from another thread when another worker took over this one's claim. By default, this
+    worker finishes the unit, and its result is not used."""
     parent: int = 0
     """Process whose end is treated as a lost claim; 0 = none."""
 
