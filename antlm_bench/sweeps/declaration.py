@@ -139,6 +139,16 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
             location=location,
             hint="add a table [[train]], [[score]] or [[finetune]] (docs/scale.md)",
         )
+    if declaration.report:
+        _check_page(declaration.report.html, f"{location}: report: html")
+    _check_stages(stages, location)
+
+
+def check_executors(declaration: SweepDeclaration, location: str) -> None:
+    """Raise DeclarationError for settings of an executor that is not installed.
+
+    Only commands that start or plan the sweep need it; `status` works without a package of theirs.
+    """
     for name in declaration.executor:
         if name not in EXECUTORS:
             names = ", ".join(EXECUTORS.names())
@@ -147,9 +157,6 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
                 location=f"{location}: executor.{name}",
                 hint=suggest_name(name, EXECUTORS.names()) or f"installed: {names}",
             )
-    if declaration.report:
-        _check_page(declaration.report.html, f"{location}: report: html")
-    _check_stages(stages, location)
 
 
 def _check_page(html: str, location: str) -> None:

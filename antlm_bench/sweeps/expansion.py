@@ -31,6 +31,7 @@ from antlm_bench.sweeps.declaration import (
     StageKind,
     SweepDeclaration,
     TrainStage,
+    check_executors,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
 from antlm_bench.sweeps.references import (
@@ -85,6 +86,7 @@ def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
     errors of everything that a unit could stumble over, located by file, stage and key; DataError
     for missing data, unless the declaration allows them.
     """
+    check_executors(declaration, location)
     return _Expansion(declaration, location).run()
 
 
