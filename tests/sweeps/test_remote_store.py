@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -388,6 +389,20 @@ def test_a_snapshot_has_a_folder_as_it_was_at_one_moment(tmp_path: Path) -> None
         if taken[index]:
             texts = [(tmp_path / f"copy{index}" / name).read_text() for name in ("a", "b")]
             assert int(texts[0]) - int(texts[1]) in (0, 1)  # "a" is written first
+
+
+def test_a_snapshot_is_a_copy_where_files_have_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "a").write_text("x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert take_snapshot(tmp_path / "state", tmp_path / "copy")
+    assert (tmp_path / "copy" / "a").read_text() == "x"
 
 
 def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
