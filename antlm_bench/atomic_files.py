@@ -44,6 +44,20 @@ def remove_path(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name; copy it where the file system has no hard links.
+
+    A symbolic link is not followed. Raises FileNotFoundError or FileExistsError, and OSError if it
+    cannot be copied either.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder in place of an existing one, if any. It is the old or the new one, whole.
 

@@ -37,6 +37,8 @@ SOURCES: dict[DeclarationKind, str] = {
 }
 """What a suite or a recipe can be given as, for hints."""
 
+USER_FOLDERS_VARIABLE = "ANTLM_BENCH_PATH"
+"""Environment variable with the user's folders of declarations, separated as in PATH."""
 MAX_TOML_BYTES = 10_000_000
 """Largest TOML file that is read; the shipped ones have less than 100 kB."""
 T = TypeVar("T")
@@ -231,10 +233,14 @@ def decode_utf8(raw: bytes, location: str, error: type[BenchError] = Declaration
         ) from None
 
 
+def list_user_folders() -> list[Path]:
+    """Return the folders of ANTLM_BENCH_PATH."""
+    folders = os.environ.get(USER_FOLDERS_VARIABLE, "").split(os.pathsep)
+    return [expand_user_path(folder) for folder in folders if folder]
+
+
 def _search_folders(kind: DeclarationKind) -> list[Path]:
-    folders = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    user_folders = [expand_user_path(folder) / kind for folder in folders if folder]
-    return [*user_folders, _shipped_folder(kind)]
+    return [*(folder / kind for folder in list_user_folders()), _shipped_folder(kind)]
 
 
 @cache

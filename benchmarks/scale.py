@@ -36,7 +36,7 @@ from antlm_bench.sweeps.journal import Event, encode_event
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
-from antlm_bench.sweeps.worker import WorkerOptions, open_store, run_worker
+from antlm_bench.sweeps.worker import Worker, open_store
 
 SLEEP_SECONDS = 0.01
 MAX_PLAN_SECONDS, MAX_PLAN_MEGABYTES = 10.0, 500
@@ -268,7 +268,7 @@ def run_fake_worker(arguments: list[str]) -> None:
     folder, name = Path(arguments[0]), arguments[arguments.index("--name") + 1]
     has_connections = "--connections" in arguments
     connections = arguments[arguments.index("--connections") + 1] if has_connections else ""
-    run_worker(open_store(folder, connections), name, KINDS, WorkerOptions())
+    Worker(open_store(folder, connections), name, KINDS).run()
 
 
 if __name__ == "__main__":

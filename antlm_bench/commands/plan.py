@@ -32,7 +32,7 @@ from antlm_bench.sweeps.declaration import (
 )
 from antlm_bench.sweeps.estimates import Estimator
 from antlm_bench.sweeps.expansion import ExpandedSweep, expand_sweep
-from antlm_bench.sweeps.finished_units import find_done_units, find_finished_units
+from antlm_bench.sweeps.finished_units import find_units_done_by_journals, find_units_with_results
 from antlm_bench.sweeps.plans import SweepPlan, build_plan, list_dtypes
 from antlm_bench.sweeps.units import Sweep, UnitGroup
 from antlm_bench.types import Names, as_list
@@ -71,7 +71,7 @@ def plan_sweep(path: Path, device: str = "", *, calibrate: bool = False) -> Swee
         )
     declaration = read_sweep_file(path)
     expanded = expand_sweep(declaration, str(path))
-    done = find_done_units(expanded.sweep, declaration.folder)
+    done = find_units_done_by_journals(expanded.sweep, declaration.folder)
     return _estimate(expanded, str(declaration.folder), done, device, calibrate)
 
 
@@ -102,7 +102,7 @@ def plan_score(
             name="score", score=(stage,), allow_missing_data=keeps_others
         )
         expanded = _select_units(expand_sweep(declaration, COMMAND_LINE), options.shard)
-    done = set() if options.again else find_finished_units(expanded, out)
+    done = set() if options.again else find_units_with_results(expanded, out)
     return _estimate(expanded, str(out or REPORTS_DIR), done, device, calibrate)
 
 
@@ -129,7 +129,7 @@ def plan_finetune(
         )
         declaration = SweepDeclaration(name="finetune", finetune=(stage,), allow_missing_data=True)
         expanded = _select_units(expand_sweep(declaration, COMMAND_LINE))
-    done = set() if options.again else find_finished_units(expanded, out)
+    done = set() if options.again else find_units_with_results(expanded, out)
     return _estimate(expanded, str(out or REPORTS_DIR), done)
 
 

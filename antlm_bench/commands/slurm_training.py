@@ -111,7 +111,8 @@ def build_train_command(recipe: str, corpus: str, out: Path, options: TrainOptio
     command = [*program, recipe, "--corpus", corpus, "--out", str(out)]
     for field in fields(TrainOptions):
         value = getattr(options, field.name)
-        if field.name not in FLAGS or not value or value == field.default:
+        is_empty = value is None or value is False or value in ("", (), [])
+        if field.name not in FLAGS or is_empty or value == field.default:
             continue
         flag = FLAGS[field.name]
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -13,17 +13,18 @@ from typing import Any
 from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.progress import Progress
-from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorSettings
+from antlm_bench.sweeps.executors import EXECUTORS, Executor, ExecutorRecord, ExecutorSettings
 from antlm_bench.sweeps.journal import Event
-from antlm_bench.sweeps.process_identity import host_identity
+from antlm_bench.sweeps.process_identity import describe_process, host_identity
 from antlm_bench.sweeps.status import (
     SweepState,
     SweepStatus,
+    UnitState,
     UnitStateName,
     build_status,
     load_state,
 )
-from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, FolderStore
+from antlm_bench.sweeps.store import DRIVER_CLAIM, Claim, DamagedSweep, FolderStore
 from antlm_bench.sweeps.unit_kinds import describe_unit
 from antlm_bench.sweeps.units import Sweep
 from antlm_bench.sweeps.worker import Heartbeat
@@ -94,14 +95,20 @@ def run_sweep(
     executor = record.open(settings)
     store = FolderStore(folder)
     store.create()
-    return _Driver(store, executor, options).run(sweep)
+    return _Driver(store, executor, record, options).run(sweep)
 
 
 class _Driver:
     """The process that starts workers and waits for them. It computes nothing itself."""
 
-    def __init__(self, store: FolderStore, executor: Executor, options: RunSweepOptions) -> None:
-        self.store, self.executor, self.options = store, executor, options
+    def __init__(
+        self,
+        store: FolderStore,
+        executor: Executor,
+        record: ExecutorRecord,
+        options: RunSweepOptions,
+    ) -> None:
+        self.store, self.executor, self.record, self.options = store, executor, record, options
         self.num_started = 0
         self.num_vain_restarts = self.num_logged_failures = 0
         self.ended_workers: set[str] = set()
@@ -127,16 +134,29 @@ class _Driver:
         return status
 
     def _prepare(self, sweep: Sweep, events: Sequence[Event]) -> SweepState:
-        """Write sweep.json, and return the state with failed units to be repeated."""
-        old = self.store.read_sweep() if self.store.has_sweep() else None
+        """Write sweep.json, and return the state with units to be repeated: those that failed, and
+        those whose results are gone although a run folder is still to be collected from them.
+        """
+        old = None
+        with suppress(DamagedSweep):  # it is written anew
+            old = self.store.read_sweep() if self.store.has_sweep() else None
         self.changes = describe_changes(old, sweep) if old else ""
         self.store.write_sweep(sweep)
         state = load_state(self.store, sweep, events)
-        for entry in state.list_units_to_repeat():
-            event = Event("repeat", entry.unit.id, max(entry.attempts), time.time())
-            self.store.append_event(event)
-            state.apply([event])
+        self._repeat(state, state.list_units_to_repeat())
+        parts = self.store.list_parts()
+        self._repeat(
+            state, [each for part, each in state.iter_awaited_parts() if part not in parts]
+        )
         return state
+
+    def _repeat(self, state: SweepState, entries: Sequence[UnitState]) -> None:
+        """Let units be carried out again."""
+        events = [
+            Event("repeat", entry.unit.id, max(entry.attempts), time.time()) for entry in entries
+        ]
+        self.store.append_event(*events)  # at once: each waits for the disk
+        state.apply(events)
 
     def _carry_out(self, state: SweepState, stop_signals: Sequence[int]) -> None:
         num_workers = min(self.executor.num_workers, len(state.sweep.groups))
@@ -151,12 +171,16 @@ class _Driver:
             if self.changes:
                 progress.log(self.changes)
             progress.log(describe_start(state, num_workers, self.store.folder))
+            # After an error, workers that outlive this process go on: they may be those of another
+            # driver, or have waited long in a queue.
+            must_stop = not self.record.workers_outlive_driver
             try:
                 self._start_workers(num_workers)
                 if self.options.wait:
                     self._wait(state, progress, stop_signals)
+                    must_stop = True
             finally:
-                if self.options.wait:
+                if must_stop:
                     if stop_signals:
                         progress.log("stopping the workers; the same command continues")
                     self._stop_workers(state, is_early=not state.is_settled)
@@ -251,10 +275,11 @@ def claim_driver(store: FolderStore) -> tuple[Claim, list[Event]]:
         current = store.find_claim(DRIVER_CLAIM)
         owner = store.read_owner(current.id) if current else None
         silence = store.seconds_without_sign(current.id) if current else 0.0
-        if owner and (owner.process.host == host_identity() or silence < last_silence):
-            node = owner.process.host.partition(" ")[0]
+        is_here = owner is not None and owner.process.host == host_identity()
+        if is_here or silence < last_silence:
+            name = describe_process(owner.process) if owner else "unknown"
             raise RunError(
-                f"another process carries out this sweep (pid {owner.process.pid} on {node})",
+                f"another process carries out this sweep ({name})",
                 location=str(store.folder),
                 hint="antlm-bench status shows how far it is; stop it to start another one",
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from antlm_bench import safe_files
-from antlm_bench.atomic_files import replace_folder, temporary_path
+from antlm_bench.atomic_files import link_or_copy, replace_folder, temporary_path
 from antlm_bench.errors import RunError
 
 RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
@@ -44,7 +44,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     def write(new_folder: Path) -> None:
         if folder.exists():
             shutil.copytree(
-                folder, new_folder, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True
+                folder, new_folder, copy_function=link_or_copy, symlinks=True, dirs_exist_ok=True
             )
         for name, data in files.items():
             (new_folder / name).unlink(missing_ok=True)  # the old file is linked to this name
@@ -61,13 +61,6 @@ def _write_and_sync(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # the file system has no links
-        shutil.copy2(source, target)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.runs import write_atomically
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
-from antlm_bench.sweeps.executors import list_gpus
+from antlm_bench.sweeps.executors import count_cores, list_gpus
 from antlm_bench.training.recipe import CorpusSpec, ModelSpec, TokenizerSpec
 from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
@@ -112,9 +112,8 @@ def guess_device_kind() -> str:
 
 def describe_machine() -> str:
     """Return the machine: its name, and how many CPUs this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return f"{platform.node()} {count} CPUs" + (f", {threads} threads" if threads else "")
+    return f"{platform.node()} {count_cores()} CPUs" + (f", {threads} threads" if threads else "")
 
 
 def measure_speed(device: str, dtype: str) -> DeviceSpeed:

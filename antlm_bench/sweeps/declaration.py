@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from antlm_bench.declarations import Declaration, TomlTuple, read_toml
+from antlm_bench.declarations import Declaration, TomlTuple, read_toml, suggest_name
 from antlm_bench.errors import DeclarationError
+from antlm_bench.sweeps.executors import EXECUTORS
 
 TomlTable = dict[str, Any]
-NO_OPTIONS: TomlTable = {}
+EMPTY_TABLE: TomlTable = {}
 StageKind = Literal["train", "score", "finetune"]
 SWEEPS_DIR = Path("reports")
 """Where the folder of a sweep lies without `out`."""
@@ -33,7 +34,7 @@ class TrainStage(Declaration):
     """Seeds; () = the recipe's."""
     changes: TomlTuple[str] = ()
     """Changes of the recipes, each as "optimizer.lr=1e-3"."""
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Other options of `train` by their names: device, precision, ..."""
 
 
@@ -51,7 +52,7 @@ class ScoreStage(Declaration):
     """Scoring methods; () = the checkpoint's first, "all" = each that it was trained for."""
     shards: int = 1
     """Number of units into which each suite is split."""
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Options of `score` by their names."""
 
 
@@ -69,7 +70,7 @@ class FinetuneStage(Declaration):
     attentions: TomlTuple[str] = ()
     """causal, full or all; () = the attention of the checkpoint's first method."""
     seeds: TomlTuple[int] = (1, 2, 3)
-    options: TomlTable = NO_OPTIONS
+    options: TomlTable = EMPTY_TABLE
     """Options of `finetune` by their names."""
 
 
@@ -93,7 +94,7 @@ class SweepDeclaration(Declaration):
     score: TomlTuple[ScoreStage] = ()
     finetune: TomlTuple[FinetuneStage] = ()
     report: ReportSpec | None = None
-    executor: dict[str, TomlTable] = NO_OPTIONS
+    executor: dict[str, TomlTable] = EMPTY_TABLE
     """Name of an executor -> its settings: [executor.slurm]."""
 
     @property
@@ -138,6 +139,38 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
             location=location,
             hint="add a table [[train]], [[score]] or [[finetune]] (docs/scale.md)",
         )
+    if declaration.report:
+        _check_page(declaration.report.html, f"{location}: report: html")
+    _check_stages(stages, location)
+
+
+def check_executors(declaration: SweepDeclaration, location: str) -> None:
+    """Raise DeclarationError for settings of an executor that is not installed.
+
+    Only commands that start or plan the sweep need it; `status` works without a package of theirs.
+    """
+    for name in declaration.executor:
+        if name not in EXECUTORS:
+            names = ", ".join(EXECUTORS.names())
+            raise DeclarationError(
+                f"unknown executor {name!r}",
+                location=f"{location}: executor.{name}",
+                hint=suggest_name(name, EXECUTORS.names()) or f"installed: {names}",
+            )
+
+
+def _check_page(html: str, location: str) -> None:
+    """Raise DeclarationError for a page that would not lie in the sweep's folder."""
+    path = PurePath(html)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise DeclarationError(
+            f"{html!r} is not a file in the sweep's folder",
+            location=location,
+            hint='e.g. html = "report.html"',
+        )
+
+
+def _check_stages(stages: Sequence[tuple[StageKind, str, Any]], location: str) -> None:
     names: set[str] = set()
     for kind, name, stage in stages:
         stage_location = f"{location}: {kind} {name!r}"

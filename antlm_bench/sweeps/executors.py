@@ -163,17 +163,7 @@ class LocalExecutor:
 
     def stop(self) -> None:
         """Stop all workers with SIGTERM, and with SIGKILL those that do not end."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
-            try:
-                process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop_worker_processes(list(self._processes.values()))
 
     def log_location(self, worker: str) -> str:
         """Return the file with the output of a worker."""
@@ -267,3 +257,19 @@ def start_worker_process(
         raise RunError(
             f"a worker cannot be started: {error.strerror or error}", location=str(log)
         ) from error
+
+
+def stop_worker_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Stop workers with SIGTERM; with SIGKILL, and with the processes that they have started, those
+    that do not end within STOP_SECONDS.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it leads the processes of its session
+            process.wait()

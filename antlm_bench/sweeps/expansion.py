@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
@@ -31,6 +31,7 @@ from antlm_bench.sweeps.declaration import (
     StageKind,
     SweepDeclaration,
     TrainStage,
+    check_executors,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
 from antlm_bench.sweeps.references import (
@@ -85,6 +86,7 @@ def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
     errors of everything that a unit could stumble over, located by file, stage and key; DataError
     for missing data, unless the declaration allows them.
     """
+    check_executors(declaration, location)
     return _Expansion(declaration, location).run()
 
 
@@ -133,7 +135,8 @@ class _Expansion:
             stage_location = f"{self.location}: {kind} {name!r}"
             if not error.location.startswith(stage_location):
                 detail = stage_checks.name_key(error.location, kind)
-                parts = [stage_location, "" if detail.startswith("options") else key, detail]
+                is_key = detail.startswith("options") or detail in stage_checks.STAGE_KEYS[kind]
+                parts = [stage_location, "" if is_key else key, detail]
                 error.location = ": ".join(dict.fromkeys(filter(None, parts)))
             raise
 
@@ -216,16 +219,24 @@ class _Expansion:
         `id@revision` is a checkpoint of a hub id.
         """
         refs: list[str] = []
+        has_hub_id = False
         for model in stage.models:
             if model.startswith(STAGE_PREFIX):
                 refs += self._list_trained_checkpoints(model)
                 continue
             is_hub_id = bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
+            has_hub_id |= is_hub_id
             if stage.revisions and is_hub_id:
                 # The final comma makes a list of a single revision, which becomes id@revision.
                 refs += expand_refs([model], ",".join([*stage.revisions, ""]))
             else:
                 refs += expand_refs([model])
+        if stage.revisions and not has_hub_id:
+            raise UsageError(
+                "no model of the stage is a hub id, and only hub ids have revisions",
+                location="revisions",
+                hint="leave out `revisions`; checkpoints in folders can be given as a pattern",
+            )
         names = set(OpenOptions.__dataclass_fields__)
         open_options = OpenOptions(
             **{key: value for key, value in options.items() if key in names and key != "dtype"}
@@ -358,7 +369,8 @@ class _Expansion:
             )
         if collect_units and self.declaration.report:
             ids = tuple(unit.id for unit in collect_units)
-            arguments = {"html": self.declaration.report.html, "runs": _digest_ids(ids)}
+            html = PurePath(self.declaration.report.html).as_posix()  # "./x" is "x"
+            arguments = {"html": html, "runs": _digest_ids(ids)}
             collect_units.append(Unit("report", "report", "", arguments, waits_for=ids))
         self.units |= {unit.id: unit for unit in collect_units}
 

@@ -36,7 +36,7 @@ from antlm_bench.types import Cell, Run, finetune_method
 from antlm_bench.weight_files import hash_files, hash_weights
 
 
-def find_done_units(sweep: Sweep, folder: Path) -> set[str]:
+def find_units_done_by_journals(sweep: Sweep, folder: Path) -> set[str]:
     """Return the ids of the units of a sweep that are done by the journals in its folder.
 
     Raises RunError for a folder that cannot be read.
@@ -48,7 +48,7 @@ def find_done_units(sweep: Sweep, folder: Path) -> set[str]:
     return {unit_id for unit_id, entry in state.units.items() if entry.state == "done"}
 
 
-def find_finished_units(expanded: ExpandedSweep, out: str | Path | None) -> set[str]:
+def find_units_with_results(expanded: ExpandedSweep, out: str | Path | None) -> set[str]:
     """Return the ids of units whose results lie in the run folders that `score` or `finetune`
     would write with this `out`. Every checkpoint of the units exists.
     """
@@ -62,9 +62,9 @@ class _FinishedCells:
     """Looks up the cells of units in the run folders of their checkpoints."""
 
     def __init__(
-        self, facts: Mapping[str, CheckpointFacts], out: str | Path | None, several: bool
+        self, facts: Mapping[str, CheckpointFacts], out: str | Path | None, has_many_models: bool
     ) -> None:
-        self.facts, self.out, self.several = facts, out, several
+        self.facts, self.out, self.has_many_models = facts, out, has_many_models
         self._find_run = functools.cache(self._open_run)
         self._load_suite = functools.cache(_load_suite_settings)
         self._load_task = functools.cache(_load_task_settings)
@@ -89,7 +89,7 @@ class _FinishedCells:
         except CheckpointError:  # the weights of a hub id are not here yet
             return None, {}
         name = display_name(ref, options)
-        folder = run_dir({"name": name, **hashes}, self.out, self.several)
+        folder = run_dir({"name": name, **hashes}, self.out, self.has_many_models)
         try:
             return open_stored_run(folder), {
                 **hashes,

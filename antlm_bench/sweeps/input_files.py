@@ -15,8 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import expand_user_path, is_file, is_folder, parse_toml
-from antlm_bench.errors import BenchError
+from antlm_bench.declarations import (
+    expand_user_path,
+    is_file,
+    is_folder,
+    list_user_folders,
+    parse_toml,
+)
 from antlm_bench.suites import sources
 from antlm_bench.suites.task_types import match_task_type, read_declaration
 from antlm_bench.sweeps.units import Unit, UnitFiles
@@ -108,8 +113,9 @@ def list_input_files(request: InputRequest, sweep_dir: Path) -> InputListing:
             listing.targets[text] = f"{FILES_DIR}{path}"
         for each in (path, *_list_named_files(path)):
             paths |= {f"{FILES_DIR}{file}": file for file in iter_files(each)}
-    for path in _list_user_declarations():
-        paths[f"{FILES_DIR}{path}"] = path
+    for folder in list_user_folders():
+        for path in folder.absolute().glob("*/*.toml"):
+            paths[f"{FILES_DIR}{path}"] = path
     for suite in request.suites:
         paths |= _list_suite_files(suite)
     for pattern in request.sweep_paths:
@@ -128,16 +134,27 @@ def describe_file(path: Path, target: str) -> InputFile:
 
 
 def iter_files(path: Path) -> Iterator[Path]:
-    """Yield a file itself, or all files in a folder, without hidden ones."""
+    """Yield a file itself, or all files in a folder, without hidden ones and without links to a
+    folder that holds the link.
+    """
     if path.is_file():
         yield path
         return
     for root, folders, names in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_upwards(Path(root, name))
+        )
         for name in sorted(names):
             file = Path(root, name)
             if not name.startswith(".") and file.is_file():
                 yield file
+
+
+def _leads_upwards(path: Path) -> bool:
+    """Return whether a path is a link to one of the folders above it, which has no end."""
+    return path.is_symlink() and path.resolve() in (each.resolve() for each in path.parents)
 
 
 def _holds_work(path: Path, sweep_dir: Path) -> bool:
@@ -157,19 +174,8 @@ def _list_named_files(path: Path) -> Iterator[Path]:
             yield named
 
 
-def list_user_folders() -> list[Path]:
-    """Return the folders of ANTLM_BENCH_PATH, absolute."""
-    folders = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    return [expand_user_path(folder).absolute() for folder in folders if folder]
-
-
-def _list_user_declarations() -> Iterator[Path]:
-    for folder in list_user_folders():
-        yield from folder.glob("*/*.toml")
-
-
 def _list_suite_files(suite: str) -> dict[str, Path]:
-    """Return target -> data file of a suite. A suite of one file has none besides it."""
+    """Return target -> data file of a suite; {} for one that consists of a single file."""
     if match_task_type(suite):
         return {}
     declaration, folder = read_declaration(suite)
@@ -196,10 +202,3 @@ def _choose_data_target(path: Path, folder: Path) -> str:
         if root != folder and path.is_relative_to(root):
             return f"{DATA_DIR}/{path.relative_to(root)}"
     return f"{FILES_DIR}{path.absolute()}"
-
-
-def check_relative_path(text: str) -> None:
-    """Raise BenchError for a path that could lead out of its folder."""
-    parts = text.split("/")
-    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in parts):
-        raise BenchError(f"{text!r} is not a path below a folder")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
@@ -53,6 +54,10 @@ class Event:
     """failed: whether no further attempt follows."""
 
 
+MAX_ATTEMPT, MAX_SECONDS = 1_000_000, 1e11
+"""Events with larger numbers are damaged."""
+_CLAIM_ID = re.compile(r"[\w.-]*")
+"""The name of a file."""
 _ENDS = frozenset({"done", "failed", "stopped"})
 _NUMBERS, _TEXT = (int, float), {str}
 _DEFAULTS = {field.name: field.default for field in fields(Event) if field.default is not MISSING}
@@ -70,7 +75,7 @@ def encode_event(event: Event) -> bytes:
 def decode_events(data: bytes) -> list[Event]:
     """Return the events of complete lines, without those that are damaged or of unknown kinds.
 
-    An attempt that has started and ended has its last event only.
+    Of an attempt that has started and ended, only the end is returned.
     """
     lines = data.splitlines()
     try:
@@ -108,12 +113,17 @@ def _build_event(record: Any) -> Event | None:
         return None
     texts = (event.unit, event.worker, event.node, event.claim, event.part, event.error, event.log)
     is_valid = (
-        event.event in EVENT_NAMES
-        and type(event.attempt) is type(event.pid) is int
+        type(event.attempt) is type(event.pid) is int
         and type(event.time) in _NUMBERS
         and type(event.seconds) in _NUMBERS
         and type(event.final) is bool
         and set(map(type, texts)) == _TEXT
+        and type(event.event) is str
+        and event.event in EVENT_NAMES
+        and 0 <= event.attempt <= MAX_ATTEMPT
+        and 0 <= event.time < MAX_SECONDS  # False for NaN
+        and 0 <= event.seconds < MAX_SECONDS
+        and _CLAIM_ID.fullmatch(event.claim)
     )
     return event if is_valid else None
 
@@ -134,16 +144,16 @@ class JournalWriter:
             except FileExistsError:
                 number += 1
 
-    def append(self, event: Event) -> None:
-        """Append a line with a single write, and wait until it is on the disk. Raises RunError.
+    def append(self, *events: Event) -> None:
+        """Append lines with a single write, and wait until they are on the disk. Raises RunError.
 
         A signal handler can call it at any moment: there is no lock and no buffer.
         """
-        line = encode_event(event)
+        lines = b"".join(map(encode_event, events))
         try:
-            num_written = os.write(self._descriptor, line)
-            if num_written < len(line):
-                self._finish_line(line[num_written:])
+            num_written = os.write(self._descriptor, lines)
+            if num_written < len(lines):
+                self._finish_lines(lines[num_written:])
             os.fsync(self._descriptor)
         except OSError as error:
             raise RunError(
@@ -152,9 +162,9 @@ class JournalWriter:
                 hint="make room and repeat the command: nothing finished is lost",
             ) from error
 
-    def _finish_line(self, rest: bytes) -> None:
-        """Write the rest of a line. Raises OSError if it does not fit, after ending the line, so
-        that the next one is not glued to it.
+    def _finish_lines(self, rest: bytes) -> None:
+        """Write the rest of lines. Raises OSError if it does not fit, after ending the last line,
+        so that the next one is not glued to it.
         """
         try:
             if os.write(self._descriptor, rest) < len(rest):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +32,31 @@ class ProcessIdentity:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:
+        except (OSError, OverflowError):
             return False
         start_time = read_start_time(self.pid)
         return bool(self.start_time and start_time and start_time != self.start_time)
 
 
+def decode_process(record: Any) -> ProcessIdentity:
+    """Return the process that a record of its fields describes, as a claim has it.
+
+    Raises TypeError or KeyError for another record.
+    """
+    host, pid, start_time = record["host"], record["pid"], record["start_time"]
+    if [type(host), type(pid), type(start_time)] != [str, int, str]:
+        raise TypeError("the fields of a process have wrong types")
+    return ProcessIdentity(host, pid, start_time)
+
+
 def current_process() -> ProcessIdentity:
     """Return the identity of this process."""
     return ProcessIdentity(host_identity(), os.getpid(), read_start_time(os.getpid()))
+
+
+def describe_process(process: ProcessIdentity) -> str:
+    """Return the number of a process and its machine, for people."""
+    return f"pid {process.pid} on {process.host.partition(' ')[0]}"
 
 
 def node_name() -> str:

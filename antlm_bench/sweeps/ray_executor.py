@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 import antlm_bench
-from antlm_bench.declarations import Declaration, validate_tables
+from antlm_bench.declarations import (
+    USER_FOLDERS_VARIABLE,
+    Declaration,
+    list_user_folders,
+    validate_tables,
+)
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.executors import (
@@ -39,6 +44,7 @@ from antlm_bench.sweeps.executors import (
     WorkerStatus,
     describe_exit,
     start_worker_process,
+    stop_worker_processes,
 )
 from antlm_bench.sweeps.input_files import DATA_DIR, FILES_DIR, SWEEP_DIR
 from antlm_bench.sweeps.process_identity import (
@@ -85,9 +91,7 @@ class WorkerTask:
     """What a Ray task needs to start a worker."""
 
     name: str
-    command: tuple[str, ...]
-    """Without the sweep's folder."""
-    sweep_dir: Path
+    settings: ExecutorSettings
     working_dir: Path
     """Working directory of the driver."""
     environment: Mapping[str, str]
@@ -146,12 +150,9 @@ class RayExecutor:
             scheduling_strategy="SPREAD",
         )
         for worker in workers:
-            command = self.settings.build_command(worker)
-            arguments = command[len(self.settings.worker_command) + 1 :]
             task = WorkerTask(
                 worker,
-                (*self.settings.worker_command, "DIR", *arguments),
-                self.settings.sweep_dir,
+                self.settings,
                 Path.cwd(),
                 self._select_environment(),
                 self.options,
@@ -216,6 +217,8 @@ class RayExecutor:
         }
         threads = max(math.floor(self.resources.get("CPU", 1)), 1)
         environment["OMP_NUM_THREADS"] = str(self.settings.threads or threads)
+        if folders := list_user_folders():
+            environment[USER_FOLDERS_VARIABLE] = os.pathsep.join(str(f.absolute()) for f in folders)
         return environment | {EXECUTOR_VARIABLE: RAY.name}
 
     def _describe_open(self, worker: str) -> WorkerStatus:
@@ -323,15 +326,16 @@ def supervise_worker(task: WorkerTask, server: Any) -> int:
     environment = {**os.environ, "PYTHONPATH": python_path, **task.environment}
     if server is not None:
         return _supervise_remote_worker(task, server, environment)
-    log = task.sweep_dir / "logs" / f"{task.name}.log"
+    sweep_dir = task.settings.sweep_dir
+    log = sweep_dir / "logs" / f"{task.name}.log"
     if not log.parent.is_dir():
         raise RunError(
             f"the node {node_name()} does not see the sweep's folder; if nodes share none, use "
             f"{OPTION} shared=false",
-            location=str(task.sweep_dir),
+            location=str(sweep_dir),
         )
     directory = task.working_dir if task.working_dir.is_dir() else Path.cwd()
-    with _start_worker(task, task.sweep_dir, log, environment, directory) as process:
+    with _start_worker(task, sweep_dir, log, environment, directory) as process:
         return _wait(process)
 
 
@@ -347,17 +351,20 @@ def _supervise_remote_worker(task: WorkerTask, server: Any, environment: dict[st
         for folder in (directory, log.parent, root / DATA_DIR):
             folder.mkdir(parents=True, exist_ok=True)
         environment["ANTLM_BENCH_DATA"] = str(root / DATA_DIR)
+        if folders := task.environment.get(USER_FOLDERS_VARIABLE):
+            copies = [f"{root / FILES_DIR}{folder}" for folder in folders.split(os.pathsep)]
+            environment[USER_FOLDERS_VARIABLE] = os.pathsep.join(copies)
         pairs = [socket.socketpair() for _ in range(NUM_CONNECTIONS)]
-        theirs = [pair[1].fileno() for pair in pairs]
+        worker_ends = [pair[1].fileno() for pair in pairs]
         with (
-            _start_worker(task, sweep_dir, log, environment, directory, theirs) as process,
+            _start_worker(task, sweep_dir, log, environment, directory, worker_ends) as process,
             _forward_logs(log.parent, lambda *part: ray.get(server.append_log.remote(*part))),
         ):
             identity = ProcessIdentity(host_identity(), process.pid, read_start_time(process.pid))
             ray.get(server.open_session.remote(task.name, identity))
-            for ours, other in pairs:
-                other.close()
-                connection = Connection(ours.detach())
+            for task_end, worker_end in pairs:
+                worker_end.close()
+                connection = Connection(task_end.detach())
                 threading.Thread(
                     target=_serve, args=(connection, task.name, server), daemon=True
                 ).start()
@@ -377,7 +384,7 @@ def _start_worker(
     connections: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker's process, and stop it at the end of the context. Raises RunError."""
-    words = [str(sweep_dir) if word == "DIR" else word for word in task.command]
+    words = replace(task.settings, sweep_dir=sweep_dir).build_command(task.name)
     if shutil.which(words[0]) is None:  # the driver's Python; nodes may have it elsewhere
         words[0] = sys.executable
     words += ["--parent", str(os.getpid())]
@@ -387,13 +394,7 @@ def _start_worker(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop_worker_processes([process])
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -13,6 +13,8 @@ from antlm_bench.declarations import (
     is_folder,
     list_declarations,
 )
+from antlm_bench.errors import BenchError
+from antlm_bench.runs.folder_io import reject_links
 
 STAGE_PREFIX = "stage:"
 MODELS_DIR, RUNS_DIR = "models", "runs"
@@ -47,6 +49,24 @@ def make_options_absolute(options: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list | tuple):
             absolute[name] = [make_absolute(ref) for ref in value]
     return absolute
+
+
+def check_relative_path(text: str) -> None:
+    """Raise BenchError for a path that could lead out of its folder."""
+    parts = text.split("/")
+    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in parts):
+        raise BenchError(f"{text!r} is not a path below a folder")
+
+
+def locate_output(sweep_dir: Path, path: str) -> Path:
+    """Return where a unit writes, given a path below the sweep's folder.
+
+    sweep.json may be a stranger's. Raises BenchError for a path that leads elsewhere, and RunError
+    if a part of it is a link.
+    """
+    check_relative_path(path)
+    reject_links(sweep_dir, sweep_dir / path)
+    return sweep_dir / path
 
 
 def resolve_model(model: str, sweep_dir: Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -22,8 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.atomic_files import remove_path
-from antlm_bench.errors import RunError
+from antlm_bench.atomic_files import link_or_copy, remove_path
+from antlm_bench.errors import BenchError, RunError
 from antlm_bench.safe_files import create_file
 from antlm_bench.sweeps.input_files import (
     FILES_DIR,
@@ -36,12 +35,7 @@ from antlm_bench.sweeps.input_files import (
     replace_texts,
 )
 from antlm_bench.sweeps.journal import Event
-from antlm_bench.sweeps.store import (
-    HEARTBEAT_SECONDS,
-    HEARTBEAT_VARIABLE,
-    Claim,
-    decode_sweep,
-)
+from antlm_bench.sweeps.store import Claim, decode_sweep, read_heartbeat
 from antlm_bench.sweeps.store_server import PIECE_BYTES, Piece
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
@@ -103,7 +97,7 @@ class RemoteStore:
         """root: the folder of this worker; with the cache of this machine, "cache", in it."""
         self.root = root.resolve()
         self.folder = self.root / SWEEP_DIR
-        self.heartbeat_seconds = float(os.environ.get(HEARTBEAT_VARIABLE) or HEARTBEAT_SECONDS)
+        self.heartbeat_seconds = read_heartbeat()
         self.save_seconds = min(SAVE_SECONDS, 6 * self.heartbeat_seconds)
         self._connections = connections
         self._renewal_seconds = min(1.0, self.heartbeat_seconds / 4)
@@ -162,7 +156,7 @@ class RemoteStore:
     def append_event(self, event: Event) -> None:
         if event.event == "stopped" and self._lock.acquire(blocking=False):
             try:
-                with suppress(OSError, RunError):
+                with suppress(OSError, BenchError):
                     self._send_snapshot()
             finally:
                 self._lock.release()
@@ -233,10 +227,7 @@ class RemoteStore:
                 temporary = cached.with_suffix(".new")
                 self._copy(file, temporary)
                 temporary.replace(cached)
-            try:
-                os.link(cached, path)
-            except OSError:  # the file system has no links
-                shutil.copy2(cached, path)
+            link_or_copy(cached, path)
         self._links[path] = file.version
 
     def _fetch(self, file: InputFile, path: Path) -> None:
@@ -292,7 +283,7 @@ class RemoteStore:
         while True:
             time.sleep(self.save_seconds)
             # What cannot be sent now is sent later, or computed again.
-            with suppress(OSError, RunError), self._lock:
+            with suppress(OSError, BenchError), self._lock:
                 self._send_snapshot()
 
     def _send_snapshot(self) -> None:
@@ -356,10 +347,7 @@ def take_snapshot(folder: Path, snapshot: Path) -> bool:
             for file in iter_files(folder):
                 target = snapshot / file.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(file, target)
-                except PermissionError:  # the file system has no links
-                    shutil.copy2(file, target)
+                link_or_copy(file, target)
             if _list_folder_states(folder) == before:
                 return snapshot.is_dir()
     return False

@@ -20,6 +20,7 @@ from antlm_bench.atomic_files import remove_path
 from antlm_bench.errors import RunError
 
 LOCK_FILE = "lock"
+HINT = "choose another folder: --executor-option scratch=DIR"
 
 
 @contextmanager
@@ -28,11 +29,11 @@ def open_worker_folder(scratch: Path, node: str, worker: str) -> Iterator[Path]:
 
     What processes that were killed have left is removed. Raises RunError.
     """
-    parent = scratch / f"antlm-bench-{os.getuid()}"
     try:
-        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if parent.is_symlink() or parent.stat().st_uid != os.getuid():
-            raise RunError("this folder belongs to somebody else", location=str(parent))
+        parent = _create_user_folder(scratch)
+    except OSError as error:
+        raise _scratch_failure(scratch, error) from error
+    try:
         with _hold(parent / node, fcntl.LOCK_SH), _hold(parent / node / worker, fcntl.LOCK_EX):
             for folder in (parent, parent / node):
                 _remove_abandoned(folder)
@@ -40,16 +41,42 @@ def open_worker_folder(scratch: Path, node: str, worker: str) -> Iterator[Path]:
             (parent / node / worker / "cache").symlink_to(parent / node / "cache")
             yield parent / node / worker
     except OSError as error:
-        raise RunError(
-            f"cannot be used: {error.strerror or error}",
-            location=error.filename or str(scratch),
-            hint="choose another folder: --executor-option scratch=DIR",
-        ) from error
+        raise _scratch_failure(scratch, error) from error
     finally:
-        _remove_abandoned(parent / node)
-        _remove_abandoned(parent)
-        with suppress(OSError):
-            parent.rmdir()
+        try:
+            _clean(parent, node)
+        except KeyboardInterrupt:  # Ray cancels the task meanwhile
+            _clean(parent, node)
+            raise
+
+
+def _clean(parent: Path, node: str) -> None:
+    """Remove folders without an owner, and those above them that are empty then."""
+    _remove_abandoned(parent / node)
+    _remove_abandoned(parent)
+    with suppress(OSError):
+        parent.rmdir()
+
+
+def _create_user_folder(scratch: Path) -> Path:
+    """Create the folder of this user. Raises RunError if another user, or a link, has its name:
+    what lies there must neither be trusted nor removed. Raises OSError.
+    """
+    folder = scratch / f"antlm-bench-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise RunError(
+            "this folder belongs to another user, or is a link", location=str(folder), hint=HINT
+        )
+    return folder
+
+
+def _scratch_failure(scratch: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot be used: {error.strerror or error}",
+        location=error.filename or str(scratch),
+        hint=HINT,
+    )
 
 
 @contextmanager

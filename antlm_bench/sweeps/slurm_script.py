@@ -205,23 +205,23 @@ def submit_script(script: Path, arguments: Sequence[str] = (), array: str = "") 
     options = ["--parsable", *([f"--array={array}"] if array else [])]
     command = ["sbatch", *options, str(script), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"sbatch cannot be run: {error}", location=str(script)) from error
-    if done.returncode:
-        lines = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines()]
+    if process.returncode:
+        lines = [line.removeprefix("sbatch: error: ") for line in process.stderr.splitlines()]
         raise RunError(
-            f"sbatch refused the job: {'; '.join(filter(None, lines)) or done.returncode}",
+            f"sbatch refused the job: {'; '.join(filter(None, lines)) or process.returncode}",
             location=str(script),
             hint=f"change the settings ({SETTINGS_LOCATION}): partition, account, time, ...",
         )
-    return done.stdout.strip().partition(";")[0]
+    return process.stdout.strip().partition(";")[0]
 
 
 def run_slurm_command(*command: str) -> str | None:
     """Run a command of Slurm and return its output; None if Slurm does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
@@ -18,9 +18,9 @@ from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
 from antlm_bench.training.text_sources import load_text_source
 
-# Keywords that a stage has as keys of its own, other names of keywords, and those that a unit must
-# not have: a part belongs to one checkpoint, and is computed once.
-NO_OPTIONS = frozenset(
+# A stage has keys for these, or they are other names of options, or they do not
+# fit a unit, whose results are those of one checkpoint and are computed once.
+KEYWORDS_WITHOUT_OPTION = frozenset(
     {
         "method",
         "task",
@@ -41,8 +41,6 @@ NO_OPTIONS = frozenset(
         "changes",
     }
 )
-SCORE_OPTIONS = frozenset({"compat"})
-FINETUNE_OPTIONS = frozenset({"changes"})
 STAGE_KEYS: dict[StageKind, Collection[str]] = {
     "train": TrainStage.model_fields,
     "score": ScoreStage.model_fields,
@@ -57,10 +55,11 @@ def check_options(
 ) -> None:
     """Raise UsageError for an option that a command does not have, or of a wrong type.
 
-    keywords: TypedDict of the command's options. also: members of NO_OPTIONS that are options.
+    keywords: TypedDict of the command's options. also: members of
+    KEYWORDS_WITHOUT_OPTION that are options of this command.
     """
     hints = get_type_hints(keywords)
-    names = [name for name in hints if name not in NO_OPTIONS or name in also]
+    names = [name for name in hints if name not in KEYWORDS_WITHOUT_OPTION or name in also]
     for name, value in options.items():
         if name not in names:
             raise UsageError(
@@ -93,7 +92,8 @@ def name_key(location: str, kind: StageKind) -> str:
     """
     if not location.startswith("--"):
         return location
-    name = location.removeprefix("--").replace("-", "_").replace("set", "changes")
+    option = location.removeprefix("--")
+    name = "changes" if option == "set" else option.replace("-", "_")
     keys = [key for key in (name, f"{name}s") if key in STAGE_KEYS[kind]]
     return keys[0] if keys else f"options: {name}"
 
@@ -110,7 +110,7 @@ def check_train_stage(stage: TrainStage) -> None:
 
 def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Raise UsageError for options and methods that no checkpoint can be scored with."""
-    check_options(options, ScoreKeywords, SCORE_OPTIONS)
+    check_options(options, ScoreKeywords, frozenset({"compat"}))
     for name in methods:
         if name != "all":
             try:
@@ -130,7 +130,7 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
 
     Raises UsageError for an unknown task, preset, option or attention. No data are read.
     """
-    check_options(stage.options, FinetuneKeywords, FINETUNE_OPTIONS)
+    check_options(stage.options, FinetuneKeywords, frozenset({"changes"}))
     if stage.options.get("frozen"):
         from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
 
@@ -149,13 +149,17 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
         )
     tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in stage.suites}
     all_tasks = [task for tasks in tasks_by_suite.values() for task in tasks]
-    for task in stage.tasks:
-        if task not in all_tasks:
-            raise UsageError(
-                f"{', '.join(stage.suites)} has no task {task!r}",
-                location="tasks",
-                hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
-            )
+    tasks_by_key: dict[str, Iterable[str]] = {"tasks": stage.tasks}
+    for name in ("limit_train", "limit_valid"):  # "" = every task
+        tasks_by_key[f"options: {name}"] = filter(None, stage.options.get(name, ()))
+    for key, names in tasks_by_key.items():
+        for task in names:
+            if task not in all_tasks:
+                raise UsageError(
+                    f"{', '.join(stage.suites)} has no task {task!r}",
+                    location=key,
+                    hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
+                )
     preset = stage.options.get("preset", "")
     for suite, tasks in tasks_by_suite.items():
         presets = classification_loader.list_presets(suite)

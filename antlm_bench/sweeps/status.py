@@ -63,10 +63,6 @@ class UnitState:
         return [self.attempts[number] for number in numbers]
 
     @property
-    def last_attempt(self) -> Event | None:
-        return self.attempts[max(self.attempts)] if self.attempts else None
-
-    @property
     def done_event(self) -> Event | None:
         """The event of the lowest attempt that is done: its part is the result."""
         return next((each for each in self.counted_attempts if each.event == "done"), None)
@@ -212,6 +208,13 @@ class SweepState:
             entries += [other for other in dependents if other.outcome == "done"]
         return list(repeated.values())
 
+    def iter_awaited_parts(self) -> Iterator[tuple[str, UnitState]]:
+        """Yield (part, unit) of the units that are done and whose part another unit still needs."""
+        for unit_id, dependents in self._awaited_by.items():
+            done = self.units[unit_id].done_event
+            if done and done.part and any(other.outcome != "done" for other in dependents):
+                yield done.part, self.units[unit_id]
+
     def _waits(self, entry: UnitState) -> bool:
         """Return whether a unit that this one waits for is not done."""
         others = (self.units.get(each) for each in entry.unit.waits_for)
@@ -349,7 +352,7 @@ class SweepStatus:
 def build_status(store: FolderStore, state: SweepState) -> SweepStatus:
     """Summarize a state. The claims of running units tell which of them are lost."""
     running = [entry for entry in state.units.values() if entry.state == "running"]
-    claims = {entry.unit.id: _find_claim(entry) for entry in running}
+    claims = {entry.unit.id: _find_claim_of_attempt(entry) for entry in running}
     dead_claims = store.list_dead_claims(set(claims.values()))
     lost = {unit for unit, claim in claims.items() if claim in dead_claims}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -367,7 +370,7 @@ def build_status(store: FolderStore, state: SweepState) -> SweepStatus:
     )
 
 
-def _find_claim(entry: UnitState) -> str:
+def _find_claim_of_attempt(entry: UnitState) -> str:
     """Return the claim under which a running unit was started."""
     started = [event for event in entry.counted_attempts if event.event == "started"]
     return started[-1].claim

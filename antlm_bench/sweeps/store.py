@@ -28,13 +28,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from antlm_bench.atomic_files import temporary_path
+from antlm_bench import safe_files
+from antlm_bench.atomic_files import link_or_copy, temporary_path
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
-from antlm_bench.sweeps.process_identity import ProcessIdentity, current_process
+from antlm_bench.sweeps.process_identity import (
+    ProcessIdentity,
+    current_process,
+    decode_process,
+)
 from antlm_bench.sweeps.units import (
     SWEEP_SCHEMA_VERSION,
     Sweep,
@@ -47,6 +52,7 @@ from antlm_bench.sweeps.units import (
 HEARTBEAT_VARIABLE = "ANTLM_BENCH_HEARTBEAT"
 """Environment variable with the seconds between two signs of life of a claim."""
 HEARTBEAT_SECONDS = 10.0
+MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.01, 3600
 EXPIRY_HEARTBEATS = 6
 """A claim without this many signs of life in a row has expired."""
 DRIVER_CLAIM = "driver"
@@ -73,6 +79,10 @@ class Owner:
 
     worker: str
     process: ProcessIdentity
+
+
+class DamagedSweep(RunError):
+    """sweep.json is damaged. `run` with the sweep's TOML writes it anew."""
 
 
 class SweepStore(Protocol):
@@ -147,12 +157,10 @@ class FolderStore:
         process: ProcessIdentity | None = None,
     ) -> None:
         """heartbeat_seconds: None = 10, or what ANTLM_BENCH_HEARTBEAT has. process: the owner of
-        claims; None = this process.
+        claims; None = this process. Raises UsageError.
         """
         self.folder = folder
-        if heartbeat_seconds is None:
-            heartbeat_seconds = float(os.environ.get(HEARTBEAT_VARIABLE) or HEARTBEAT_SECONDS)
-        self.heartbeat_seconds = heartbeat_seconds
+        self.heartbeat_seconds = heartbeat_seconds or read_heartbeat()
         self._process = process or current_process()
         self._worker = ""
         self._journal: JournalWriter | None = None
@@ -202,13 +210,14 @@ class FolderStore:
 
         Raises RunError.
         """
-        current = self.find_claim(name)
-        if current and not self._has_expired(current.id):
-            return None
-        claim = Claim(name, current.number + 1 if current else 1)
         owner = {"worker": self._worker, "process": asdict(self._process)}
-        path = self._claim_path(claim.id)
+        path = self._claim_path(name)
         try:
+            current = self.find_claim(name)
+            if current and not self._has_expired(current.id):
+                return None
+            claim = Claim(name, current.number + 1 if current else 1)
+            path = self._claim_path(claim.id)
             descriptor = open_for_writing(path, os.O_WRONLY | os.O_EXCL)
         except FileExistsError:
             return None
@@ -229,9 +238,12 @@ class FolderStore:
         return not self._claim_path(f"{claim.name}.{claim.number + 1}").exists()
 
     def find_claim(self, name: str) -> Claim | None:
-        """Return the highest claim of a group or of the driver; None if there is none."""
+        """Return the highest claim of a group or of the driver; None if there is none.
+
+        Raises OSError.
+        """
         number = self._claim_numbers.get(name, 0)
-        while self._claim_path(f"{name}.{number + 1}").exists():
+        while os.path.lexists(self._claim_path(f"{name}.{number + 1}")):  # a link is a claim, too
             number += 1
         self._claim_numbers[name] = number
         return Claim(name, number) if number else None
@@ -242,8 +254,7 @@ class FolderStore:
             try:
                 data = read_regular_file(self._claim_path(claim_id), MAX_CLAIM_BYTES)
                 record: Any = parse_json(data)
-                process = ProcessIdentity(**record["process"])
-                owner = Owner(str(record["worker"]), process)
+                owner = Owner(str(record["worker"]), decode_process(record["process"]))
             except (OSError, ValueError, TypeError, KeyError):
                 return None
             self._owners[claim_id] = owner
@@ -282,8 +293,10 @@ class FolderStore:
         The time of a claim's file is compared with that of a new file in the same folder, so that
         both are of the file server's clock. For display only: nothing is taken over because of it.
         """
+        dead: set[str] = set()
+        if not (claim_ids := list(claim_ids)):
+            return dead
         now = self._read_server_clock()
-        dead = set()
         for claim_id in claim_ids:
             with suppress(OSError):
                 age = now - self._claim_path(claim_id).lstat().st_mtime
@@ -295,6 +308,7 @@ class FolderStore:
         """Return the time that the folder gives to new files; this machine's if it takes none."""
         path = self._claim_path(f".clock-{os.getpid()}")
         try:
+            safe_files.reject_links(self.folder, path)
             with temporary_path(path), create_file(path) as file:
                 return os.fstat(file.fileno()).st_mtime
         except OSError:
@@ -324,11 +338,12 @@ class FolderStore:
         self._worker = self._reader.skip = self._journal.name
         return self._worker
 
-    def append_event(self, event: Event) -> None:
-        """Append an event to the journal of this process. Raises RunError."""
+    def append_event(self, *events: Event) -> None:
+        """Append events to the journal of this process. Raises RunError."""
         assert self._journal, "join() comes first"
-        self._note(event)
-        self._journal.append(event)
+        for event in events:
+            self._remember_end(event)
+        self._journal.append(*events)
 
     def read_new_events(self) -> list[Event]:
         """Return the events of other processes since the last call. Raises RunError."""
@@ -337,10 +352,11 @@ class FolderStore:
         except OSError as error:
             raise _os_failure(self.folder / "journals", error, "read") from error
         for event in events:
-            self._note(event)
+            self._remember_end(event)
         return events
 
-    def _note(self, event: Event) -> None:
+    def _remember_end(self, event: Event) -> None:
+        """Note a claim that is released, or a worker that has ended."""
         if event.event == "released":
             self._released_claims.add(event.claim)
         elif event.event == "ended":
@@ -381,9 +397,24 @@ class FolderStore:
 
     def find_part(self, part: str) -> Path:
         """Return the folder of a published part, given its name. Raises RunError."""
+        path = self.folder / part
         if not re.fullmatch(r"parts/\w+\.\d+", part):
             raise RunError(f"{part!r} is not the name of a part", location=str(self.folder))
-        return self.folder / part
+        if not path.is_dir() or path.is_symlink():
+            raise RunError(
+                "the results of a finished unit are gone",
+                location=str(path),
+                hint="repeat antlm-bench run SWEEP.toml, which computes them again",
+            )
+        return path
+
+    def list_parts(self) -> set[str]:
+        """Return the names of the part folders that exist. Raises RunError."""
+        try:
+            with os.scandir(self.folder / "parts") as entries:
+                return {f"parts/{each.name}" for each in entries}
+        except OSError as error:
+            raise _os_failure(self.folder / "parts", error, "read") from error
 
     def localize(self, unit: Unit, files: UnitFiles) -> Unit:
         """Return the unit as it is: all machines see the same files."""
@@ -393,6 +424,20 @@ class FolderStore:
     def log_path(self, worker: str) -> Path:
         """Return the file with the output of a worker."""
         return self.folder / "logs" / f"{worker}.log"
+
+
+def read_heartbeat() -> float:
+    """Return the seconds between two signs of life of a claim. Raises UsageError."""
+    text = os.environ.get(HEARTBEAT_VARIABLE) or str(HEARTBEAT_SECONDS)
+    with suppress(ValueError):
+        if MIN_HEARTBEAT_SECONDS <= float(text) <= MAX_HEARTBEAT_SECONDS:
+            return float(text)
+    raise UsageError(
+        f"{text!r} is not a number of seconds from {MIN_HEARTBEAT_SECONDS} to "
+        f"{MAX_HEARTBEAT_SECONDS:,}",
+        location=HEARTBEAT_VARIABLE,
+        hint=f"unset it, or give all workers the same value; the default is {HEARTBEAT_SECONDS:g}",
+    )
 
 
 def check_worker_name(name: str, location: str) -> None:
@@ -406,15 +451,19 @@ def check_worker_name(name: str, location: str) -> None:
 
 
 def decode_sweep(data: bytes, location: str) -> Sweep:
-    """Read sweep.json. location: its path, for messages. Raises RunError."""
+    """Read sweep.json. location: its path, for messages. Raises DamagedSweep, and RunError for one
+    of another version.
+    """
     try:
         document = json.loads(data)
         schema = document["schema"]
+        if not isinstance(schema, int):
+            raise TypeError("schema is not a number")
         if schema != SWEEP_SCHEMA_VERSION:
             raise RunError(
                 f"has the schema {schema}; this version reads {SWEEP_SCHEMA_VERSION}",
                 location=location,
-                hint="go on with the version that wrote it, or choose another --out",
+                hint="go on with the version that wrote it, or set another `out` in the TOML",
             )
         groups = tuple(
             _build_group([_build_unit(record) for record in records])
@@ -422,7 +471,7 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
         )
         return Sweep(str(document["name"]), groups)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise RunError(
+        raise DamagedSweep(
             f"damaged: {type(error).__name__}: {error}",
             location=location,
             hint="repeat antlm-bench run SWEEP.toml, which writes it anew",
@@ -430,9 +479,12 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
 
 
 def _build_unit(record: Mapping[str, Any]) -> Unit:
-    return Unit(
-        **{**record, "needs": tuple(record["needs"]), "waits_for": tuple(record["waits_for"])}
-    )
+    needs, waits_for = tuple(record["needs"]), tuple(record["waits_for"])
+    unit = Unit(**{**record, "needs": needs, "waits_for": waits_for})
+    texts = (unit.kind, unit.stage, unit.model, *needs, *waits_for)
+    if not all(type(text) is str for text in texts) or type(unit.arguments) is not dict:
+        raise TypeError(f"the values of a unit have wrong types: {record!r:.100}")
+    return unit
 
 
 def _build_group(units: list[Unit]) -> UnitGroup:
@@ -447,12 +499,9 @@ def _link_finished_files(source: Path, target: Path) -> None:
     (locks, temporary files) belong to the process that made them.
     """
 
-    def link_or_copy(old: str, new: str) -> None:
+    def link_if_there(old: str, new: str) -> None:
         with suppress(FileNotFoundError):  # an owner that still runs has just replaced it
-            try:
-                os.link(old, new, follow_symlinks=False)
-            except OSError:
-                shutil.copy2(old, new, follow_symlinks=False)
+            link_or_copy(old, new)
 
     def ignore_hidden(folder: str, names: list[str]) -> Iterator[str]:
         del folder
@@ -464,7 +513,7 @@ def _link_finished_files(source: Path, target: Path) -> None:
             target,
             symlinks=True,
             ignore=ignore_hidden,
-            copy_function=link_or_copy,
+            copy_function=link_if_there,
             dirs_exist_ok=True,
         )
 
@@ -473,5 +522,6 @@ def _os_failure(path: Path, error: OSError, action: str) -> RunError:
     return RunError(
         f"cannot be {action}: {error.strerror or error}",
         location=str(path),
-        hint="choose another --out, or make room and repeat the command: nothing finished is lost",
+        hint="make room or set another `out` in the sweep's TOML, and repeat the command: nothing "
+        "finished is lost",
     )

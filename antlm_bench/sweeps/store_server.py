@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.atomic_files import remove_path, replace_folder
+from antlm_bench.atomic_files import link_or_copy, remove_path, replace_folder
 from antlm_bench.errors import BenchError, RunError
 from antlm_bench.safe_files import (
     create_file,
@@ -31,13 +30,13 @@ from antlm_bench.sweeps.input_files import (
     InputFile,
     InputListing,
     InputRequest,
-    check_relative_path,
     describe_file,
     iter_files,
     list_input_files,
 )
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import ProcessIdentity
+from antlm_bench.sweeps.references import check_relative_path
 from antlm_bench.sweeps.store import MAX_SWEEP_BYTES, Claim, FolderStore, check_worker_name
 
 PIECE_BYTES = 4 * 2**20
@@ -229,7 +228,8 @@ class _Session:
             for name in kept:
                 check_relative_path(name)
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(path / name, stage / name)
+                with suppress(FileExistsError):
+                    link_or_copy(path / name, stage / name)
 
             def move(new_folder: Path) -> None:
                 new_folder.rmdir()
@@ -264,13 +264,3 @@ class _Session:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    with suppress(FileExistsError):
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except FileExistsError:
-            raise
-        except OSError:  # the file system has no links
-            shutil.copy2(source, target, follow_symlinks=False)

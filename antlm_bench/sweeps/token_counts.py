@@ -246,7 +246,7 @@ def _measure_lengths(
     from antlm_bench.scoring.text import build_specials
 
     tokenizer = tokenizer or load_tokenizer(facts)
-    # Of a Backbone, encoding uses these.
+    # Encoding uses only these attributes of a Backbone.
     backbone: Backbone | Any = SimpleNamespace(
         name=facts.ref,
         tokenizer=tokenizer,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
-from antlm_bench.sweeps.references import resolve_model
+from antlm_bench.runs.folder_io import make_folder
+from antlm_bench.sweeps.references import locate_output, resolve_model
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def _train(unit: Unit, context: UnitContext) -> None:
     options = TrainOptions(
         scale=arguments["scale"], changes=tuple(arguments["changes"]), **arguments["options"]
     )
-    train(unit.model, arguments["corpus"], context.sweep_dir / arguments["out"], options)
+    out = locate_output(context.sweep_dir, arguments["out"])
+    train(unit.model, arguments["corpus"], out, options)
 
 
 def _describe_training(unit: Unit) -> str:
@@ -150,7 +152,7 @@ def _collect(unit: Unit, context: UnitContext) -> None:
     parts = context.find_parts(unit.waits_for)
     if not parts:
         raise RunError("none of its units is done", location=unit.model)
-    out = context.sweep_dir / unit.arguments["out"]
+    out = locate_output(context.sweep_dir, unit.arguments["out"])
     merge_runs([str(part) for part in parts], out, allow_incomplete=True, replace_cells=True)
 
 
@@ -158,7 +160,7 @@ def _report(unit: Unit, context: UnitContext) -> None:
     from antlm_bench.reporting.html_data import write_page
 
     outputs = [
-        context.sweep_dir / other.arguments["out"]
+        locate_output(context.sweep_dir, other.arguments["out"])
         for other in context.sweep.units
         if "out" in other.arguments
     ]
@@ -166,7 +168,8 @@ def _report(unit: Unit, context: UnitContext) -> None:
     if not run_dirs:
         raise RunError("there is no run folder to report", location=str(context.sweep_dir))
     training_dirs = [path for path in outputs if (path / LOG_FILE).is_file()]
-    page = context.sweep_dir / unit.arguments["html"]
+    page = locate_output(context.sweep_dir, unit.arguments["html"])
+    make_folder(page.parent)
     write_page(run_dirs, page, training_dirs=training_dirs, title=context.sweep.name)
 
 

@@ -46,8 +46,8 @@ class WorkerOptions:
     retries: int = 1
     """Further attempts at a unit that failed."""
     on_lost_claim: Callable[[], None] = lambda: None
-    """Called from another thread when another worker took over this one's claim. By default the
-    unit is finished in vain."""
+    """Called from another thread when another worker took over this one's claim. By default, this
+    worker finishes the unit, and its result is not used."""
     parent: int = 0
     """Process whose end is treated as a lost claim; 0 = none."""
 
@@ -329,16 +329,6 @@ def open_store(folder: Path, connections: str = "") -> SweepStore:
 
     descriptors = [int(each) for each in connections.split(",")]
     return RemoteStore(folder.parent, StoreConnections([Connection(n) for n in descriptors]))
-
-
-def run_worker(
-    store: SweepStore,
-    name: str,
-    kinds: Mapping[str, UnitKind],
-    options: WorkerOptions = WorkerOptions(),
-) -> WorkerSummary:
-    """Carry out units until all of the sweep are settled. Raises RunError."""
-    return Worker(store, name, kinds, options).run()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -92,9 +93,8 @@ class SlurmCluster:
     def kill_node(self, name: str) -> None:
         """Kill a node as a power cut would: its slurmd and every process of its jobs."""
         daemon = self.daemons.pop(name)
-        for pid in [*_descendants(daemon.pid), daemon.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        daemon.kill()
+        _kill(self._list_job_processes(name))
         daemon.wait()
 
     def run(self, *command: str) -> str:
@@ -103,6 +103,23 @@ class SlurmCluster:
             command, env=self.environment, capture_output=True, text=True, check=True, timeout=60
         )
         return done.stdout
+
+    def _list_job_processes(self, node: str) -> list[int]:
+        """Return the processes of a node's jobs. Those of Slurm, which would report the end of the
+        others, come first: they are children of init, and have the log of the node open.
+        """
+        slurm_processes, programs = [], []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if f"SLURM_CONF={self.config}".encode() not in variables:
+                    continue
+                files = {os.path.realpath(each) for each in (process / "fd").iterdir()}
+                if os.path.realpath(self.folder / f"{node}.log") in files:
+                    slurm_processes.append(int(process.name))
+                elif f"SLURMD_NODENAME={node}".encode() in variables:
+                    programs.append(int(process.name))
+        return [*slurm_processes, *programs]
 
     def _write_configuration(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,16 +184,21 @@ class SlurmCluster:
             self.run("scancel", "--user=root", "--quiet")
         for name in [*NODES, "slurmctld", "munged"]:
             if daemon := self.daemons.pop(name, None):
-                pids = _descendants(daemon.pid)
+                children = _descendants(daemon.pid)
                 daemon.terminate()
                 try:
                     daemon.wait(10)
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait()
-                for pid in pids:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                _kill(children)
+            _kill(self._list_job_processes(name))
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _find_free_ports(count: int) -> list[int]:

@@ -19,6 +19,7 @@ from sweeps.fake_units import make_store, make_sweep, make_unit
 from sweeps.ray_cluster import RayCluster, can_hide_folders, start_cluster
 
 from antlm_bench.commands.sweep import RunSweepOptions, read_sweep_status, run_sweep
+from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DeclarationError, RunError, UsageError
 from antlm_bench.sweeps.executors import EXECUTORS, ExecutorSettings
 from antlm_bench.sweeps.status import SweepStatus
@@ -143,7 +144,7 @@ def score_with_ray(
             str(model),
             {"suite": suite, "methods": ["causal"], "options": settings, "shard": f"{n}/2"},
         )
-        for suite in ("nano", str(pairs))
+        for suite in ("mine", str(pairs))
         for n in (1, 2)
     ]
     ids = tuple(unit.id for unit in units)
@@ -169,13 +170,20 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def inputs(make_checkpoint, tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint and a file of pairs, in the folder of the driver."""
+def inputs(make_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A checkpoint and a file of pairs, in the folder of the driver, which also has the declaration
+    of a suite `mine`.
+    """
     driver_dir = tmp_path / "driver"
     model, pairs = driver_dir / "model", driver_dir / "mine.csv"
     shutil.copytree(make_checkpoint(), model)
     rows = [f"The dog sees it {n}.,The dog see it {n}." for n in range(150)]
     pairs.write_text("\n".join(["good,bad", *rows]))
+    suite = driver_dir / "declarations" / "tasks" / "mine.toml"
+    suite.parent.mkdir(parents=True)
+    text = list_declarations("tasks")["nano"].read_text()
+    suite.write_text(text.replace('name = "nano"', 'name = "mine"'))
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(driver_dir / "declarations"))
     return model, pairs
 
 
@@ -193,7 +201,7 @@ def test_a_node_without_the_drivers_files_scores_as_score_does(
     cluster.add_node_with_mount(driver_dir, resource, "1m")
     options = {"resources": {resource: 1}, "shared": False, "scratch": str(scratch)}
     run_dir = score_with_ray(cluster, driver_dir / "sweep", *inputs, page, **options)
-    suites = ["nano", str(inputs[1])]
+    suites = ["mine", str(inputs[1])]
     score(str(inputs[0]), suites, methods="causal", out=tmp_path / "one", limit=200, device="cpu")
     assert read_run(run_dir) == read_run(tmp_path / "one")
     # provenance.json states the worker's own command; no other file names its node's folders.
@@ -210,7 +218,7 @@ def test_nodes_with_a_shared_folder_score_as_score_does(
     from antlm_bench.commands.score import score
 
     run_dir = score_with_ray(cluster, tmp_path / "driver" / "sweep", *inputs)
-    suites = ["nano", str(inputs[1])]
+    suites = ["mine", str(inputs[1])]
     score(str(inputs[0]), suites, methods="causal", out=tmp_path / "one", limit=200, device="cpu")
     assert read_run(run_dir) == read_run(tmp_path / "one")
 
@@ -403,6 +411,7 @@ def test_the_work_of_a_node_with_a_full_disk_is_done_elsewhere(
 def test_a_node_without_the_folder_names_the_setting(tmp_path: Path) -> None:
     from antlm_bench.sweeps.ray_executor import RayOptions, WorkerTask, supervise_worker
 
-    task = WorkerTask("w-0", WORKER, tmp_path / "absent", tmp_path, {}, RayOptions(), "x")
+    settings = ExecutorSettings(tmp_path / "absent", worker_command=WORKER)
+    task = WorkerTask("w-0", settings, tmp_path, {}, RayOptions(), "x")
     with pytest.raises(RunError, match="shared=false"):
         supervise_worker(task, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,18 +14,19 @@ from pathlib import Path
 import pytest
 from sweeps.fake_units import FAKE_KINDS, make_store, make_unit
 
+from antlm_bench.atomic_files import remove_path
 from antlm_bench.commands.sweep import read_sweep_status
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, RunError
-from antlm_bench.sweeps import remote_store, store_server
+from antlm_bench.sweeps import remote_store, scratch_folders, store_server
 from antlm_bench.sweeps.input_files import (
     InputFile,
     InputRequest,
-    check_relative_path,
+    iter_files,
     list_input_files,
 )
 from antlm_bench.sweeps.process_identity import current_process
-from antlm_bench.sweeps.references import resolve_model
+from antlm_bench.sweeps.references import check_relative_path, resolve_model
 from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections, take_snapshot
 from antlm_bench.sweeps.scratch_folders import open_worker_folder
 from antlm_bench.sweeps.store import FolderStore
@@ -339,6 +341,16 @@ def test_only_listed_files_are_read(driver: Driver) -> None:
     assert not driver.server.call("w-9", "read_sweep", ())[0]
 
 
+def test_links_to_folders_above_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "model" / "a").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights").touch()
+    (tmp_path / "model" / "a" / "up").symlink_to(tmp_path / "model")
+    (tmp_path / "model" / "b").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "model")
+    assert list(iter_files(tmp_path / "model")) == [tmp_path / "model" / "b" / "weights"]
+
+
 @pytest.mark.parametrize("path", ["", "/a", "a//b", "./a", "a/..", "..", "a\\b", "a\0"])
 def test_paths_that_lead_out_are_refused(path: str) -> None:
     with pytest.raises(BenchError, match="not a path below a folder"):
@@ -379,6 +391,20 @@ def test_a_snapshot_has_a_folder_as_it_was_at_one_moment(tmp_path: Path) -> None
             assert int(texts[0]) - int(texts[1]) in (0, 1)  # "a" is written first
 
 
+def test_a_snapshot_is_a_copy_where_files_have_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "a").write_text("x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert take_snapshot(tmp_path / "state", tmp_path / "copy")
+    assert (tmp_path / "copy" / "a").read_text() == "x"
+
+
 def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
     parent = tmp_path / f"antlm-bench-{os.getuid()}"
     abandoned = parent / "node" / "killed"
@@ -393,6 +419,31 @@ def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
         assert first.exists() and not second.exists()
         assert (first / "cache" / "x").exists()
     assert not parent.exists()
+
+
+def test_an_interrupt_while_folders_are_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupt_once(path: Path) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        remove_path(path)
+
+    with pytest.raises(KeyboardInterrupt), open_worker_folder(tmp_path, "node", "w-0"):
+        monkeypatch.setattr(scratch_folders, "remove_path", interrupt_once)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_in_place_of_the_scratch_folder_is_left_alone(tmp_path: Path) -> None:
+    treasure = tmp_path / "home" / "project"
+    treasure.mkdir(parents=True)
+    (treasure / "lock").touch()
+    (tmp_path / f"antlm-bench-{os.getuid()}").symlink_to(tmp_path / "home")
+    with pytest.raises(RunError, match="another user"), open_worker_folder(tmp_path, "n", "w"):
+        pass
+    assert (treasure / "lock").exists()
 
 
 def test_the_worker_is_the_owner_of_its_claims(driver: Driver) -> None:

@@ -164,6 +164,7 @@ def test_a_dead_node_does_not_keep_the_driver(
     cluster.kill_node(list_events(tmp_path, "started")[0]["node"])
     executor.stop()
     assert "cancelled; its node may be down" in capsys.readouterr().err
+    assert not list_worker_processes(tmp_path)
 
 
 @pytest.mark.slow

@@ -163,6 +163,8 @@ def test_every_option_of_train_reaches_the_job() -> None:
     assert set(FLAGS) == set(TrainOptions.__slots__) - {"stop_after"}  # no flag of the command
     plain = build_train_command("babyllama", "text", Path("out"), TrainOptions())
     assert plain[3:] == ["train", "babyllama", "--corpus", "text", "--out", "out"]
+    zero = build_train_command("babyllama", "text", Path("out"), TrainOptions(save_every=0))
+    assert zero[len(plain) :] == ["--save-every=0"]
 
 
 @pytest.mark.parametrize(

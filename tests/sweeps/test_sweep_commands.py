@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ from antlm_bench.sweeps.executors import (
     WorkerStatus,
     describe_exit,
     list_gpus,
+    start_worker_process,
+    stop_worker_processes,
 )
 from antlm_bench.sweeps.journal import Event
+from antlm_bench.sweeps.process_identity import read_start_time
 from antlm_bench.sweeps.status import SweepState, build_status
 from antlm_bench.sweeps.unit_kinds import describe_unit
 
@@ -248,6 +252,26 @@ def test_exits_are_described() -> None:
     assert describe_exit(0) == WorkerStatus("ended")
     assert describe_exit(3) == WorkerStatus("ended", "exit code 3")
     assert describe_exit(-9) == WorkerStatus("ended", "killed by SIGKILL")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_that_does_not_stop_is_killed_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antlm_bench.sweeps.executors.STOP_SECONDS", 0.2)
+    script = "trap '' TERM; sleep 600 & echo $! > child.new; mv child.new child; wait"
+    process = start_worker_process(["bash", "-c", script], tmp_path / "log", os.environ, tmp_path)
+    wait_until((tmp_path / "child").exists)
+    child = int((tmp_path / "child").read_text())
+    stop_worker_processes([process])
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: read_start_time(child) in ("", "zombie"))
 
 
 def test_a_strangers_executor_carries_out_a_sweep(

@@ -90,6 +90,31 @@ MISTAKES = {
         "models",
         "no checkpoint of pretrain/babyllama",
     ),
+    "an unknown preset of frozen": (
+        FINETUNE.replace("options = {{", 'options = {{ preset = "x", frozen = true,'),
+        "options: preset",
+        "cannot be combined with --frozen",
+    ),
+    "a limit of an unknown task": (
+        FINETUNE.replace("options = {{", "options = {{ limit_train = {{ rte = 2 }},"),
+        "options: limit_train",
+        "no task 'rte'",
+    ),
+    "revisions of a folder": (
+        SCORE + 'revisions = ["main"]',
+        "score 'score': revisions",
+        "only hub ids have revisions",
+    ),
+    "an unknown executor": (
+        SCORE + '[executor.slrum]\npartition = "main"',
+        "executor.slrum",
+        "unknown executor 'slrum'",
+    ),
+    "a page elsewhere": (
+        SCORE + '[report]\nhtml = "../page.html"',
+        "report: html",
+        "not a file in the sweep's folder",
+    ),
     "the same cell twice": (
         SCORE + SCORE + "options = {{ limit = 2 }}",
         "score 'score-2'",

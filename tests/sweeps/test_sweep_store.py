@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from sweeps.fake_units import make_store, make_sweep, make_unit
 
-from antlm_bench.errors import RunError
+from antlm_bench.errors import RunError, UsageError
 from antlm_bench.sweeps.journal import (
     Event,
     JournalReader,
@@ -130,7 +131,17 @@ def test_claims_of_an_ended_worker_are_free(tmp_path: Path) -> None:
     assert other.claim("h") == Claim("h", 2)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"worker": "x"}', '{"process": {"pid": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"worker": "x"}',
+        '{"process": {"pid": 1}}',
+        '{"worker": "x", "process": {"host": 1, "pid": "x", "start_time": ""}}',
+    ],
+)
 def test_a_claim_without_a_readable_owner_expires(tmp_path: Path, content: str) -> None:
     make_store(tmp_path)
     (tmp_path / "claims" / "g.1").write_text(content)
@@ -138,6 +149,40 @@ def test_a_claim_without_a_readable_owner_expires(tmp_path: Path, content: str) 
     assert store.claim("g") is None
     time.sleep(0.1)
     assert store.claim("g") == Claim("g", 2)
+
+
+def test_a_link_is_a_claim_that_expires(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    (tmp_path / "claims" / "g.1").symlink_to(tmp_path / "nowhere")
+    store = open_store(tmp_path, "a", 0.01)
+    assert store.claim("g") is None
+    time.sleep(0.1)
+    assert store.claim("g") == Claim("g", 2)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_cannot_be_reached_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path)
+    store, other = open_store(tmp_path, "a"), open_store(tmp_path, "b")
+    other.claim("g")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "lstat", fail)
+    with pytest.raises(RunError, match=r"claims/g: cannot be created: Stale file handle"):
+        store.claim("g")
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "nan", "inf"])
+def test_a_wrong_heartbeat_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_HEARTBEAT", text)
+    with pytest.raises(UsageError, match=f"ANTLM_BENCH_HEARTBEAT: '{text}' is not a number"):
+        FolderStore(tmp_path)
 
 
 def test_equal_names_get_journals_of_their_own(tmp_path: Path) -> None:
@@ -174,6 +219,24 @@ def test_torn_and_damaged_lines_are_ignored(tmp_path: Path) -> None:
     assert [event.unit for event in reader.read_new_events()] == ["v"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"event":[],"unit":"u","attempt":1}',
+        b'{"event":"done","unit":"u","attempt":1,"seconds":NaN}',
+        b'{"event":"done","unit":"u","attempt":1,"seconds":1e400}',
+        b'{"event":"started","unit":"u","attempt":1,"time":-1e300}',
+        b'{"event":"started","unit":"u","attempt":-1}',
+        b'{"event":"started","unit":"u","attempt":1000000000000}',
+        b'{"event":"started","unit":"u","attempt":1,"claim":"../../x"}',
+        b'{"event":"started","unit":"u","attempt":1,"claim":"\\u0000"}',
+    ],
+)
+def test_events_with_impossible_values_are_ignored(line: bytes) -> None:
+    good = encode_event(Event("done", "v", 1))
+    assert [event.unit for event in decode_events(line + b"\n" + good)] == ["v"]
+
+
 def test_a_short_write_does_not_damage_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,8 +246,8 @@ def test_a_short_write_does_not_damage_the_next_line(
     with pytest.raises(RunError, match="No space left"):
         writer.append(Event("done", "u", 1))
     monkeypatch.undo()
-    writer.append(Event("done", "v", 1))
-    assert [event.unit for event in JournalReader(tmp_path).read_new_events()] == ["v"]
+    writer.append(Event("done", "v", 1), Event("done", "w", 1))
+    assert [event.unit for event in JournalReader(tmp_path).read_new_events()] == ["v", "w"]
 
 
 def test_an_event_survives_its_line() -> None:
@@ -261,6 +324,11 @@ def test_a_sweep_survives_its_file() -> None:
         "{}",
         '{"schema":1,"name":"x","groups":[[]]}',
         '{"schema":1,"name":"x","groups":[[{"kind":"score"}]]}',
+        '{"schema":1,"name":"x","groups":[[{"kind":"score","stage":{},"model":"m",'
+        '"needs":[],"waits_for":[]}]]}',
+        '{"schema":1,"name":"x","groups":[[{"kind":"score","stage":"s","model":"m","arguments":[],'
+        '"needs":[],"waits_for":[]}]]}',
+        '{"schema":[],"name":"x","groups":[]}',
         '{"schema":2,"name":"x","groups":[]}',
     ],
 )

@@ -9,11 +9,11 @@ from sweeps.fake_units import FAKE_KINDS, make_store, make_sweep, make_unit
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.status import SweepState
 from antlm_bench.sweeps.store import FolderStore
-from antlm_bench.sweeps.worker import WorkerOptions, WorkerSummary, choose_first_group, run_worker
+from antlm_bench.sweeps.worker import Worker, WorkerOptions, WorkerSummary, choose_first_group
 
 
 def run(folder: Path, name: str = "w-0", retries: int = 1) -> WorkerSummary:
-    return run_worker(FolderStore(folder, 0.1), name, FAKE_KINDS, WorkerOptions(retries))
+    return Worker(FolderStore(folder, 0.1), name, FAKE_KINDS, WorkerOptions(retries)).run()
 
 
 def read_state(folder: Path) -> SweepState:
@@ -47,7 +47,7 @@ def test_a_failed_unit_does_not_stop_the_others(tmp_path: Path) -> None:
     entry = read_state(tmp_path).units[bad.id]
     assert entry.state == "failed"
     assert [event.error for event in entry.counted_attempts] == ["item 1: the data is bad"] * 3
-    assert entry.last_attempt.log == "logs/w-0.log"
+    assert entry.counted_attempts[-1].log == "logs/w-0.log"
 
 
 def test_a_retry_continues_the_earlier_attempt(tmp_path: Path) -> None:
@@ -63,7 +63,10 @@ def test_an_unknown_kind_is_a_failed_unit(tmp_path: Path) -> None:
     unit = make_unit("dance", 1)
     make_store(tmp_path, unit)
     assert run(tmp_path, retries=0) == WorkerSummary(0, 1)
-    assert "unknown unit kind 'dance'" in read_state(tmp_path).units[unit.id].last_attempt.error
+    assert (
+        "unknown unit kind 'dance'"
+        in read_state(tmp_path).units[unit.id].counted_attempts[-1].error
+    )
 
 
 def test_units_run_after_those_that_they_need(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_a_unit_whose_worker_died_three_times_is_failed(tmp_path: Path) -> None:
         store.join("dead")
         store.append_event(Event("started", unit.id, attempt, worker="dead", node="n1"))
     assert run(tmp_path) == WorkerSummary(0, 1)
-    last = read_state(tmp_path).units[unit.id].last_attempt
+    last = read_state(tmp_path).units[unit.id].counted_attempts[-1]
     assert (last.error, last.node) == ("its worker died 3 times", "n1")
 
 

@@ -30,7 +30,7 @@ from antlm_bench.sweeps.status import SweepStatus, build_status, load_state
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UNIT_KINDS, describe_unit
 from antlm_bench.sweeps.units import Sweep, Unit
-from antlm_bench.sweeps.worker import WorkerOptions, run_worker
+from antlm_bench.sweeps.worker import Worker, WorkerOptions
 
 Make = Callable[..., Path]
 TIMES = {"created", "seconds", "examples_per_second"}
@@ -64,7 +64,7 @@ def carry_out(files: Path, *stages: str, retries: int = 0) -> SweepStatus:
     store = FolderStore(declaration.folder)
     store.create()
     store.write_sweep(expand_sweep(declaration, str(path)).sweep)
-    run_worker(store, "w-0", UNIT_KINDS, WorkerOptions(retries))
+    Worker(store, "w-0", UNIT_KINDS, WorkerOptions(retries)).run()
     return build_status(store, load_state(FolderStore(declaration.folder)))
 
 
@@ -253,6 +253,27 @@ def test_a_unit_without_its_input_is_one_clear_error(
 ) -> None:
     with pytest.raises(BenchError, match=message):
         UNIT_KINDS[unit.kind].carry_out(unit, FakeContext(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("../elsewhere", "is not a path below a folder"),
+        ("/elsewhere", "is not a path below a folder"),
+        ("runs/link/m", "this is a link"),
+    ],
+)
+def test_a_unit_writes_below_the_sweeps_folder_only(tmp_path: Path, out: str, message: str) -> None:
+    (tmp_path / "sweep" / "runs").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sweep" / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    context = FakeContext(tmp_path / "sweep")
+    options = {"corpus": "nano", "scale": "nano", "changes": [], "options": {}}
+    with pytest.raises(BenchError, match=message):
+        UNIT_KINDS["train"].carry_out(
+            Unit("train", "t", "babyllama", {"out": out, **options}), context
+        )
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(
