@@ -48,6 +48,8 @@ LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
 """Words in the names of tensors that are looked up and not multiplied."""
 HEAD_WORDS = ("lm_head", "cls.", "classifier")
 """Words in the names of tensors that run only at the positions that are read."""
+IN_LAYER = re.compile(r"\.\d+\.")
+"""Names of tensors of a layer: layers.0.mlp. The LM head and the embeddings are in no layer."""
 TOKENIZERS_WITHOUT_MASK = (
     "PreTrainedTokenizer",
     "TokenizersBackend",
@@ -241,7 +243,7 @@ def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     """
     try:
         data = read_regular_file(folder / "tokenizer_config.json", MAX_JSON_BYTES)
-        content = parse_json(re.sub(rb"(?<=: )\d{19,}", str(MAX_LENGTH).encode(), data))
+        content = parse_json(re.sub(rb"(:\s*)\d{19,}", rb"\g<1>%d" % MAX_LENGTH, data))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -277,7 +279,7 @@ def _measure_size(
         name: math.prod(shape)
         for name, shape in shapes.items()
         if len(shape) > 1
-        and vocabulary not in shape
+        and (vocabulary not in shape or IN_LAYER.search(name))
         and not any(word in name.lower() for word in LOOKUP_WORDS)
     }
     head_weights = sum(

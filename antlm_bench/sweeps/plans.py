@@ -21,7 +21,6 @@ class PlanRow:
     """"" = all stages."""
     model: str
     """Name of the checkpoint's run, or of the recipe; "" = all of the stage."""
-    num_models: int = 0
     num_units: int = 0
     num_done: int = 0
     cost: UnitCost = NO_COST
@@ -32,7 +31,6 @@ class PlanRow:
     def __add__(self, other: PlanRow) -> PlanRow:
         return replace(
             self,
-            num_models=self.num_models + other.num_models,
             num_units=self.num_units + other.num_units,
             num_done=self.num_done + other.num_done,
             cost=self.cost + other.cost,
@@ -86,7 +84,7 @@ class SweepPlan:
             (self.costs[unit.id] for unit in entry.units if unit.id not in self.done),
             openings_left,
         )
-        return PlanRow(stage, model, int(bool(model)), len(entry.units), len(done), cost, left)
+        return PlanRow(stage, model, len(entry.units), len(done), cost, left)
 
 
 @dataclass(slots=True)

@@ -37,6 +37,7 @@ NO_OPTIONS = frozenset(
         "replace",
         "resume",
         "stop_after",
+        "shard",
         "scale",
         "changes",
     }
