@@ -130,14 +130,16 @@ class Estimator:
 
     def _find_facts(self, unit: Unit) -> CheckpointFacts | None:
         """Return the facts of the checkpoint that a unit opens; None if it opens none."""
-        return self.expanded.facts[unit.model] if unit.kind in KINDS_WITH_CHECKPOINT else None
+        if unit.kind not in KINDS_WITH_CHECKPOINT:
+            return None
+        return self.expanded.facts[unit.stage, unit.model]
 
     def _identify_work(self, unit: Unit) -> tuple[object, ...]:
         """Return what the cost of a unit depends on: not its seed, and of weights their size."""
         facts = self._find_facts(unit)
         if facts is None:
             return (unit.kind, unit.id)
-        identity = (facts.tokenizer_hash, facts.size, facts.kind, facts.max_length)
+        identity = replace(facts, ref="", folder=None, tokenizer_dir=None)
         arguments = {key: value for key, value in unit.arguments.items() if key != "seed"}
         return (unit.kind, identity, json.dumps(arguments, sort_keys=True))
 

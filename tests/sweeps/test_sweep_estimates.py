@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from sweeps.sweep_files import expand_text, write_pairs, write_texts
 
 from antlm_bench.checkpoints import Backbone, Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints.resolve import TRAINING_KEY
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.score import score
 from antlm_bench.finetuning import data
@@ -253,6 +255,22 @@ def test_time_is_unknown_without_a_measured_speed(tmp_path: Path, make_checkpoin
 
     assert [cost.seconds for cost in costs.values()] == [None, 0.0]
     assert all(cost.tokens is not None for cost in costs.values())
+
+
+def test_checkpoints_of_one_size_with_other_methods_differ(tmp_path: Path, make_checkpoint) -> None:
+    model, pairs = make_checkpoint("causal"), write_pairs(tmp_path / "pairs.csv")
+    hybrid = shutil.copytree(model, tmp_path / "hybrid")
+    config = json.loads((hybrid / "config.json").read_text())
+    config[TRAINING_KEY] = {"methods": ["causal", "mntp"], "attends": ["causal", "full"]}
+    (hybrid / "config.json").write_text(json.dumps(config))
+    stage = f"[[score]]\nmodels = [%s]\nsuites = ['{pairs}']\nmethods = ['all']"
+    names = [f"'{hybrid}'", f"'{model}'"]
+
+    costs = estimate(expand_text(tmp_path, stage % ", ".join(names)), tmp_path / "cache")
+
+    alone = [estimate(expand_text(tmp_path, stage % name), tmp_path / "cache") for name in names]
+    assert [cost.rows for cost in costs] == [cost.rows for [cost] in alone]
+    assert costs[0].rows != costs[1].rows
 
 
 @pytest.mark.long
