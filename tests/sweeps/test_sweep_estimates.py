@@ -269,8 +269,8 @@ def test_checkpoints_of_one_size_with_other_methods_differ(tmp_path: Path, make_
     costs = estimate(expand_text(tmp_path, stage % ", ".join(names)), tmp_path / "cache")
 
     alone = [estimate(expand_text(tmp_path, stage % name), tmp_path / "cache") for name in names]
-    assert [cost.rows for cost in costs] == [cost.rows for [cost] in alone]
-    assert costs[0].rows != costs[1].rows
+    assert [cost.flops for cost in costs] == [cost.flops for [cost] in alone]
+    assert costs[0].flops != costs[1].flops
 
 
 @pytest.mark.long
