@@ -364,10 +364,10 @@ def open_stored_run(path: str | Path) -> Run:
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
-    """Whether a cell's summary is the one that its predictions were written with.
+    """Return whether a cell's summary is the one that its predictions were written with.
 
-    None for older files, which do not tell. Raises RunError for predictions that are missing, or
-    not the bytes that run.json describes.
+    None = unknown, for files of older versions. Raises RunError for predictions that are missing,
+    or not the bytes that run.json describes.
     """
     file, data = read_predictions_bytes(path, cell)
     digest = predictions_parquet.read_metadata(data, str(file)).get("summary")

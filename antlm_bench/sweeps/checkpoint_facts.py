@@ -98,11 +98,11 @@ class CheckpointFacts:
     folder: Path | None
     """Folder of its configuration; None = it is trained first."""
     kind: Kind
-    """"" = its configuration does not tell."""
+    """"" = unknown: its configuration names no class that is known."""
     attentions: frozenset[Attention]
     """The attentions with which it may run."""
     has_mask_token: bool | None
-    """None = its files do not tell."""
+    """None = unknown from its files."""
     trained_methods: tuple[str, ...]
     """The methods that its configuration records, the default first."""
     max_length: int | None
@@ -130,8 +130,9 @@ class CheckpointFacts:
         return f"it does not run with {' and '.join(missing)} attention" if missing else ""
 
     def resolve_methods(self, requested: Sequence[str]) -> list[str]:
-        """Return the methods that a unit computes: of "all" the trained ones, without any the
-        default. Raises MethodNotSupported.
+        """Return the methods that a unit computes. Raises MethodNotSupported.
+
+        "all" = the trained methods; () = the default method.
         """
         names: list[str] = []
         for name in requested or self.methods[:1]:
@@ -145,10 +146,9 @@ class CheckpointFacts:
         return list(dict.fromkeys(names))
 
     def resolve_attentions(self, requested: Sequence[str]) -> list[Attention]:
-        """Return the attentions with which a unit finetunes: of "all" each that the checkpoint can
-        run with, without any that of its first method.
+        """Return the attentions with which a unit finetunes. Raises MethodNotSupported.
 
-        Raises MethodNotSupported.
+        "all" = each with which the checkpoint can run; () = that of its first method.
         """
         all_attentions: tuple[Attention, ...] = ("causal", "full")
         available = [name for name in all_attentions if name in self.attentions]

@@ -90,8 +90,8 @@ def build_finetune_request(
 def count_texts(requests: Sequence[CountRequest], cache: CountsCache) -> list[Counts | str]:
     """Return the counts of each request, or why they cannot be counted.
 
-    Of a score request, one entry. Of a finetune request: the forward passes with a backward pass,
-    and the others.
+    The counts of a score request have one entry; those of a finetune request have two: the forward
+    passes that a backward pass follows, and the others.
     """
     names = []
     requests_by_name: dict[str, tuple[CountRequest, list[Any] | None]] = {}

@@ -200,7 +200,9 @@ class Estimator:
         )
 
     def _scoring_memory(self, size: ForwardSize, dtype: str, batch_tokens: int | None) -> int:
-        """Weights (loaded in float32 first), the values of one layer for a batch, and logits."""
+        """Return the bytes of the weights (loaded in float32 first), of one layer's values for a
+        batch, and of a block of logits.
+        """
         tokens = batch_tokens or SCORING_BATCH_TOKENS.get(self.device_kind, GPU_BATCH_TOKENS)
         bytes_per_value = BYTES_PER_WEIGHT[dtype]
         weights = size.parameters * max(4, bytes_per_value)
@@ -229,7 +231,9 @@ class Estimator:
         read: TextCounts,
         options: Mapping[str, Any],
     ) -> UnitCost:
-        """trained: counts of the forward passes with a backward pass. read: of the others."""
+        """Estimate finetuning. trained: counts of the forward passes that a backward pass follows.
+        read: of the others.
+        """
         counts, size = trained + read, facts.size
         if size is None:
             return _unknown_size(counts)

@@ -11,7 +11,7 @@ import pytest
 from sweeps.sweep_files import write_pairs, write_texts
 
 from antlm_bench.cli.app import run as run_command_line
-from antlm_bench.reporting.plan_table import build_plan_table, format_count
+from antlm_bench.reporting.plan_table import abbreviate_count, build_plan_table
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.runs import write_atomically
 from antlm_bench.sweeps import calibration
@@ -131,7 +131,7 @@ def test_units_have_a_row_each() -> None:
     [(0, "0"), (999, "999"), (1000, "1.0k"), (9949, "9.9k"), (9951, "10k"), (999_600, "1.0M")],
 )
 def test_counts_have_three_digits_at_most(count: int, text: str) -> None:
-    assert format_count(count) == text
+    assert abbreviate_count(count) == text
 
 
 # ---- the command
