@@ -52,7 +52,7 @@ def few_values_notes(num_values: int) -> tuple[str, ...]:
 
 
 def has_few_errors(num_items: int, distance: float) -> bool:
-    """Return whether a mean over seeds has so few errors that the lower ends of t intervals are too high.
+    """Return whether the errors are so few that t intervals of a mean over seeds begin too high.
 
     distance: from the mean to the top of the metric. Errors are expected in num_items times it.
     """
