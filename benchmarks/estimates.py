@@ -82,7 +82,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp())
     os.environ["ANTLM_BENCH_CACHE"] = str(root / "cache")
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
-    from antlm_bench.commands.plan import calibrate_devices, plan_finetune, plan_score
+    from antlm_bench.commands.plan import calibrate_device, plan_finetune, plan_score
     from antlm_bench.commands.score import score
     from antlm_bench.commands.score_options import ScoreOptions
     from antlm_bench.sweeps.calibration import save_random_model
@@ -92,7 +92,7 @@ def main() -> None:
     save_masked_model(masked, causal)
     pairs, texts = write_pairs(root / "pairs.csv", count), write_texts(root / "texts.csv", count)
     valid = write_texts(root / "valid.csv", count // 10)
-    calibrate_devices("", ())
+    calibrate_device("", ())
     for model, method in ((causal, "causal"), (masked, "mlm")):
         plan = plan_score(str(model), str(pairs), method, ScoreOptions())
         run = partial(score, str(model), str(pairs), method=method, out=root / method)

@@ -169,12 +169,12 @@ def finetune_command(
         "out": out,
         "options": options,
     }
-    if dry_run:
-        from antlm_bench.commands.plan import plan_finetune
-
-        print_plan(plan_finetune(model, split_names(suite), **arguments), table_format)
-        return
     try:
+        if dry_run:
+            from antlm_bench.commands.plan import plan_finetune
+
+            print_plan(plan_finetune(model, split_names(suite), **arguments), table_format)
+            return
         runs = finetune(model, split_names(suite), **arguments)
     except UsageError as error:
         if error.location == "--preset" and not preset:

@@ -68,7 +68,7 @@ def plan_command(
 
     Every name and option is checked, so that nothing fails for a typo after hours. Nothing starts.
     """
-    from antlm_bench.commands.plan import calibrate_devices, plan_score, plan_sweep
+    from antlm_bench.commands.plan import calibrate_device, plan_score, plan_sweep
     from antlm_bench.commands.score_options import ScoreOptions
     from antlm_bench.reporting.plan_table import build_speeds_table
     from antlm_bench.reporting.writers import print_table
@@ -78,7 +78,9 @@ def plan_command(
         for option, values in (("--model", models), ("--suite", suites), ("--method", methods)):
             if values:
                 raise UsageError(
-                    f"{option} cannot be combined with a file", location=option, hint="edit it"
+                    f"{option} cannot be combined with a file",
+                    location=option,
+                    hint="edit the file",
                 )
         plan = plan_sweep(sweep, device, calibrate=calibrate)
     elif models and suites:
@@ -86,7 +88,7 @@ def plan_command(
             models, suites, methods, ScoreOptions(), device=device, calibrate=calibrate
         )
     elif calibrate and not (models or suites or methods):
-        print_table(build_speeds_table(calibrate_devices(device, ())), table_format)
+        print_table(build_speeds_table(calibrate_device(device, ())), table_format)
         return
     else:
         raise UsageError(

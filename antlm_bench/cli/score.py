@@ -130,46 +130,44 @@ def score_command(
     """Score checkpoints on suites, print a table, write all predictions into a run folder."""
     # The arguments of this function have the names of the options' fields.
     values = {**locals(), **open_options}
-    if dry_run:
-        from antlm_bench.commands.plan import plan_score
-        from antlm_bench.commands.score_options import ScoreOptions as PlanOptions
+    from antlm_bench.commands.score_options import ScoreOptions
 
-        columns_map = parse_column_map(columns)
-        options_to_plan = build_options(PlanOptions, values, columns=columns_map)
-        plan = plan_score(model, split_names(suite), split_names(method), options_to_plan, out)
-        print_plan(plan, table_format)
+    suites, methods = split_names(suite), split_names(method)
+    options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
+    if dry_run:
+        if is_first_process():
+            from antlm_bench.commands.plan import plan_score
+
+            print_plan(plan_score(model, suites, methods, options, out), table_format)
         return
 
-    from antlm_bench.commands.score import ScoreOptions, score
+    from antlm_bench.commands.score import score
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.results_table import build_results_table
     from antlm_bench.reporting.shards_table import build_shards_table
     from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.collections import describe_unscored_members
 
-    options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
     build_table = build_shards_table if shard else partial(build_results_table, by=by)
     try:
         if count_processes() > 1:
-            runs = _score_in_processes(model, suite, method, out, options)
+            runs = _score_in_processes(model, suites, methods, out, options)
         else:
-            runs = score(
-                model, split_names(suite), methods=split_names(method), out=out, options=options
-            )
+            runs = score(model, suites, methods=methods, out=out, options=options)
     except IncompleteError as error:  # print the finished cells before the error
         print_table(build_table(error.runs), table_format)
         raise
     if not is_first_process():
         return
     print_table(build_table(runs), table_format)
-    for line in describe_unscored_members(model, split_names(suite)):
+    for line in describe_unscored_members(model, suites):
         print_warning(line)
 
 
 def _score_in_processes(
     models: list[str],
     suites: list[str],
-    methods: list[str] | None,
+    methods: list[str],
     out: Path | None,
     options: ScoreOptions,
 ) -> list[Run]:
@@ -177,6 +175,5 @@ def _score_in_processes(
     from antlm_bench.commands.process_group import ProcessGroup
     from antlm_bench.commands.score_processes import score_in_processes
 
-    suite_names, method_names = split_names(suites), split_names(methods)
     with silence_other_processes():
-        return score_in_processes(ProcessGroup(), models, suite_names, method_names, out, options)
+        return score_in_processes(ProcessGroup(), models, suites, methods, out, options)

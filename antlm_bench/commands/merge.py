@@ -324,12 +324,12 @@ def _describe_missing(
     for cell in cells:
         for shard, indices in incomplete.get(id(cell), {}).items():
             numbers = ", ".join(map(str, indices[:5])) + ", ..." * (len(indices) > 5)
-            chunks = f"{format_count(len(indices), 'chunk')} of {cell.name} ({numbers})"
+            chunks = f"{format_count(len(indices), 'chunk')} ({numbers})"
             holder = next((run for run, _ in cell.shards if run.shard == shard), None)
             if holder is None:
-                lines.append(f"  no part is shard {shard}, which has {chunks}")
+                lines.append(f"  no part has shard {shard} of {cell.name}: {chunks}")
             else:
-                lines.append(f"  {holder.path}: shard {shard} lacks {chunks}")
+                lines.append(f"  {holder.path}: shard {shard} of {cell.name} lacks {chunks}")
             commands[(holder or cell.shards[0][0]).rescore_command(shard)] = None
     if not lines:
         return None

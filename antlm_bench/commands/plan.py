@@ -1,7 +1,7 @@
 """`plan`, and --dry-run of `score` and `finetune`: what would be computed, and what it costs.
 
-Nothing is started, downloaded or written, except measured speeds and token counts in the user's
-cache.
+Nothing is started. Only caches are written: measured speeds, token counts, and the small files of
+hub ids, which are downloaded without weights.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def plan_score(
         declaration = SweepDeclaration(
             name="score", score=(stage,), allow_missing_data=keeps_others
         )
-        expanded = _select_units(expand_sweep(declaration, COMMAND_LINE), options.shard)
+        expanded = _select_units(expand_sweep(declaration, COMMAND_LINE), shard)
     done = set() if options.again else find_units_with_results(expanded, out)
     return _estimate(expanded, str(out or REPORTS_DIR), done, device, calibrate)
 
@@ -133,7 +133,7 @@ def plan_finetune(
     return _estimate(expanded, str(out or REPORTS_DIR), done)
 
 
-def calibrate_devices(device: str, dtypes: Sequence[str]) -> list[DeviceSpeed]:
+def calibrate_device(device: str, dtypes: Sequence[str]) -> list[DeviceSpeed]:
     """Measure a device of this machine in some dtypes, and keep the speeds in the user's cache.
 
     device: "" = the best of this machine. Raises UsageError for a device that is not here.
@@ -149,7 +149,7 @@ def _estimate(
     calibrate: bool = False,
 ) -> SweepPlan:
     if calibrate:
-        calibrate_devices(device, list_dtypes(expanded.sweep))
+        calibrate_device(device, list_dtypes(expanded.sweep))
     kind = _find_device_kind(device)
 
     def find_speed(dtype: str) -> DeviceSpeed | None:
@@ -190,14 +190,15 @@ def _split_revisions(revision: str | None) -> tuple[str, ...]:
     return tuple(filter(None, (revision or "").split(",")))
 
 
-def _select_units(expanded: ExpandedSweep, shard: str | None = None) -> ExpandedSweep:
+def _select_units(expanded: ExpandedSweep, shard: Shard | None = None) -> ExpandedSweep:
     """Return the sweep without the units that collect runs, and with those of one shard only."""
+    shards = (None, str(shard))  # a whole suite has no shard
     groups = []
     for group in expanded.sweep.groups:
         units = tuple(
             unit
             for unit in group.units
-            if unit.kind in ("score", "finetune") and unit.arguments.get("shard") in (None, shard)
+            if unit.kind in ("score", "finetune") and unit.arguments.get("shard") in shards
         )
         if units:
             groups.append(UnitGroup(group.id, units))
@@ -210,12 +211,17 @@ def _name_flags(kind: str) -> Iterator[None]:
     try:
         yield
     except BenchError as error:
-        prefix = f"{COMMAND_LINE}: {kind} {kind!r}"
-        keys = error.location.removeprefix(prefix).removeprefix(": ").split(": ")
         if error.location.startswith(COMMAND_LINE):
-            if keys[0] == "options":
-                name = keys[1].replace("_", "-").replace("changes", "set") if keys[1:] else ""
-                keys = [f"--{name}" if name else "", *keys[2:]]
-            keys[0] = "" if keys[0] == COMMAND_LINE else FLAGS.get(keys[0], keys[0])
-            error.location = ": ".join(filter(None, keys))
+            keys = error.location.removeprefix(f"{COMMAND_LINE}: {kind} {kind!r}").split(": ")
+            error.location = _name_flag([key for key in keys if key not in ("", COMMAND_LINE)])
         raise
+
+
+def _name_flag(keys: Sequence[str]) -> str:
+    """Return the location of an error on the command line: `--limit` for ("options", "limit")."""
+    if keys[:2] == ["options"]:
+        return ""
+    if keys[:1] == ["options"]:
+        name = keys[1].replace("_", "-").replace("changes", "set")
+        return ": ".join([f"--{name}", *keys[2:]])
+    return ": ".join([*(FLAGS.get(key, key) for key in keys[:1]), *keys[1:]])

@@ -51,8 +51,8 @@ class SuiteCache:
 
 
 FileStates = tuple[tuple[int, int], ...]
-"""(size, time of the last change in ns) of each file; () = suites of the catalog, which are
-verified by their hashes."""
+"""(size in bytes, time of the last change in ns) of each file of the user. Files of the catalog
+have no state: their hashes are verified when they are read."""
 
 
 def file_states(origin: Sequence[str]) -> FileStates:
@@ -96,12 +96,10 @@ class RequestedSuites:
     def request_of(self, suite: Suite) -> SuiteRequest:
         """Return the request that loads a suite in any working directory."""
         request = next(request for loaded, request in self._requests if loaded is suite)
-        is_file = suite.origin and Path(request.ref).expanduser().exists()
-        return (
-            replace(request, ref=absolute_path(Path(request.ref).expanduser()))
-            if is_file
-            else request
-        )
+        path = Path(request.ref).expanduser()
+        if suite.origin and path.exists():
+            return replace(request, ref=absolute_path(path))
+        return request
 
     def load(self, methods: Sequence[str]) -> list[Suite]:
         """Load the suites whose data can be read, once.

@@ -83,7 +83,10 @@ class ScoreCall:
         """Hash of the weights -> the first checkpoint with them."""
 
     def score_all(self, score_checkpoint: Callable[[str], Run] | None = None) -> list[Run]:
-        """Score all checkpoints. score_checkpoint: scores one; None = the method of that name."""
+        """Score all checkpoints.
+
+        score_checkpoint: function that scores a checkpoint; None = the method of that name.
+        """
         finished: list[Run] = []
         failures: list[tuple[str, BenchError]] = []
         suites = self.request.suites

@@ -264,9 +264,10 @@ class _PendingCells:
 
 
 def _undo_disabled_shortcuts(checkpoint: AnyCheckpoint) -> AbstractContextManager[None]:
-    """Return a context that undoes what a suite's self-test turns off, and smaller batches.
+    """Return a context that restores the engine's shortcuts and batch size when it ends.
 
-    So a score does not depend on the suites that were scored before.
+    A suite's self-test may turn shortcuts off, and full memory makes batches smaller. So a score
+    does not depend on the suites that were scored before.
     """
     if isinstance(checkpoint, Checkpoint):
         return checkpoint.engine.without_shortcuts(())

@@ -119,19 +119,20 @@ class ScoreOptions:
                 get_method(name)
 
     def command_words(self) -> list[str]:
-        """Return the options on the command line that differ from the defaults, but neither those
-        of the run folder nor `shard`.
+        """Return the words of the command line for the options that differ from their defaults,
+        without UNREPEATED_OPTIONS.
         """
         words: list[str] = []
         for each in fields(self):
             value, option = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
-            if value == getattr(DEFAULT_OPTIONS, each.name) or each.name in RUN_FOLDER_OPTIONS:
+            if value == getattr(DEFAULT_OPTIONS, each.name) or each.name in UNREPEATED_OPTIONS:
                 continue
             if isinstance(value, Mapping):
-                value = ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
+                value = ",".join(f"{column}={name}" for column, name in value.items())
             words += [option] if value is True else [option, str(value)]
         return words
 
 
-RUN_FOLDER_OPTIONS = ("again", "replace", "shard", "require_all")
+UNREPEATED_OPTIONS = ("again", "replace", "shard", "require_all")
+"""Options that a command to complete a shard leaves out."""
 DEFAULT_OPTIONS = ScoreOptions()

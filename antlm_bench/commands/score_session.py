@@ -68,16 +68,12 @@ class ScoreSession:
         methods: Names = (),
         out: str | Path | None = None,
         options: ScoreOptions | None = None,
-        shard: Shard | str | None = None,
     ) -> Run:
         """Score one checkpoint. Arguments, result and errors are those of `score`.
 
-        shard: replaces the option of that name. Raises IncompleteError for suites whose data cannot
-        be read, after the others were scored.
+        Raises IncompleteError for suites whose data cannot be read, after the others were scored.
         """
         options = options or ScoreOptions()
-        if shard is not None:
-            options = replace(options, shard=str(shard))
         request = self.build_request(as_list(suites), split_methods(methods), options)
         check_single_name(options.name, [ref])
         checkpoint = self.open(ref, options)
@@ -127,7 +123,7 @@ class ScoreSession:
 
         notes: sentences on the checkpoint. finished_run: a shard leaves out its cells. Return the
         run; that of a shard has no cells. Raises IncompleteError with the run if some suites
-        failed, and the DataError of a single one.
+        failed, and the DataError if there is only one suite.
         """
         scorers = self._list_scorers(checkpoint, request, notes)
         if request.shard is None:
@@ -192,20 +188,30 @@ class ScoreSession:
 def _score_each(
     scorers: Sequence[Callable[[], SuiteScorer]], score: Callable[[SuiteScorer], None]
 ) -> list[str]:
-    """Score each suite. Return the DataErrors, each once; raise that of a single suite."""
-    errors: list[str] = []
+    """Score all suites, and return the DataErrors, each once.
+
+    Raises the DataError if it is that of all scorers: a suite has several, if its methods have
+    different conventions.
+    """
+    errors: dict[str, DataError] = {}
+    num_failed = 0
     for build_scorer in scorers:
         try:
             score(build_scorer())
         except DataError as error:  # the other suites are scored
-            if len(scorers) == 1:
-                raise
-            errors.append(str(error))
-    return list(dict.fromkeys(errors))
+            errors[str(error)] = error
+            num_failed += 1
+    if len(errors) == 1 and num_failed == len(scorers):
+        raise next(iter(errors.values()))
+    return list(errors)
 
 
 def shard_dir(folder: Path, out: str | Path | None, shard: Shard | None) -> Path:
-    """Return the folder of a shard: `out` itself, or beside the run folder that has no `--out`."""
+    """Return the folder into which a shard, or without one the run, is written.
+
+    folder: the run folder. That of a shard is `out` itself, or lies beside a run folder whose name
+    was chosen (without `out`, or for one of several checkpoints).
+    """
     if shard is None or folder == (None if out is None else Path(out)):
         return folder
     return folder.with_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}")

@@ -14,7 +14,6 @@ from antlm_bench.safe_json import parse_json
 from antlm_bench.suites import files
 
 DAMAGED_HINT = "the file is damaged: run lm-eval again"
-# Key of a results file whose value must be a table -> whether the table's values are tables, too.
 RESULT_TABLES = {
     "results": True,
     "groups": False,
@@ -25,6 +24,7 @@ RESULT_TABLES = {
     "n-samples": True,
     "task_hashes": False,
 }
+"""Key of a results file whose value is a JSON object -> whether that object's values are, too."""
 JsonObject = Mapping[str, Any]
 
 

@@ -45,7 +45,7 @@ def build_plan_table(plan: SweepPlan, *, units: bool = False, command: str = "")
     total = sum_rows("", rows)
     table = _build_units_table(plan) if units else _build_stages_table(stages, total)
     title = plan.sweep.name + (f" ({plan.folder})" if plan.folder else "")
-    legend = tuple(_describe(plan, total, command))
+    legend = tuple(_build_legend(plan, total, command))
     document = {
         "name": plan.sweep.name,
         "folder": plan.folder,
@@ -172,16 +172,16 @@ def _build_cost_cells(cost: UnitCost) -> list[TableCell]:
         return [TableCell(text="") for _ in COST_COLUMNS]
     inexact = () if cost.is_exact else (INEXACT_NOTE,)
     return [
-        TableCell(cost.rows, format_count(cost.rows), notes=inexact),
-        TableCell(cost.tokens, format_count(cost.tokens), notes=inexact),
+        TableCell(cost.rows, abbreviate_count(cost.rows), notes=inexact),
+        TableCell(cost.tokens, abbreviate_count(cost.tokens), notes=inexact),
         TableCell(cost.flops, MISSING if cost.flops is None else f"{cost.flops:.1e}"),
         TableCell(cost.seconds, _format_seconds(cost.seconds), notes=cost.notes),
         TableCell(cost.memory, MISSING if cost.memory is None else _format_bytes(cost.memory)),
     ]
 
 
-def format_count(count: int | None) -> str:
-    """Return a count with three digits at most: 999, 12k, 1.2M, 3.4B."""
+def abbreviate_count(count: int | None) -> str:
+    """Return a count of at most three digits: 999, 12k, 1.2M, 3.4B."""
     if count is None:
         return MISSING
     value, units = float(count), ["", "k", "M", "B", "T"]
@@ -201,7 +201,8 @@ def _format_bytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def _describe(plan: SweepPlan, total: PlanRow, command: str) -> Iterator[str]:
+def _build_legend(plan: SweepPlan, total: PlanRow, command: str) -> Iterator[str]:
+    """Yield the lines below the table."""
     speeds = [speed for speed in plan.speeds.values() if speed]
     unmeasured = [dtype for dtype, speed in plan.speeds.items() if speed is None]
     if speeds:

@@ -29,7 +29,7 @@ class ChunkFolder:
     def remove_leftovers(self) -> None:
         """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.
 
-        A stranger's folder must not lead what is written or removed here to another place.
+        Links in a folder that was downloaded must not redirect what is written or removed here.
         """
         chunk_folders = (self.path / "partial").glob("*")
         for folder in (self.path / "partial", self.path / "predictions", *chunk_folders):
@@ -65,7 +65,10 @@ class ChunkFolder:
 
     def discard_chunks(self, suite: str, method: str) -> None:
         """Remove the stored chunks of a suite under a method, whatever their key."""
-        self.remove_chunk_folders(*(self.path / "partial").glob(f"{file_stem(suite, method)}.*"))
+        stem = file_stem(suite, method)
+        folders = (self.path / "partial").glob(f"{stem}.*")
+        # A dot after the stem is in the name of a longer suite: keys have none.
+        self.remove_chunk_folders(*(f for f in folders if "." not in f.name[len(stem) + 1 :]))
 
     def remove_chunk_folders(self, *folders: Path) -> None:
         """Remove folders in partial/, and partial/ itself if it is empty then."""

@@ -113,7 +113,7 @@ def reject_links(root: Path, path: Path) -> None:
 
 def os_failure(path: Path, error: OSError, action: str) -> RunError:
     """Return a RunError that explains an error of the operating system."""
-    elsewhere = "choose another place with --out"
+    elsewhere = "choose another folder with --out"
     resume = "make room and repeat the command: nothing finished is lost"
     reasons = {
         errno.ENOSPC: ("the disk is full", resume),

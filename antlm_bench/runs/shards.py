@@ -19,7 +19,8 @@ from typing import Any
 
 from antlm_bench import safe_files
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.runs.chunks import ChunkFolder, read_chunk
+from antlm_bench.printable import format_count
+from antlm_bench.runs.chunks import ChunkFolder
 from antlm_bench.runs.folder_io import lock_folder, make_folder, os_failure, write_atomically
 from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import JsonNode, decode_manifest, encode_json
@@ -66,7 +67,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedCell:
-    """A cell whose chunks are computed: all that its summary depends on, besides the suite."""
+    """A cell that is not finished: what its summary depends on, besides the items of the suite."""
 
     suite: str
     method: str
@@ -114,13 +115,8 @@ class ShardRun:
     command: tuple[str, ...]
     """The command that computes this shard, without --shard and --out."""
     is_finished: bool
-    """Whether the last command on this folder described and computed all its cells."""
+    """False = the last command on this folder was stopped, and may have described fewer cells."""
     cells: tuple[UnfinishedCell, ...]
-
-    def list_missing_chunks(self, cell: UnfinishedCell) -> list[int]:
-        """Return the indices of the cell's chunks that are absent or damaged."""
-        arguments = self.path, cell.suite, cell.method, cell.key
-        return [index for index in cell.chunks if read_chunk(*arguments, index) is None]
 
     def rescore_command(self, shard: Shard) -> str:
         """Return the command line that computes this shard, or another one of the same cells."""
@@ -193,7 +189,9 @@ class ShardWriter(ChunkFolder):
         write_atomically(self.path / PROVENANCE_FILE, data)
 
     def finish(self) -> None:
-        """Record that all cells of this command are described, and their chunks computed."""
+        """Record that the command was not stopped: each cell is described and computed, or its
+        error was reported.
+        """
         self._set(is_finished=True)
 
     def _take_over(self, old: ShardRun) -> None:
@@ -241,26 +239,27 @@ def list_shard_folders(path: str | Path) -> list[Path]:
     return sorted(folder for folder in folders if is_shard_folder(folder))
 
 
-def shards_are_no_run(path: str | Path) -> RunError:
-    """Return an error that says that a folder holds shards, and how they become a run."""
+def build_folder_of_shards_error(path: str | Path) -> RunError:
+    """Return the error for a folder of shards that is opened as a run: how they become one."""
+    num_shards = format_count(len(list_shard_folders(path)), "shard")
     return RunError(
-        f"no run folder: it holds {len(list_shard_folders(path))} shards of a run",
+        f"no run folder: it holds {num_shards} of a run",
         location=str(path),
         hint=f"when all are scored: antlm-bench merge {shlex.quote(str(path))} --out RUN",
     )
 
 
-def shard_is_no_run(path: str | Path) -> RunError:
-    """Return an error that says what a shard's folder is, and how it becomes a run."""
+def build_shard_error(path: str | Path) -> RunError:
+    """Return the error for the folder of a shard that is opened as a run: how it becomes one."""
     run = open_shard(path)
     names = ", ".join(cell.name for cell in run.cells[:3]) or "no suite yet"
     if len(run.cells) > 3:
         names += f" and {len(run.cells) - 3} more"
-    others = f" and the {run.shard.count - 1} others" if run.shard.count > 1 else ""
+    shards = f"all {run.shard.count} shards are" if run.shard.count > 1 else "it is"
     return RunError(
         f"this is shard {run.shard} of a run: some chunks of {names}",
         location=str(path),
-        hint=f"when it{others} are scored: {merge_command(run)}",
+        hint=f"when {shards} scored: {merge_command(run)}",
     )
 
 
@@ -271,7 +270,7 @@ def merge_command(run: ShardRun) -> str:
 
 
 def open_shard(path: str | Path) -> ShardRun:
-    """Open the folder of a shard. Raises RunError if it is none, or is damaged."""
+    """Open the folder of a shard. Raises RunError for another folder, and a damaged one."""
     file = Path(path) / SHARD_FILE
     try:
         data = safe_files.read_regular_file(file, MAX_SHARD_JSON_BYTES)

@@ -41,10 +41,10 @@ from antlm_bench.runs.run_json import (
     summary_digest,
 )
 from antlm_bench.runs.shards import (
+    build_folder_of_shards_error,
+    build_shard_error,
     is_shard_folder,
     list_shard_folders,
-    shard_is_no_run,
-    shards_are_no_run,
 )
 from antlm_bench.runs.suite_names import (
     base_suite_name,
@@ -86,7 +86,7 @@ class RunWriter(ChunkFolder):
             stack.enter_context(lock_folder(self.path))
             self.remove_leftovers()
             if is_shard_folder(self.path):
-                raise shard_is_no_run(self.path)
+                raise build_shard_error(self.path)
             if (self.path / "run.json").exists():
                 run = open_stored_run(self.path)
                 self._check_manifest(run.manifest)
@@ -346,9 +346,9 @@ def open_stored_run(path: str | Path) -> Run:
     except (FileNotFoundError, NotADirectoryError) as error:
         begun = (Path(path) / "partial").exists()
         if is_shard_folder(path):
-            raise shard_is_no_run(path) from error
+            raise build_shard_error(path) from error
         if list_shard_folders(path):
-            raise shards_are_no_run(path) from error
+            raise build_folder_of_shards_error(path) from error
         hint = (
             "repeat the score command: it goes on where it stopped"
             if begun
@@ -364,10 +364,10 @@ def open_stored_run(path: str | Path) -> Run:
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
-    """Whether a cell's summary is the one that its predictions were written with.
+    """Return whether a cell's summary is the one that its predictions were written with.
 
-    None for older files, which do not tell. Raises RunError for predictions that are missing, or
-    not the bytes that run.json describes.
+    None = unknown, for files of older versions. Raises RunError for predictions that are missing,
+    or not the bytes that run.json describes.
     """
     file, data = read_predictions_bytes(path, cell)
     digest = predictions_parquet.read_metadata(data, str(file)).get("summary")

@@ -52,7 +52,7 @@ def few_values_notes(num_values: int) -> tuple[str, ...]:
 
 
 def has_few_errors(num_items: int, distance: float) -> bool:
-    """Return whether a mean over seeds has so few errors that t intervals begin too high.
+    """Return whether the errors are so few that t intervals of a mean over seeds begin too high.
 
     distance: from the mean to the top of the metric. Errors are expected in num_items times it.
     """
@@ -60,9 +60,9 @@ def has_few_errors(num_items: int, distance: float) -> bool:
 
 
 def seed_mean_notes(num_seeds: int, is_too_high: bool) -> tuple[str, ...]:
-    """Return a note on the interval of one run's mean over seeds; () if it covers 93% or more.
+    """Return a note on the interval of a run's mean over seeds; () if none is needed.
 
-    is_too_high: whether `has_few_errors` holds, and the interval is a t interval all the same.
+    is_too_high: whether the interval is a t interval although `has_few_errors` holds.
     """
     if num_seeds == 2:
         return (TWO_SEEDS_NOTE,)

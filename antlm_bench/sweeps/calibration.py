@@ -97,7 +97,7 @@ def list_speeds(device: str) -> list[DeviceSpeed]:
     """Return the stored speeds of a device, in all dtypes. device: as for load_speed; "" = all."""
     speeds, kind = _read_speeds(), device.partition(":")[0]
     if kind in DEVICE_KINDS:
-        machine = describe_machine()
+        machine = name_machine()
         return [each for each in speeds if (each.machine, each.kind) == (machine, kind)]
     return [each for each in speeds if device.lower() in f"{each.machine} {each.device}".lower()]
 
@@ -110,8 +110,8 @@ def guess_device_kind() -> str:
     return "mps" if is_apple else "cpu"
 
 
-def describe_machine() -> str:
-    """Return the machine: its name, and how many CPUs this process may use."""
+def name_machine() -> str:
+    """Return the name of this machine, and how many CPUs this process may use."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return f"{platform.node()} {count_cores()} CPUs" + (f", {threads} threads" if threads else "")
 
@@ -129,7 +129,7 @@ def measure_speed(device: str, dtype: str) -> DeviceSpeed:
     ]
     parameters, forward, training, opening = zip(*measured, strict=True)
     speed = DeviceSpeed(
-        machine=describe_machine(),
+        machine=name_machine(),
         device=_describe_device(torch_device),
         dtype=dtype,
         hidden=tuple(hidden for hidden, _ in SHAPES),
@@ -263,17 +263,18 @@ def _speeds_file() -> Path:
 
 def _read_speeds() -> list[DeviceSpeed]:
     content = read_json(_speeds_file()) or {}
-    if content.get("version") != CALIBRATION_VERSION:
+    entries = content.get("speeds")
+    if content.get("version") != CALIBRATION_VERSION or not isinstance(entries, list):
         return []
     speeds = []
-    for entry in content.get("speeds", []):
+    for entry in entries:
         try:
             values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
             }
             speeds.append(DeviceSpeed(**values))
-        except TypeError:
-            continue  # an entry of another version
+        except (AttributeError, TypeError):
+            continue  # damaged, or of another version
     return speeds
 
 

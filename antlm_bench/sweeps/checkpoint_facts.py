@@ -48,6 +48,8 @@ LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
 """Words in the names of tensors that are looked up and not multiplied."""
 HEAD_WORDS = ("lm_head", "cls.", "classifier")
 """Words in the names of tensors that run only at the positions that are read."""
+IN_LAYER = re.compile(r"\.\d+\.")
+"""Names of tensors of a layer: layers.0.mlp. The LM head and the embeddings are in no layer."""
 TOKENIZERS_WITHOUT_MASK = (
     "PreTrainedTokenizer",
     "TokenizersBackend",
@@ -96,11 +98,11 @@ class CheckpointFacts:
     folder: Path | None
     """Folder of its configuration; None = it is trained first."""
     kind: Kind
-    """"" = its configuration does not tell."""
+    """"" = unknown: its configuration names no class that is known."""
     attentions: frozenset[Attention]
     """The attentions with which it may run."""
     has_mask_token: bool | None
-    """None = its files do not tell."""
+    """None = unknown from its files."""
     trained_methods: tuple[str, ...]
     """The methods that its configuration records, the default first."""
     max_length: int | None
@@ -128,8 +130,9 @@ class CheckpointFacts:
         return f"it does not run with {' and '.join(missing)} attention" if missing else ""
 
     def resolve_methods(self, requested: Sequence[str]) -> list[str]:
-        """Return the methods that a unit computes: of "all" the trained ones, without any the
-        default. Raises MethodNotSupported.
+        """Return the methods that a unit computes. Raises MethodNotSupported.
+
+        "all" = the trained methods; () = the default method.
         """
         names: list[str] = []
         for name in requested or self.methods[:1]:
@@ -143,10 +146,9 @@ class CheckpointFacts:
         return list(dict.fromkeys(names))
 
     def resolve_attentions(self, requested: Sequence[str]) -> list[Attention]:
-        """Return the attentions with which a unit finetunes: of "all" each that the checkpoint can
-        run with, without any that of its first method.
+        """Return the attentions with which a unit finetunes. Raises MethodNotSupported.
 
-        Raises MethodNotSupported.
+        "all" = each with which the checkpoint can run; () = that of its first method.
         """
         all_attentions: tuple[Attention, ...] = ("causal", "full")
         available = [name for name in all_attentions if name in self.attentions]
@@ -241,7 +243,7 @@ def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     """
     try:
         data = read_regular_file(folder / "tokenizer_config.json", MAX_JSON_BYTES)
-        content = parse_json(re.sub(rb"(?<=: )\d{19,}", str(MAX_LENGTH).encode(), data))
+        content = parse_json(re.sub(rb"(:\s*)\d{19,}", rb"\g<1>%d" % MAX_LENGTH, data))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -277,7 +279,7 @@ def _measure_size(
         name: math.prod(shape)
         for name, shape in shapes.items()
         if len(shape) > 1
-        and vocabulary not in shape
+        and (vocabulary not in shape or IN_LAYER.search(name))
         and not any(word in name.lower() for word in LOOKUP_WORDS)
     }
     head_weights = sum(

@@ -6,6 +6,7 @@ a child process, so that its own memory stays small, and keeps the counts in the
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -89,23 +90,33 @@ def build_finetune_request(
 def count_texts(requests: Sequence[CountRequest], cache: CountsCache) -> list[Counts | str]:
     """Return the counts of each request, or why they cannot be counted.
 
-    Of a score request, one entry. Of a finetune request: the forward passes with a backward pass,
-    and the others.
+    The counts of a score request have one entry; those of a finetune request have two: the forward
+    passes that a backward pass follows, and the others.
     """
-    keys = [request.cache_key() for request in requests]
-    results: list[Counts | str | None] = [None if key is None else cache.find(key) for key in keys]
-    missing = [index for index, result in enumerate(results) if result is None]
-    missing.sort(key=lambda index: (requests[index].suite, requests[index].task))  # load each once
+    names = []
+    requests_by_name: dict[str, tuple[CountRequest, list[Any] | None]] = {}
+    for index, request in enumerate(requests):
+        key = request.cache_key()
+        # Requests with equal keys, such as those of the shards of a suite, are counted once.
+        name = f"request {index}" if key is None else json.dumps(key, sort_keys=True, default=str)
+        requests_by_name.setdefault(name, (request, key))
+        names.append(name)
+    results: dict[str, Counts | str] = {}
+    missing: list[tuple[str, CountRequest, list[Any] | None]] = []
+    for name, (request, key) in requests_by_name.items():
+        if key is not None and (stored := cache.find(key)):
+            results[name] = stored
+        else:
+            missing.append((name, request, key))
+    missing.sort(key=lambda entry: (entry[1].suite, entry[1].task))  # load each once
     if missing:
-        requests_to_count = [requests[index] for index in missing]
-        is_torch_loaded = "torch" in sys.modules
-        count = _count_here if is_torch_loaded else _count_in_child_process
-        for index, counts in zip(missing, count(requests_to_count), strict=True):
-            results[index] = counts
-            key = keys[index]
+        count = _count_here if "torch" in sys.modules else _count_in_child_process
+        new_results = count([request for _, request, _ in missing])
+        for (name, _, key), counts in zip(missing, new_results, strict=True):
+            results[name] = counts
             if key is not None and not isinstance(counts, str):
                 cache.store(key, counts)
-    return [result or "it was not counted" for result in results]
+    return [results[name] or "it was not counted" for name in names]
 
 
 def _count_here(requests: Sequence[CountRequest]) -> list[Counts | str]:

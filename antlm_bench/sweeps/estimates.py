@@ -130,14 +130,16 @@ class Estimator:
 
     def _find_facts(self, unit: Unit) -> CheckpointFacts | None:
         """Return the facts of the checkpoint that a unit opens; None if it opens none."""
-        return self.expanded.facts[unit.model] if unit.kind in KINDS_WITH_CHECKPOINT else None
+        if unit.kind not in KINDS_WITH_CHECKPOINT:
+            return None
+        return self.expanded.facts[unit.stage, unit.model]
 
     def _identify_work(self, unit: Unit) -> tuple[object, ...]:
         """Return what the cost of a unit depends on: not its seed, and of weights their size."""
         facts = self._find_facts(unit)
         if facts is None:
             return (unit.kind, unit.id)
-        identity = (facts.tokenizer_hash, facts.size, facts.kind, facts.max_length)
+        identity = replace(facts, ref="", folder=None, tokenizer_dir=None)
         arguments = {key: value for key, value in unit.arguments.items() if key != "seed"}
         return (unit.kind, identity, json.dumps(arguments, sort_keys=True))
 
@@ -198,7 +200,9 @@ class Estimator:
         )
 
     def _scoring_memory(self, size: ForwardSize, dtype: str, batch_tokens: int | None) -> int:
-        """Weights (loaded in float32 first), the values of one layer for a batch, and logits."""
+        """Return the bytes of the weights (loaded in float32 first), of one layer's values for a
+        batch, and of a block of logits.
+        """
         tokens = batch_tokens or SCORING_BATCH_TOKENS.get(self.device_kind, GPU_BATCH_TOKENS)
         bytes_per_value = BYTES_PER_WEIGHT[dtype]
         weights = size.parameters * max(4, bytes_per_value)
@@ -227,7 +231,9 @@ class Estimator:
         read: TextCounts,
         options: Mapping[str, Any],
     ) -> UnitCost:
-        """trained: counts of the forward passes with a backward pass. read: of the others."""
+        """Estimate finetuning. trained: counts of the forward passes that a backward pass follows.
+        read: of the others.
+        """
         counts, size = trained + read, facts.size
         if size is None:
             return _unknown_size(counts)

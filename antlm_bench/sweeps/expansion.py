@@ -7,6 +7,7 @@ of 100,000 units is as good as the first before anything starts. Nothing is open
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,8 +70,8 @@ class ExpandedSweep:
     """The units of a sweep, and what was learned on the way."""
 
     sweep: Sweep
-    facts: dict[str, CheckpointFacts] = field(default_factory=dict)
-    """Model of a unit -> facts of the checkpoint."""
+    facts: dict[tuple[str, str], CheckpointFacts] = field(default_factory=dict)
+    """(Stage, model) of a unit -> facts of the checkpoint, as the stage's options open it."""
     trained_models: dict[str, TrainedModel] = field(default_factory=dict)
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
@@ -98,7 +99,8 @@ class _Expansion:
         """Name of a train stage -> its models."""
         self.model_folders: set[str] = set()
         """Folders that the train units write."""
-        self.facts: dict[str, CheckpointFacts] = {}
+        self.facts: dict[tuple[str, str], CheckpointFacts] = {}
+        self.read_facts = functools.cache(read_checkpoint_facts)
         self.needs: dict[str, tuple[str, ...]] = {}
         """Checkpoint -> the unit that trains it."""
         self.cache = CountsCache()
@@ -181,8 +183,11 @@ class _Expansion:
                 self.units[unit.id] = unit
                 yield TrainedModel(unit, recipe, stage.corpus)
 
-    def _list_trained_checkpoints(self, ref: str) -> Iterator[str]:
-        """Yield the checkpoints of stage:NAME/PATTERN, and note their facts and needs."""
+    def _list_trained_checkpoints(self, ref: str, stage: str) -> Iterator[str]:
+        """Yield the checkpoints of stage:NAME/PATTERN, and note their facts and needs.
+
+        stage: the stage that opens them.
+        """
         name, _, pattern = ref.removeprefix(STAGE_PREFIX).partition("/")
         if name not in self.trained_models:
             stages = ", ".join(self.trained_models) or "none"
@@ -203,16 +208,15 @@ class _Expansion:
                     )
             for checkpoint in checkpoints:
                 model_ref = f"{STAGE_PREFIX}{model.name}/{checkpoint}"
-                self.facts.setdefault(
-                    model_ref, describe_future_checkpoint(model_ref, model.recipe)
-                )
+                facts = describe_future_checkpoint(model_ref, model.recipe)
+                self.facts[stage, model_ref] = facts
                 self.needs[model_ref] = (model.unit.id,)
                 yield model_ref
 
     # ---- checkpoints
 
     def _list_models(
-        self, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
+        self, name: str, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
     ) -> list[str]:
         """Return the checkpoints of a stage, and read the facts of those that exist.
 
@@ -222,7 +226,7 @@ class _Expansion:
         has_hub_id = False
         for model in stage.models:
             if model.startswith(STAGE_PREFIX):
-                refs += self._list_trained_checkpoints(model)
+                refs += self._list_trained_checkpoints(model, name)
                 continue
             is_hub_id = bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
             has_hub_id |= is_hub_id
@@ -237,14 +241,18 @@ class _Expansion:
                 location="revisions",
                 hint="leave out `revisions`; checkpoints in folders can be given as a pattern",
             )
-        names = set(OpenOptions.__dataclass_fields__)
+        option_names = set(OpenOptions.__dataclass_fields__)
         open_options = OpenOptions(
-            **{key: value for key, value in options.items() if key in names and key != "dtype"}
+            **{
+                key: value
+                for key, value in options.items()
+                if key in option_names and key != "dtype"
+            }
         )
         refs = list(map(make_absolute, refs))
         for ref in refs:
-            if ref not in self.facts:
-                self.facts[ref] = read_checkpoint_facts(ref, open_options)
+            if not ref.startswith(STAGE_PREFIX):
+                self.facts[name, ref] = self.read_facts(ref, open_options)
         return list(dict.fromkeys(refs))
 
     # ---- score
@@ -256,12 +264,12 @@ class _Expansion:
             for suite in suites:
                 find_task_type(suite).check_methods(suite, [m for m in stage.methods if m != "all"])
         with self._locate("score", name, "models"):
-            models = self._list_models(stage, stage.options)
+            models = self._list_models(name, stage, stage.options)
         options = make_options_absolute(stage.options)
         present_suites = [suite for suite in suites if not self._lacks_suite(suite, options)]
         for model in models:
             with self._locate("score", name, "methods"):
-                methods = self.facts[model].resolve_methods(stage.methods)
+                methods = self.facts[name, model].resolve_methods(stage.methods)
             for suite in present_suites:
                 for number in range(1, stage.shards + 1):
                     arguments: dict[str, Any] = {
@@ -288,7 +296,7 @@ class _Expansion:
         with self._locate("finetune", name):
             tasks = stage_checks.select_tasks(stage)
         with self._locate("finetune", name, "models"):
-            models = self._list_models(stage, stage.options)
+            models = self._list_models(name, stage, stage.options)
         seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
         options = make_options_absolute(stage.options)
         present = []
@@ -302,8 +310,9 @@ class _Expansion:
                 present.append((suite, task))
         for model in models:
             with self._locate("finetune", name, "attentions"):
+                facts = self.facts[name, model]
                 attentions = {
-                    attention: self.facts[model].resolve_attentions([attention] * bool(attention))
+                    attention: facts.resolve_attentions([attention] * bool(attention))
                     for attention in stage.attentions or ("",)
                 }
             for suite, task in present:

@@ -52,10 +52,10 @@ def find_units_with_results(expanded: ExpandedSweep, out: str | Path | None) -> 
     """Return the ids of units whose results lie in the run folders that `score` or `finetune`
     would write with this `out`. Every checkpoint of the units exists.
     """
-    units = [unit for unit in expanded.sweep.units if unit.model in expanded.facts]
-    models = list(dict.fromkeys(unit.model for unit in units if unit.kind != "collect"))
-    finder = _FinishedCells(expanded.facts, out, len(models) > 1)
-    return {unit.id for unit in units if unit.kind != "collect" and finder.has_result(unit)}
+    units = [unit for unit in expanded.sweep.units if (unit.stage, unit.model) in expanded.facts]
+    facts = {unit.model: expanded.facts[unit.stage, unit.model] for unit in units}
+    finder = _FinishedCells(facts, out, len(facts) > 1)
+    return {unit.id for unit in units if finder.has_result(unit)}
 
 
 class _FinishedCells:

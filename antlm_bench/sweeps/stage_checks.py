@@ -37,6 +37,7 @@ KEYWORDS_WITHOUT_OPTION = frozenset(
         "replace",
         "resume",
         "stop_after",
+        "shard",
         "scale",
         "changes",
     }

@@ -114,8 +114,7 @@ def _score(unit: Unit, context: UnitContext) -> None:
         unit.arguments["suite"],
         unit.arguments["methods"],
         context.part_dir,
-        ScoreOptions(**unit.arguments["options"]),
-        unit.arguments.get("shard"),
+        ScoreOptions(**unit.arguments["options"], shard=unit.arguments.get("shard")),
     )
 
 

@@ -137,6 +137,18 @@ def test_other_commands_refuse_torchrun(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_dry_run_is_printed_by_the_first_process(
+    two_processes: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["score", "--model", "./no-such-model", "--suite", "nano", "--dry-run"]
+    assert run(words) == 3
+    assert "no such folder" in capsys.readouterr().err
+
+    two_processes.setenv("RANK", "1")
+    assert run(words) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_shard_of_a_torchrun_is_refused(
     two_processes: pytest.MonkeyPatch,
     monkeypatch: pytest.MonkeyPatch,

@@ -15,6 +15,7 @@ from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 import antlm_bench
 from antlm_bench import merge, runs, score
 from antlm_bench.cli.app import run as run_cli
+from antlm_bench.commands import score_session
 from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.commands.score_session import ScoreSession
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
@@ -56,10 +57,10 @@ def score_shards(
 ) -> list[Path]:
     """Score all shards of a suite. Return their folders."""
     methods = settings.pop("methods", ())
-    options = ScoreOptions(device="cpu", **settings)
     folders = [folder / f"shard{index}" for index in range(1, count + 1)]
     for index, out in enumerate(folders, 1):
-        session.score(str(checkpoint), str(suite), methods, out, options, f"{index}/{count}")
+        options = ScoreOptions(device="cpu", shard=f"{index}/{count}", **settings)
+        session.score(str(checkpoint), str(suite), methods, out, options)
     return folders
 
 
@@ -134,11 +135,35 @@ def test_missing_shard_is_refused_with_its_command(
 ) -> None:
     first, _second, third = score_shards(session, make_checkpoint(), pairs, tmp_path, 3)
 
-    with pytest.raises(IncompleteError, match="no part is shard 2/3, which has 2 chunks") as caught:
+    message = r"no part has shard 2/3 of pairs .causal.: 2 chunks"
+    with pytest.raises(IncompleteError, match=message) as caught:
         merge([first, third], tmp_path / "run")
 
     assert "antlm-bench score" in caught.value.hint and "--shard 2/3 --out DIR" in caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_missing_suite_of_a_shard_is_named(
+    make_checkpoint: Make, session: ScoreSession, pairs: Path, tmp_path: Path
+) -> None:
+    parts = score_shards(session, make_checkpoint(), pairs, tmp_path, 2)
+    other = write_pairs(tmp_path / "other.csv", make_agreement_rows())
+    options = ScoreOptions(device="cpu", shard="1/2")
+    session.score(str(make_checkpoint()), str(other), (), parts[0], options)
+
+    with pytest.raises(IncompleteError, match=r"no part has shard 2/2 of other .causal.: 3 chunks"):
+        merge(parts, tmp_path / "run")
+
+
+def test_error_of_all_methods_of_a_suite_is_raised_as_it_is() -> None:
+    def fail(method: Any) -> None:
+        raise DataError("none of 2 items fits" if method != "mntp" else "another error")
+
+    scorers: list[Any] = [lambda: "causal", lambda: "mlm"]
+    with pytest.raises(DataError, match="none of 2 items fits"):
+        score_session._score_each(scorers, fail)
+    errors = score_session._score_each([*scorers, lambda: "mntp"], fail)
+    assert errors == ["none of 2 items fits", "another error"]
 
 
 def test_damaged_chunk_is_refused_and_scored_again(
@@ -148,7 +173,7 @@ def test_damaged_chunk_is_refused_and_scored_again(
     chunk = min((parts[1] / "partial").rglob("*.parquet"))
     chunk.write_bytes(chunk.read_bytes()[:-9])
 
-    with pytest.raises(IncompleteError, match=r"shard 2/2 lacks 1 chunk of pairs"):
+    with pytest.raises(IncompleteError, match=r"shard 2/2 of pairs .causal. lacks 1 chunk "):
         merge(parts, tmp_path / "run")
     score_shards(session, make_checkpoint(), pairs, tmp_path, 2)
 
@@ -342,15 +367,16 @@ def test_shard_folder_and_run_folder_exclude_each_other(
     make_checkpoint: Make, session: ScoreSession, pairs: Path, tmp_path: Path
 ) -> None:
     checkpoint, options = str(make_checkpoint()), ScoreOptions(device="cpu")
+    first, second = (ScoreOptions(device="cpu", shard=text) for text in ("1/2", "2/2"))
     [shard, _] = score_shards(session, make_checkpoint(), pairs, tmp_path, 2)
     run = session.score(checkpoint, str(pairs), (), tmp_path / "run", options)
 
     with pytest.raises(RunError, match="this is shard 1/2 of a run"):
         session.score(checkpoint, str(pairs), (), shard, options)
     with pytest.raises(RunError, match="a shard has a folder of its own"):
-        session.score(checkpoint, str(pairs), (), run.path, options, "1/2")
+        session.score(checkpoint, str(pairs), (), run.path, first)
     with pytest.raises(RunError, match="the folder holds shard 1/2, not 2/2"):
-        session.score(checkpoint, str(pairs), (), shard, options, "2/2")
+        session.score(checkpoint, str(pairs), (), shard, second)
 
 
 @pytest.mark.parametrize("text", ["", "2", "0/2", "3/2", "a/b", "1/0", "-1/2", "1/2/3"])

@@ -331,3 +331,15 @@ def test_a_parquet_file_of_other_columns_is_refused() -> None:
     pa.parquet.write_table(pa.table({"id": ["a"], "gold": ["text"]}), sink)
     with pytest.raises(RunError, match="column gold should hold double, holds string"):
         runs.predictions_parquet.decode_predictions(bytes(sink.getvalue()), "here")
+
+
+def test_discarding_chunks_keeps_those_of_longer_names(tmp_path: Path) -> None:
+    """A file x.mlm.csv is the suite x.mlm."""
+    with runs.RunWriter(tmp_path / "run", MANIFEST) as writer:
+        for suite, method in (("x", "mlm"), ("x.mlm", "causal")):
+            writer.save_chunk(suite, method, KEY, 0, make_predictions("alpha", 0))
+
+        writer.discard_chunks("x", "mlm")
+
+        assert writer.load_chunk("x", "mlm", KEY, 0) is None
+        assert writer.load_chunk("x.mlm", "causal", KEY, 0) is not None

@@ -47,6 +47,11 @@ MISTAKES = {
     "an unknown method": (SCORE + 'methods = ["mlmm"]', "methods", "unknown method 'mlmm'"),
     "a method that it lacks": (SCORE + 'methods = ["mlm"]', "methods", "no mask token"),
     "an unknown option": (SCORE + "options = {{ dtyp = 1 }}", "options", "no option 'dtyp'"),
+    "a key among the options": (
+        SCORE + 'options = {{ shard = "1/2" }}',
+        "options",
+        "no option 'shard'",
+    ),
     "an option of a wrong type": (SCORE + 'options = {{ limit = "2" }}', "options", "limit is '2'"),
     "contradicting options": (
         SCORE + 'options = {{ precision = "adaptive", dtype = "bfloat16" }}',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,15 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from sweeps.sweep_files import expand_text, write_pairs, write_texts
 
 from antlm_bench.checkpoints import Backbone, Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints.resolve import TRAINING_KEY
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.score import score
 from antlm_bench.finetuning import data
 from antlm_bench.scoring.engine import Engine
+from antlm_bench.sweeps import count_requests
 from antlm_bench.sweeps.calibration import DeviceSpeed
-from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
+from antlm_bench.sweeps.checkpoint_facts import (
+    ForwardSize,
+    _measure_size,
+    _read_tokenizer_config,
+    read_checkpoint_facts,
+)
 from antlm_bench.sweeps.count_requests import build_score_request, count_texts
 from antlm_bench.sweeps.estimates import Estimator, UnitCost
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
@@ -138,6 +148,27 @@ def test_counts_that_the_cache_holds_are_not_counted_again(tmp_path: Path, make_
     assert count_texts([request], cache) == [(TextCounts(rows=7),)]
 
 
+def test_equal_requests_are_counted_once(
+    tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.csv")
+    facts = read_checkpoint_facts(str(make_checkpoint("causal")), OpenOptions())
+    shards = [build_score_request(facts, str(pairs), ["causal"], {"dtype": "x"}) for _ in range(3)]
+    other = build_score_request(facts, str(pairs), ["causal"], {"limit": 2})
+    counted: list[Any] = []
+
+    def count(requests: Sequence[Any]) -> list[Any]:
+        counted.extend(requests)
+        return [(TextCounts(rows=index),) for index, _ in enumerate(requests, 1)]
+
+    monkeypatch.setattr(count_requests, "_count_here", count)
+
+    results = count_texts([*shards, other], CountsCache(tmp_path / "cache"))
+
+    assert counted == [shards[0], other]
+    assert [counts.rows for (counts,) in results] == [1, 1, 1, 2]  # type: ignore[misc,union-attr]
+
+
 @pytest.mark.long
 def test_a_finetune_unit_reads_each_text_once_per_epoch(
     tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +215,30 @@ def test_weights_are_those_of_the_model(make_checkpoint) -> None:
     assert size.parameters == opened.metadata["parameters"]
 
 
+def test_layers_as_wide_as_the_vocabulary_are_counted(tmp_path: Path) -> None:
+    shapes = {
+        "model.embed_tokens.weight": (64, 8),
+        "model.layers.0.mlp.up_proj.weight": (64, 8),
+        "lm_head.weight": (64, 8),
+    }
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 64}
+
+    size = _measure_size(tmp_path, config, allow_pickle=False)
+
+    assert size is not None
+    assert (size.weights_per_token, size.weights_per_read) == (64 * 8, 64 * 8)
+
+
+def test_compact_tokenizer_config_is_read(tmp_path: Path) -> None:
+    """transformers' number for "no limit" is larger than any 64-bit integer."""
+    content = {"model_max_length": 10**30, "mask_token": "<mask>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content, separators=(",", ":")))
+
+    assert _read_tokenizer_config(tmp_path) == {"model_max_length": 10**9, "mask_token": "<mask>"}
+
+
 def test_rates_are_interpolated_between_measured_sizes() -> None:
     assert SPEED.forward_rate(16) == pytest.approx(1e6)  # beyond the ends, those of the ends
     assert SPEED.forward_rate(128) == pytest.approx(4e6)
@@ -200,6 +255,22 @@ def test_time_is_unknown_without_a_measured_speed(tmp_path: Path, make_checkpoin
 
     assert [cost.seconds for cost in costs.values()] == [None, 0.0]
     assert all(cost.tokens is not None for cost in costs.values())
+
+
+def test_checkpoints_of_one_size_with_other_methods_differ(tmp_path: Path, make_checkpoint) -> None:
+    model, pairs = make_checkpoint("causal"), write_pairs(tmp_path / "pairs.csv")
+    hybrid = shutil.copytree(model, tmp_path / "hybrid")
+    config = json.loads((hybrid / "config.json").read_text())
+    config[TRAINING_KEY] = {"methods": ["causal", "mntp"], "attends": ["causal", "full"]}
+    (hybrid / "config.json").write_text(json.dumps(config))
+    stage = f"[[score]]\nmodels = [%s]\nsuites = ['{pairs}']\nmethods = ['all']"
+    names = [f"'{hybrid}'", f"'{model}'"]
+
+    costs = estimate(expand_text(tmp_path, stage % ", ".join(names)), tmp_path / "cache")
+
+    alone = [estimate(expand_text(tmp_path, stage % name), tmp_path / "cache") for name in names]
+    assert [cost.flops for cost in costs] == [cost.flops for [cost] in alone]
+    assert costs[0].flops != costs[1].flops
 
 
 @pytest.mark.long

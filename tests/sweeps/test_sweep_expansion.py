@@ -159,3 +159,13 @@ def test_predicted_milestones_are_those_that_a_run_writes(tmp_path: Path) -> Non
     scored = {Path(unit.model).name for unit in expanded.sweep.units if unit.kind == "score"}
     assert scored == {"chck_6k", "chck_20k", "chck_50k", "main"}
     assert scored == {path.parent.name for path in (tmp_path / "ltg").glob("*/config.json")}
+
+
+def test_stages_open_a_checkpoint_with_their_own_options(tmp_path: Path, make_checkpoint) -> None:
+    model, pairs = make_checkpoint("causal"), write_pairs(tmp_path / "pairs.csv")
+    stage = f"[[score]]\nmodels = ['{model}']\noptions = {{ max_length = %d }}\nsuites = ['%s']\n"
+
+    expanded = expand_text(tmp_path, stage % (9, pairs) + stage % (20, "nano"))
+
+    limits = {name: facts.max_length for (name, _), facts in expanded.facts.items()}
+    assert limits == {"score": 9, "score-2": 20}

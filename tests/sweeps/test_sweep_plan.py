@@ -11,7 +11,7 @@ import pytest
 from sweeps.sweep_files import write_pairs, write_texts
 
 from antlm_bench.cli.app import run as run_command_line
-from antlm_bench.reporting.plan_table import build_plan_table, format_count
+from antlm_bench.reporting.plan_table import abbreviate_count, build_plan_table
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.runs import write_atomically
 from antlm_bench.sweeps import calibration
@@ -131,7 +131,7 @@ def test_units_have_a_row_each() -> None:
     [(0, "0"), (999, "999"), (1000, "1.0k"), (9949, "9.9k"), (9951, "10k"), (999_600, "1.0M")],
 )
 def test_counts_have_three_digits_at_most(count: int, text: str) -> None:
-    assert format_count(count) == text
+    assert abbreviate_count(count) == text
 
 
 # ---- the command
@@ -210,7 +210,7 @@ def test_plan_calibrates_once_and_estimates_times(
 
 
 def test_speeds_are_found_by_device_and_machine(speeds: Path) -> None:
-    here = calibration.describe_machine()
+    here = calibration.name_machine()
     for machine, device in ((here, "cpu"), ("node7 64 CPUs", "cuda (NVIDIA H200)")):
         calibration._store_speed(
             DeviceSpeed(machine, device, "float32", (1,), (1,), (1.0,), (1.0,), (1.0,))
@@ -221,6 +221,14 @@ def test_speeds_are_found_by_device_and_machine(speeds: Path) -> None:
     assert [each.kind for each in list_speeds("h200")] == ["cuda"]
     assert list_speeds("cuda") == []  # this machine has none that was measured
     assert load_speed("cpu", "bfloat16") is None
+
+
+@pytest.mark.parametrize("content", ['{"version": 2}', '{"version": 2, "speeds": [1, null]}'])
+def test_damaged_speeds_are_not_there(content: str, speeds: Path) -> None:
+    speeds.parent.mkdir(parents=True, exist_ok=True)
+    speeds.write_text(content)
+
+    assert list_speeds("") == []
 
 
 @pytest.mark.parametrize(
@@ -306,15 +314,16 @@ def test_a_dry_run_of_finetune_knows_what_is_done(
     assert count_done("--lora", "2") == (3, 0)
 
 
+@pytest.mark.parametrize("shard", ["2/3", "02/3"])
 def test_a_dry_run_of_a_shard_has_its_units_only(
-    tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
+    shard: str, tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from antlm_bench.commands.plan import plan_score
     from antlm_bench.commands.score_options import ScoreOptions
 
     del capsys
     plan = plan_score(
-        str(make_checkpoint("causal")), "nano", (), ScoreOptions(shard="2/3"), tmp_path / "run"
+        str(make_checkpoint("causal")), "nano", (), ScoreOptions(shard=shard), tmp_path / "run"
     )
 
     assert [unit.arguments["shard"] for unit in plan.sweep.units] == ["2/3"]
@@ -337,3 +346,15 @@ def test_errors_of_a_dry_run_name_the_option(
 
     assert code in (2, 3)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_names_the_option_that_was_typed(
+    tmp_path: Path, make_checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", "--model", str(make_checkpoint("masked")), "--suite"]
+    texts = str(write_texts(tmp_path / "texts.csv", 8))
+
+    assert run_command_line([*words, texts, "--valid", texts, "--compat", "x", "--dry-run"]) == 2
+
+    error = " ".join(capsys.readouterr().err.split())
+    assert "--compat: " in error and "no preset 'x'" in error
