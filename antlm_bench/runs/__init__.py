@@ -20,6 +20,7 @@ from antlm_bench.runs.folder_io import (
     write_atomically,
     write_files,
 )
+from antlm_bench.runs.object_stores import ObjectStore, StoredFile, download_runs
 from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
 from antlm_bench.runs.shards import (
     Shard,
@@ -34,6 +35,7 @@ from antlm_bench.runs.shards import (
 from antlm_bench.runs.store import (
     RunWriter,
     encode_cell,
+    encode_published_run,
     find_complete_cell,
     open_run,
     open_runs,
@@ -55,17 +57,21 @@ from antlm_bench.runs.suite_names import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ObjectStore",
     "RunWriter",
     "Shard",
     "ShardRun",
     "ShardWriter",
+    "StoredFile",
     "UnfinishedCell",
     "base_suite_name",
     "cell_has_suite",
     "cell_to_dict",
     "cells_with_short_paths",
     "distinguish_suites",
+    "download_runs",
     "encode_cell",
+    "encode_published_run",
     "find_complete_cell",
     "is_shard_folder",
     "is_user_suite",
