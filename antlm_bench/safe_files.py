@@ -99,10 +99,10 @@ def reject_links(root: Path, path: Path) -> None:
 def find_url(path: str | Path | None) -> str:
     """Return the URL that a path was made of, which has lost a slash; "" for a path of files."""
     text = "" if path is None else str(path)
-    if not re.match(r"[a-z][a-z0-9+.-]+:/", text):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         return ""
     scheme, _, rest = text.partition(":")
-    return f"{scheme}://{rest.lstrip('/')}"
+    return f"{scheme.lower()}://{rest.lstrip('/')}"
 
 
 def refuse_url(path: Path | None) -> Path | None:

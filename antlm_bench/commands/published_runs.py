@@ -66,6 +66,7 @@ def open_output(run_dir: Path, weights: object) -> Iterator[Path]:
         runs.make_folder(published.folder)
         with runs.lock_folder(published.folder):
             published.prepare()
+            runs.register_copy(url, published.run_dir)
             try:
                 yield published.run_dir
             except IncompleteError:
@@ -96,7 +97,7 @@ class PublishedRun:
 
     @property
     def run_dir(self) -> Path:
-        return self.folder / self.store.url.rpartition("/")[2]
+        return self.folder / "run"
 
     def prepare(self) -> None:
         """Bring the run of the store into the local folder.
@@ -118,14 +119,14 @@ class PublishedRun:
             if (self.run_dir / "partial").is_dir():
                 shutil.copytree(self.run_dir / "partial", new_dir / "partial", symlinks=True)
             if unpublished is not None:
-                _add_cells(new_dir, *unpublished, read_provenance(self.run_dir))
+                _add_cells(new_dir, *unpublished, self.run_dir)
 
         try:
             replace_folder(self.run_dir, write)
         except OSError as error:
             raise os_failure(self.run_dir, error, "written") from error
         keys = {cell.key for cell in runs.open_stored_run(downloaded)} if downloaded else set()
-        self._write_state(keys)
+        self._write_state(self._describe_base(), keys)
 
     def publish(self) -> None:
         """Upload the predictions, then run.json, then delete files that it no longer names.
@@ -153,8 +154,8 @@ class PublishedRun:
         self.store.delete(
             name for name in stored if name.startswith("predictions/") and name not in files
         )
-        self.base = self.store.list_files().get("run.json")
-        self._write_state({cell.key for cell in run})
+        # Another process may have written since, so the next command downloads in any case.
+        self._write_state(None, {cell.key for cell in run})
 
     def _read_unpublished(self, published_keys: set[str]) -> tuple[Run, list[Cell]] | None:
         """Return the local run and its cells that the store never had; None if there are none."""
@@ -176,14 +177,15 @@ class PublishedRun:
                 return state
         return {}
 
-    def _write_state(self, keys: set[str]) -> None:
-        state = {"run": self._describe_base(), "keys": sorted(keys)}
+    def _write_state(self, base: dict[str, Any] | None, keys: set[str]) -> None:
+        """Write from which run.json of the store the local run began, and the keys of its cells
+        that the store has.
+        """
+        state = {"run": base, "keys": sorted(keys)}
         runs.write_atomically(self.folder / STATE_FILE, json.dumps(state, indent=1).encode())
 
 
-def _add_cells(
-    run_dir: Path, source: Run, cells: list[Cell], provenance: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _add_cells(run_dir: Path, source: Run, cells: list[Cell], source_dir: Path) -> None:
     """Add cells of another run folder of the same checkpoint, except those that are there.
 
     A folder with the run of another checkpoint is left as it is: scoring refuses it later.
@@ -192,11 +194,12 @@ def _add_cells(
         other = runs.open_stored_run(run_dir).manifest.model.get("weights")
         if other != source.manifest.model.get("weights"):
             return
+    provenance = read_provenance(source_dir)
     with runs.RunWriter(run_dir, source.manifest) as writer:
         stored_keys = {cell.key for cell in writer.cells}
         new_cells = [cell for cell in cells if cell.key not in stored_keys]
         for cell in new_cells:
-            writer.add_cell(cell, runs.read_predictions_bytes(source.path, cell)[1])
+            writer.add_cell(cell, runs.read_predictions_bytes(source_dir, cell)[1])
         records = [provenance[cell.key] for cell in new_cells if cell.key in provenance]
         if records:
             writer.record_provenance(records)

@@ -8,6 +8,8 @@
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
     DIR/shard.json                             no run yet: one shard of the chunks (runs.shards)
 
+In an object store, the names of all predictions files have their hash (runs.object_stores).
+
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
 know models, suites or metrics.
 """
@@ -20,7 +22,7 @@ from antlm_bench.runs.folder_io import (
     write_atomically,
     write_files,
 )
-from antlm_bench.runs.object_stores import ObjectStore, StoredFile, download_runs
+from antlm_bench.runs.object_stores import ObjectStore, StoredFile, download_runs, register_copy
 from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
 from antlm_bench.runs.shards import (
     Shard,
@@ -87,6 +89,7 @@ __all__ = [
     "read_predictions",
     "read_predictions_bytes",
     "read_predictions_table",
+    "register_copy",
     "reject_links",
     "replaces",
     "select_fullest_cells",

@@ -54,7 +54,8 @@ class ObjectStore:
         """Load the driver. Raises UsageError if it is not installed or the URL has no store."""
         self.url = url.rstrip("/")
         protocol = url.partition(":")[0]
-        if protocol in NO_OBJECT_STORES or "::" in url:
+        is_relative = any(part in (".", "..") for part in url.split("/"))
+        if protocol in NO_OBJECT_STORES or "::" in url or is_relative:
             raise UsageError(
                 "this is not an object store",
                 location=url,
@@ -100,8 +101,9 @@ class ObjectStore:
                     location=f"{self.url}/{name}",
                     hint="is this a file of a run?",
                 )
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with self._translate_errors("read"):
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
             self._files.get(self._list_paths(files), [str(folder / name) for name in files])
 
     def upload(self, files: Mapping[str, Path]) -> None:
@@ -178,8 +180,8 @@ def _missing_driver(protocol: str, url: str) -> UsageError:
     )
 
 
-_downloads: dict[str, tuple[dict[str, StoredFile], Path]] = {}
-"""URL -> the files that were downloaded in this process, and the folder that holds them."""
+_copies: dict[str, tuple[dict[str, StoredFile], Path]] = {}
+"""URL -> its local copy in this process: the files that were downloaded, and the folder."""
 
 
 def download_runs(path: str | Path) -> Path:
@@ -194,11 +196,11 @@ def download_runs(path: str | Path) -> Path:
     store = ObjectStore(url)
     files = store.list_files()
     for _ in range(MAX_DOWNLOADS):
-        if url in _downloads and _downloads[url][0] == files:
-            return _downloads[url][1]
         if not any(name.endswith("run.json") for name in files):
             raise RunError("no run here", location=url, hint="give the URL that holds run.json")
-        folder = _make_temporary_folder() / url.replace("://", "/")
+        if store.url in _copies and _copies[store.url][0] == files:
+            return _copies[store.url][1]
+        folder = _make_temporary_folder() / store.url.replace("://", "/")
         error: RunError | None = None
         try:
             store.download(files, folder)
@@ -208,10 +210,39 @@ def download_runs(path: str | Path) -> Path:
         if _list_run_versions(latest, files) == _list_run_versions(files, files):
             if error:
                 raise error
-            _downloads[url] = files, folder
+            _copies[store.url] = files, folder
             return folder
         files = latest
     raise RunError("the run changes while it is read", location=url, hint="repeat the command")
+
+
+def register_copy(url: str, folder: Path) -> None:
+    """Make a local folder the copy of a URL that is read, until the URL is downloaded again."""
+    _copies[url.rstrip("/")] = {}, folder
+
+
+def locate_copy(path: str | Path) -> Path:
+    """Return the local copy of a run at a URL, as it was opened in this process; else download it.
+
+    A path of files is returned unchanged.
+    """
+    url = find_url(path).rstrip("/")
+    parent, _, name = url.rpartition("/")
+    if url in _copies:
+        return _copies[url][1]
+    if parent in _copies:
+        return _copies[parent][1] / name
+    return download_runs(path)
+
+
+def name_run(folder: Path) -> str:
+    """Return the URL of which a folder is the local copy, else the path of the folder."""
+    for url, (_, copy) in _copies.items():
+        if folder == copy:
+            return url
+        if folder.parent == copy:
+            return f"{url}/{folder.name}"
+    return str(folder)
 
 
 def _list_run_versions(

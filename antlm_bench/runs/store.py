@@ -33,7 +33,7 @@ from antlm_bench.runs.folder_io import (
     os_failure,
     write_atomically,
 )
-from antlm_bench.runs.object_stores import download_runs
+from antlm_bench.runs.object_stores import download_runs, locate_copy, name_run
 from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
@@ -374,7 +374,7 @@ def open_stored_run(path: str | Path) -> Run:
     except OSError as error:
         raise os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
-    return Run(str(path), manifest, cells, read_predictions_table)
+    return Run(name_run(path), manifest, cells, read_predictions_table)
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
@@ -395,7 +395,7 @@ def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
 
 def read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     """Return the predictions file of a cell and its bytes, checked against run.json."""
-    file = Path(path) / _predictions_file(cell)
+    file = locate_copy(path) / _predictions_file(cell)
     try:
         data = safe_files.read_regular_file(file, MAX_PREDICTIONS_BYTES)
     except OSError as error:

@@ -13,7 +13,6 @@ import fsspec
 import pytest
 from pair_runs import make_cell, make_predictions, write_run
 from prediction_rows import from_rows
-from run_files import read_results
 from score_helpers import count_work, make_agreement_rows, write_pairs, write_sentence_pairs
 
 import antlm_bench
@@ -246,6 +245,7 @@ def test_only_files_of_runs_are_downloaded() -> None:
         ("nostore://bucket/run", "unknown protocol 'nostore'"),
         ("https://example.org/run", "this is not an object store"),
         ("file:///tmp/run", "this is not an object store"),
+        ("memory://bucket/../run", "this is not an object store"),
         ("zip://x::memory://bucket/run", "this is not an object store"),
     ],
 )
@@ -292,14 +292,14 @@ def test_report_compare_check_and_export_read_urls(
         ["report", *urls, "--csv"],
         ["compare", *urls, "--csv"],
         ["check", urls[1], "--against", urls[0], "--csv"],
-        ["export", urls[0], "--format", "items-csv", "--out", str(tmp_path / "items.csv")],
+        ["export", urls[0], "--format", "csv", "--out", str(tmp_path / "items.csv")],
     )
     for command in commands:
         outputs = []
         for argv in (command, [word.replace("memory://bucket", str(tmp_path)) for word in command]):
             assert run_cli(argv) == 0, capsys.readouterr().err
             outputs.append(capsys.readouterr().out)
-        assert outputs[0] == outputs[1]
+        assert outputs[0].replace("memory://bucket", str(tmp_path)) == outputs[1]
 
 
 # ---- with a model
@@ -308,7 +308,10 @@ def test_report_compare_check_and_export_read_urls(
 
 @pytest.mark.long
 def test_score_publishes_the_run_that_it_would_write(
-    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     suite = write_pairs(tmp_path / "agree.csv", make_agreement_rows())
     argv = ["score", "--model", str(make_checkpoint()), "--suite", str(suite), "--device", "cpu"]
@@ -320,6 +323,9 @@ def test_score_publishes_the_run_that_it_would_write(
     work = count_work(monkeypatch)
     assert run_cli([*argv, "--out", URL]) == 0
     assert work.calls == 0
+    capsys.readouterr()
+    assert run_cli(["report", URL, "--provenance", "--csv"]) == 0
+    assert f"--out {URL}" in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -333,6 +339,19 @@ def test_several_checkpoints_are_published_one_by_one(
 
 
 @pytest.mark.long
+def test_finetune_publishes_its_run(make_checkpoint: Make, tmp_path: Path) -> None:
+    rows = [("the cat sees himself", "reflexive"), ("the cat sees the dog", "plain")]
+    for name in ("train.csv", "valid.csv"):
+        lines = ["text,label", *(f"{text},{label}" for text, label in rows * 10)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    settings = {"valid": str(tmp_path / "valid.csv"), "frozen": True, "device": "cpu"}
+    antlm_bench.finetune(str(make_checkpoint()), str(tmp_path / "train.csv"), out=URL, **settings)
+    assert [(cell.suite, cell.method) for cell in runs.open_run(URL)] == [
+        ("train", "frozen-causal")
+    ]
+
+
+@pytest.mark.long
 def test_shards_are_merged_into_an_object_store(make_checkpoint: Make, tmp_path: Path) -> None:
     suite = write_pairs(tmp_path / "agree.csv", make_agreement_rows())
     for shard in ("1/2", "2/2"):
@@ -342,7 +361,6 @@ def test_shards_are_merged_into_an_object_store(make_checkpoint: Make, tmp_path:
     score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
     [published], [local] = runs.open_run(URL), runs.open_run(tmp_path / "run")
     assert (published.key, published.digest) == (local.key, local.digest)
-    assert read_results(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from antlm_bench.commands.published_runs import open_output
 from antlm_bench.errors import RunError
 from antlm_bench.types import Manifest
 
-MISSING = [name for name in ("s3fs", "moto", "flask") if find_spec(name) is None]
+MISSING = [name for name in ("s3fs", "moto", "flask_cors") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install s3fs 'moto[server]')"
+    bool(MISSING),
+    reason=f"not installed: {', '.join(MISSING)} (pip install s3fs 'moto[s3]' flask flask-cors)",
 )
 URL = "s3://bucket/a run"
 MANIFEST = Manifest(runs.SCHEMA_VERSION, {"name": "toy", "weights": "w"}, {}, "2026-01-01")
