@@ -325,7 +325,7 @@ def test_score_publishes_the_run_that_it_would_write(
     assert work.calls == 0
     capsys.readouterr()
     assert run_cli(["report", URL, "--provenance", "--csv"]) == 0
-    assert f"--out {URL}" in capsys.readouterr().out
+    assert "causal-0,agree (causal)," in capsys.readouterr().out
 
 
 @pytest.mark.long
