@@ -104,12 +104,20 @@ def reject_links(root: Path, path: Path) -> None:
             raise OSError(errno.ELOOP, LINK_MESSAGE, str(current))
 
 
+def find_url(path: str | Path | None) -> str:
+    """Return the URL that a path was made of, which has lost a slash; "" for a path of files."""
+    text = "" if path is None else str(path)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        return ""
+    scheme, _, rest = text.partition(":")
+    return f"{scheme.lower()}://{rest.lstrip('/')}"
+
+
 def refuse_url(path: Path | None) -> Path | None:
     """Return the path of an output. Raises UsageError for a URL, which would name a local folder
     `s3:`.
     """
-    if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        url = str(path).replace(":/", "://", 1)  # Path has taken a slash away
+    if url := find_url(path):
         raise UsageError(
             f"{url} is not a folder",
             location="--out",

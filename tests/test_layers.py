@@ -137,6 +137,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
         "sweeps.ray_executor",
     ),
     "ray": ("sweeps.ray_executor",),
+    "fsspec": ("runs.object_stores",),
     "pyarrow": ("predictions", "runs"),
     "rich": ("reporting", "console", "progress"),
     "jinja2": ("reporting",),

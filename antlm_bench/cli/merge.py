@@ -19,7 +19,11 @@ def merge_command(
     ],
     out: Annotated[
         Path,
-        run_folder_option("--out", metavar="DIR", help="Run folder; cells are added to its own."),
+        run_folder_option(
+            "--out",
+            metavar="DIR",
+            help="Run folder, or a URL of an object store; cells are added to its own.",
+        ),
     ],
     allow_incomplete: Annotated[
         bool,

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import typer
 
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.safe_files import refuse_url
 
 Options = TypeVar("Options")
 Command = Callable[..., None]
@@ -216,9 +215,8 @@ OutOption = Annotated[
     run_folder_option(
         "--out",
         metavar="DIR",
-        help="Run folder.",
+        help="Run folder, or a URL of an object store: s3://bucket/run.",
         show_default="a readable name in reports/",
-        callback=refuse_url,
     ),
 ]
 OPEN_OPTIONS: dict[str, Any] = {

@@ -36,6 +36,7 @@ from antlm_bench.results.checkpoint_series import (
 )
 from antlm_bench.runs.layout import content_key
 from antlm_bench.runs.table_files import TableValue
+from antlm_bench.safe_files import find_url
 from antlm_bench.scoring.multiple_choice import find_best_options
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
@@ -115,6 +116,13 @@ def compute_acquisition(
     again. Raises UsageError (no such suite, too few checkpoints, scored with different settings),
     RunError, DataError.
     """
+    for path in paths:
+        if url := find_url(path):
+            raise UsageError(
+                "the result is written into a run folder, so it cannot be a URL",
+                location=url,
+                hint="copy the runs into a local folder: aws s3 sync s3://... DIR",
+            )
     child_data = _load_child_data(suite)
     all_runs = [open_verified_run(path) for path in expand_run_dirs(paths)]
     results = []

@@ -32,6 +32,7 @@ from antlm_bench.comparison.verdict import (
 )
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.results.display_names import model_name, model_names
+from antlm_bench.safe_files import find_url
 from antlm_bench.types import Manifest, MethodPairs, Names, Run, RunLike, as_list, run_folder
 
 if TYPE_CHECKING:
@@ -230,6 +231,8 @@ def find_run_or_baseline(run_or_name: RunLike, baselines_dir: str | Path = BASEL
     Raises UsageError, with the names of the baselines, if there is none.
     """
     path_or_name = run_folder(run_or_name)
+    if find_url(path_or_name):
+        return runs.download_runs(path_or_name)
     for folder in (Path(path_or_name), Path(baselines_dir) / path_or_name):
         if (folder / "run.json").exists():
             return folder

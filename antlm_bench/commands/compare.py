@@ -91,7 +91,7 @@ def compare(
             RunComparison(
                 names[0],
                 name,
-                paths[0],
+                opened[0].path,
                 run.path,
                 tuple(comparisons),
                 tuple(dict.fromkeys(unmatched)),

@@ -21,6 +21,7 @@ from antlm_bench.checkpoints import (
     open_backbone,
     select_content_key_metadata,
 )
+from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
@@ -158,6 +159,7 @@ def finetune(
     refs = expand_refs(as_list(models), options.revision)
     check_single_name(options.name, refs)
     task_names = select_tasks(as_list(suites), as_list(tasks), options)
+    check_output(out, {})
     finetuner = Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
     for ref in refs:
@@ -336,6 +338,13 @@ class Finetuner:
             self.failures.append(f"  {ref}: {error}")
             return None
         folder = run_dir(backbone.metadata, out, several)
+        with open_output(folder, backbone.metadata["weights"]) as local_folder:
+            return self._finetune_opened(backbone, attentions, local_folder)
+
+    def _finetune_opened(
+        self, backbone: Backbone, attentions: Sequence[Attention], folder: Path
+    ) -> Run | None:
+        """Compute the missing cells of an opened checkpoint in a local run folder."""
         with runs.RunWriter(folder, build_manifest(backbone.metadata, self.options.name)) as writer:
             if not self.tasks:
                 self.tasks = [self._load_task(suite, task) for suite, task in self.task_names]

@@ -16,6 +16,7 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
 from antlm_bench.commands.finished_cells import build_finished_cell, build_from_fields
+from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.requested_suites import SuiteCache
 from antlm_bench.comparison.summary_check import open_verified_runs, open_verified_stored_run
 from antlm_bench.errors import BenchError, DataError, IncompleteError, RunError, UsageError
@@ -175,9 +176,9 @@ def merge_runs(
     """Put parts of runs of one checkpoint together. Return the run.
 
     parts: folders of shards (`score` with `shard`), run folders, or folders of them. out: the run
-    folder; if it exists, cells are added to it. allow_incomplete: write the other cells if some
-    lack chunks, and raise IncompleteError then. replace_cells: cells of the parts replace those of
-    `out` that differ.
+    folder, or a URL such as s3://bucket/run; if it exists, cells are added to it. allow_incomplete:
+    write the other cells if some lack chunks, and raise IncompleteError then. replace_cells: cells
+    of the parts replace those of `out` that differ.
 
         for shard in ("1/2", "2/2"):  # on two machines
             antlm_bench.score("gpt2", "blimp", out=f"parts/{shard[0]}", shard=shard)
@@ -188,6 +189,7 @@ def merge_runs(
     hold, for whole cells that differ, and for damaged folders; DataError if the data of a suite are
     missing. Nothing is written then.
     """
+    check_output(out, {})
     opened = [_open_part(path) for path in _list_part_dirs(as_list(parts))]
     manifest = _merge_manifests(opened)
     cells = _group_cells(opened)
@@ -213,12 +215,13 @@ def merge_runs(
             location=", ".join(str(part.path) for part in opened),
             hint="score a suite first",
         )
-    _write_cells(out, manifest, assembled, replace_cells=replace_cells)
-    run = open_verified_runs([out], keys={cell.key for _, cell, _ in assembled})[0]
-    if errors:
-        lines = [f"{error.location}: {error.message}".removeprefix(": ") for error in errors]
-        raise IncompleteError("\n".join(lines), hint=errors[0].hint, runs=[run])
-    return run
+    with open_output(Path(out), manifest.model.get("weights")) as run_dir:
+        _write_cells(run_dir, manifest, assembled, replace_cells=replace_cells)
+        run = open_verified_runs([run_dir], keys={cell.key for _, cell, _ in assembled})[0]
+        if errors:
+            lines = [f"{error.location}: {error.message}".removeprefix(": ") for error in errors]
+            raise IncompleteError("\n".join(lines), hint=errors[0].hint, runs=[run])
+        return run
 
 
 def _write_cells(

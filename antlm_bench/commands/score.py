@@ -10,6 +10,7 @@ from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
+from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_cells import AnyCheckpoint
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
@@ -41,8 +42,9 @@ def score(
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
     pairs, TOMLs. methods (or `method`): scoring methods (`antlm-bench list methods`); () =
     the checkpoint's first, "all" = each that it was trained for. out: the run folder, or for
-    several checkpoints the folder of their run folders; default reports/<name>-<weights>. settings:
-    fields of ScoreOptions, which replace those of `options`.
+    several checkpoints the folder of their run folders; default reports/<name>-<weights>. The run
+    of a URL such as s3://bucket/run is computed in the user's cache, and published at the end.
+    settings: fields of ScoreOptions, which replace those of `options`.
 
         [run] = antlm_bench.score("gpt2", "blimp", method="causal", dtype="bfloat16")
         run["blimp"].estimate.value  # a fraction
@@ -79,6 +81,8 @@ class ScoreCall:
         self.request = self.session.build_request(as_list(suites), method_names, options)
         self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
         self.out = out
+        acquisition_suites = ", ".join(self.acquisition_suites)
+        check_output(out, {"--shard": options.shard or "", "--suite": acquisition_suites})
         self._refs_by_weights: dict[str, str] = {}
         """Hash of the weights -> the first checkpoint with them."""
 
@@ -116,7 +120,8 @@ class ScoreCall:
         request = request or self.request
         checkpoint, notes = self.open(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
-        return self.session.score_opened(checkpoint, request, folder, notes)
+        with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
+            return self.session.score_opened(checkpoint, request, local_folder, notes)
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""

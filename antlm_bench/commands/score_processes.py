@@ -20,6 +20,7 @@ from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.console import print_warning
 from antlm_bench.errors import BenchError, IncompleteError, RunError, UsageError
 from antlm_bench.runs import Shard
+from antlm_bench.safe_files import refuse_url
 from antlm_bench.types import Names, Run
 
 
@@ -59,6 +60,7 @@ def _prepare_call(
             location="--shard",
             hint="leave --shard out, or start the command without torchrun",
         )
+    refuse_url(None if out is None else Path(out))
     error: BenchError | None = None
     try:
         options = replace(options, device=group.choose_device(options.device))

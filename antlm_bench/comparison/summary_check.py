@@ -95,7 +95,7 @@ def check_cell(run: Run, cell: Cell) -> None:
         name, stored, recomputed = differing[0]
         shown = f"{_format_estimate(stored)} in run.json, {_format_estimate(recomputed)} recomputed"
         message += f": {name} {shown}"
-    raise RunError(message, location=str(Path(run.path) / "run.json"), hint=RESTORE_HINT)
+    raise RunError(message, location=f"{run.path}/run.json", hint=RESTORE_HINT)
 
 
 def _format_estimate(estimate: Estimate) -> str:

@@ -16,6 +16,7 @@ from antlm_bench.printable import make_printable
 from antlm_bench.results.collections import CAVEAT_PATTERN
 from antlm_bench.results.display_names import model_name
 from antlm_bench.results.seeds import average_seeds
+from antlm_bench.runs import download_runs
 from antlm_bench.statistics import Z
 from antlm_bench.types import Cell, Estimate, Run
 
@@ -97,10 +98,10 @@ class LearningCurve:
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
     """Return run folders. A folder of run folders is replaced by the run folders in it, without
-    hidden ones.
+    hidden ones. The URL of an object store is replaced by its local copy.
     """
     run_dirs: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(download_runs, paths):
         if (path / "run.json").exists():
             run_dirs.append(path)
             continue

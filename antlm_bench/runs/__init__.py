@@ -8,6 +8,8 @@
     DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
     DIR/shard.json                             no run yet: one shard of the chunks (runs.shards)
 
+In an object store, the names of all predictions files have their hash (runs.object_stores).
+
 The package takes manifests, cells and predictions, and writes and reads these files. It must not
 know models, suites or metrics.
 """
@@ -20,6 +22,7 @@ from antlm_bench.runs.folder_io import (
     write_atomically,
     write_files,
 )
+from antlm_bench.runs.object_stores import ObjectStore, StoredFile, download_runs, register_copy
 from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict
 from antlm_bench.runs.shards import (
     Shard,
@@ -34,6 +37,7 @@ from antlm_bench.runs.shards import (
 from antlm_bench.runs.store import (
     RunWriter,
     encode_cell,
+    encode_published_run,
     find_complete_cell,
     open_run,
     open_runs,
@@ -55,17 +59,21 @@ from antlm_bench.runs.suite_names import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ObjectStore",
     "RunWriter",
     "Shard",
     "ShardRun",
     "ShardWriter",
+    "StoredFile",
     "UnfinishedCell",
     "base_suite_name",
     "cell_has_suite",
     "cell_to_dict",
     "cells_with_short_paths",
     "distinguish_suites",
+    "download_runs",
     "encode_cell",
+    "encode_published_run",
     "find_complete_cell",
     "is_shard_folder",
     "is_user_suite",
@@ -81,6 +89,7 @@ __all__ = [
     "read_predictions",
     "read_predictions_bytes",
     "read_predictions_table",
+    "register_copy",
     "reject_links",
     "replaces",
     "select_fullest_cells",

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import __version__, safe_files
+from antlm_bench.runs.object_stores import locate_copy
 from antlm_bench.safe_json import parse_json
 
 PROVENANCE_FILE = "provenance.json"
@@ -123,7 +124,7 @@ def read_provenance(run_dir: str | Path) -> dict[str, dict[str, Any]]:
     A damaged file, or one of a newer version, has no records: no result depends on them.
     """
     with suppress(OSError, ValueError):
-        file = Path(run_dir) / PROVENANCE_FILE
+        file = locate_copy(run_dir) / PROVENANCE_FILE
         document = parse_json(safe_files.read_regular_file(file, MAX_PROVENANCE_BYTES))
         if isinstance(document, dict) and document.get("schema") == PROVENANCE_SCHEMA_VERSION:
             records = document.get("records")

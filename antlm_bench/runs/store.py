@@ -33,6 +33,7 @@ from antlm_bench.runs.folder_io import (
     os_failure,
     write_atomically,
 )
+from antlm_bench.runs.object_stores import download_runs, locate_copy, name_run
 from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import (
     SCHEMA_VERSION,
@@ -288,6 +289,17 @@ class RunWriter(ChunkFolder):
         self.manifest = Manifest(SCHEMA_VERSION, model, self.manifest.software, existing.created)
 
 
+def encode_published_run(run: Run) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of run.json in an object store, and name of each predictions file there ->
+    its name in the run folder.
+
+    The names there have the hash of the file, so that a file is never replaced by another one.
+    """
+    names = [_default_predictions_file(cell, f"@{cell.digest[:16]}") for cell in run.cells]
+    document = encode_run_json(run.manifest, run.cells, names)
+    return document, dict(zip(names, map(_predictions_file, run.cells), strict=True))
+
+
 def encode_cell(cell: Cell, predictions: Predictions) -> tuple[Cell, bytes]:
     """Return the cell with the digest of its predictions file, and the bytes of that file."""
     metadata = file_metadata(cell.suite, cell.method, cell.key, cell.seed)
@@ -338,13 +350,15 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
 def open_stored_run(path: str | Path) -> Run:
     """Open a run folder, with its suites under the names that were stored.
 
-    Raises RunError if it is no run folder, is damaged, or was written by a newer version.
+    path: a folder, or a URL of an object store, which is downloaded. Raises RunError if it is no
+    run folder, is damaged, or was written by a newer version.
     """
-    file = Path(path) / "run.json"
+    path = download_runs(path)
+    file = path / "run.json"
     try:
         data = safe_files.read_regular_file(file, MAX_RUN_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
-        begun = (Path(path) / "partial").exists()
+        begun = (path / "partial").exists()
         if is_shard_folder(path):
             raise build_shard_error(path) from error
         if list_shard_folders(path):
@@ -360,7 +374,7 @@ def open_stored_run(path: str | Path) -> Run:
     except OSError as error:
         raise os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
-    return Run(str(path), manifest, cells, read_predictions_table)
+    return Run(name_run(path), manifest, cells, read_predictions_table)
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
@@ -381,7 +395,7 @@ def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
 
 def read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
     """Return the predictions file of a cell and its bytes, checked against run.json."""
-    file = Path(path) / _predictions_file(cell)
+    file = locate_copy(path) / _predictions_file(cell)
     try:
         data = safe_files.read_regular_file(file, MAX_PREDICTIONS_BYTES)
     except OSError as error:
