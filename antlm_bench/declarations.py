@@ -265,6 +265,8 @@ def _convert_validation_error(path: Path, tables: Any, error: ValidationError) -
     location = f"{path}: {'.'.join(keys)}" if keys else str(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = re.sub(r"^Value error, ", "", first["msg"])
+    if first["type"] == "tuple_type":  # TOML has arrays and tables, no tuples
+        message = "this is no array: write [...], or [[NAME]] above each of several tables"
     return DeclarationError(message + more, location=location)
 
 
