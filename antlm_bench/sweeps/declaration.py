@@ -112,19 +112,12 @@ def read_sweep_file(path: Path) -> SweepDeclaration:
     """Read the TOML of a sweep.
 
     Raises DeclarationError, with the file and the key, for an unknown key, a value of a wrong type,
-    an invalid or repeated name, an empty list, and settings of an unknown executor.
+    an invalid or repeated name, and an empty list.
     """
     declaration = read_toml(path, SweepDeclaration)
     name = declaration.name or path.stem
     declaration = declaration.model_copy(update={"name": name})
     check_declaration(declaration, str(path))
-    for executor in declaration.executor:
-        if executor not in EXECUTORS:  # its settings would be ignored
-            raise DeclarationError(
-                f"unknown executor {executor!r}",
-                location=f"{path}: executor",
-                hint=f"one of {', '.join(EXECUTORS.names())}, or install the package that adds it",
-            )
     return declaration
 
 

@@ -118,14 +118,16 @@ class LocalExecutor:
     """Workers are processes of this machine: one per GPU, or several that share the CPU's cores."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
-        """Raises UsageError for more workers than devices."""
+        """Raises UsageError for GPUs that are not here, and for more workers than devices."""
         if settings.options:
             raise UsageError(
                 f"the executor local has no option {next(iter(settings.options))!r}",
                 location="--executor-option",
             )
         self.settings = settings
-        self.devices = settings.devices or tuple(list_gpus())
+        gpus = list_gpus()
+        _check_gpus(settings.devices, gpus)
+        self.devices = settings.devices or tuple(gpus)
         num_cores = count_cores()
         default = len(self.devices) or max(num_cores // (settings.threads or 1), 1)
         self.num_workers = settings.num_workers or default
@@ -223,6 +225,23 @@ def list_gpus() -> list[str]:
         return []
     num_gpus = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
     return [str(index) for index in range(num_gpus)]
+
+
+def _check_gpus(devices: Sequence[str], gpus: Sequence[str]) -> None:
+    """Raise UsageError for devices that are not here: a worker would use the CPU instead.
+
+    A device that is named by its UUID is not checked if there is any GPU.
+    """
+    absent = [each for each in devices if not gpus or (each.isdecimal() and each not in gpus)]
+    if absent:
+        raise UsageError(
+            f"there is no GPU {absent[0]!r} here",
+            location="--devices",
+            hint=f"one of {', '.join(gpus)}"
+            if gpus
+            else "without --devices, workers use the CPU; "
+            "a GPU that nvidia-smi does not list is named by CUDA_VISIBLE_DEVICES",
+        )
 
 
 def start_worker_process(

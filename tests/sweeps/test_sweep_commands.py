@@ -17,6 +17,7 @@ from sweeps.fake_units import make_store, make_unit
 
 from antlm_bench.cli.app import run as run_command_line
 from antlm_bench.commands import sweep as sweep_commands
+from antlm_bench.errors import UsageError
 from antlm_bench.reporting.sweep_table import build_sweep_table
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.sweeps.executors import (
@@ -67,7 +68,10 @@ def test_a_failed_unit_ends_with_5_and_is_named(
     assert "of 2 units, 1 failed, 1 need a failed one" in err
 
 
-def test_wrong_options_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_usage_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     make_store(tmp_path, make_unit("sleep", 1))
     for options, text in (
         (["--executor", "slrm"], "unknown executor 'slrm'"),
@@ -75,6 +79,7 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFi
         (["--executor-option", "partition"], "'partition' is not KEY=VALUE"),
         (["--no-wait"], "end with the command that starts them"),
         (["--devices", "0,1", "--workers", "3"], "3 workers on 2 devices"),
+        (["--devices", "0,7"], "there is no GPU '7' here"),
     ):
         assert run_command_line(["run", str(tmp_path), *options]) == 2, options
         assert text in capsys.readouterr().err
@@ -220,7 +225,16 @@ def test_local_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.Monke
     assert open_local(num_workers=3, threads=2) == (3, 2)
 
 
-def test_each_local_worker_has_its_device(tmp_path: Path) -> None:
+def test_gpus_are_refused_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match="no GPU '0' here"):
+        LocalExecutor(ExecutorSettings(tmp_path, devices=("0",)))
+
+
+def test_each_local_worker_has_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
     (tmp_path / "logs").mkdir()
     settings = ExecutorSettings(

@@ -39,11 +39,6 @@ MISTAKES = {
     "an empty list": ("[[score]]\nmodels = []\nsuites = ['nano']", "models", "models is empty"),
     "a table for an array": (SCORE.replace("[[score]]", "[score]"), "score", "write [...], or [["),
     "a number for an array": (FINETUNE + "seeds = 3", "seeds", "this is no array"),
-    "an unknown executor": (
-        SCORE + '[executor.slrum]\ntime = "1"',
-        "executor",
-        "unknown executor 'slrum'",
-    ),
     "a negative seed": (FINETUNE + "seeds = [-1]", "seeds", "0 or more"),
     "no shard": (SCORE + "shards = 0", "shards", "1 or more"),
     "an unknown suite": (
