@@ -4,7 +4,6 @@ here.
 
 from __future__ import annotations
 
-import ast
 import csv
 import inspect
 import io
@@ -15,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import make_dataclass
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -26,6 +25,7 @@ from typer.main import get_command
 from antlm_bench import __version__
 from antlm_bench.cli.app import build_app, run
 from antlm_bench.cli.score import score_command
+from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.errors import IncompleteError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS
@@ -37,27 +37,11 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = [sys.executable, "-m", "antlm_bench"]
 
 
-def fields_of_score_options() -> set[str]:
-    """Read, not imported: the module needs torch."""
-    tree = ast.parse((ROOT / "antlm_bench/commands/score_options.py").read_text(encoding="utf-8"))
-    found = next(
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ScoreOptions"
-    )
-    return {
-        node.target.id
-        for node in found.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-
-
 class Recorder(ModuleType):
     """Stands for commands.score: keeps what it is called with, returns `runs` or raises."""
 
     def __init__(self) -> None:
         super().__init__("antlm_bench.commands.score")
-        self.ScoreOptions = make_dataclass(
-            "ScoreOptions", [(name, Any, None) for name in fields_of_score_options()]
-        )
         self.calls: list[tuple[list[str], list[str], list[str], Any]] = []
         self.options: dict[str, Any] = {}
         self.error: Exception | None = None
@@ -72,7 +56,11 @@ class Recorder(ModuleType):
         options: Any,
     ) -> list[Any]:
         self.calls.append((list(models), list(suites), list(methods), out))
-        self.options = {name: value for name, value in vars(options).items() if value is not None}
+        self.options = {
+            each.name: getattr(options, each.name)
+            for each in fields(options)
+            if getattr(options, each.name) != getattr(ScoreOptions(), each.name)
+        }
         if self.error:
             raise self.error
         return []
@@ -95,7 +83,6 @@ FLAGS = (
     "require_all",
     "replace",
 )
-FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
 
 def test_help_fills_its_lines(
@@ -149,7 +136,9 @@ def test_every_score_option_has_a_flag_with_help(capsys: pytest.CaptureFixture[s
     assert run(["score", "--help"]) == 0
     shown = capsys.readouterr().out
     missing = [
-        name for name in fields_of_score_options() if f"--{name.replace('_', '-')} " not in shown
+        each.name
+        for each in fields(ScoreOptions)
+        if f"--{each.name.replace('_', '-')} " not in shown
     ]
     assert not missing
 
@@ -187,7 +176,7 @@ def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> Non
         == 0
     )
     assert scorer.calls == [(["a", "b"], ["blimp", "nano", "wug-adj"], [], None)]
-    assert scorer.options == FLAGS_OFF
+    assert scorer.options == {}
 
 
 def test_all_options_arrive_typed(scorer: Recorder) -> None:
@@ -204,7 +193,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["a"], ["s"], ["mlm", "mlm-l2r"], Path("runs"))]
     assert scorer.options == {
-        **dict.fromkeys(FLAGS_OFF, True),
+        **dict.fromkeys(FLAGS, True),
         "revision": "r",
         "limit": 3,
         "columns": {"good": "ok", "bad": "no", "id": "key"},
@@ -223,12 +212,12 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
 
 
 def test_a_command_line_of_lm_eval_runs(scorer: Recorder) -> None:
-    line = "score --model hf --model_args pretrained=gpt2,dtype=float32 --tasks blimp,supplement"
+    line = "score --model hf --model_args pretrained=gpt2,dtype=bfloat16 --tasks blimp,supplement"
     assert (
         run([*shlex.split(line), *shlex.split("--batch_size auto --limit 5 --output_path o")]) == 0
     )
     assert scorer.calls == [(["gpt2"], ["blimp", "supplement"], [], Path("o"))]
-    assert scorer.options == {**FLAGS_OFF, "dtype": "float32", "limit": 5}
+    assert scorer.options == {"dtype": "bfloat16", "limit": 5}
 
 
 def test_a_command_line_of_babylm_runs(scorer: Recorder) -> None:
@@ -238,7 +227,7 @@ def test_a_command_line_of_babylm_runs(scorer: Recorder) -> None:
     )
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["babylm/m"], ["blimp-fast"], ["mntp"], None)]
-    assert scorer.options == {**FLAGS_OFF, "revision": "chck_1M"}
+    assert scorer.options == {"revision": "chck_1M"}
 
 
 def test_a_file_whose_name_holds_a_comma_is_one_suite(scorer: Recorder, tmp_path: Path) -> None:
