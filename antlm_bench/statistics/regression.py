@@ -14,6 +14,7 @@ their mean over the k clusters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -162,7 +163,10 @@ def partial_r2_test(
         return estimate.p_value(t) - min_p
 
     value = estimate.value
-    low = brentq(excess, 0, value, xtol=1e-14) if excess(0) < 0 else 0.0
+    low = 0.0
+    if excess(0) < 0:  # then 0 lies below the interval, however small the estimate is
+        share = brentq(lambda share: excess(share * value), 0, 1, xtol=1e-14)
+        low = max(share * value, math.ulp(0.0))
     high = brentq(excess, value, 1, xtol=1e-14) if excess(1) < 0 else 1.0
     p = 2 * float(stdtr(df, ndtri(estimate.p_value(0) / 2)))
     return Interval(float(low), float(high)), p

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from antlm_bench import statistics
@@ -86,8 +86,12 @@ def draw_partial_correlations(draw):
     return PartialCorrelations(values, np.clip(values + moved, -1, 1))
 
 
+TINY = PartialCorrelations(np.array([-8.3e-10]), np.array([[-6.8e-10], [-5.7e-10]]))
+
+
 @settings(max_examples=200)
 @given(draw_partial_correlations())
+@example(TINY)
 def test_a_partial_r2_agrees_with_its_p_value(correlations):
     weights = np.full(len(correlations.values), 1 / len(correlations.values))
     interval, p = partial_r2_test(correlations, weights)

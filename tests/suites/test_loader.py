@@ -174,7 +174,7 @@ def test_a_collection_is_named_by_its_members() -> None:
         ("[rename.half]", "[renam.half]", "", "did you mean 'rename'?"),
         ("[rename.half]", "[rename.whole]", "", "`rename` names 'whole'"),
         ('groups = ["half"]', 'groups = ["whole"]', "", "`groups` names 'whole'"),
-        ('groups = ["half"]', 'groups = "half"', "groups", "valid"),
+        ('groups = ["half"]', 'groups = "half"', "groups", "no array"),
         ('macro = ["half"]', 'macro = ["whole"]', "", "`macro` names 'whole'"),
         ('gold = "right"', "gold = -1", "item.gold", "greater than or equal to 0"),
         ('each = "answers"', "", "item", "two options or more"),

@@ -192,7 +192,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "",
         "only causal phases",
     ),
-    ({"sources": "me"}, "sources", "tuple"),
+    ({"sources": "me"}, "sources", "no array"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
     ({"optimiser": {}}, "", "did you mean 'optimizer'?"),
 ]
