@@ -202,8 +202,8 @@ def test_plan_calibrates_once_and_estimates_times(
 
     assert run_command_line(["plan", *arguments, "--json", "--calibrate"]) == 0
 
-    seconds = json.loads(capsys.readouterr().out)["total"]["seconds"]
-    assert seconds is not None and seconds > 0.5  # opening the checkpoint takes as much
+    estimate = json.loads(capsys.readouterr().out)["total"]["seconds"]
+    assert estimate > 0.5  # the stand-in for the measurement opens a checkpoint in 0.5 s
     assert speeds.exists()
     assert run_command_line(["plan", *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["seconds"] is not None
