@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.finetuning.data import encode_examples, max_row_length
 from antlm_bench.finetuning.heads import ClassificationHead
 from antlm_bench.finetuning.loop import FinetuneSettings, finetune
+from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.suites.classification_loader import ClassificationTask, load_task
 from antlm_bench.training.checkpoint_io import save_checkpoint
 from antlm_bench.training.corpus import prepare_corpus
@@ -155,7 +155,7 @@ def run_round(name: str, task: str, loop: str, arguments: argparse.Namespace) ->
     """Run one round of one loop in this process."""
     loaded = load_benchmark_task(task, arguments)
     seconds, accuracy = (time_our_loop if loop == "ours" else time_trainer)(name, loaded, arguments)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_memory_bytes() / 2**30
     if torch.cuda.is_available() and arguments.device != "cpu":
         memory = torch.cuda.max_memory_allocated() / 2**30
     examples = len(loaded.train) * loaded.training.epochs

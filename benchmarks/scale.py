@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 from antlm_bench.commands.sweep import RunSweepOptions, run_sweep
+from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.sweeps.calibration import save_random_model
 from antlm_bench.sweeps.journal import Event, encode_event
 from antlm_bench.sweeps.store import FolderStore
@@ -123,7 +123,7 @@ def write_plan(folder: Path, num_units: int, num_models: int = 20, num_tasks: in
 def measure_plan(path: Path, cache: Path) -> tuple[float, float]:
     """Return the seconds of `antlm-bench plan`, and the memory in MB of its largest process."""
     program = (
-        "import resource, subprocess, sys\n"
+        "import resource, subprocess, sys\n"  # small, because ru_maxrss counts the parent, too
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     )
@@ -164,8 +164,7 @@ def measure_driver(folder: Path) -> tuple[float, float]:
     run_sweep(sweep, folder, RunSweepOptions(workers=1, worker_command=command))
     first_log = min((folder / "logs").iterdir(), key=lambda path: path.stat().st_mtime)
     start_seconds = first_log.stat().st_mtime - start_time
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return megabytes, read_seconds + start_seconds
+    return peak_memory_bytes() / 2**20, read_seconds + start_seconds
 
 
 def measure_overhead(

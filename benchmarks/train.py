@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import torch
 import transformers
 from score import format_table, measure_peak_flops
 
+from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.training.corpus import Corpus, prepare_corpus
 from antlm_bench.training.flops import forward_flops
 from antlm_bench.training.model_factory import build_model
@@ -152,7 +152,7 @@ def run_round(name: str, loop: str, arguments: argparse.Namespace) -> dict[str, 
     else:
         seconds = time_trainer(recipe, corpus, steps, cpu, bf16, scratch / "trainer")
     counted = steps[UNCOUNTED:]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_memory_bytes() / 2**30
     if torch.cuda.is_available() and not cpu:
         memory = torch.cuda.max_memory_allocated() / 2**30
     tokens = sum(step.num_tokens for step in counted)

@@ -60,7 +60,7 @@ class ResourceMeter:
             "started": self.started.isoformat(timespec="seconds"),
             "wall_seconds": round(time.perf_counter() - self._wall, 3),
             "cpu_seconds": round(time.process_time() - self._cpu, 3),
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "executor": os.environ.get(EXECUTOR_VARIABLE, ""),
             "attempt": _read_attempt(),
             **describe_machine(),
@@ -179,8 +179,13 @@ def _describe_command(argv: Sequence[str]) -> str:
     return shlex.join([program, *argv[1:]])
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
     """Return the largest resident memory that this process has had; 0 where it is not known."""
+    # Linux counts in ru_maxrss what the process that started this one had at its start.
+    with suppress(OSError):
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+        if match:
+            return int(match[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

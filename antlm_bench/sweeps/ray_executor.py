@@ -60,7 +60,7 @@ from antlm_bench.sweeps.worker import describe_failure
 OPTION = "--executor-option"
 NUM_CONNECTIONS = 4
 """Of a worker to its task: for the unit, its heartbeat, what is sent meanwhile, and a signal."""
-MAX_SERVED_CALLS = 64
+MAX_SERVED_CALLS = 16
 """Calls that the store's actor carries out at the same time."""
 POLL_SECONDS, LOG_SECONDS = 0.1, 1.0
 ENVIRONMENT_PREFIXES = ("ANTLM_BENCH_", "HF_", "TRANSFORMERS_")
@@ -410,9 +410,9 @@ def _serve(connection: Connection, session: str, server: Any) -> None:
 
     with suppress(EOFError, OSError):
         while True:
-            method, arguments = connection.recv()
+            calls = connection.recv()
             try:
-                answer = ray.get(server.call.remote(session, method, arguments))
+                answer = ray.get(server.call.remote(session, calls))
             except ray.exceptions.RayError as error:
                 answer = False, RunError(f"the driver's store has ended: {type(error).__name__}")
             connection.send(answer)

@@ -36,7 +36,7 @@ from antlm_bench.sweeps.input_files import (
 )
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.store import Claim, decode_sweep, read_heartbeat
-from antlm_bench.sweeps.store_server import PIECE_BYTES, Piece
+from antlm_bench.sweeps.store_server import PIECE_BYTES, Call, Piece
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 SAVE_SECONDS = 60.0
@@ -55,13 +55,13 @@ class StoreConnections:
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = [(connection, threading.Lock()) for connection in connections]
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Return the result of a method. Raises its error; ConnectionError if the driver's store
-        has gone.
+    def call(self, *calls: Call) -> Any:
+        """Return the result of the last call; they are carried out in order, by one message. Raises
+        the error of the first call that fails; ConnectionError if the driver's store has gone.
         """
         connection, lock = self._acquire()
         try:
-            connection.send((method, arguments))
+            connection.send(calls)
             is_ok, value = connection.recv()
         except (EOFError, OSError) as error:
             raise ConnectionError("the driver's store cannot be reached") from error
@@ -117,8 +117,11 @@ class RemoteStore:
         threading.Thread(target=self._save_now_and_then, daemon=True).start()
 
     def _call(self, method: str, *arguments: Any) -> Any:
+        return self._call_in_order((method, arguments))
+
+    def _call_in_order(self, *calls: Call) -> Any:
         try:
-            return self._connections.call(method, *arguments)
+            return self._connections.call(*calls)
         except ConnectionError as error:
             raise RunError(str(error), location=str(self.folder)) from error
 
@@ -133,20 +136,23 @@ class RemoteStore:
         return str(self._call("join", name))
 
     def claim(self, name: str) -> Claim | None:
+        start_time = time.monotonic()
         claim: Claim | None = self._call("claim", name)
-        self._claim = claim or self._claim
+        if claim:
+            self._claim = claim
+            self._last_renewal = claim, start_time
         return claim
 
     def renew(self, claim: Claim) -> bool:
         """As in FolderStore. The last answer is taken again for a moment: short units would ask all
-        the time, and `commit` asks anyway.
+        the time, and `commit` asks anyway. A new claim needs none.
         """
         renewed_claim, since = self._last_renewal
         if claim == renewed_claim and time.monotonic() - since < self._renewal_seconds:
             return True
         start_time = time.monotonic()
         try:
-            is_owner = bool(self._connections.call("renew", claim))
+            is_owner = bool(self._connections.call(("renew", (claim,))))
             if is_owner:
                 self._last_renewal = claim, start_time
             return is_owner
@@ -249,26 +255,28 @@ class RemoteStore:
 
     # ---- outputs
 
-    def create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
+    def start_attempt(self, started: Event, num_attempts: int) -> tuple[Event, Path]:
         self._clean()  # after a claim that was lost
-        attempt, files = self._call("create_part", unit, num_attempts)
-        part = f"parts/{unit}.{attempt}"
+        event, files = self._call("start_attempt", started, num_attempts)
+        part = f"parts/{event.unit}.{event.attempt}"
         (self.folder / part).mkdir()
         for file in files:
             self._fetch(file, self.root / file.target)
         self._current = _CurrentUnit([part])
-        return attempt, self.folder / part
+        return event, self.folder / part
 
-    def publish_part(self, unit: str, attempt: int) -> str:
-        """Send what a unit has written. Return the name of its part; "" for an empty one."""
-        part = f"parts/{unit}.{attempt}"
+    def end_attempt(self, ended: Event) -> Event:
+        """Send what a unit has written, and that it has ended."""
         with self._lock:
-            current = self._current or _CurrentUnit([part])
-            for output in current.outputs:
-                self._send(output, self.folder / output, current)
-        is_empty = not any(iter_files(self.folder / part))
+            current = self._current or _CurrentUnit([f"parts/{ended.unit}.{ended.attempt}"])
+            commits = [
+                commit
+                for output in current.outputs
+                for commit in self._send(output, self.folder / output, current)
+            ]
+            event: Event = self._call_in_order(*commits, ("end_attempt", (ended,)))
         self._clean()
-        return str(self._call("publish_part", unit, attempt)) if is_empty else part
+        return event
 
     def _clean(self) -> None:
         """Remove what the last unit has written, and the parts that it has read."""
@@ -293,18 +301,20 @@ class RemoteStore:
             source = self.folder / output
             try:
                 if source.is_dir() and take_snapshot(source, root / output) and current:
-                    self._send(output, root / output, current)
+                    for commit in self._send(output, root / output, current):
+                        self._call_in_order(commit)
             finally:
                 remove_path(root)
 
-    def _send(self, output: str, source: Path, current: _CurrentUnit) -> None:
-        """Send an output: the files that have changed since it was sent last.
+    def _send(self, output: str, source: Path, current: _CurrentUnit) -> list[Call]:
+        """Send an output: the files that have changed since it was sent last. Return the call that
+        puts it in place, and has the last pieces; none if nothing has changed.
 
         Raises RunError or OSError.
         """
         states, sent = _list_states(source), current.sent.get(output, {})
         if states == sent or self._claim is None:
-            return
+            return []
         changed = [name for name, state in states.items() if sent.get(name) != state]
         pieces: list[Piece] = []
         size = 0
@@ -316,8 +326,8 @@ class RemoteStore:
                 pieces.append(piece)
                 size += len(piece.data)
         kept = [name for name in states if name not in changed]
-        self._call("commit", output, kept, pieces, self._claim)
         current.sent[output] = states
+        return [("commit", (output, kept, pieces, self._claim))]
 
     def _read_pieces(self, name: str, path: Path) -> Iterator[Piece]:
         if path.suffix == ".json" and path.stat().st_size <= MAX_JSON_BYTES:

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,17 +118,18 @@ class SweepStore(Protocol):
         """Return the events of other processes since the last call. Raises RunError."""
         ...
 
-    def create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
-        """Create the folder of a new attempt, with what earlier ones have finished.
+    def start_attempt(self, started: Event, num_attempts: int) -> tuple[Event, Path]:
+        """Create the folder of a new attempt, with what earlier ones have finished, and append the
+        event that it has started.
 
         num_attempts: attempts that are known; the new one has a higher number, which no other
-        worker gets. Returns the number and the folder.
+        worker gets. Returns the event with that number, and the folder. Raises RunError.
         """
         ...
 
-    def publish_part(self, unit: str, attempt: int) -> str:
-        """Make the part of an attempt visible to all. Return its name for the journal; "" for an
-        empty part.
+    def end_attempt(self, ended: Event) -> Event:
+        """Make the part of an attempt visible to all, and append the event of its end. Return the
+        event, which names the part of a unit that is done, if it is not empty. Raises RunError.
         """
         ...
 
@@ -364,11 +365,14 @@ class FolderStore:
 
     # ---- parts
 
-    def create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
-        """Create the folder of a new attempt, with what earlier ones have finished.
+    def start_attempt(self, started: Event, num_attempts: int) -> tuple[Event, Path]:
+        """As in SweepStore."""
+        attempt, path = self._create_part(started.unit, num_attempts)
+        event = replace(started, attempt=attempt)
+        self.append_event(event)
+        return event, path
 
-        Raises RunError.
-        """
+    def _create_part(self, unit: str, num_attempts: int) -> tuple[int, Path]:
         attempt = num_attempts + 1
         try:
             while True:
@@ -387,13 +391,15 @@ class FolderStore:
             raise _os_failure(path, error, "created") from error
         return attempt, path
 
-    def publish_part(self, unit: str, attempt: int) -> str:
-        """Return the name of a part for the journal. An empty part is removed, and has none."""
-        part = f"parts/{unit}.{attempt}"
+    def end_attempt(self, ended: Event) -> Event:
+        """As in SweepStore. An empty part is removed."""
+        part = f"parts/{ended.unit}.{ended.attempt}"
         with suppress(OSError):  # not empty
             (self.folder / part).rmdir()
-            return ""
-        return part
+            part = ""
+        event = replace(ended, part=part if ended.event == "done" else "")
+        self.append_event(event)
+        return event
 
     def find_part(self, part: str) -> Path:
         """Return the folder of a published part, given its name. Raises RunError."""

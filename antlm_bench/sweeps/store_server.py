@@ -51,8 +51,8 @@ SESSION_METHODS = frozenset(
         "renew",
         "append_event",
         "read_new_events",
-        "create_part",
-        "publish_part",
+        "start_attempt",
+        "end_attempt",
         "list_inputs",
         "list_outputs",
         "read_piece",
@@ -61,6 +61,8 @@ SESSION_METHODS = frozenset(
     }
 )
 """What a worker may call."""
+Call = tuple[str, Sequence[Any]]
+"""One of SESSION_METHODS, and its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +92,21 @@ class StoreServer:
         if entry := self._sessions.pop(session, None):
             entry.discard_staged()
 
-    def call(self, session: str, method: str, arguments: Sequence[Any]) -> tuple[bool, Any]:
-        """Carry out one of SESSION_METHODS. Return (True, its result) or (False, its error)."""
+    def call(self, session: str, calls: Sequence[Call]) -> tuple[bool, Any]:
+        """Carry out calls in order. Return (True, the result of the last one), or (False, error)
+        of the first one that fails; later ones are not carried out.
+        """
+        result = None
         try:
             if session not in self._sessions:
                 raise RunError("the driver's store was started anew", location=str(self.folder))
-            if method not in SESSION_METHODS:
-                raise RunError(f"the driver's store has no method {method!r}")
-            return True, getattr(self._sessions[session], method)(*arguments)
+            for method, arguments in calls:
+                if method not in SESSION_METHODS:
+                    raise RunError(f"the driver's store has no method {method!r}")
+                result = getattr(self._sessions[session], method)(*arguments)
         except (BenchError, OSError) as error:
             return False, error
+        return True, result
 
     def append_log(self, worker: str, data: bytes) -> None:
         """Append to the log of a worker. Raises OSError or UsageError."""
@@ -144,15 +151,15 @@ class _Session:
     def read_new_events(self) -> list[Event]:
         return self.store.read_new_events()
 
-    def create_part(self, unit: str, num_attempts: int) -> tuple[int, list[InputFile]]:
-        """Return the number of the attempt, and the files that its part begins with."""
-        check_relative_path(unit)
-        attempt, path = self.store.create_part(unit, num_attempts)
-        return attempt, self._list_files([path])
+    def start_attempt(self, started: Event, num_attempts: int) -> tuple[Event, list[InputFile]]:
+        """Return the event with the number of the attempt, and the files its part begins with."""
+        check_relative_path(started.unit)
+        event, path = self.store.start_attempt(started, num_attempts)
+        return event, self._list_files([path])
 
-    def publish_part(self, unit: str, attempt: int) -> str:
-        check_relative_path(unit)
-        return self.store.publish_part(unit, attempt)
+    def end_attempt(self, ended: Event) -> Event:
+        check_relative_path(ended.unit)
+        return self.store.end_attempt(ended)
 
     # ---- files from the driver
 

@@ -203,7 +203,8 @@ class Worker:
             log=f"logs/{last.worker}.log",
             final=True,
         )
-        self._record(event)
+        self.store.append_event(event)
+        self.state.apply([event])
         self.num_failed += 1
 
     def _run_unit(self, entry: UnitState) -> None:
@@ -213,23 +214,23 @@ class Worker:
         """
         assert self._claim
         unit = entry.unit
-        attempt, part_dir = self.store.create_part(unit.id, max(entry.attempts, default=0))
-        started = Event(
+        event = Event(
             "started",
             unit.id,
-            attempt,
+            0,
             time.time(),
             worker=self.name,
             node=self.node,
             pid=os.getpid(),
             claim=self._claim.id,
         )
+        started, part_dir = self.store.start_attempt(event, max(entry.attempts, default=0))
         self._attempt = started
-        self._record(started)
+        self.state.apply([started])
         context = WorkerContext(self.store, self.state, part_dir, unit.id)
-        os.environ[ATTEMPT_VARIABLE] = str(attempt)
+        os.environ[ATTEMPT_VARIABLE] = str(started.attempt)
         names = filter(None, [unit.kind, unit.model, describe_unit(unit)])
-        context.log(f"attempt {attempt}: {' '.join(names)}")
+        context.log(f"attempt {started.attempt}: {' '.join(names)}")
         start_time = time.monotonic()
         failure: BaseException | None = None
         try:
@@ -245,8 +246,7 @@ class Worker:
         if self._claim is None or self._heartbeat.is_lost(self._claim):
             return  # the new owner carries it out
         if failure is None:
-            part = self.store.publish_part(unit.id, attempt)
-            self._record(_end_attempt(started, "done", seconds=seconds, part=part))
+            self._record_end(_end_attempt(started, "done", seconds=seconds))
             self.num_done += 1
         else:
             self._record_failure(entry, started, failure, seconds)
@@ -256,8 +256,9 @@ class Worker:
         self, entry: UnitState, started: Event, failure: BaseException, seconds: float
     ) -> None:
         traceback.print_exception(type(failure), failure, failure.__traceback__)
-        self.store.publish_part(started.unit, started.attempt)  # removes an empty one
         if is_disk_full(failure):  # the unit is not the reason: its attempt does not count
+            with suppress(RunError, OSError):
+                self._record_end(_end_attempt(started, "stopped"))
             raise RunError(
                 f"the disk is full: {describe_failure(failure)}",
                 location=str(self.store.folder),
@@ -266,15 +267,15 @@ class Worker:
         error = describe_failure(failure)
         final = entry.num_failures >= self.options.retries
         log = f"logs/{self.name}.log"
-        failed = _end_attempt(started, "failed", seconds=seconds, error=error, log=log, final=final)
-        self._record(failed)
+        self._record_end(
+            _end_attempt(started, "failed", seconds=seconds, error=error, log=log, final=final)
+        )
         self.num_failed += final
 
-    def _record(self, event: Event) -> None:
-        self.store.append_event(event)
+    def _record_end(self, ended: Event) -> None:
+        event = self.store.end_attempt(ended)
         self.state.apply([event])
-        if event.event != "started":
-            self._attempt = None
+        self._attempt = None
 
     def _read_events(self) -> None:
         self.state.apply(self.store.read_new_events())

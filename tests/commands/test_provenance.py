@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_damaged_provenance_is_no_provenance(tmp_path, content):
     (tmp_path / PROVENANCE_FILE).write_bytes(content)
 
     assert read_provenance(tmp_path) == {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    program = (
+        "import subprocess, sys\n"
+        "ballast = bytearray(400 * 2**20)\n"
+        "code = 'from antlm_bench.runs import provenance; '\n"
+        "code += 'print(provenance.peak_memory_bytes())'\n"
+        "subprocess.run([sys.executable, '-c', code], check=True)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+    assert 5e6 < int(result.stdout) < 300e6
 
 
 def test_record_of_a_stranger_is_printed_as_text(run_dir, tmp_path):

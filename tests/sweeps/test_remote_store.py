@@ -25,6 +25,7 @@ from antlm_bench.sweeps.input_files import (
     iter_files,
     list_input_files,
 )
+from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import current_process
 from antlm_bench.sweeps.references import check_relative_path, resolve_model
 from antlm_bench.sweeps.remote_store import RemoteStore, StoreConnections, take_snapshot
@@ -49,6 +50,7 @@ class Driver:
         self.server = StoreServer(folder)
         self.calls: list[str] = []
         """Methods that were called, by all workers."""
+        self.num_messages = 0
 
     def open_store(self, name: str) -> RemoteStore:
         root = self.scratch / name
@@ -63,9 +65,10 @@ class Driver:
 
     def serve(self, connection, name: str) -> None:
         while True:
-            method, arguments = connection.recv()
-            self.calls.append(method)
-            connection.send(self.server.call(name, method, arguments))
+            calls = connection.recv()
+            self.calls += [method for method, _ in calls]
+            self.num_messages += 1
+            connection.send(self.server.call(name, calls))
 
 
 @pytest.fixture
@@ -129,20 +132,31 @@ def test_a_worker_that_lost_its_claim_publishes_nothing(driver: Driver) -> None:
     store.read_sweep()
     store.join("w-0")
     claim = store.claim("g")
-    attempt, part_dir = store.create_part(unit.id, 0)
+    started, part_dir = store.start_attempt(Event("started", unit.id), 0)
     (part_dir / "number").write_text("1")
     (driver.folder / "claims" / "g.2").touch()
+    threading.Event().wait(store.heartbeat_seconds)  # a renewal is not repeated for a moment
     assert claim is not None and not store.renew(claim)
     with pytest.raises(RunError, match="another worker took over"):
-        store.publish_part(unit.id, attempt)
+        store.end_attempt(replace(started, event="done"))
     assert list_files(driver.folder / "parts") == []
+    [event] = FolderStore(driver.folder).read_new_events()
+    assert event.event == "started"
+
+
+def test_a_unit_takes_three_messages(driver: Driver) -> None:
+    units = [make_unit("sleep", number) for number in range(20)]
+    make_store(driver.folder, *units)
+    assert run(driver.open_store("w-0")).num_done == 20
+    # Its start, its inputs, and its results with its end; heartbeats are few.
+    assert driver.num_messages < 3 * 20 + 15
 
 
 def test_a_driver_that_has_gone_is_a_run_error() -> None:
     ours, theirs = Pipe()
     ours.close()
     with pytest.raises(ConnectionError, match="cannot be reached"):
-        StoreConnections([theirs]).call("read_sweep")
+        StoreConnections([theirs]).call(("read_sweep", ()))
 
 
 # ---- inputs
@@ -325,7 +339,7 @@ def test_results_are_written_below_the_sweeps_folder_only(driver: Driver, target
     make_store(driver.folder)
     driver.server.open_session("w-0", current_process())
     before = list_files(driver.folder.parent)
-    is_ok, error = driver.server.call("w-0", "write_pieces", (target, [Piece("f", 0, b"x")]))
+    is_ok, error = driver.server.call("w-0", [("write_pieces", (target, [Piece("f", 0, b"x")]))])
     assert not is_ok and isinstance(error, BenchError)
     assert list_files(driver.folder.parent) == before
 
@@ -335,10 +349,10 @@ def test_only_listed_files_are_read(driver: Driver) -> None:
     driver.server.open_session("w-0", current_process())
     state = Path("/etc/passwd").stat()
     file = InputFile("/etc/passwd", "x", 1, f"{state.st_mtime_ns}-{state.st_ino}")
-    is_ok, error = driver.server.call("w-0", "read_piece", (file, 0))
+    is_ok, error = driver.server.call("w-0", [("read_piece", (file, 0))])
     assert not is_ok and "was not listed" in str(error)
-    assert not driver.server.call("w-0", "close_session", ())[0]
-    assert not driver.server.call("w-9", "read_sweep", ())[0]
+    assert not driver.server.call("w-0", [("close_session", ())])[0]
+    assert not driver.server.call("w-9", [("read_sweep", ())])[0]
 
 
 def test_links_to_folders_above_are_left_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -258,32 +259,36 @@ def test_an_event_survives_its_line() -> None:
 def test_attempts_get_folders_of_their_own(tmp_path: Path) -> None:
     make_store(tmp_path)
     first, second = open_store(tmp_path, "a"), open_store(tmp_path, "b")
-    assert first.create_part("u", 0) == (1, tmp_path / "parts" / "u.1")
-    assert second.create_part("u", 0) == (2, tmp_path / "parts" / "u.2")
+    event = Event("started", "u")
+    assert first.start_attempt(event, 0) == (replace(event, attempt=1), tmp_path / "parts" / "u.1")
+    assert second.start_attempt(event, 0) == (replace(event, attempt=2), tmp_path / "parts" / "u.2")
+    assert second.read_new_events() == [replace(event, attempt=1)]
 
 
 def test_finished_chunks_pass_to_the_next_attempt(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
-    _, part = store.create_part("u", 0)
+    make_store(tmp_path)
+    store = open_store(tmp_path, "a")
+    _, part = store.start_attempt(Event("started", "u"), 0)
     (part / "partial").mkdir()
     (part / "partial" / "chunk").write_text("x")
     (part / ".lock").write_text("1")
-    store.create_part("u", 1)  # an attempt that computed nothing
+    store.start_attempt(Event("started", "u"), 1)  # an attempt that computed nothing
     (tmp_path / "parts" / "u.2" / "partial" / "chunk").unlink()
     (tmp_path / "parts" / "u.2" / "partial").rmdir()
-    _, third = store.create_part("u", 2)
+    _, third = store.start_attempt(Event("started", "u"), 2)
     assert (third / "partial" / "chunk").read_text() == "x"
     assert not (third / ".lock").exists()
 
 
 def test_only_parts_with_content_are_published(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
-    _, part = store.create_part("u", 0)
-    assert store.publish_part("u", 1) == ""
+    make_store(tmp_path)
+    store = open_store(tmp_path, "a")
+    _, part = store.start_attempt(Event("started", "u"), 0)
+    assert store.end_attempt(Event("done", "u", 1)).part == ""
     assert not part.exists()
-    _, part = store.create_part("u", 1)
+    _, part = store.start_attempt(Event("started", "u"), 1)
     (part / "run.json").write_text("{}")
-    assert store.publish_part("u", 2) == "parts/u.2"
+    assert store.end_attempt(Event("done", "u", 2)).part == "parts/u.2"
     assert store.find_part("parts/u.2") == part
 
 
