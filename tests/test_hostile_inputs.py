@@ -18,7 +18,7 @@ from hostile_inputs import KINDS, Bases, make_bases, run_guarded
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-INPUTS = 500
+INPUTS = 250
 FUZZ_INPUTS = int(os.environ.get("ANTLM_BENCH_FUZZ", "0"))
 
 pytestmark = [

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prediction_rows import PredictionRow, from_rows
 from scipy import stats
@@ -218,6 +218,7 @@ def test_one_level_has_nearly_wilsons_interval() -> None:
 
 
 @pytest.mark.long
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1)),
@@ -233,6 +234,7 @@ def test_strict_accuracy_is_scikit_learns(rows: list[tuple[int, int, int]]) -> N
 
 
 @pytest.mark.long
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(st.sampled_from([-1.0, -2.0, float("-inf")]), min_size=2, max_size=5),

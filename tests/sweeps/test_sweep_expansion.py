@@ -146,7 +146,7 @@ def test_runs_have_the_shortest_names_that_differ(models: list[str], names: list
 
 @pytest.mark.long
 def test_predicted_milestones_are_those_that_a_run_writes(tmp_path: Path) -> None:
-    changes = ("corpus.words=20_000", "milestones=[6_000, 20_000, 50_000, 200_000]")
+    changes = ("corpus.words=5_000", "milestones=[2_000, 5_000, 12_000, 90_000]")
     expanded = expand_text(
         tmp_path,
         "[[train]]\nname = 'a'\nrecipes = ['ltg-bert']\ncorpus = 'nano'\nscale = 'nano'\n"
@@ -157,7 +157,7 @@ def test_predicted_milestones_are_those_that_a_run_writes(tmp_path: Path) -> Non
     train("ltg-bert", "nano", tmp_path / "ltg", options)
 
     scored = {Path(unit.model).name for unit in expanded.sweep.units if unit.kind == "score"}
-    assert scored == {"chck_6k", "chck_20k", "chck_50k", "main"}
+    assert scored == {"chck_2k", "chck_5k", "chck_12k", "main"}
     assert scored == {path.parent.name for path in (tmp_path / "ltg").glob("*/config.json")}
 
 
