@@ -19,7 +19,6 @@ from antlm_bench.suites import files, loader, pair_files, pair_layouts, records,
 from antlm_bench.suites import table_profile as profile
 from antlm_bench.suites.names import slugify_title
 from antlm_bench.suites.pair_layouts import (
-    BAD_LABELS,
     GOOD_LABELS,
     GROUP_LEVELS,
     LAYOUTS,
@@ -34,6 +33,8 @@ CERTAIN, LIKELY = "certain: names or labels in the file say so", "likely: by its
 NOT_SAID = "the file does not say which sentence is right: choose a suggestion"
 MAX_LINE = 80
 """Characters of a line that a terminal does not break, which a copy of the text would keep."""
+LABEL_CELLS = {"true", "false", "0", "1", "*"}
+"""Labels, in lower case, that are no names of columns."""
 SCORE_WORDS = ("antlm-bench", "score", "--model", "CKPT", "--suite")
 Rows = Sequence[records.Record]
 
@@ -134,9 +135,8 @@ class _SampledFile:
     def _check_header(self, rows: Rows) -> None:
         """Raise DataError if the first row of a table looks like the others."""
         first = list(rows[0])
-        labels = {*GOOD_LABELS, *BAD_LABELS} - {""}
         has_sentence = any(len(name.split()) > 2 and name.rstrip()[-1:] in ".?!" for name in first)
-        if not self.has_lines and (has_sentence or labels & set(map(str.lower, first))):
+        if not self.has_lines and (has_sentence or LABEL_CELLS & set(map(str.lower, first))):
             raise DataError(
                 "the first row has no names of columns",
                 location=f"{self.first}:1",
