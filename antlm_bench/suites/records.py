@@ -13,6 +13,7 @@ from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.printable import format_count
 from antlm_bench.safe_json import parse_json
+from antlm_bench.suites import files
 
 MAX_RECORDS, MAX_COLUMNS = 1_000_000, 10_000  # of a file; an item takes about 1 kB of memory
 MAX_NAMES_SHOWN = 20  # names of columns in an error message
@@ -69,6 +70,26 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
             hint="is it a text file, saved as UTF-8?",
         )
     return _limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+
+
+def read_tables(raw: bytes, name: str, location: str) -> RecordFiles:
+    """Yield (file name, location, records) of a file, or of each table in an archive (.tar.gz).
+
+    raw: as `files.read_bytes` returns it. Members of an archive with another extension than those
+    of PARSERS are left out. Raises DataError for an archive without a table.
+    """
+    if not files.is_tar_file(name):
+        yield name, location, read_records(raw, name, location)
+        return
+    num_tables = 0
+    for member, content in files.read_tar_members(raw, location).items():
+        if member.rpartition(".")[2].lower() in PARSERS:
+            num_tables += 1
+            member_location = f"{location}!{member}"
+            yield member, member_location, read_records(content, member, member_location)
+    if not num_tables:
+        extensions = ", ".join(f".{extension}" for extension in PARSERS)
+        raise DataError(f"the archive has no table ({extensions})", location=location)
 
 
 def _limit_records(rows: Records, location: str) -> Records:
