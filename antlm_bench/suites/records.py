@@ -61,6 +61,14 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
         extensions = ", ".join(f".{extension}" for extension in PARSERS)
         hint = f"use one of {extensions}, each also with .gz"
         raise DataError(f"unknown file format {name!r}", location=location, hint=hint)
+    text = decode_text(raw, location)
+    return limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+
+
+def decode_text(raw: bytes, location: str) -> str:
+    """Return the text of a file, without a byte order mark. Raises DataError for other bytes than
+    UTF-8, and for a NUL.
+    """
     text = decode_utf8(raw, location, DataError).removeprefix("\ufeff")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -69,30 +77,29 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
             location=f"{location}:{line}",
             hint="is it a text file, saved as UTF-8?",
         )
-    return _limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+    return text
 
 
-def read_tables(raw: bytes, name: str, location: str) -> RecordFiles:
-    """Yield (file name, location, records) of a file, or of each table in an archive (.tar.gz).
+def split_archive(raw: bytes, name: str, location: str) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (file name, location, bytes) of a file, or of each table in an archive (.tar.gz).
 
     raw: as `files.read_bytes` returns it. Members of an archive with another extension than those
     of PARSERS are left out. Raises DataError for an archive without a table.
     """
     if not files.is_tar_file(name):
-        yield name, location, read_records(raw, name, location)
+        yield name, location, raw
         return
     num_tables = 0
     for member, content in files.read_tar_members(raw, location).items():
         if member.rpartition(".")[2].lower() in PARSERS:
             num_tables += 1
-            member_location = f"{location}!{member}"
-            yield member, member_location, read_records(content, member, member_location)
+            yield member, f"{location}!{member}", content
     if not num_tables:
         extensions = ", ".join(f".{extension}" for extension in PARSERS)
         raise DataError(f"the archive has no table ({extensions})", location=location)
 
 
-def _limit_records(rows: Records, location: str) -> Records:
+def limit_records(rows: Records, location: str) -> Records:
     """Yield the records of a file. Raises DataError for more of them than memory holds as items."""
     for count, (line, record) in enumerate(rows, start=1):
         if count > MAX_RECORDS:

@@ -35,13 +35,16 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 REFERENCE = SHARED / "reference" / "suites"
 SAMPLES = Path(os.environ.get("ANTLM_BENCH_DATA") or SHARED / "data") / "strangers"
 SPECS = {name: read_declaration_file(path) for name, path in list_declarations("tasks").items()}
+LANGUAGES = ("de", "en", "fr", "he", "ru")  # of CLAMS
 TABLES = {
+    "clams": [f"clams-{language}" for language in LANGUAGES],
     "rublimp": ["rublimp"],
     "sling": ["sling"],
     "syntaxgym": ["syntaxgym", "syntaxgym-excluded"],
+    "zorro": ["zorro"],
 }  # table of the reference -> the suites that have all its files
 SINGLE_FILES = {"jblimp": "jblimp", "zhoblimp": "zhoblimp"}  # suites with some of the files
-FETCHED = ["rublimp", "sling", "jblimp", "zhoblimp"]
+FETCHED = ["clams-he", "jblimp", "rublimp", "sling", "zhoblimp", "zorro"]
 
 
 def read_reference(table: str) -> dict[str, str]:
@@ -141,7 +144,12 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 def make_file(name: str, record: Mapping[str, Any]) -> bytes:
-    """Make a file with one record, in the format of its name."""
+    """Make a file with one record, in the format of its name. A .txt has the layout of Zorro or
+    CLAMS.
+    """
+    if name.endswith(".txt"):
+        labelled, in_twos = "True\t{good}\nFalse\t{bad}\n", "{bad}\n{good}\n"
+        return ((in_twos if "/" in name else labelled).format_map(record)).encode()
     if name.endswith(".csv"):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(record))
@@ -180,8 +188,10 @@ def test_a_suite_is_fetched_and_read(name: str, copy_suite: Copy) -> None:
     assert (item.id, item.labels) == (example.id, example.labels)
     stored = [path.name for path in sources.cache_dir().rglob("*") if path.is_file()]
     # An archive is stored as it is; another file is compressed.
-    file = example.file.rpartition("/")[2]
-    assert stored == [file if file.endswith(".tar.gz") else f"{file}.gz"]
+    data = suite_spec(name).data
+    assert data
+    first = Path(data.where[0].format_map(split_file_name(example.file))).name
+    assert stored == [first if first.endswith(".tar.gz") else f"{first}.gz"]
 
 
 def test_a_damaged_archive_is_refused_before_it_is_stored(copy_suite: Copy) -> None:
@@ -355,6 +365,29 @@ def read_sample(folder: str, name: str) -> bytes:
     if not path.is_file():
         pytest.skip("needs samples of the authors' files")
     return path.read_bytes()
+
+
+def test_zorro_pairs_are_lines_in_twos(copy_suite: Copy) -> None:
+    stem = "agreement_determiner_noun-across_1_adjective"
+    body = read_sample("zorro", f"{stem}.txt")
+    files = {"agreement_determiner_noun/across_1_adjective.txt": body}
+    items = loader.load_suite(str(copy_suite("zorro", files))).items
+    lines = body.decode().splitlines()
+    assert [tuple(o.text for o in item.options) for item in items] == list(
+        zip(lines[1::2], lines[::2], strict=True)
+    )
+    assert items[0].labels == {"phenomenon": "agreement_determiner_noun", "paradigm": stem}
+
+
+@pytest.mark.parametrize("language", sorted(set(LANGUAGES) - {"en"}))
+def test_clams_pairs_are_true_and_false_lines(language: str, copy_suite: Copy) -> None:
+    body = read_sample("clams", f"{language}.vp_coord.txt")
+    items = loader.load_suite(str(copy_suite(f"clams-{language}", {"vp_coord.txt": body}))).items
+    rows = [line.split("\t") for line in body.decode().splitlines()]
+    true, false = ([text for label, text in rows if label == name] for name in ("True", "False"))
+    assert [tuple(o.text for o in item.options) for item in items] == list(
+        zip(true, false, strict=True)
+    )
 
 
 def test_rublimp_pairs_are_those_of_a_csv_reader(copy_suite: Copy) -> None:

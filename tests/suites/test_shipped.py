@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.commands.catalog import describe_entry as show
-from antlm_bench.declarations import list_declarations
+from antlm_bench.declarations import list_declarations, parse_toml
 from antlm_bench.errors import DataError
 from antlm_bench.suites import classification_loader, loader, records, sources
 from antlm_bench.suites.collection import CollectionSpec
@@ -37,8 +37,8 @@ ABSENT = {
 OTHER_AUTHORS = {
     name
     for name in SUITES
-    if name.startswith("multiblimp-")
-    or name in {"blimp-nl", "jblimp", "lambada", "rublimp", "sling", "zhoblimp"}
+    if name.startswith(("clams-", "multiblimp-"))
+    or name in {"blimp-nl", "jblimp", "lambada", "rublimp", "sling", "zhoblimp", "zorro"}
 }  # see test_other_authors.py
 # here / published
 REDUCED = {
@@ -61,7 +61,7 @@ def test_the_suites_of_the_literature_are_shipped() -> None:
         "zero-shot-fast-2026",
     }
     babylm = {f"babylm-{year}" for year in (2023, 2024, 2025, 2026)}
-    assert set(COLLECTIONS) == zero_shot | babylm | {"multiblimp"}
+    assert set(COLLECTIONS) == zero_shot | babylm | {"clams", "multiblimp"}
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -72,6 +72,14 @@ def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
         assert spec.licence and spec.citation and spec.example
         has_hashes = spec.data and all(file.sha256 for file in spec.data.files.values())
         assert spec.expect or has_hashes, "what a complete suite is must be known"
+
+
+@pytest.mark.parametrize("key", ["name", "version", "title", "licence", "citation"])
+def test_a_shipped_declaration_states_what_users_may_leave_out(key: str) -> None:
+    for name, path in list_declarations("tasks").items():
+        stated = parse_toml(path).get(key)
+        if stated is None:  # collections and ages of acquisition have no licence
+            assert key in ("licence", "citation") and not isinstance(DECLARED[name], SuiteSpec)
 
 
 @pytest.mark.parametrize("name", COLLECTIONS)
