@@ -43,8 +43,14 @@ TABLES = {
     "syntaxgym": ["syntaxgym", "syntaxgym-excluded"],
     "zorro": ["zorro"],
 }  # table of the reference -> the suites that have all its files
-SINGLE_FILES = {"jblimp": "jblimp", "zhoblimp": "zhoblimp"}  # suites with some of the files
-FETCHED = ["clams-he", "jblimp", "rublimp", "sling", "zhoblimp", "zorro"]
+SINGLE_FILES = {
+    "colorless-en": "colorlessgreen",
+    "colorless-he": "colorlessgreen",
+    "colorless-it": "colorlessgreen",
+    "jblimp": "jblimp",
+    "zhoblimp": "zhoblimp",
+}  # suite -> table of the reference, of which it has one file
+FETCHED = ["clams-he", "colorless-it", "jblimp", "rublimp", "sling", "zhoblimp", "zorro"]
 
 
 def read_reference(table: str) -> dict[str, str]:
@@ -145,11 +151,15 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 def make_file(name: str, record: Mapping[str, Any]) -> bytes:
     """Make a file with one record, in the format of its name. A .txt has the layout of Zorro or
-    CLAMS.
+    CLAMS, a .tsv that of the colorless green sentences.
     """
     if name.endswith(".txt"):
         labelled, in_twos = "True\t{good}\nFalse\t{bad}\n", "{bad}\n{good}\n"
         return ((in_twos if "/" in name else labelled).format_map(record)).encode()
+    if name.endswith(".tsv"):
+        rows = [record | {"form": record[key]} for key in ("good", "bad")]
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        return "".join("\t".join(line) + "\n" for line in lines).encode()
     if name.endswith(".csv"):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(record))

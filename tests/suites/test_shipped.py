@@ -37,7 +37,7 @@ ABSENT = {
 OTHER_AUTHORS = {
     name
     for name in SUITES
-    if name.startswith(("clams-", "multiblimp-"))
+    if name.startswith(("clams-", "colorless-", "multiblimp-"))
     or name in {"blimp-nl", "jblimp", "lambada", "rublimp", "sling", "zhoblimp", "zorro"}
 }  # see test_other_authors.py
 # here / published
@@ -61,7 +61,7 @@ def test_the_suites_of_the_literature_are_shipped() -> None:
         "zero-shot-fast-2026",
     }
     babylm = {f"babylm-{year}" for year in (2023, 2024, 2025, 2026)}
-    assert set(COLLECTIONS) == zero_shot | babylm | {"clams", "multiblimp"}
+    assert set(COLLECTIONS) == zero_shot | babylm | {"clams", "colorless", "multiblimp"}
 
 
 @pytest.mark.parametrize("name", DECLARED)
