@@ -21,6 +21,7 @@ DOCUMENTS = [
     "docs/conventions.md",
     "docs/ci.md",
     "docs/submit.md",
+    "docs/suites.md",
 ]
 
 
@@ -81,7 +82,25 @@ def test_the_readme_counts_the_suites_that_are_shipped() -> None:
             documented[
                 suite_names[0].removesuffix("-2025") + name if name.startswith("-") else name
             ] = count
-    assert documented == {row["suite"]: f"{row['items']:,}" for row in list_catalog("suites")}
+    for names, language, items, licence, _ in read_table("docs/suites.md", "# Suites by other"):
+        documented[names.strip("`")] = items
+        assert language and licence
+    del documented["multiblimp-CODE"]
+    assert documented == {
+        str(row["suite"]): f"{row['items']:,}" if row["items"] else "–"
+        for row in list_catalog("suites")
+        if not str(row["suite"]).startswith("multiblimp-")
+    }
+
+
+def test_other_authors_languages_are_those_of_the_declarations() -> None:
+    documented = {
+        names.strip("`"): language
+        for names, language, *_ in read_table("docs/suites.md", "# Suites by other")
+    }
+    del documented["multiblimp-CODE"]
+    languages = {row["suite"]: row["language"] for row in list_catalog("suites")}
+    assert documented == {name: languages[name] for name in documented}
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

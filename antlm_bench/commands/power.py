@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -208,8 +208,9 @@ def read_strata(ref: str) -> SuiteStrata:
     """
     task_type = find_task_type(ref)
     if not task_type.matches(ref):
-        spec, folder = loader.read_suite_spec(ref)
-        declared = _declared_strata(spec)
+        declaration, folder = read_declaration(ref)
+        spec: Any = declaration  # those that are planned have `macro` and `data`
+        declared = _declared_strata(spec) if isinstance(spec, SuiteSpec) else None
         if declared:
             return declared
         statuses = sources.list_files(spec, folder) if spec.data else []

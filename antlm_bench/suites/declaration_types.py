@@ -11,7 +11,12 @@ from pydantic import AfterValidator, Field, Strict, field_validator, model_valid
 
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.suites.names import validate_name
-from antlm_bench.suites.templates import template_fields, validate_paths, validate_template
+from antlm_bench.suites.templates import (
+    FILE_FIELDS,
+    template_fields,
+    validate_paths,
+    validate_template,
+)
 
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(validate_name)]
@@ -30,6 +35,8 @@ class SuiteDeclaration(Declaration):
     version: Text
     title: Text
     homepage: str = ""
+    language: Annotated[str, Field(pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]{2,8})*)?$")] = ""
+    """BCP 47 tag of the texts' language, such as "en"; "" = several, or not stated."""
     notes: TomlTuple[Text] = ()
     """Sentences that qualify the score."""
 
@@ -57,7 +64,7 @@ class FileSpec(Declaration):
     """The published properties of an official file."""
 
     sha256: Sha256 | None = None
-    """sha256 of the unpacked bytes; None = not known."""
+    """sha256 of the unpacked bytes, or of a .tar.gz as it is; None = not known."""
     rows: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -65,19 +72,19 @@ class SourceSpec(Declaration):
     """An official source of files: one of `http`, `osf` and `hub`."""
 
     http: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """A URL, which may contain {file}."""
+    """A URL, a template with the fields of a file's name (templates.FILE_FIELDS)."""
     osf: Annotated[str, Field(pattern=r"^[a-z0-9]{5}$")] | None = None
     """Id of a project of the Open Science Framework."""
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """Id of a dataset of the Hugging Face Hub."""
     path: Text | None = None
-    """With `osf`: path of the file in the project. It may contain {file}."""
+    """With `osf`: path of the file in the project, a template like `http`."""
     revision: Text | None = None
     """With `hub`: a commit, branch or tag."""
     config: Text | None = None
     """With `hub`: configuration of the dataset, if each configuration and split is one file. A
-    template, in which a file called rte.train.jsonl has {config} = rte and {split} = train. None =
-    [data.derive] makes the files from the rows.
+    template like `http`, in which a file called rte.train.jsonl also has {config} = rte and
+    {split} = train. None = [data.derive] makes the files from the rows.
     """
     split: Text | None = None
     """With `hub`: split of the dataset, a template like `config`."""
@@ -88,8 +95,9 @@ class SourceSpec(Declaration):
     def _check_address(self) -> SourceSpec:
         if sum(address is not None for address in (self.http, self.osf, self.hub)) != 1:
             raise ValueError("a source needs exactly one of `http`, `osf` and `hub`")
-        if not {*template_fields(self.http or ""), *template_fields(self.path or "")} <= {"file"}:
-            raise ValueError("`http` and `path` may contain only the field {file}")
+        addresses = {*template_fields(self.http or ""), *template_fields(self.path or "")}
+        if not addresses <= set(FILE_FIELDS):
+            raise ValueError("`http` and `path` may contain only {file}, {stem} and {folder}")
         if (self.osf is None) != (self.path is None):
             raise ValueError("`osf` and `path` must be used together")
         if (self.hub is None) != (self.split is None):
@@ -97,8 +105,10 @@ class SourceSpec(Declaration):
         if self.config and not self.hub:
             raise ValueError("`config` needs `hub`")
         hub_fields = {*template_fields(self.config or ""), *template_fields(self.split or "")}
-        if not hub_fields <= {"config", "split"}:
-            raise ValueError("`config` and `split` may contain only {config} and {split}")
+        if not hub_fields <= {"config", "split", *FILE_FIELDS}:
+            raise ValueError(
+                "`config` and `split` may contain only {config}, {split}, {file}, {stem}, {folder}"
+            )
         return self
 
     @property
@@ -143,7 +153,7 @@ class DataSpec(Declaration):
     """
     files: Annotated[dict[Text, FileSpec], Field(min_length=1)]
     """Each official file -> its properties, or a list of files. A name may begin with folders, so
-    that files of different folders can have the same name.
+    that files of different folders can have the same name. All tables in a .tar.gz are read.
     """
     sources: TomlTuple[SourceSpec] = ()
     """Sources for downloads, in the order in which they are tried."""

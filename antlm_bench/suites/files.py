@@ -1,4 +1,4 @@
-"""Read, decompress (gzip, zip) and atomically write data files.
+"""Read, decompress (gzip, zip, tar) and atomically write data files.
 
 A packed file is refused, before it is unpacked whole, if it would unpack to more than MAX_UNPACKED
 bytes, or to more than MAX_RATIO times its own size: a file of a few megabytes could fill the
@@ -11,6 +11,7 @@ import errno
 import gzip
 import io
 import os
+import tarfile
 import uuid
 import zipfile
 import zlib
@@ -31,10 +32,12 @@ FREE_BYTES = 64 << 20
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file, decompressed if its name ends in .gz. Raises DataError."""
+    """Return the bytes of a file, decompressed if its name ends in .gz, but an archive (.tar.gz) as
+    it is. Raises DataError.
+    """
     try:
         raw = safe_files.read_regular_file(path)
-        if not path.name.lower().endswith(".gz"):
+        if is_tar_file(path.name) or not path.name.lower().endswith(".gz"):
             return raw
         return unpack_gzip(raw, str(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -56,6 +59,37 @@ def unpack_gzip(packed: bytes, location: str, max_bytes: int = MAX_UNPACKED) -> 
     if len(unpacked) > limit:
         raise _too_large_error(limit, location)
     return unpacked
+
+
+def is_tar_file(name: str) -> bool:
+    """Return whether a file is a compressed archive, by its name."""
+    return name.lower().endswith((".tar.gz", ".tgz"))
+
+
+def read_tar_members(archive: bytes, location: str) -> dict[str, bytes]:
+    """Return name -> bytes of the files in a .tar.gz, sorted by name; nothing is written to disk.
+
+    Names have no folders. Hidden files, links and other special members are left out. location:
+    the archive, for error messages. Raises DataError for a damaged archive, and for two files with
+    the same name.
+    """
+    members: dict[str, bytes] = {}
+    try:
+        unpacked = unpack_gzip(archive, location)
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as opened:
+            for member in opened:
+                name = member.name.rpartition("/")[2]
+                # A sparse member unpacks to more than the archive holds.
+                if not member.isreg() or member.issparse() or name.startswith("."):
+                    continue
+                if name in members:
+                    raise DataError(f"two members are called {name!r}", location=location)
+                file = opened.extractfile(member)
+                members[name] = file.read() if file else b""
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+        message = f"damaged archive: {error}"
+        raise DataError(message, location=location, hint=REFETCH_HINT) from None
+    return dict(sorted(members.items()))
 
 
 def _unpacked_limit(packed_size: int, max_bytes: int) -> int:

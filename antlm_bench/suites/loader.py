@@ -29,8 +29,9 @@ from antlm_bench.suites import (
     syntaxgym,
 )
 from antlm_bench.suites.declaration_types import SuiteDeclaration
+from antlm_bench.suites.formula import Formula
 from antlm_bench.suites.names import absolute_path
-from antlm_bench.suites.spec import OptionSpec, SuiteSpec
+from antlm_bench.suites.spec import OptionSpec, SuiteSpec, SyntaxGymSpec
 from antlm_bench.suites.task_types import (
     TASK_TYPES,
     Suite,
@@ -141,7 +142,50 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
 
 
 def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
-    """Load a SyntaxGym suite; the headline is the mean over its predictions."""
+    """Load a SyntaxGym file, or a TOML that lists several."""
+    if syntaxgym.is_syntaxgym_file(request.ref):
+        return _load_syntaxgym_file(request)
+    return _load_syntaxgym_files(request)
+
+
+def _load_syntaxgym_files(request: SuiteRequest) -> Suite:
+    """Load the SyntaxGym files of a TOML; the headline is the mean that it declares."""
+    spec, folder = read_declaration_of_type(request.ref, SyntaxGymSpec)
+    all_items: list[Item] = []
+    formulas: dict[str, Formula] = {}
+    digest = hashlib.sha256(json.dumps([spec.groups, spec.macro]).encode())
+    for file in spec.data.files:
+        data_file = sources.get_file(spec, file, folder)
+        gym = syntaxgym.parse_suite(data_file.raw, file, data_file.location)
+        fields = split_file_name(file)
+        labels = {level: text.format_map(fields) for level, text in spec.labels.items()}
+        items, formulas_of_file = syntaxgym.build_items(gym, fields["stem"], labels)
+        all_items += items
+        formulas |= formulas_of_file
+        digest.update(json.dumps([file, labels, syntaxgym.compute_digest(gym)]).encode())
+    level, limit = spec.groups[-1], request.limit
+    items_kept = _limit_items(all_items, level, limit)
+    num_left_out = len(all_items) - len(items_kept)
+    return Suite(
+        name=spec.name,
+        version=spec.version,
+        title=spec.title,
+        licence=spec.licence,
+        metric="accuracy",
+        groups=spec.groups,
+        macro=spec.macro,
+        items=tuple(items_kept),
+        digest=digest.hexdigest(),
+        task_type=spec.task_type,
+        notes=(*spec.notes, *_limit_notes(level, limit, num_left_out)),
+        formulas=formulas,
+        origin=find_origin(request.ref, spec),
+        num_left_out=num_left_out,
+    )
+
+
+def _load_syntaxgym_file(request: SuiteRequest) -> Suite:
+    """Load a SyntaxGym file; the headline is the mean over its predictions."""
     path, limit = expand_user_path(request.ref), request.limit
     gym = syntaxgym.read_suite(path)
     all_items, formulas = syntaxgym.build_items(gym)
@@ -223,9 +267,12 @@ def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
 def _scoring_fields(spec: SuiteDeclaration) -> object:
     """Return the fields that decide a score, without prose, margins, clusters and locations of
     files."""
-    ignored = {"title", "licence", "citation", "homepage", "notes", "check", "example", "cluster"}
+    ignored = ("title", "licence", "citation", "homepage", "language", "notes")
     fields = spec.model_dump(
-        exclude={**dict.fromkeys(ignored, True), "data": {"where", "sources", "password"}}
+        exclude={
+            **dict.fromkeys((*ignored, "check", "example", "cluster"), True),
+            "data": {"where", "sources", "password"},
+        }
     )
     for task in fields.get("task", {}).values():
         task.pop("cluster", None)
@@ -307,6 +354,8 @@ class _ItemBuilder:
         """Build the item of a record; return None if the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, **split_file_name(file)}
+        if rule.cloze:
+            record |= _split_last_word(record, rule.cloze, location)
         record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
         if rule.skip:
             value = get_field(record, rule.skip.field, location)
@@ -391,6 +440,16 @@ class _ItemBuilder:
         return check_text(template.format_map(record), template, location)
 
 
+def _split_last_word(record: records.Record, field: str, location: str) -> dict[str, str]:
+    """Return the fields {before} and {last} of a text: its last word, and what stands before."""
+    text = get_field(record, field, location)
+    before, space, last = text.rpartition(" ") if isinstance(text, str) else ("", "", "")
+    if not space or not last or not before.strip():
+        message = f"{field!r} must be a text of two words or more, not {describe_value(text)}"
+        raise DataError(message, location=location)
+    return {"before": before, "last": last}
+
+
 def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
     if spec.grammar:
         yield spec.name, spec.name, enumerate(grammar.generate_pairs(spec.grammar), start=1)
@@ -400,12 +459,12 @@ def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
         if spec.children and file == spec.children.human:
             continue
         data_file = sources.get_file(spec, file, folder)
-        location = data_file.location
-        if spec.data.layout is None:
-            rows = records.read_records(data_file.raw, file, location)
-        else:
-            rows = pair_layouts.read_pairs(data_file.raw, file, location, spec.data.pair_format)
-        yield file, location, rows
+        for name, location, raw in records.split_archive(data_file.raw, file, data_file.location):
+            if spec.data.layout is None:
+                rows = records.read_records(raw, name, location)
+            else:
+                rows = pair_layouts.read_pairs(raw, name, location, spec.data.pair_format)
+            yield name, location, rows
 
 
 def _limit_items(items: Sequence[Item], level: str | None, limit: int | None) -> list[Item]:

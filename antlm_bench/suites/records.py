@@ -13,6 +13,7 @@ from antlm_bench.declarations import decode_utf8, suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.printable import format_count
 from antlm_bench.safe_json import parse_json
+from antlm_bench.suites import files
 
 MAX_RECORDS, MAX_COLUMNS = 1_000_000, 10_000  # of a file; an item takes about 1 kB of memory
 MAX_NAMES_SHOWN = 20  # names of columns in an error message
@@ -77,6 +78,25 @@ def decode_text(raw: bytes, location: str) -> str:
             hint="is it a text file, saved as UTF-8?",
         )
     return text
+
+
+def split_archive(raw: bytes, name: str, location: str) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (file name, location, bytes) of a file, or of each table in an archive (.tar.gz).
+
+    raw: as `files.read_bytes` returns it. Members of an archive with another extension than those
+    of PARSERS are left out. Raises DataError for an archive without a table.
+    """
+    if not files.is_tar_file(name):
+        yield name, location, raw
+        return
+    num_tables = 0
+    for member, content in files.read_tar_members(raw, location).items():
+        if member.rpartition(".")[2].lower() in PARSERS:
+            num_tables += 1
+            yield member, f"{location}!{member}", content
+    if not num_tables:
+        extensions = ", ".join(f".{extension}" for extension in PARSERS)
+        raise DataError(f"the archive has no table ({extensions})", location=location)
 
 
 def limit_records(rows: Records, location: str) -> Records:

@@ -13,10 +13,11 @@ from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.pair_files import is_pairs_ref
-from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
+from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, SyntaxGymSpec
 from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, build_suite_row
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
+MAX_MEMBERS_LISTED = 12  # names in a cell of `list collections`
 NO_GOLD = "0: no answer is right"
 NO_PRED = "0: no answer is preferred to another one"
 _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
@@ -40,12 +41,13 @@ def _describe_suite(spec: SuiteSpec) -> Facts:
     rule = f", by log-probability {spec.reduction}" if spec.reduction != "sum" else ""
     return {
         "version": spec.version,
+        "language": spec.language,
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
         "items": _count_items(spec),
         "metric": spec.metric + rule,
-        "headline": describe_aggregation(spec),
+        "headline": describe_aggregation(spec.metric, spec.macro),
         "groups": " > ".join(spec.groups),
         "example": _format_example(spec.example[0]) if spec.example else "",
         "data": sources.describe_files(spec),
@@ -53,16 +55,34 @@ def _describe_suite(spec: SuiteSpec) -> Facts:
     }
 
 
-def describe_aggregation(spec: SuiteSpec) -> str:
-    """Return what the headline averages, as a sentence."""
-    if not spec.macro:
-        return f"{spec.metric} over all items"
-    *outer, innermost = spec.macro
+def describe_aggregation(metric: str, macro: Sequence[str]) -> str:
+    """Return what the headline averages, as a sentence. metric, macro: as in SuiteSpec."""
+    if not macro:
+        return f"{metric} over all items"
+    *outer, innermost = macro
     sentence = (
-        f"{spec.metric} over the items of each {innermost}, "
-        f"then the unweighted mean over {innermost}s"
+        f"{metric} over the items of each {innermost}, then the unweighted mean over {innermost}s"
     )
     return sentence + "".join(f", then over {level}s" for level in reversed(outer))
+
+
+def _list_syntaxgym(spec: SyntaxGymSpec) -> CatalogRow:
+    return build_suite_row(spec, metric="accuracy")
+
+
+def _describe_syntaxgym(spec: SyntaxGymSpec) -> Facts:
+    return {
+        "version": spec.version,
+        "language": spec.language,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "metric": "accuracy: an item is right if its formula holds",
+        "headline": describe_aggregation("accuracy", spec.macro),
+        "groups": " > ".join(spec.groups),
+        "data": sources.describe_files(spec),
+        "notes": "\n".join(spec.notes),
+    }
 
 
 def _format_example(example: ExampleSpec) -> str:
@@ -125,6 +145,7 @@ READING_TIMES = TaskType(
 )
 SYNTAXGYM = TaskType(
     name="syntaxgym",
+    declaration=SyntaxGymSpec,
     matches=syntaxgym.is_syntaxgym_file,
     load=loader.load_syntaxgym_suite,
     prediction_schema=declare_columns(
@@ -139,6 +160,8 @@ SYNTAXGYM = TaskType(
     depends_on_ranks_only=False,
     supports_other_engines=False,
     scores_spans=True,
+    list_row=_list_syntaxgym,
+    describe=_describe_syntaxgym,
 )
 # Tasks of lm-eval that report accuracy are of the type "suite", those that report the perplexity
 # of a continuation of the type "surprisal"; this type has another metric of lm-eval as headline.
@@ -192,6 +215,7 @@ def _describe_classification(spec: ClassificationSpec) -> Facts:
     default = spec.training
     return {
         "version": spec.version,
+        "language": spec.language,
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
@@ -258,8 +282,11 @@ CLASSIFICATION = TaskType(
 
 
 def _list_collection(spec: CollectionSpec) -> CatalogRow:
-    members = ", ".join(suite for member in spec.members for suite in member.suite_names)
-    return {"collection": spec.name, "members": members, "title": spec.title}
+    names = [suite for member in spec.members for suite in member.suite_names]
+    hidden = len(names) - MAX_MEMBERS_LISTED
+    if hidden > 1:
+        names = [*names[:MAX_MEMBERS_LISTED], f"{hidden} more"]
+    return {"collection": spec.name, "members": ", ".join(names), "title": spec.title}
 
 
 def _describe_collection(spec: CollectionSpec) -> Facts:

@@ -76,10 +76,14 @@ class _FileQuery:
     expected: FileSpec
     password: str | None = None
 
+    def fill(self, template: str) -> str:
+        """Return a template of a path or an address, filled for this file."""
+        return template.format_map(split_file_name(self.file))
+
     def candidate_paths(self, root: Path) -> Iterator[tuple[Path, str]]:
         """Yield (path, member of that zip or "") below a root, in the order of search."""
         for pattern in self.where:
-            path, _, member = pattern.format(**split_file_name(self.file)).partition("!")
+            path, _, member = self.fill(pattern).partition("!")
             yield root / path, member
 
 
@@ -309,12 +313,11 @@ def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFi
             if source.hub:
                 raw = _fetch_hub_file(query, source)
             elif source.http:
-                url = source.http.format(file=query.file)
-                raw = downloads.fetch_url(url, source.max_bytes)
+                raw = downloads.fetch_url(query.fill(source.http), source.max_bytes)
             else:
-                path = str(source.path).format(file=query.file)
+                path = query.fill(str(source.path))
                 raw = downloads.fetch_osf_file(str(source.osf), path, source.max_bytes)
-            return _store_download(query, raw, root, source.location.format(file=query.file))
+            return _store_download(query, raw, root, query.fill(source.location))
         except DataError as error:
             errors.append(error)
     manual_hint = _missing_file_error(query, "").hint
@@ -329,8 +332,8 @@ def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFi
 def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> DataFile:
     """Verify a download, then store it.
 
-    A zip is stored unchanged. Other files are compressed, because EWoK and entity tracking ask for
-    no plain-text copies. If no sha256 is published, the sha256 of the download is stored, too.
+    Archives are stored unchanged. Other files are compressed, because EWoK and entity tracking ask
+    for no plain-text copies. If no sha256 is published, the sha256 of the download is stored, too.
     """
     path, member = next(query.candidate_paths(root))
     if member:
@@ -338,7 +341,9 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
         _check_sha256(DataFile(unpacked, origin), query.expected, path)
         files.write_atomically(path, raw, root)
         return DataFile(unpacked, f"{path}!{member}")
-    path = path.with_name(f"{path.name}.gz")
+    is_archive = files.is_tar_file(path.name)
+    if not is_archive:
+        path = path.with_name(f"{path.name}.gz")
     _check_sha256(DataFile(raw, origin), query.expected, path)
     if not query.expected.sha256:
         num_rows = files.count_rows(raw)
@@ -348,16 +353,16 @@ def _store_download(query: _FileQuery, raw: bytes, root: Path, origin: str) -> D
             raise DataError(message, location=origin)
         line = f"{hashlib.sha256(raw).hexdigest()}  {query.file}\n"
         files.write_atomically(_sha256_path(path), line.encode(), root)
-    files.write_atomically(path, gzip.compress(raw, mtime=0), root)
+    packed = raw if is_archive else gzip.compress(raw, mtime=0)
+    files.write_atomically(path, packed, root)
     return DataFile(raw, str(path))
 
 
 def _fetch_hub_file(query: _FileQuery, source: SourceSpec) -> bytes:
     """Return the rows of one configuration and split of a hub dataset, as JSONL."""
-    stem = query.file.rpartition(".")[0]
-    file_config, _, file_split = stem.partition(".")
-    config = str(source.config).format(config=file_config, split=file_split)
-    split = str(source.split).format(config=file_config, split=file_split)
+    fields = split_file_name(query.file)
+    fields["config"], _, fields["split"] = fields["stem"].partition(".")
+    config, split = str(source.config).format_map(fields), str(source.split).format_map(fields)
     rows = load_hub_rows(str(source.hub), split, source.revision, source.location, config)
     return "".join(f"{json.dumps(dict(row))}\n" for row in rows).encode()
 
@@ -422,7 +427,7 @@ def load_hub_rows(
 
 def _missing_file_error(query: _FileQuery, reason: str) -> DataError:
     path, _ = next(query.candidate_paths(data_roots()[0]))
-    locations = " or ".join(source.location.format(file=query.file) for source in query.sources)
+    locations = " or ".join(query.fill(source.location) for source in query.sources)
     hint = f"put it at {path} (.gz may be appended)"
     if locations:
         hint += f"; its source is {locations}"

@@ -1,4 +1,5 @@
-"""Declarations of kind "suite": how the records of data files become items that are scored.
+"""Declarations of kind "suite": how the records of data files become items that are scored; and of
+kind "syntaxgym": SyntaxGym files that are scored together.
 
 Texts are templates of a record's fields (suites/templates.py).
 """
@@ -25,7 +26,7 @@ from antlm_bench.suites.declaration_types import (
     TextPair,
 )
 from antlm_bench.suites.reading_times_spec import ReadingTimesSpec
-from antlm_bench.suites.templates import validate_template
+from antlm_bench.suites.templates import FILE_FIELDS, template_fields, validate_template
 
 MetricName = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
 
@@ -100,6 +101,10 @@ class ItemSpec(Declaration):
     """
     split: Text | None = None
     """With `each`: separator at which the field, a text, is split into the list."""
+    cloze: Text | None = None
+    """A field with a text. What follows its last space becomes the field {last}, and what stands
+    before that space becomes {before}.
+    """
     gold: Annotated[int, Field(ge=0)] | Text = 0
     """Index of the right option, or the name of a field with the index. For the metric spearman,
     the name of a field with a rating in 0..1.
@@ -288,3 +293,39 @@ class SuiteSpec(SuiteDeclaration):
     def finest_level(self) -> str | None:
         """The level of the smallest groups, None without groups. Used by ids, limits, [expect]."""
         return self.groups[-1] if self.groups else None
+
+
+class SyntaxGymSpec(SuiteDeclaration):
+    """SyntaxGym files that are scored together, as one suite."""
+
+    kind: Literal["syntaxgym"]
+    licence: Text
+    citation: Text
+    labels: dict[Text, Template]
+    """Label level -> template of the label of a file's items, with templates.FILE_FIELDS."""
+    groups: Annotated[TomlTuple[Text], Field(min_length=1)]
+    """Label levels that group the items, coarse to fine."""
+    macro: TomlTuple[Text] = ()
+    """As in SuiteSpec."""
+    data: DataSpec
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric: an item is right if its formula holds."""
+        return "accuracy"
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> SyntaxGymSpec:
+        for key, levels, known in (
+            ("groups", self.groups, tuple(self.labels)),
+            ("macro", self.macro, self.groups),
+        ):
+            for level in levels:
+                if level not in known:
+                    raise ValueError(f"`{key}` names {level!r}, which is not in {list(known)}")
+        for level, template in self.labels.items():
+            if not set(template_fields(template)) <= set(FILE_FIELDS):
+                raise ValueError(
+                    f"the label {level!r} may contain only {{file}}, {{stem}} and {{folder}}"
+                )
+        return self

@@ -58,9 +58,16 @@ def is_syntaxgym_file(ref: str) -> bool:
 
 
 def read_suite(path: Path) -> SyntaxGymSuite:
-    """Read a file. Raises DataError, which names the location of a missing or invalid value."""
-    location = str(path)
-    text = decode_utf8(files.read_bytes(path), location, DataError)
+    """Read a file. Raises DataError as `parse_suite`."""
+    return parse_suite(files.read_bytes(path), path.name, str(path))
+
+
+def parse_suite(raw: bytes, file: str, location: str) -> SyntaxGymSuite:
+    """Parse the bytes of a file. file: its name, for a suite without a name of its own.
+
+    Raises DataError, which names the location of a missing or invalid value.
+    """
+    text = decode_utf8(raw, location, DataError)
     try:
         content = parse_json(text)
     except ValueError as error:
@@ -77,7 +84,7 @@ def read_suite(path: Path) -> SyntaxGymSuite:
     formulas = tuple(_parse_formulas(_require_list(content, "predictions", location), location))
     meta = content.get("meta")
     title = meta.get("name") if isinstance(meta, dict) else None
-    name = slugify_title(str(title or path.name.partition(".")[0])) or "syntaxgym"
+    name = slugify_title(str(title or file.partition(".")[0])) or "syntaxgym"
     names = content.get("region_meta")
     region_names = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
     sentences = tuple(
@@ -86,14 +93,19 @@ def read_suite(path: Path) -> SyntaxGymSuite:
     return SyntaxGymSuite(name, region_names, formulas, sentences, location)
 
 
-def build_items(suite: SyntaxGymSuite) -> tuple[tuple[Item, ...], dict[str, Formula]]:
+def build_items(
+    suite: SyntaxGymSuite, stem: str = "", labels: Mapping[str, str] | None = None
+) -> tuple[tuple[Item, ...], dict[str, Formula]]:
     """Return the items, and their labels of PREDICTION_LEVEL -> formula.
 
-    Raises DataError if a formula names a condition or region that an item does not have.
+    stem, labels: of one of several files that are scored together: the beginning of its ids, and
+    the labels of its items. Raises DataError if a formula names a condition or region that an item
+    does not have.
     """
     if not suite.formulas:
         raise DataError("the list `predictions` is empty", location=suite.location)
     formulas = {f"{n}: {formula.text}": formula for n, formula in enumerate(suite.formulas, 1)}
+    prefix = f"{stem}." if stem else ""
     item_names = [sentences[0].item for sentences in suite.sentences]
     for name in item_names:
         if item_names.count(name) > 1:
@@ -101,12 +113,12 @@ def build_items(suite: SyntaxGymSuite) -> tuple[tuple[Item, ...], dict[str, Form
     items: list[Item] = []
     for name, sentences in zip(item_names, suite.sentences, strict=True):
         by_condition = {sentence.condition: sentence for sentence in sentences}
-        cluster = hash_texts([name]) if len(formulas) > 1 else ""
+        cluster = hash_texts([prefix + name]) if len(formulas) > 1 else ""
         for n, (label, formula) in enumerate(formulas.items(), start=1):
             location = f"{suite.location}: item {name}, prediction {n}"
             options = tuple(_build_option(r, by_condition, location) for r in formula.regions)
-            labels = {PREDICTION_LEVEL: label}
-            items.append(Item(f"{name}.{n}", options, 0, labels, cluster))
+            item_labels = {**(labels or {}), PREDICTION_LEVEL: label}
+            items.append(Item(f"{prefix}{name}.{n}", options, 0, item_labels, cluster))
     return tuple(items), formulas
 
 

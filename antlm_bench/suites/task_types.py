@@ -188,6 +188,7 @@ def build_suite_row(
     return {
         "suite": spec.name,
         "by": command,
+        "language": getattr(spec, "language", ""),
         "items": items,
         "metric": metric,
         "title": spec.title,
