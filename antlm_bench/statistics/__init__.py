@@ -1,5 +1,12 @@
 """Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
+from antlm_bench.statistics.auc import (
+    TestedAucDifference,
+    auc_contributions,
+    auc_difference,
+    auc_interval,
+    compute_auc,
+)
 from antlm_bench.statistics.clusters import (
     WeightedStrata,
     contributions_of_clusters,
@@ -70,10 +77,15 @@ __all__ = [
     "POWER",
     "SEED",
     "Interval",
+    "TestedAucDifference",
     "UncertainValue",
     "WeightedStrata",
     "Z",
+    "auc_contributions",
+    "auc_difference",
+    "auc_interval",
     "benjamini_hochberg",
+    "compute_auc",
     "contributions_of_clusters",
     "count_average",
     "count_groups",
