@@ -28,6 +28,8 @@ class ScoreOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     allow_incomplete: bool = False
     require_all: bool = False
+    unigrams: str | None = None
+    """Text of a unigram model, for SLOR: see scoring.unigrams.open_unigrams."""
     bos: str | None = None
     ties: str | None = None
     compat: str | None = None

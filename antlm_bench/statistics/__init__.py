@@ -1,6 +1,7 @@
 """Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
 from antlm_bench.statistics.auc import (
+    MIN_CLASS_ITEMS,
     TestedAucDifference,
     auc_contributions,
     auc_difference,
@@ -74,6 +75,7 @@ __all__ = [
     "CONFIDENCE_LEVEL",
     "DRAWS",
     "END_ITEMS",
+    "MIN_CLASS_ITEMS",
     "POWER",
     "SEED",
     "Interval",

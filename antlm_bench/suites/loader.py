@@ -20,6 +20,7 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.printable import format_count
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
+from antlm_bench.suites.acceptability import JudgementSpec
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.names import absolute_path
 from antlm_bench.suites.spec import OptionSpec, SuiteSpec
@@ -343,6 +344,8 @@ class _ItemBuilder:
         gold = self.spec.item.gold
         value = get_field(record, gold, location) if isinstance(gold, str) else gold
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(self.spec.item, JudgementSpec):
+            return self.spec.item.read_label(value, location)
         if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
             if not is_number or not 0 <= value <= 1:
                 message = f"the rating {gold!r} must be a number in 0..1, not {value!r}"
