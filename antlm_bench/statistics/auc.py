@@ -20,7 +20,8 @@ most A (1 - A) / min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945)
 one run ends where Wilson's interval of a share of min(m, n) items ends.
 
 By simulation (`benchmarks/coverage.py --only AUC`, docs/statistics.md), intervals of one run cover
-COVERAGE and those of a difference DIFFERENCE_COVERAGE.
+93 to 98.5%, and those of a difference 92 to 100%. Where one AUC is .97, the other .9, and few items
+of a class are misplaced, some of the latter cover 91%.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from antlm_bench.suites.spec import ItemSpec, OptionSpec, SuiteSpec
 JudgementMetricName = Annotated[
     str, AfterValidator(partial(validate_metric, item_kinds=(ItemKind.JUDGEMENT,)))
 ]
+MeasureName = Literal["sum", "per-token", "penalised", "slor"]
 
 
 class JudgementSpec(ItemSpec):
@@ -60,11 +61,9 @@ class JudgementSpec(ItemSpec):
 class AcceptabilitySpec(SuiteSpec):
     """A suite of sentences with judgements."""
 
-    kind: Literal["acceptability"]  # type: ignore[assignment]  # another kind, the same tables
+    kind: Literal["acceptability"]
     metric: JudgementMetricName = "auc"
-    reduction: Literal[  # type: ignore[assignment]  # more of them
-        "sum", "per-token", "penalised", "slor"
-    ] = "penalised"
+    reduction: MeasureName = "penalised"  # type: ignore[assignment]  # more than for options
     """The acceptability measure of the headline: LP, mean LP, PenLP or SLOR, which needs a unigram
     model (`score --unigrams`). The others are views. PenLP is the default because it takes length
     into account and needs no corpus."""
