@@ -30,9 +30,9 @@ class JudgementSpec(ItemSpec):
     gold: Text = "label"
     """Name of the field with the label."""
     alone: Literal[True] = True
-    acceptable: Annotated[TomlTuple[Text], Field(min_length=1)] = ("1",)
+    acceptable: Annotated[TomlTuple[str], Field(min_length=1)] = ("1",)
     """Labels of acceptable sentences."""
-    unacceptable: Annotated[TomlTuple[Text], Field(min_length=1)] = ("0",)
+    unacceptable: Annotated[TomlTuple[str], Field(min_length=1)] = ("0",)
     """Labels of the other sentences."""
 
     @model_validator(mode="after")
