@@ -99,6 +99,9 @@ class ScoreKeywords(WeightKeywords, total=False):
     """Which sentence of a file of pairs is right: first, second, or the label of right ones."""
     allow_incomplete: bool
     """Score a suite even if its files lack items."""
+    unigrams: str | None
+    """For suites of judgements: a text whose tokens are counted for SLOR (a file, a folder, a hub
+    dataset), or "training" = the text that a checkpoint of `train` was trained on."""
     require_all: bool
     """Score nothing if the data of one of several suites are absent; default: score the others."""
     ties: str | None

@@ -45,6 +45,14 @@ CLUSTER = PredictionColumn(
 )
 """The column of suites that declare clusters. It is filled from the items, not by `predict`."""
 
+UNIGRAM = PredictionColumn(
+    "unigram",
+    "float64",
+    "log-probability of the sentence's tokens under a unigram model (nats)",
+    is_optional=True,
+)
+"""The column of judgements that are scored with a unigram model (SLOR)."""
+
 
 def declare_columns(
     *,

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, RunError
-from antlm_bench.prediction_schema import CLUSTER, PredictionColumn, PredictionSchema
+from antlm_bench.prediction_schema import CLUSTER, UNIGRAM, PredictionColumn, PredictionSchema
 from antlm_bench.printable import format_count
 from antlm_bench.types import FLAGS, Bools, Encodings, Floats, Ints
 
@@ -261,6 +261,12 @@ class Predictions:
                 location=f"item {self.table['id'][row].as_py()}",
             )
         return np.asarray(self.flat("judged").reshape(len(self), -1))
+
+    @property
+    def unigram_scores(self) -> Floats | None:
+        """(n,) log-probability of each text under a unigram model; None = there is none."""
+        has_column = UNIGRAM.name in self.table.column_names
+        return self._numbers(UNIGRAM.name) if has_column else None
 
     def raw_values(self) -> list[list[str]]:
         """Return the raw results (JSON) of the items, which corpus metrics need; [] = none."""

@@ -127,6 +127,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
         "declarations",
         "exports.leaderboard",
         "suites.spec",
+        "suites.acceptability",
         "suites.classification",
         "suites.collection",
         "suites.acquisition",

@@ -56,6 +56,13 @@ def score_command(
         int | None,
         model_option(metavar="N", min=1, help="Only the first N items of every paradigm."),
     ] = None,
+    unigrams: Annotated[
+        str | None,
+        model_option(
+            metavar="TEXT",
+            help="Text whose tokens are counted for SLOR; training: that of the checkpoint.",
+        ),
+    ] = None,
     allow_incomplete: Annotated[
         bool, model_option("--allow-incomplete", help="Score a suite that lacks items.")
     ] = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs.layout import check_single_name, run_dir
+from antlm_bench.suites.task_types import find_task_type
 from antlm_bench.types import Names, Run, as_list
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class ScoreCall:
         check_single_name(options.name, self.refs)
         self.session = ScoreSession()
         self.request = self.session.build_request(as_list(suites), method_names, options)
+        _check_unigrams(options.unigrams, self.request.suites.refs)
         self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
         self.out = out
         acquisition_suites = ", ".join(self.acquisition_suites)
@@ -135,3 +137,13 @@ class ScoreCall:
     def run_dir(self, checkpoint: AnyCheckpoint) -> Path:
         """Return the run folder of a checkpoint."""
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
+
+
+def _check_unigrams(text: str | None, suites: Sequence[str]) -> None:
+    """Raise UsageError for a text of a unigram model that none of the suites uses."""
+    if text and not any(find_task_type(ref).uses_unigrams for ref in suites):
+        raise UsageError(
+            f"none of these suites uses a unigram model: {', '.join(suites)}",
+            location="--unigrams",
+            hint='it is for suites of judgements (kind = "acceptability"); leave it out',
+        )

@@ -24,6 +24,7 @@ from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.metrics.records import UNIGRAM_MEASURE
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
 from antlm_bench.progress import Progress
 from antlm_bench.runs import Shard, UnfinishedCell
@@ -39,6 +40,7 @@ from antlm_bench.scoring.conventions import (
 )
 from antlm_bench.scoring.methods import Method, get_method, resolve_method
 from antlm_bench.scoring.peers import peer_version
+from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import (
     TASK_TYPES,
     PredictRequest,
@@ -82,8 +84,13 @@ class SuiteScorer:
             checkpoint = checkpoint.with_scored_eos(self.conventions.eos)
         self.checkpoint = checkpoint
         _check_supported(checkpoint, self.suite, self.task_type, target.method_names, self.options)
+        self.unigrams = _open_unigrams(
+            checkpoint, self.suite, self.task_type, self.conventions.reduction, self.options
+        )
+        corpus = {} if self.unigrams is None else {"unigrams": self.unigrams.digest}
         self.settings = {
-            name: _build_settings(checkpoint, self.suite, name, self.conventions, self.options)
+            name: corpus
+            | _build_settings(checkpoint, self.suite, name, self.conventions, self.options)
             for name in target.method_names
         }
         self.keys = {name: content_key(values) for name, values in self.settings.items()}
@@ -220,6 +227,7 @@ class SuiteScorer:
                 pending.methods,
                 self.conventions,
                 _ChunkProgress(progress, len(chunk)),
+                self.unigrams,
             )
             batches = dict(zip(pending.cells, self.task_type.predict(request), strict=True))
             for name, batch in batches.items():
@@ -297,6 +305,41 @@ def _check_supported(
     if task_type.scores_documents:
         for name in method_names:
             require_causal_method(name, "--method")
+
+
+def _open_unigrams(
+    checkpoint: AnyCheckpoint,
+    suite: Suite,
+    task_type: TaskType,
+    reduction: str,
+    options: ScoreOptions,
+) -> UnigramModel | None:
+    """Return the unigram model of a suite that uses one; None if the options name none.
+
+    Raises UsageError if it is missing, or does not count the checkpoint's tokens.
+    """
+    if not task_type.uses_unigrams or not options.unigrams:
+        if reduction == UNIGRAM_MEASURE:
+            raise UsageError(
+                f"{suite.name} is measured by SLOR, which needs a unigram model",
+                location="--unigrams",
+                hint="name a text whose tokens are counted: --unigrams FILE",
+            )
+        return None
+    if isinstance(checkpoint, MiniconsCheckpoint):
+        raise UsageError(
+            "the engine minicons does not tell which tokens it scores",
+            location="--unigrams",
+            hint="use --engine native",
+        )
+    if options.unigrams == TRAINING_TEXT and options.tokenizer:
+        raise UsageError(
+            "the training text is kept as tokens of another tokenizer",
+            location=f"--unigrams {TRAINING_TEXT}",
+            hint="name the text: --unigrams FILE",
+        )
+    folder = Path(str(checkpoint.metadata["given"]))
+    return open_unigrams(options.unigrams, folder if folder.is_dir() else None)
 
 
 def _self_test(

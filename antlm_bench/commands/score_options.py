@@ -31,6 +31,8 @@ class ScoreOptions:
     """With `layout` and `columns`: how a file of pairs is read (suites.task_types.SuiteRequest)."""
     allow_incomplete: bool = False
     require_all: bool = False
+    unigrams: str | None = None
+    """Text of a unigram model, for SLOR: see scoring.unigrams.open_unigrams."""
     bos: str | None = None
     ties: str | None = None
     compat: str | None = None

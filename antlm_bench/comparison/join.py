@@ -61,6 +61,7 @@ NOTED_SETTINGS: dict[str, str] = {
     "preset": "--preset",
     "training": "hyper-parameters",
     "pooling": "--pooling",
+    "unigrams": "text of the unigram model",
     "lora": "--lora",
 }
 """Settings whose difference is only noted -> their name in messages. They change scores by

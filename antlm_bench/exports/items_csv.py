@@ -50,7 +50,8 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
     metric. For bits per byte, a contribution of the document; their mean is the score.
     score, score_other: summed log-probabilities (nats) of the correct option and of the best other
     option. Without a correct option, `score` is that of the preferred one. For reading times, those
-    of the word and of the word before it.
+    of the word and of the word before it. For judgements, those of the sentence under the model and
+    under the unigram model; gold is 1 for an acceptable sentence.
     margin: score - score_other.
     tokens, tokens_other: numbers of tokens of the two options.
     share: probability of the first option among the options, for items with ratings.
@@ -150,6 +151,18 @@ def logprob_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -
     scores, tokens = (predictions.first(name).tolist() for name in ("scores", "tokens"))
     for score, num_tokens in zip(scores, tokens, strict=True):
         yield {"score": score, "tokens": num_tokens}
+
+
+def judgement_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
+    """Yield the label and score of each sentence; `score_other` is that of the unigram model."""
+    unigram_scores = predictions.unigram_scores
+    rows = logprob_rows(cell, predictions, table)
+    for index, (row, label) in enumerate(zip(rows, predictions.gold.tolist(), strict=True)):
+        if table.get_flag("too-long")[index]:
+            yield {"gold": int(label)}
+            continue
+        unigram = {} if unigram_scores is None else {"score_other": unigram_scores[index]}
+        yield {"gold": int(label), **row, **unigram}
 
 
 def document_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:

@@ -262,16 +262,7 @@ class ClassificationMetric(Metric):
         if members is not None:
             pairs = pairs[members]
             clusters = None if clusters is None else clusters[members]
-        distinct, indices, counts = np.unique(
-            pairs, axis=0, return_inverse=True, return_counts=True
-        )
-        return ConfusionCounts(
-            counts.astype(float),
-            distinct[:, 0].astype(np.int32),
-            distinct[:, 1:],
-            indices.reshape(-1).astype(np.int32),
-            clusters,
-        )
+        return ConfusionCounts.from_items(pairs[:, 0], pairs[:, 1:], clusters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +282,22 @@ class ConfusionCounts:
     """The pair of each item (n,)."""
     clusters: Ints | None = None
     """The cluster of each item (n,); None = items are independent."""
+
+    @classmethod
+    def from_items(
+        cls, gold: Floats | Ints, predicted: Floats, clusters: Ints | None = None
+    ) -> ConfusionCounts:
+        """Count items. gold (n,): classes. predicted (n, k): weights of the classes."""
+        distinct, indices, counts = np.unique(
+            np.column_stack([gold, predicted]), axis=0, return_inverse=True, return_counts=True
+        )
+        return cls(
+            counts.astype(float),
+            distinct[:, 0].astype(np.int32),
+            distinct[:, 1:],
+            indices.reshape(-1).astype(np.int32),
+            clusters,
+        )
 
     @property
     def num_classes(self) -> int:

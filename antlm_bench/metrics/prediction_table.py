@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import CheckpointError, DataError
+from antlm_bench.metrics.records import UNIGRAM_MEASURE
 from antlm_bench.types import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from antlm_bench.predictions import LabelCodes, Predictions
+
+LENGTH_OFFSET = 5
+"""Tokens that the length penalty of "penalised" adds to a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,30 @@ class PredictionTable:
     other suites. (The column `judged` of stored predictions.)"""
     clusters: Ints | None = None
     """(n,): number of each item's cluster; None = items are treated as independent."""
+    unigram_scores: Floats | None = None
+    """(n,): log-probability of each item's tokens under a unigram model, in nats; None = there is
+    no unigram model."""
 
     def reduced_scores(self, reduction: str) -> Floats:
-        """Return scores (n, k), normalised by `reduction`: as they are, or divided by the number of
-        tokens or characters."""
-        lengths = {"per-token": self.tokens, "per-character": self.characters}.get(reduction)
-        return self.scores if lengths is None else self.scores / np.maximum(lengths, 1)
+        """Return scores (n, k) of texts of T tokens, normalised by `reduction`.
+
+        "sum": as they are. "per-token", "per-character": divided by the number of tokens or
+        characters. "penalised": divided by ((5 + T) / (5 + 1))^0.8 (Lau et al. 2020, TACL 8,
+        296-310, after the length penalty of Wu et al. 2016). "slor": (score - unigram score) / T
+        (Pauls & Klein 2012, ACL; Lau, Clark & Lappin 2017), nan without a unigram model.
+        """
+        num_tokens = np.maximum(self.tokens, 1)
+        if reduction == "per-token":
+            return self.scores / num_tokens
+        if reduction == "per-character":
+            return self.scores / np.maximum(self.characters, 1)
+        if reduction == "penalised":
+            return self.scores / ((LENGTH_OFFSET + self.tokens) / (LENGTH_OFFSET + 1)) ** 0.8
+        if reduction == UNIGRAM_MEASURE:
+            if self.unigram_scores is None:
+                return np.full_like(self.scores, np.nan)
+            return (self.scores - self.unigram_scores[:, None]) / num_tokens
+        return self.scores
 
     def best_options(self, reduction: str) -> Bools:
         """Return (n, k), True at all options with the best score. Two options with the same text
@@ -118,6 +140,7 @@ def decode_table(predictions: Predictions, levels: Collection[str]) -> Predictio
         levels={level: predictions.encode_labels(level) for level in levels},
         task_values=predictions.task_values,
         clusters=predictions.clusters,
+        unigram_scores=predictions.unigram_scores,
     )
 
 

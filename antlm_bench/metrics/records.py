@@ -4,7 +4,7 @@ Everything that differs between metrics is a field of MetricSpec; no other modul
 name of a metric (tests/test_records.py). Functions are given as "module:attribute" and imported
 when they are first used, so that listing suites does not import scipy. They are defined in one
 module per family: `accuracy`, `spearman`, `classification`, `item_mean`, `task_metric`,
-`bits_per_byte`, `reading_times`, `surprisal`, `acquisition`.
+`bits_per_byte`, `reading_times`, `surprisal`, `acquisition`, `acceptability`.
 
 A package adds a metric with one MetricSpec and one entry point (docs/extending.md).
 """
@@ -34,6 +34,16 @@ TIE_RULES: dict[str, str] = {
 REDUCTIONS = ("sum", "per-token", "per-character")
 """How the log-probabilities of an option's tokens become its score: their sum, or their mean per
 token or per character. A suite can declare "sum" or "per-token"; "per-character" is only a view."""
+ACCEPTABILITY_MEASURES: dict[str, str] = {
+    "sum": "LP",
+    "per-token": "mean LP",
+    "penalised": "PenLP",
+    "slor": "SLOR",
+}
+"""Reduction of a sentence's log-probability -> the acceptability measure that it is
+(`PredictionTable.reduced_scores` has the formulas)."""
+UNIGRAM_MEASURE = "slor"
+"""The measure that needs a unigram model."""
 CLASS_REDUCTION = "class"
 """The reduction of classified texts, whose scores are already log-probabilities of classes."""
 WORD_LABEL = "word"
@@ -51,12 +61,19 @@ class ItemKind(Enum):
     TASK_VALUE = "requests, and the values that the task's own code computes from the answers"
     DOCUMENT = "a whole document and its lengths"
     CURVE = "a word's surprisal at several checkpoints"
+    JUDGEMENT = "a sentence that is acceptable (1) or not (0)"
 
 
 SCORED_ITEM_KINDS = (ItemKind.CHOICE, ItemKind.RATING, ItemKind.READING_TIME, ItemKind.TEXT)
 """Items of suites that a TOML of kind "suite" can declare."""
 OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
 """Items whose options are compared, so that their `reduction` matters."""
+REDUCED_KINDS = (*OPTION_KINDS, ItemKind.JUDGEMENT)
+"""Items whose `reduction` matters."""
+SINGLE_TEXT_KINDS = (ItemKind.TEXT, ItemKind.JUDGEMENT)
+"""Items of one text without alternatives."""
+CLUSTERED_KINDS = (ItemKind.CHOICE, ItemKind.JUDGEMENT)
+"""Items that a suite can group into clusters."""
 SCORE_INTERVAL = "stratified score interval over items"
 """Method of the intervals of means of credits (`statistics.stratified_score`)."""
 ITEM_MEAN_INTERVAL = f"{SCORE_INTERVAL} if all values are 0 or 1, else Welch's t over items"
@@ -137,7 +154,7 @@ class MetricSpec:
     """Lowest and highest possible value of an item and of a score."""
     trivial_baseline: str = ""
     """Baseline without any knowledge: "chance" (1 / number of options), "majority" (the most
-    frequent class). "" = none."""
+    frequent class), "half" (scores at random). "" = none."""
     has_test_of_zero: bool = False
     """Whether a score is tested against 0, so that its interval shows whether it holds 0."""
     tie_rule_matters: bool = False
@@ -411,6 +428,23 @@ BITS_PER_BYTE = MetricSpec(
     ),
 )
 
+AUC = MetricSpec(
+    "auc",
+    "100 times the area under the ROC curve (AUC) of acceptability",
+    "DeLong's t on the logit scale over items",
+    ItemKind.JUDGEMENT,
+    difference_interval="DeLong's paired t over items",
+    heading="100 AUC",
+    raw_unit="AUC",
+    trivial_baseline="half",
+    averages_groups=False,
+    aggregation="antlm_bench.metrics.acceptability:Auc",
+    comparison="antlm_bench.comparison.paired_auc:compare_auc",
+    export_rows="antlm_bench.exports.items_csv:judgement_rows",
+    lm_eval=LmEvalFormat(),
+    **PERCENT | {"change_labels": ()},
+)
+
 METRICS: Registry[MetricSpec] = Registry(
     "metric",
     "antlm_bench.metrics",
@@ -430,6 +464,7 @@ METRICS: Registry[MetricSpec] = Registry(
             "whole-score",
             "whole-penalty",
             "bits-per-byte",
+            "auc",
         )
     },
     "antlm-bench list metrics",

@@ -17,6 +17,7 @@ import numpy as np
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, parent_names
 from antlm_bench.metrics.records import (
+    ACCEPTABILITY_MEASURES,
     CLASS_REDUCTION,
     METRICS,
     REDUCTIONS,
@@ -39,7 +40,8 @@ class MetricSettings:
     ties: str = "half"
     """How a tie between the best options is resolved: one of TIE_RULES."""
     reduction: str = "sum"
-    """How log-probabilities are normalised: one of REDUCTIONS, or CLASS_REDUCTION."""
+    """How log-probabilities are normalised: one of REDUCTIONS or ACCEPTABILITY_MEASURES, or
+    CLASS_REDUCTION."""
     softmax: str = "float64"
     """Precision of probabilities that are correlated with ratings."""
 
@@ -183,7 +185,8 @@ def load_metric(name: str, settings: MetricSettings) -> Metric:
     """
     spec = METRICS[name]
     _check_name("tie rule", settings.ties, TIE_RULES)
-    _check_name("reduction", settings.reduction, (*REDUCTIONS, CLASS_REDUCTION))
+    reductions = dict.fromkeys((*REDUCTIONS, *ACCEPTABILITY_MEASURES, CLASS_REDUCTION))
+    _check_name("reduction", settings.reduction, reductions)
     target: Target | None = spec.aggregation
     if settings.is_classified:
         target = "antlm_bench.metrics.classification:ClassificationMetric"

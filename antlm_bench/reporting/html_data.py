@@ -175,16 +175,18 @@ def _describe_uncompared(names: Sequence[str], pairs: Sequence[SeriesPair]) -> I
 
 
 def _read_chance_levels(shown_runs: Sequence[Run]) -> dict[str, float]:
-    """Return suite -> accuracy at chance, from the numbers of options in the predictions.
+    """Return suite -> score at chance: 1/2, or 1 / the number of options in the predictions.
 
     Suites whose items have different numbers of options are left out.
     """
     levels: dict[str, float] = {}
     for run in shown_runs:
         for cell in run:
-            has_chance = get_metric_spec(cell.summary.metric).trivial_baseline == "chance"
+            baseline = get_metric_spec(cell.summary.metric).trivial_baseline
+            if baseline == "half":
+                levels[cell.suite] = 0.5
             is_classified = cell.is_finetuned or cell.is_frozen
-            if cell.suite in levels or not has_chance or is_classified:
+            if cell.suite in levels or baseline != "chance" or is_classified:
                 continue
             counts = set(runs.read_predictions(run.path, cell).option_counts.tolist())
             if len(counts) == 1:

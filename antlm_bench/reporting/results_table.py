@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from antlm_bench.metrics import get_metric_spec
-from antlm_bench.metrics.records import OPTION_KINDS, SEED_INTERVAL
+from antlm_bench.metrics import ItemKind, get_metric_spec
+from antlm_bench.metrics.records import ACCEPTABILITY_MEASURES, OPTION_KINDS, SEED_INTERVAL
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.table import (
     MISSING,
@@ -386,16 +386,14 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     sentences = describe_intervals(cells)
     if explain_clustered and any("clustered" in cell.summary.views for cell in cells):
         sentences.append("“Like these”: the interval if the groups themselves were a sample.")
-    reductions = dict.fromkeys(
-        str(cell.settings.get("reduction", "sum"))
-        for cell in cells
-        if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
-    )
     sentences += [
         f"Options are compared by log-probability {reduction.replace('-', ' ')}."
-        for reduction in reductions
+        for reduction in _list_reductions(cells, OPTION_KINDS)
         if reduction != "sum"
     ]
+    if measures := _list_reductions(cells, (ItemKind.JUDGEMENT,)):
+        names = [ACCEPTABILITY_MEASURES.get(reduction, reduction) for reduction in measures]
+        sentences.append(f"Acceptability is measured by {', '.join(names)}.")
     tie_rules = dict.fromkeys(
         str(cell.settings.get("ties", "half"))
         for cell in cells
@@ -403,6 +401,17 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     )
     sentences += [f"{TIE_RULE_TEXTS.get(rule, rule)}." for rule in tie_rules]
     return " ".join(sentences)
+
+
+def _list_reductions(cells: Iterable[Cell], kinds: Collection[ItemKind]) -> list[str]:
+    """Return the reductions of the cells whose items are of one of these kinds, each once."""
+    return list(
+        dict.fromkeys(
+            str(cell.settings.get("reduction", "sum"))
+            for cell in cells
+            if get_metric_spec(cell.summary.metric).item_kind in kinds
+        )
+    )
 
 
 def describe_intervals(cells: Iterable[Cell]) -> list[str]:

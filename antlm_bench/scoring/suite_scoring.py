@@ -11,6 +11,7 @@ from antlm_bench.lm_eval_bridge import task_scoring
 from antlm_bench.metrics import reading_times as reading_times_metric
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.task_metric import add_views
+from antlm_bench.prediction_schema import UNIGRAM
 from antlm_bench.predictions import Predictions
 from antlm_bench.scoring import multiple_choice, surprisal, syntaxgym
 from antlm_bench.scoring.adaptive import AdaptiveScorer
@@ -33,6 +34,18 @@ def predict_choices(request: PredictRequest) -> list[Predictions]:
             r.scorer, r.items, r.methods, r.tick, r.suite.task_metrics, reduction
         )
     return multiple_choice.predict(r.scorer, r.items, r.methods, r.tick, reduction)
+
+
+def predict_judgements(request: PredictRequest) -> list[Predictions]:
+    """Score single sentences; with a unigram model, the same tokens under it, too."""
+    r = request
+    if isinstance(r.scorer, MiniconsCheckpoint):
+        return r.scorer.predict(r.items, r.methods, r.tick)
+    batches = multiple_choice.predict(r.scorer, r.items, r.methods, r.tick)
+    if r.unigrams is None:
+        return batches
+    scores = [r.unigrams.score_items(r.scorer, r.items, method) for method in r.methods]
+    return [b.with_column(UNIGRAM, s) for b, s in zip(batches, scores, strict=True)]
 
 
 def predict_words(request: PredictRequest) -> list[Predictions]:

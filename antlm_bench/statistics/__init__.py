@@ -1,5 +1,13 @@
 """Statistics on arrays: intervals of one run and of several seeds, tests between two runs."""
 
+from antlm_bench.statistics.auc import (
+    MIN_CLASS_ITEMS,
+    TestedAucDifference,
+    auc_contributions,
+    auc_difference,
+    auc_interval,
+    compute_auc,
+)
 from antlm_bench.statistics.clusters import (
     WeightedStrata,
     contributions_of_clusters,
@@ -67,13 +75,19 @@ __all__ = [
     "CONFIDENCE_LEVEL",
     "DRAWS",
     "END_ITEMS",
+    "MIN_CLASS_ITEMS",
     "POWER",
     "SEED",
     "Interval",
+    "TestedAucDifference",
     "UncertainValue",
     "WeightedStrata",
     "Z",
+    "auc_contributions",
+    "auc_difference",
+    "auc_interval",
     "benjamini_hochberg",
+    "compute_auc",
     "contributions_of_clusters",
     "count_average",
     "count_groups",

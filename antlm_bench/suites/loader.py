@@ -28,6 +28,7 @@ from antlm_bench.suites import (
     sources,
     syntaxgym,
 )
+from antlm_bench.suites.acceptability import JudgementSpec
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.formula import Formula
 from antlm_bench.suites.names import absolute_path
@@ -421,6 +422,8 @@ class _ItemBuilder:
         gold = self.spec.item.gold
         value = get_field(record, gold, location) if isinstance(gold, str) else gold
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(self.spec.item, JudgementSpec):
+            return self.spec.item.read_label(value, location)
         if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
             if not is_number or not 0 <= value <= 1:
                 message = f"the rating {gold!r} must be a number in 0..1, not {value!r}"

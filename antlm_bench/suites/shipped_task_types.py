@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
-from antlm_bench.prediction_schema import declare_columns, declare_task_values
+from antlm_bench.prediction_schema import UNIGRAM, declare_columns, declare_task_values
 from antlm_bench.registry import deferred
 from antlm_bench.suites import loader, sources, syntaxgym
+from antlm_bench.suites.acceptability import AcceptabilitySpec
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
@@ -120,6 +121,27 @@ SURPRISAL = TaskType(
     ),
     scored_noun="texts",
     depends_on_ranks_only=False,
+    list_row=_list_suite,
+    describe=_describe_suite,
+)
+ACCEPTABILITY = TaskType(
+    name="acceptability",
+    declaration=AcceptabilitySpec,
+    load=loader.load_declared_suite,
+    prediction_schema=declare_columns(
+        gold="1: acceptable, 0: not",
+        pred=NO_PRED,
+        scores="log-probability of the sentence (nats)",
+        tokens="number of tokens that the score sums over",
+        characters="number of characters of the sentence",
+        more=(UNIGRAM,),
+    ),
+    predict=deferred(f"{_SCORING}:predict_judgements"),
+    summarize=deferred(f"{_SCORING}:summarize_metric"),
+    scored_noun="sentences",
+    depends_on_ranks_only=False,
+    uses_unigrams=True,
+    planned_unit="",
     list_row=_list_suite,
     describe=_describe_suite,
 )

@@ -14,7 +14,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import METRICS, ItemKind
-from antlm_bench.metrics.records import OPTION_KINDS, SCORED_ITEM_KINDS, validate_metric
+from antlm_bench.metrics.records import (
+    CLUSTERED_KINDS,
+    REDUCED_KINDS,
+    SCORED_ITEM_KINDS,
+    SINGLE_TEXT_KINDS,
+    validate_metric,
+)
 from antlm_bench.suites import pair_layouts
 from antlm_bench.suites.acquisition import ChildVocabularySpec
 from antlm_bench.suites.declaration_types import (
@@ -262,13 +268,13 @@ class SuiteSpec(SuiteDeclaration):
         metric = METRICS[self.metric]
         if (self.times is not None) != metric.needs_suite_data:
             raise ValueError("a [times] table and the metric delta-r2 must be used together")
-        if (metric.item_kind is ItemKind.TEXT) != self.item.alone:
+        if (metric.item_kind in SINGLE_TEXT_KINDS) != self.item.alone:
             raise ValueError("`alone` and the metric surprisal must be used together")
-        if self.children and not self.item.alone:
+        if self.children and metric.item_kind is not ItemKind.TEXT:
             raise ValueError("a [children] table needs items with `alone` and the metric surprisal")
-        if self.reduction != "sum" and metric.item_kind not in OPTION_KINDS:
+        if self.reduction != "sum" and metric.item_kind not in REDUCED_KINDS:
             raise ValueError(f"`reduction` has no effect on the metric {self.metric}; remove it")
-        if self.cluster and metric.item_kind is not ItemKind.CHOICE:
+        if self.cluster and metric.item_kind not in CLUSTERED_KINDS:
             raise ValueError(f"`cluster` has no effect on the metric {self.metric}; remove it")
         self._check_levels(metric.averages_groups)
         return self

@@ -136,6 +136,8 @@ class PredictRequest:
     """ScoringConventions of the suite."""
     tick: ProgressCallback | None = None
     """See ProgressCallback."""
+    unigrams: Any = None
+    """UnigramModel of a task type that `uses_unigrams`; None = there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,8 @@ class TaskType:
     a text (BOS, EOS, delimiter, joiner) do not apply then."""
     scores_documents: bool = False
     """Whether texts are whole documents, scored in windows. No EOS is scored then."""
+    uses_unigrams: bool = False
+    """Whether the texts are also scored with a unigram model, if `score --unigrams` names one."""
     needs_checkpoint_series: bool = False
     """Whether the score is computed from the runs of a model's checkpoints."""
 
@@ -303,6 +307,7 @@ TASK_TYPES: Registry[TaskType] = Registry(
         "classification": f"{_SHIPPED}:CLASSIFICATION",
         "collection": f"{_SHIPPED}:COLLECTION",
         "acquisition": f"{_SHIPPED}:ACQUISITION",
+        "acceptability": f"{_SHIPPED}:ACCEPTABILITY",
     },
     "antlm-bench list task-types",
     RecordType(

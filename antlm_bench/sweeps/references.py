@@ -21,7 +21,7 @@ MODELS_DIR, RUNS_DIR = "models", "runs"
 """Subfolders of a sweep's folder, for trained models and for run folders."""
 
 
-PATH_OPTIONS = ("tokenizer", "peft", "valid", "teachers")
+PATH_OPTIONS = ("tokenizer", "peft", "valid", "teachers", "unigrams")
 """Options of a stage whose values may be paths."""
 
 

@@ -34,6 +34,7 @@ SCORE_CHANGES: dict[str, tuple[Any, str]] = {
     "good": ("first", REFUSED),  # of lines in twos
     "allow_incomplete": (True, SAME_RESULT),
     "require_all": (True, SAME_RESULT),
+    "unigrams": ("text.txt", REFUSED),  # of a suite of pairs
     "bos": ("never", NEW_KEY),
     "ties": ("strict", NEW_KEY),
     "compat": ("minicons", NEW_KEY),

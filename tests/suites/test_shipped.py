@@ -32,6 +32,10 @@ ABSENT = {
     "comps",
     "ewok-2025",
     "ewok-2026",
+    "cola",
+    "itacola",
+    "jcola-in-domain",
+    "jcola-out-of-domain",
     *PIQA,
 }  # not at hand anywhere: tested on files made here
 OTHER_AUTHORS = {
