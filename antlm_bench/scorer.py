@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method, default_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.text import BOS_POLICIES, TextEncoder, build_specials, check_specials
+from antlm_bench.scoring.token_scores import TokenSettings, score_tokens
 from antlm_bench.text_arguments import (
     check_option_names,
     check_pairs,
@@ -197,12 +199,17 @@ class Scorer:
 
             scorer.token_logprobs(["The cats sleep."]).to_pandas()
         """
-        items, start = _texts_to_items(texts), 0
+        items = _texts_to_items(texts)
         rows: list[TokenRow] = []
         with self._prepare(items, method, bos) as (checkpoint, resolved):
-            for chunk in iter_chunks(items, [resolved]):
-                rows += _score_tokens(checkpoint, chunk, resolved, start)
-                start += len(chunk)
+            settings = TokenSettings(resolved, splits_long_texts=False)
+            texts = [item.options[0].text for item in items]
+            scores_by_text, _ = score_tokens(checkpoint, texts, None, settings)
+            for index, scores in enumerate(scores_by_text):
+                tokens = zip(scores.ids, scores.logprobs.tolist(), strict=True)
+                for position, (token, logprob) in enumerate(tokens):
+                    value = None if math.isnan(logprob) else logprob
+                    rows.append((index, position, token, checkpoint.decode_token(token), value))
         columns = {name: [row[i] for row in rows] for i, name in enumerate(TOKEN_COLUMNS)}
         return ArrowTable(build_arrow_table(columns, TOKEN_COLUMNS))
 
@@ -349,42 +356,3 @@ def _score_texts(checkpoint: Checkpoint, items: Sequence[Item], method: Method) 
     scores, has_read = _score_each(checkpoint, probes, len(items))
     too_long = np.any([part.too_long for part in encodings], axis=0)
     return np.where(has_read & ~too_long, scores, np.nan)
-
-
-def _score_tokens(
-    checkpoint: Checkpoint, items: Sequence[Item], method: Method, start: int
-) -> Iterator[TokenRow]:
-    """Yield a row of TOKEN_COLUMNS for each token of the texts. start: index of the first text."""
-    encodings, probes = _build_probes(checkpoint, items, method)
-    token_ids: list[list[int]] = [[] for _ in items]
-    for batch in encodings[0].batches:
-        for row, index in enumerate(batch.text_index):
-            token_ids[index] = batch.ids[row][batch.score_mask[row]].tolist()
-    counts = np.array([len(ids) for ids in token_ids], np.int64)
-    first_token = np.cumsum(counts) - counts  # number of each text's first token in the chunk
-    token_probes = [_number_by_token(part, counts, first_token) for part in probes]
-    scores, has_read = _score_each(checkpoint, token_probes, int(counts.sum()))
-    too_long = np.any([part.too_long for part in encodings], axis=0)
-    for index, ids in enumerate(token_ids):
-        for position, token in enumerate(ids):
-            number = first_token[index] + position
-            logprob = float(scores[number]) if has_read[number] and not too_long[index] else None
-            yield start + index, position, token, checkpoint.decode_token(token), logprob
-
-
-def _number_by_token(
-    probes: Probes, counts: NDArray[np.int64], first_token: NDArray[np.int64]
-) -> Probes:
-    """Return probes whose text_index is the number of a token in the chunk instead of a text.
-
-    counts (n,): tokens of each text. first_token (n,): number of each text's first token. Probes
-    list the reads of a text from left to right; with fewer reads than tokens, the first tokens are
-    not read.
-    """
-    texts = probes.text_index
-    order = np.argsort(texts, kind="stable")
-    num_reads = np.bincount(texts, minlength=len(counts))
-    rank = np.empty(len(texts), np.int64)  # index of each read among the reads of its text
-    rank[order] = np.arange(len(texts)) - np.repeat(np.cumsum(num_reads) - num_reads, num_reads)
-    numbers = first_token[texts] + (counts - num_reads)[texts] + rank
-    return replace(probes, text_index=numbers.astype(np.int32))
