@@ -115,6 +115,7 @@ def surprisal_command(
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.commands.surprisal_rows import UNITS_BY_BASE
+    from antlm_bench.printable import format_count
     from antlm_bench.reporting.results_table import FLAG_LABELS
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
@@ -152,7 +153,8 @@ def surprisal_command(
     if result.too_long:
         facts["too long"] = f"{result.too_long:,}: their text does not fit into the model"
     if result.windowed:
-        facts["windows"] = f"{result.windowed:,} texts do not fit and were read in windows"
+        texts = format_count(result.windowed, "text")
+        facts["windows"] = f"{texts} longer than the model, read in overlapping windows"
     for flag, count in result.flags.items():
         facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if result.notes:

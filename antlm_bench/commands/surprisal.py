@@ -28,6 +28,7 @@ from antlm_bench.commands.surprisal_rows import (
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable
+from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import check_table_suffix, rows_to_table, write_table
 from antlm_bench.scorer import Scorer
@@ -468,8 +469,8 @@ def _add_window_note(checkpoint: Checkpoint, attention: Attention, result: _Mode
         return
     sizes = WindowSizes.for_model(checkpoint, attention)
     note = (
-        f"{result.windowed:,} texts are longer than the {checkpoint.max_length:,} tokens of the "
-        f"model and were read in windows: the first {(sizes.capacity or 0) - sizes.right:,} tokens "
+        f"{format_count(result.windowed, 'text')} longer than the {checkpoint.max_length:,} tokens "
+        f"of the model, read in windows: the first {(sizes.capacity or 0) - sizes.right:,} tokens "
         f"have all tokens before them as context, each later one at least {sizes.left:,}"
     )
     if attention == "full":

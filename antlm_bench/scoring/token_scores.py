@@ -395,7 +395,7 @@ class _TokenReader:
             raise self.encoder.unknown_offsets_error(self.texts[text])
         is_marked = starts_with_space(self.encoder.tokenizer, ids)
         borders = WordBorders.from_offsets(self.texts[text], offsets)
-        return boundary_reads(borders, len(ids), self.settings.correction, is_marked)
+        return boundary_reads(borders, self.settings.correction, is_marked)
 
 
 def _tick_share(tick: ProgressCallback, total: float, share: float) -> None:

@@ -169,18 +169,18 @@ def monotone_offsets(offsets: Offsets) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def boundary_reads(
-    borders: WordBorders, num_tokens: int, correction: WordCorrection, first_is_marked: bool
+    borders: WordBorders, correction: WordCorrection, first_is_marked: bool
 ) -> list[tuple[int, int, int, int]]:
     """Return the log-probabilities that a correction adds to the tokens of a text.
 
     first_is_marked: whether the first token begins with a space. Each is (token whose score it
-    changes, position before which it is read (num_tokens = after the last token), target, sign).
+    changes, position before which it is read (t = after the last of t tokens), target, sign).
     """
     reads = [(last, last + 1, BOUNDARY_TARGET, 1) for last in borders.last_tokens]
     for first in borders.first_tokens:
         if first > 0:
             reads.append((first, first, BOUNDARY_TARGET, -1))
-        elif correction.divides_first_word and num_tokens:
+        elif correction.divides_first_word:
             target = BOUNDARY_TARGET if first_is_marked else FIRST_WORD_TARGET
             reads.append((0, 0, target, -1))
     return reads
