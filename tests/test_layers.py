@@ -132,6 +132,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
         "suites.acquisition",
         "suites.declaration_types",
         "suites.reading_times_spec",
+        "suites.stimuli_spec",
         "training.recipe",
         "comparison.margins",
         "sweeps.ray_executor",

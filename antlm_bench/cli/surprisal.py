@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,9 +13,13 @@ from antlm_bench.cli.shared_options import (
     build_options,
     parse_column_map,
     settings_option,
+    split_names,
     with_open_options,
     with_table_format,
 )
+
+if TYPE_CHECKING:
+    from antlm_bench.suites.stimuli_spec import StimuliLayout
 
 input_option = partial(typer.Option, rich_help_panel="Input and output")
 
@@ -24,6 +28,41 @@ STIMULI_HELP = (
     "sentence) or per region (columns text and region), optionally columns item and condition; "
     "SyntaxGym's .json. All other columns are copied to the result."
 )
+ConditionsOption = Annotated[
+    list[str] | None,
+    input_option(
+        "--conditions",
+        metavar="A,B",
+        help="Columns that each hold a text per row; the name of the column is the condition.",
+    ),
+]
+PositionOption = Annotated[
+    list[str] | None,
+    input_option(
+        "--position",
+        metavar="COLUMN,...",
+        help="Column with the number of the critical word, from 1: one, or one per condition.",
+    ),
+]
+SpilloverOption = Annotated[
+    int | None,
+    input_option(
+        "--spillover",
+        metavar="N",
+        min=0,
+        help="Words after the critical one that are regions, too.",
+        show_default="2",
+    ),
+]
+
+
+def build_layout(
+    conditions: list[str] | None, positions: list[str] | None, spillover: int | None
+) -> StimuliLayout:
+    """Build the layout of a file with a critical word from the values of its options."""
+    from antlm_bench.suites.stimuli_spec import StimuliLayout
+
+    return StimuliLayout(tuple(split_names(conditions)), tuple(split_names(positions)), spillover)
 
 
 @with_table_format()
@@ -31,7 +70,12 @@ STIMULI_HELP = (
 def surprisal_command(
     model: Annotated[str, input_option(metavar="CKPT", help="Folder or hub id.")],
     source: Annotated[
-        Path, input_option("--in", metavar="FILE", help="Stimuli: .txt .csv .tsv .jsonl .json")
+        Path,
+        input_option(
+            "--in",
+            metavar="FILE",
+            help="Stimuli: .txt .csv .tsv .jsonl .json, or a name of the catalog (sap-classicgp).",
+        ),
     ],
     out: Annotated[Path, input_option("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
     by: Annotated[
@@ -42,6 +86,9 @@ def surprisal_command(
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),
     ] = None,
+    conditions: ConditionsOption = None,
+    position: PositionOption = None,
+    spillover: SpilloverOption = None,
     method: Annotated[
         str | None,
         settings_option(
@@ -79,6 +126,7 @@ def surprisal_command(
         method=method,
         by=by,
         columns=parse_column_map(columns),
+        layout=build_layout(conditions, position, spillover),
         bow_correction=bow_correction,
         options=options,
     )

@@ -33,10 +33,10 @@ from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.suites.stimuli import (
     UNITS,
     ScoringUnit,
-    read_stimuli,
     split_into_units,
     stimuli_from_texts,
 )
+from antlm_bench.suites.stimuli_spec import StimuliLayout, load_stimuli
 from antlm_bench.text_arguments import (
     check_columns,
     check_options,
@@ -92,15 +92,17 @@ def surprisal(
     method: str | None = None,
     by: str = "word",
     columns: Mapping[str, str] | None = None,
+    layout: StimuliLayout | None = None,
     bow_correction: bool = False,
     options: OpenOptions | None = None,
     **settings: Unpack[CheckpointKeywords],
 ) -> SurprisalTable:
     """Compute the surprisal of each word, region or sentence of some stimuli, in bits.
 
-    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), or a list
-    of texts. out: a .csv, .tsv or .parquet file to write. method: scoring method; None = the
+    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), the
+    name of declared stimuli (suites.stimuli_spec), or a list of texts. out: a .csv, .tsv or .parquet file to write. method: scoring method; None = the
     checkpoint's first. by: word, region or sentence. columns: for a file, our column -> its column.
+    layout: for a file with a critical word, or with a text per condition in a row.
     bow_correction: see scoring.surprisal; causal only. settings: options for opening a checkpoint,
     which replace those of `options`.
 
@@ -121,9 +123,10 @@ def surprisal(
     if method:
         single_part(get_method(method))
     if isinstance(stimuli, str | Path):
-        source, texts = str(stimuli), read_stimuli(Path(stimuli), columns)
-    elif columns:
-        raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
+        source, texts = str(stimuli), load_stimuli(stimuli, columns, layout)
+    elif columns or layout:
+        name = "columns" if columns else "layout"
+        raise UsageError("a list of texts has no columns", location=name, hint="leave it out")
     else:
         source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
     units = split_into_units(texts, by)

@@ -9,13 +9,12 @@ to the result.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from antlm_bench.declarations import decode_utf8, list_declarations
+from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
@@ -75,12 +74,6 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     """
     records.check_column_names(columns or {}, COLUMNS)
     location, name = str(path), path.name.lower().removesuffix(".gz")
-    if not path.exists() and location in list_declarations("tasks"):
-        raise DataError(
-            f"{location!r} is a suite, not a file of texts",
-            hint="a suite is scored: antlm-bench score --model CKPT --suite "
-            f"{shlex.quote(location)}",
-        )
     if syntaxgym.is_syntaxgym_file(name):
         stimuli = _read_syntaxgym(path)
     elif name.endswith(".txt"):

@@ -292,6 +292,7 @@ TASK_TYPES: Registry[TaskType] = Registry(
         "classification": f"{_SHIPPED}:CLASSIFICATION",
         "collection": f"{_SHIPPED}:COLLECTION",
         "acquisition": f"{_SHIPPED}:ACQUISITION",
+        "stimuli": f"{_SHIPPED}:STIMULI",
     },
     "antlm-bench list task-types",
     RecordType(
