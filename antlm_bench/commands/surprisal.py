@@ -99,10 +99,11 @@ def surprisal(
 ) -> SurprisalTable:
     """Compute the surprisal of each word, region or sentence of some stimuli, in bits.
 
-    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), the
-    name of declared stimuli (suites.stimuli_spec), or a list of texts. out: a .csv, .tsv or .parquet file to write. method: scoring method; None = the
-    checkpoint's first. by: word, region or sentence. columns: for a file, our column -> its column.
-    layout: for a file with a critical word, or with a text per condition in a row.
+    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), the name
+    of declared stimuli (suites.stimuli_spec), or a list of texts. out: a .csv, .tsv or .parquet
+    file to write. method: scoring method; None = the checkpoint's first. by: word, region or
+    sentence. columns: for a file, our column -> its column. layout: for a file with a critical
+    word, or with a text per condition in a row.
     bow_correction: see scoring.surprisal; causal only. settings: options for opening a checkpoint,
     which replace those of `options`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -20,6 +20,7 @@ from antlm_bench.reporting import palette
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
 """A mark: field -> value. Each function lists the fields that it needs."""
+IntervalMark = Literal["line", "point", "bar"]
 CHARACTER_WIDTH = 7.4
 """Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
 its own font, the browser draws it in another one."""
@@ -169,6 +170,69 @@ def loss_plot(
         )
         layers.append(text.encode(text="label:N", y=alt.value(2)))
     return alt.layer(*layers).properties(height=230, width=style.width)
+
+
+def interval_plot(
+    rows: Sequence[ChartRow],
+    names: Sequence[str],
+    style: ChartStyle,
+    mark: IntervalMark,
+    titles: tuple[str, str],
+    domain_rows: Sequence[ChartRow] | None = None,
+) -> alt.Chart:
+    """Draw values with 95% intervals over categories on the x-axis.
+
+    mark: "line" joins the values of a series and draws the intervals as a band; "point" and "bar"
+    draw the series of a category side by side. titles: of the x-axis and of the y-axis.
+    domain_rows: rows that decide the range of the y-axis, so that panels can be compared; None =
+    `rows`.
+
+    Fields of rows: x (the category, in the order of the rows), order (its rank on the axis),
+    series, value, low, high (None = no interval), description, hollow, faint.
+    """
+    present = _present_series(rows, names)
+    categories = list(dict.fromkeys(row["x"] for row in sorted(rows, key=lambda row: row["order"])))
+    longest = max(map(len, categories), default=0)
+    is_crowded = longest * CHARACTER_WIDTH * len(categories) > 0.85 * style.width
+    x_axis = alt.Axis(
+        labelAngle=-40 if is_crowded and longest > 3 else 0,
+        labelLimit=130,
+        labelOverlap=longest <= 3,
+        labelPadding=6,
+        grid=False,
+        domain=True,
+    )
+    padding = {"padding": 0.5} if mark == "line" else {"paddingInner": 0.25, "paddingOuter": 0.15}
+    kind = {"type": "point"} if mark == "line" else {"type": "band"}
+    x = alt.X(
+        "x:N", sort=categories, title=titles[0], axis=x_axis, scale=alt.Scale(**kind, **padding)
+    )
+    fields = ("value", "low", "high")
+    scale = _value_scale(domain_rows or rows, fields, [0.0] if mark == "bar" else [])
+    y = alt.Y("value:Q", title=titles[1], scale=scale, axis=alt.Axis(tickCount=5))
+    low, high = alt.Y("low:Q", title=titles[1], scale=scale), alt.Y2("high:Q")
+    colour = _series_colour(names, style, present)
+    base = alt.Chart(_inline_data(rows)).encode(x=x, color=colour)
+    with_interval = base.transform_filter("datum.low != null")
+    points = _draw_points(base, names, style, present, 0.7 if mark == "line" else 1)
+    if mark == "line":
+        band = with_interval.mark_area(opacity=0.14, aria=False).encode(low, high)
+        line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y)
+        layers = [band, line, points.encode(y=y)]
+    else:
+        lanes = alt.XOffset("series:N", sort=present, scale=alt.Scale(domain=present))
+        intervals = with_interval.mark_rule(strokeWidth=1.6, aria=False)
+        layers = [intervals.encode(low, high, xOffset=lanes), points.encode(y=y, xOffset=lanes)]
+    if mark == "bar":
+        bars = base.mark_bar().encode(y=y, xOffset=lanes, description="description:N")
+        ink = alt.value(style.colours["ink"])
+        layers = [
+            bars,
+            with_interval.mark_rule(strokeWidth=1.4, aria=False).encode(
+                low, high, xOffset=lanes, color=ink
+            ),
+        ]
+    return alt.layer(*layers).properties(height=190, width=style.width)
 
 
 def heatmap(

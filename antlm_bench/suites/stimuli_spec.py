@@ -64,7 +64,7 @@ class DesignSpec(Declaration):
     """Factors of the design; () = `condition`."""
     baseline: TomlTuple[Text] = ()
     """Levels that are subtracted from the others."""
-    by: TomlTuple[Text] = ()
+    per: TomlTuple[Text] = ()
     """Columns of the result within whose values effects are computed."""
 
 
@@ -234,9 +234,7 @@ def _load_declared(spec: StimuliSpec, folder: Path) -> list[Stimulus]:
     return stimuli
 
 
-def _read_with_layout(
-    path: Path, columns: dict[str, str], layout: StimuliLayout
-) -> list[Stimulus]:
+def _read_with_layout(path: Path, columns: dict[str, str], layout: StimuliLayout) -> list[Stimulus]:
     """Read a user's table whose texts have a critical word, or one text per condition in a row."""
     records.check_column_names(columns, LAYOUT_COLUMNS)
     texts = _layout_texts(columns, layout)
@@ -390,7 +388,8 @@ def _join_words(
     """Yield a text per item: its words, joined by spaces. Each word keeps the values of its row."""
     items: set[str] = set()
     for item, item_rows in groupby(rows, lambda row: _get_string(row[1], spec.item, location)):
-        text, segments = "", []
+        text = ""
+        segments: list[StimulusSegment] = []
         for line, record in item_rows:
             row_location = f"{location}:{line}"
             if not segments and item in items:
