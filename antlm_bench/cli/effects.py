@@ -124,11 +124,11 @@ def effects_command(
         ),
     ] = None,
     plot: Annotated[
-        Literal["sentence", "regions", "critical"] | None,
+        Literal["sentence", "regions", "critical", "effects"] | None,
         output_option(
             "--plot",
             metavar="KIND",
-            help="sentence (word by word), regions, critical (bars of the first region).",
+            help="sentence (word by word), regions, critical (bars of the first region), effects.",
             show_default="regions",
         ),
     ] = None,
@@ -215,4 +215,4 @@ def _can_draw(result: DesignResult, kind: str) -> bool:
     """Return whether the table has what a kind of figure shows: words, or several regions."""
     if kind == "sentence":
         return all(word.number is not None for word in result.experiment.words)
-    return kind == "critical" or len(result.regions) > 1
+    return kind != "regions" or len(result.regions) > 1

@@ -191,21 +191,16 @@ def interval_plot(
     series, value, low, high (None = no interval), description, hollow, faint.
     """
     present = _present_series(rows, names)
-    categories = list(dict.fromkeys(row["x"] for row in sorted(rows, key=lambda row: row["order"])))
-    longest = max(map(len, categories), default=0)
-    is_crowded = longest * CHARACTER_WIDTH * len(categories) > 0.85 * style.width
-    x_axis = alt.Axis(
-        labelAngle=-40 if is_crowded and longest > 3 else 0,
-        labelLimit=130,
-        labelOverlap=longest <= 3,
-        labelPadding=6,
-        grid=False,
-        domain=True,
-    )
+    rows, x_axis = _fold_categories(rows, style)
+    categories = [row["x"] for row in sorted(rows, key=lambda row: row["order"])]
     padding = {"padding": 0.5} if mark == "line" else {"paddingInner": 0.25, "paddingOuter": 0.15}
     kind = {"type": "point"} if mark == "line" else {"type": "band"}
     x = alt.X(
-        "x:N", sort=categories, title=titles[0], axis=x_axis, scale=alt.Scale(**kind, **padding)
+        "x:N",
+        sort=list(dict.fromkeys(categories)),
+        title=titles[0],
+        axis=x_axis,
+        scale=alt.Scale(**kind, **padding),
     )
     fields = ("value", "low", "high")
     scale = _value_scale(domain_rows or rows, fields, [0.0] if mark == "bar" else [])
@@ -216,7 +211,8 @@ def interval_plot(
     with_interval = base.transform_filter("datum.low != null")
     points = _draw_points(base, names, style, present, 0.7 if mark == "line" else 1)
     if mark == "line":
-        band = with_interval.mark_area(opacity=0.14, aria=False).encode(low, high)
+        opacity = 0.14 if len(present) < 3 else 0.08  # of bands that cover each other
+        band = with_interval.mark_area(opacity=opacity, aria=False).encode(low, high)
         line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y)
         layers = [band, line, points.encode(y=y)]
     else:
@@ -297,6 +293,36 @@ def _fold_row_names(rows: Sequence[ChartRow], style: ChartStyle) -> list[ChartRo
             text += " "
         folded[name] = text
     return [{**row, "row": folded[row["row"]]} for row in rows]
+
+
+def _fold_categories(
+    rows: Sequence[ChartRow], style: ChartStyle
+) -> tuple[Sequence[ChartRow], alt.Axis]:
+    """Return the rows and the x-axis of their categories `x`.
+
+    Labels that are too wide are broken into two lines, or else written at an angle.
+    """
+    names = list(dict.fromkeys(row["x"] for row in rows))
+    room = int(0.9 * style.width / max(len(names), 1) / CHARACTER_WIDTH)
+    is_crowded = any(len(name) > room for name in names)
+    folded = {name: fold_name(name, room) for name in names} if is_crowded and room > 6 else {}
+    fits = len(set(folded.values())) == len(names) and all(
+        "\n" not in name or (name.split("\n")[0][-1] in "_- ." and "…" not in name)
+        for name in folded.values()
+    )
+    if is_crowded and fits:
+        rows = [{**row, "x": folded[row["x"]]} for row in rows]
+    is_number = all(name.lstrip("-").isdecimal() for name in names)
+    axis = alt.Axis(
+        labelExpr="split(datum.label, '\\n')",
+        labelAngle=-40 if is_crowded and not fits and not is_number else 0,
+        labelLimit=150,
+        labelOverlap=is_number,
+        labelPadding=6,
+        grid=False,
+        domain=True,
+    )
+    return rows, axis
 
 
 def fold_name(name: str, length: int) -> str:

@@ -1,4 +1,4 @@
-"""Figures of an experiment: surprisal along the sentence, regions, bars of the critical region.
+"""Figures of an experiment: surprisal along the sentence, means of regions, effects.
 
 A figure has a panel per group (model, construction). Conditions are its series.
 """
@@ -6,7 +6,7 @@ A figure has a panel per group (model, construction). Conditions are its series.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,13 +16,13 @@ from antlm_bench.errors import UsageError
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts
-from antlm_bench.reporting.figures import render_figures
+from antlm_bench.reporting.figures import PANELS_PER_ROW, SIGNIFICANCE_LEVEL, render_figures
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
 from antlm_bench.results.effects import CellMean, DesignResult, WordMean
 from antlm_bench.runs import write_atomically
 from antlm_bench.statistics import ItemMean
 
-PLOTS = ("sentence", "regions", "critical")
+PLOTS = ("sentence", "regions", "critical", "effects")
 """Kinds of figures: see `plot`."""
 FILE_SUFFIXES = (".png", ".svg", ".html")
 
@@ -35,6 +35,8 @@ class DesignPlot:
     """One of PLOTS."""
     title: str
     panels: tuple[Figure, ...]
+    columns: int = PANELS_PER_ROW
+    """Panels per row."""
 
     def save(self, path: str | Path) -> None:
         """Write a .svg, .png or .html file. Raises UsageError for another ending, RunError."""
@@ -42,7 +44,7 @@ class DesignPlot:
 
     def render_svg(self) -> str:
         """Return the figure as an SVG document."""
-        return render_figures(self.panels, "svg").decode()
+        return render_figures(self.panels, "svg", self.columns).decode()
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"image/svg+xml": self.render_svg(), "text/plain": repr(self)}
@@ -61,9 +63,11 @@ def plot(
     """Draw the result of `effects`: a figure that shows itself in Jupyter.
 
     kind: "sentence" (surprisal word by word, a line per condition), "regions" (means of all regions
-    by condition) or "critical" (bars of the first region); None = "regions" if the table has
-    several, else "critical". regions: those of the result that are drawn; for "sentence", words are
-    aligned at the first of them. item: for "sentence", one item, whose words label the axis.
+    by condition), "critical" (bars of the first region) or "effects" (differences with paired
+    intervals); None = "regions" if the table has several, else "critical". regions: those of the
+    result that are drawn; for "sentence", words are aligned at the first of them, and positions
+    that fewer than half of the items have are left out. item: for "sentence", one item, whose words
+    label the axis.
     Intervals are 95% intervals over items.
 
         antlm_bench.plot(result, "sentence").save("sentence.png")
@@ -95,6 +99,8 @@ def plot(
             )
     if kind == "sentence":
         return _plot_sentence(result, chosen, item)
+    if kind == "effects":
+        return _plot_effects(result, chosen or list(result.regions))
     return _plot_regions(result, kind, chosen or list(result.regions))
 
 
@@ -107,7 +113,7 @@ def write_plots(plots: Sequence[DesignPlot], path: Path, page: DesignResult | No
     if suffix == ".html":
         data = _build_page(plots, page).encode()
     else:
-        data = render_figures(plots[0].panels, suffix[1:])
+        data = render_figures(plots[0].panels, suffix[1:], plots[0].columns)
     write_atomically(path, data)
 
 
@@ -127,11 +133,18 @@ def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | Non
     if align is None and "" in table_regions:
         align = next((region for region in result.regions if region), None)
     means = result.word_means(align, item)
-    labels = _word_labels(means) if item is not None else {}
+    if item is None:
+        means = [mean for mean in means if 2 * mean.mean.n >= _count_items(result, mean)]
+    labels = {
+        tuple(group.values()): _word_labels([mean for mean in means if mean.group == group])
+        for group in (result.groups if item is not None else ())
+    }
     rows = [
         {
-            **_row(result, mean.condition, mean.mean, labels.get(mean.position, "")),
-            "x": labels.get(mean.position) or str(mean.position),
+            **_row(result, mean.condition, mean.mean, " / ".join(mean.words[:3])),
+            "x": labels[tuple(mean.group.values())][mean.position]
+            if labels
+            else str(mean.position),
             "order": mean.position,
             "group": mean.group,
         }
@@ -142,6 +155,11 @@ def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | Non
     if align and item is None:
         x_title += f" (0: first word of {make_printable(align)})"
     return _build_plot(result, "sentence", title, rows, "line", x_title)
+
+
+def _count_items(result: DesignResult, mean: WordMean) -> int:
+    """Return the number of items of the group of a mean."""
+    return len(result.experiment.list_items(tuple(mean.group.values())))
 
 
 def _word_labels(means: Sequence[WordMean]) -> dict[int, str]:
@@ -190,6 +208,54 @@ def _plot_regions(result: DesignResult, kind: str, regions: Sequence[str]) -> De
     return _build_plot(result, kind, "regions", rows, "point", "region")
 
 
+def _plot_effects(result: DesignResult, regions: Sequence[str]) -> DesignPlot:
+    """Draw the effects with their paired intervals: a row per effect and region, a mark per model.
+
+    An outline is not significant after the correction.
+    """
+    effects = [effect for effect in result.effects if effect.region in regions]
+    models = tuple(dict.fromkeys(effect.group.get("model", "") for effect in effects))
+    has_several_effects = len({effect.name for effect in effects}) > 1
+    title = "surprisal difference" + (f", {result.unit}" if result.unit else "")
+    if not has_several_effects:
+        title = f"{make_printable(effects[0].name)}" + (f", {result.unit}" if result.unit else "")
+    rows = []
+    for effect in effects:
+        values = [value for column, value in effect.group.items() if column != "model"]
+        label = " · ".join(
+            filter(None, [*values, effect.region, effect.name if has_several_effects else ""])
+        )
+        row = _row(result, effect.group.get("model", ""), effect.mean, label)
+        row |= {"row": make_printable(label or effect.name), "low": effect.mean.low}
+        row["hollow"] = effect.adjusted is None or effect.adjusted >= SIGNIFICANCE_LEVEL
+        rows.append(row)
+    figure = Figure(
+        section="effects",
+        name="effects",
+        title="effects",
+        caption="Differences with 95% intervals, paired by items. A filled mark is significant: "
+        f"p < .05 after the correction ({effects[0].family}).",
+        series=models,
+        present_series=frozenset(models),
+        draw=partial(_draw_effects, rows, models, title),
+        table=FigureTable(
+            ("effect", "model", title),
+            tuple(
+                tuple(map(HeatmapCell, (row["row"], row["series"], row["text"]))) for row in rows
+            ),
+        ),
+    )
+    return DesignPlot("effects", "effects", (figure,))
+
+
+def _draw_effects(
+    rows: Sequence[Mapping[str, Any]], models: Sequence[str], title: str, style: charts.ChartStyle
+) -> Any:
+    """Draw the effects. A single model needs no legend."""
+    style = replace(style, legend=style.legend and len(models) > 1)
+    return charts.dot_plot(rows, models, style, title, rule_at_zero=True)
+
+
 def _bar_category(mean: CellMean, per: Sequence[str]) -> str:
     return ", ".join(mean.group[column] for column in per) or mean.region or "text"
 
@@ -219,7 +285,9 @@ def _build_plot(
 ) -> DesignPlot:
     """Build a panel per group, with the same y-axis."""
     y_title = f"surprisal, {result.unit}" if result.unit else "surprisal"
-    groups = {tuple(row["group"].items()): None for row in rows}
+    present = {tuple(row["group"].items()) for row in rows}
+    in_order = [tuple(group.items()) for group in result.groups]
+    groups = [group for group in in_order if group in present] or sorted(present)
     panels = []
     for group in groups:
         panel_rows = [
@@ -253,7 +321,9 @@ def _build_plot(
                 ),
             )
         )
-    return DesignPlot(kind, title, tuple(panels))
+    others = {tuple(pair for pair in group if pair[0] != "model") for group in groups}
+    columns = len(others) if 1 < len(others) < len(groups) else PANELS_PER_ROW  # a model per row
+    return DesignPlot(kind, title, tuple(panels), min(columns, PANELS_PER_ROW + 1))
 
 
 PAGE_STYLE = (
