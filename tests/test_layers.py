@@ -354,6 +354,11 @@ def test_importing_the_package_loads_nothing() -> None:
 
 
 @pytest.mark.long
+def test_a_table_of_surprisals_is_analysed_without_torch() -> None:
+    assert "torch" not in list_loaded_packages("import antlm_bench.commands.effects")
+
+
+@pytest.mark.long
 def test_help_loads_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "scipy", "numpy", "huggingface_hub"}
     assert not list_loaded_packages(command_code("--help")) & {*heavy, "pydantic"}

@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.arguments import describe_argument
-from antlm_bench.commands.surprisal import SurprisalTable, surprisal
 from antlm_bench.errors import UsageError
 from antlm_bench.keywords import COMMAND_LINE_NAMES
+from antlm_bench.notebook import ArrowTable
 from antlm_bench.results.effects import DesignResult, analyse_design
 from antlm_bench.results.experiment_table import (
     DesignOptions,
@@ -94,6 +94,8 @@ def effects_of_models(
     see `effects`; a declaration of stimuli has defaults for them. Raises the errors of both
     functions.
     """
+    from antlm_bench.commands.surprisal import surprisal  # it imports torch
+
     if out is not None:
         check_table_suffix(out)
     design = build_design_options(settings or {})
@@ -157,8 +159,8 @@ def build_design_options(settings: Mapping[str, Any]) -> DesignOptions:
 
 def _read_rows(table: Any) -> tuple[LocatedRows, str]:
     """Return (the rows with their locations, the table's name for error messages)."""
-    if isinstance(table, SurprisalTable):
-        return _number_rows(table.rows), "the surprisals"
+    if isinstance(getattr(table, "table", None), ArrowTable):  # the result of `surprisal`
+        table = table.table
     if isinstance(table, str | Path):
         path = Path(table)
         if is_declared(table):
