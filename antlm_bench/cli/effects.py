@@ -26,9 +26,9 @@ from antlm_bench.cli.surprisal import (
     build_layout,
 )
 from antlm_bench.errors import UsageError
-from antlm_bench.keywords import DesignKeywords
 
 if TYPE_CHECKING:
+    from antlm_bench.keywords import DesignKeywords
     from antlm_bench.results.effects import DesignResult
 
 design_option = partial(typer.Option, rich_help_panel="Design")
