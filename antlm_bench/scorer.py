@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from antlm_bench.arguments import check_value
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -27,7 +29,14 @@ from antlm_bench.runs.table_files import build_arrow_table
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method, default_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
+from antlm_bench.scoring.next_tokens import (
+    check_word_sets,
+    predict_next_tokens,
+    word_set_logprobs,
+)
 from antlm_bench.scoring.text import BOS_POLICIES, TextEncoder, build_specials, check_specials
+from antlm_bench.scoring.token_scores import TokenSettings, score_tokens
+from antlm_bench.suites.stimuli import join_prefix
 from antlm_bench.text_arguments import (
     check_option_names,
     check_pairs,
@@ -53,6 +62,7 @@ TOKEN_COLUMNS = {
     "token": "string",
     "logprob": "float64",
 }
+NEXT_TOKEN_COLUMNS = ("text_index", "rank", "token_id", "token", "logprob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +170,13 @@ class Scorer:
         return self.checkpoint.methods
 
     def logprobs(
-        self, texts: Sequence[str], *, method: str | None = None, bos: str | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prefixes: Sequence[str] | None = None,
+        join: str = " ",
+        method: str | None = None,
+        bos: str | None = None,
     ) -> Floats:
         """Return the log-probability of each text: float64 (n,), in nats.
 
@@ -168,15 +184,18 @@ class Scorer:
         tokens are not scored. NaN for a text that is too long for the model, or has no token that
         can be scored.
 
-        method: one of `methods`, by default the first. bos: BOS policy (auto, always, never or
+        prefixes: a text before each text, which the model reads and which is not scored; join: what
+        stands between the two, unless the prefix is empty or ends in white space. method: one of
+        `methods`, by default the first. bos: BOS policy (auto, always, never or
         tokenizer), by default the one with which the scorer was opened. See docs/conventions.md.
 
         Raises UsageError for an unknown method or policy, MethodNotSupported for a method that the
         model does not support, CheckpointError if the model returns NaN.
 
             scorer.logprobs(["The cats sleep.", "The cats sleeps."])
+            scorer.logprobs(["sleep.", "sleeps."], prefixes=["The cats"] * 2)
         """
-        items = _texts_to_items(texts)
+        items = _texts_to_items(texts, prefixes, join)
         with self._prepare(items, method, bos) as (checkpoint, resolved):
             logprobs = [
                 _score_texts(checkpoint, chunk, resolved)
@@ -185,7 +204,13 @@ class Scorer:
         return np.concatenate([np.zeros(0), *logprobs])
 
     def token_logprobs(
-        self, texts: Sequence[str], *, method: str | None = None, bos: str | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prefixes: Sequence[str] | None = None,
+        join: str = " ",
+        method: str | None = None,
+        bos: str | None = None,
     ) -> ArrowTable:
         """Return the log-probability of each token, in nats, as a table with one row per token.
 
@@ -197,12 +222,22 @@ class Scorer:
 
             scorer.token_logprobs(["The cats sleep."]).to_pandas()
         """
-        items, start = _texts_to_items(texts), 0
+        items = _texts_to_items(texts, prefixes, join)
         rows: list[TokenRow] = []
         with self._prepare(items, method, bos) as (checkpoint, resolved):
-            for chunk in iter_chunks(items, [resolved]):
-                rows += _score_tokens(checkpoint, chunk, resolved, start)
-                start += len(chunk)
+            settings = TokenSettings(resolved, splits_long_texts=False)
+            options = [item.options[0] for item in items]
+            starts = [o.span[0] if o.span else 0 for o in options] if prefixes is not None else None
+            scores_by_text, _ = score_tokens(
+                checkpoint, [option.text for option in options], starts, settings
+            )
+            for index, scores in enumerate(scores_by_text):
+                start = starts[index] if starts else 0
+                first = sum(end <= start for _, end in scores.offsets) if start else 0
+                tokens = zip(scores.ids[first:], scores.logprobs[first:].tolist(), strict=True)
+                for position, (token, logprob) in enumerate(tokens):
+                    value = None if math.isnan(logprob) else logprob
+                    rows.append((index, position, token, checkpoint.decode_token(token), value))
         columns = {name: [row[i] for row in rows] for i, name in enumerate(TOKEN_COLUMNS)}
         return ArrowTable(build_arrow_table(columns, TOKEN_COLUMNS))
 
@@ -251,6 +286,79 @@ class Scorer:
         )
         return PairScores(summary, ArrowTable(predictions.table))
 
+    def next_tokens(
+        self,
+        prefixes: Sequence[str],
+        k: int = 10,
+        *,
+        method: str | None = None,
+        bos: str | None = None,
+    ) -> ArrowTable:
+        """Return the k most probable tokens after each prefix, as a table with k rows per prefix.
+
+        Columns: text_index (index into `prefixes`), rank (from 1), token_id, token (decoded),
+        logprob (nats). A masked method reads one mask after the prefix. A prefix should not end in
+        a space if tokens carry the space before a word.
+
+        Arguments and errors are those of `logprobs`. Raises DataError for a prefix that does not
+        fit into the model.
+
+            scorer.next_tokens(["The cats"], 5).to_pandas()
+        """
+        items = _texts_to_items(prefixes)
+        texts = [item.options[0].text for item in items]
+        check_value("Scorer.next_tokens", "k", k, int)
+        rows: list[TokenRow] = []
+        with self._prepare(items, method, bos) as (checkpoint, resolved):
+            top = predict_next_tokens(checkpoint, texts, resolved, k)
+            for index, (ids, logprobs) in enumerate(zip(top.ids, top.logprobs, strict=True)):
+                pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
+                for rank, (token, logprob) in enumerate(pairs, start=1):
+                    rows.append((index, rank, token, checkpoint.decode_token(token), logprob))
+        types = dict(zip(NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS.values(), strict=True))
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(types)}
+        return ArrowTable(build_arrow_table(columns, types))
+
+    def compare_words(
+        self,
+        templates: Sequence[str],
+        words: Sequence[str],
+        other_words: Sequence[str],
+        *,
+        blank: str = "___",
+        method: str | None = None,
+        bos: str | None = None,
+    ) -> ArrowTable:
+        """Return how probable two sets of words are in the blank of each template, in nats.
+
+        Columns: template_index, logprob (log of the sum over `words` of their probabilities),
+        other_logprob (the same of `other_words`), difference. Causal methods read the text before
+        the blank, masked methods all of it; see scoring.next_tokens.word_set_logprobs for words of
+        several tokens. A value is null if a word cannot be scored.
+
+        Arguments and errors are those of `logprobs`. Raises UsageError for a template without one
+        blank, an empty set and a word that a set has twice.
+
+            scorer.compare_words(["The cats ___ here."], ["sleep", "run"], ["sleeps", "runs"])
+        """
+        template_list = check_texts(templates, "templates")
+        sets = (check_texts(words, "words"), check_texts(other_words, "other_words"))
+        check_string(blank, "blank", 'give the blank, as "___"')
+        check_word_sets(template_list, sets, blank)
+        with self._prepare(_texts_to_items(template_list), method, bos) as (checkpoint, resolved):
+            logprob, other_logprob = (
+                word_set_logprobs(checkpoint, template_list, word_set, blank, resolved)
+                for word_set in sets
+            )
+        columns: dict[str, list[object]] = {
+            "template_index": [*range(len(template_list))],
+            "logprob": _nan_to_none(logprob),
+            "other_logprob": _nan_to_none(other_logprob),
+            "difference": _nan_to_none(logprob - other_logprob),
+        }
+        types = dict.fromkeys(columns, "float64") | {"template_index": "int32"}
+        return ArrowTable(build_arrow_table(columns, types))
+
     @contextmanager
     def _prepare(
         self, items: Sequence[Item], method: str | None, bos: str | None
@@ -298,8 +406,28 @@ def _with_bos_policy(checkpoint: Checkpoint, method: Method, bos: str) -> Checkp
     return replace(checkpoint, encoders=encoders)
 
 
-def _texts_to_items(texts: Sequence[str]) -> list[Item]:
-    return [_build_item(index, (text,)) for index, text in enumerate(check_texts(texts))]
+def _texts_to_items(
+    texts: Sequence[str], prefixes: Sequence[str] | None = None, join: str = " "
+) -> list[Item]:
+    """Return an item per text, with the prefix before it and the span of the text."""
+    checked = check_texts(texts)
+    if prefixes is None:
+        return [_build_item(index, (text,)) for index, text in enumerate(checked)]
+    check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
+    befores = [join_prefix(prefix, join) for prefix in check_texts(prefixes, "prefixes")]
+    if len(befores) != len(checked):
+        message = f"{len(befores)} prefixes for {len(checked)} texts"
+        raise UsageError(message, location="prefixes", hint="give one per text")
+    # White space after a prefix belongs to the first word of the text.
+    spans = [(len(b.rstrip()), len(b + t)) for b, t in zip(befores, checked, strict=True)]
+    return [
+        Item(str(index), (Option(before + text, span if before else None),), 0)
+        for index, (before, text, span) in enumerate(zip(befores, checked, spans, strict=True))
+    ]
+
+
+def _nan_to_none(values: Floats) -> list[object]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _pairs_to_items(pairs: Sequence[tuple[str, str]]) -> list[Item]:
@@ -321,9 +449,8 @@ def _build_probes(
     Returns one Encodings per part, and probes whose text_index is an index into `items`.
     """
     texts = [item.options[0].text for item in items]
-    encodings = [
-        checkpoint.encode(texts, [None] * len(texts), attention) for attention, _ in method.parts
-    ]
+    spans = [item.options[0].span for item in items]
+    encodings = [checkpoint.encode(texts, spans, attention) for attention, _ in method.parts]
     probes = [
         probe_function(batch, checkpoint.mask_id)
         for encoded_texts, (_, probe_function) in zip(encodings, method.parts, strict=True)
@@ -349,42 +476,3 @@ def _score_texts(checkpoint: Checkpoint, items: Sequence[Item], method: Method) 
     scores, has_read = _score_each(checkpoint, probes, len(items))
     too_long = np.any([part.too_long for part in encodings], axis=0)
     return np.where(has_read & ~too_long, scores, np.nan)
-
-
-def _score_tokens(
-    checkpoint: Checkpoint, items: Sequence[Item], method: Method, start: int
-) -> Iterator[TokenRow]:
-    """Yield a row of TOKEN_COLUMNS for each token of the texts. start: index of the first text."""
-    encodings, probes = _build_probes(checkpoint, items, method)
-    token_ids: list[list[int]] = [[] for _ in items]
-    for batch in encodings[0].batches:
-        for row, index in enumerate(batch.text_index):
-            token_ids[index] = batch.ids[row][batch.score_mask[row]].tolist()
-    counts = np.array([len(ids) for ids in token_ids], np.int64)
-    first_token = np.cumsum(counts) - counts  # number of each text's first token in the chunk
-    token_probes = [_number_by_token(part, counts, first_token) for part in probes]
-    scores, has_read = _score_each(checkpoint, token_probes, int(counts.sum()))
-    too_long = np.any([part.too_long for part in encodings], axis=0)
-    for index, ids in enumerate(token_ids):
-        for position, token in enumerate(ids):
-            number = first_token[index] + position
-            logprob = float(scores[number]) if has_read[number] and not too_long[index] else None
-            yield start + index, position, token, checkpoint.decode_token(token), logprob
-
-
-def _number_by_token(
-    probes: Probes, counts: NDArray[np.int64], first_token: NDArray[np.int64]
-) -> Probes:
-    """Return probes whose text_index is the number of a token in the chunk instead of a text.
-
-    counts (n,): tokens of each text. first_token (n,): number of each text's first token. Probes
-    list the reads of a text from left to right; with fewer reads than tokens, the first tokens are
-    not read.
-    """
-    texts = probes.text_index
-    order = np.argsort(texts, kind="stable")
-    num_reads = np.bincount(texts, minlength=len(counts))
-    rank = np.empty(len(texts), np.int64)  # index of each read among the reads of its text
-    rank[order] = np.arange(len(texts)) - np.repeat(np.cumsum(num_reads) - num_reads, num_reads)
-    numbers = first_token[texts] + (counts - num_reads)[texts] + rank
-    return replace(probes, text_index=numbers.astype(np.int32))

@@ -31,8 +31,6 @@ ProgressCallback = Callable[[float], None]
 """Receives the share (0..1) of the work that was just done."""
 MAX_NAMES_SHOWN = 5
 """Number of suites, models or cells that the repr of a result names."""
-WORD_START_TARGET = -1
-"""Target of Probes: any token that begins a word (Engine.set_word_start_ids)."""
 
 
 def as_list(names: Names) -> list[str]:
@@ -112,7 +110,8 @@ class Probes:
     position: Ints
     """(k,) position whose logits are read."""
     target: Ints
-    """(k,) token id whose log-probability is wanted, or WORD_START_TARGET."""
+    """(k,) token id whose log-probability is wanted; -1, -2, ... = a set of tokens
+    (Engine.set_token_sets)."""
     text_index: Ints
     """(k,) index of the caller's text to whose score the log-probability is added."""
 

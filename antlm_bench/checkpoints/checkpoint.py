@@ -90,6 +90,16 @@ class Checkpoint:
     ) -> Floats:
         return self.engine.score_probes(probes, num_texts, tick)
 
+    def read_distributions(
+        self,
+        probes: Iterable[Probes],
+        num_reads: int,
+        top_k: int = 0,
+        tick: ProgressCallback | None = None,
+    ) -> Floats:
+        """Return what Engine.read_distributions reads: rank, entropy, most probable tokens."""
+        return self.engine.read_distributions(probes, num_reads, top_k, tick)
+
     def run_self_test(self, texts: Sequence[str], methods: Sequence[Method]) -> SelfTestResult:
         """Compare the engine with the model's plain forward on a few of these texts, from the
         shortest to the longest (see self_test).

@@ -28,8 +28,8 @@ from antlm_bench.scoring.engine import (
     attention_mask_inputs,
     lock_model,
     plain_logits,
-    widen,
 )
+from antlm_bench.scoring.logit_readers import widen
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
 from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
 

@@ -68,7 +68,14 @@ def build_layout(
 @with_table_format()
 @with_open_options()
 def surprisal_command(
-    model: Annotated[str, input_option(metavar="CKPT", help="Folder or hub id.")],
+    model: Annotated[
+        list[str],
+        input_option(
+            metavar="CKPT",
+            help="Folder, hub id, glob, folder of checkpoints. Repeatable: a column model tells "
+            "several apart.",
+        ),
+    ],
     source: Annotated[
         Path,
         input_option(
@@ -79,8 +86,8 @@ def surprisal_command(
     ],
     out: Annotated[Path, input_option("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
     by: Annotated[
-        Literal["word", "region", "sentence"],
-        input_option(metavar="UNIT", help="A row per word, region or sentence."),
+        Literal["token", "word", "region", "sentence"],
+        input_option(metavar="UNIT", help="A row per token, word, region or sentence."),
     ] = "word",
     columns: Annotated[
         list[str] | None,
@@ -89,6 +96,32 @@ def surprisal_command(
     conditions: ConditionsOption = None,
     position: PositionOption = None,
     spillover: SpilloverOption = None,
+    context: Annotated[
+        str | None,
+        input_option(
+            metavar="TEXT",
+            help="Text before each text, which is read and not scored (or a column prefix).",
+        ),
+    ] = None,
+    join: Annotated[
+        str,
+        input_option(
+            metavar="TEXT", help="What stands between such a text and the scored one: a space."
+        ),
+    ] = " ",
+    add: Annotated[
+        list[str] | None,
+        input_option(
+            metavar="COLUMN,...",
+            help="Further columns: rank, entropy, top-5 (the 5 most probable tokens).",
+        ),
+    ] = None,
+    base: Annotated[
+        Literal["2", "e", "10"],
+        input_option(
+            metavar="BASE", help="Base of the logarithm: 2 (bits), e (nats), 10 (hartleys)."
+        ),
+    ] = "2",
     method: Annotated[
         str | None,
         settings_option(
@@ -97,23 +130,38 @@ def surprisal_command(
             show_default="the checkpoint's first",
         ),
     ] = None,
+    correction: Annotated[
+        Literal["none", "word-boundary", "pimentel-meister", "oh-schuler"] | None,
+        settings_option(
+            metavar="NAME",
+            help="Where the end of a word is counted (docs/surprisal.md): none, word-boundary, "
+            "pimentel-meister, oh-schuler.",
+            show_default="none",
+        ),
+    ] = None,
     bow_correction: Annotated[
         bool,
-        settings_option(
-            "--bow-correction",
-            help="Add the end of a word to its surprisal (Pimentel & Meister 2024).",
-        ),
+        settings_option("--bow-correction", help="Short for --correction word-boundary."),
     ] = False,
+    long_texts: Annotated[
+        Literal["window", "leave"],
+        settings_option(
+            metavar="RULE",
+            help="Texts longer than the model: window (overlapping windows), leave (no values).",
+        ),
+    ] = "window",
     *,
     open_options: OptionValues,
     table_format: str,
 ) -> None:
-    """Compute the surprisal, in bits, of every word, region or sentence of your stimuli.
+    """Compute the surprisal of every token, word, region or sentence of your stimuli.
 
-    The result is a table for R or pandas.
+    The result is a table for R or pandas, in bits.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
+    from antlm_bench.commands.surprisal_rows import UNITS_BY_BASE
+    from antlm_bench.printable import format_count
     from antlm_bench.reporting.results_table import FLAG_LABELS
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
@@ -126,21 +174,34 @@ def surprisal_command(
         method=method,
         by=by,
         columns=parse_column_map(columns),
-        layout=build_layout(conditions, position, spillover),
+        text_layout=build_layout(conditions, position, spillover),
+        correction=correction,
         bow_correction=bow_correction,
+        add=split_names(add),
+        base=base,
+        context=context,
+        join=join,
+        long_texts=long_texts,
         options=options,
     )
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
         "method": result.method,
-        "unit": "bits" + (", the end of a word counted to the word" if bow_correction else ""),
+        "unit": UNITS_BY_BASE[base][0],
     }
+    if len(result.models) > 1:
+        facts["models"] = ", ".join(result.models)
+    if bow_correction or correction not in (None, "none"):
+        facts["correction"] = correction or "word-boundary"
     if result.unscored:
         facts["without a number"] = (
             f"{result.unscored:,}: nothing stands before their first token (see --bos)"
         )
     if result.too_long:
         facts["too long"] = f"{result.too_long:,}: their text does not fit into the model"
+    if result.windowed:
+        texts = format_count(result.windowed, "text")
+        facts["windows"] = f"{texts} longer than the model, read in overlapping windows"
     for flag, count in result.flags.items():
         facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if result.notes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.arguments import describe_argument
@@ -90,7 +90,7 @@ def effects_of_models(
 ) -> DesignResult:
     """Compute the surprisal of stimuli under one or several models, then its effects.
 
-    models: paths or hub ids. stimuli, columns, layout, method, options: see `surprisal`. settings:
+    models: as in `surprisal`. stimuli, columns, layout, method, options: see `surprisal`. settings:
     see `effects`; a declaration of stimuli has defaults for them. Raises the errors of both
     functions.
     """
@@ -107,16 +107,10 @@ def effects_of_models(
             baseline=design.baseline or declared.baseline,
             per=design.per or declared.per,
         )
-    tables = [
-        surprisal(model, stimuli, columns=columns, layout=layout, method=method, options=options)
-        for model in models
-    ]
-    names = _name_models(models) if len(models) > 1 else [""]
-    rows = [
-        (stimuli, {"model": name, **row} if name else row)
-        for name, table in zip(names, tables, strict=True)
-        for row in table.rows
-    ]
+    table = surprisal(
+        models, stimuli, columns=columns, text_layout=layout, method=method, options=options
+    )
+    rows = [(stimuli, row) for row in table.rows]
     experiment = build_experiment_table(rows, stimuli, {}, design)
     result = analyse_design(experiment, design)
     if out is not None:
@@ -188,11 +182,3 @@ def _number_rows(
     rows: Sequence[Mapping[str, Any]], prefix: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     return ((f"{prefix}row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _name_models(models: Sequence[str]) -> list[str]:
-    """Return the last part of each path or hub id, or all of it where two would be equal."""
-    names = [PurePath(model).name for model in models]
-    return [
-        name if names.count(name) == 1 else model for name, model in zip(names, models, strict=True)
-    ]

@@ -1,42 +1,63 @@
-"""`surprisal`: compute the surprisal of words, regions or sentences, e.g. for a mixed model."""
+"""`surprisal`: compute the surprisal of tokens, words, regions or sentences, e.g. for R."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
     evaluation_mode,
+    expand_refs,
     loading_notes,
     open_checkpoint,
 )
-from antlm_bench.errors import DataError, MethodNotSupported, UsageError
+from antlm_bench.checkpoints.resolve import locate_sources, split_revision
+from antlm_bench.checkpoints.self_test import select_texts_by_length
+from antlm_bench.commands.surprisal_rows import (
+    UNITS_BY_BASE,
+    AddedColumns,
+    SurprisalRow,
+    TableLayout,
+)
+from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable
+from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import (
-    TableValue,
     check_table_suffix,
+    frame_rows,
+    is_frame,
     rows_to_table,
     write_table,
 )
 from antlm_bench.scorer import Scorer
-from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
-from antlm_bench.scoring.multiple_choice import iter_chunks
-from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
-from antlm_bench.scoring.text import word_start_ids
+from antlm_bench.scoring.methods import default_method, get_method, resolve_method
+from antlm_bench.scoring.surprisal import single_part
+from antlm_bench.scoring.token_scores import (
+    TokenSettings,
+    WindowSizes,
+    score_tokens,
+)
+from antlm_bench.scoring.word_corrections import (
+    NO_CORRECTION,
+    build_token_sets,
+    resolve_correction,
+)
 from antlm_bench.suites.stimuli import (
     UNITS,
     ScoringUnit,
+    Stimulus,
     split_into_units,
     stimuli_from_texts,
 )
-from antlm_bench.suites.stimuli_spec import StimuliLayout, load_stimuli
+from antlm_bench.suites.stimuli_spec import StimuliLayout, load_stimuli, read_stimuli_rows
 from antlm_bench.text_arguments import (
     check_columns,
     check_options,
@@ -44,26 +65,31 @@ from antlm_bench.text_arguments import (
     check_string,
     check_texts,
 )
-from antlm_bench.types import FLAGS, Item
+from antlm_bench.types import FLAGS, Attention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from antlm_bench.keywords import CheckpointKeywords
 
-SurprisalRow = dict[str, TableValue]
+MAX_BLOCK_CHARACTERS = 2**19
+"""Characters of the texts that are tokenized at a time."""
+LONG_TEXTS = ("window", "leave")
+BOW_CORRECTION = "word-boundary"
+"""The correction that --bow-correction applies."""
 
 
 @dataclass(frozen=True, slots=True)
 class SurprisalTable:
-    """The surprisal of words, regions or sentences."""
+    """The surprisal of tokens, words, regions or sentences under one or several models."""
 
     path: Path | None
     """The file that was written, if any."""
     method: str
+    """Scoring method; of several models with different ones, all of them."""
     rows: tuple[SurprisalRow, ...]
-    """One row per unit: item, condition, region, word_index, word, the columns of the input,
-    n_tokens, surprisal_bits."""
+    """One row per unit and model: model (if there are several), item, condition, region,
+    word_index, word, the columns of the input, n_tokens, surprisal_bits, added columns."""
     texts: int
     """Number of texts of the stimuli."""
     unscored: int
@@ -71,9 +97,13 @@ class SurprisalTable:
     too_long: int
     """Number of rows without a surprisal because their text does not fit into the model."""
     flags: Mapping[str, int]
-    """Name of types.FLAGS -> number of different texts with that flag."""
+    """Name of types.FLAGS -> number of different texts with that flag, under any model."""
     notes: tuple[str, ...] = ()
     """Sentences that qualify the values: see checkpoints.loading_notes and Checkpoint.notes."""
+    models: tuple[str, ...] = ()
+    """Names of the models."""
+    windowed: int = 0
+    """Number of texts that do not fit into a model and were read in windows."""
 
     @property
     def table(self) -> ArrowTable:
@@ -84,27 +114,71 @@ class SurprisalTable:
         return self.table._repr_html_()
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is computed with every model: checked arguments and loaded stimuli."""
+
+    source: str
+    """Name of the stimuli in messages."""
+    units: Sequence[ScoringUnit]
+    num_texts: int
+    layout: TableLayout
+    method: str | None
+    correction: str
+    splits_long_texts: bool
+
+
+@dataclass(slots=True)
+class _ModelResult:
+    """Rows and counts of one model."""
+
+    name: str
+    given: str
+    """How the user named it."""
+    method: str
+    rows: list[SurprisalRow] = field(default_factory=list)
+    unscored: int = 0
+    too_long: int = 0
+    windowed: int = 0
+    texts_by_flag: dict[str, set[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+ModelLike = str | Path | Scorer
+
+
 def surprisal(
-    model: str | Path | Scorer,
-    stimuli: str | Path | Sequence[str],
+    model: ModelLike | Sequence[ModelLike],
+    stimuli: Any,
     out: str | Path | None = None,
     *,
     method: str | None = None,
     by: str = "word",
     columns: Mapping[str, str] | None = None,
-    layout: StimuliLayout | None = None,
+    text_layout: StimuliLayout | None = None,
+    correction: str | None = None,
     bow_correction: bool = False,
+    add: Sequence[str] = (),
+    base: str = "2",
+    context: str | None = None,
+    join: str = " ",
+    long_texts: str = "window",
     options: OpenOptions | None = None,
     **settings: Unpack[CheckpointKeywords],
 ) -> SurprisalTable:
-    """Compute the surprisal of each word, region or sentence of some stimuli, in bits.
+    """Compute the surprisal of each token, word, region or sentence of some stimuli.
 
-    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), the name
-    of declared stimuli (suites.stimuli_spec), or a list of texts. out: a .csv, .tsv or .parquet
-    file to write. method: scoring method; None = the checkpoint's first. by: word, region or
-    sentence. columns: for a file, our column -> its column. layout: for a file with a critical
-    word, or with a text per condition in a row.
-    bow_correction: see scoring.surprisal; causal only. settings: options for opening a checkpoint,
+    model: path or hub id of a checkpoint, or a Scorer; or several. stimuli: a file
+    (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data frame with the
+    columns of such a file, or a list of texts. out: a .csv, .tsv or .parquet file to write. method:
+    scoring method; None = each checkpoint's first. by: token, word, region or sentence. columns:
+    for a file or frame, our column -> its column. text_layout: for a file with a critical word, or
+    with a text per condition in a row. correction: none, or a name of
+    scoring.word_corrections.CORRECTIONS (causal only); bow_correction is short for "word-boundary".
+    add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns). base: of the
+    logarithm: 2 (bits), e (nats), 10 (hartleys). context: a text that the model reads before each
+    text; join: what stands between it, or the column `prefix` of a file, and the text. long_texts:
+    window (scoring.token_scores) or leave (no values). settings: options for opening a checkpoint,
     which replace those of `options`.
 
     surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
@@ -115,7 +189,8 @@ def surprisal(
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.
     """
-    _check_arguments(model, stimuli, out, method, by, columns)
+    models = _list_models(model)
+    _check_arguments(stimuli, out, method, by, columns)
     check_options(options, OpenOptions, settings)
     options = replace(options or OpenOptions(), **settings)
     path = None if out is None else Path(out)
@@ -123,41 +198,47 @@ def surprisal(
         check_table_suffix(path)
     if method:
         single_part(get_method(method))
-    if isinstance(stimuli, str | Path):
-        source, texts = str(stimuli), load_stimuli(stimuli, columns, layout)
-    elif columns or layout:
-        name = "columns" if columns else "layout"
-        raise UsageError("a list of texts has no columns", location=name, hint="leave it out")
-    else:
-        source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
-    units = split_into_units(texts, by)
-    if isinstance(model, Scorer):
-        if options != OpenOptions():
-            raise UsageError(
-                "options of an open Scorer cannot be changed",
-                location="surprisal",
-                hint="give them to the Scorer: Scorer(model, bos=...)",
-            )
-        checkpoint = model.checkpoint
-    else:
-        checkpoint = open_checkpoint(str(model), options)
-    with evaluation_mode(checkpoint.engine.model):
-        result = _score_units(checkpoint, units, method, source, bow_correction)
+    layout = _build_layout(by, base, add)
+    source, texts = _read_texts(stimuli, columns, text_layout)
+    texts = _add_context(texts, source, layout, context)
+    check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
+    request = _Request(
+        source=source,
+        units=split_into_units(texts, by, join),
+        num_texts=len(texts),
+        layout=layout,
+        method=method,
+        correction=_choose_correction(correction, bow_correction),
+        splits_long_texts=_choose(long_texts, LONG_TEXTS, "--long-texts") == "window",
+    )
+    results = list(_score_models(models, request, options))
+    table = _merge_results(results, len(texts))
     if path:
-        write_table(path, result.rows)
-    return replace(result, path=path, texts=len(texts))
+        write_table(path, table.rows)
+    return replace(table, path=path)
+
+
+def _list_models(model: object) -> list[ModelLike]:
+    """Return one model, or several, as a list. Raises UsageError for objects of other types."""
+    is_several = isinstance(model, Sequence) and not isinstance(model, str | bytes)
+    models: list[ModelLike] = []
+    for each in model if isinstance(model, Sequence) and is_several else [model]:
+        if not isinstance(each, str | Path | Scorer):
+            raise UsageError(
+                f"{describe_argument(each)} is not a path, a hub id or a Scorer",
+                location="model",
+                hint="wrap a model in memory: Scorer(model, tokenizer)",
+            )
+        models.append(each)
+    if not models:
+        raise UsageError("0 models", location="model", hint="give a path, a hub id or a Scorer")
+    return models
 
 
 def _check_arguments(
-    model: object, stimuli: object, out: object, method: object, by: object, columns: object
+    stimuli: object, out: object, method: object, by: object, columns: object
 ) -> None:
     """Raise UsageError for arguments of other types. Lists of texts are checked when read."""
-    if not isinstance(model, str | Path | Scorer):
-        raise UsageError(
-            f"{describe_argument(model)} is not a path, a hub id or a Scorer",
-            location="model",
-            hint="wrap a model in memory: Scorer(model, tokenizer)",
-        )
     if isinstance(stimuli, str) and not stimuli.strip():
         raise UsageError(
             f"{stimuli!r} is not a file", location="stimuli", hint="give a file, or a list of texts"
@@ -171,81 +252,274 @@ def _check_arguments(
         check_columns(columns)
 
 
-def _score_units(
-    checkpoint: Checkpoint,
-    units: Sequence[ScoringUnit],
-    method_name: str | None,
-    source: str,
-    bow_correction: bool,
-) -> SurprisalTable:
-    """Return the table of some units, without its path and number of texts."""
-    name = method_name or default_method(checkpoint, checkpoint.methods)
-    method = resolve_method(name, checkpoint)
-    single_part(method)
-    if bow_correction:
-        _set_word_beginnings(checkpoint, name)
-    checkpoint.run_self_test([unit.option.text for unit in units], [method])
-    rows: list[SurprisalRow] = []
-    unscored = too_long = 0
-    texts_by_flag: dict[str, set[str]] = {}
-    with Progress(len(units), f"{checkpoint.name} {Path(source).name} {name}") as progress:
-        for chunk in _iter_chunks(units, method):
-            scores = span_logprobs(
-                checkpoint, [unit.option for unit in chunk], method, bow_correction=bow_correction
+def _choose(value: object, choices: Sequence[str], location: str) -> str:
+    """Return one of `choices` as a string. Raises UsageError for another value."""
+    if not isinstance(value, str | int) or str(value) not in choices:
+        hint = f"one of {', '.join(choices)}"
+        raise UsageError(f"{value!r} is unknown", location=location, hint=hint)
+    return str(value)
+
+
+def _build_layout(by: str, base: str, add: Sequence[str]) -> TableLayout:
+    if isinstance(add, str):
+        add = add.split(",")
+    for name in add:
+        check_string(name, "add", 'give names of columns, as ["rank", "top-5"]')
+    base = _choose(base, list(UNITS_BY_BASE), "--base")
+    return TableLayout(by == "token", base, AddedColumns.parse(add))
+
+
+def _choose_correction(correction: str | None, bow_correction: bool) -> str:
+    """Return the name of the correction. Raises UsageError for an unknown one, or two."""
+    if correction is not None:
+        check_string(correction, "correction", "give the name of one correction")
+        resolve_correction(correction)
+        if bow_correction and correction != BOW_CORRECTION:
+            raise UsageError(
+                f"--bow-correction is short for --correction {BOW_CORRECTION}",
+                location="--correction",
+                hint="give one of the two",
             )
-            rows += _build_rows(chunk, scores)
-            num_too_long = int(scores.too_long.sum())
-            too_long += num_too_long
-            unscored += sum(math.isnan(logp) for logp in scores.logp) - num_too_long
-            for index, unit in enumerate(chunk):
-                for flag in scores.encodings.collect_flags([index]):
-                    texts_by_flag.setdefault(flag, set()).add(unit.option.text)
-            progress.advance(len(chunk))
-    if unscored + too_long == len(rows):
-        hint = "raise --max-length" if too_long else "use longer texts, or --bos always"
-        raise DataError("no unit can be scored", location=source, hint=hint)
-    flags = {flag: len(texts_by_flag[flag]) for flag in FLAGS if flag in texts_by_flag}
+        return correction
+    return BOW_CORRECTION if bow_correction else NO_CORRECTION
+
+
+def _read_texts(
+    stimuli: Any, columns: Mapping[str, str] | None, text_layout: StimuliLayout | None
+) -> tuple[str, list[Stimulus]]:
+    """Return the name of the stimuli, and their texts."""
+    if isinstance(stimuli, str | Path):
+        return str(stimuli), load_stimuli(stimuli, columns, text_layout)
+    if is_frame(stimuli):
+        return "the table", read_stimuli_rows(frame_rows(stimuli), columns, text_layout)
+    if columns or text_layout:
+        name = "columns" if columns else "text_layout"
+        raise UsageError("a list of texts has no columns", location=name, hint="leave it out")
+    return "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
+
+
+def _add_context(
+    texts: list[Stimulus], source: str, layout: TableLayout, context: str | None
+) -> list[Stimulus]:
+    """Return the texts with their prefixes. Raises DataError for a column of the result's name."""
+    names = {name for text in texts for part in text.segments for name in part.extra_columns}
+    for name in ("model", *layout.column_names):
+        if name in names:
+            message = f"the result has a column {name!r}, too"
+            raise DataError(message, location=source, hint="rename the column in the file")
+    if context is not None:
+        check_texts([context], "context")
+        if any(text.prefix for text in texts):
+            raise UsageError(
+                "the stimuli have a column `prefix`, too", location="--context", hint="leave it out"
+            )
+        texts = [replace(text, prefix=context) for text in texts]
+    return texts
+
+
+def _score_models(
+    models: Sequence[ModelLike], request: _Request, options: OpenOptions
+) -> Iterator[_ModelResult]:
+    """Score the stimuli with each model. A checkpoint is opened when its turn comes, after the
+    files of all have been located.
+    """
+    scorers = [model for model in models if isinstance(model, Scorer)]
+    if scorers and options != OpenOptions():
+        raise UsageError(
+            "options of an open Scorer cannot be changed",
+            location="surprisal",
+            hint="give them to the Scorer: Scorer(model, bos=...)",
+        )
+    expanded = _expand_models(models, options)
+    several = len(expanded) > 1
+    for model in expanded:
+        if several and isinstance(model, str):
+            with _named_errors(model):
+                locate_sources(*split_revision(model, options))
+    for model in expanded:
+        given = model if isinstance(model, str) else model.name
+        with _named_errors(given if several else ""):
+            if isinstance(model, Scorer):
+                checkpoint = model.checkpoint
+            else:
+                checkpoint = open_checkpoint(model, options)
+            with evaluation_mode(checkpoint.engine.model):
+                yield _score_model(checkpoint, request, given)
+
+
+def _expand_models(models: Sequence[ModelLike], options: OpenOptions) -> list[str | Scorer]:
+    """Return each Scorer and each checkpoint of a reference (checkpoints.expand_refs) once."""
+    paths = [str(model) for model in models if not isinstance(model, Scorer)]
+    if len(paths) == len(models):
+        return [*expand_refs(paths, options.revision)]
+    expanded: list[str | Scorer] = []
+    for model in models:
+        if isinstance(model, Scorer):
+            expanded.append(model)
+        else:
+            expanded += expand_refs([str(model)], options.revision)
+    return list(dict.fromkeys(expanded))
+
+
+@contextmanager
+def _named_errors(model: str) -> Iterator[None]:
+    """Add the name of a model to errors that do not contain it. "" = add nothing."""
+    try:
+        yield
+    except BenchError as error:
+        if model and model not in str(error):
+            error.message = f"{model}: {error.message}"
+        raise
+
+
+def _score_model(checkpoint: Checkpoint, request: _Request, given: str) -> _ModelResult:
+    """Score the stimuli with one model.
+
+    given: how the user named the model.
+    """
+    name = request.method or default_method(checkpoint, checkpoint.methods)
+    method = resolve_method(name, checkpoint)
+    attention, _ = single_part(method)
+    correction = resolve_correction(request.correction)
+    encoder, added = checkpoint.encoders[attention], request.layout.added
+    if correction is not None:
+        if not method.is_left_to_right:
+            raise _masked_correction_error(name)
+        sets = build_token_sets(encoder.tokenizer, correction, encoder.vocab_size)
+        checkpoint.engine.set_token_sets(sets)
+    if added.top_k > encoder.vocab_size:
+        hint = f"the model has {encoder.vocab_size} tokens"
+        raise UsageError(f"top-{added.top_k} is too many", location="--add", hint=hint)
+    settings = TokenSettings(
+        method,
+        correction,
+        reads_distributions=not added.is_empty,
+        top_k=added.top_k,
+        splits_long_texts=request.splits_long_texts,
+    )
+    units_by_text = [list(group) for _, group in groupby(request.units, lambda u: u.text_index)]
+    texts = [units[0].option.text for units in units_by_text]
+    checkpoint.run_self_test(_trial_texts(checkpoint, texts, attention), [method])
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
-    return SurprisalTable(
-        path=None,
-        method=name,
-        rows=tuple(rows),
-        texts=0,
-        unscored=unscored,
-        too_long=too_long,
-        flags=flags,
-        notes=notes,
+    result = _ModelResult(checkpoint.name, given, name, notes=notes)
+    label = f"{checkpoint.name} {Path(request.source).name} {name}"
+    with Progress(sum(map(len, texts)), label, "characters") as progress:
+        for block in _iter_blocks(units_by_text):
+            _score_block(checkpoint, block, settings, request.layout, result)
+            progress.advance(sum(len(units[0].option.text) for units in block))
+    if all(row[f"surprisal_{request.layout.unit}"] is None for row in result.rows):
+        hint = "use longer texts, or --bos always"
+        if result.too_long:
+            hint = "raise --max-length, or use --long-texts window"
+        raise DataError("no unit can be scored", location=request.source, hint=hint)
+    _add_window_note(checkpoint, attention, result)
+    return result
+
+
+def _masked_correction_error(method: str) -> MethodNotSupported:
+    return MethodNotSupported(
+        "the correction divides by the probability that a left-to-right model gives to a new "
+        f"word; {method} sees the next word",
+        location="--correction",
+        hint="use --method causal, or leave it out",
     )
 
 
-def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
-    """Tell the engine which tokens begin a word.
-
-    Raises MethodNotSupported for masked methods, and for tokenizers whose tokens do not mark the
-    beginnings of words.
-    """
-    if not get_method(method_name).is_left_to_right:
-        raise MethodNotSupported(
-            "the correction divides by the probability that a left-to-right model gives to a new "
-            f"word; {method_name} sees the next word",
-            location="--bow-correction",
-            hint="use --method causal, or leave it out",
-        )
-    checkpoint.engine.set_word_start_ids(word_start_ids(checkpoint.encoders["causal"].tokenizer))
+def _trial_texts(checkpoint: Checkpoint, texts: Sequence[str], attention: Attention) -> list[str]:
+    """Return texts for the self-test, those that do not fit into the model without their end."""
+    encoder, trial_texts = checkpoint.encoders[attention], []
+    capacity = WindowSizes.for_model(checkpoint, attention).capacity
+    for text in select_texts_by_length(texts):
+        if capacity and len(text) > capacity:
+            [offsets] = encoder.tokenize([text[: 100 * capacity]], capacity).offsets
+            if offsets is not None and len(offsets) > capacity:
+                text = text[: offsets[capacity - 1][1]]
+        trial_texts.append(text)
+    return trial_texts
 
 
-def _iter_chunks(units: Sequence[ScoringUnit], method: Method) -> Iterator[Sequence[ScoringUnit]]:
-    """Yield the units in chunks, so that memory does not grow with the file."""
-    start = 0
-    items = [Item(str(index), (unit.option,), 0) for index, unit in enumerate(units)]
-    for chunk in iter_chunks(items, [method]):
-        yield units[start : start + len(chunk)]
-        start += len(chunk)
+def _iter_blocks(units_by_text: Sequence[list[ScoringUnit]]) -> Iterator[list[list[ScoringUnit]]]:
+    """Yield texts in blocks, so that the memory of tokens does not grow with the file."""
+    block: list[list[ScoringUnit]] = []
+    num_characters = 0
+    for units in units_by_text:
+        length = len(units[0].option.text)
+        if block and num_characters + length > MAX_BLOCK_CHARACTERS:
+            yield block
+            block, num_characters = [], 0
+        block.append(units)
+        num_characters += length
+    if block:
+        yield block
 
 
-def _build_rows(units: Sequence[ScoringUnit], span_scores: SpanScores) -> Iterator[SurprisalRow]:
-    for unit, logp, tokens, too_long in zip(
-        units, span_scores.logp, span_scores.token_counts, span_scores.too_long, strict=True
-    ):
-        bits = None if math.isnan(logp) else -float(logp) / math.log(2) + 0.0
-        yield {**unit.row, "n_tokens": None if too_long else int(tokens), "surprisal_bits": bits}
+def _score_block(
+    checkpoint: Checkpoint,
+    block: Sequence[list[ScoringUnit]],
+    settings: TokenSettings,
+    layout: TableLayout,
+    result: _ModelResult,
+) -> None:
+    """Score some texts, and add their rows and counts to a result."""
+    texts = [units[0].option.text for units in block]
+    starts = [units[0].start for units in block]
+    scores_by_text, flags = score_tokens(checkpoint, texts, starts, settings)
+    for index, (units, scores) in enumerate(zip(block, scores_by_text, strict=True)):
+        rows = list(layout.build_rows(units, scores, checkpoint.decode_token))
+        result.rows += rows
+        result.windowed += scores.num_windows > 1
+        num_empty = sum(row[f"surprisal_{layout.unit}"] is None for row in rows)
+        if scores.num_windows:
+            result.unscored += num_empty
+        else:
+            result.too_long += num_empty
+        for flag, mask in flags.items():
+            if mask[index]:
+                result.texts_by_flag.setdefault(flag, set()).add(texts[index])
+
+
+def _add_window_note(checkpoint: Checkpoint, attention: Attention, result: _ModelResult) -> None:
+    """Add a note on the context of tokens in texts that were read in windows."""
+    if not result.windowed:
+        return
+    sizes = WindowSizes.for_model(checkpoint, attention)
+    note = (
+        f"{format_count(result.windowed, 'text')} longer than the {checkpoint.max_length:,} tokens "
+        f"of the model, read in windows: the first {(sizes.capacity or 0) - sizes.right:,} tokens "
+        f"have all tokens before them as context, each later one at least {sizes.left:,}"
+    )
+    if attention == "full":
+        note += f", and {sizes.right:,} after it, except at the end"
+    result.notes = (*result.notes, note)
+
+
+def _merge_results(results: Sequence[_ModelResult], num_texts: int) -> SurprisalTable:
+    """Return the table of all models. With several, rows and notes hold the name of their model."""
+    names = [result.name for result in results]
+    if len(set(names)) < len(names):  # checkpoints of two runs: seed_1/last, seed_2/last
+        names = [result.given for result in results]
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two models are called {name}", location="model", hint="give it once")
+    rows: list[SurprisalRow] = []
+    notes: list[str] = []
+    for name, result in zip(names, results, strict=True):
+        label: SurprisalRow = {"model": name} if len(results) > 1 else {}
+        rows += [label | row for row in result.rows] if label else result.rows
+        notes += [f"{name}: {note}" if label else note for note in result.notes]
+    texts_by_flag = {
+        flag: set().union(*(result.texts_by_flag.get(flag, set()) for result in results))
+        for flag in FLAGS
+    }
+    return SurprisalTable(
+        path=None,
+        method=", ".join(dict.fromkeys(result.method for result in results)),
+        rows=tuple(rows),
+        texts=num_texts,
+        unscored=sum(result.unscored for result in results),
+        too_long=sum(result.too_long for result in results),
+        flags={flag: len(texts) for flag, texts in texts_by_flag.items() if texts},
+        notes=tuple(notes),
+        models=tuple(names),
+        windowed=max(result.windowed for result in results),
+    )

@@ -35,13 +35,12 @@ from antlm_bench.scoring.attention import (
     current_layout,
 )
 from antlm_bench.scoring.cpu_kernels import RotaryPatch, fuse_layers, pack_linears
+from antlm_bench.scoring.logit_readers import DistributionReader, target_logprobs
 from antlm_bench.scoring.model_state import ModelState, ModuleSwaps
 from antlm_bench.scoring.plan import PackedBatch, Plan, build_plans
-from antlm_bench.types import WORD_START_TARGET, Attention, Floats, Ints, Probes
+from antlm_bench.types import Attention, Floats, Ints, Probes
 
 Layout = Literal["packed", "rows"]
-EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
-LOGSUMEXP_ROWS = 32  # rows of logits reduced at a time, so that temporaries stay in cache
 # Logits computed at a time. On a CPU 16 MiB in fp32: the system would supply larger blocks anew,
 # page by page, at every batch.
 MAX_HEAD_LOGITS = {"cpu": 2**22}
@@ -131,8 +130,9 @@ class Engine:
         self.batch_tokens = batch_tokens
         max_logits = MAX_HEAD_LOGITS.get(self.device.type, DEFAULT_MAX_HEAD_LOGITS)
         self.head_rows = max(1, max_logits // vocabulary_size(model))
-        self.word_start_ids: Tensor | None = None
-        """The token ids (k,) that WORD_START_TARGET stands for; see `set_word_start_ids`."""
+        self.token_sets: tuple[Tensor, ...] = ()
+        """The sets of token ids that negative targets stand for; see `set_token_sets`."""
+        self._distribution_reader: DistributionReader | None = None
         self.last_layer: LastLayer | None = None
         """The layer that can run only at read positions; found before the first batch."""
         self.rotary_patch = RotaryPatch.for_model(model)
@@ -211,7 +211,7 @@ class Engine:
         """
         probes = list(probes)
         self._check_token_ids(probes)
-        scores = np.zeros(num_texts)
+        scores = self._zeros(num_texts)
         with lock_model(self.model), torch.inference_mode():
             if not self.forward_config.whole_rows:
                 causal_probes = [p for p in probes if p.attention == "causal"]
@@ -220,6 +220,29 @@ class Engine:
             if probes:
                 scores += self._score_plans(build_plans(probes), num_texts, tick)
             return scores
+
+    def read_distributions(
+        self,
+        probes: Iterable[Probes],
+        num_reads: int,
+        top_k: int = 0,
+        tick: Callable[[float], None] | None = None,
+    ) -> Floats:
+        """Return the values (num_reads, 3 + 2 * top_k) of DistributionReader for each read.
+
+        `text_index` of the probes is the index of the read; each has one. Raises as `score_probes`.
+        """
+        with lock_model(self.model):
+            self._distribution_reader = DistributionReader(top_k)
+            try:
+                return self.score_probes(probes, num_reads, tick)
+            finally:
+                self._distribution_reader = None
+
+    def _zeros(self, count: int) -> Floats:
+        """Return zeros for `count` sums of values: (count,), or (count, width) of distributions."""
+        reader = self._distribution_reader
+        return np.zeros(count if reader is None else (count, reader.width))
 
     def _check_token_ids(self, probes: Sequence[Probes]) -> None:
         """Raise PluginError for rows with token ids that the model has no embedding for."""
@@ -238,7 +261,7 @@ class Engine:
     def _score_plans(
         self, plans: Sequence[Plan], num_texts: int, tick: Callable[[float], None] | None
     ) -> Floats:
-        scores = np.zeros(num_texts)
+        scores = self._zeros(num_texts)
         total_nodes = sum(plan.num_nodes for plan in plans)
         for plan in plans:
             start = 0
@@ -262,7 +285,7 @@ class Engine:
                         f"{self.name} returns NaN",
                         hint="the weights are damaged, or the dtype is too small: --dtype float32",
                     )
-                scores += np.bincount(batch.text_index, weights=logp, minlength=num_texts)
+                scores += _sum_by_text(logp, batch.text_index, num_texts)
                 self.nodes_computed += len(batch.ids)
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end
@@ -357,7 +380,7 @@ class Engine:
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
         inverse = np.arange(len(batch.ids)) if batch.inverse_index is None else batch.inverse_index
         position = inverse[batch.read_nodes]  # of each read node in the concatenated rows
-        logp, start = np.empty(len(batch.read_index)), 0
+        logp, start = self._zeros(len(batch.read_index)), 0
         for rows, length in self._plain_blocks(batch):
             end = start + rows * length
             node_in_block = (position >= start) & (position < end)
@@ -403,7 +426,7 @@ class Engine:
             ):
                 prefix = np.asarray(p.ids[row, : position + 1], np.int64).tobytes()
                 targets_by_prefix.setdefault(prefix, []).append((int(target), int(text)))
-        scores = np.zeros(num_texts)
+        scores = self._zeros(num_texts)
         self.set_attention(self.forward_config.native_implementation)
         for prefix, targets in targets_by_prefix.items():
             ids = np.frombuffer(prefix, np.int64)[None].copy()
@@ -420,7 +443,7 @@ class Engine:
                 raise CheckpointError(
                     f"{self.name} returns NaN", hint="the weights are damaged: --dtype float32"
                 )
-            scores += np.bincount(text, weights=logp, minlength=num_texts)
+            scores += _sum_by_text(logp, text, num_texts)
         return scores
 
     def _forward_logprobs(
@@ -431,12 +454,14 @@ class Engine:
         target: NDArray[np.int64],
         extra_inputs: Mapping[str, Tensor],
     ) -> Floats:
-        """Run the model on ids (r, t) and return the log-probabilities (k,) of the targets.
+        """Run the model on ids (r, t) and return the log-probabilities (k,) of the targets, or what
+        is read of their distributions (k, width).
 
         read_positions (h,): sorted indices into the r * t positions, those whose logits are needed.
         read_index (k,): index into `read_positions` of each target (k,). extra_inputs: further
         inputs of the model.
         """
+        assert target.min(initial=0) >= -len(self.token_sets), "call set_token_sets first"
         device = self.device
         inputs = {"input_ids": torch.from_numpy(ids), **extra_inputs}
         inputs = {name: value.to(device) for name, value in inputs.items()}
@@ -454,7 +479,7 @@ class Engine:
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
             hidden = hidden.index_select(0, torch.from_numpy(read_positions).to(device))
-        logp = np.empty(len(read_index))
+        logp = self._zeros(len(read_index))
         for start in range(0, len(read_positions), self.head_rows):
             in_block = (read_index >= start) & (read_index < start + self.head_rows)
             logits = hidden[start : start + self.head_rows]
@@ -462,39 +487,23 @@ class Engine:
                 logits = self._lm_head_logits(output, logits)
             block_index = torch.from_numpy(read_index[in_block] - start).to(device)
             block_target = torch.from_numpy(target[in_block]).to(device)
-            word_starts = self._word_start_ids_for(target[in_block])
-            block_logp = self._target_logprobs(logits, block_index, block_target, word_starts)
+            block_logp = self._target_logprobs(logits, block_index, block_target)
+            if self._distribution_reader is not None:
+                block_logp = self._distribution_reader.read(
+                    logits, block_index, block_target, block_logp
+                )
             logp[in_block] = block_logp.cpu().double().numpy()
         return logp
 
-    def _target_logprobs(
-        self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
-    ) -> Tensor:
-        """Return the log-softmax (k,) of logits (h, vocabulary) at (read_index, target), in fp32;
-        in fp64 for a model in fp64.
+    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
+        """Return the log-probabilities (k,) of `logit_readers.target_logprobs`."""
+        return target_logprobs(logits, read_index, target, self.token_sets)
 
-        For WORD_START_TARGET, the probabilities of `word_start_ids` are added up.
-        """
-        if word_start_ids is None:
-            target_logits = widen(logits[read_index, target])
-        else:
-            target_logits = torch.where(
-                target == WORD_START_TARGET,
-                fast_logsumexp(logits[:, word_start_ids])[read_index],
-                widen(logits[read_index, target.clamp(min=0)]),
-            )
-        return target_logits - fast_logsumexp(logits)[read_index]
-
-    def set_word_start_ids(self, ids: Ints) -> None:
-        """Set the token ids (k,) that WORD_START_TARGET stands for."""
-        self.word_start_ids = torch.from_numpy(np.asarray(ids, np.int64)).to(self.device)
-
-    def _word_start_ids_for(self, target: NDArray[np.int64]) -> Tensor | None:
-        """Return the ids if any target is WORD_START_TARGET, else None."""
-        if len(target) == 0 or target.min() != WORD_START_TARGET:
-            return None
-        assert self.word_start_ids is not None, "call set_word_start_ids first"
-        return self.word_start_ids
+    def set_token_sets(self, token_sets: Sequence[Ints]) -> None:
+        """Set the sets of token ids that the targets -1, -2, ... stand for."""
+        self.token_sets = tuple(
+            torch.from_numpy(np.asarray(ids, np.int64)).to(self.device) for ids in token_sets
+        )
 
     def _lm_head_logits(self, output: Any, hidden: Tensor) -> Tensor:
         """Return the logits (h, vocabulary) of hidden states (h, d).
@@ -569,24 +578,14 @@ def attention_mask_inputs(length: int, attention: Attention) -> dict[str, Tensor
     return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
-def widen(logits: Tensor) -> Tensor:
-    """Return logits in fp32; in fp64 if they are in fp64."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def fast_logsumexp(logits: Tensor) -> Tensor:
-    """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32 or fp64 (`widen`).
-
-    The largest logit is not subtracted first, which would take two more passes over memory: e^x
-    neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other rows are
-    recomputed with `logsumexp`.
-    """
-    total = torch.cat([widen(block).exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
-    in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
-    total = total.log()
-    if not in_range.all():
-        total[~in_range] = widen(logits[~in_range]).logsumexp(-1)
-    return total
+def _sum_by_text(values: Floats, text_index: NDArray[Any], num_texts: int) -> Floats:
+    """Return the sums (num_texts, ...) of values (k, ...) by their text_index (k,)."""
+    sums: Floats = np.zeros((num_texts, *values.shape[1:]))
+    if values.ndim == 1:
+        sums += np.bincount(text_index, weights=values, minlength=num_texts)
+    else:
+        np.add.at(sums, text_index, values)
+    return sums
 
 
 def no_cache_kwargs(model: Any) -> dict[str, bool]:

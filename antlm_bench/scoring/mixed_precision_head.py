@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from antlm_bench.scoring.cpu_kernels import PackedLinear
-from antlm_bench.scoring.engine import Engine, fast_logsumexp
-from antlm_bench.types import WORD_START_TARGET
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.logit_readers import fast_logsumexp
 
 
 class Bf16LMHead(nn.Module):  # type: ignore[misc]
@@ -52,10 +52,8 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
 class Bf16HeadEngine(Engine):
     """An Engine for a model whose output embedding is a Bf16LMHead."""
 
-    def _target_logprobs(
-        self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
-    ) -> Tensor:
-        if word_start_ids is not None and bool((target == WORD_START_TARGET).any()):
+    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
+        if bool((target < 0).any()):
             raise AssertionError("adaptive precision scores choices, never words")
         bf16_logits = logits[read_index, target].float()
         fp32_logits = self.model.get_output_embeddings().fp32_logits(read_index, target)

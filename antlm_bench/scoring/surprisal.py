@@ -4,15 +4,6 @@
 - `predict`: words after their left context only, as studies of reading ask. A masked model gets
   NUM_MASKS masks after the context, and its first mask is read (BabyLM 2025,
   reading/evaluation_functions.py).
-
-Beginning-of-word correction (Pimentel & Meister 2024, arXiv 2406.14561; Oh & Schuler 2024, arXiv
-2406.10851): where tokens carry the space before them, only the next token tells that a word has
-ended. The probability of a word is then
-
-    P(its tokens) * P(a word begins or the text ends | the text up to the word's end)
-                  / P(a word begins or the text ends | the text up to the word's beginning),
-
-without the denominator for the first word of a text, where a word always begins.
 """
 
 from __future__ import annotations
@@ -35,7 +26,6 @@ from antlm_bench.predictions import (
 )
 from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.types import (
-    WORD_START_TARGET,
     Attention,
     Bools,
     EncodedBatch,
@@ -88,13 +78,9 @@ def span_logprobs(
     options: Sequence[Option],
     method: Method,
     tick: ProgressCallback | None = None,
-    bow_correction: bool = False,
 ) -> SpanScores:
     """Compute the log-probability of each option's span in its text. An empty span has no tokens
     and log-probability 0.
-
-    bow_correction: apply the beginning-of-word correction (causal only; the engine must know the
-    word-start ids).
     """
     attention, make_probes = single_part(method)
     n = len(options)
@@ -104,47 +90,20 @@ def span_logprobs(
         attention,
     )
     token_counts, read_counts = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    has_left_context = [bool(option.span and option.span[0]) for option in options]
     probes: list[Probes] = []
     for encoded in encodings.batches:
         token_counts[encoded.text_index] = encoded.score_mask.sum(1)
         plain = make_probes(encoded, model.mask_id)
         read_counts += np.bincount(plain.text_index, minlength=n)
         probes.append(plain)
-        if bow_correction:
-            probes += _word_boundary_probes(encoded, has_left_context)
     probes = [p for p in probes if len(p.row)]
-    sums = model.score_probes(probes, 3 * n, tick) if probes else np.zeros(3 * n)
-    logp = sums[:n] + sums[n : 2 * n] - sums[2 * n :]
+    logp = model.score_probes(probes, n, tick) if probes else np.zeros(n)
     is_empty = np.array(
         [option.span is not None and option.span[0] == option.span[1] for option in options], bool
     )
     unscored = (read_counts < token_counts) | (token_counts == 0)
     logp[unscored & ~is_empty | encodings.too_long] = np.nan
     return SpanScores(logp, token_counts, method.with_relevant_flags(encodings))
-
-
-def _word_boundary_probes(
-    encoded: EncodedBatch, has_left_context: Sequence[bool]
-) -> Iterator[Probes]:
-    """Yield the probes of the correction for n spans: that a word begins after the span (text index
-    n..2n), and where a text precedes the span, that one begins there (2n..3n).
-    """
-    n = len(has_left_context)
-    rows = np.flatnonzero(encoded.score_mask.any(1))
-    first = encoded.score_mask[rows].argmax(1)
-    last = encoded.score_mask.shape[1] - 1 - encoded.score_mask[rows, ::-1].argmax(1)
-    inside = np.array([has_left_context[text] for text in encoded.text_index[rows]], bool)
-    inside &= first > 0
-    for row, position, shift in ((rows, last, n), (rows[inside], first[inside] - 1, 2 * n)):
-        yield Probes(
-            encoded.ids,
-            "causal",
-            row.astype(np.int32),
-            position.astype(np.int32),
-            np.full(len(row), WORD_START_TARGET, np.int32),
-            encoded.text_index[row] + np.int32(shift),
-        )
 
 
 class NextTokenRequest(NamedTuple):

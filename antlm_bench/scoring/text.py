@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.tokens import (
     PROBE_TEXT,
     Offsets,
@@ -35,12 +35,6 @@ BOS_POLICIES: dict[str, str] = {
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
-}
-# Mark of a space at the start of a token -> all white space that may start a token, as in the
-# vocabulary (byte-level BPE, SentencePiece).
-WORD_START_MARKS: dict[str, tuple[str, ...]] = {
-    "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
-    "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
 }
 
 
@@ -166,31 +160,6 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
     return Specials(before, () if sep_id is None else (sep_id,))
 
 
-def word_start_ids(tokenizer: Any) -> Ints:
-    """Return the ids (k,) of tokens before which a word ends: tokens that begin with white space,
-    and EOS.
-
-    In byte-level BPE (GPT-2) and SentencePiece, a token includes the space before it. Raises
-    MethodNotSupported for other tokenizers (WordPiece, tokens that end in </w>), which need no
-    correction.
-    """
-    pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
-    pair = next((pair for pair in pairs if can_tokenize(tokenizer, pair)), "")
-    pair_ids = tokenizer(pair, add_special_tokens=False)["input_ids"]
-    later_tokens = tokenizer.convert_ids_to_tokens(pair_ids)[1:]
-    for space, white_space in WORD_START_MARKS.items():
-        if any(token.startswith(space) for token in later_tokens):
-            ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(white_space)}
-            if tokenizer.eos_token_id is not None:
-                ids.add(tokenizer.eos_token_id)
-            return np.array(sorted(ids), np.int32)
-    raise MethodNotSupported(
-        "this tokenizer does not mark where words begin, so that there is nothing to correct",
-        location="--bow-correction",
-        hint="leave it out",
-    )
-
-
 class TextEncoder:
     """Encodes texts for one attention: a tokenizer with specials and limits."""
 
@@ -213,8 +182,7 @@ class TextEncoder:
         Raises CheckpointError for a token id without embedding, and the errors of
         `TextTokenizer.tokenize`.
         """
-        tokens = self.text_tokenizer.tokenize(texts, self.max_length)
-        self._drop_spelled_bos(tokens)
+        tokens = self.tokenize(texts, self.max_length)
         num_specials = len(self.specials.before) + len(self.specials.after)
         too_long = np.zeros(len(texts), np.bool_)
         indices_by_length: dict[int, list[int]] = {}
@@ -224,13 +192,7 @@ class TextEncoder:
             if too_long[index] or not ids:
                 continue
             if spans[index] is not None and tokens.offsets[index] is None:
-                kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
-                raise CheckpointError(
-                    f"this {kind} does not decode {texts[index]!r} to the same text, so that the "
-                    "tokens of the scored span are unknown",
-                    hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows "
-                    "all characters",
-                )
+                raise self.unknown_offsets_error(texts[index])
             indices_by_length.setdefault(length, []).append(index)
         batches = tuple(
             self._build_batch(tokens, texts, spans, indices, length)
@@ -238,6 +200,24 @@ class TextEncoder:
         )
         flags = dict(tokens.flags)
         return Encodings(batches, flags.pop("unk"), too_long, flags)
+
+    def tokenize(self, texts: Sequence[str], max_offset_length: int | None = None) -> Tokenized:
+        """Tokenize texts as `TextTokenizer.tokenize`, without a BOS that is part of a text if the
+        encoder adds one.
+        """
+        tokens = self.text_tokenizer.tokenize(texts, max_offset_length)
+        self._drop_spelled_bos(tokens)
+        return tokens
+
+    def unknown_offsets_error(self, text: str) -> CheckpointError:
+        """Return the error for a text whose tokens have no character offsets."""
+        kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
+        return CheckpointError(
+            f"this {kind} does not decode {text!r} to the same text, so that the tokens of the "
+            "scored span are unknown",
+            hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows all "
+            "characters",
+        )
 
     def _drop_spelled_bos(self, tokens: Tokenized) -> None:
         """Remove a BOS that is part of a text, because the encoder adds one."""

@@ -2,8 +2,8 @@
 
 Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. Words
 are separated by white space; regions are named in the file. Both include the white space before
-them, so that the concatenated segments of a text are the text. Other columns of a file are copied
-to the result.
+them, so that the concatenated segments of a text are the text. Other columns of a file, and the
+column `prefix`, are copied to the result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Option
 
-COLUMNS = ("item", "condition", "region", "sentence", "text")  # with a meaning in a file
-UNITS = ("word", "region", "sentence")
+COLUMNS = ("item", "condition", "region", "sentence", "text", "prefix")  # with a meaning in a file
+UNITS = ("token", "word", "region", "sentence")
 # Columns of the result, which a file must not have.
 RESULT_COLUMNS = ("word_index", "word", "region_text", "n_tokens", "surprisal_bits")
 WORD_PATTERN = re.compile(r"\S+")
@@ -48,6 +48,8 @@ class Stimulus:
     condition: str | None
     text: str
     segments: tuple[StimulusSegment, ...]
+    prefix: str = ""
+    """Text before it, which the model reads and which is not scored."""
 
     @property
     def word_spans(self) -> Iterator[tuple[int, int]]:
@@ -62,12 +64,17 @@ class ScoringUnit:
     """A word, region or sentence to be scored."""
 
     option: Option
+    """The text with its prefix, and the span of the unit in it."""
+    text_index: int
+    """Index of its stimulus."""
+    start: int
+    """Where the scored part of the text starts, 0 without a prefix."""
     row: dict[str, str | int | None]
     """Its row in the result, without surprisals."""
 
 
 def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[Stimulus]:
-    """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (_parse_table) or .json (SyntaxGym).
+    """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (parse_table) or .json (SyntaxGym).
 
     columns: one of COLUMNS -> its name in the file. Raises UsageError (an unknown key of columns),
     DataError with file and line.
@@ -80,16 +87,17 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
         stimuli = _parse_lines(decode_utf8(files.read_bytes(path), location, DataError), location)
     else:
         rows = records.read_records(files.read_bytes(path), path.name.lower(), location)
-        stimuli = _parse_table(rows, dict(columns or {}), location)
+        stimuli = parse_table(rows, dict(columns or {}), location)
     if not stimuli:
         raise DataError("0 texts", location=location)
     return stimuli
 
 
-def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit]:
-    """Split stimuli into words, regions or sentences (UNITS).
+def split_into_units(stimuli: Iterable[Stimulus], unit: str, join: str = " ") -> list[ScoringUnit]:
+    """Split stimuli into words, regions or sentences (UNITS); for "token", into words.
 
-    Raises UsageError for another unit, or for regions if the stimuli have none.
+    join: what stands between a prefix and its text, unless the prefix ends in white space. Raises
+    UsageError for another unit, or for regions if the stimuli have none.
     """
     if unit not in UNITS:
         hint = f"one of {', '.join(UNITS)}"
@@ -102,9 +110,13 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit
         raise UsageError("the stimuli have no regions", location="--by", hint=hint)
     has_conditions = any(stimulus.condition is not None for stimulus in stimuli)
     names = list(dict.fromkeys(name for segment in segments for name in segment.extra_columns))
+    unit = "word" if unit == "token" else unit
     units = []
-    for stimulus in stimuli:
+    for index, stimulus in enumerate(stimuli):
         spans = _iter_unit_spans(stimulus, unit)
+        before = join_prefix(stimulus.prefix, join)
+        # White space after the prefix belongs to the first unit, like that before other units.
+        scored_start = len(before.rstrip())
         for number, (start, end, segment, values) in enumerate(spans, start=1):
             row: dict[str, str | int | None] = {"item": stimulus.item}
             if has_conditions:
@@ -115,8 +127,17 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit
                 row["word_index"] = number
             row["region_text" if unit == "region" else unit] = stimulus.text[start:end].strip()
             row |= {name: values.get(name) for name in names}
-            units.append(ScoringUnit(Option(stimulus.text, (start, end)), row))
+            span = (len(before) + start if start else scored_start, len(before) + end)
+            option = Option(before + stimulus.text, span)
+            units.append(ScoringUnit(option, index, scored_start, row))
     return units
+
+
+def join_prefix(prefix: str, join: str) -> str:
+    """Return a prefix and what stands between it and the text: `join`, unless the prefix is empty
+    or ends in white space.
+    """
+    return prefix + (join if prefix and not prefix[-1].isspace() else "")
 
 
 def _iter_unit_spans(
@@ -183,7 +204,7 @@ def _read_syntaxgym(path: Path) -> list[Stimulus]:
     return stimuli
 
 
-def _parse_table(rows: records.Records, columns: dict[str, str], location: str) -> list[Stimulus]:
+def parse_table(rows: records.Records, columns: dict[str, str], location: str) -> list[Stimulus]:
     """Parse a table with a row per region or a row per text.
 
     A row per region has the columns `text` and `region`; the rows of an item and condition follow
@@ -260,10 +281,11 @@ def _stimulus_from_sentence(row: dict[str, str], location: str) -> Stimulus:
     if not text:
         raise DataError(f"{column!r} is empty", location=location)
     extra_columns = _get_extra_columns(row, column)
+    prefix = check_text(row.get("prefix", ""), "prefix", location)
     region = row.get("region", "").strip()
     if not region:
         whole_text = StimulusSegment("", 0, len(text), extra_columns)
-        return Stimulus(row["item"], row.get("condition"), text, segments=(whole_text,))
+        return Stimulus(row["item"], row.get("condition"), text, (whole_text,), prefix)
     count = text.count(region)
     if count != 1:
         message = f"the sentence contains the region {region!r} {count} times, not once"
@@ -275,7 +297,7 @@ def _stimulus_from_sentence(row: dict[str, str], location: str) -> Stimulus:
         for name, first, last in zip(("", region, ""), bounds[:-1], bounds[1:], strict=True)
         if first < last
     )
-    return Stimulus(row["item"], row.get("condition"), text, segments)
+    return Stimulus(row["item"], row.get("condition"), text, segments, prefix)
 
 
 def _get_extra_columns(row: dict[str, str], text_column: str) -> dict[str, str | None]:
@@ -302,4 +324,11 @@ def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
     first_location, first_row = rows[0]
     if not text:
         raise DataError("'text' is empty in all rows of this item", location=first_location)
-    return Stimulus(first_row["item"], first_row.get("condition"), text, tuple(segments))
+    prefix = check_text(first_row.get("prefix", ""), "prefix", first_location)
+    for location, row in rows:
+        if row.get("prefix", "") != prefix:
+            message = f"item {row['item']!r} has two prefixes: {prefix!r}, {row['prefix']!r}"
+            hint = "a text has one prefix: repeat it in each of its rows"
+            raise DataError(message, location=location, hint=hint)
+    condition = first_row.get("condition")
+    return Stimulus(first_row["item"], condition, text, tuple(segments), prefix)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,9 +23,11 @@ from antlm_bench.suites import files, records, sources
 from antlm_bench.suites.declaration_types import DataSpec, SuiteDeclaration, Text
 from antlm_bench.suites.records import Record
 from antlm_bench.suites.stimuli import (
+    COLUMNS,
     RESULT_COLUMNS,
     Stimulus,
     StimulusSegment,
+    parse_table,
     read_stimuli,
 )
 from antlm_bench.suites.templates import check_text, get_field
@@ -167,7 +169,33 @@ def load_stimuli(
         return _load_declared(*read_stimuli_spec(str(ref)))
     if not layout:
         return read_stimuli(Path(ref), columns)
-    return _read_with_layout(Path(ref), dict(columns or {}), layout)
+    location = str(ref)
+    raw = files.read_bytes(Path(ref))
+    rows = records.read_records(raw, Path(ref).name.lower(), location)
+    return _parse_with_layout(rows, location, dict(columns or {}), layout)
+
+
+def read_stimuli_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str] | None = None,
+    layout: StimuliLayout | None = None,
+) -> list[Stimulus]:
+    """Return the texts of a data frame's rows, as those of a file with these columns.
+
+    Raises DataError, UsageError, which name the row.
+    """
+    numbered = (
+        (number, {name: "" if value is None else value for name, value in row.items()})
+        for number, row in enumerate(rows, start=1)
+    )
+    columns = dict(columns or {})
+    if layout:
+        return _parse_with_layout(numbered, "the table, row", columns, layout)
+    records.check_column_names(columns, COLUMNS)
+    stimuli = parse_table(numbered, columns, "the table, row")
+    if not stimuli:
+        raise DataError("0 texts", location="the table")
+    return stimuli
 
 
 def is_declared(ref: str | Path) -> bool:
@@ -234,15 +262,15 @@ def _load_declared(spec: StimuliSpec, folder: Path) -> list[Stimulus]:
     return stimuli
 
 
-def _read_with_layout(path: Path, columns: dict[str, str], layout: StimuliLayout) -> list[Stimulus]:
-    """Read a user's table whose texts have a critical word, or one text per condition in a row."""
+def _parse_with_layout(
+    rows: records.Records, location: str, columns: dict[str, str], layout: StimuliLayout
+) -> list[Stimulus]:
+    """Parse a table whose texts have a critical word, or one text per condition in a row."""
     records.check_column_names(columns, LAYOUT_COLUMNS)
     texts = _layout_texts(columns, layout)
     spillover = DEFAULT_SPILLOVER if layout.spillover is None else layout.spillover
     if spillover < 0:
         raise UsageError(f"{spillover} is below 0", location="--spillover", hint="0 or more")
-    location = str(path)
-    rows = records.read_records(files.read_bytes(path), path.name.lower(), location)
     item_column = columns.get("item", "item")
     condition_column = columns.get("condition", "condition")
     used = {item_column, *(text.column for text in texts), *layout.positions}

@@ -509,7 +509,6 @@ def test_commands_of_the_readme_are_understood(
 @pytest.mark.parametrize(
     "command",
     [
-        "surprisal --model A --model B --in x.csv --out y.csv",
         "surprisal --model A --in x.csv --in=z.csv --out y.csv",
         "score --model A --suite nano --limit 2 --limit=3",
         "check A --against B --against C",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from antlm_bench import Scorer
 from antlm_bench.cli.app import run
 from antlm_bench.commands import surprisal as command
 from antlm_bench.commands.surprisal import surprisal
@@ -88,7 +91,7 @@ def test_every_ending_holds_the_same_table(make_checkpoint, stimuli, tmp_path):
 
 
 @pytest.mark.long
-def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
+def test_bits_are_nats_over_log_2_and_files_larger_than_a_block_lose_nothing(
     make_checkpoint, tmp_path, monkeypatch
 ):
     path = tmp_path / "s.txt"
@@ -96,11 +99,7 @@ def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
     model = str(make_checkpoint("causal", adds=True))
     whole = surprisal(model, path, tmp_path / "a.csv").rows
 
-    def cut(items, methods):
-        del methods
-        return [items[at : at + 7] for at in range(0, len(items), 7)]
-
-    monkeypatch.setattr(command, "iter_chunks", cut)
+    monkeypatch.setattr(command, "MAX_BLOCK_CHARACTERS", 70)
     parts = surprisal(model, path, tmp_path / "b.csv").rows
     assert [r["word"] for r in parts] == [r["word"] for r in whole] and len(whole) == 150
     assert [r["surprisal_bits"] for r in parts] == pytest.approx(
@@ -143,7 +142,7 @@ def test_words_without_a_number_are_rows_counted_and_never_guessed(
         False,
     ]
     assert "2: nothing stands before their first token" in capsys.readouterr().out
-    found = surprisal(model, stimuli, out, options=command.OpenOptions(max_length=4))
+    found = surprisal(model, stimuli, out, max_length=4, long_texts="leave")
     assert (found.too_long, found.unscored) == (4, 0)
     assert [row["surprisal_bits"] is None for row in found.rows] == [False] * 3 + [True] * 4
     assert [row["n_tokens"] for row in found.rows[3:]] == [None] * 4
@@ -178,7 +177,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         surprisal(causal, stimuli, out, method="fused")
     with pytest.raises(DataError, match="no unit can be scored"):
-        surprisal(causal, stimuli, out, options=command.OpenOptions(max_length=2))
+        surprisal(causal, stimuli, out, max_length=2, long_texts="leave")
     with pytest.raises(BenchError):
         surprisal(str(tmp_path / "absent"), stimuli, out)
     assert not out.exists()
@@ -251,3 +250,153 @@ def test_empty_texts_of_files_are_refused(
 def test_a_model_object_is_to_be_wrapped():
     with pytest.raises(UsageError, match=r"hint: wrap a model in memory: Scorer\(model, token"):
         surprisal(object(), ["the cat"])
+
+
+@pytest.mark.long
+def test_several_models_fill_one_table(make_checkpoint, stimuli, tmp_path, capsys):
+    causal, masked = make_checkpoint("causal"), make_checkpoint("masked")
+    out = tmp_path / "out.csv"
+    argv = ["surprisal", "--model", str(causal), "--model", str(masked), "--in", str(stimuli)]
+    assert run([*argv, "--out", str(out), "--by", "sentence"]) == 0
+    rows = table(out)
+    assert list(rows[0])[:3] == ["model", "item", "condition"]
+    assert [row["model"] for row in rows] == [causal.name] * 2 + [masked.name] * 2
+    alone = surprisal(masked, stimuli, by="sentence").rows
+    assert "model" not in alone[0]
+    assert [float(row["surprisal_bits"]) for row in rows[2:]] == pytest.approx(
+        [row["surprisal_bits"] for row in alone], abs=1e-6
+    )
+    printed = capsys.readouterr().out
+    assert "causal, mlm" in printed and f"{causal.name}, {masked.name}" in printed
+
+
+@pytest.mark.long
+def test_models_of_one_name_are_called_by_their_paths(make_checkpoint, tmp_path):
+    paths = [tmp_path / seed / "last" for seed in ("seed_1", "seed_2")]
+    for path in paths:
+        shutil.copytree(make_checkpoint("causal"), path)
+    result = surprisal(paths, ["the cat"])
+    assert result.models == tuple(map(str, paths))
+    assert {row["model"] for row in result.rows} == set(result.models)
+
+
+def test_a_failing_model_is_named_before_anything_is_written(
+    make_checkpoint, stimuli, tmp_path, monkeypatch
+):
+    out, absent = tmp_path / "out.csv", str(tmp_path / "absent")
+    monkeypatch.setattr(command, "open_checkpoint", lambda *_: pytest.fail("opened a model"))
+    with pytest.raises(BenchError, match=re.escape(absent)):
+        surprisal([make_checkpoint("causal"), absent], stimuli, out)
+    assert not out.exists()
+
+
+@pytest.mark.long
+def test_an_error_of_one_of_several_models_has_its_name(make_checkpoint, stimuli):
+    causal, masked = make_checkpoint("causal"), make_checkpoint("masked")
+    with pytest.raises(MethodNotSupported, match=f"{masked.name}.*left-to-right"):
+        surprisal([causal, masked], stimuli, correction="oh-schuler")
+    with pytest.raises(UsageError, match="0 models"):
+        surprisal([], stimuli)
+
+
+@pytest.mark.long
+def test_a_row_per_token_with_added_columns(make_checkpoint, stimuli, tmp_path):
+    out = tmp_path / "tokens.csv"
+    argv = ["surprisal", "--model", str(make_checkpoint("causal")), "--in", str(stimuli)]
+    argv += ["--out", str(out), "--by", "token", "--add", "rank,entropy,top-1", "--base", "10"]
+    assert run(argv) == 0
+    rows = table(out)
+    assert list(rows[0]) == [
+        "item", "condition", "region", "word_index", "word", "freq", "token_index", "token",
+        "surprisal_hartleys", "rank", "entropy_hartleys", "top_1", "top_1_probability",
+    ]  # fmt: skip
+    short = [row for row in rows if row["condition"] == "short"]
+    assert "".join(row["token"] for row in short) == " the cat sleeps"
+    assert [row["token_index"] for row in short] == [str(n + 1) for n in range(len(short))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("base", "column", "nats"),
+    [
+        ("2", "surprisal_bits", math.log(2)),
+        ("e", "surprisal_nats", 1),
+        (10, "surprisal_hartleys", math.log(10)),
+    ],
+)
+def test_the_column_names_the_unit(make_checkpoint, base, column, nats):
+    model = Scorer(make_checkpoint("causal"))
+    [row] = surprisal(model, ["the cat"], by="sentence", base=base, add="entropy").rows
+    assert row[column] * nats == pytest.approx(-model.logprobs(["the cat"])[0], abs=1e-5)
+    entropy = row[column.replace("surprisal", "entropy")]
+    [plain] = surprisal(model, ["the cat"], by="sentence", add="entropy").rows
+    assert entropy * nats == pytest.approx(plain["entropy_bits"] * math.log(2), abs=1e-9)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_prefix_is_read_and_not_scored(make_checkpoint, tmp_path, kind):
+    model = Scorer(make_checkpoint(kind))
+    path = tmp_path / "in.csv"
+    path.write_text("sentence,prefix\nsees some dogs,the cat\nno dogs,\nsleeps,the boy \n")
+    rows = surprisal(model, path).rows
+    assert [row["word"] for row in rows] == ["sees", "some", "dogs", "no", "dogs", "sleeps"]
+    assert [row["word_index"] for row in rows] == [1, 2, 3, 1, 2, 1]
+    assert [row["prefix"] for row in rows] == ["the cat"] * 3 + [""] * 2 + ["the boy "]
+    whole_texts = ["the cat sees some dogs", "no dogs", "the boy sleeps"]
+    whole = [row["surprisal_bits"] for row in surprisal(model, whole_texts).rows]
+    expected = whole[2:5] + whole[5:7] + whole[9:]
+    assert [row["surprisal_bits"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    [*given] = surprisal(model, ["sees some dogs"], context="the cat").rows
+    assert [row["surprisal_bits"] for row in given] == pytest.approx(whole[2:5], abs=1e-4)
+    tokens = surprisal(model, ["dogs"], context="the ca", join="", by="token").rows
+    assert "".join(row["token"] for row in tokens).endswith("dogs")
+    assert tokens[0]["token_index"] == 1
+
+
+@pytest.mark.long
+def test_a_long_text_is_read_in_windows_and_this_is_said(make_checkpoint, tmp_path, capsys):
+    source, out = tmp_path / "story.txt", tmp_path / "out.csv"
+    source.write_text("the cat sees some dogs near the old house " * 40 + "\nno dogs")
+    argv = ["surprisal", "--model", str(make_checkpoint("causal")), "--in", str(source)]
+    assert run([*argv, "--out", str(out)]) == 0
+    rows = table(out)
+    assert len(rows) == 362 and all(row["surprisal_bits"] for row in rows)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 text longer than the model, read in overlapping windows" in printed
+    assert "each later one at least 32" in printed
+    assert run([*argv, "--out", str(out), "--long-texts", "leave"]) == 0
+    assert "360: their text does not fit" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"add": ["entropie"]}, "unknown column 'entropie'"),
+        ({"add": ["top-0"]}, "unknown column 'top-0'"),
+        ({"base": "3"}, "--base: '3' is unknown"),
+        ({"long_texts": "cut"}, "--long-texts: 'cut' is unknown"),
+        ({"correction": "bow"}, "unknown correction 'bow'"),
+        ({"correction": "oh-schuler", "bow_correction": True}, "short for --correction"),
+        ({"context": 3}, "context"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_model_is_opened(options, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        surprisal("absent", ["the cat"], **options)
+
+
+def test_columns_that_the_result_has_are_refused(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("sentence,rank,prefix\nthe cat,3,no\n")
+    with pytest.raises(DataError, match="the result has a column 'rank', too"):
+        surprisal("absent", path, add=["rank"])
+    with pytest.raises(UsageError, match="--context: the stimuli have a column `prefix`"):
+        surprisal("absent", path, context="the")
+
+
+def test_regions_of_a_text_share_one_prefix(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("item,region,text,prefix\n1,a,the,no\n1,b,cat,some\n")
+    with pytest.raises(DataError, match=r"in.csv:3: item '1' has two prefixes: 'no', 'some'"):
+        surprisal("absent", path)

@@ -1,20 +1,17 @@
-"""Surprisal of spans against the word scores of minicons, and the beginning-of-word correction."""
+"""Surprisal of spans against the word scores of minicons."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.surprisal import single_part, span_logprobs
-from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.types import Option
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
@@ -40,16 +37,9 @@ def _word_starts(text):
     return starts
 
 
-def score_words(folder, method="causal", start_ids=None, **options):
+def score_words(folder, method="causal", **options):
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
-    if start_ids is not None:
-        model.engine.set_word_start_ids(start_ids)
-    results = [
-        span_logprobs(
-            model, word_options(text), METHODS[method], bow_correction=start_ids is not None
-        )
-        for text in TEXTS
-    ]
+    results = [span_logprobs(model, word_options(text), METHODS[method]) for text in TEXTS]
     return model, results
 
 
@@ -102,42 +92,6 @@ def test_masked_words_are_minicons_words(make_checkpoint, method, metric):
 
 
 @pytest.mark.long
-def test_the_correction_is_minicons_where_the_beginnings_are(make_checkpoint):
-    """minicons leaves out the end of text; with its set of ids the scores are equal."""
-    folder = make_checkpoint("causal", adds=True)
-    scorer = load_minicons(folder, "causal")
-    _, plain = score_words(folder)
-    _, results = score_words(folder, start_ids=np.array(scorer.bow_subword_idx))
-    for ours, uncorrected, theirs in zip(
-        results, plain, minicons_word_scores(scorer, bow_correction=True), strict=True
-    ):
-        assert ours.logp == pytest.approx(theirs, abs=1e-4)
-        assert np.abs(ours.logp - uncorrected.logp).max() > 1e-2
-
-
-def test_the_correction_counts_the_end_of_text(make_checkpoint):
-    folder = make_checkpoint("causal", adds=True)
-    scorer = load_minicons(folder, "causal")
-    tokenizer = scorer.tokenizer
-    word_starts = word_start_ids(tokenizer)
-    spelled = set(tokenizer.convert_ids_to_tokens(word_starts.tolist()))
-    assert {"Ġ", "Ġthe", "Ċ", "</s>"} <= spelled and not {"t", ".", "<s>"} & spelled
-    _, results = score_words(folder, start_ids=word_starts)
-    for text, ours in zip(TEXTS, results, strict=True):
-        ids = tokenizer(text)["input_ids"]
-        with torch.inference_mode():
-            logp = scorer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        starts = [
-            i for i, t in enumerate(tokenizer.convert_ids_to_tokens(ids)) if t.startswith("Ġ")
-        ] + [len(ids)]
-        for number, (start, end) in enumerate(pairwise(starts)):
-            expected = sum(logp[i - 1, ids[i]].item() for i in range(start, end))
-            expected += logp[end - 1, word_starts].logsumexp(-1).item()
-            expected -= logp[start - 1, word_starts].logsumexp(-1).item() if number else 0
-            assert ours.logp[number] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.long
 def test_the_words_of_a_text_add_up_to_it(make_checkpoint):
     for kind, method in (("causal", "causal"), ("masked", "mlm"), ("masked", "mntp")):
         model, results = score_words(make_checkpoint(kind, adds=True), method)
@@ -168,41 +122,22 @@ def test_an_empty_span_has_log_probability_zero(make_checkpoint):
 
 @pytest.mark.long
 def test_the_words_of_a_sentence_share_one_row(make_checkpoint):
-    """Each token is computed at most once, corrected or not: no forward per word."""
+    """Each token is computed at most once: no forward per word."""
     folder = make_checkpoint("causal", adds=True)
     tokenizer = load_minicons(folder, "causal").tokenizer
     options = [word for text in TEXTS for word in word_options(text)]
-    for correct in (False, True):
-        model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
-        model.engine.set_word_start_ids(word_start_ids(tokenizer))
-        span_logprobs(model, options, METHODS["causal"], bow_correction=correct)
-        assert model.engine.nodes_computed <= sum(
-            len(tokenizer(text)["input_ids"]) for text in TEXTS
-        )
+    model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+    span_logprobs(model, options, METHODS["causal"])
+    assert model.engine.nodes_computed <= sum(len(tokenizer(text)["input_ids"]) for text in TEXTS)
 
 
 @pytest.mark.long
 def test_batch_size_does_not_change_scores(make_checkpoint):
     folder = make_checkpoint("causal", adds=True)
-    word_starts = word_start_ids(load_minicons(folder, "causal").tokenizer)
-    for a, b in zip(
-        score_words(folder, start_ids=word_starts)[1],
-        score_words(folder, start_ids=word_starts, batch_tokens=3)[1],
-        strict=True,
-    ):
+    for a, b in zip(score_words(folder)[1], score_words(folder, batch_tokens=3)[1], strict=True):
         assert a.logp == pytest.approx(b.logp, abs=1e-5)
 
 
-def test_fused_is_refused_and_so_is_a_tokenizer_without_marks():
+def test_fused_is_refused():
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         single_part(METHODS["fused"])
-
-    class WordPiece:
-        def __call__(self, text, add_special_tokens):
-            return {"input_ids": [5, 5]}
-
-        def convert_ids_to_tokens(self, ids):
-            return ["a", "a"]
-
-    with pytest.raises(MethodNotSupported, match="does not mark where words begin"):
-        word_start_ids(WordPiece())

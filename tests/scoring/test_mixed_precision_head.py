@@ -13,7 +13,8 @@ from prediction_rows import predict_rows
 from test_cpu_kernels import made
 
 from antlm_bench.checkpoints import open_checkpoint, with_bf16_body
-from antlm_bench.scoring.engine import Engine, ForwardConfig, fast_logsumexp
+from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.logit_readers import fast_logsumexp
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.types import Item, Option
@@ -35,7 +36,7 @@ def test_what_is_said_of_targets_is_better_than_rounded_logits(shift: float, sha
         engine = Engine.__new__(Bf16HeadEngine)
         head = Bf16LMHead(plain, 64)
         engine.model = type("Model", (), {"get_output_embeddings": lambda _: head})()
-        found = engine._target_logprobs(head(hidden), rows, targets, None)
+        found = engine._target_logprobs(head(hidden), rows, targets)
     plain_error, own_error = (float((x - want).square().mean().sqrt()) for x in (rough, found))
     assert own_error < 0.01 and own_error < share * plain_error
 

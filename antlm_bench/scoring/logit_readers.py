@@ -1,0 +1,102 @@
+"""Read values off logits: log-probabilities of targets, and facts about whole distributions.
+
+The engine calls these functions on each block of logits that its LM head computes, so that no more
+logits than one block are in memory, however long the texts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
+LOGSUMEXP_ROWS = 32  # rows of logits reduced at a time, so that temporaries stay in cache
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Return logits in fp32; in fp64 if they are in fp64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def fast_logsumexp(logits: Tensor) -> Tensor:
+    """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32 or fp64 (`widen`).
+
+    The largest logit is not subtracted first, which would take two more passes over memory: e^x
+    neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other rows are
+    recomputed with `logsumexp`.
+    """
+    total = torch.cat([widen(block).exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
+    in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
+    total = total.log()
+    if not in_range.all():
+        total[~in_range] = widen(logits[~in_range]).logsumexp(-1)
+    return total
+
+
+def target_logprobs(
+    logits: Tensor, read_index: Tensor, target: Tensor, token_sets: Sequence[Tensor]
+) -> Tensor:
+    """Return the log-softmax (k,) of logits (h, v) at (read_index, target), in fp32; in fp64 for
+    logits in fp64.
+
+    A negative target -s stands for set number s - 1 of `token_sets`, whose probabilities are added
+    up.
+    """
+    target_logits = widen(logits[read_index, target.clamp(min=0)])
+    for number, ids in enumerate(token_sets, start=1):
+        is_set = target == -number
+        if is_set.any():
+            set_logits = fast_logsumexp(logits[:, ids])[read_index]
+            target_logits = torch.where(is_set, set_logits, target_logits)
+    return target_logits - fast_logsumexp(logits)[read_index]
+
+
+class DistributionReader:
+    """Reads facts about the distributions from which targets are predicted."""
+
+    NUM_FACTS = 3
+    """Columns before the most probable tokens: log-probability, rank, entropy."""
+
+    def __init__(self, top_k: int) -> None:
+        self.top_k = top_k
+
+    @property
+    def width(self) -> int:
+        """Number of values of a read."""
+        return self.NUM_FACTS + 2 * self.top_k
+
+    def read(self, logits: Tensor, read_index: Tensor, target: Tensor, logprobs: Tensor) -> Tensor:
+        """Return the values (k, width) of k targets, from logits (h, v) and the targets'
+        log-probabilities (k,).
+
+        Columns: log-probability, rank of the target (1 + number of tokens that are more probable,
+        so that tied tokens share the best rank; 0 for a set of tokens), entropy of the
+        distribution in nats, ids of the `top_k` most probable tokens, their log-probabilities.
+        """
+        entropy, top_ids, top_logprobs = [], [], []
+        for block in logits.split(LOGSUMEXP_ROWS):
+            log_distribution = widen(block) - fast_logsumexp(block)[:, None]
+            entropy.append(torch.special.entr(log_distribution.exp()).sum(-1))
+            best = log_distribution.topk(self.top_k, dim=-1)
+            top_ids.append(best.indices)
+            top_logprobs.append(best.values)
+        columns = [
+            logprobs[:, None],
+            self._rank(logits, read_index, target).to(logprobs)[:, None],
+            torch.cat(entropy)[read_index, None],
+            torch.cat(top_ids)[read_index].to(logprobs),
+            torch.cat(top_logprobs)[read_index],
+        ]
+        return torch.cat(columns, dim=1)
+
+    def _rank(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
+        ranks = []
+        for rows, ids in zip(
+            read_index.split(LOGSUMEXP_ROWS), target.split(LOGSUMEXP_ROWS), strict=True
+        ):
+            own_logits = logits[rows, ids.clamp(min=0)][:, None]
+            rank = (logits[rows] > own_logits).sum(-1) + 1
+            ranks.append(torch.where(ids < 0, 0, rank))
+        return torch.cat(ranks)
