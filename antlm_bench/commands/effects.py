@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench.arguments import describe_argument
 from antlm_bench.errors import UsageError
 from antlm_bench.keywords import COMMAND_LINE_NAMES
-from antlm_bench.notebook import ArrowTable
 from antlm_bench.results.effects import DesignResult, analyse_design
 from antlm_bench.results.experiment_table import (
     DesignOptions,
@@ -153,8 +152,6 @@ def build_design_options(settings: Mapping[str, Any]) -> DesignOptions:
 
 def _read_rows(table: Any) -> tuple[LocatedRows, str]:
     """Return (the rows with their locations, the table's name for error messages)."""
-    if isinstance(getattr(table, "table", None), ArrowTable):  # the result of `surprisal`
-        table = table.table
     if isinstance(table, str | Path):
         path = Path(table)
         if is_declared(table):

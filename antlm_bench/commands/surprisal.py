@@ -27,7 +27,7 @@ from antlm_bench.commands.surprisal_rows import (
     TableLayout,
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
-from antlm_bench.notebook import ArrowTable
+from antlm_bench.notebook import ArrowTable, TableResult
 from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import (
@@ -80,7 +80,7 @@ BOW_CORRECTION = "word-boundary"
 
 
 @dataclass(frozen=True, slots=True)
-class SurprisalTable:
+class SurprisalTable(TableResult):
     """The surprisal of tokens, words, regions or sentences under one or several models."""
 
     path: Path | None
@@ -109,9 +109,6 @@ class SurprisalTable:
     def table(self) -> ArrowTable:
         """The rows as columns, for pandas, polars or Arrow."""
         return ArrowTable(rows_to_table(self.rows))
-
-    def _repr_html_(self) -> str:
-        return self.table._repr_html_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +181,7 @@ def surprisal(
     surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
     what the method lets the model see. It is None if a token cannot be scored.
 
-        antlm_bench.surprisal("gpt2", ["The cats sleep."]).table.to_pandas()
+        antlm_bench.surprisal("gpt2", ["The cats sleep."]).to_pandas()
 
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.

@@ -19,7 +19,7 @@ from antlm_bench.comparison.multiple_testing import adjust_family
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.notebook import ArrowTable
-from antlm_bench.printable import format_count
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.results.experiment_table import (
     DesignOptions,
     ExperimentTable,
@@ -75,7 +75,7 @@ class WordMean:
     mean: ItemMean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DesignResult:
     """Means and effects of an experiment on one or several models."""
 
@@ -128,6 +128,12 @@ class DesignResult:
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Export the effects as an Arrow C stream: `polars.DataFrame(result)`."""
         return self.table().__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.conditions)
+        return make_printable(
+            f"<DesignResult: {format_count(len(self.effects), 'effect')} of {names}, {self.unit}>"
+        )
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

@@ -313,7 +313,7 @@ def _read_word(
         cell = cell or (read(CONDITION),)
     else:
         cell = tuple(map(read, columns.factors))
-    number = row.get("word_index")
+    number = row.get("token_index", row.get("word_index"))
     return WordValue(
         group=tuple(map(read, columns.groups)),
         item=read("item"),
