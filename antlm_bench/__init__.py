@@ -27,10 +27,12 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "effects",
     "finetune",
     "load_run",
     "load_suite",
     "merge",
+    "plot",
     "report",
     "score",
     "surprisal",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from antlm_bench.commands.check import check
     from antlm_bench.commands.compare import compare
+    from antlm_bench.commands.effects import effects
     from antlm_bench.commands.finetune import finetune
     from antlm_bench.commands.merge import merge_runs as merge
     from antlm_bench.commands.report import build_report as report
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from antlm_bench.comparison.summary_check import open_verified_run as load_run
     from antlm_bench.comparison.verdict import CheckResult
     from antlm_bench.errors import BenchError
+    from antlm_bench.reporting.effects_figures import plot
     from antlm_bench.results.reports import Report
     from antlm_bench.scorer import Scorer
     from antlm_bench.suites.loader import load_suite
@@ -72,10 +76,12 @@ _TARGETS = {
     "Suite": "suites.task_types:Suite",
     "check": "commands.check:check",
     "compare": "commands.compare:compare",
+    "effects": "commands.effects:effects",
     "finetune": "commands.finetune:finetune",
     "load_run": "comparison.summary_check:open_verified_run",
     "load_suite": "suites.loader:load_suite",
     "merge": "commands.merge:merge_runs",
+    "plot": "reporting.effects_figures:plot",
     "report": "commands.report:build_report",
     "score": "commands.score:score",
     "surprisal": "commands.surprisal:surprisal",

@@ -18,10 +18,12 @@ COMMAND_LINE_NAMES = {
     "batch_tokens": "micro_tokens",
     "compat": "preset",
     "compile": "compiled",
+    "contrast": "contrasts",
     "good_first": "good",
     "member": "stand_ins",
     "method": "methods",
     "model": "models",
+    "region": "regions",
     "seed": "seeds",
     "set": "changes",
     "suite": "suites",
@@ -219,3 +221,27 @@ class ReportKeywords(TypedDict, total=False):
     """The same as `stand_ins`."""
     baseline: Names
     """The same as `published`."""
+
+
+class DesignKeywords(TypedDict, total=False):
+    """Options of `effects`."""
+
+    factors: Names
+    """Factors: columns, or names for the parts of `condition`; default: `condition`."""
+    separator: str
+    """Characters at which `condition` is split into the levels of the factors; default: "_"."""
+    per: Names
+    """Columns within whose values effects are computed, besides `model`."""
+    regions: Names
+    """Regions, in the order of results; default: all that have a name."""
+    baseline: Names
+    """Levels that are subtracted from the others of their factor."""
+    contrasts: Names
+    """Contrasts of conditions, as "a - b" or "a - 0.5*b - 0.5*c"; default: all main effects and
+    interactions."""
+    value: str
+    """Column of the values; default: the first whose name begins with `surprisal`."""
+    region: Names
+    """The same as `regions`."""
+    contrast: Names
+    """The same as `contrasts`."""

@@ -105,3 +105,33 @@ class ArrowTable:
         hidden = len(self) - len(rows)
         notes = [format_count(hidden, "more row")] if hidden else []
         return to_html_table(self.columns, rows, title=format_count(len(self), "row"), notes=notes)
+
+
+class TableResult:
+    """A result that is used like its `table`: shown in a notebook, converted to a data frame.
+
+    `result.to_pandas()`, `polars.DataFrame(result)` and `pyarrow.table(result)` give its rows.
+    """
+
+    __slots__ = ()
+
+    @property
+    def table(self) -> ArrowTable:
+        """The rows as columns. Subclasses define it."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return self.table.columns
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame`. Raises UsageError if pandas is not installed."""
+        return self.table.to_pandas()
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Export the rows as an Arrow C stream (Arrow PyCapsule interface)."""
+        return self.table.__arrow_c_stream__(requested_schema)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,8 +243,9 @@ class Scorer:
 
     def compare(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Any,
         *,
+        columns: Mapping[str, str] | None = None,
         method: str | None = None,
         bos: str | None = None,
         ties: str = "half",
@@ -252,8 +253,10 @@ class Scorer:
     ) -> PairScores:
         """Return how often the first text of a pair is more probable than the second.
 
-        pairs: n pairs (good, bad). ties: credit for a tie: half, strict (0), first (1) or random.
-        reduction: "sum" compares log-probabilities, "per-token" compares their means over tokens.
+        pairs: n pairs (good, bad), or a data frame with these columns. columns: for a frame, our
+        column -> its column, as {"good": "grammatical"}. ties: credit for a tie: half, strict (0),
+        first (1) or random. reduction: "sum" compares log-probabilities, "per-token" compares their
+        means over tokens.
 
         A text that is too long for the model makes its pair wrong, and is counted in
         `estimate.flags`. Raises the errors of `logprobs`, and DataError if there are no pairs or if
@@ -267,7 +270,7 @@ class Scorer:
             hint = f"one of {', '.join(REDUCTIONS)}"
             raise UsageError(f"unknown reduction {reduction!r}", location="reduction", hint=hint)
         check_string(ties, "ties", f"one of {', '.join(TIE_RULES)}")
-        items = _pairs_to_items(pairs)
+        items = _pairs_to_items(pairs, columns)
         with self._prepare(items, method, bos) as (checkpoint, resolved):
             chunks = [
                 multiple_choice.predict(checkpoint, chunk, [resolved], None, reduction)[0]
@@ -430,8 +433,9 @@ def _nan_to_none(values: Floats) -> list[object]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _pairs_to_items(pairs: Sequence[tuple[str, str]]) -> list[Item]:
-    items = [_build_item(index, pair) for index, pair in enumerate(check_pairs(pairs))]
+def _pairs_to_items(pairs: Any, columns: Mapping[str, str] | None) -> list[Item]:
+    checked = check_pairs(pairs, columns=columns)
+    items = [_build_item(index, pair) for index, pair in enumerate(checked)]
     if not items:
         raise DataError("0 pairs", location="pairs", hint="give [(good, bad)]")
     return items

@@ -19,7 +19,12 @@ import numpy as np
 from antlm_bench.arguments import check_value, describe_argument
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.runs.table_files import frame_rows, is_frame
 
+TEXT_COLUMNS = ("text", "sentence")
+"""Names of the column of texts in a data frame."""
+PAIR_COLUMNS = {"good": ("good", "sentence_good"), "bad": ("bad", "sentence_bad")}
+"""Column of pairs -> its recognised names in a data frame."""
 SURROGATE_HINT = "replace it: text.encode('utf-8', 'replace').decode()"
 
 
@@ -74,15 +79,31 @@ def check_options(options: object, options_class: type, settings: Mapping[str, o
 def check_texts(texts: object, location: str = "texts") -> list[str]:
     """Return texts as a list.
 
-    texts: an iterable of strings in a fixed order. Raises UsageError for anything else (a single
-    string, a dict, a set, a table), and DataError for half a surrogate pair.
+    texts: an iterable of strings in a fixed order, or a data frame with one of TEXT_COLUMNS. Raises
+    UsageError for anything else (a single string, a dict, a set), and DataError for half a
+    surrogate pair.
     """
+    if is_frame(texts):
+        texts = [row[0] for row in _frame_columns(texts, {"text": TEXT_COLUMNS}, {}, location)]
     values = _list_elements(texts, location, "texts", "give [text]")
     return [_check_text(value, f"{location}[{index}]") for index, value in enumerate(values)]
 
 
-def check_pairs(pairs: object, location: str = "pairs") -> list[tuple[str, str]]:
-    """Return pairs of texts as a list. Raises as `check_texts`, also for a pair that is a dict."""
+def check_pairs(
+    pairs: object, location: str = "pairs", columns: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Return pairs of texts as a list.
+
+    pairs: an iterable of pairs, or a data frame with the columns good and bad (PAIR_COLUMNS).
+    columns: for a frame, our column -> its column. Raises as `check_texts`, also for a pair that is
+    a dict.
+    """
+    if columns is not None:
+        check_columns(columns)
+    if is_frame(pairs):
+        pairs = _frame_columns(pairs, PAIR_COLUMNS, columns or {}, location)
+    elif columns:
+        raise UsageError("a list of pairs has no columns", location="columns", hint="leave it out")
     checked = []
     values = _list_elements(pairs, location, "pairs", "give [(good, bad)]")
     for index, pair in enumerate(values):
@@ -98,6 +119,35 @@ def check_pairs(pairs: object, location: str = "pairs") -> list[tuple[str, str]]
         good, bad = (_check_text(text, pair_location) for text in pair)
         checked.append((good, bad))
     return checked
+
+
+def _frame_columns(
+    frame: Any, names: Mapping[str, Sequence[str]], columns: Mapping[str, str], location: str
+) -> list[tuple[Any, ...]]:
+    """Return the values of some columns of a data frame, row by row.
+
+    names: our column -> its recognised names in the frame. columns: our column -> its name, which
+    replaces the recognised ones. Raises UsageError for an unknown or missing column.
+    """
+    for name in columns:
+        if name not in names:
+            hint = suggest_name(name, names) or f"one of {', '.join(names)}"
+            raise UsageError(f"unknown column {name!r}", location="columns", hint=hint)
+    present = [str(name) for name in frame.columns]
+    chosen = []
+    for name, recognised in names.items():
+        wanted = [columns[name]] if name in columns else recognised
+        column = next((each for each in wanted if each in present), None)
+        if column is None:
+            example = f"table[{present[0]!r}]" if present and len(names) == 1 else ""
+            raise UsageError(
+                f"the table has no column {' or '.join(map(repr, wanted))}",
+                location=location,
+                hint=suggest_name(wanted[0], present)
+                or (f"give a column, as {example}" if example else f'columns={{"{name}": ...}}'),
+            )
+        chosen.append(column)
+    return [tuple(row[column] for column in chosen) for row in frame_rows(frame)]
 
 
 def _is_iterable(value: object) -> bool:

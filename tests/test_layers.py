@@ -135,6 +135,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
         "suites.acquisition",
         "suites.declaration_types",
         "suites.reading_times_spec",
+        "suites.stimuli_spec",
         "training.recipe",
         "comparison.margins",
         "sweeps.ray_executor",
@@ -353,6 +354,11 @@ def command_code(*argv: str) -> str:
 
 def test_importing_the_package_loads_nothing() -> None:
     assert not list_loaded_packages("import antlm_bench") & {*ALLOWED_IMPORTERS, "numpy"}
+
+
+@pytest.mark.long
+def test_a_table_of_surprisals_is_analysed_without_torch() -> None:
+    assert "torch" not in list_loaded_packages("import antlm_bench.commands.effects")
 
 
 @pytest.mark.long

@@ -195,18 +195,48 @@ def test_models_of_another_type_are_refused(scorer: antlm_bench.Scorer, value: A
 
 
 @pytest.mark.parametrize("call", ["logprobs", "token_logprobs", "compare", "surprisal"])
-def test_tables_are_refused(scorer: antlm_bench.Scorer, call: str) -> None:
-    pandas = pytest.importorskip("pandas")
-    table = pandas.DataFrame({"good": ["the cat"], "bad": ["a cat"]})
+def test_dicts_and_lists_of_dicts_are_refused(scorer: antlm_bench.Scorer, call: str) -> None:
     functions = {"surprisal": partial(antlm_bench.surprisal, scorer)}
     function = functions.get(call) or getattr(scorer, call)
-    for values in (table, table.to_dict("list")):
-        with pytest.raises(
-            UsageError, match=r"is not a list of .*\n.*hint: give a list, as list\("
-        ):
-            function(values)
+    with pytest.raises(UsageError, match=r"is not a list of .*\n.*hint: give a list, as list\("):
+        function({"good": ["the cat"], "bad": ["a cat"]})
     with pytest.raises(UsageError, match=r"\[0\]: .*\(dict\) is not a"):
-        function(table.to_dict("records"))
+        function([{"good": "the cat", "bad": "a cat"}])
+
+
+@pytest.mark.parametrize(
+    ("call", "settings", "message"),
+    [
+        ("logprobs", {}, r"no column 'text' or 'sentence'\n.*give a column, as table\['fine'\]"),
+        ("compare", {}, r"no column 'good' or 'sentence_good'"),
+        ("compare", {"columns": {"good": "fine", "bad": "b"}}, "no column 'b'"),
+        ("compare", {"columns": {"godo": "fine"}}, "unknown column 'godo'"),
+        ("surprisal", {}, "the column 'sentence' is missing"),
+        ("surprisal", {"columns": {"sentence": "fin"}}, "the column 'fin' is missing"),
+    ],
+)
+def test_a_frame_without_the_column_is_refused(
+    scorer: antlm_bench.Scorer, call: str, settings: dict[str, Any], message: str
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    functions = {"surprisal": partial(antlm_bench.surprisal, scorer)}
+    function = functions.get(call) or getattr(scorer, call)
+    with pytest.raises(antlm_bench.BenchError, match=message):
+        function(pandas.DataFrame({"fine": ["the cat"]}), **settings)
+
+
+def test_frames_are_scored_like_lists(scorer: antlm_bench.Scorer) -> None:
+    pandas = pytest.importorskip("pandas")
+    texts = ["the cat", "no dogs"]
+    frame = pandas.DataFrame({"sentence": texts, "n": [1, 2]})
+    assert scorer.logprobs(frame).tolist() == scorer.logprobs(texts).tolist()
+    pairs = pandas.DataFrame({"ok": texts, "bad": ["a cat", "dogs no"]})
+    by_frame = scorer.compare(pairs, columns={"good": "ok"})
+    assert by_frame.estimate == scorer.compare([*zip(texts, pairs["bad"], strict=True)]).estimate
+    rows = antlm_bench.surprisal(scorer, frame).rows
+    plain = antlm_bench.surprisal(scorer, texts).rows
+    assert [row["surprisal_bits"] for row in rows] == [row["surprisal_bits"] for row in plain]
+    assert [row["n"] for row in rows] == ["1", "1", "2", "2"]
 
 
 @pytest.mark.long
@@ -233,5 +263,10 @@ def test_the_examples_of_the_documents_run(
     demo: Path, document: str, number: int, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pandas")
+    if "minicons" in code:
+        pytest.importorskip("minicons")
     monkeypatch.chdir(demo)
-    exec(compile(code, f"{document} {number}", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, f"{document} {number}", "exec"), names)
+    if "theirs" in names:  # the same job in another library
+        assert list(names["ours"]) == pytest.approx(list(names["theirs"]), abs=1e-4)

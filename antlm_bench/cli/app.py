@@ -18,6 +18,7 @@ from antlm_bench import __version__
 from antlm_bench.cli import (
     catalog,
     compare,
+    effects,
     export,
     finetune,
     learning_curves,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "finetune": (finetune.finetune_command, ""),
     "merge": (merge.merge_command, ""),
     "surprisal": (surprisal.surprisal_command, surprisal.STIMULI_HELP),
+    "effects": (effects.effects_command, effects.EFFECTS_HELP),
     "train": (train.train_command, ""),
     "plan": (plan.plan_command, ""),
     "run": (sweep.run_sweep_command, ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from antlm_bench.cli.shared_options import (
     with_table_format,
 )
 
+if TYPE_CHECKING:
+    from antlm_bench.suites.stimuli_spec import StimuliLayout
+
 input_option = partial(typer.Option, rich_help_panel="Input and output")
 
 STIMULI_HELP = (
@@ -25,6 +28,41 @@ STIMULI_HELP = (
     "sentence) or per region (columns text and region), optionally columns item and condition; "
     "SyntaxGym's .json. All other columns are copied to the result."
 )
+ConditionsOption = Annotated[
+    list[str] | None,
+    input_option(
+        "--conditions",
+        metavar="A,B",
+        help="Columns that each hold a text per row; the name of the column is the condition.",
+    ),
+]
+PositionOption = Annotated[
+    list[str] | None,
+    input_option(
+        "--position",
+        metavar="COLUMN,...",
+        help="Column with the number of the critical word, from 1: one, or one per condition.",
+    ),
+]
+SpilloverOption = Annotated[
+    int | None,
+    input_option(
+        "--spillover",
+        metavar="N",
+        min=0,
+        help="Words after the critical one that are regions, too.",
+        show_default="2",
+    ),
+]
+
+
+def build_layout(
+    conditions: list[str] | None, positions: list[str] | None, spillover: int | None
+) -> StimuliLayout:
+    """Build the layout of a file with a critical word from the values of its options."""
+    from antlm_bench.suites.stimuli_spec import StimuliLayout
+
+    return StimuliLayout(tuple(split_names(conditions)), tuple(split_names(positions)), spillover)
 
 
 @with_table_format()
@@ -39,7 +77,12 @@ def surprisal_command(
         ),
     ],
     source: Annotated[
-        Path, input_option("--in", metavar="FILE", help="Stimuli: .txt .csv .tsv .jsonl .json")
+        Path,
+        input_option(
+            "--in",
+            metavar="FILE",
+            help="Stimuli: .txt .csv .tsv .jsonl .json, or a name of the catalog (sap-classicgp).",
+        ),
     ],
     out: Annotated[Path, input_option("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
     by: Annotated[
@@ -50,6 +93,9 @@ def surprisal_command(
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),
     ] = None,
+    conditions: ConditionsOption = None,
+    position: PositionOption = None,
+    spillover: SpilloverOption = None,
     context: Annotated[
         str | None,
         input_option(
@@ -128,6 +174,7 @@ def surprisal_command(
         method=method,
         by=by,
         columns=parse_column_map(columns),
+        text_layout=build_layout(conditions, position, spillover),
         correction=correction,
         bow_correction=bow_correction,
         add=split_names(add),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import (
@@ -27,10 +27,16 @@ from antlm_bench.commands.surprisal_rows import (
     TableLayout,
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
-from antlm_bench.notebook import ArrowTable
+from antlm_bench.notebook import ArrowTable, TableResult
 from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
-from antlm_bench.runs.table_files import check_table_suffix, rows_to_table, write_table
+from antlm_bench.runs.table_files import (
+    check_table_suffix,
+    frame_rows,
+    is_frame,
+    rows_to_table,
+    write_table,
+)
 from antlm_bench.scorer import Scorer
 from antlm_bench.scoring.methods import default_method, get_method, resolve_method
 from antlm_bench.scoring.surprisal import single_part
@@ -48,10 +54,10 @@ from antlm_bench.suites.stimuli import (
     UNITS,
     ScoringUnit,
     Stimulus,
-    read_stimuli,
     split_into_units,
     stimuli_from_texts,
 )
+from antlm_bench.suites.stimuli_spec import StimuliLayout, load_stimuli, read_stimuli_rows
 from antlm_bench.text_arguments import (
     check_columns,
     check_options,
@@ -74,7 +80,7 @@ BOW_CORRECTION = "word-boundary"
 
 
 @dataclass(frozen=True, slots=True)
-class SurprisalTable:
+class SurprisalTable(TableResult):
     """The surprisal of tokens, words, regions or sentences under one or several models."""
 
     path: Path | None
@@ -103,9 +109,6 @@ class SurprisalTable:
     def table(self) -> ArrowTable:
         """The rows as columns, for pandas, polars or Arrow."""
         return ArrowTable(rows_to_table(self.rows))
-
-    def _repr_html_(self) -> str:
-        return self.table._repr_html_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +146,13 @@ ModelLike = str | Path | Scorer
 
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
-    stimuli: str | Path | Sequence[str],
+    stimuli: Any,
     out: str | Path | None = None,
     *,
     method: str | None = None,
     by: str = "word",
     columns: Mapping[str, str] | None = None,
+    text_layout: StimuliLayout | None = None,
     correction: str | None = None,
     bow_correction: bool = False,
     add: Sequence[str] = (),
@@ -162,9 +166,11 @@ def surprisal(
     """Compute the surprisal of each token, word, region or sentence of some stimuli.
 
     model: path or hub id of a checkpoint, or a Scorer; or several. stimuli: a file
-    (suites.stimuli), or a list of texts. out: a .csv, .tsv or .parquet file to write. method:
+    (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data frame with the
+    columns of such a file, or a list of texts. out: a .csv, .tsv or .parquet file to write. method:
     scoring method; None = each checkpoint's first. by: token, word, region or sentence. columns:
-    for a file, our column -> its column. correction: none, or a name of
+    for a file or frame, our column -> its column. text_layout: for a file with a critical word, or
+    with a text per condition in a row. correction: none, or a name of
     scoring.word_corrections.CORRECTIONS (causal only); bow_correction is short for "word-boundary".
     add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns). base: of the
     logarithm: 2 (bits), e (nats), 10 (hartleys). context: a text that the model reads before each
@@ -175,7 +181,7 @@ def surprisal(
     surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
     what the method lets the model see. It is None if a token cannot be scored.
 
-        antlm_bench.surprisal("gpt2", ["The cats sleep."]).table.to_pandas()
+        antlm_bench.surprisal("gpt2", ["The cats sleep."]).to_pandas()
 
     Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. After an error no
     file is written.
@@ -190,7 +196,8 @@ def surprisal(
     if method:
         single_part(get_method(method))
     layout = _build_layout(by, base, add)
-    source, texts = _load_stimuli(stimuli, columns, layout, context)
+    source, texts = _read_texts(stimuli, columns, text_layout)
+    texts = _add_context(texts, source, layout, context)
     check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     request = _Request(
         source=source,
@@ -274,19 +281,24 @@ def _choose_correction(correction: str | None, bow_correction: bool) -> str:
     return BOW_CORRECTION if bow_correction else NO_CORRECTION
 
 
-def _load_stimuli(
-    stimuli: str | Path | Sequence[str],
-    columns: Mapping[str, str] | None,
-    layout: TableLayout,
-    context: str | None,
+def _read_texts(
+    stimuli: Any, columns: Mapping[str, str] | None, text_layout: StimuliLayout | None
 ) -> tuple[str, list[Stimulus]]:
-    """Return the name of the stimuli, and the stimuli with their prefixes."""
+    """Return the name of the stimuli, and their texts."""
     if isinstance(stimuli, str | Path):
-        source, texts = str(stimuli), read_stimuli(Path(stimuli), columns)
-    elif columns:
-        raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
-    else:
-        source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
+        return str(stimuli), load_stimuli(stimuli, columns, text_layout)
+    if is_frame(stimuli):
+        return "the table", read_stimuli_rows(frame_rows(stimuli), columns, text_layout)
+    if columns or text_layout:
+        name = "columns" if columns else "text_layout"
+        raise UsageError("a list of texts has no columns", location=name, hint="leave it out")
+    return "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
+
+
+def _add_context(
+    texts: list[Stimulus], source: str, layout: TableLayout, context: str | None
+) -> list[Stimulus]:
+    """Return the texts with their prefixes. Raises DataError for a column of the result's name."""
     names = {name for text in texts for part in text.segments for name in part.extra_columns}
     for name in ("model", *layout.column_names):
         if name in names:
@@ -299,7 +311,7 @@ def _load_stimuli(
                 "the stimuli have a column `prefix`, too", location="--context", hint="leave it out"
             )
         texts = [replace(text, prefix=context) for text in texts]
-    return source, texts
+    return texts
 
 
 def _score_models(

@@ -29,12 +29,21 @@ def adjust_p_values(
     adjusted_by_id = {id(group): group for group in groups}
     for level in dict.fromkeys(group.level for group in groups):
         tested = [group for group in groups if group.level == level and group.p is not None]
-        use_bh = level == BH_LEVEL or len(tested) > MAX_HOLM_TESTS
-        name, adjust = (
-            ("BH", statistics.benjamini_hochberg) if use_bh else ("Holm", statistics.holm)
+        name, adjusted = adjust_family(
+            [group.p or 0.0 for group in tested], always_bh=level == BH_LEVEL
         )
         family = f"{name} over {len(tested)} {LEVEL_PLURALS.get(level, level + 's')}"
-        for group, p in zip(tested, adjust([group.p or 0.0 for group in tested]), strict=True):
+        for group, p in zip(tested, adjusted, strict=True):
             adjusted_by_id[id(group)] = replace(group, adjusted=p, family=family)
     headline = replace(headline, adjusted=headline.p, family=HEADLINE_FAMILY)
     return headline, tuple(adjusted_by_id.values())
+
+
+def adjust_family(p_values: Sequence[float], always_bh: bool = False) -> tuple[str, list[float]]:
+    """Return (name of the correction, the adjusted p-values of one family of tests).
+
+    always_bh: whether to correct few tests by Benjamini and Hochberg, too.
+    """
+    if always_bh or len(p_values) > MAX_HOLM_TESTS:
+        return "BH", statistics.benjamini_hochberg(p_values)
+    return "Holm", statistics.holm(p_values)

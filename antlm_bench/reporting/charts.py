@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -20,6 +20,7 @@ from antlm_bench.reporting import palette
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
 """A mark: field -> value. Each function lists the fields that it needs."""
+IntervalMark = Literal["line", "point", "bar"]
 CHARACTER_WIDTH = 7.4
 """Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
 its own font, the browser draws it in another one."""
@@ -171,6 +172,65 @@ def loss_plot(
     return alt.layer(*layers).properties(height=230, width=style.width)
 
 
+def interval_plot(
+    rows: Sequence[ChartRow],
+    names: Sequence[str],
+    style: ChartStyle,
+    mark: IntervalMark,
+    titles: tuple[str, str],
+    domain_rows: Sequence[ChartRow] | None = None,
+) -> alt.Chart:
+    """Draw values with 95% intervals over categories on the x-axis.
+
+    mark: "line" joins the values of a series and draws the intervals as a band; "point" and "bar"
+    draw the series of a category side by side. titles: of the x-axis and of the y-axis.
+    domain_rows: rows that decide the range of the y-axis, so that panels can be compared; None =
+    `rows`.
+
+    Fields of rows: x (the category, in the order of the rows), order (its rank on the axis),
+    series, value, low, high (None = no interval), description, hollow, faint.
+    """
+    present = _present_series(rows, names)
+    rows, x_axis = _fold_categories(rows, style)
+    categories = [row["x"] for row in sorted(rows, key=lambda row: row["order"])]
+    padding = {"padding": 0.5} if mark == "line" else {"paddingInner": 0.25, "paddingOuter": 0.15}
+    kind = {"type": "point"} if mark == "line" else {"type": "band"}
+    x = alt.X(
+        "x:N",
+        sort=list(dict.fromkeys(categories)),
+        title=titles[0],
+        axis=x_axis,
+        scale=alt.Scale(**kind, **padding),
+    )
+    fields = ("value", "low", "high")
+    scale = _value_scale(domain_rows or rows, fields, [0.0] if mark == "bar" else [])
+    y = alt.Y("value:Q", title=titles[1], scale=scale, axis=alt.Axis(tickCount=5))
+    low, high = alt.Y("low:Q", title=titles[1], scale=scale), alt.Y2("high:Q")
+    colour = _series_colour(names, style, present)
+    base = alt.Chart(_inline_data(rows)).encode(x=x, color=colour)
+    with_interval = base.transform_filter("datum.low != null")
+    points = _draw_points(base, names, style, present, 0.7 if mark == "line" else 1)
+    if mark == "line":
+        opacity = 0.14 if len(present) < 3 else 0.08  # of bands that cover each other
+        band = with_interval.mark_area(opacity=opacity, aria=False).encode(low, high)
+        line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y)
+        layers = [band, line, points.encode(y=y)]
+    else:
+        lanes = alt.XOffset("series:N", sort=present, scale=alt.Scale(domain=present))
+        intervals = with_interval.mark_rule(strokeWidth=1.6, aria=False)
+        layers = [intervals.encode(low, high, xOffset=lanes), points.encode(y=y, xOffset=lanes)]
+    if mark == "bar":
+        bars = base.mark_bar().encode(y=y, xOffset=lanes, description="description:N")
+        ink = alt.value(style.colours["ink"])
+        layers = [
+            bars,
+            with_interval.mark_rule(strokeWidth=1.4, aria=False).encode(
+                low, high, xOffset=lanes, color=ink
+            ),
+        ]
+    return alt.layer(*layers).properties(height=190, width=style.width)
+
+
 def heatmap(
     rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle, chance: float | None
 ) -> alt.Chart:
@@ -233,6 +293,36 @@ def _fold_row_names(rows: Sequence[ChartRow], style: ChartStyle) -> list[ChartRo
             text += " "
         folded[name] = text
     return [{**row, "row": folded[row["row"]]} for row in rows]
+
+
+def _fold_categories(
+    rows: Sequence[ChartRow], style: ChartStyle
+) -> tuple[Sequence[ChartRow], alt.Axis]:
+    """Return the rows and the x-axis of their categories `x`.
+
+    Labels that are too wide are broken into two lines, or else written at an angle.
+    """
+    names = list(dict.fromkeys(row["x"] for row in rows))
+    room = int(0.9 * style.width / max(len(names), 1) / CHARACTER_WIDTH)
+    is_crowded = any(len(name) > room for name in names)
+    folded = {name: fold_name(name, room) for name in names} if is_crowded and room > 6 else {}
+    fits = len(set(folded.values())) == len(names) and all(
+        "\n" not in name or (name.split("\n")[0][-1] in "_- ." and "…" not in name)
+        for name in folded.values()
+    )
+    if is_crowded and fits:
+        rows = [{**row, "x": folded[row["x"]]} for row in rows]
+    is_number = all(name.lstrip("-").isdecimal() for name in names)
+    axis = alt.Axis(
+        labelExpr="split(datum.label, '\\n')",
+        labelAngle=-40 if is_crowded and not fits and not is_number else 0,
+        labelLimit=150,
+        labelOverlap=is_number,
+        labelPadding=6,
+        grid=False,
+        domain=True,
+    )
+    return rows, axis
 
 
 def fold_name(name: str, length: int) -> str:

@@ -44,10 +44,12 @@ PANELS_PER_ROW = 3
 DPI = 300
 
 
-def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
+def render_figures(
+    figures: Sequence[Figure], image_format: str, columns: int = PANELS_PER_ROW
+) -> bytes:
     """Render figures for a paper: on white, with a legend, in a font that every system has.
 
-    Several figures become the panels of one image. image_format: "svg" or "png".
+    Several figures become the panels of one image, `columns` per row. image_format: "svg" or "png".
     """
     width = PANEL_WIDTH if len(figures) > 1 else FILE_WIDTH
     style = charts.ChartStyle(width, palette.PAPER, legend=True)
@@ -55,7 +57,7 @@ def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
         chart = figures[0].draw(style)
     else:
         panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
-        chart = charts.concatenate(panels, PANELS_PER_ROW)
+        chart = charts.concatenate(panels, columns)
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
     if image_format == "svg":

@@ -6,11 +6,12 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import DataError, UsageError
 from antlm_bench.runs.folder_io import make_folder, write_atomically
 
 TableValue = str | int | float | None
@@ -61,6 +62,43 @@ def _delimited_encoder(delimiter: str) -> Callable[[Sequence[Mapping[str, TableV
 def rows_to_table(rows: Sequence[Mapping[str, TableValue]]) -> pa.Table:
     """Return rows of the same columns as an Arrow table."""
     return pa.Table.from_pylist([dict(row) for row in rows])
+
+
+def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet file. Raises DataError if it is none."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"not a Parquet file: {reason}", location=str(path)) from None
+    return rows
+
+
+def is_frame(value: object) -> bool:
+    """Return whether a value is a table: a frame of pandas or polars, an Arrow table, or a result
+    of this package."""
+    return hasattr(value, "columns") and (
+        hasattr(value, "__arrow_c_stream__") or hasattr(value, "to_dict")
+    )
+
+
+def frame_rows(frame: Any) -> list[dict[str, Any]]:
+    """Return the rows of a table (is_frame) as Python objects. Missing values are None.
+
+    Raises UsageError if two columns have the same name, or a name is not a string.
+    """
+    names = [str(name) for name in getattr(frame, "column_names", frame.columns)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two columns are called {name!r}", location="table")
+    if hasattr(frame, "__arrow_c_stream__"):
+        rows: list[dict[str, Any]] = pa.table(frame).to_pylist()
+        return [{str(name): row[name] for name in row if str(name) in names} for row in rows]
+    records = frame.to_dict("records")  # pandas before 2.2
+    return [
+        {str(name): None if value != value else value for name, value in record.items()}
+        for record in records
+    ]
 
 
 def _encode_parquet(rows: Sequence[Mapping[str, TableValue]]) -> bytes:

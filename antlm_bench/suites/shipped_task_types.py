@@ -15,7 +15,15 @@ from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, SyntaxGymSpec
-from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, build_suite_row
+from antlm_bench.suites.stimuli_spec import StimuliSpec
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    CatalogRow,
+    Facts,
+    TaskType,
+    build_suite_row,
+    fill_command,
+)
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
 MAX_MEMBERS_LISTED = 12  # names in a cell of `list collections`
@@ -406,4 +414,42 @@ ACQUISITION = TaskType(
     " --out {runs_dir}\nantlm-bench acquisition {runs_dir} --suite {suite}",
     list_row=_list_acquisition,
     describe=_describe_acquisition,
+)
+
+
+# ---- stimuli
+
+
+def _list_stimuli(spec: StimuliSpec) -> CatalogRow:
+    return build_suite_row(spec, spec.expect.texts, "", "surprisal")
+
+
+def _describe_stimuli(spec: StimuliSpec) -> Facts:
+    conditions = [text.condition for text in spec.text if text.condition]
+    return {
+        "version": spec.version,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "texts": spec.expect.texts,
+        "conditions": ", ".join(conditions or sorted(spec.rename.get("condition", {}).values())),
+        "columns": ", ".join(spec.copy_columns),
+        "example": "\n".join(spec.example[0].texts) if spec.example else "",
+        "run": fill_command(STIMULI.example_command, [spec.name]),
+        "data": sources.describe_files(spec),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+STIMULI = TaskType(
+    name="stimuli",
+    noun="stimuli, whose surprisal is computed",
+    declaration=StimuliSpec,
+    prediction_schema=None,
+    planned_unit="",
+    command="surprisal",
+    example_command="antlm-bench surprisal --model {model} --in {suite} --out surprisal.csv",
+    missing_score_commands="",
+    list_row=_list_stimuli,
+    describe=_describe_stimuli,
 )

@@ -9,13 +9,12 @@ column `prefix`, are copied to the result.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from antlm_bench.declarations import decode_utf8, list_declarations
+from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
@@ -75,26 +74,20 @@ class ScoringUnit:
 
 
 def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[Stimulus]:
-    """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (_parse_table) or .json (SyntaxGym).
+    """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (parse_table) or .json (SyntaxGym).
 
     columns: one of COLUMNS -> its name in the file. Raises UsageError (an unknown key of columns),
     DataError with file and line.
     """
     records.check_column_names(columns or {}, COLUMNS)
     location, name = str(path), path.name.lower().removesuffix(".gz")
-    if not path.exists() and location in list_declarations("tasks"):
-        raise DataError(
-            f"{location!r} is a suite, not a file of texts",
-            hint="a suite is scored: antlm-bench score --model CKPT --suite "
-            f"{shlex.quote(location)}",
-        )
     if syntaxgym.is_syntaxgym_file(name):
         stimuli = _read_syntaxgym(path)
     elif name.endswith(".txt"):
         stimuli = _parse_lines(decode_utf8(files.read_bytes(path), location, DataError), location)
     else:
         rows = records.read_records(files.read_bytes(path), path.name.lower(), location)
-        stimuli = _parse_table(rows, dict(columns or {}), location)
+        stimuli = parse_table(rows, dict(columns or {}), location)
     if not stimuli:
         raise DataError("0 texts", location=location)
     return stimuli
@@ -211,7 +204,7 @@ def _read_syntaxgym(path: Path) -> list[Stimulus]:
     return stimuli
 
 
-def _parse_table(rows: records.Records, columns: dict[str, str], location: str) -> list[Stimulus]:
+def parse_table(rows: records.Records, columns: dict[str, str], location: str) -> list[Stimulus]:
     """Parse a table with a row per region or a row per text.
 
     A row per region has the columns `text` and `region`; the rows of an item and condition follow

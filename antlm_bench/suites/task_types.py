@@ -308,6 +308,7 @@ TASK_TYPES: Registry[TaskType] = Registry(
         "collection": f"{_SHIPPED}:COLLECTION",
         "acquisition": f"{_SHIPPED}:ACQUISITION",
         "acceptability": f"{_SHIPPED}:ACCEPTABILITY",
+        "stimuli": f"{_SHIPPED}:STIMULI",
     },
     "antlm-bench list task-types",
     RecordType(

@@ -1,4 +1,4 @@
-"""The examples of docs/surprisal.md and docs/reading.md, run unchanged on a small checkpoint."""
+"""The examples of docs/surprisal.md, effects.md and reading.md, run unchanged on a checkpoint."""
 
 from __future__ import annotations
 
@@ -99,3 +99,44 @@ def test_the_commands_about_acquisition_are_understood(capsys):
         assert run([shlex.split(line)[1], "--help"]) == 0
         printed = capsys.readouterr().out
         assert all(f"{word} " in printed for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_the_documented_effects_are_reproduced(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    (_, table), (_, line), (_, expected), (_, long) = read_code_blocks("effects.md")[:4]
+    Path("surprisal.csv").write_text(table, encoding="utf-8")
+    assert run(shlex.split(line)[1:]) == 0
+    assert expected.strip() in capsys.readouterr().out
+    assert Path("items.csv").read_text(encoding="utf-8").startswith(long)
+
+
+@pytest.mark.long
+def test_the_documented_stimuli_and_python_give_effects(make_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = str(make_checkpoint("causal", adds=True))
+    Path("items.csv").write_text(
+        "item,ambiguous,unambiguous,at_ambiguous,at_unambiguous\n"
+        "1,the cat sees,the old cat sees,2,3\n2,the dog sees,the old dog sees,2,3\n"
+    )
+    Path("stimuli.csv").write_text(
+        "item,condition,region,text\n"
+        + "".join(
+            f"{item},{filler}_{gap},{region},{text}\n"
+            for item in (1, 2)
+            for filler in ("what", "that")
+            for gap in ("gap", "noun")
+            for region, text in (("start", f"the cat {filler}"), ("critical", f"sees {gap}"))
+        )
+    )
+    blocks = read_code_blocks("effects.md")
+    [commands] = [text for _, text in blocks if "--conditions ambiguous" in text]
+    for line in commands.strip().splitlines():
+        assert run([model if word == "CKPT" else word for word in shlex.split(line)[1:]]) == 0
+    [figures] = [text for _, text in blocks if "--plot sentence" in text]
+    for line in figures.strip().splitlines():
+        assert run(shlex.split(line)[1:]) == 0
+    [code] = [text for language, text in blocks if language == "python"]
+    names: dict[str, object] = {}
+    exec(compile(code.replace("CKPT", model), "effects.md", "exec"), names)
+    assert len(names["result"].effects) == 3  # type: ignore[attr-defined]

@@ -1,0 +1,149 @@
+"""The tables of `effects`: contrasts with intervals and tests, and means of conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from antlm_bench.reporting.comparison_table import format_p_value
+from antlm_bench.reporting.table import Table, TableCell, TableColumn, TableRow, build_row
+from antlm_bench.results.effects import DesignResult
+from antlm_bench.statistics import ItemMean
+
+LONG_KEYS = ("kind", "region", "name", "value", "low", "high", "n", "t", "df", "p", "p_adjusted")
+
+
+def build_effects_table(result: DesignResult, title: str = "") -> Table:
+    """Build the table of effects, followed by that of means."""
+    group_columns = tuple(result.groups[0]) if result.groups else ()
+    has_regions = result.regions != ("",)
+    names = (*group_columns, *(("region",) if has_regions else ()))
+    columns = [TableColumn(name) for name in names]
+    unit = result.unit
+    columns += [
+        TableColumn("effect"),
+        TableColumn("difference", unit=unit, align="right"),
+        TableColumn("interval", "95% interval", align="right"),
+        TableColumn("t", align="right"),
+        TableColumn("df", align="right"),
+        TableColumn("p", align="right"),
+        TableColumn("p_adjusted", "p adj.", align="right"),
+        TableColumn("items", align="right"),
+    ]
+    rows = []
+    last_group: tuple[str, ...] | None = None
+    for effect in result.effects:
+        group = tuple(effect.group.values())
+        mean = effect.mean
+        rows.append(
+            build_row(
+                *group,
+                *((effect.region,) if has_regions else ()),
+                effect.name,
+                _number_cell(mean.value, "+.2f", mean.low, mean.high),
+                TableCell(text=_format_interval(mean, "+.2f")),
+                _number_cell(mean.t, ".2f"),
+                TableCell(mean.df or None),
+                TableCell(mean.p, format_p_value(mean.p)),
+                TableCell(effect.adjusted, format_p_value(effect.adjusted)),
+                TableCell(mean.n),
+                space_above=last_group not in (None, group),
+            )
+        )
+        last_group = group
+    return Table(
+        tuple(columns),
+        tuple(rows),
+        title=title,
+        legend=(*result.notes, _describe_tests(result)),
+        build_long=lambda: build_long_table(result),
+        parts=(_build_means_table(result, names, has_regions),),
+    )
+
+
+def _build_means_table(result: DesignResult, names: Sequence[str], has_regions: bool) -> Table:
+    columns = [TableColumn(name) for name in names]
+    columns += [
+        TableColumn("condition"),
+        TableColumn("mean", unit=result.unit, align="right"),
+        TableColumn("interval", "95% interval", align="right"),
+        TableColumn("items", align="right"),
+    ]
+    rows = [
+        build_row(
+            *cell.group.values(),
+            *((cell.region,) if has_regions else ()),
+            cell.condition,
+            _number_cell(cell.mean.value, ".2f", cell.mean.low, cell.mean.high),
+            TableCell(text=_format_interval(cell.mean, ".2f")),
+            TableCell(cell.mean.n),
+        )
+        for cell in result.means
+    ]
+    return Table(
+        tuple(columns),
+        tuple(rows),
+        title=f"means{f', {result.unit}' if result.unit else ''}",
+        legend=(
+            "Intervals of means are over items. Two of them can overlap although the paired "
+            "difference is clear: compare conditions by the effects.",
+        ),
+    )
+
+
+def build_long_table(result: DesignResult) -> Table:
+    """Build the table with one row per effect and per mean, for CSV and JSON."""
+    group_columns = tuple(result.groups[0]) if result.groups else ()
+    keys = (*group_columns, *LONG_KEYS, "correction")
+    units = {"value": result.unit}
+    columns = tuple(TableColumn(key, unit=units.get(key, "")) for key in keys)
+    rows = []
+    for effect in result.effects:
+        extra = (effect.adjusted, effect.family or None)
+        rows.append(
+            _long_row("effect", effect.group, effect.region, effect.name, effect.mean, extra)
+        )
+    for cell in result.means:
+        plain = cell.mean._replace(t=None, p=None)  # that a mean is 0 is no question
+        rows.append(_long_row("mean", cell.group, cell.region, cell.condition, plain, (None, None)))
+    return Table(columns, tuple(rows), legend=(*result.notes, _describe_tests(result)))
+
+
+def _long_row(
+    kind: str,
+    group: Mapping[str, str],
+    region: str,
+    name: str,
+    mean: ItemMean,
+    test: tuple[float | None, str | None],
+) -> TableRow:
+    df = mean.df if mean.p is not None else None
+    return build_row(
+        *group.values(),
+        *(kind, region, name, mean.value, mean.low, mean.high, mean.n, mean.t, df, mean.p),
+        *test,
+    )
+
+
+def _number_cell(
+    value: float | None, spec: str, low: float | None = None, high: float | None = None
+) -> TableCell:
+    if value is None:
+        return TableCell(None)
+    return TableCell(value, format(value, spec), low, high)
+
+
+def _format_interval(mean: ItemMean, spec: str) -> str:
+    if mean.low is None or mean.high is None:
+        return "–"
+    return f"[{mean.low:{spec}}, {mean.high:{spec}}]"
+
+
+def _describe_tests(result: DesignResult) -> str:
+    unit = f" in {result.unit}" if result.unit else ""
+    families = dict.fromkeys(effect.family for effect in result.effects if effect.family)
+    corrections = " or ".join(families)
+    adjusted = f", p adj. by {corrections}" + (" of a model" * (len(result.groups) > 1))
+    return (
+        f"Values{unit} are sums over the words of a region. Effects are paired by items: a t test "
+        f"of the items' scores, df = items - 1{adjusted * bool(corrections)}."
+    )
