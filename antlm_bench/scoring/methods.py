@@ -26,6 +26,8 @@ SHIPPED = {
     "mlm-l2r": "antlm_bench.scoring.probes:MLM_L2R",
     "mntp": "antlm_bench.scoring.probes:MNTP",
     "fused": "antlm_bench.scoring.probes:FUSED",
+    "seq2seq": "antlm_bench.scoring.probes:SEQ2SEQ",
+    "infill": "antlm_bench.scoring.probes:INFILL",
 }
 ADD_MASK_TOKEN_HINT = "save it with a tokenizer whose mask token the model has an embedding for"
 
