@@ -21,9 +21,9 @@ Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full", "cross", "denoising"]
-"""What a prediction may depend on: the tokens before it ("causal"), or the whole row ("full"). In an
-encoder-decoder: the source that the encoder reads and the tokens before it ("cross"), or the text in
-the encoder, of which a mask hides a token, and what the decoder has restored ("denoising")."""
+"""What a prediction may depend on: the tokens before it ("causal"), or the whole row ("full"). In
+an encoder-decoder: the source in the encoder and the tokens before it ("cross"), or a text in the
+encoder with a masked token, and what the decoder has restored before it ("denoising")."""
 Labels = Mapping[str, str]
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""

@@ -37,9 +37,9 @@ from antlm_bench.checkpoints.self_test import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers
+from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine, lock_model
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
-from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.plain_forward import is_encoder_decoder
 from antlm_bench.scoring.source_text import PairEncoder
@@ -405,6 +405,12 @@ def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     ref, options = split_revision(ref, options or OpenOptions())
     with pretrained.silence_transformers():
         loaded = load_runnable_model(ref, options)
+        if loaded.kind == pretrained.ENCODER_DECODER:
+            raise CheckpointError(
+                f"{loaded.name} is an encoder-decoder, which can be scored but not finetuned",
+                location=ref,
+                hint="finetune a ...ForCausalLM or ...ForMaskedLM checkpoint",
+            )
         metadata = describe_checkpoint(ref, loaded, options)
         # The trial forwards left another implementation.
         loaded.model.set_attn_implementation(loaded.forward_config.native_implementation)

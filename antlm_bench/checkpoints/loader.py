@@ -29,13 +29,17 @@ from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.engine import ForwardConfig
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.source_text import DenoisingEncoder, PairEncoder, find_denoiser
+from antlm_bench.scoring.source_text import (
+    DenoisingEncoder,
+    PairEncoder,
+    detect_target_template,
+    find_denoiser,
+)
 from antlm_bench.scoring.text import (
     Specials,
     TextEncoder,
     build_specials,
     check_specials,
-    detect_template,
     find_mask_token,
 )
 from antlm_bench.types import Attention
@@ -206,8 +210,10 @@ def find_decoder_start(model: Any, tokenizer: Any, folder: Path) -> int:
 
     Raises CheckpointError if the model does not say with which token its decoder begins.
     """
-    template = detect_template(tokenizer)
-    labels = torch.tensor([[*template.before, 0, *template.after]], device=model.device)
+    template = detect_target_template(tokenizer)
+    specials = {*template.before, *template.after, getattr(model.config, "pad_token_id", None)}
+    token_id = next(i for i in range(pretrained.usable_vocab_size(model)) if i not in specials)
+    labels = torch.tensor([[*template.before, token_id, *template.after]], device=model.device)
     start_id = getattr(model.config, "decoder_start_token_id", None)
     try:
         start_id = int(model.prepare_decoder_input_ids_from_labels(labels)[0, 0])

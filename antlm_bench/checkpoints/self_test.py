@@ -7,7 +7,7 @@ shortcuts of the engine are turned off (each alone, then several) until they agr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ TRIAL_TEXTS = (
     "Who has seen that the dogs never see the old house?",
 )
 MAX_PREDICTIONS = 12  # per text and attention
-PAIR_ATTENTIONS = {"cross": seq2seq, "denoising": infill}
+PAIR_ATTENTIONS: dict[str, Callable[..., Probes]] = {"cross": seq2seq, "denoising": infill}
 """Attention of encoder-decoders -> the probes that are compared."""
 
 

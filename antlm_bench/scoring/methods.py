@@ -66,9 +66,9 @@ class Method:
     @property
     def main_attention(self) -> Attention:
         """Attention of the finetuned results that are reported with this method's scores: full if
-        any part has full attention.
+        any part has full attention, else that of the first part.
         """
-        return "full" if "full" in self.attentions else "causal"
+        return "full" if "full" in self.attentions else self.parts[0][0]
 
     @property
     def is_left_to_right(self) -> bool:

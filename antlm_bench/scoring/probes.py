@@ -90,7 +90,7 @@ def seq2seq(encoded: EncodedBatch, mask_id: int | None = None) -> Probes:
 
 
 def infill(encoded: EncodedBatch, mask_id: int) -> Probes:
-    """Read a pseudo-log-likelihood of a denoiser: mask each scored token in turn in the encoder, and
+    """Read a denoiser's pseudo-log-likelihood: mask each scored token in turn in the encoder, and
     read it where the decoder restores it.
 
     T5 (Raffel et al. 2020, JMLR 21(140), section 3.1.4) answers with the sentinel and what it

@@ -35,8 +35,8 @@ from antlm_bench.types import Attention, EncodedBatch, Encodings, Ints, Restorat
 SENTINEL = "<extra_id_0>"
 """The first sentinel of T5's vocabulary."""
 BYT5_TOKENIZER, BYT5_SENTINEL = "ByT5Tokenizer", 258
-"""ByT5 was trained with its last byte as the first sentinel, not with <extra_id_0> (Xue et al. 2022,
-TACL 10, section 3.1: the last byte ids are reused as sentinels)."""
+"""ByT5 was trained with its last byte as the first sentinel, not with <extra_id_0>: it reuses the
+last byte ids as sentinels (Xue et al. 2022, TACL 10, section 3.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,15 @@ class PairEncoder(TextEncoder):
         check_bos_policy(bos)
         target, source = Specials(), Specials()
         if bos != "never":
-            source, target = detect_template(tokenizer), _detect_target_template(tokenizer)
+            source, target = detect_template(tokenizer), detect_target_template(tokenizer)
         specials = Specials((start_id, *target.before))
         for each in (specials, source):
             check_specials(tokenizer, each, vocab_size)
         super().__init__(tokenizer, specials, max_length=max_length, vocab_size=vocab_size)
         self.start_id, self.source_specials = start_id, source
+        self._text_encoder = TextEncoder(
+            tokenizer, specials, max_length=max_length, vocab_size=vocab_size
+        )
 
     def name_specials(self, attention: Attention) -> dict[str, Specials]:
         """Return the special tokens of the decoder's row and of the source, by name."""
@@ -115,24 +118,17 @@ class PairEncoder(TextEncoder):
         sources: Sequence[str] | None = None,
     ) -> Encodings:
         """Encode as TextEncoder.encode, with a source for each text; None = empty ones."""
-        encodings = super().encode(texts, spans)
-        different = list(dict.fromkeys(sources or [""]))
+        if sources is None:
+            return super().encode(texts, spans)
+        encodings = self._text_encoder.encode(texts, spans)
+        different = list(dict.fromkeys(sources))
         tokens = self.text_tokenizer.tokenize(different, 0)
-        rows = [
-            np.array([*self.source_specials.before, *ids, *self.source_specials.after], np.int32)
-            for ids in tokens.ids
-        ]
-        for source, row in zip(different, rows, strict=True):
-            check_ids(self.tokenizer, int(row.max(initial=0)), self.vocab_size)
-            if not len(row):
-                raise UsageError(
-                    f"the encoder reads no token of the source {source!r}",
-                    location="--bos never",
-                    hint="leave --bos out: an empty source is then the tokenizer's special tokens",
-                )
+        rows = [self._build_source(*pair) for pair in zip(different, tokens.ids, strict=True)]
         number = {source: index for index, source in enumerate(different)}
-        source_of_text = np.array([number[s] for s in sources or [""] * len(texts)], np.int64)
-        too_long = np.array([self.max_length is not None and len(r) > self.max_length for r in rows])
+        source_of_text = np.array([number[source] for source in sources], np.int64)
+        too_long = np.array(
+            [self.max_length is not None and len(r) > self.max_length for r in rows]
+        )
         batches = [
             part
             for batch in encodings.batches
@@ -149,9 +145,29 @@ class PairEncoder(TextEncoder):
             flags,
         )
 
+    def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
+        """Return a batch whose texts follow an empty source."""
+        source = self._build_source("", [])
+        return replace(batch, source_ids=np.tile(source, (len(batch.ids), 1)))
+
+    def _build_source(self, source: str, ids: Sequence[int]) -> Ints:
+        """Return the row of a source with these token ids.
+
+        Raises UsageError for a row without tokens, CheckpointError for an id without embedding.
+        """
+        check_ids(self.tokenizer, max(ids, default=0), self.vocab_size)
+        row = [*self.source_specials.before, *ids, *self.source_specials.after]
+        if not row:
+            raise UsageError(
+                f"the encoder reads no token of the source {source!r}",
+                location="--bos never",
+                hint="leave --bos out: an empty source is then the tokenizer's special tokens",
+            )
+        return np.array(row, np.int32)
+
 
 def _split_by_source(
-    batch: EncodedBatch, rows: Sequence[Ints], source_of_text: Ints, too_long: Any
+    batch: EncodedBatch, rows: Sequence[Ints], source_of_text: Any, too_long: Any
 ) -> Iterator[EncodedBatch]:
     """Yield the batch in parts whose sources have one length. Those that are too long are left out.
 
@@ -160,9 +176,9 @@ def _split_by_source(
     sources = source_of_text[batch.text_index]
     lengths = np.array([len(rows[source]) for source in sources])
     lengths[too_long[sources]] = 0
+    last_words = batch.last_word_ids
     for length in np.unique(lengths[lengths > 0]):
         part = np.flatnonzero(lengths == length)
-        last_words = batch.last_word_ids
         yield EncodedBatch(
             batch.ids[part],
             batch.score_mask[part],
@@ -186,7 +202,7 @@ class DenoisingEncoder(TextEncoder):
         vocab_size: int,
     ) -> None:
         """Create an encoder. Raises CheckpointError for special tokens without an embedding."""
-        specials, target = detect_template(tokenizer), _detect_target_template(tokenizer)
+        specials, target = detect_template(tokenizer), detect_target_template(tokenizer)
         assert denoiser.mask_id is not None  # a model without one has no such encoder
         prefix = (start_id, *(target.before if denoiser.repeats_text else [denoiser.mask_id]))
         for each in (specials, Specials(prefix)):
@@ -199,7 +215,7 @@ class DenoisingEncoder(TextEncoder):
         return {attention: self.specials, "restored": Specials(self.restoration.prefix)}
 
     def with_bos_policy(self, attention: Attention, bos: str) -> DenoisingEncoder:
-        """Return an encoder with another BOS policy: "never" leaves out the specials of the text."""
+        """Return an encoder with another BOS policy: "never" leaves out the text's specials."""
         del attention
         check_bos_policy(bos)
         encoder = copy.copy(self)
@@ -208,14 +224,12 @@ class DenoisingEncoder(TextEncoder):
         encoder.restoration = replace(self.restoration, text_start=start)
         return encoder
 
-    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """Encode as TextEncoder.encode, with the decoder's part."""
-        encodings = super().encode(texts, spans)
-        batches = (replace(batch, restoration=self.restoration) for batch in encodings.batches)
-        return replace(encodings, batches=tuple(batches))
+    def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
+        """Return a batch with what the decoder reads."""
+        return replace(batch, restoration=self.restoration)
 
 
-def _detect_target_template(tokenizer: Any) -> Specials:
+def detect_target_template(tokenizer: Any) -> Specials:
     """Return the specials around a target: those of a text, unless it has a language of its own."""
     has_target_language = getattr(tokenizer, "tgt_lang", None) is not None
     return detect_template(tokenizer, as_target=has_target_language)

@@ -293,7 +293,13 @@ class TextEncoder:
         first_word[:, text_columns] = _stack_rows(tokens.words, indices, text_length)
         last_word[:, text_columns] = _stack_rows(tokens.last_words, indices, text_length)
         text_index = np.array(indices, np.int32)
-        return EncodedBatch(ids, score_mask, first_word, text_index, last_word)
+        return self.complete_batch(EncodedBatch(ids, score_mask, first_word, text_index, last_word))
+
+    def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
+        """Return a batch of rows with what else the model reads: in an encoder-decoder, the source,
+        or what the decoder restores.
+        """
+        return batch
 
     def _score_eos(
         self,
