@@ -304,7 +304,8 @@ class Engine:
         try:
             return self._packed_logprobs(batch)
         except BeyondWindowError as error:
-            if batch.attention != self.forward_config.native_attention:
+            is_native = batch.attention == self.forward_config.native_attention
+            if not is_native and not self.forward_config.obeys_masks:
                 native = self.forward_config.native_attention
                 raise CheckpointError(
                     f"{self.name}: rows of {longest} tokens exceed its local attention window",
