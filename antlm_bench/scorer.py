@@ -34,7 +34,7 @@ from antlm_bench.scoring.next_tokens import (
     predict_next_tokens,
     word_set_logprobs,
 )
-from antlm_bench.scoring.text import BOS_POLICIES, TextEncoder, build_specials, check_specials
+from antlm_bench.scoring.text import BOS_POLICIES
 from antlm_bench.scoring.token_scores import TokenSettings, score_tokens
 from antlm_bench.suites.stimuli import join_prefix
 from antlm_bench.text_arguments import (
@@ -395,17 +395,8 @@ class Scorer:
 def _with_bos_policy(checkpoint: Checkpoint, method: Method, bos: str) -> Checkpoint:
     """Return a copy of the checkpoint with another BOS policy for the attentions of a method."""
     encoders = dict(checkpoint.encoders)
-    num_embeddings = checkpoint.engine.model.get_input_embeddings().weight.shape[0]
     for attention, _ in method.parts:
-        encoder = encoders[attention]
-        specials = build_specials(encoder.tokenizer, attention, bos)
-        check_specials(encoder.tokenizer, specials, num_embeddings)
-        encoders[attention] = TextEncoder(
-            encoder.tokenizer,
-            specials,
-            max_length=encoder.max_length,
-            vocab_size=encoder.vocab_size,
-        )
+        encoders[attention] = encoders[attention].with_bos_policy(attention, bos)
     return replace(checkpoint, encoders=encoders)
 
 

@@ -20,7 +20,10 @@ from antlm_bench.printable import make_printable
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Attention = Literal["causal", "full"]
+Attention = Literal["causal", "full", "cross", "denoising"]
+"""What a prediction may depend on: the tokens before it ("causal"), or the whole row ("full"). In
+an encoder-decoder: the source in the encoder and the tokens before it ("cross"), or a text in the
+encoder with a masked token, and what the decoder has restored before it ("denoising")."""
 Labels = Mapping[str, str]
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""
@@ -96,6 +99,22 @@ class EncodedBatch:
     """(n,) index of each row in the caller's texts."""
     last_word_ids: Ints | None = None
     """(n, t) index of the last word that a token belongs to; None = as `word_ids`."""
+    source_ids: Ints | None = None
+    """"cross": (n, s) what the encoder reads; `ids` are what the decoder reads."""
+    restoration: Restoration | None = None
+    """"denoising": how the decoder restores a text; `ids` are what the encoder reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """How the decoder of a denoiser restores a masked token of the encoder's text."""
+
+    prefix: tuple[int, ...]
+    """What the decoder reads first: its start token, and the sentinel or the text's specials."""
+    repeats_text: bool
+    """True: the decoder writes the whole text again (BART). False: only what was masked (T5)."""
+    text_start: int
+    """Number of special tokens before the text in the encoder's row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +133,8 @@ class Probes:
     (Engine.set_token_sets)."""
     text_index: Ints
     """(k,) index of the caller's text to whose score the log-probability is added."""
+    source_ids: Ints | None = None
+    """(r, s) what the encoder reads; `ids` are then what the decoder reads."""
 
 
 FLAGS: dict[str, str] = {
@@ -443,11 +464,16 @@ class LanguageModel(ModelInfo, Protocol):
     """Everything that scoring needs of a model."""
 
     def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+        self,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        attention: Attention,
+        sources: Sequence[str] | None = None,
     ) -> Encodings:
         """Encode texts, with the special tokens that the model needs under that attention.
 
-        spans: the scored characters of each text; None = all.
+        spans: the scored characters of each text; None = all. sources: under "cross", what the
+        encoder reads before each text; None = nothing.
         """
         ...
 

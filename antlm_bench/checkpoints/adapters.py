@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from antlm_bench.atomic_files import temporary_path
+from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
-from antlm_bench.checkpoints.size_limits import limit_model_size
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSet, hash_files
 

@@ -37,9 +37,12 @@ from antlm_bench.checkpoints.self_test import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers
+from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine, lock_model
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
+from antlm_bench.scoring.plain_forward import is_encoder_decoder
+from antlm_bench.scoring.source_text import PairEncoder
 from antlm_bench.scoring.text import (
     ContextEncoder,
     EosRule,
@@ -81,9 +84,16 @@ class Checkpoint:
     """Why `mask_id` is None; "" if it is not None."""
 
     def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+        self,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        attention: Attention,
+        sources: Sequence[str] | None = None,
     ) -> Encodings:
-        return self.encoders[attention].encode(texts, spans)
+        encoder = self.encoders[attention]
+        if isinstance(encoder, PairEncoder):
+            return encoder.encode(texts, spans, sources)
+        return encoder.encode(texts, spans)
 
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: ProgressCallback | None = None
@@ -279,7 +289,6 @@ def attach_engine(
     None = do not modify the model, because the caller owns it.
     """
     model, tokenizer, max_length = loaded.model, loaded.tokenizer, loaded.max_length
-    vocab_size = pretrained.usable_vocab_size(model)
     if dtype is not None:
         pretrained.cast_weights(model, dtype)
     if batch_tokens is not None and batch_tokens < 0:
@@ -288,25 +297,21 @@ def attach_engine(
         )
     if not batch_tokens:
         batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
-    engine = Engine(model, loaded.name, loaded.forward_config, batch_tokens)
+    engine_class = EncoderDecoderEngine if is_encoder_decoder(model) else Engine
+    engine = engine_class(model, loaded.name, loaded.forward_config, batch_tokens)
     if dtype is not None:
         engine.enable_cpu_kernels()
     return Checkpoint(
         name=loaded.name,
         kind=loaded.kind,
-        attentions=frozenset(loaded.specials),
+        attentions=frozenset(loaded.encoders),
         eos=str(tokenizer.eos_token),
         mask_id=loaded.mask_id,
         no_mask_reason=loaded.no_mask_reason,
         max_length=max_length,
         trained_methods=loaded.trained_methods,
         engine=engine,
-        encoders={
-            attention: TextEncoder(
-                tokenizer, specials, max_length=max_length, vocab_size=vocab_size
-            )
-            for attention, specials in loaded.specials.items()
-        },
+        encoders=loaded.encoders,
     )
 
 
@@ -345,7 +350,8 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
             hint="use --precision exact",
         )
     bf16_head = (
-        can_pack_linears(original.model)
+        type(original) is Engine
+        and can_pack_linears(original.model)
         and isinstance(head, nn.Linear)
         and has_plain_lm_head(original)
     )
@@ -356,7 +362,7 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
         engine_class = Bf16HeadEngine
         model.set_output_embeddings(Bf16LMHead(head, original.head_rows))
     else:
-        engine_class = Engine
+        engine_class = type(original)
         # The body gives bf16 hidden states; the fp32 head needs fp32 input.
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
         model.set_output_embeddings(head)
@@ -409,6 +415,12 @@ def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     ref, options = split_revision(ref, options or OpenOptions())
     with pretrained.silence_transformers():
         loaded = load_runnable_model(ref, options)
+        if loaded.kind == pretrained.ENCODER_DECODER:
+            raise CheckpointError(
+                f"{loaded.name} is an encoder-decoder, which can be scored but not finetuned",
+                location=ref,
+                hint="finetune a ...ForCausalLM or ...ForMaskedLM checkpoint",
+            )
         metadata = describe_checkpoint(ref, loaded, options)
         # The trial forwards left another implementation.
         loaded.model.set_attn_implementation(loaded.forward_config.native_implementation)

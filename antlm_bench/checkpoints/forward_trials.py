@@ -20,14 +20,14 @@ from antlm_bench.scoring.attention import (
     CannotPackError,
     packed_attention_forward,
 )
-from antlm_bench.scoring.engine import (
-    Engine,
-    ForwardConfig,
+from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.model_state import ModelState
+from antlm_bench.scoring.plain_forward import (
     attention_mask_inputs,
+    is_encoder_decoder,
     plain_logits,
     vocabulary_size,
 )
-from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.types import Attention, Floats, Probes
 
 FORWARD_ERRORS = (
@@ -52,7 +52,7 @@ def check_causality(model: Any, folder: Path) -> None:
     """
     ids = _random_ids(model, 8)
     with torch.inference_mode():
-        first, second = (plain_logits(model, input_ids=ids) for _ in range(2))
+        first, second = (_row_logits(model, ids, ids) for _ in range(2))
     # NaN is reported by the self-test.
     if not torch.allclose(first, second, atol=1e-4, equal_nan=True):
         raise CheckpointError(
@@ -67,7 +67,9 @@ def check_causality(model: Any, folder: Path) -> None:
             f"token moved the logits before it by {change:.1g} of the largest, so that every "
             "prediction sees the token that it predicts",
             location=str(folder),
-            hint='an encoder is causal with "is_decoder": true in config.json; if it was trained '
+            hint="its decoder reads the whole row, so that it cannot be scored left to right"
+            if is_encoder_decoder(model)
+            else 'an encoder is causal with "is_decoder": true in config.json; if it was trained '
             "with masks, save it as ...ForMaskedLM",
         )
 
@@ -80,9 +82,16 @@ def logit_change_from_last_token(model: Any, ids: torch.Tensor) -> float:
     changed_ids[0, -1] = (changed_ids[0, -1] + 1) % vocabulary_size(model)
     with torch.inference_mode():
         logits, changed_logits = (
-            plain_logits(model, input_ids=rows)[0, :-1].float() for rows in (ids, changed_ids)
+            _row_logits(model, rows, ids)[0, :-1].float() for rows in (ids, changed_ids)
         )
     return float((logits - changed_logits).abs().max() / logits.abs().max().clamp(min=1e-6))
+
+
+def _row_logits(model: Any, rows: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Return the logits of rows (r, t); an encoder-decoder reads them after `sources`."""
+    if is_encoder_decoder(model):
+        return plain_logits(model, input_ids=sources, decoder_input_ids=rows)
+    return plain_logits(model, input_ids=rows)
 
 
 def detect_forward_config(

@@ -8,13 +8,15 @@ from transformers only, unless the user allows more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from antlm_bench.checkpoints import forward_trials, max_length, pretrained
 from antlm_bench.checkpoints.adapters import merge_adapter
+from antlm_bench.checkpoints.pretrained import ENCODER_DECODER
 from antlm_bench.checkpoints.resolve import (
     TRAINING_KEY,
     CheckpointSources,
@@ -27,7 +29,19 @@ from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.engine import ForwardConfig
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.text import Specials, build_specials, check_specials, find_mask_token
+from antlm_bench.scoring.source_text import (
+    DenoisingEncoder,
+    PairEncoder,
+    detect_target_template,
+    find_denoiser,
+)
+from antlm_bench.scoring.text import (
+    Specials,
+    TextEncoder,
+    build_specials,
+    check_specials,
+    find_mask_token,
+)
 from antlm_bench.types import Attention
 
 DTYPES = {
@@ -61,8 +75,8 @@ class RunnableModel(LoadedModel):
     forward_config: ForwardConfig
     max_length: int | None
     """Tokens per row, special tokens included; None = unlimited."""
-    specials: Mapping[Attention, Specials]
-    """Attention that the model can run with -> the special tokens around a text."""
+    encoders: Mapping[Attention, TextEncoder]
+    """Attention that the model can run with -> the tokenizer with its special tokens and limits."""
     trained_attentions: frozenset[str]
     """The native attention, and those that config.json records for the training."""
     trained_methods: tuple[str, ...]
@@ -70,6 +84,11 @@ class RunnableModel(LoadedModel):
     mask_id: int | None
     no_mask_reason: str
     """Why `mask_id` is None; "" if it is not None."""
+
+    @property
+    def specials(self) -> dict[Attention, Specials]:
+        """Attention that the model can run with -> the special tokens around a text."""
+        return {attention: encoder.specials for attention, encoder in self.encoders.items()}
 
 
 def load_runnable_model(
@@ -126,6 +145,8 @@ def detect_capabilities(
         model = model.to(device)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     mask_id, no_mask_reason = find_mask_token(tokenizer, num_embeddings)
+    if loaded.kind == ENCODER_DECODER:
+        return _detect_encoder_decoder(loaded, options, row_limit)
     native_attention: Attention = "causal" if loaded.kind == "causal" else "full"
     forward_config = ForwardConfig(config._attn_implementation, native_attention)
     if for_native_engine:
@@ -134,23 +155,80 @@ def detect_capabilities(
     training = _training_metadata(config)
     trained_attentions = frozenset({native_attention, *training.get("attends", [])})
     usable_attentions = _list_usable_attentions(forward_config, training, mask_id is not None)
+    specials_by_attention = _specials_by_attention(
+        tokenizer, usable_attentions, trained_attentions, options.bos, num_embeddings
+    )
+    vocab_size = pretrained.usable_vocab_size(model)
     return RunnableModel(
-        name=loaded.name,
-        sources=loaded.sources,
-        kind=loaded.kind,
-        model=model,
-        tokenizer=tokenizer,
-        allowed_mismatches=loaded.allowed_mismatches,
+        **_fields_of(loaded),
         forward_config=forward_config,
         max_length=row_limit,
-        specials=_specials_by_attention(
-            tokenizer, usable_attentions, trained_attentions, options.bos, num_embeddings
-        ),
+        encoders={
+            attention: TextEncoder(tokenizer, specials, max_length=row_limit, vocab_size=vocab_size)
+            for attention, specials in specials_by_attention.items()
+        },
         trained_attentions=trained_attentions,
         trained_methods=tuple(training.get("methods", [])),
         mask_id=mask_id,
         no_mask_reason=no_mask_reason,
     )
+
+
+def _detect_encoder_decoder(
+    loaded: LoadedModel, options: OpenOptions, row_limit: int | None
+) -> RunnableModel:
+    """Return the facts of an encoder-decoder, whose shortcuts the self-test tries."""
+    tokenizer, vocab_size = loaded.tokenizer, pretrained.usable_vocab_size(loaded.model)
+    start_id = find_decoder_start(loaded.model, tokenizer, loaded.sources.base)
+    denoiser = find_denoiser(tokenizer, vocab_size)
+    encoders: dict[Attention, TextEncoder] = {
+        "cross": PairEncoder(
+            tokenizer, start_id, options.bos, max_length=row_limit, vocab_size=vocab_size
+        )
+    }
+    if denoiser.mask_id is not None:
+        encoder = DenoisingEncoder(
+            tokenizer, start_id, denoiser, max_length=row_limit, vocab_size=vocab_size
+        )
+        encoders["denoising"] = encoder.with_bos_policy("denoising", options.bos)
+    return RunnableModel(
+        **_fields_of(loaded),
+        forward_config=ForwardConfig(
+            loaded.model.config._attn_implementation, "cross", padded=True
+        ),
+        max_length=row_limit,
+        encoders=encoders,
+        trained_attentions=frozenset({"cross"}),
+        trained_methods=(),
+        mask_id=denoiser.mask_id,
+        no_mask_reason=denoiser.no_mask_reason,
+    )
+
+
+def find_decoder_start(model: Any, tokenizer: Any, folder: Path) -> int:
+    """Return the first token of the decoder: what the model's own shift of labels puts first.
+
+    Raises CheckpointError if the model does not say with which token its decoder begins.
+    """
+    template = detect_target_template(tokenizer)
+    specials = {*template.before, *template.after, getattr(model.config, "pad_token_id", None)}
+    token_id = next(i for i in range(pretrained.usable_vocab_size(model)) if i not in specials)
+    labels = torch.tensor([[*template.before, token_id, *template.after]], device=model.device)
+    start_id = getattr(model.config, "decoder_start_token_id", None)
+    try:
+        start_id = int(model.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+    except (AttributeError, TypeError, ValueError) as error:
+        if not isinstance(start_id, int):
+            raise CheckpointError(
+                f"{type(model).__name__} does not say with which token its decoder begins",
+                location=str(folder / "config.json"),
+                hint='write "decoder_start_token_id": its id',
+            ) from error
+    return int(start_id)
+
+
+def _fields_of(loaded: LoadedModel) -> dict[str, Any]:
+    return {each.name: getattr(loaded, each.name) for each in fields(LoadedModel)}
 
 
 def _resolve_max_length(loaded: LoadedModel, options: OpenOptions) -> int | None:
@@ -165,7 +243,7 @@ def _resolve_max_length(loaded: LoadedModel, options: OpenOptions) -> int | None
     # "positions": BabyLM's code ignores the declared limit.
     if options.lengths == "positions" and options.max_length is None:
         row_limit = max_length.max_runnable_length(model, row_limit)
-    if loaded.kind == "causal":
+    if loaded.kind != "masked":
         forward_trials.check_causality(model, loaded.sources.base)
     state.restore()
     return row_limit

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from antlm_bench.errors import UsageError
+from antlm_bench.scoring.plain_forward import is_encoder_decoder
 
 TRIAL_LENGTH = 7  # tokens; unlikely to be another size at which a model slices a tensor
 MAX_TRIAL_LENGTH = 2048  # tokens; the longest shipped text has 1,300 bytes
@@ -92,7 +93,11 @@ def can_run_length(model: Any, length: int) -> bool:
     token_id = next(i for i in range(embeddings.shape[0]) if i != padding_id)
     try:
         with torch.no_grad():
-            model.base_model(input_ids=torch.full((1, length), token_id, device=embeddings.device))
+            ids = torch.full((1, length), token_id, device=embeddings.device)
+            inputs = {"input_ids": ids}
+            if is_encoder_decoder(model):
+                inputs["decoder_input_ids"] = ids
+            model.base_model(**inputs)
     except LENGTH_ERRORS:
         return False
     return True

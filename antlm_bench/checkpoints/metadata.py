@@ -71,8 +71,9 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
         **_describe_layouts(loaded),
         "bos": options.bos,
         "specials": {
-            attention: _format_specials(tokenizer, specials)
-            for attention, specials in loaded.specials.items()
+            name: _format_specials(tokenizer, specials)
+            for attention, encoder in loaded.encoders.items()
+            for name, specials in encoder.name_specials(attention).items()
         },
         # BOS policy of one of BabyLM's pipelines -> the special tokens that it adds. `submit`
         # compares these with the special tokens of the run ("specials").
@@ -80,6 +81,7 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
             policy: {
                 attention: _format_specials(tokenizer, build_specials(tokenizer, attention, policy))
                 for attention in loaded.specials
+                if attention in ("causal", "full")
             }
             for policy in ("auto", "tokenizer")
         },

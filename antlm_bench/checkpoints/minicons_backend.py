@@ -14,6 +14,7 @@ import numpy as np
 
 from antlm_bench.checkpoints.loader import load_runnable_model
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
+from antlm_bench.checkpoints.pretrained import ENCODER_DECODER
 from antlm_bench.checkpoints.resolve import OpenOptions, split_revision
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.predictions import Predictions
@@ -155,6 +156,13 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
     ref, options = split_revision(ref, options)
     with peers.suppress_output():
         loaded = load_runnable_model(ref, options, for_native_engine=False)
+        if loaded.kind == ENCODER_DECODER:
+            raise CheckpointError(
+                f"{loaded.name} is an encoder-decoder, which minicons reads without the special "
+                "tokens of its source",
+                location="--engine minicons",
+                hint="use --engine native",
+            )
         kind: peers.ModelKind = "causal" if loaded.kind == "causal" else "masked"
         # The native attention only, because minicons passes no 4-D mask.
         (specials,) = loaded.specials.values()

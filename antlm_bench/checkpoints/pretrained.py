@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,16 @@ from transformers.models.auto import modeling_auto
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
+from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.config_diagnosis import name_wrong_key
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
-from antlm_bench.checkpoints.size_limits import check_config_file, limit_model_size
+from antlm_bench.checkpoints.size_limits import check_config_file
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import plain_logits
+from antlm_bench.scoring.plain_forward import plain_logits
 from antlm_bench.weight_files import WeightSet, select_weights
 
+ENCODER_DECODER = "encoder-decoder"
 DISCRIMINATOR_TYPES = ("electra", "funnel")
 """Types of models that tell replaced tokens from original ones. Their ...ForPreTraining class is no
 masked LM."""
@@ -98,19 +100,15 @@ def describe_error(error: BaseException) -> str:
 
 
 def detect_kind(config: Any, folder: Path) -> str:
-    """Return "causal" or "masked", from the class names that config.json records.
+    """Return "causal", "masked" or "encoder-decoder", from the class names of config.json.
 
-    Raises CheckpointError for a model that predicts no tokens, and for encoder-decoders.
+    Raises CheckpointError for a model that predicts no tokens.
     """
     names = list(getattr(config, "architectures", None) or [])
     location = str(folder / "config.json")
     if getattr(config, "is_encoder_decoder", False):
-        raise CheckpointError(
-            f"{', '.join(names) or config.model_type} is an encoder-decoder: its decoder predicts "
-            "a text from another one that its encoder reads, and no method here scores that",
-            location=location,
-            hint="score a ...ForCausalLM or ...ForMaskedLM checkpoint",
-        )
+        _check_encoder_decoder(names, config, location)
+        return ENCODER_DECODER
     for name in names:
         if kind := _kind_from_class(name, config, location):
             return kind
@@ -129,6 +127,25 @@ def detect_kind(config: Any, folder: Path) -> str:
             hint='add "architectures": ["...ForCausalLM"] or ["...ForMaskedLM"]',
         )
     return "causal" if causal else "masked"
+
+
+def _check_encoder_decoder(names: Sequence[str], config: Any, location: str) -> None:
+    """Raise CheckpointError for an encoder-decoder that does not read and write text."""
+    classes = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    if any(name in classes.values() for name in names) or (
+        not names and config.model_type in classes
+    ):
+        return
+    name = names[0] if names else config.model_type
+    reads_text = any(name.endswith(ending) for ending in (*NON_LM_HEADS, "Model", "Encoder"))
+    raise CheckpointError(
+        _why_unscorable(name, config)
+        if reads_text
+        else f"{name} is an encoder-decoder of other inputs than text",
+        location=location,
+        hint="score a checkpoint that writes text after a text: T5ForConditionalGeneration, "
+        "BartForConditionalGeneration, ...",
+    )
 
 
 def _kind_from_class(name: str, config: Any, location: str) -> str:
@@ -308,7 +325,9 @@ def load_checked_model(
 
 
 def _auto_class(kind: str, config: Any) -> Any:
-    """Return the Auto class that opens a model of a kind (causal or masked)."""
+    """Return the Auto class that opens a model of a kind."""
+    if kind == ENCODER_DECODER:
+        return transformers.AutoModelForSeq2SeqLM
     # transformers lists the one class of XLM and FlauBERT under masked models.
     causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM

@@ -13,10 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from antlm_bench.checkpoints.gguf_files import convert_gguf, find_gguf_file
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.text_arguments import check_option_types, check_path
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
+    hash_files,
     list_weight_sets,
     read_json,
     select_weights,
@@ -200,7 +202,9 @@ def _list_revisions(ref: str) -> tuple[str, ...]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder holds a model or a PEFT adapter."""
+    """Return whether a path is a folder with a model or a PEFT adapter, or a GGUF file."""
+    if find_gguf_file(folder) is not None:
+        return True
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
@@ -245,7 +249,7 @@ def _milestone_key(path: Path) -> tuple[float, str]:
 
 def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
     """Return the local folder of a checkpoint or PEFT adapter. Downloads the needed files of a hub
-    id.
+    id, and converts a GGUF file.
     """
     if not ref.strip():
         raise CheckpointError(
@@ -253,6 +257,8 @@ def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
         )
     ref, options = split_revision(ref, options)
     path = _as_path(ref)
+    if gguf_file := find_gguf_file(path):
+        return convert_gguf(gguf_file)
     if path.is_dir():
         if options.revision:
             raise UsageError(
@@ -300,6 +306,9 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
         tokenizer = folder
     else:
         tokenizer = base  # an adapter's folder may hold no tokenizer
+    if gguf_file := find_gguf_file(_as_path(ref)):
+        digest = hash_files([gguf_file])
+        notes += (f"transformers dequantised the weights of {gguf_file.name} (sha256 {digest})",)
     return CheckpointSources(base, tokenizer, adapter, notes)
 
 
@@ -309,7 +318,7 @@ def locate_description(ref: str, options: OpenOptions) -> CheckpointSources:
     Of a hub id, the small files are downloaded. Raises as `locate_sources`.
     """
     ref, options = split_revision(ref, options)
-    if _as_path(ref).is_dir():
+    if _as_path(ref).exists():
         return locate_sources(ref, options)
     hint = "a checkpoint is a folder with config.json, or a hub id"
     folder = _download_snapshot(ref, options.revision, options, hint, with_weights=False)

@@ -7,8 +7,8 @@ shortcuts of the engine are turned off (each alone, then several) until they agr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ from antlm_bench.scoring.engine import (
     CPU_KERNELS,
     SHORTCUTS,
     Engine,
-    attention_mask_inputs,
     lock_model,
-    plain_logits,
 )
 from antlm_bench.scoring.logit_readers import widen
+from antlm_bench.scoring.plain_forward import attention_mask_inputs, plain_logits
+from antlm_bench.scoring.probes import infill, seq2seq
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
 from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
 
@@ -41,6 +41,8 @@ TRIAL_TEXTS = (
     "Who has seen that the dogs never see the old house?",
 )
 MAX_PREDICTIONS = 12  # per text and attention
+PAIR_ATTENTIONS: dict[str, Callable[..., Probes]] = {"cross": seq2seq, "denoising": infill}
+"""Attention of encoder-decoders -> the probes that are compared."""
 
 
 class CheckpointLike(Protocol):
@@ -54,7 +56,11 @@ class CheckpointLike(Protocol):
     @property
     def attentions(self) -> frozenset[str]: ...
     def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+        self,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        attention: Attention,
+        sources: Sequence[str] | None = None,
     ) -> Encodings: ...
 
 
@@ -119,7 +125,8 @@ def _compare_with_plain_forward(
     runnable = [
         name
         for name in attentions
-        if name == engine.forward_config.native_attention or engine.forward_config.obeys_masks
+        if name in (engine.forward_config.native_attention, *PAIR_ATTENTIONS)
+        or engine.forward_config.obeys_masks
     ]
     trials = list(_trial_probes(checkpoint, texts, runnable, max_predictions))
     probes = [text_probes for _, text_probes in trials]
@@ -200,6 +207,11 @@ def _trial_probes(
     """
     num_predictions = 0
     for name in attentions:
+        if name in PAIR_ATTENTIONS:
+            for index, probes in _pair_probes(checkpoint, texts, name, max_predictions):
+                yield index, _number_predictions(probes, num_predictions)
+                num_predictions += len(probes.row)
+            continue
         attention: Attention = "causal" if name == "causal" else "full"
         if attention == "full" and checkpoint.mask_id is None:
             continue
@@ -218,6 +230,42 @@ def _trial_probes(
                     mask_id = checkpoint.mask_id if attention == "full" else None
                     yield int(index), _build_probes(row, positions, mask_id, num_predictions)
                     num_predictions += len(positions)
+
+
+def _pair_probes(
+    checkpoint: CheckpointLike, texts: Sequence[str], name: str, max_predictions: int
+) -> Iterator[tuple[int, Probes]]:
+    """Yield (index of the text, its probes) for an encoder-decoder. Under "cross", each text stands
+    after an empty source, and after the text before it as its source.
+    """
+    num_texts = len(texts)
+    if name == "cross":
+        repeated = [*texts, *texts]
+        sources = [*[""] * num_texts, *texts[-1:], *texts[:-1]]
+        encodings = checkpoint.encode(repeated, [None] * len(repeated), "cross", sources)
+    else:
+        encodings = checkpoint.encode(texts, [None] * num_texts, "denoising")
+    for encoded in encodings.batches:
+        for row, index in enumerate(encoded.text_index):
+            part = slice(row, row + 1)
+            positions = _spread_positions(encoded.score_mask[row], "full", max_predictions)
+            score_mask = np.zeros_like(encoded.score_mask[part])
+            score_mask[0, positions] = True
+            single = replace(
+                encoded,
+                ids=encoded.ids[part],
+                score_mask=score_mask,
+                word_ids=encoded.word_ids[part],
+                text_index=encoded.text_index[part],
+                last_word_ids=None,
+                source_ids=None if encoded.source_ids is None else encoded.source_ids[part],
+            )
+            yield int(index) % num_texts, PAIR_ATTENTIONS[name](single, checkpoint.mask_id)
+
+
+def _number_predictions(probes: Probes, first_text: int) -> Probes:
+    """Return probes whose predictions each have a text index of their own, from `first_text` on."""
+    return replace(probes, text_index=(first_text + np.arange(len(probes.row))).astype(np.int32))
 
 
 def _build_probes(ids: Ints, positions: Ints, mask_id: int | None, first_text: int) -> Probes:
@@ -259,8 +307,14 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
             p.row, p.position, p.target, p.text_index, strict=True
         ):
             ids = p.ids[row] if p.attention == "full" else p.ids[row, : position + 1]
-            inputs = {"input_ids": torch.from_numpy(ids[None].astype(np.int64)).to(device)}
-            if p.attention != engine.forward_config.native_attention:
+            rows = {"input_ids": ids}
+            if p.source_ids is not None:
+                rows = {"input_ids": p.source_ids[row], "decoder_input_ids": ids}
+            inputs = {
+                name: torch.from_numpy(row_ids[None].astype(np.int64)).to(device)
+                for name, row_ids in rows.items()
+            }
+            if p.source_ids is None and p.attention != engine.forward_config.native_attention:
                 masks = attention_mask_inputs(len(ids), p.attention)
                 inputs |= {name: mask.to(device) for name, mask in masks.items()}
             with torch.inference_mode():

@@ -2,25 +2,22 @@
 
 The numbers in config.json decide how many layers and parameters are built. They may be wrong, or
 chosen by a stranger to use up time and memory. So sizes are checked before anything is built, and
-the building itself stops when it needs more parameters than the files of weights can hold.
+the building itself is limited (build_limits).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.modules import module as torch_module
-
+from antlm_bench.checkpoints.build_limits import RESTORE_HINT
 from antlm_bench.checkpoints.resolve import TRAINING_KEY
 from antlm_bench.errors import CheckpointError
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
-from antlm_bench.weight_files import MAX_JSON_BYTES, WeightSet, read_tensor_headers
+from antlm_bench.weight_files import MAX_JSON_BYTES
 
 MAX_LAYERS = 10_000
 MAX_SIZE = 100_000_000
@@ -31,13 +28,8 @@ SIZE_KEY = re.compile(
     r"size|dim$|hidden|heads|(^|_)(positions?|embd|ctx|inner|model|ff|ffn|experts|rank|vocab|labels)"
     r"(_|$)|embeddings$|width|window"
 )
-# What a file of b bytes with t tensors can need, with room for tied, random and packed tensors.
-FREE_PARAMETERS, PARAMETERS_PER_BYTE = 50_000_000, 2
-FREE_MODULES, MODULES_PER_TENSOR = 10_000, 20
-FREE_BUFFER_BYTES = 1 << 30
 EPS_KEY = re.compile(r"(^|_)(eps|epsilon)$")
 TEXT_KEYS = ("model_type", "_attn_implementation", "attn_implementation")
-RESTORE_HINT = "restore the file that was saved with the weights"
 
 
 def check_config_file(folder: Path) -> None:
@@ -97,60 +89,3 @@ def _iter_values(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _iter_values(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-@contextmanager
-def limit_model_size(config_file: Path, weights: WeightSet | None) -> Iterator[None]:
-    """Raise CheckpointError in this block when more is built than the weights can hold.
-
-    PyTorch reports every new module, parameter and buffer. transformers builds on the meta device,
-    so that nothing is allocated before it is counted.
-    """
-    num_bytes = (
-        sum(file.stat().st_size for file in weights.files if file.exists()) if weights else 0
-    )
-    try:
-        num_tensors = len(read_tensor_headers(weights)) if weights else 0
-    except CheckpointError:  # torch reads some pickles that `read_tensor_headers` cannot
-        num_tensors = num_bytes // 100
-    limits = {
-        "parameters": FREE_PARAMETERS + PARAMETERS_PER_BYTE * num_bytes,
-        "modules": FREE_MODULES + MODULES_PER_TENSOR * num_tensors,
-        "bytes of buffers": FREE_BUFFER_BYTES + num_bytes,
-    }
-    totals = dict.fromkeys(limits, 0)
-    counted: set[tuple[int, str]] = set()
-
-    def count(noun: str, module: torch.nn.Module, name: str, amount: int) -> None:
-        if (id(module), name) in counted:  # loading replaces what was built
-            return
-        counted.add((id(module), name))
-        totals[noun] += amount
-        if totals[noun] > limits[noun]:
-            raise CheckpointError(
-                f"{config_file.name} describes a model of more than {limits[noun]:,} {noun}, and "
-                f"the files of weights have {num_bytes:,} bytes",
-                location=str(config_file),
-                hint=RESTORE_HINT,
-            )
-
-    def count_parameter(module: torch.nn.Module, name: str, value: Any) -> None:
-        count("parameters", module, name, 0 if value is None else value.numel())
-
-    def count_buffer(module: torch.nn.Module, name: str, value: Any) -> None:
-        size = 0 if value is None else value.numel() * value.element_size()
-        count("bytes of buffers", module, name, size)
-
-    def count_module(module: torch.nn.Module, name: str, _: Any) -> None:
-        count("modules", module, name, 1)
-
-    handles = [
-        torch_module.register_module_parameter_registration_hook(count_parameter),
-        torch_module.register_module_buffer_registration_hook(count_buffer),
-        torch_module.register_module_module_registration_hook(count_module),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -86,7 +86,7 @@ def check_loaded_tensors(
         if not is_harmless(name, headers.get(name), model.config)
     )
     missing = sorted(
-        {*loading_info["missing_keys"], *_hidden_missing(model, headers)} - _computed_buffers(model)
+        {*loading_info["missing_keys"], *_hidden_missing(model, headers)} - _computed_tensors(model)
     )
     class_name = type(model).__name__
     _check_shapes(loading_info.get("mismatched_keys", ()), class_name, folder)
@@ -231,8 +231,9 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
     }
 
 
-def _computed_buffers(model: Any) -> set[str]:
-    """Return the buffers that a transformers model computes, so that no file needs to hold them.
+def _computed_tensors(model: Any) -> set[str]:
+    """Return the tensors that a transformers model computes, so that no file needs to hold them:
+    buffers, and parameters that it never saves (Marian's sinusoidal positions).
 
     Models of other code may not compute their buffers. A floating-point buffer that is saved may be
     learned (DeepSeek-V3's e_score_correction_bias).
@@ -240,7 +241,8 @@ def _computed_buffers(model: Any) -> set[str]:
     if not type(model).__module__.startswith("transformers."):
         return set()
     saved_names = model.state_dict().keys()
-    return {
+    never_saved = {*(getattr(model, "_keys_to_ignore_on_save", None) or ())}
+    return never_saved | {
         name
         for name, buffer in model.named_buffers()
         if name not in saved_names

@@ -40,15 +40,23 @@ from antlm_bench.scoring.peers import (
     open_minicons,
     peer_version,
 )
+from antlm_bench.scoring.source_text import PairEncoder
 from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pair_files import select_format
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest
-from antlm_bench.types import Encodings, Floats, Item, Names, as_list
+from antlm_bench.types import Attention, Encodings, Floats, Item, Names, Option, as_list
+from antlm_bench.weight_files import read_json
 
 DEFAULT_TOLERANCE = 1e-3
 """Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
 Peer = MiniconsScorer | LmEvalScorer
+MODEL_KINDS: dict[str, ModelKind] = {
+    "causal": "causal", "masked": "masked", "encoder-decoder": "encoder-decoder",
+}  # fmt: skip
+NATIVE_ATTENTION: dict[ModelKind, Attention] = {
+    "causal": "causal", "masked": "full", "encoder-decoder": "cross",
+}  # fmt: skip
 
 
 def verify(
@@ -141,7 +149,7 @@ def _open_peers(
     peer_by_name: dict[str, Peer] = {}
     peers: dict[tuple[str, str], Peer] = {}
     refused = []
-    kind: ModelKind = "causal" if checkpoint.kind == "causal" else "masked"
+    kind = MODEL_KINDS[checkpoint.kind]
     candidates = [(method, name) for method in method_names for name in _find_peers(method)]
     for method, name in candidates:
         encoder = checkpoint.encoders[get_method(method).main_attention]
@@ -162,8 +170,10 @@ def _refusal_reason(
     peer: str, method_name: str, kind: ModelKind, encoder: TextEncoder, sources: CheckpointSources
 ) -> str:
     """Return why a peer cannot score a checkpoint with a method; "" if it can."""
-    if get_method(method_name).main_attention != ("causal" if kind == "causal" else "full"):
+    if get_method(method_name).main_attention != NATIVE_ATTENTION[kind]:
         return f"it runs a {kind} checkpoint with its native attention only"
+    if isinstance(encoder, PairEncoder):
+        return _refuse_pairs(encoder, sources)
     if peer != "lm-eval":
         return "" if sources.adapter is None else "it cannot open a PEFT adapter"
     if not _starts_with_bos_or_eos(encoder.tokenizer, encoder.specials.before):
@@ -172,6 +182,22 @@ def _refusal_reason(
     if sources.adapter not in (None, sources.base) and cuts_vocabulary:
         sizes = f"{len(encoder.tokenizer)} of {encoder.vocab_size} tokens"
         return f"with an adapter it cuts the vocabulary to the tokenizer's {sizes}"
+    return ""
+
+
+def _refuse_pairs(encoder: PairEncoder, sources: CheckpointSources) -> str:
+    """Return why lm-eval cannot score an encoder-decoder; "" if it can.
+
+    lm-eval 0.4.13 gives the tokens of an option to the model as labels, without specials.
+    """
+    if sources.adapter is not None:
+        return "an encoder-decoder with an adapter is not compared"
+    if len(encoder.specials.before) > 1:
+        added = encoder.tokenizer.convert_ids_to_tokens(encoder.specials.before[1:])
+        return f"its decoder does not read {' '.join(map(str, added))} before a text"
+    config = read_json(sources.base / "config.json") or {}
+    if config.get("decoder_start_token_id") != encoder.start_id:
+        return "its decoder begins with the last token of the option instead of a start token"
     return ""
 
 
@@ -217,6 +243,11 @@ class SuiteSample:
     """Of our engine."""
     left_out: int
     """Number of sampled items that do not fit the model."""
+
+    @property
+    def choices(self) -> list[Option]:
+        """The options, item after item."""
+        return [option for item in self.items for option in item.options]
 
     @property
     def texts(self) -> list[str]:
@@ -301,8 +332,10 @@ def _compare_with_peer(
 ) -> PeerAgreement:
     texts, spans, ours = sample.texts, sample.spans, sample.predictions
     if isinstance(peer, LmEvalScorer):
-        attention = sample.method.main_attention
-        our_tokens = _scored_tokens(checkpoint.encode(texts, spans, attention), len(texts))
+        encodings = multiple_choice.encode_options(
+            checkpoint, sample.choices, sample.method.main_attention
+        )
+        our_tokens = _scored_tokens(encodings, len(texts))
         their_scores = peer.score_tokens(our_tokens)
         other_tokens = _compare_own_tokens(peer, our_tokens, sample)
     else:
@@ -341,10 +374,11 @@ def _scored_tokens(encodings: Encodings, num_texts: int) -> list[TokenRequest]:
     requests = [TokenRequest([], [])] * num_texts
     for encoded in encodings.batches:
         rows = zip(encoded.ids, encoded.score_mask, encoded.text_index.tolist(), strict=True)
-        for ids, is_scored, text_index in rows:
+        for row, (ids, is_scored, text_index) in enumerate(rows):
             positions = np.flatnonzero(is_scored).tolist()
             first, end = positions[0], positions[-1] + 1
-            requests[text_index] = TokenRequest(ids[:first].tolist(), ids[first:end].tolist())
+            context = ids[:first] if encoded.source_ids is None else encoded.source_ids[row]
+            requests[text_index] = TokenRequest(context.tolist(), ids[first:end].tolist())
     return requests
 
 
@@ -411,6 +445,8 @@ def _alignment_notes(
     """Return sentences on the aligned conventions, and on those in which the peer still differs."""
     has_contexts = any(span is not None and span[0] for span in spans)
     if not isinstance(peer, MiniconsScorer):
+        if peer.reads_sources:
+            return ("sums of log-probabilities", "the tokens of every source and option"), ()
         aligned = ["sums of log-probabilities", "one BOS or EOS before every text"]
         if has_contexts:
             aligned.append("a BOS before contexts, written into the text")

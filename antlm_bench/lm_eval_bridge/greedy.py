@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint
+from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine
-from antlm_bench.types import Attention, Encodings, Floats, Ints, Probes
+from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,25 +20,21 @@ if TYPE_CHECKING:
 GREEDY_TARGET = -2
 
 
-class GreedyEngine(Engine):
+class GreedyTargets(Engine):
     """An Engine that also accepts targets <= GREEDY_TARGET. They need no further forward pass."""
 
-    def _forward_logprobs(
-        self, ids: Any, read_positions: Any, read_index: Any, target: Any, extra_inputs: Any
-    ) -> Floats:
-        self._argmax_ids: list[Ints] = []
+    def _target_logprobs(
+        self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
+    ) -> Tensor:
         is_greedy_target = target <= GREEDY_TARGET
-        token = np.where(is_greedy_target, GREEDY_TARGET - target, target)
-        logprobs = super()._forward_logprobs(ids, read_positions, read_index, token, extra_inputs)
-        # One entry per position of the LM head, in the order of the calls of _lm_head_logits.
-        argmax_ids = np.concatenate(self._argmax_ids)
-        minus_misses = np.where(argmax_ids[read_index] == token, 0.0, -1.0)
-        return np.where(is_greedy_target, minus_misses, logprobs)
+        token = (GREEDY_TARGET - target).where(is_greedy_target, target)
+        logprobs = super()._target_logprobs(logits, read_index, token, word_start_ids)
+        minus_misses = (logits.argmax(-1)[read_index] == token).to(logprobs.dtype) - 1
+        return minus_misses.where(is_greedy_target, logprobs)
 
-    def _lm_head_logits(self, output: Any, hidden: Tensor) -> Tensor:
-        logits = super()._lm_head_logits(output, hidden)
-        self._argmax_ids.append(logits.argmax(-1).cpu().numpy())
-        return logits
+
+class GreedyPairTargets(GreedyTargets, EncoderDecoderEngine):
+    """The same for an encoder-decoder."""
 
 
 class GreedyTrackingModel:
@@ -49,9 +46,11 @@ class GreedyTrackingModel:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         engine = checkpoint.engine
+        is_pair_engine = isinstance(engine, EncoderDecoderEngine)
+        engine_class = GreedyPairTargets if is_pair_engine else GreedyTargets
         self.checkpoint = replace(
             checkpoint,
-            engine=GreedyEngine(
+            engine=engine_class(
                 engine.model, engine.name, engine.forward_config, engine.batch_tokens
             ),
         )
@@ -62,9 +61,13 @@ class GreedyTrackingModel:
         self.num_non_greedy = np.zeros(0)
 
     def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+        self,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        attention: Attention,
+        sources: Sequence[str] | None = None,
     ) -> Encodings:
-        return self.checkpoint.encode(texts, spans, attention)
+        return self.checkpoint.encode(texts, spans, attention, sources)
 
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: Callable[[float], None] | None = None

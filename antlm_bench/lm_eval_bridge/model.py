@@ -87,6 +87,14 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         checkpoint_bos = "auto" if bos == "lm-eval" else bos
         options = OpenOptions(bos=checkpoint_bos, device=device, **checkpoint_options)
         checkpoint = open_checkpoint(str(pretrained), options)
+        if "cross" in checkpoint.attentions:
+            raise MethodNotSupported(
+                f"{checkpoint.name} is an encoder-decoder, which lm-eval does not score with our "
+                "engine",
+                location=MODEL_ARGS,
+                hint="antlm-bench score --suite lm-eval:TASK scores its tasks, --model hf is "
+                "lm-eval's own code",
+            )
         self.request_encoder = RequestEncoder(checkpoint, bos, truncate == "left")
         self.method_name = method or default_method(checkpoint, checkpoint.methods)
         self.method = resolve_method(self.method_name, checkpoint)

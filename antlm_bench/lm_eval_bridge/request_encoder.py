@@ -44,8 +44,13 @@ class RequestEncoder(GreedyTrackingModel):
         self.num_truncated = 0
 
     def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+        self,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        attention: Attention,
+        sources: Sequence[str] | None = None,
     ) -> Encodings:
+        del sources  # of encoder-decoders, which lm-eval scores itself
         unk = np.zeros(len(texts), np.bool_)
         too_long = np.zeros(len(texts), np.bool_)
         flags: dict[str, Bools] = {}

@@ -57,7 +57,10 @@ class ScoringConventions:
         if method.needs_mask:
             return replace(self, causal_reduction="", bos_before_context="", eos="")
         reduction = self.causal_reduction or self.reduction
-        return replace(self, reduction=reduction, causal_reduction="", context="", joiner="")
+        conventions = replace(self, reduction=reduction, causal_reduction="", context="", joiner="")
+        if "causal" in method.attentions:
+            return conventions
+        return replace(conventions, bos_before_context="", eos="")  # of causal rows
 
     def for_suite(
         self, default_reduction: str, has_delimiters: bool = False, scores_words: bool = False

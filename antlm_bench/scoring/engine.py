@@ -18,8 +18,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock, RLock
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +38,13 @@ from antlm_bench.scoring.attention import (
 from antlm_bench.scoring.cpu_kernels import RotaryPatch, fuse_layers, pack_linears
 from antlm_bench.scoring.logit_readers import DistributionReader, target_logprobs
 from antlm_bench.scoring.model_state import ModelState, ModuleSwaps
-from antlm_bench.scoring.plan import PackedBatch, Plan, build_plans
+from antlm_bench.scoring.plain_forward import (
+    attention_mask_inputs,
+    no_cache_kwargs,
+    plain_logits,
+    vocabulary_size,
+)
+from antlm_bench.scoring.plan import PackedBatch, build_plans
 from antlm_bench.types import Attention, Floats, Ints, Probes
 
 Layout = Literal["packed", "rows"]
@@ -54,7 +61,8 @@ class ForwardConfig:
     native_implementation: str
     """Name of the model's attention implementation in transformers."""
     native_attention: Attention
-    """The attention that the model has without a mask: causal or full."""
+    """The attention that the model has without a mask: causal or full; cross in an
+    encoder-decoder."""
     layout: Layout = "rows"
     """packed: rows without padding in one long row, shared prefixes once; rows: plain rows of one
     length."""
@@ -73,6 +81,8 @@ class ForwardConfig:
     """Run the LM head only at the read positions."""
     batched: bool = True
     """Run several plain rows of one length in one forward."""
+    padded: bool = False
+    """Run rows of several lengths in one forward, padded (encoder-decoders)."""
     whole_rows: bool = True
     """Read all causal predictions of a text from one row; False = run each prefix as a row."""
     restores_state: bool = False
@@ -90,7 +100,8 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
         "last_layer_at_reads": False,
         "layout": "rows",
     },
-    "batches": {"batched": False, "last_layer_at_reads": False, "layout": "rows"},
+    "padded rows": {"padded": False},
+    "batches": {"batched": False, "padded": False, "last_layer_at_reads": False, "layout": "rows"},
     "one row per text": {"whole_rows": False},
 }
 
@@ -113,6 +124,15 @@ def lock_model(model: Any) -> RLock:
             finalizer = weakref.finalize(config, _locks_by_config.pop, id(config), None)
             finalizer.atexit = False
         return _locks_by_config[id(config)]
+
+
+class BatchPlan(Protocol):
+    """The rows of some probes, from which batches are taken: a Plan, or a PairPlan."""
+
+    @property
+    def num_nodes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def next_batch(self, start: int, batch_tokens: int) -> tuple[Any, int]: ...
 
 
 class Engine:
@@ -163,7 +183,7 @@ class Engine:
     def shortcuts(self) -> list[str]:
         """The shortcuts in use, in the order in which a failed self-test turns them off."""
         unused = set()
-        if self.forward_config.native_attention == "full":
+        if self.forward_config.native_attention != "causal":
             unused.add("one row per text")  # concerns causal rows only
         if self.forward_config.layout == "packed":
             unused.add("batches")  # concerns plain rows only
@@ -218,7 +238,7 @@ class Engine:
                 scores += self._score_prefixes(causal_probes, num_texts)
                 probes = [p for p in probes if p.attention != "causal"]
             if probes:
-                scores += self._score_plans(build_plans(probes), num_texts, tick)
+                scores += self._score_plans(self._build_plans(probes), num_texts, tick)
             return scores
 
     def read_distributions(
@@ -244,13 +264,16 @@ class Engine:
         reader = self._distribution_reader
         return np.zeros(count if reader is None else (count, reader.width))
 
+    def _build_plans(self, probes: Sequence[Probes]) -> Sequence[BatchPlan]:
+        return build_plans(probes)
+
     def _check_token_ids(self, probes: Sequence[Probes]) -> None:
         """Raise PluginError for rows with token ids that the model has no embedding for."""
         num_tokens = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
         if num_tokens is None:
             return
-        for each in probes:
-            wrong_ids = each.ids[(each.ids < 0) | (each.ids >= num_tokens)]
+        for ids in (ids for p in probes for ids in (p.ids, p.source_ids) if ids is not None):
+            wrong_ids = ids[(ids < 0) | (ids >= num_tokens)]
             if len(wrong_ids):
                 raise PluginError(
                     f"{self.name}: a scoring method reads the token id {wrong_ids[0]}, but the "
@@ -259,7 +282,7 @@ class Engine:
                 )
 
     def _score_plans(
-        self, plans: Sequence[Plan], num_texts: int, tick: Callable[[float], None] | None
+        self, plans: Sequence[BatchPlan], num_texts: int, tick: Callable[[float], None] | None
     ) -> Floats:
         scores = self._zeros(num_texts)
         total_nodes = sum(plan.num_nodes for plan in plans)
@@ -274,11 +297,11 @@ class Engine:
                         raise
                     if end == start + 1 or self.batch_tokens <= 1:
                         raise CheckpointError(
-                            f"{self.name}: one row of {len(batch.ids)} tokens does not fit into "
+                            f"{self.name}: one row of {batch.num_nodes} tokens does not fit into "
                             "memory",
                             hint="use a bigger device, --dtype bfloat16, or --max-length",
                         ) from error
-                    self.batch_tokens = max(1, len(batch.ids) // 2)
+                    self.batch_tokens = max(1, batch.num_nodes // 2)
                     continue
                 if np.isnan(logp).any():
                     raise CheckpointError(
@@ -286,14 +309,14 @@ class Engine:
                         hint="the weights are damaged, or the dtype is too small: --dtype float32",
                     )
                 scores += _sum_by_text(logp, batch.text_index, num_texts)
-                self.nodes_computed += len(batch.ids)
+                self.nodes_computed += batch.num_nodes
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end
                 if tick is not None:
-                    tick(len(batch.ids) / total_nodes)
+                    tick(batch.num_nodes / total_nodes)
         return scores
 
-    def _batch_logprobs(self, batch: PackedBatch) -> Floats:
+    def _batch_logprobs(self, batch: Any) -> Floats:
         """Return the k log-probabilities that the batch asks for."""
         longest = max(length for _, length in batch.blocks)
         max_packed = self.forward_config.max_packed_length or longest
@@ -304,7 +327,8 @@ class Engine:
         try:
             return self._packed_logprobs(batch)
         except BeyondWindowError as error:
-            if batch.attention != self.forward_config.native_attention:
+            is_native = batch.attention == self.forward_config.native_attention
+            if not is_native and not self.forward_config.obeys_masks:
                 native = self.forward_config.native_attention
                 raise CheckpointError(
                     f"{self.name}: rows of {longest} tokens exceed its local attention window",
@@ -479,12 +503,26 @@ class Engine:
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
             hidden = hidden.index_select(0, torch.from_numpy(read_positions).to(device))
+        compute_logits = None if output is None else partial(self._lm_head_logits, output)
+        return self._read_logprobs(hidden, read_index, target, compute_logits)
+
+    def _read_logprobs(
+        self,
+        hidden: Tensor,
+        read_index: NDArray[np.int64],
+        target: NDArray[np.int64],
+        compute_logits: Callable[[Tensor], Tensor] | None,
+    ) -> Floats:
+        """Return the log-probabilities (k,) of targets (k,) at the rows `read_index` (k,) of hidden
+        states (h, d); these are the logits if `compute_logits` is None.
+        """
+        device = self.device
         logp = self._zeros(len(read_index))
-        for start in range(0, len(read_positions), self.head_rows):
+        for start in range(0, len(hidden), self.head_rows):
             in_block = (read_index >= start) & (read_index < start + self.head_rows)
             logits = hidden[start : start + self.head_rows]
-            if output is not None:
-                logits = self._lm_head_logits(output, logits)
+            if compute_logits is not None:
+                logits = compute_logits(logits)
             block_index = torch.from_numpy(read_index[in_block] - start).to(device)
             block_target = torch.from_numpy(target[in_block]).to(device)
             block_logp = self._target_logprobs(logits, block_index, block_target)
@@ -535,49 +573,6 @@ class Engine:
         return logits
 
 
-def plain_logits(model: Any, **inputs: Tensor) -> Tensor:
-    """Return the logits (r, t, vocabulary) of a model's own forward.
-
-    inputs: input_ids (r, t), and other inputs. Raises CheckpointError if the forward fails or
-    returns something else.
-    """
-    try:
-        logits: Tensor = model(**inputs, **no_cache_kwargs(model)).logits
-        has_shape = logits.shape[:2] == inputs["input_ids"].shape and logits.dim() == 3
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a model's code may raise any error
-        message = (str(error).strip() or "no message").splitlines()[0][:200]
-        raise CheckpointError(
-            f"the forward of {type(model).__name__} fails on plain token ids: "
-            f"{type(error).__name__}: {message}",
-            hint="try the checkpoint in transformers by itself: model(input_ids=...)",
-        ) from error
-    if not has_shape:
-        raise CheckpointError(
-            f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids "
-            f"of shape {tuple(inputs['input_ids'].shape)}",
-            hint="scoring needs the logits of every position, (rows, tokens, vocabulary)",
-        )
-    return logits
-
-
-def vocabulary_size(model: Any) -> int:
-    """Return the number of logits per position: the rows of the output embedding, or `vocab_size`
-    of the configuration if there is none.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        return int(model.config.get_text_config().vocab_size)
-    return int(head.weight.shape[0])
-
-
-def attention_mask_inputs(length: int, attention: Attention) -> dict[str, Tensor]:
-    """Return the 4-D mask (1, 1, length, length) of an attention, as a model input."""
-    mask = torch.ones(1, 1, length, length, dtype=torch.bool)
-    return {"attention_mask": mask.tril() if attention == "causal" else mask}
-
-
 def _sum_by_text(values: Floats, text_index: NDArray[Any], num_texts: int) -> Floats:
     """Return the sums (num_texts, ...) of values (k, ...) by their text_index (k,)."""
     sums: Floats = np.zeros((num_texts, *values.shape[1:]))
@@ -586,11 +581,6 @@ def _sum_by_text(values: Floats, text_index: NDArray[Any], num_texts: int) -> Fl
     else:
         np.add.at(sums, text_index, values)
     return sums
-
-
-def no_cache_kwargs(model: Any) -> dict[str, bool]:
-    """Return the forward arguments that keep a model from building a key/value cache."""
-    return {"use_cache": False} if getattr(model.config, "use_cache", None) else {}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -26,6 +26,8 @@ SHIPPED = {
     "mlm-l2r": "antlm_bench.scoring.probes:MLM_L2R",
     "mntp": "antlm_bench.scoring.probes:MNTP",
     "fused": "antlm_bench.scoring.probes:FUSED",
+    "seq2seq": "antlm_bench.scoring.probes:SEQ2SEQ",
+    "infill": "antlm_bench.scoring.probes:INFILL",
 }
 ADD_MASK_TOKEN_HINT = "save it with a tokenizer whose mask token the model has an embedding for"
 
@@ -64,9 +66,9 @@ class Method:
     @property
     def main_attention(self) -> Attention:
         """Attention of the finetuned results that are reported with this method's scores: full if
-        any part has full attention.
+        any part has full attention, else that of the first part.
         """
-        return "full" if "full" in self.attentions else "causal"
+        return "full" if "full" in self.attentions else self.parts[0][0]
 
     @property
     def is_left_to_right(self) -> bool:

@@ -26,11 +26,13 @@ from antlm_bench.predictions import (
 )
 from antlm_bench.scoring.methods import Method
 from antlm_bench.types import (
+    Attention,
     Encodings,
     Floats,
     Ints,
     Item,
     LanguageModel,
+    Option,
     Probes,
     ProgressCallback,
 )
@@ -55,16 +57,15 @@ def predict(
     reduction: "sum" or "per-token", how options are compared. Raises DataError for an option of
     which no token can be scored, CheckpointError if the model returns NaN.
     """
-    texts = [option.text for item in items for option in item.options]
-    spans = [option.span for item in items for option in item.options]
+    options = [option for item in items for option in item.options]
     encodings: dict[str, Encodings] = {}
     probes: list[Probes] = []
     # Method m writes its n scores to the indices m * n to (m + 1) * n.
-    num_texts, total = len(texts), len(methods) * len(texts)
+    num_texts, total = len(options), len(methods) * len(options)
     for method_index, method in enumerate(methods):
         for attention, make_probes in method.parts:
             if attention not in encodings:
-                encodings[attention] = model.encode(texts, spans, attention)
+                encodings[attention] = encode_options(model, options, attention)
             for encoded in encodings[attention].batches:
                 p = make_probes(encoded, model.mask_id)
                 if len(p.target):
@@ -89,6 +90,28 @@ def predict(
             )
         )
     return results
+
+
+def encode_options(
+    model: LanguageModel, options: Sequence[Option], attention: Attention
+) -> Encodings:
+    """Encode the texts of options.
+
+    Under "cross", the context of an option (what precedes its scored span) is the source, and the
+    rest is the decoder's text, without white space between them.
+    """
+    if attention != "cross":
+        texts, spans = [option.text for option in options], [option.span for option in options]
+        return model.encode(texts, spans, attention)
+    sources, texts, spans = [], [], []
+    for option in options:
+        start, end = option.span or (0, len(option.text))
+        text = option.text[start:].lstrip() if start else option.text
+        num_cut = len(option.text) - len(text)
+        sources.append(option.text[:start].rstrip())
+        texts.append(text)
+        spans.append((0, max(0, end - num_cut)))
+    return model.encode(texts, spans, attention, sources)
 
 
 def build_predictions(

@@ -33,7 +33,7 @@ MINICONS, LM_EVAL = "minicons", "lm-eval"  # keys of Method.peer_names
 MAX_BATCH_TOKENS = 2048  # tokens per forward of a peer
 
 Span = tuple[int, int] | None
-ModelKind = Literal["causal", "masked"]
+ModelKind = Literal["causal", "masked", "encoder-decoder"]
 PEER_ERRORS = (
     RuntimeError,
     ValueError,
@@ -380,6 +380,11 @@ class LmEvalScorer:
     lm: Any
     """The HFLM."""
 
+    @property
+    def reads_sources(self) -> bool:
+        """Whether the model is an encoder-decoder, which reads a context as its source."""
+        return bool(self.lm.backend == "seq2seq")
+
     def tokenize(self, texts: Sequence[str], spans: Sequence[Span]) -> list[TokenRequest]:
         """Return what lm-eval itself reads and scores of each text.
 
@@ -393,7 +398,8 @@ class LmEvalScorer:
         instances = []
         for text, span in zip(texts, spans, strict=True):
             start, end = span or (0, len(text))
-            pair = (bos + text[:start] if start else "", text[start:end])
+            context = bos + text[:start] if start and not self.reads_sources else text[:start]
+            pair = (context, text[start:end])
             instances.append(Instance("loglikelihood", {}, pair, 0))
         # A copy whose last step returns the requests as they are.
         recorder = copy.copy(self.lm)

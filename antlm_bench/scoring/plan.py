@@ -49,6 +49,11 @@ class PackedBatch:
     text_index: IndexArray
     """(k,) index of the text to whose score the log-probability is added."""
 
+    @property
+    def num_nodes(self) -> int:
+        """The number of nodes."""
+        return len(self.ids)
+
 
 class Plan:
     """All rows of one attention, sorted, from which batches are taken.

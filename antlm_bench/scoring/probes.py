@@ -2,12 +2,14 @@
 
 Zero-shot methods differ in three decisions: which tokens are masked, at which position each
 log-probability is read, and whether attention is causal or full. A probe function maps an
-EncodedBatch (n, t) to Probes: rows of token ids and the log-probabilities to read from them.
+EncodedBatch (n, t) to Probes: rows of token ids and the log-probabilities to read from them. In an
+encoder-decoder, these rows are what the decoder reads, and each has a source for the encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,42 @@ def mntp(encoded: EncodedBatch, mask_id: int) -> Probes:
     arXiv 2410.24159).
     """
     return _masked_probes(encoded, mask_id, _mask_no_others, shift=1)
+
+
+def seq2seq(encoded: EncodedBatch, mask_id: int | None = None) -> Probes:
+    """Read log P(w_i | source, w_<i) in the decoder, at position i - 1.
+
+    The decoder's row begins with its start token, so that every token of a text is scored.
+    """
+    probes = causal(encoded, mask_id)
+    return replace(probes, attention="cross", source_ids=encoded.source_ids)
+
+
+def infill(encoded: EncodedBatch, mask_id: int) -> Probes:
+    """Read a denoiser's pseudo-log-likelihood: mask each scored token in turn in the encoder, and
+    read it where the decoder restores it.
+
+    T5 (Raffel et al. 2020, JMLR 21(140), section 3.1.4) answers with the sentinel and what it
+    stands for: P(w_i | text with a sentinel at i; decoder: start, sentinel). BART (Lewis et al.
+    2020, arXiv 1910.13461, section 2.2) writes the whole text again: P(w_i | text with a mask at i;
+    decoder: start, specials, w_<i). `encoded.restoration` says which.
+    """
+    assert encoded.restoration is not None  # encodings for "denoising" have one
+    text, position = np.nonzero(encoded.score_mask)
+    source_ids = encoded.ids[text]
+    row = np.arange(len(text))
+    target = source_ids[row, position]
+    source_ids[row, position] = mask_id
+    prefix = np.array(encoded.restoration.prefix, np.int32)
+    decoder_ids = np.broadcast_to(prefix, (len(text), len(prefix)))
+    read_at = np.full(len(text), len(prefix) - 1)
+    if encoded.restoration.repeats_text:
+        # A decoder sees nothing of what follows the position that is read.
+        first = encoded.restoration.text_start
+        decoder_ids = np.concatenate([decoder_ids, encoded.ids[text][:, first:]], axis=1)
+        read_at = read_at + position - first
+    probes = _make_probes(decoder_ids, "cross", row, read_at, target, encoded.text_index[text])
+    return replace(probes, source_ids=source_ids)
 
 
 def find_wrong_probes(probes: object, encoded: EncodedBatch, _: int | None) -> str:
@@ -163,6 +201,19 @@ MNTP = Method(
     needs_mask=True,
     mask_shift=1,
     objective="mntp",
+)
+SEQ2SEQ = Method(
+    name="seq2seq",
+    description="log-probability by the decoder, after a source",
+    parts=(("cross", seq2seq),),
+    hub_task="text2text-generation",
+    peer_names={"lm-eval": ""},
+)
+INFILL = Method(
+    name="infill",
+    description="pseudo-log-likelihood of a denoiser, one token masked at a time",
+    parts=(("denoising", infill),),
+    needs_mask=True,
 )
 # The product of a causal and a masked prediction, for models trained with both (GPT-BERT).
 FUSED = Method(

@@ -46,8 +46,18 @@ class Specials:
     after: tuple[int, ...] = ()
 
 
-def detect_template(tokenizer: Any) -> Specials:
-    """Return the specials that the tokenizer adds by itself.
+def check_bos_policy(bos_policy: str) -> None:
+    """Raise UsageError for an unknown policy."""
+    if bos_policy not in BOS_POLICIES:
+        raise UsageError(
+            f"unknown policy {bos_policy!r}",
+            location="--bos",
+            hint=f"one of {', '.join(BOS_POLICIES)}",
+        )
+
+
+def detect_template(tokenizer: Any, as_target: bool = False) -> Specials:
+    """Return the specials that the tokenizer adds by itself, or adds to the target of a source.
 
     They are read off a tokenized text, because settings mislead: Pythia adds no BOS even with
     `add_special_tokens=True`. Raises CheckpointError if specials change the tokens of a text, or if
@@ -57,7 +67,7 @@ def detect_template(tokenizer: Any) -> Specials:
         if not can_tokenize(tokenizer, text):
             continue
         bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        full = list(tokenizer(text)["input_ids"])
+        full = list(tokenizer(**{"text_target" if as_target else "text": text})["input_ids"])
         for start in range(len(full) - len(bare) + 1) if bare else ():
             if full[start : start + len(bare)] == bare:
                 return Specials(tuple(full[:start]), tuple(full[start + len(bare) :]))
@@ -134,12 +144,7 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
     Masked texts keep the tokenizer's template. Raises UsageError for an unknown policy, and
     CheckpointError if the policy is "always" and the tokenizer has no special token.
     """
-    if bos_policy not in BOS_POLICIES:
-        raise UsageError(
-            f"unknown policy {bos_policy!r}",
-            location="--bos",
-            hint=f"one of {', '.join(BOS_POLICIES)}",
-        )
+    check_bos_policy(bos_policy)
     template = detect_template(tokenizer)
     if bos_policy == "never":
         return Specials()
@@ -175,6 +180,21 @@ class TextEncoder:
         """
         self.overwrites_skipped = False
         """Whether the specials after a text also replace the skipped tokens."""
+
+    def name_specials(self, attention: Attention) -> dict[str, Specials]:
+        """Return the special tokens of each kind of row, by name."""
+        return {attention: self.specials}
+
+    def with_bos_policy(self, attention: Attention, bos: str) -> TextEncoder:
+        """Return an encoder with another BOS policy.
+
+        Raises CheckpointError for special tokens without an embedding, UsageError for an unknown
+        policy.
+        """
+        encoder = copy.copy(self)
+        encoder.specials = build_specials(self.tokenizer, attention, bos)
+        check_specials(self.tokenizer, encoder.specials, self.vocab_size)
+        return encoder
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode texts with their scored spans (None = the whole text).
@@ -253,7 +273,13 @@ class TextEncoder:
         first_word[:, text_columns] = _stack_rows(tokens.words, indices, text_length)
         last_word[:, text_columns] = _stack_rows(tokens.last_words, indices, text_length)
         text_index = np.array(indices, np.int32)
-        return EncodedBatch(ids, score_mask, first_word, text_index, last_word)
+        return self.complete_batch(EncodedBatch(ids, score_mask, first_word, text_index, last_word))
+
+    def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
+        """Return a batch of rows with what else the model reads: in an encoder-decoder, the source,
+        or what the decoder restores.
+        """
+        return batch
 
     def _score_eos(
         self,

@@ -36,9 +36,10 @@ from antlm_bench.weight_files import (
     select_weights,
 )
 
-Kind = Literal["causal", "masked", ""]
+Kind = Literal["causal", "masked", "encoder-decoder", ""]
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
+PAIR_CLASSES = ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel")
 MAX_LENGTH = 10**9
 """Limits from here on mean "no limit"."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -108,7 +109,8 @@ class CheckpointFacts:
     max_length: int | None
     """Tokens of the longest text, special tokens included; None = unknown or unlimited."""
     size: ForwardSize | None
-    """None = its weights are not here yet."""
+    """None = its weights are not here yet, or an encoder-decoder, whose tokens run through one of
+    two parts."""
     tokenizer_dir: Path | None = None
     tokenizer_hash: str = ""
     """sha256 of the tokenizer's files; "" = it does not exist yet."""
@@ -175,8 +177,11 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     training = config.get(TRAINING_KEY)
     record: Mapping[str, Any] = training if isinstance(training, dict) else {}
     kind = _detect_kind(config)
-    has_mask_token = _find_mask_token(sources.tokenizer)
+    is_pair = kind == "encoder-decoder"
+    has_mask_token = None if is_pair else _find_mask_token(sources.tokenizer)
     attentions: set[Attention] = {"causal"} if kind == "causal" else {"full"}
+    if is_pair:
+        attentions = {"cross", "denoising"}
     attentions |= {name for name in ("causal", "full") if name in record.get("attends", [])}
     if kind == "causal" and not record and has_mask_token is not False:
         attentions.add("full")  # the loader tries it, as the model may be a hybrid
@@ -192,7 +197,7 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
         has_mask_token=has_mask_token,
         trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
         max_length=min(known_lengths, default=None),
-        size=_measure_size(sources.base, config, options.allow_pickle),
+        size=None if is_pair else _measure_size(sources.base, config, options.allow_pickle),
         tokenizer_dir=sources.tokenizer,
         tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
     )
@@ -229,6 +234,8 @@ def _detect_kind(config: Mapping[str, Any]) -> Kind:
     """Return the kind that the names of classes in config.json tell, "" for others."""
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
+        if config.get("is_encoder_decoder") and str(name).endswith(PAIR_CLASSES):
+            return "encoder-decoder"
         if str(name).endswith(CAUSAL_CLASSES):
             return "causal"
         if str(name).endswith(MASKED_CLASSES):

@@ -22,6 +22,7 @@ import numpy as np
 from antlm_bench.errors import BenchError
 from antlm_bench.runs import write_atomically
 from antlm_bench.scoring.methods import METHODS
+from antlm_bench.scoring.pair_plan import PairPlan
 from antlm_bench.scoring.plan import build_plans
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
@@ -90,6 +91,10 @@ class CountingEngine:
         """Count the batches that the engine would run."""
         del tick
         probes = [p for p in probes if len(p.ids)]
+        pairs = [p for p in probes if p.attention == "cross"]
+        if pairs:
+            self._count_pairs(PairPlan(pairs))
+            probes = [p for p in probes if p.attention != "cross"]
         for plan in build_plans(probes) if probes else ():
             start = 0
             while start < len(plan):
@@ -104,6 +109,23 @@ class CountingEngine:
                     attended=squares if batch.attention == "full" else squares // 2,
                 )
         return np.zeros(num_texts)
+
+    def _count_pairs(self, plan: PairPlan) -> None:
+        """Count the batches of an encoder-decoder; its decoder's rows attend to their sources."""
+        start = 0
+        while start < len(plan):
+            batch, start = plan.next_batch(start, BATCH_TOKENS)
+            (num_rows, row_length), source_length = (
+                batch.decoder_ids.shape,
+                batch.source_ids.shape[1],
+            )
+            self.counts += TextCounts(
+                rows=num_rows,
+                tokens=batch.num_nodes,
+                reads=len(batch.read_nodes),
+                attended=batch.source_ids.size * source_length
+                + num_rows * row_length * (source_length + row_length // 2),
+            )
 
 
 def count_suite(
@@ -164,29 +186,34 @@ def build_counting_checkpoint(
     The longest text is that of config.json and tokenizer; the loader may find a lower one.
     """
     from antlm_bench.checkpoints import Checkpoint
+    from antlm_bench.scoring.source_text import DenoisingEncoder, PairEncoder, find_denoiser
     from antlm_bench.scoring.text import TextEncoder, build_specials, find_mask_token
 
     tokenizer = tokenizer or load_tokenizer(facts)
     vocab_size = facts.size.vocabulary if facts.size else len(tokenizer)
     max_length = _limit_length(facts, tokenizer)
     mask_id, no_mask_reason = find_mask_token(tokenizer, vocab_size)
+    limits: Any = {"max_length": max_length, "vocab_size": max(vocab_size, len(tokenizer))}
+    encoders: dict[Attention, TextEncoder] = {}
+    if facts.kind == "encoder-decoder":
+        denoiser = find_denoiser(tokenizer, vocab_size)
+        mask_id, no_mask_reason = denoiser.mask_id, denoiser.no_mask_reason
+        encoders["cross"] = PairEncoder(tokenizer, 0, bos, **limits)
+        if mask_id is not None:
+            encoders["denoising"] = DenoisingEncoder(tokenizer, 0, denoiser, **limits)
+    else:
+        for attention in facts.attentions:
+            specials = build_specials(tokenizer, attention, bos)
+            encoders[attention] = TextEncoder(tokenizer, specials, **limits)
     return Checkpoint(
         name=facts.ref,
         kind=facts.kind,
-        attentions=facts.attentions,
+        attentions=frozenset(encoders),
         eos=str(tokenizer.eos_token),
         mask_id=mask_id,
         max_length=max_length,
         engine=engine,  # type: ignore[arg-type]  # it has the one method that scoring calls
-        encoders={
-            attention: TextEncoder(
-                tokenizer,
-                build_specials(tokenizer, attention, bos),
-                max_length=max_length,
-                vocab_size=max(vocab_size, len(tokenizer)),
-            )
-            for attention in facts.attentions
-        },
+        encoders=encoders,
         trained_methods=facts.trained_methods,
         no_mask_reason=no_mask_reason,
     )

@@ -312,7 +312,7 @@ def test_tensors_in_attributes_of_a_model_are_restored():
 
 
 def test_a_forward_without_logits_of_every_position_is_named(make_checkpoint):
-    from antlm_bench.scoring.engine import plain_logits
+    from antlm_bench.scoring.plain_forward import plain_logits
 
     class Last(torch.nn.Module):
         config = transformers.LlamaConfig()

@@ -92,7 +92,10 @@ class Fake:
 def test_a_model_is_only_asked_what_it_can_answer():
     assert methods.supported_methods(Fake({"causal"}, None)) == ["causal"]
     assert methods.supported_methods(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
-    assert methods.supported_methods(Fake({"causal", "full"}, 3)) == list(methods.METHODS.names())
+    decoder_only = ["causal", "mlm", "mlm-l2r", "mntp", "fused"]
+    assert methods.supported_methods(Fake({"causal", "full"}, 3)) == decoder_only
+    assert methods.supported_methods(Fake({"cross", "denoising"}, 3)) == ["seq2seq", "infill"]
+    assert methods.supported_methods(Fake({"cross"}, None)) == ["seq2seq"]
     with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         methods.resolve_method("fused", Fake({"full"}, 3))
     with pytest.raises(MethodNotSupported, match="no mask token"):
