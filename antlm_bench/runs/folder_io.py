@@ -144,3 +144,25 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_failure(folder, error, "created") from error
+
+
+def check_is_writable(folder: Path) -> None:
+    """Check that a folder can be written to, or that it can be created. Writes nothing.
+
+    Raises RunError; UsageError for a URL.
+    """
+    safe_files.refuse_url(folder)
+    if "\0" in str(folder):
+        raise RunError("the name has a NUL character", location=repr(str(folder)))
+    ancestor = folder
+    while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    number = 0
+    if not ancestor.is_dir():
+        number = errno.EEXIST if ancestor == folder else errno.ENOTDIR
+    elif not os.access(ancestor, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(ancestor).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+    if number:
+        action = "written" if ancestor == folder else "created"
+        raise os_failure(ancestor, OSError(number, os.strerror(number)), action)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder
@@ -221,6 +222,14 @@ def _open_slurm(settings: ExecutorSettings) -> Executor:
     return SlurmExecutor(settings)
 
 
+def _check_options(options: Mapping[str, Any], location: str) -> None:
+    read_settings(options, SlurmSettings, location)
+
+
 SLURM = ExecutorRecord(
-    "slurm", "tasks of a job array of Slurm", _open_slurm, workers_outlive_driver=True
+    "slurm",
+    "tasks of a job array of Slurm",
+    _open_slurm,
+    _check_options,
+    workers_outlive_driver=True,
 )

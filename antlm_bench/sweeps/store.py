@@ -30,8 +30,13 @@ from typing import Any, Protocol
 
 from antlm_bench import safe_files
 from antlm_bench.atomic_files import link_or_copy, temporary_path
-from antlm_bench.errors import RunError, UsageError
-from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.errors import BenchError, RunError, UsageError
+from antlm_bench.runs.folder_io import (
+    check_is_writable,
+    make_folder,
+    reject_links,
+    write_atomically,
+)
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
@@ -46,6 +51,7 @@ from antlm_bench.sweeps.units import (
     Unit,
     UnitFiles,
     UnitGroup,
+    check_dependencies,
     encode_sweep,
 )
 
@@ -177,10 +183,28 @@ class FolderStore:
     # ---- sweep.json
 
     def create(self) -> None:
-        """Create the folders of the sweep, unless they exist. Raises RunError."""
+        """Create the folders of the sweep, unless they exist. Raises RunError; UsageError for a
+        URL.
+        """
+        self.check_is_writable()
         for name in FOLDERS:
-            reject_links(self.folder, self.folder / name)
             make_folder(self.folder / name)
+
+    def check_is_writable(self) -> None:
+        """Check that the folders of the sweep exist, or can be created. Writes nothing.
+
+        Raises RunError; UsageError for a URL.
+        """
+        try:
+            check_is_writable(self.folder)
+            for name in FOLDERS:
+                reject_links(self.folder, self.folder / name)
+                check_is_writable(self.folder / name)
+        except BenchError as error:
+            if error.location == "--out":
+                error.location = "out"
+            error.hint = "set another `out` in the sweep's TOML: a folder that all workers see"
+            raise
 
     def write_sweep(self, sweep: Sweep) -> None:
         """Write sweep.json in place of an older one. Raises RunError."""
@@ -469,13 +493,23 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
             _build_group([_build_unit(record) for record in records])
             for records in document["groups"]
         )
-        return Sweep(str(document["name"]), groups)
+        sweep = Sweep(str(document["name"]), groups, _read_executors(document))
+        check_dependencies(sweep)
+        return sweep
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise DamagedSweep(
             f"damaged: {type(error).__name__}: {error}",
             location=location,
             hint="repeat antlm-bench run SWEEP.toml, which writes it anew",
         ) from error
+
+
+def _read_executors(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of executors; {} in a file of an older version."""
+    executors = document.get("executors", {})
+    if type(executors) is not dict or not all(type(each) is dict for each in executors.values()):
+        raise TypeError("executors is not an object of objects")
+    return executors
 
 
 def _build_unit(record: Mapping[str, Any]) -> Unit:
