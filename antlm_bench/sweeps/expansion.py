@@ -405,7 +405,8 @@ def _digest_ids(ids: Sequence[str]) -> str:
 
 def name_runs(models: Sequence[str]) -> dict[str, str]:
     """Return checkpoint -> the name of its run folder: its last folder, or as many as tell the
-    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too.
+    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too. Where whole
+    paths have one name (a--b/c and a/b--c, or two links to one folder), a digest is added.
     """
     parts = {model: _split_model(model) for model in models}
     depths = {model: 2 if parts[model][-1] == FINAL_CHECKPOINT else 1 for model in models}
@@ -422,9 +423,13 @@ def name_runs(models: Sequence[str]) -> dict[str, str]:
             if depths[model] < len(parts[model])
         ]
         if not ambiguous:
-            return names
+            break
         for model in ambiguous:
             depths[model] += 1
+    return {
+        model: name if len(models_by_name[name]) == 1 else f"{name}-{_digest_ids([model])}"
+        for model, name in names.items()
+    }
 
 
 def _split_model(model: str) -> list[str]:
