@@ -233,6 +233,16 @@ def is_shard_folder(path: str | Path) -> bool:
     return (Path(path) / SHARD_FILE).exists() and not (Path(path) / "run.json").exists()
 
 
+def forget_cells(path: Path) -> None:
+    """Remove the descriptions of a shard's cells. Its chunks stay: a command that computes them is
+    to find them by their content keys. Raises RunError.
+    """
+    try:
+        (path / SHARD_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise os_failure(path / SHARD_FILE, error, "removed") from error
+
+
 def list_shard_folders(path: str | Path) -> list[Path]:
     """Return the folders of shards in a folder, without hidden ones."""
     folders = (file.parent for file in Path(path).glob(f"[!.]*/{SHARD_FILE}"))
