@@ -212,9 +212,17 @@ def submit_script(script: Path, arguments: Sequence[str] = (), array: str = "") 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"sbatch cannot be run: {error}", location=str(script)) from error
     if process.returncode:
-        lines = [line.removeprefix("sbatch: error: ") for line in process.stderr.splitlines()]
+        lines = [re.sub(r"^sbatch: (error|fatal): ", "", x) for x in process.stderr.splitlines()]
+        reason = "; ".join(filter(None, lines)) or f"exit code {process.returncode}"
+        if run_slurm_command("squeue", "--me", "--noheader") is None:
+            raise RunError(
+                f"Slurm does not answer: {reason}",
+                location="sbatch",
+                hint="run this command on a machine of the cluster; scontrol ping shows whether "
+                "its controller is up",
+            )
         raise RunError(
-            f"sbatch refused the job: {'; '.join(filter(None, lines)) or process.returncode}",
+            f"sbatch refused the job: {reason}",
             location=str(script),
             hint=f"change the settings ({SETTINGS_LOCATION}): partition, account, time, ...",
         )

@@ -23,7 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,9 @@ from antlm_bench.errors import BenchError, RunError, UsageError
 from antlm_bench.runs.folder_io import (
     check_is_writable,
     make_folder,
+    os_failure,
     reject_links,
+    suggest_reading,
     write_atomically,
 )
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
@@ -64,6 +66,8 @@ EXPIRY_HEARTBEATS = 6
 DRIVER_CLAIM = "driver"
 MAX_SWEEP_BYTES = 2**30
 MAX_CLAIM_BYTES = 10_000
+OTHER_OUT_HINT = "set another `out` in the sweep's TOML: a folder that all workers see"
+REPEAT_HINT = "repeat antlm-bench run SWEEP.toml, which writes or computes anew what is gone"
 FOLDERS = ("journals", "claims", "parts", "models", "runs", "logs")
 
 
@@ -187,24 +191,20 @@ class FolderStore:
         URL.
         """
         self.check_is_writable()
-        for name in FOLDERS:
-            make_folder(self.folder / name)
+        with _suggest_another_out():
+            for name in FOLDERS:
+                make_folder(self.folder / name)
 
     def check_is_writable(self) -> None:
         """Check that the folders of the sweep exist, or can be created. Writes nothing.
 
         Raises RunError; UsageError for a URL.
         """
-        try:
+        with _suggest_another_out():
             check_is_writable(self.folder)
             for name in FOLDERS:
                 reject_links(self.folder, self.folder / name)
                 check_is_writable(self.folder / name)
-        except BenchError as error:
-            if error.location == "--out":
-                error.location = "out"
-            error.hint = "set another `out` in the sweep's TOML: a folder that all workers see"
-            raise
 
     def write_sweep(self, sweep: Sweep) -> None:
         """Write sweep.json in place of an older one. Raises RunError."""
@@ -428,7 +428,7 @@ class FolderStore:
             raise RunError(
                 "the results of a finished unit are gone",
                 location=str(path),
-                hint="repeat antlm-bench run SWEEP.toml, which computes them again",
+                hint=REPEAT_HINT,
             )
         return path
 
@@ -500,7 +500,7 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
         raise DamagedSweep(
             f"damaged: {type(error).__name__}: {error}",
             location=location,
-            hint="repeat antlm-bench run SWEEP.toml, which writes it anew",
+            hint=REPEAT_HINT,
         ) from error
 
 
@@ -552,10 +552,20 @@ def _link_finished_files(source: Path, target: Path) -> None:
         )
 
 
+@contextmanager
+def _suggest_another_out() -> Iterator[None]:
+    """Let errors name the key of the sweep's TOML, and not the option of other commands."""
+    try:
+        yield
+    except BenchError as error:
+        if error.location == "--out":
+            error.location = "out"
+        error.hint = OTHER_OUT_HINT
+        raise
+
+
 def _os_failure(path: Path, error: OSError, action: str) -> RunError:
-    return RunError(
-        f"cannot be {action}: {error.strerror or error}",
-        location=str(path),
-        hint="make room or set another `out` in the sweep's TOML, and repeat the command: nothing "
-        "finished is lost",
-    )
+    failure = os_failure(path, error, action, OTHER_OUT_HINT)
+    if action == "read":
+        failure.hint = suggest_reading(error, REPEAT_HINT)
+    return failure

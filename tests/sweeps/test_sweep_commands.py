@@ -297,6 +297,16 @@ def test_a_folder_without_a_sweep_is_one_clear_error(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_read_has_no_hint_on_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    toml = tmp_path / "x.toml"
+    toml.write_text(SWEEP.format(out=tmp_path / "file" / "x", model="m", more=""))
+    assert run_command_line(["status", str(toml)]) == 3
+    assert "hint: a part of the path is a file: check the path" in capsys.readouterr().err
+
+
 def test_long_lists_of_failed_units_are_cut_in_tables(tmp_path: Path) -> None:
     units = [make_unit("fail", number) for number in range(60)]
     store = make_store(tmp_path, *units)
