@@ -116,7 +116,7 @@ def test_leftovers_of_a_killed_command_replace_nothing(
     for shard in ("1/2", "2/2"):
         folder = tmp_path / ".run.shards" / shard.replace("/", "-of-")
         score(checkpoint, "nano", out=folder, shard=shard, ties="strict", **settings)
-    newer = score(checkpoint, "nano", out=out, **settings).cells
+    [newer] = score(checkpoint, "nano", out=out, **settings)
     pairs = write_pairs(tmp_path / "pairs.csv")
     words = ["score", "--model", str(checkpoint), "--suite", str(pairs), "--method", "mlm"]
 
@@ -126,7 +126,7 @@ def test_leftovers_of_a_killed_command_replace_nothing(
 
     assert code == 0, output
     keys = {cell.suite: cell.key for cell in open_run(out).cells}
-    assert keys["nano"] == newer[0].key
+    assert keys["nano"] == newer.cells[0].key
     assert sorted(keys) == ["nano", "pairs"]
     assert not (tmp_path / ".run.shards").exists()
 
