@@ -119,13 +119,14 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
             "checkpoint": point.checkpoint,
             "words": point.words_seen,
             "value": point.estimate.value,
-            "low": point.estimate.low,
-            "high": point.estimate.high,
+            "low": low,
+            "high": high,
             "n": point.estimate.n,
             "twin": point.duplicate_of,
         }
         for curve in curves
         for point in curve.points
+        for low, high in [get_metric_spec(curve.metric).known_interval(*point.estimate.interval)]
     ]
 
 
