@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from antlm_bench import safe_files
@@ -142,7 +141,6 @@ class ShardWriter(ChunkFolder):
         """
         self.path = Path(path)
         self.run = ShardRun(self.path, shard, manifest, machine, tuple(command), False, ())
-        self._exit_stack = ExitStack()
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as stack:
@@ -160,14 +158,6 @@ class ShardWriter(ChunkFolder):
             self._write()
             self._exit_stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._exit_stack.close()
 
     def describe_cells(self, cells: Iterable[UnfinishedCell]) -> None:
         """Add cells, or replace those of the same suite, method and limit, before their chunks are
