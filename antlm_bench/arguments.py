@@ -185,13 +185,16 @@ def _resolve_keywords(
     return keywords
 
 
-def check_value(location: str, name: str, value: Any, hint: Any) -> Any:
-    """Return a value as the annotated type. Raises UsageError, which names the argument."""
+def check_value(location: str, name: str, value: Any, hint: Any, *, is_toml: bool = False) -> Any:
+    """Return a value as the annotated type. Raises UsageError, which names the argument.
+
+    is_toml: the value stands in a TOML file, whose types have names of their own.
+    """
     try:
         return _convert(value, hint)
     except TypeError:
         raise UsageError(
-            f"{name} is {describe_argument(value)}; it must be {describe_type(hint)}",
+            f"{name} is {describe_argument(value)}; it must be {describe_type(hint, is_toml)}",
             location=location,
         ) from None
 
@@ -251,18 +254,24 @@ def _is_series(value: Any) -> bool:
     return is_vector or isinstance(value, Sequence | Iterator | KeysView | ValuesView)
 
 
-def describe_type(hint: Any) -> str:
-    """Describe an annotation in words: `int | None` is "an integer or None"."""
+def describe_type(hint: Any, is_toml: bool = False) -> str:
+    """Describe an annotation in words: `int | None` is "an integer or None".
+
+    is_toml: in TOML's words. It has no None: who wants the default leaves the key out.
+    """
     origin, parameters = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(describe_type, parameters))
     if origin is Literal:
         return " or ".join(map(repr, parameters))
+    if is_toml:
+        parameters = tuple(each for each in parameters if each is not type(None))
+    names = [describe_type(each, is_toml) for each in parameters if each is not ...]
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(names))
     if origin is Sequence:
-        return f"a sequence (each {describe_type(parameters[0])})"
+        return f"an array (each {names[0]})" if is_toml else f"a sequence (each {names[0]})"
     if origin is Mapping:
-        key, value = map(describe_type, parameters)
-        return f"a mapping from {key} to {value}"
+        name = "table" if is_toml else "mapping"
+        return f"a {name} from {names[0]} to {names[1]}"
     if origin is tuple:
-        return f"a tuple ({', '.join(map(describe_type, parameters))})"
+        return f"{'an array' if is_toml else 'a tuple'} ({', '.join(names)})"
     return TYPE_NAMES.get(hint) or f"a {hint.__name__}"

@@ -90,7 +90,9 @@ class ScoreKeywords(WeightKeywords, total=False):
     bos: str | None
     """BOS policy: auto, always, never or tokenizer."""
     max_length: int | None
-    """Longest text in tokens, special tokens included. Longer texts are counted as wrong."""
+    """Longest text in tokens, special tokens included. Longer texts are never cut: they are wrong
+    in an accuracy, and left out of other numbers.
+    """
     limit: int | None
     """Score only the first `limit` items of every paradigm."""
     columns: Mapping[str, str]

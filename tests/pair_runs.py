@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
+from antlm_bench.commands.published_runs import open_output
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Manifest, Run
 
@@ -29,6 +31,22 @@ PARADIGMS_BY_PHENOMENON = {
     "agreement": ("anaphor", "determiner"),
     "binding": ("case", "c_command"),
 }
+
+
+TOY_MANIFEST = Manifest(runs.SCHEMA_VERSION, {"name": "toy", "weights": "w"}, {}, "2026-01-01")
+
+
+def add_toy_cell(run_dir: Path, suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
+    """Compute a cell of a suite, as a command does."""
+    cell, predictions = make_cell(make_predictions({"p": gaps}), suite=suite)
+    with runs.RunWriter(run_dir, TOY_MANIFEST) as writer:
+        writer.write_cell(replace(cell, key=f"{suite}{gaps}"), from_rows(predictions))
+
+
+def publish_toy_cell(url: str, suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
+    """Add a cell to the run at a URL, as a command does."""
+    with open_output(Path(url), "w") as run_dir:
+        add_toy_cell(run_dir, suite, gaps)
 
 
 def make_predictions(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from antlm_bench.cli.app import EXIT_CODES_HELP
+from antlm_bench.cli.score import score_command
 from antlm_bench.commands.catalog import list_catalog
 from antlm_bench.errors import BenchError
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
@@ -106,6 +109,23 @@ def test_other_authors_languages_are_those_of_the_declarations() -> None:
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     documented = {int(code) for code, _ in read_table("README.md", "## Exit codes")}
     assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
+
+
+def test_the_help_lists_the_exit_codes_of_the_readme() -> None:
+    documented = {code for code, _ in read_table("README.md", "## Exit codes")}
+    assert set(re.findall(r"\b\d+\b", EXIT_CODES_HELP)) == documented
+
+
+@pytest.mark.parametrize("option", ["bos", "ties", "compat", "dtype", "precision"])
+def test_the_readme_lists_the_values_of_an_option(option: str) -> None:
+    annotation = inspect.signature(score_command).parameters[option].annotation
+    values = re.findall(r"'([^']+)'", str(annotation).split("Literal[")[1].split("]")[0])
+    [row] = [
+        cells[1]
+        for cells in read_table("README.md", "These options can change a score")
+        if f"`--{option}`" in cells[0]
+    ]
+    assert set(values) <= set(re.findall(r"`([^`]+)`", row))
 
 
 def test_pictures_are_small_and_shown_in_a_document() -> None:

@@ -83,7 +83,11 @@ def acquisition_command(
         spec = get_metric_spec(result.cell.summary.metric)
         text = spec.format_estimate(score.value, score.low, score.high)
         cell = TableCell(
-            *(score.value, text, score.low, score.high), unit="Pearson's r", detail=spec.label
+            score.value,
+            text,
+            *spec.known_interval(score.low, score.high),
+            unit="Pearson's r",
+            detail=spec.label,
         )
         facts = {
             "method": result.cell.method,

@@ -220,7 +220,7 @@ OPEN_OPTIONS: dict[str, Any] = {
         str | None,
         model_option(
             metavar="REV",
-            help="Revision of a hub model; with several checkpoints also a,b or 'chck_*M'.",
+            help="Revision of a hub model; score, finetune, doctor: also a,b or 'chck_*M'.",
         ),
     ],
     "bos": Annotated[
@@ -236,7 +236,8 @@ OPEN_OPTIONS: dict[str, Any] = {
         settings_option(
             metavar="N",
             min=1,
-            help="Longest text in tokens; longer texts are counted and not scored.",
+            help="Longest text in tokens, special tokens included. Longer ones are never cut: they "
+            "are wrong in an accuracy, and left out of other numbers.",
         ),
     ],
     "device": Annotated[

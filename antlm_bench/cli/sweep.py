@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     ExecutorOptionsOption,
     parse_executor_options,
@@ -57,6 +58,7 @@ def run_sweep_command(
         bool, settings_option("--no-wait", help="Start the workers of a scheduler, then end.")
     ] = False,
     executor_option: ExecutorOptionsOption = None,
+    dry_run: DryRunOption = False,
     *,
     table_format: str,
 ) -> None:
@@ -78,6 +80,11 @@ def run_sweep_command(
         wait=not no_wait,
         executor_options=parse_executor_options(executor_option),
     )
+    if dry_run:
+        from antlm_bench.commands.plan import plan_sweep
+
+        print_plan(plan_sweep(sweep, run_options=options), table_format)
+        return
     status = _run(sweep, options)
     print_table(build_sweep_table(status), table_format)
     if not no_wait:
@@ -85,21 +92,14 @@ def run_sweep_command(
 
 
 def _run(path: Path, options: RunSweepOptions) -> SweepStatus:
-    from dataclasses import replace
-
     from antlm_bench.commands.sweep import run_sweep
-    from antlm_bench.sweeps.declaration import read_sweep_file
-    from antlm_bench.sweeps.expansion import expand_sweep
+    from antlm_bench.sweeps.expansion import load_sweep
     from antlm_bench.sweeps.store import FolderStore
 
     if path.is_dir():
         return run_sweep(FolderStore(path).read_sweep(), path, options)
-    declaration = read_sweep_file(path)
-    settings = {**declaration.executor.get(options.executor, {}), **options.executor_options}
-    expanded = expand_sweep(declaration, str(path))
-    return run_sweep(
-        expanded.sweep, declaration.folder, replace(options, executor_options=settings)
-    )
+    expanded, folder = load_sweep(path)
+    return run_sweep(expanded.sweep, folder, options)
 
 
 def _check_is_complete(status: SweepStatus) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from antlm_bench.commands.finetune import (
     check_finetune_options,
     select_tasks,
 )
-from antlm_bench.commands.requested_suites import FileStates, file_states
+from antlm_bench.commands.requested_suites import FileCache
 from antlm_bench.errors import CheckpointError
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
@@ -25,23 +24,18 @@ MAX_CACHED_TASKS = 8
 """Number of tasks that a TaskCache keeps: GLUE has seven."""
 
 
-class TaskCache:
-    """The tasks that were loaded last. Those of a file that has changed are loaded again."""
+class TaskCache(FileCache[ClassificationTask]):
+    """The tasks that were loaded last, up to MAX_CACHED_TASKS."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, tuple[ClassificationTask, FileStates]] = {}
-        """Arguments as JSON -> task, and the states of the user's files; the last used is last."""
+        super().__init__(MAX_CACHED_TASKS)
 
     def load(self, suite: str, task: str, **options: Any) -> ClassificationTask:
         """Return a task. Arguments and errors are those of `classification_loader.load_task`."""
-        key = json.dumps([suite, task, options], sort_keys=True, default=list)
-        loaded, states = self._tasks.pop(key, (None, ()))
-        if loaded is None or states != file_states(loaded.origin):
-            loaded = classification_loader.load_task(suite, task, **options)
-        self._tasks[key] = loaded, file_states(loaded.origin)
-        while len(self._tasks) > MAX_CACHED_TASKS:
-            del self._tasks[next(iter(self._tasks))]
-        return loaded
+        return self.get(
+            [suite, task, options],
+            lambda: classification_loader.load_task(suite, task, **options),
+        )
 
 
 class FinetuneSession:

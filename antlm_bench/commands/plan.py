@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from antlm_bench.commands.published_runs import check_output
+from antlm_bench.commands.sweep import RunSweepOptions, open_executor
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import REPORTS_DIR
@@ -28,10 +30,9 @@ from antlm_bench.sweeps.declaration import (
     FinetuneStage,
     ScoreStage,
     SweepDeclaration,
-    read_sweep_file,
 )
 from antlm_bench.sweeps.estimates import Estimator
-from antlm_bench.sweeps.expansion import ExpandedSweep, expand_sweep
+from antlm_bench.sweeps.expansion import ExpandedSweep, expand_sweep, load_sweep
 from antlm_bench.sweeps.finished_units import find_units_done_by_journals, find_units_with_results
 from antlm_bench.sweeps.plans import SweepPlan, build_plan, list_dtypes
 from antlm_bench.sweeps.units import Sweep, UnitGroup
@@ -56,12 +57,19 @@ COMMAND_OPTIONS = ("revision", "name", "again", "replace", "require_all", "shard
 """Options of commands that a stage has as keys of its own, or that decide no cost."""
 
 
-def plan_sweep(path: Path, device: str = "", *, calibrate: bool = False) -> SweepPlan:
+def plan_sweep(
+    path: Path,
+    device: str = "",
+    *,
+    calibrate: bool = False,
+    run_options: RunSweepOptions | None = None,
+) -> SweepPlan:
     """Return the plan of a sweep's TOML.
 
     device: cpu, cuda, mps, or a part of the name of a device or machine that was measured; "" =
-    that of this machine. calibrate: measure this machine first. Raises the errors of everything
-    that a unit could stumble over, and UsageError for an unknown device.
+    that of this machine. calibrate: measure this machine first. run_options: check also that `run`
+    could start workers with these options. Raises the errors of everything that a unit could
+    stumble over, and UsageError for an unknown device.
     """
     if path.is_dir():
         raise UsageError(
@@ -69,10 +77,11 @@ def plan_sweep(path: Path, device: str = "", *, calibrate: bool = False) -> Swee
             location=str(path),
             hint=f"how far the sweep of a folder is: antlm-bench status {shlex.quote(str(path))}",
         )
-    declaration = read_sweep_file(path)
-    expanded = expand_sweep(declaration, str(path))
-    done = find_units_done_by_journals(expanded.sweep, declaration.folder)
-    return _estimate(expanded, str(declaration.folder), done, device, calibrate)
+    expanded, folder = load_sweep(path)
+    if run_options is not None:
+        open_executor(expanded.sweep, folder, run_options)
+    done = find_units_done_by_journals(expanded.sweep, folder)
+    return _estimate(expanded, str(folder), done, device, calibrate)
 
 
 def plan_score(
@@ -86,6 +95,7 @@ def plan_score(
     calibrate: bool = False,
 ) -> SweepPlan:
     """Return the plan of a call of `score`. device, calibrate: as for `plan_sweep`."""
+    check_output(out, {"--shard": options.shard or ""})
     shard = None if options.shard is None else Shard.parse(options.shard)
     suite_names = as_list(suites)
     with _name_flags("score"):
@@ -117,6 +127,7 @@ def plan_finetune(
     out: str | Path | None = None,
 ) -> SweepPlan:
     """Return the plan of a call of `finetune`."""
+    check_output(out, {})
     with _name_flags("finetune"):
         stage = FinetuneStage(
             models=tuple(as_list(models)),

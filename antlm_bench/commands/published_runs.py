@@ -19,7 +19,7 @@ from typing import Any
 from antlm_bench import runs, safe_files
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import BenchError, IncompleteError, RunError, UsageError
-from antlm_bench.runs.folder_io import os_failure
+from antlm_bench.runs.folder_io import check_is_writable, os_failure
 from antlm_bench.runs.provenance import PROVENANCE_FILE, read_provenance
 from antlm_bench.safe_json import parse_json
 from antlm_bench.suites.sources import cache_dir
@@ -32,13 +32,16 @@ MAX_STATE_BYTES = 16_000_000
 
 
 def check_output(out: str | Path | None, unsupported: Mapping[str, str]) -> None:
-    """Check that the object store of a URL can be read, before anything is computed.
+    """Check, before anything is computed, that a run folder can be written, or that the object
+    store of a URL can be read.
 
     unsupported: what cannot be combined with a URL, as option -> value; "" = not given. Raises
     UsageError and RunError.
     """
     url = safe_files.find_url(out)
     if not url:
+        if out is not None:
+            check_is_writable(Path(out))
         return
     for option, value in unsupported.items():
         if value:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
@@ -23,35 +23,60 @@ MAX_CACHED_ITEMS = 250_000
 """Number of items that a SuiteCache keeps: those of all suites of a BabyLM year."""
 
 
-class SuiteCache:
-    """The suites that were loaded last. Those of a file that has changed are loaded again."""
+class FromFiles(Protocol):
+    """What is loaded from files."""
 
-    def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
-        self.max_items = max_items
-        self._suites: dict[str, tuple[Suite, FileStates]] = {}
-        """Request as JSON -> suite, and the states of the user's files; the last used is last."""
-
-    def load(self, request: SuiteRequest) -> Suite:
-        """Return a suite. Raises as `loader.load_suite`."""
-        key = json.dumps(asdict(request), sort_keys=True)
-        suite, states = self._suites.pop(key, (None, ()))
-        if suite is None or states != file_states(suite.origin):
-            suite = loader.load_requested_suite(request)
-        self._suites[key] = suite, file_states(suite.origin)
-        while len(self._suites) > 1 and self._count_items() > self.max_items:
-            del self._suites[next(iter(self._suites))]
-        return suite
-
-    def _count_items(self) -> int:
-        return sum(len(suite.items) for suite, _ in self._suites.values())
+    @property
+    def origin(self) -> Sequence[str]:
+        """Absolute paths of the user's files."""
+        ...
 
 
+L = TypeVar("L", bound=FromFiles)
 FileStates = tuple[tuple[int, int], ...]
 """(size in bytes, time of the last change in ns) of each file of the user. Files of the catalog
 have no state: their hashes are verified when they are read."""
 
 
-def file_states(origin: Sequence[str]) -> FileStates:
+class FileCache(Generic[L]):
+    """What was loaded last. It is loaded again if one of its files has changed."""
+
+    def __init__(self, max_size: int, measure_size: Callable[[L], int] = lambda _: 1) -> None:
+        """max_size: sum of the sizes of what is kept. What was loaded last is always kept."""
+        self.max_size, self.measure_size = max_size, measure_size
+        self._loaded: dict[str, tuple[L, FileStates]] = {}
+        """Arguments as JSON -> what they load, and the states of its files; last used, last."""
+
+    def get(self, arguments: Any, load: Callable[[], L]) -> L:
+        """Return what `load` returns for these arguments. Raises as `load`."""
+        key = json.dumps(arguments, sort_keys=True, default=list)
+        loaded, states = self._loaded.pop(key, (None, ()))
+        if loaded is None or states != _read_file_states(loaded.origin):
+            loaded = load()
+        self._loaded[key] = loaded, _read_file_states(loaded.origin)
+        while len(self._loaded) > 1 and self._sum_sizes() > self.max_size:
+            del self._loaded[next(iter(self._loaded))]
+        return loaded
+
+    def _sum_sizes(self) -> int:
+        return sum(self.measure_size(loaded) for loaded, _ in self._loaded.values())
+
+
+class SuiteCache(FileCache[Suite]):
+    """The suites that were loaded last, up to a number of items."""
+
+    def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
+        super().__init__(max_items, lambda suite: len(suite.items))
+
+    def load(self, request: SuiteRequest) -> Suite:
+        """Return a suite. Raises as `loader.load_suite`."""
+        return self.get(
+            asdict(request),
+            lambda: loader.load_requested_suite(request),
+        )
+
+
+def _read_file_states(origin: Sequence[str]) -> FileStates:
     """Return the states of the user's files that exist; of a folder, those of its files."""
     paths = [file for path in origin for file in list_pair_files(Path(path)) if file.exists()]
     return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)

@@ -113,13 +113,17 @@ def _score_shard(call: ScoreCall, group: ProcessGroup, ref: str) -> tuple[Path |
     try:
         checkpoint, notes = call.open(ref)
         run_dir = call.run_dir(checkpoint)
+        folder = _shards_dir(run_dir) / f"{shard.index}-of-{shard.count}"
+        # A command that was killed may have left cells of other suites, settings or checkpoints.
+        runs.reject_links(run_dir.parent, folder)
+        runs.forget_cells(folder)
         finished_run = None
         with suppress(RunError):
             finished_run = runs.open_stored_run(run_dir)
         call.session.score_opened(
             checkpoint,
             replace(call.request, options=options),
-            _shards_dir(run_dir) / f"{shard.index}-of-{shard.count}",
+            folder,
             notes,
             finished_run,
         )

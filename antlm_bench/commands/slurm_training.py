@@ -14,17 +14,7 @@ from antlm_bench.commands.train import TrainOptions, check_training
 from antlm_bench.errors import UsageError
 from antlm_bench.runs.folder_io import make_folder
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
-from antlm_bench.sweeps.slurm_script import (
-    SlurmSettings,
-    check_slurm_is_installed,
-    list_directives,
-    list_run_lines,
-    name_job,
-    read_settings,
-    run_slurm_command,
-    submit_script,
-    write_script,
-)
+from antlm_bench.sweeps import slurm_script
 
 SCRIPT_NAME = "slurm.sh"
 FLAGS = {
@@ -51,7 +41,7 @@ exec "$@"'
 """.splitlines()
 
 
-class SlurmTrainingSettings(SlurmSettings):
+class SlurmTrainingSettings(slurm_script.SlurmSettings):
     """Settings of a training job."""
 
     nodes: int = 1
@@ -87,12 +77,14 @@ def submit_training(
     raises for wrong options, DeclarationError for wrong settings, UsageError if a job trains into
     the folder already, and RunError if sbatch refuses the job.
     """
-    job_settings = read_settings(settings, SlurmTrainingSettings)
+    job_settings = slurm_script.read_settings(settings, SlurmTrainingSettings)
     check_training(recipe, corpus, options)
     if submit:
-        check_slurm_is_installed()
-    job_name = name_job("antlm-train", out)
-    if submit and (job := run_slurm_command("squeue", "--me", f"--name={job_name}", "--noheader")):
+        slurm_script.check_slurm_is_installed()
+    job_name = slurm_script.name_job("antlm-train", out)
+    if submit and (
+        job := slurm_script.run_slurm_command("squeue", "--me", f"--name={job_name}", "--noheader")
+    ):
         raise UsageError(
             f"Slurm job {job.split()[0]} trains into this folder already",
             location=str(out),
@@ -101,8 +93,8 @@ def submit_training(
     make_folder(out)
     script = out / SCRIPT_NAME
     command = build_train_command(recipe, corpus, out, options)
-    write_script(script, _build_script(script, job_name, command, job_settings))
-    return SlurmTraining(script, submit_script(script) if submit else "")
+    slurm_script.write_script(script, _build_script(script, job_name, command, job_settings))
+    return SlurmTraining(script, slurm_script.submit_script(script) if submit else "")
 
 
 def build_train_command(recipe: str, corpus: str, out: Path, options: TrainOptions) -> list[str]:
@@ -125,7 +117,7 @@ def _build_script(
 ) -> list[str]:
     processes = settings.processes or count_gpus(settings.gres)
     cpus = settings.cpus or 1
-    directives = list_directives(
+    directives = slurm_script.list_directives(
         settings,
         job_name,
         script.resolve().with_name("slurm-%j.out"),
@@ -147,7 +139,9 @@ def _build_script(
         f"export OMP_NUM_THREADS={cpus} {EXECUTOR_VARIABLE}=slurm",
         *LAUNCH_LINES,
         "",
-        *list_run_lines(f'{shlex.join(srun)} "$start" - {shlex.join(command)}', "The training"),
+        *slurm_script.list_run_lines(
+            f'{shlex.join(srun)} "$start" - {shlex.join(command)}', "The training"
+        ),
     ]
 
 

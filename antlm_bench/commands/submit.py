@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -83,14 +83,11 @@ def submit(
     """
     board = leaderboard.load_leaderboard(year)
     milestones = board.milestones_of_track(track)
-    final, checkpoints = split_final_and_milestones(
-        [runs.open_run(run_dir) for run_dir in expand_run_dirs(folders)]
-    )
+    opened_runs = list(map(runs.open_run, expand_run_dirs(folders)))
+    final, checkpoints = split_final_and_milestones(opened_runs)
     method = choose_method(method, final, board)
     check_same_model(final, [checkpoints[number] for number in milestones if number in checkpoints])
-    external_parts = {
-        key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()
-    }
+    external_parts = {k: read_json(Path(v), f"--part {k}") for k, v in (parts or {}).items()}
     # All milestones need the same suite, one after another: keep the last one.
     load_suite = lru_cache(1)(partial(loader.load_suite, allow_incomplete=True))
     leaderboard_file = LeaderboardFileBuilder(
@@ -110,14 +107,7 @@ def submit(
         missing_keys=[part.key for part in leaderboard_file.missing_parts],
     )
     notes = [f"in the format of {board.source}", *leaderboard_file.notes, *user_file_notes]
-    notes += [
-        f"NOT by the conventions of {board.name}: {line}"
-        for line in describe_deviations(deviations)
-    ]
-    unused = sorted(checkpoints.keys() - set(milestones))
-    if milestones and unused:
-        names = ", ".join(f"chck_{number}M" for number in unused)
-        notes.append(f"left out, because {track} does not have these milestones: {names}")
+    notes += _describe_departures(board, track, deviations, checkpoints)
     official_name = board.file_name.format(
         method=method, name=Path(get_model_name(final)).name or "model"
     )
@@ -125,6 +115,22 @@ def submit(
     notes += _write_document(path, leaderboard_file.document, board)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Submission(path, digest, leaderboard_file.missing_parts, tuple(notes))
+
+
+def _describe_departures(
+    board: LeaderboardSpec,
+    track: str,
+    deviations: Sequence[Deviation],
+    checkpoints: Mapping[int, Run],
+) -> Iterator[str]:
+    """Yield notes on other conventions than the year's, and on milestones that the track lacks."""
+    for line in describe_deviations(deviations):
+        yield f"NOT by the conventions of {board.name}: {line}"
+    milestones = board.milestones_of_track(track)
+    unused = sorted(checkpoints.keys() - set(milestones))
+    if milestones and unused:
+        names = ", ".join(f"chck_{number}M" for number in unused)
+        yield f"left out, because {track} does not have these milestones: {names}"
 
 
 def _missing_parts_error(

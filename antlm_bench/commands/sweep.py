@@ -56,7 +56,7 @@ class RunSweepOptions:
     wait: bool = True
     """Whether to wait until all units are settled. False = start the workers only."""
     executor_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the executor."""
+    """Options of the executor, in place of those of the sweep."""
     worker_command: tuple[str, ...] = ()
     """The command that runs a worker; () = `antlm-bench worker`."""
 
@@ -65,6 +65,32 @@ def read_sweep_status(folder: Path) -> SweepStatus:
     """Return how far a sweep is. Starts nothing and changes nothing. Raises RunError."""
     store = FolderStore(folder)
     return build_status(store, load_state(store))
+
+
+def open_executor(sweep: Sweep, folder: Path, options: RunSweepOptions) -> Executor:
+    """Open the executor of a sweep, with the settings that the sweep has for it and the options.
+
+    Starts nothing. Raises UsageError for options that do not fit, and RunError for a scheduler that
+    is not here.
+    """
+    record = EXECUTORS[options.executor]
+    if not options.wait and not record.workers_outlive_driver:
+        raise UsageError(
+            f"the workers of the executor {record.name!r} end with the command that starts them",
+            location="--no-wait",
+            hint="use it with a scheduler: --executor slurm",
+        )
+    executor_options = {**sweep.executors.get(record.name, {}), **options.executor_options}
+    settings = ExecutorSettings(
+        sweep_dir=folder.resolve(),
+        num_workers=options.workers,
+        devices=options.devices,
+        threads=options.threads,
+        retries=options.retries,
+        options=executor_options,
+        **({"worker_command": options.worker_command} if options.worker_command else {}),
+    )
+    return record.open(settings)
 
 
 def run_sweep(
@@ -76,26 +102,10 @@ def run_sweep(
     stops the workers. Raises UsageError for options that do not fit, and RunError for a folder that
     cannot be written or in which another process carries out the sweep.
     """
-    record = EXECUTORS[options.executor]
-    if not options.wait and not record.workers_outlive_driver:
-        raise UsageError(
-            f"the workers of the executor {record.name!r} end with the command that starts them",
-            location="--no-wait",
-            hint="use it with a scheduler: --executor slurm",
-        )
-    settings = ExecutorSettings(
-        sweep_dir=folder.resolve(),
-        num_workers=options.workers,
-        devices=options.devices,
-        threads=options.threads,
-        retries=options.retries,
-        options=options.executor_options,
-        **({"worker_command": options.worker_command} if options.worker_command else {}),
-    )
-    executor = record.open(settings)
+    executor = open_executor(sweep, folder, options)
     store = FolderStore(folder)
     store.create()
-    return _Driver(store, executor, record, options).run(sweep)
+    return _Driver(store, executor, EXECUTORS[options.executor], options).run(sweep)
 
 
 class _Driver:

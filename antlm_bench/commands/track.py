@@ -16,6 +16,7 @@ from typing import Any
 
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.results.checkpoint_series import expand_run_dirs, words_seen
 from antlm_bench.results.display_names import model_names
 from antlm_bench.runs.provenance import read_provenance
@@ -102,8 +103,11 @@ def _iter_metrics(run: Run) -> Iterator[tuple[str, float]]:
         parts = [cell.suite, cell.method, *([] if cell.seed is None else [f"seed{cell.seed}"])]
         prefix = "/".join(map(_clean_name, parts))
         yield f"{prefix}/score", float(cell.estimate.value)
-        yield f"{prefix}/low", float(cell.estimate.low)
-        yield f"{prefix}/high", float(cell.estimate.high)
+        spec = get_metric_spec(cell.summary.metric)
+        low, high = spec.known_interval(*cell.estimate.interval)
+        if low is not None and high is not None:
+            yield f"{prefix}/low", float(low)
+            yield f"{prefix}/high", float(high)
         for group in cell.summary.groups:
             path = [part for part in (group.level, group.within, group.name) if part]
             yield f"{prefix}/{_clean_name('.'.join(path))}", float(group.estimate.value)

@@ -17,6 +17,7 @@ from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.results.training_log import LOG_FILE
+from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.runs.provenance import (
     PROVENANCE_FILE,
     PROVENANCE_SCHEMA_VERSION,
@@ -381,7 +382,9 @@ def _read_run_metadata(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, TypeError) as error:
         raise RunError(
-            f"cannot be read: {error}", location=str(path), hint="choose another --out"
+            f"cannot be read: {error}",
+            location=str(path),
+            hint=suggest_reading(error, "choose another --out"),
         ) from error
 
 

@@ -83,7 +83,11 @@ def _build_result(
     """Return the record of an estimate. source: the cell's source data."""
     metric = get_metric_spec(cell.summary.metric)
     lowest, highest = metric.value_range if metric.is_bounded else (0.0, 1.0)
-    interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
+    uncertainty: dict[str, Any] = {"num_samples": estimate.n}
+    low, high = metric.known_interval(*estimate.interval)
+    if low is not None:
+        ends = {"lower": low, "upper": high, "confidence_level": 0.95}
+        uncertainty = {"confidence_interval": ends, **uncertainty}
     details = {**estimate.flags} | {
         "method": cell.method,
         "suite_version": cell.settings.get("suite_version"),
@@ -104,7 +108,7 @@ def _build_result(
         "score_details": {
             "score": estimate.value,
             "details": _to_strings(details),
-            "uncertainty": {"confidence_interval": interval, "num_samples": estimate.n},
+            "uncertainty": uncertainty,
         },
     }
 

@@ -23,12 +23,10 @@ GREEDY_TARGET = -2
 class GreedyTargets(Engine):
     """An Engine that also accepts targets <= GREEDY_TARGET. They need no further forward pass."""
 
-    def _target_logprobs(
-        self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
-    ) -> Tensor:
+    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
         is_greedy_target = target <= GREEDY_TARGET
         token = (GREEDY_TARGET - target).where(is_greedy_target, target)
-        logprobs = super()._target_logprobs(logits, read_index, token, word_start_ids)
+        logprobs = super()._target_logprobs(logits, read_index, token)
         minus_misses = (logits.argmax(-1)[read_index] == token).to(logprobs.dtype) - 1
         return minus_misses.where(is_greedy_target, logprobs)
 

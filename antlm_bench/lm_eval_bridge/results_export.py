@@ -20,7 +20,7 @@ from antlm_bench import runs, statistics
 from antlm_bench.metrics import ItemKind, LmEvalFormat, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.predictions import Predictions
-from antlm_bench.types import Cell, Estimate, Floats, Run
+from antlm_bench.types import Cell, Floats, Run
 
 FileContents = dict[str, bytes]  # file name -> content
 PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that lm-eval also reports
@@ -115,7 +115,7 @@ def add_cell_results(
     indices_by_task = _indices_by_task(cell, predictions, has_groups=item_values is not None)
     for task, indices in indices_by_task.items():
         value: float = headline.value
-        stderr: float | None = standard_error(headline)
+        stderr = standard_error(cell)
         if item_values is not None:
             values = item_values[indices]
             values = values[~np.isnan(values)]  # as in lm-eval
@@ -149,7 +149,7 @@ def add_cell_results(
         yield task, samples
     if len(indices_by_task) > 1 or cell.suite not in indices_by_task:
         entry = build_result_entry(
-            cell.suite, metric, headline.value, standard_error(headline), headline.n
+            cell.suite, metric, headline.value, standard_error(cell), headline.n
         )
         entry["sample_count"] = {f"{metric},none": headline.n}
         results["groups"][cell.suite] = results["results"][cell.suite] = entry
@@ -186,9 +186,11 @@ def compute_item_values(cell: Cell, predictions: Predictions) -> tuple[str, Floa
     return name, load_cell_metric(cell).per_item(table)
 
 
-def standard_error(estimate: Estimate) -> float:
-    """Return the standard error that a 95% interval implies."""
-    return (estimate.high - estimate.low) / (2 * statistics.Z)
+def standard_error(cell: Cell) -> float | None:
+    """Return the standard error that the headline's 95% interval implies; None without one."""
+    spec = get_metric_spec(cell.summary.metric)
+    low, high = spec.known_interval(*cell.estimate.interval)
+    return None if low is None or high is None else (high - low) / (2 * statistics.Z)
 
 
 def build_result_entry(

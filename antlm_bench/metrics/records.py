@@ -237,12 +237,29 @@ class MetricSpec:
             return f"{'>' if end > value else '<'}{self.format(value, sign)}"
         return text
 
-    def format_estimate(self, value: float, low: float | None, high: float | None) -> str:
-        """Return a value with its interval, `92.5 [80.4, 98.2]`.
+    def known_interval(
+        self, low: float | None, high: float | None
+    ) -> tuple[float | None, float | None]:
+        """Return the ends of an interval; (None, None) if it is unknown.
 
-        The interval is left out if it is unknown or the whole range of the metric.
+        Estimates and run folders have the whole range of the metric for an unknown one. Outputs
+        have none, which is null in JSON.
         """
         if low is None or high is None or (low, high) == self.value_range:
+            return None, None
+        return low, high
+
+    def known_interval_of_difference(
+        self, low: float, high: float
+    ) -> tuple[float | None, float | None]:
+        """Return the ends of a difference's interval; (None, None) if it is unknown."""
+        widest = self.value_range[1] - self.value_range[0]
+        return (None, None) if (low, high) == (-widest, widest) else (low, high)
+
+    def format_estimate(self, value: float, low: float | None, high: float | None) -> str:
+        """Return a value with its interval, `92.5 [80.4, 98.2]`, if it is known."""
+        low, high = self.known_interval(low, high)
+        if low is None or high is None:
             return self.format(value)
         tested = (0.0,) if self.has_test_of_zero else ()
         return f"{self.format(value)} {self.format_interval(low, high, tested=tested)}"

@@ -22,6 +22,7 @@ from antlm_bench.errors import (
     PerformanceRegression,
     Undecided,
 )
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.comparison_table import (
     format_interval,
@@ -185,7 +186,12 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
         name if is_headline else d.name,
         TableCell(d.a, format_number(d.a, metric), unit=unit),
         TableCell(d.b, format_number(d.b, metric), unit=unit),
-        TableCell(d.value, format_number(d.value, metric, "+"), d.low, d.high, unit=unit),
+        TableCell(
+            d.value,
+            format_number(d.value, metric, "+"),
+            *get_metric_spec(metric).known_interval_of_difference(d.low, d.high),
+            unit=unit,
+        ),
         TableCell(text=format_interval(d, metric, tested_values(judgement))),
         TableCell(judgement.tolerance, format_number(judgement.tolerance, metric), unit=unit),
         TableCell(judgement.status, tone=TONES[judgement.status]),
@@ -242,7 +248,7 @@ def _build_long_table(checked: CheckResult) -> Table:
             "method_run": verdict.comparison.method_b,
             "metric": verdict.comparison.metric,
         }
-        | _judgement_fields(judgement)
+        | _judgement_fields(judgement, verdict.comparison.metric)
         for verdict in checked.verdicts
         for judgement in list_judgements(verdict)
     ]
@@ -263,15 +269,16 @@ def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
         {
             "suite": verdict.comparison.suite,
             "method": {"baseline": verdict.comparison.method_a, "run": verdict.comparison.method_b},
-            "metric": verdict.comparison.metric,
+            "metric": metric,
             "lower_is_better": verdict.comparison.headline.lower_is_better,
             "status": verdict.status,
-            "headline": _judgement_fields(verdict.headline),
-            "groups": [_judgement_fields(group) for group in verdict.groups],
-            "worse": [_difference_fields(group) for group in verdict.worse_groups],
+            "headline": _judgement_fields(verdict.headline, metric),
+            "groups": [_judgement_fields(group, metric) for group in verdict.groups],
+            "worse": [_difference_fields(group, metric) for group in verdict.worse_groups],
             "notes": verdict.comparison.notes,
         }
         for verdict in checked.verdicts
+        for metric in [verdict.comparison.metric]
     ]
     return {
         "status": overall_status(checked),
@@ -284,15 +291,16 @@ def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
     }
 
 
-def _judgement_fields(judgement: Judgement) -> dict[str, Any]:
-    return _difference_fields(judgement.difference) | {
+def _judgement_fields(judgement: Judgement, metric: str) -> dict[str, Any]:
+    return _difference_fields(judgement.difference, metric) | {
         "margin": judgement.tolerance,
         "margin_by": judgement.source,
         "status": judgement.status,
     }
 
 
-def _difference_fields(d: Difference) -> dict[str, Any]:
+def _difference_fields(d: Difference, metric: str) -> dict[str, Any]:
+    low, high = get_metric_spec(metric).known_interval_of_difference(d.low, d.high)
     return {
         "level": d.level,
         "name": d.name,
@@ -300,7 +308,7 @@ def _difference_fields(d: Difference) -> dict[str, Any]:
         "baseline": d.a,
         "run": d.b,
         "difference": d.value,
-        "low": d.low,
-        "high": d.high,
+        "low": low,
+        "high": high,
         "p": d.p if d.adjusted is None else d.adjusted,
     }

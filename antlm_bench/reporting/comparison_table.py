@@ -134,8 +134,7 @@ def _difference_cells(comparison: Comparison, difference: Difference) -> list[Ta
         TableCell(
             difference.value,
             change,
-            difference.low,
-            difference.high,
+            *get_metric_spec(metric).known_interval_of_difference(difference.low, difference.high),
             unit=raw_unit(metric),
             tone=tones[symbol],
         ),
@@ -190,6 +189,8 @@ def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
             names = (run_comparison.name_a, run_comparison.name_b, c.suite, c.method_a, c.method_b)
             for d in (c.headline, *c.groups):
                 values = {key: getattr(d, key) for key in numbers}
+                interval = get_metric_spec(c.metric).known_interval_of_difference(d.low, d.high)
+                values["low"], values["high"] = interval
                 values["value"] = TableCell(
                     d.value, format_number(d.value, c.metric, "+"), unit=raw_unit(c.metric)
                 )
@@ -239,10 +240,10 @@ def format_interval(
     tested: see MetricSpec.format_interval.
     """
     spec = get_metric_spec(metric)
-    widest = spec.value_range[1] - spec.value_range[0]
-    if (difference.low, difference.high) == (-widest, widest):
+    low, high = spec.known_interval_of_difference(difference.low, difference.high)
+    if low is None or high is None:
         return MISSING
-    return spec.format_interval(difference.low, difference.high, "+", tested)
+    return spec.format_interval(low, high, "+", tested)
 
 
 def format_p_value(p: float | None) -> str:

@@ -55,6 +55,10 @@ def build_curve_table(
 
 def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, object]]:
     has_several_methods = len({curve.method for curve in curves}) > 1
+    optimism_notes = {
+        metric: describe_optimism([curve for curve in curves if curve.metric == metric])
+        for metric in dict.fromkeys(curve.metric for curve in curves)
+    }
     for suite in dict.fromkeys(curve.suite for curve in curves):
         suite_curves = [curve for curve in curves if curve.suite == suite]
         values = [point.estimate.value for curve in suite_curves for point in curve.points]
@@ -74,17 +78,25 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
                 "curve": sparkline(curve, min(values), max(values)),
                 "first": TableCell(first.estimate.value, _format_value(curve, first)),
                 "last": estimate_cell(last.estimate, curve.metric),
-                "best": TableCell(best.estimate.value, best_text, notes=describe_optimism(curve)),
+                "best": TableCell(
+                    best.estimate.value,
+                    best_text,
+                    notes=optimism_notes[curve.metric] if curve.optimism else (),
+                ),
             }
 
 
-def describe_optimism(curve: LearningCurve) -> tuple[str, ...]:
-    """Return a sentence on the optimism of the best value of several checkpoints."""
-    optimism = curve.optimism
-    spec = get_metric_spec(curve.metric)
-    if optimism is None or spec.format(optimism) == spec.format(0.0):
+def describe_optimism(curves: Sequence[LearningCurve]) -> tuple[str, ...]:
+    """Return a sentence on the optimism of the best value of several checkpoints, true of all these
+    curves, which have one metric.
+    """
+    optimistic = [curve for curve in curves if curve.optimism]
+    optimism = max((curve.optimism or 0.0 for curve in optimistic), default=0.0)
+    spec = get_metric_spec(curves[0].metric)
+    if spec.format(optimism) == spec.format(0.0):
         return ()
-    num_checkpoints = sum(not point.duplicate_of for point in curve.points)
+    counts = sorted({sum(not point.duplicate_of for point in curve.points) for curve in optimistic})
+    num_checkpoints = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     unit = f" {spec.difference_unit}".rstrip()
     return (
         f"the best of {num_checkpoints} checkpoints is optimistic, because chance selects it, too: "
@@ -107,13 +119,14 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
             "checkpoint": point.checkpoint,
             "words": point.words_seen,
             "value": point.estimate.value,
-            "low": point.estimate.low,
-            "high": point.estimate.high,
+            "low": low,
+            "high": high,
             "n": point.estimate.n,
             "twin": point.duplicate_of,
         }
         for curve in curves
         for point in curve.points
+        for low, high in [get_metric_spec(curve.metric).known_interval(*point.estimate.interval)]
     ]
 
 
@@ -142,10 +155,13 @@ def collect_notes(
         if gaps:
             curves_by_gaps.setdefault((curve.series_name, gaps), {})[label] = None
     notes = list(dict.fromkeys([*duplicate_notes, *describe_other_items(curves)]))
-    for (series, milestones), gapped in curves_by_gaps.items():
-        words = ", ".join(map(format_word_count, milestones))
+    series_by_gaps: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    for (series, gaps), gapped in curves_by_gaps.items():
         where = "" if gapped.keys() == set(labels) else f", {', '.join(gapped)}"
-        notes.append(f"{series}{where}: no result at {words} words.")
+        series_by_gaps.setdefault((gaps, where), []).append(series)
+    for (gaps, where), series_names in series_by_gaps.items():
+        words = ", ".join(map(format_word_count, gaps))
+        notes.append(f"{', '.join(series_names)}{where}: no result at {words} words.")
     notes += _describe_caveats(curves)
     if unplaced_checkpoints:
         names = ", ".join(unplaced_checkpoints)
@@ -155,24 +171,30 @@ def collect_notes(
 
 def describe_other_items(curves: Sequence[LearningCurve]) -> list[str]:
     """Name the checkpoints that a curve leaves out, because they were scored on other items."""
+    suites: dict[tuple[str, tuple[str, ...]], dict[str, None]] = {}
+    for curve in curves:
+        if curve.other_items:
+            suites.setdefault((curve.series_name, curve.other_items), {})[curve.suite] = None
     return [
-        f"{curve.series_name}, {curve.suite}: left out {', '.join(curve.other_items)}, scored on "
-        "other items than the last checkpoint (--limit, or another version of the suite)."
-        for curve in curves
-        if curve.other_items
+        f"{series}, {', '.join(names)}: left out {', '.join(checkpoints)}, scored on other items "
+        "than the last checkpoint (--limit, or another version of the suite)."
+        for (series, checkpoints), names in suites.items()
     ]
 
 
 def _describe_caveats(curves: Sequence[LearningCurve]) -> list[str]:
-    """Return a sentence per caveat of a suite. It names the checkpoints unless all have it."""
-    sentences = []
+    """Return a sentence per caveat, with its suites, and its checkpoints unless all have it."""
+    suites: dict[tuple[str, str], dict[str, None]] = {}
     for curve in curves:
         for caveat in dict.fromkeys(caveat for point in curve.points for caveat in point.caveats):
             names = [point.checkpoint for point in curve.points if caveat in point.caveats]
             has_all = len(names) == len(curve.points)
             checkpoints = "" if has_all else f", {', '.join(names)}"
-            sentences.append(make_printable(f"{curve.suite}{checkpoints}: {caveat}."))
-    return list(dict.fromkeys(sentences))
+            suites.setdefault((checkpoints, caveat), {})[curve.suite] = None
+    return [
+        make_printable(f"{', '.join(names)}{checkpoints}: {caveat}.")
+        for (checkpoints, caveat), names in suites.items()
+    ]
 
 
 def _format_value(curve: LearningCurve, point: CurvePoint) -> str:

@@ -363,7 +363,7 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
     p = difference.adjusted if difference.adjusted is not None else difference.p
     name = "headline" if difference.level == "headline" else make_printable(difference.name)
     value = spec.scale * difference.value
-    low, high = spec.scale * difference.low, spec.scale * difference.high
+    low, high = spec.known_interval_of_difference(difference.low, difference.high)
     p_text = "" if p is None else f", p {format_p_value(p)}"
     interval = format_interval(difference, comparison.metric)
     text = f"{spec.format(difference.value, '+')} {interval}{p_text}"
@@ -371,9 +371,9 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
         "row": name,
         "series": other,
         "value": value,
-        "low": low,
-        "high": high,
-        "hollow": low <= 0 <= high if p is None else p >= SIGNIFICANCE_LEVEL,
+        "low": None if low is None else spec.scale * low,
+        "high": None if high is None else spec.scale * high,
+        "hollow": difference.low <= 0 <= difference.high if p is None else p >= SIGNIFICANCE_LEVEL,
         "faint": False,
         "text": text,
         "description": f"{name}, {other}: {text}",
@@ -407,12 +407,10 @@ def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
 
 
 def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
-    scale = get_metric_spec(metric).scale
-    return {
-        "value": scale * estimate.value,
-        "low": scale * estimate.low,
-        "high": scale * estimate.high,
-    }
+    spec = get_metric_spec(metric)
+    numbers = estimate.value, *spec.known_interval(*estimate.interval)
+    scaled = [None if number is None else spec.scale * number for number in numbers]
+    return dict(zip(("value", "low", "high"), scaled, strict=True))
 
 
 def _axis_title(metric: str) -> str:

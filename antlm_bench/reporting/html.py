@@ -295,9 +295,10 @@ def _build_headline_context(
         value, _, interval = results_table.format_estimate(estimate, block.metric).partition(" ")
         bar = None
         if estimate and get_metric_spec(block.metric).value_range == (0, 1):
+            low, high = estimate.interval if interval else (estimate.value, estimate.value)
             bar = {
-                "low": 100 * estimate.low,
-                "width": 100 * (estimate.high - estimate.low),
+                "low": 100 * low,
+                "width": 100 * (high - low),
                 "at": 100 * estimate.value,
                 "chance": None if chance is None else 100 * chance,
             }

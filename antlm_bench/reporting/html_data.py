@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from antlm_bench.results.checkpoint_series import (
     words_seen,
 )
 from antlm_bench.results.display_names import model_name, model_names
-from antlm_bench.results.seeds import average_seeds
+from antlm_bench.results.seeds import average_seeds, average_trainings
 from antlm_bench.results.training_log import read_training_log
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
@@ -49,16 +50,18 @@ def write_page(
     training_dirs: Sequence[str | Path] = (),
     title: str = "",
     report: Report | None = None,
+    recipes: Mapping[Path, str] = MappingProxyType({}),
 ) -> Path:
     """Write the report of run folders (or folders of them) as one HTML file. Return its path.
 
-    training_dirs: folders that `train` wrote. report: the report of the same runs; the page starts
+    training_dirs: folders that `train` wrote. recipes: run folder -> recipe of its model; models of
+    one recipe differ in their seed only. report: the report of the same runs; the page starts
     with its table if it reports a collection. Raises RunError (a folder is no run or damaged, a
     file cannot be written), UsageError.
     """
     from antlm_bench.reporting.html import render_page  # slow to import
 
-    report_data = gather_report_data(paths, training_dirs, title, report)
+    report_data = gather_report_data(paths, training_dirs, title, report, recipes)
     methods = {method for column in report_data.columns for method in column.method.split(" + ")}
     descriptions = {spec.name: spec.description for spec in METHODS if spec.name in methods}
     runs.write_atomically(out, render_page(report_data, descriptions).encode())
@@ -96,6 +99,7 @@ def gather_report_data(
     training_dirs: Sequence[str | Path] = (),
     title: str = "",
     report: Report | None = None,
+    recipes: Mapping[Path, str] = MappingProxyType({}),
 ) -> ReportData:
     """Gather the data of a page. Arguments and errors are those of `write_page`."""
     all_runs = open_verified_runs(expand_run_dirs(paths))
@@ -123,6 +127,7 @@ def gather_report_data(
     pairs = list(_compare_to_first(compared_runs, all_runs, display_names))
     remarks = [
         *_describe_series(checkpoint_series),
+        *_describe_trainings(columns, column_runs, recipes),
         *_describe_uncompared(names, pairs),
     ]
     suites = dict.fromkeys(suite for column in columns for suite in column.cells)
@@ -152,11 +157,50 @@ def gather_report_data(
 
 
 def _describe_series(checkpoint_series: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    """Yield one sentence on all series."""
+    names_by_count: dict[int, list[str]] = {}
     for name, checkpoints in checkpoint_series.items():
-        yield (
-            f"{name} has {len(checkpoints)} checkpoints: only the last one is compared with other "
-            "models; the learning curves show all of them."
+        names_by_count.setdefault(len(checkpoints), []).append(name)
+    if names_by_count:
+        series = "; ".join(
+            f"{', '.join(names)} ({count} checkpoints{' each' * (len(names) > 1)})"
+            for count, names in names_by_count.items()
         )
+        yield (
+            f"{series}: only the last checkpoint is compared with other models; the learning "
+            "curves show all of them."
+        )
+
+
+def _describe_trainings(
+    columns: Sequence[results_table.ResultsColumn],
+    column_runs: Sequence[Run],
+    recipes: Mapping[Path, str],
+) -> Iterator[str]:
+    """Yield a sentence per recipe and method with the means over its trainings.
+
+    The table has a row per training: its intervals are over items, and those here over trainings.
+    """
+    groups: dict[tuple[str, str], list[results_table.ResultsColumn]] = {}
+    for column, run in zip(columns, column_runs, strict=True):
+        if recipe := recipes.get(Path(run.path)):
+            groups.setdefault((recipe, column.method), []).append(column)
+    for (recipe, method), group in groups.items():
+        texts = []
+        for suite in dict.fromkeys(suite for column in group for suite in column.cells):
+            cells = [column.cells[suite] for column in group if suite in column.cells]
+            metric = cells[0].summary.metric
+            if len(cells) == len(group) > 1:
+                values = [cell.estimate.value for cell in cells]
+                mean, interval = average_trainings(values, metric)
+                ends = interval or (None, None)
+                text = get_metric_spec(metric).format_estimate(mean, *ends)
+                texts.append(f"{suite} {text}")
+        if texts:
+            yield (
+                f"{recipe} ({method}), mean over {len(group)} trainings that differ in their seed, "
+                f"with t intervals over trainings on the same items: {', '.join(texts)}."
+            )
 
 
 def _describe_uncompared(names: Sequence[str], pairs: Sequence[SeriesPair]) -> Iterator[str]:

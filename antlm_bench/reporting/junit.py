@@ -6,6 +6,7 @@ from xml.etree import ElementTree as Xml
 
 from antlm_bench.comparison.results import HEADLINE
 from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult, Judgement, Verdict
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import (
     format_change,
@@ -59,9 +60,11 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
         "baseline": head.a,
         "run": head.b,
         "difference": head.value,
-        "low": head.low,
-        "high": head.high,
     }
+    spec = get_metric_spec(comparison.metric)
+    low, high = spec.known_interval_of_difference(head.low, head.high)
+    if low is not None and high is not None:
+        facts |= {"low": low, "high": high}
     for key, value in facts.items():
         Xml.SubElement(properties, "property", name=key, value=repr(value))
     Xml.SubElement(properties, "property", name="rule", value=GATE_RULE)

@@ -126,8 +126,7 @@ def score_cell(score: ReportedScore | None) -> TableCell:
     return TableCell(
         score.value,
         format_value(score),
-        score.low,
-        score.high,
+        *spec.known_interval(score.low, score.high),
         unit=spec.raw_unit,
         notes=score.caveats,
     )
@@ -323,7 +322,8 @@ def _row_fields(
         key: make_printable(value) if isinstance(value, str) else value
         for key, value in fields.items()
     }
-    numbers = {"value": score.value, "low": score.low, "high": score.high, "sd": score.sd}
+    low, high = get_metric_spec(score.metric).known_interval(score.low, score.high)
+    numbers = {"value": score.value, "low": low, "high": high, "sd": score.sd}
     fields |= {
         key: round(number, 12)  # metrics round their values alike
         for key, number in numbers.items()

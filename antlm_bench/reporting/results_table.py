@@ -192,8 +192,7 @@ def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
     return TableCell(
         estimate.value,
         format_estimate(estimate, metric),
-        estimate.low,
-        estimate.high,
+        *get_metric_spec(metric).known_interval(estimate.low, estimate.high),
         unit=raw_unit(metric),
     )
 
@@ -335,8 +334,7 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
                     build_row(
                         *(model, cell.suite, cell.method, metric, level, name, within),
                         TableCell(estimate.value, text, unit=raw_unit(metric)),
-                        estimate.low,
-                        estimate.high,
+                        *get_metric_spec(metric).known_interval(estimate.low, estimate.high),
                         estimate.n,
                         *(estimate.flags.get(flag, 0) for flag in flags),
                     )

@@ -158,11 +158,14 @@ def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
         name: {milestone_or_words_seen(run) for run in members}
         for name, members in runs_by_series.items()
     }
-    milestones_of_all = set().union(*milestones_by_series.values())
+    # The end of a training is a milestone of its own series only.
+    milestones_of_all = {
+        words for members in runs_by_series.values() for words in map(parse_milestone, members)
+    }
     curves = []
     for series_name, members in runs_by_series.items():
         own_milestones = milestones_by_series[series_name]
-        expected = set(milestones_of_all)
+        expected = {words for words in milestones_of_all if words}
         if own_milestones & set(MILESTONES):
             expected |= set(MILESTONES)
         first, last = min(own_milestones), max(own_milestones)

@@ -8,6 +8,7 @@ from typing import Any
 
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
 from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore, subtasks
@@ -137,8 +138,7 @@ def _column_results(report: Report, column: ReportColumn) -> list[ModelIndexResu
             column.method,
             score.metric,
             score.value,
-            score.low,
-            score.high,
+            *get_metric_spec(score.metric).known_interval(score.low, score.high),
             score.n,
             score.seeds,
             score.caveats,

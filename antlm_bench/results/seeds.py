@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from antlm_bench import runs
 from antlm_bench.comparison.join import describe_mixed_seeds, group_cells
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.classification import ONE_UNCOLLAPSED_NOTE, SeedSummary, summarize_seeds
 from antlm_bench.printable import format_count
 from antlm_bench.runs.suite_names import OTHER_LIMITS_PREFIX
+from antlm_bench.statistics.intervals import Interval, t_interval_of_means
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
@@ -66,6 +70,21 @@ def average_seeds(run: Run) -> Run:
         )
         averaged_cells.append(Cell(suite, method, first.key, first.settings, summary, first.digest))
     return replace(run, cells=tuple(averaged_cells))
+
+
+def average_trainings(values: Sequence[float], metric: str) -> tuple[float, Interval | None]:
+    """Return the mean of the scores of trainings that differ in their seed, and its 95% interval.
+
+    The trainings are the sample, and the items are fixed: t interval with K - 1 degrees of freedom,
+    within the range of the metric. None if all values are equal, or for a single one.
+    """
+    weights = np.full(len(values), 1 / len(values))
+    mean = float(weights @ np.array(values))
+    if len(set(values)) < 2:
+        return mean, None
+    low, high = t_interval_of_means(np.array(values), weights)
+    lowest, highest = get_metric_spec(metric).value_range
+    return mean, Interval(max(low, lowest), min(high, highest))
 
 
 def merge_seed_notes(cells: Sequence[Cell]) -> list[str]:

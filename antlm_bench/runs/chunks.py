@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import TracebackType
 from urllib.parse import quote
 
 from antlm_bench import safe_files
@@ -22,9 +23,22 @@ MAX_PREDICTIONS_BYTES = 1_000_000_000
 
 
 class ChunkFolder:
-    """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash."""
+    """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash.
+
+    A subclass is a context manager that holds the folder's lock.
+    """
 
     path: Path
+    _exit_stack: ExitStack
+    """What the end of the context releases: the lock."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit_stack.close()
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.

@@ -14,6 +14,8 @@ from antlm_bench import safe_files
 from antlm_bench.atomic_files import link_or_copy, replace_folder, temporary_path
 from antlm_bench.errors import RunError
 
+OTHER_OUT_HINT = "choose another folder with --out"
+RESTORE_HINT = "restore the file, or move the folder away and score again"
 RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
 
@@ -111,9 +113,20 @@ def reject_links(root: Path, path: Path) -> None:
         raise os_failure(Path(error.filename or path), error, "written") from error
 
 
-def os_failure(path: Path, error: OSError, action: str) -> RunError:
-    """Return a RunError that explains an error of the operating system."""
-    elsewhere = "choose another folder with --out"
+def os_failure(
+    path: Path, error: OSError, action: str, elsewhere: str = OTHER_OUT_HINT
+) -> RunError:
+    """Return a RunError that explains an error of the operating system.
+
+    action: what could not be done: read, written, created, ... elsewhere: hint at another folder to
+    write to.
+    """
+    if action == "read":
+        reason, repair = error.strerror or str(error), RESTORE_HINT
+        if error.errno == errno.ENOENT:
+            reason, repair = "the file is missing", RESCORE_HINT
+        hint = suggest_reading(error, repair)
+        return RunError(f"cannot be read: {reason}", location=str(path), hint=hint)
     resume = "make room and repeat the command: nothing finished is lost"
     reasons = {
         errno.ENOSPC: ("the disk is full", resume),
@@ -127,12 +140,25 @@ def os_failure(path: Path, error: OSError, action: str) -> RunError:
         errno.EPERM: ("permission denied", elsewhere),
         errno.ENOTDIR: ("a part of the path is a file, not a folder", elsewhere),
         errno.EEXIST: ("this is a file, not a folder", elsewhere),
-        errno.ENOENT: ("the file is missing", RESCORE_HINT),
+        errno.ENOENT: ("a folder above it is missing, or takes no files", elsewhere),
     }
-    damaged = "restore the file, or move the folder away and score again"
-    unknown = error.strerror or str(error), damaged if action == "read" else elsewhere
+    unknown = error.strerror or str(error), elsewhere
     reason, hint = reasons.get(cast(int, error.errno), unknown)
     return RunError(f"cannot be {action}: {reason}", location=str(path), hint=hint)
+
+
+def suggest_reading(error: Exception, repair: str) -> str:
+    """Return a hint for a file or folder that cannot be read.
+
+    repair: hint for one that is missing or damaged.
+    """
+    if isinstance(error, PermissionError):
+        return "give yourself the right to read it, e.g. chmod -R u+rX"
+    if isinstance(error, NotADirectoryError):
+        return "a part of the path is a file: check the path"
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        return "the disk or the file server fails: repeat the command when it answers"
+    return repair
 
 
 def make_folder(folder: Path) -> None:
@@ -144,3 +170,25 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_failure(folder, error, "created") from error
+
+
+def check_is_writable(folder: Path) -> None:
+    """Check that a folder can be written to, or that it can be created. Writes nothing.
+
+    Raises RunError; UsageError for a URL.
+    """
+    safe_files.refuse_url(folder)
+    if "\0" in str(folder):
+        raise RunError("the name has a NUL character", location=repr(str(folder)))
+    ancestor = folder
+    while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    number = 0
+    if not ancestor.is_dir():
+        number = errno.EEXIST if ancestor == folder else errno.ENOTDIR
+    elif not os.access(ancestor, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(ancestor).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+    if number:
+        action = "written" if ancestor == folder else "created"
+        raise os_failure(ancestor, OSError(number, os.strerror(number)), action)

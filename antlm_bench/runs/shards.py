@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from antlm_bench import safe_files
@@ -142,7 +141,6 @@ class ShardWriter(ChunkFolder):
         """
         self.path = Path(path)
         self.run = ShardRun(self.path, shard, manifest, machine, tuple(command), False, ())
-        self._exit_stack = ExitStack()
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as stack:
@@ -160,14 +158,6 @@ class ShardWriter(ChunkFolder):
             self._write()
             self._exit_stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._exit_stack.close()
 
     def describe_cells(self, cells: Iterable[UnfinishedCell]) -> None:
         """Add cells, or replace those of the same suite, method and limit, before their chunks are
@@ -231,6 +221,16 @@ def is_same_unfinished(a: UnfinishedCell, b: UnfinishedCell) -> bool:
 def is_shard_folder(path: str | Path) -> bool:
     """Return whether a folder holds a shard, and no run."""
     return (Path(path) / SHARD_FILE).exists() and not (Path(path) / "run.json").exists()
+
+
+def forget_cells(path: Path) -> None:
+    """Remove the descriptions of a shard's cells. Its chunks stay: a command that computes them is
+    to find them by their content keys. Raises RunError.
+    """
+    try:
+        (path / SHARD_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise os_failure(path / SHARD_FILE, error, "removed") from error
 
 
 def list_shard_folders(path: str | Path) -> list[Path]:

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -79,7 +78,6 @@ class RunWriter(ChunkFolder):
         """
         self.path, self.manifest = Path(path), manifest
         self.cells: list[Cell] = []
-        self._exit_stack = ExitStack()
 
     def __enter__(self) -> RunWriter:
         with ExitStack() as stack:
@@ -101,14 +99,6 @@ class RunWriter(ChunkFolder):
                     self._write_cells(self.cells, ())  # --name may be all that is new
             self._exit_stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._exit_stack.close()
 
     def is_complete(
         self,

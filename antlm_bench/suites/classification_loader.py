@@ -134,21 +134,7 @@ def load_task(
     _check_limits(limit_train, limit_valid)
     spec, task, splits, origin = _read_task(ref, name, preset, valid, columns or {})
     training = _resolve_training(spec, name, preset, overrides)
-    labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
-    task_names: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
-    examples = {
-        split: build_examples(
-            spec.task[task_name],
-            task_name,
-            split,
-            splits[split].records,
-            splits[split].location,
-            strip=training.strip,
-            labels=labels[split],
-        )
-        for split, task_name in task_names.items()
-    }
-    _check_label_forms(labels)
+    examples, labels = _build_splits(spec, name, splits, strip=training.strip)
     all_train, all_valid = examples["train"], examples["valid"]
     train = _subsample_evenly(all_train, limit_train)
     scored = _subsample_evenly(all_valid, limit_valid)
@@ -180,6 +166,28 @@ def load_task(
             limit_valid if len(scored) < len(all_valid) else None,
         ),
     )
+
+
+def _build_splits(
+    spec: ClassificationSpec, name: str, splits: Mapping[Split, _SplitRecords], *, strip: bool
+) -> tuple[dict[Split, list[Example]], dict[Split, SplitLabels]]:
+    """Return the examples of both splits of a task, and their labels. Raises DataError."""
+    labels: dict[Split, SplitLabels] = {"train": SplitLabels(), "valid": SplitLabels()}
+    task_names: dict[Split, str] = {"train": spec.task[name].trains_with or name, "valid": name}
+    examples = {
+        split: build_examples(
+            spec.task[task_name],
+            task_name,
+            split,
+            splits[split].records,
+            splits[split].location,
+            strip=strip,
+            labels=labels[split],
+        )
+        for split, task_name in task_names.items()
+    }
+    _check_label_forms(labels)
+    return examples, labels
 
 
 def _check_limits(limit_train: int | None, limit_valid: int | None) -> None:

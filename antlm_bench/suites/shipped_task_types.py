@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
@@ -319,13 +319,22 @@ def _list_collection(spec: CollectionSpec) -> CatalogRow:
     return {"collection": spec.name, "members": ", ".join(names), "title": spec.title}
 
 
+def _describe_published(spec: CollectionSpec) -> Iterator[str]:
+    """Yield a line per source of published rows, with the names of its rows."""
+    names_by_source: dict[str, list[str]] = {}
+    for row in spec.published:
+        names_by_source.setdefault(row.source, []).append(row.name)
+    for source, names in names_by_source.items():
+        yield f"{source}: {'; '.join(names)}"
+
+
 def _describe_collection(spec: CollectionSpec) -> Facts:
     return {
         "version": spec.version,
         "members": "\n".join(map(_describe_member, spec.members)),
         "headline": "mean of the members by their weights",
         "homepage": spec.homepage,
-        "published": "\n".join(f"{row.name} ({row.source})" for row in spec.published),
+        "published": "\n".join(_describe_published(spec)),
         "notes": "\n".join(spec.notes),
     }
 

@@ -145,11 +145,11 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
 
 
 def check_executors(declaration: SweepDeclaration, location: str) -> None:
-    """Raise DeclarationError for settings of an executor that is not installed.
+    """Raise DeclarationError for an executor that is not installed, and the errors of its settings.
 
     Only commands that start or plan the sweep need it; `status` works without a package of theirs.
     """
-    for name in declaration.executor:
+    for name, settings in declaration.executor.items():
         if name not in EXECUTORS:
             names = ", ".join(EXECUTORS.names())
             raise DeclarationError(
@@ -157,6 +157,8 @@ def check_executors(declaration: SweepDeclaration, location: str) -> None:
                 location=f"{location}: executor.{name}",
                 hint=suggest_name(name, EXECUTORS.names()) or f"installed: {names}",
             )
+        if check_options := EXECUTORS[name].check_options:
+            check_options(settings, f"{location}: executor.{name}")
 
 
 def _check_page(html: str, location: str) -> None:

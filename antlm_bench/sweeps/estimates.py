@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,12 @@ MAX_LOGITS_BYTES = {"cpu": 2**24}
 DEFAULT_MAX_LOGITS_BYTES = 2**30
 FORWARD_VALUES_PER_TOKEN = 16
 """Values of one layer that a forward holds at a time, per token and hidden unit."""
+CPU_WEIGHT_COPIES = 3
+"""Copies of the weights in memory while a CPU scores: file, model, and packed for its kernels."""
+CPU_KERNEL_BYTES = 35e6
+"""Memory of compiled kernels, which oneDNN keeps per shape, and of freed memory that stays mapped:
+for the first batch, and for each doubling of their number (benchmarks/estimates.py --memory)."""
+MAX_DOUBLINGS = 8
 TRAINING_VALUES_PER_TOKEN = 24
 """Values that the backward pass keeps, per token, layer and hidden unit."""
 KINDS_WITH_CHECKPOINT = ("score", "finetune")
@@ -194,21 +201,29 @@ class Estimator:
             counts.tokens,
             flops,
             seconds,
-            self._scoring_memory(facts.size, dtype, options.get("batch_tokens")),
+            self._scoring_memory(facts.size, dtype, options.get("batch_tokens"), counts.tokens),
             counts.is_exact,
             notes,
         )
 
-    def _scoring_memory(self, size: ForwardSize, dtype: str, batch_tokens: int | None) -> int:
+    def _scoring_memory(
+        self, size: ForwardSize, dtype: str, batch_tokens: int | None, num_tokens: int
+    ) -> int:
         """Return the bytes of the weights (loaded in float32 first), of one layer's values for a
-        batch, and of a block of logits.
+        batch, and of a block of logits; on a CPU also of kernels.
+
+        num_tokens: of the whole unit.
         """
         tokens = batch_tokens or SCORING_BATCH_TOKENS.get(self.device_kind, GPU_BATCH_TOKENS)
         bytes_per_value = BYTES_PER_WEIGHT[dtype]
         weights = size.parameters * max(4, bytes_per_value)
         activations = tokens * size.hidden * FORWARD_VALUES_PER_TOKEN * bytes_per_value
         max_logits = MAX_LOGITS_BYTES.get(self.device_kind, DEFAULT_MAX_LOGITS_BYTES)
-        return weights + activations + min(max_logits, tokens * size.vocabulary * 4)
+        memory = weights + activations + min(max_logits, tokens * size.vocabulary * 4)
+        if self.device_kind == "cpu":
+            doublings = min(math.log2(max(num_tokens / tokens, 1)), MAX_DOUBLINGS)
+            memory += weights * (CPU_WEIGHT_COPIES - 1) + round(CPU_KERNEL_BYTES * (1 + doublings))
+        return memory
 
     # ---- finetune
 

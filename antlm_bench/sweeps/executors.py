@@ -23,6 +23,7 @@ from antlm_bench.registry import RecordType, Registry
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.safe_files import open_for_writing
 
+EXECUTOR_OPTION = "--executor-option"
 STOP_SECONDS = 30.0
 """How long a worker that was asked to stop may take, e.g. to finish a training step."""
 
@@ -98,6 +99,11 @@ class ExecutorRecord:
     """What it is, for lists."""
     open: Callable[[ExecutorSettings], Executor]
     """Check the settings and prepare; start nothing. Raises UsageError or RunError."""
+    check_options: Callable[[Mapping[str, Any], str], object] | None = None
+    """Check options of this executor on any machine: `plan` runs where no cluster is. Arguments:
+    the options, and where they stand, for errors. Raises UsageError or DeclarationError. None = any
+    options are accepted until the executor is opened.
+    """
     workers_outlive_driver: bool = False
     """Whether workers go on when the command `run` ends, so that it need not wait for them."""
 
@@ -119,11 +125,7 @@ class LocalExecutor:
 
     def __init__(self, settings: ExecutorSettings) -> None:
         """Raises UsageError for GPUs that are not here, and for more workers than devices."""
-        if settings.options:
-            raise UsageError(
-                f"the executor local has no option {next(iter(settings.options))!r}",
-                location="--executor-option",
-            )
+        _check_local_options(settings.options, EXECUTOR_OPTION)
         self.settings = settings
         gpus = list_gpus()
         _check_gpus(settings.devices, gpus)
@@ -191,7 +193,18 @@ def _open_local(settings: ExecutorSettings) -> Executor:
     return LocalExecutor(settings)
 
 
-LOCAL = ExecutorRecord("local", "processes of this machine, per GPU or CPU core", _open_local)
+def _check_local_options(options: Mapping[str, Any], location: str) -> None:
+    if options:
+        raise UsageError(
+            f"the executor local has no option {next(iter(options))!r}",
+            location=location,
+            hint="number, devices and threads of its workers: --workers, --devices, --threads",
+        )
+
+
+LOCAL = ExecutorRecord(
+    "local", "processes of this machine, per GPU or CPU core", _open_local, _check_local_options
+)
 
 
 def describe_exit(code: int | None) -> WorkerStatus:

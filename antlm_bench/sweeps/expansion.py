@@ -33,6 +33,7 @@ from antlm_bench.sweeps.declaration import (
     SweepDeclaration,
     TrainStage,
     check_executors,
+    read_sweep_file,
 )
 from antlm_bench.sweeps.future_corpora import count_corpus_words
 from antlm_bench.sweeps.references import (
@@ -42,6 +43,7 @@ from antlm_bench.sweeps.references import (
     make_absolute,
     make_options_absolute,
 )
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.sweep_texts import find_suite_problem, find_task_problem
 from antlm_bench.sweeps.token_counts import CountsCache
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
@@ -78,6 +80,18 @@ class ExpandedSweep:
     """Suite or task -> why its data cannot be read. It has no units."""
     labels: dict[str, str] = field(default_factory=dict)
     """Model of a unit -> its short name: of a checkpoint, that of its run folder."""
+
+
+def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
+    """Read the TOML of a sweep. Return its units and its folder, both checked.
+
+    `plan` and `run` begin with it, so that a sweep that was planned can start. Writes nothing.
+    Raises the errors of `read_sweep_file` and `expand_sweep`, and RunError for a folder that cannot
+    be written to.
+    """
+    declaration = read_sweep_file(path)
+    FolderStore(declaration.folder).check_is_writable()
+    return expand_sweep(declaration, str(path)), declaration.folder
 
 
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
@@ -123,7 +137,8 @@ class _Expansion:
                 self._expand_finetune(name, stage)
         self._refuse_missing_data()
         self._add_collect_units()
-        sweep = Sweep(self.declaration.name, group_units(iter(self.units.values())))
+        groups = group_units(iter(self.units.values()))
+        sweep = Sweep(self.declaration.name, groups, self.declaration.executor)
         models = [model for models in self.trained_models.values() for model in models]
         by_unit = {model.unit.id: model for model in models}
         return ExpandedSweep(sweep, self.facts, by_unit, self.missing_data, self._name_models())
@@ -390,7 +405,8 @@ def _digest_ids(ids: Sequence[str]) -> str:
 
 def name_runs(models: Sequence[str]) -> dict[str, str]:
     """Return checkpoint -> the name of its run folder: its last folder, or as many as tell the
-    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too.
+    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too. Where whole
+    paths have one name (a--b/c and a/b--c, or two links to one folder), a digest is added.
     """
     parts = {model: _split_model(model) for model in models}
     depths = {model: 2 if parts[model][-1] == FINAL_CHECKPOINT else 1 for model in models}
@@ -407,9 +423,13 @@ def name_runs(models: Sequence[str]) -> dict[str, str]:
             if depths[model] < len(parts[model])
         ]
         if not ambiguous:
-            return names
+            break
         for model in ambiguous:
             depths[model] += 1
+    return {
+        model: name if len(models_by_name[name]) == 1 else f"{name}-{_digest_ids([model])}"
+        for model, name in names.items()
+    }
 
 
 def _split_model(model: str) -> list[str]:

@@ -29,7 +29,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
 from antlm_bench.sweeps.expansion import ExpandedSweep
 from antlm_bench.sweeps.status import load_state
-from antlm_bench.sweeps.store import FolderStore
+from antlm_bench.sweeps.store import DamagedSweep, FolderStore
 from antlm_bench.sweeps.sweep_texts import load_suite_texts, load_task_texts
 from antlm_bench.sweeps.units import Sweep, Unit
 from antlm_bench.types import Cell, Run, finetune_method
@@ -39,11 +39,13 @@ from antlm_bench.weight_files import hash_files, hash_weights
 def find_units_done_by_journals(sweep: Sweep, folder: Path) -> set[str]:
     """Return the ids of the units of a sweep that are done by the journals in its folder.
 
-    Raises RunError for a folder that cannot be read.
+    Raises RunError for a folder that cannot be read, or that another version has written.
     """
     store = FolderStore(folder)
     if not store.has_sweep():
         return set()
+    with suppress(DamagedSweep):  # `run` writes it anew
+        store.read_sweep()
     state = load_state(store, sweep)
     return {unit_id for unit_id, entry in state.units.items() if entry.state == "done"}
 

@@ -38,6 +38,7 @@ from antlm_bench.declarations import (
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.executors import (
+    EXECUTOR_OPTION,
     STOP_SECONDS,
     ExecutorRecord,
     ExecutorSettings,
@@ -57,7 +58,6 @@ from antlm_bench.sweeps.scratch_folders import open_worker_folder
 from antlm_bench.sweeps.store_server import StoreServer
 from antlm_bench.sweeps.worker import describe_failure
 
-OPTION = "--executor-option"
 NUM_CONNECTIONS = 4
 """Of a worker to its task: for the unit, its heartbeat, what is sent meanwhile, and a signal."""
 MAX_SERVED_CALLS = 16
@@ -86,6 +86,22 @@ class RayOptions(Declaration):
     """Folder on each node for temporary files, if `shared` is false; "" = its TMPDIR."""
 
 
+def read_options(options: Mapping[str, Any], location: str) -> RayOptions:
+    """Check options of the executor and return them. location: where they stand, for errors.
+
+    Raises DeclarationError for an unknown option or a wrong value, and UsageError for the address
+    of a Ray Client.
+    """
+    checked = validate_tables(dict(options), RayOptions, Path(location))
+    if checked.address.startswith("ray://"):
+        raise UsageError(
+            "the sweep is carried out on a node of the cluster, not through Ray Client",
+            location=f"{location}: address {checked.address}",
+            hint="ray job submit -- antlm-bench run ... --executor ray",
+        )
+    return checked
+
+
 @dataclass(frozen=True)
 class WorkerTask:
     """What a Ray task needs to start a worker."""
@@ -105,19 +121,12 @@ class RayExecutor:
 
     def __init__(self, settings: ExecutorSettings) -> None:
         """Connect to the cluster. Raises UsageError, DeclarationError or RunError."""
-        tables = dict(settings.options)
-        self.options = options = validate_tables(tables, RayOptions, Path(OPTION))
+        self.options = options = read_options(settings.options, EXECUTOR_OPTION)
         if settings.devices:
             raise UsageError(
                 "Ray chooses the GPUs of its workers",
                 location="--devices",
-                hint=f"{OPTION} num_gpus=1",
-            )
-        if options.address.startswith("ray://"):
-            raise UsageError(
-                "the sweep is carried out on a node of the cluster, not through Ray Client",
-                location=f"{OPTION} address={options.address}",
-                hint="ray job submit -- antlm-bench run ... --executor ray",
+                hint=f"{EXECUTOR_OPTION} num_gpus=1",
             )
         self.settings = settings
         self.ray = _import_ray()
@@ -128,7 +137,7 @@ class RayExecutor:
             needs = ", ".join(f"{name} {amount:g}" for name, amount in self.resources.items())
             raise UsageError(
                 f"no node of the Ray cluster has the resources of a worker ({needs})",
-                location=OPTION,
+                location=EXECUTOR_OPTION,
                 hint="ask for less; or, if nodes are started on demand, give --workers",
             )
         self.num_workers = settings.num_workers or num_slots
@@ -239,7 +248,7 @@ def _open_ray(settings: ExecutorSettings) -> RayExecutor:
     return RayExecutor(settings)
 
 
-RAY = ExecutorRecord("ray", "tasks of a Ray cluster", _open_ray)
+RAY = ExecutorRecord("ray", "tasks of a Ray cluster", _open_ray, read_options)
 
 
 class StoreActor(StoreServer):
@@ -331,7 +340,7 @@ def supervise_worker(task: WorkerTask, server: Any) -> int:
     if not log.parent.is_dir():
         raise RunError(
             f"the node {node_name()} does not see the sweep's folder; if nodes share none, use "
-            f"{OPTION} shared=false",
+            f"{EXECUTOR_OPTION} shared=false",
             location=str(sweep_dir),
         )
     directory = task.working_dir if task.working_dir.is_dir() else Path.cwd()

@@ -7,22 +7,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
+from antlm_bench.sweeps import slurm_script
 from antlm_bench.sweeps.executors import Executor, ExecutorRecord, ExecutorSettings, WorkerStatus
-from antlm_bench.sweeps.slurm_script import (
-    SlurmSettings,
-    check_slurm_is_installed,
-    list_directives,
-    list_run_lines,
-    name_job,
-    read_settings,
-    run_slurm_command,
-    submit_script,
-    write_script,
-)
 
 ENDED_STATES = (
     "BOOT_FAIL",
@@ -78,7 +69,7 @@ class SlurmExecutor:
     def __init__(self, settings: ExecutorSettings) -> None:
         """Raises DeclarationError, UsageError, or RunError if Slurm is not installed here."""
         self.settings = settings
-        self.options = read_settings(settings.options, SlurmSettings)
+        self.options = slurm_script.read_settings(settings.options, slurm_script.SlurmSettings)
         if settings.devices:
             raise UsageError(
                 "Slurm chooses the devices of its jobs",
@@ -91,10 +82,10 @@ class SlurmExecutor:
                 location="--workers",
                 hint="each worker is a job of an array, e.g. --workers 8",
             )
-        check_slurm_is_installed()
+        slurm_script.check_slurm_is_installed()
         self.num_workers = settings.num_workers
         self.script = settings.sweep_dir / "slurm.sh"
-        self.job_name = name_job("antlm", settings.sweep_dir)
+        self.job_name = slurm_script.name_job("antlm", settings.sweep_dir)
         self._task_ids: dict[str, str] = {}
         """Worker -> id of its task."""
         self._statuses: dict[str, WorkerStatus] = {}
@@ -119,8 +110,10 @@ class SlurmExecutor:
         self._task_ids.update(adopted)
         if new_workers:
             make_folder(self.script.parent / "logs")
-            write_script(self.script, self._build_script())
-            job = submit_script(self.script, new_workers, array=f"0-{len(new_workers) - 1}")
+            slurm_script.write_script(self.script, self._build_script())
+            job = slurm_script.submit_script(
+                self.script, new_workers, array=f"0-{len(new_workers) - 1}"
+            )
             self._task_ids |= {name: f"{job}_{index}" for index, name in enumerate(new_workers)}
             print(f"Slurm: job {job} has {len(new_workers):,} workers", file=sys.stderr)
         self._statuses |= {worker: WorkerStatus("waiting") for worker in workers}
@@ -151,7 +144,7 @@ class SlurmExecutor:
             if tasks is not None and not live:
                 break
             if new := live.keys() - cancelled:
-                run_slurm_command("scancel", *sorted(new))
+                slurm_script.run_slurm_command("scancel", *sorted(new))
                 cancelled |= new
             if time.monotonic() > deadline:
                 names = ", ".join(live) or self.job_name
@@ -176,7 +169,7 @@ class SlurmExecutor:
         answer.
         """
         options = ["--me", f"--name={self.job_name}", "--array", "--states=all", "--noheader"]
-        output = run_slurm_command("squeue", *options, "--format=%i|%T|%r")
+        output = slurm_script.run_slurm_command("squeue", *options, "--format=%i|%T|%r")
         if output is None:
             return None
         return [
@@ -189,7 +182,9 @@ class SlurmExecutor:
         settings, options = self.settings, self.options
         output = settings.sweep_dir / "logs" / "slurm-%A_%a.out"
         cpus = options.cpus or settings.threads or 1
-        directives = list_directives(options, self.job_name, output, ntasks=1, cpus_per_task=cpus)
+        directives = slurm_script.list_directives(
+            options, self.job_name, output, ntasks=1, cpus_per_task=cpus
+        )
         command = shlex.join(settings.build_command(NAME_PLACEHOLDER))
         return [
             "#!/bin/bash",
@@ -203,7 +198,9 @@ class SlurmExecutor:
             'names=("$@")',
             "name=${names[${SLURM_ARRAY_TASK_ID:-0}]:-slurm-$SLURM_JOB_ID}",
             "",
-            *list_run_lines(command.replace(NAME_PLACEHOLDER, '"$name"'), "The worker"),
+            *slurm_script.list_run_lines(
+                command.replace(NAME_PLACEHOLDER, '"$name"'), "The worker"
+            ),
         ]
 
 
@@ -221,6 +218,14 @@ def _open_slurm(settings: ExecutorSettings) -> Executor:
     return SlurmExecutor(settings)
 
 
+def _check_options(options: Mapping[str, Any], location: str) -> None:
+    slurm_script.read_settings(options, slurm_script.SlurmSettings, location)
+
+
 SLURM = ExecutorRecord(
-    "slurm", "tasks of a job array of Slurm", _open_slurm, workers_outlive_driver=True
+    "slurm",
+    "tasks of a job array of Slurm",
+    _open_slurm,
+    _check_options,
+    workers_outlive_driver=True,
 )

@@ -51,27 +51,30 @@ class SlurmSettings(Declaration):
 S = TypeVar("S", bound=SlurmSettings)
 
 
-def read_settings(options: Mapping[str, Any], settings_class: type[S]) -> S:
+def read_settings(
+    options: Mapping[str, Any], settings_class: type[S], location: str = "executor slurm"
+) -> S:
     """Check options and return them as settings.
 
-    A list may be given as a single string. Raises DeclarationError for an unknown option or a value
-    of a wrong type, and UsageError for a value that sbatch cannot take.
+    A list may be given as a single string. location: where they stand, for errors. Raises
+    DeclarationError for an unknown option or a value of a wrong type, and UsageError for a value
+    that sbatch cannot take.
     """
     tables = {
         name: [value] if name in LIST_SETTINGS and isinstance(value, str) else value
         for name, value in options.items()
     }
-    settings = validate_tables(tables, settings_class, Path("executor slurm"))
+    settings = validate_tables(tables, settings_class, Path(location))
     for name, value in settings:
         if any("\n" in str(each) for each in (value if isinstance(value, tuple) else (value,))):
-            raise UsageError("the value has a line break", location=f"executor slurm: {name}")
+            raise UsageError("the value has a line break", location=f"{location}: {name}")
         if isinstance(value, int | float) and value <= 0:
-            raise UsageError(f"{value} is not more than 0", location=f"executor slurm: {name}")
+            raise UsageError(f"{value} is not more than 0", location=f"{location}: {name}")
     for line in settings.lines:
         if not line.removeprefix("#SBATCH ").startswith("-"):
             raise UsageError(
                 f"{line!r} is not an option of sbatch",
-                location="executor slurm: lines",
+                location=f"{location}: lines",
                 hint='e.g. lines = ["--constraint=a100"]',
             )
     return settings
@@ -209,9 +212,17 @@ def submit_script(script: Path, arguments: Sequence[str] = (), array: str = "") 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"sbatch cannot be run: {error}", location=str(script)) from error
     if process.returncode:
-        lines = [line.removeprefix("sbatch: error: ") for line in process.stderr.splitlines()]
+        lines = [re.sub(r"^sbatch: (error|fatal): ", "", x) for x in process.stderr.splitlines()]
+        reason = "; ".join(filter(None, lines)) or f"exit code {process.returncode}"
+        if run_slurm_command("squeue", "--me", "--noheader") is None:
+            raise RunError(
+                f"Slurm does not answer: {reason}",
+                location="sbatch",
+                hint="run this command on a machine of the cluster; scontrol ping shows whether "
+                "its controller is up",
+            )
         raise RunError(
-            f"sbatch refused the job: {'; '.join(filter(None, lines)) or process.returncode}",
+            f"sbatch refused the job: {reason}",
             location=str(script),
             hint=f"change the settings ({SETTINGS_LOCATION}): partition, account, time, ...",
         )

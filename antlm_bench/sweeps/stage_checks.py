@@ -68,7 +68,7 @@ def check_options(
                 location="options",
                 hint=suggest_name(name, names) or f"one of {', '.join(names)}",
             )
-        check_value("options", name, value, hints[name])
+        check_value("options", name, value, hints[name], is_toml=True)
     if options.get("dtype", DTYPES[0]) not in DTYPES:
         raise UsageError(
             f"unknown dtype {options['dtype']!r}",

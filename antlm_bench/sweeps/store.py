@@ -23,15 +23,22 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from antlm_bench import safe_files
 from antlm_bench.atomic_files import link_or_copy, temporary_path
-from antlm_bench.errors import RunError, UsageError
-from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.errors import BenchError, RunError, UsageError
+from antlm_bench.runs.folder_io import (
+    check_is_writable,
+    make_folder,
+    os_failure,
+    reject_links,
+    suggest_reading,
+    write_atomically,
+)
 from antlm_bench.safe_files import create_file, open_for_writing, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.sweeps.journal import Event, JournalReader, JournalWriter
@@ -46,6 +53,7 @@ from antlm_bench.sweeps.units import (
     Unit,
     UnitFiles,
     UnitGroup,
+    check_dependencies,
     encode_sweep,
 )
 
@@ -58,6 +66,8 @@ EXPIRY_HEARTBEATS = 6
 DRIVER_CLAIM = "driver"
 MAX_SWEEP_BYTES = 2**30
 MAX_CLAIM_BYTES = 10_000
+OTHER_OUT_HINT = "set another `out` in the sweep's TOML: a folder that all workers see"
+REPEAT_HINT = "repeat antlm-bench run SWEEP.toml, which writes or computes anew what is gone"
 FOLDERS = ("journals", "claims", "parts", "models", "runs", "logs")
 
 
@@ -178,10 +188,24 @@ class FolderStore:
     # ---- sweep.json
 
     def create(self) -> None:
-        """Create the folders of the sweep, unless they exist. Raises RunError."""
-        for name in FOLDERS:
-            reject_links(self.folder, self.folder / name)
-            make_folder(self.folder / name)
+        """Create the folders of the sweep, unless they exist. Raises RunError; UsageError for a
+        URL.
+        """
+        self.check_is_writable()
+        with _suggest_another_out():
+            for name in FOLDERS:
+                make_folder(self.folder / name)
+
+    def check_is_writable(self) -> None:
+        """Check that the folders of the sweep exist, or can be created. Writes nothing.
+
+        Raises RunError; UsageError for a URL.
+        """
+        with _suggest_another_out():
+            check_is_writable(self.folder)
+            for name in FOLDERS:
+                reject_links(self.folder, self.folder / name)
+                check_is_writable(self.folder / name)
 
     def write_sweep(self, sweep: Sweep) -> None:
         """Write sweep.json in place of an older one. Raises RunError."""
@@ -410,7 +434,7 @@ class FolderStore:
             raise RunError(
                 "the results of a finished unit are gone",
                 location=str(path),
-                hint="repeat antlm-bench run SWEEP.toml, which computes them again",
+                hint=REPEAT_HINT,
             )
         return path
 
@@ -475,13 +499,23 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
             _build_group([_build_unit(record) for record in records])
             for records in document["groups"]
         )
-        return Sweep(str(document["name"]), groups)
+        sweep = Sweep(str(document["name"]), groups, _read_executors(document))
+        check_dependencies(sweep)
+        return sweep
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise DamagedSweep(
             f"damaged: {type(error).__name__}: {error}",
             location=location,
-            hint="repeat antlm-bench run SWEEP.toml, which writes it anew",
+            hint=REPEAT_HINT,
         ) from error
+
+
+def _read_executors(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of executors; {} in a file of an older version."""
+    executors = document.get("executors", {})
+    if type(executors) is not dict or not all(type(each) is dict for each in executors.values()):
+        raise TypeError("executors is not an object of objects")
+    return executors
 
 
 def _build_unit(record: Mapping[str, Any]) -> Unit:
@@ -524,10 +558,20 @@ def _link_finished_files(source: Path, target: Path) -> None:
         )
 
 
+@contextmanager
+def _suggest_another_out() -> Iterator[None]:
+    """Let errors name the key of the sweep's TOML, and not the option of other commands."""
+    try:
+        yield
+    except BenchError as error:
+        if error.location == "--out":
+            error.location = "out"
+        error.hint = OTHER_OUT_HINT
+        raise
+
+
 def _os_failure(path: Path, error: OSError, action: str) -> RunError:
-    return RunError(
-        f"cannot be {action}: {error.strerror or error}",
-        location=str(path),
-        hint="make room or set another `out` in the sweep's TOML, and repeat the command: nothing "
-        "finished is lost",
-    )
+    failure = os_failure(path, error, action, OTHER_OUT_HINT)
+    if action == "read":
+        failure.hint = suggest_reading(error, REPEAT_HINT)
+    return failure

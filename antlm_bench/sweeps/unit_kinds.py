@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.runs.folder_io import make_folder
-from antlm_bench.sweeps.references import locate_output, resolve_model
+from antlm_bench.sweeps.references import (
+    MODELS_DIR,
+    STAGE_PREFIX,
+    locate_output,
+    resolve_model,
+)
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 if TYPE_CHECKING:
@@ -169,7 +174,35 @@ def _report(unit: Unit, context: UnitContext) -> None:
     training_dirs = [path for path in outputs if (path / LOG_FILE).is_file()]
     page = locate_output(context.sweep_dir, unit.arguments["html"])
     make_folder(page.parent)
-    write_page(run_dirs, page, training_dirs=training_dirs, title=context.sweep.name)
+    write_page(
+        run_dirs,
+        page,
+        training_dirs=training_dirs,
+        title=context.sweep.name,
+        recipes=_list_recipes(context),
+    )
+
+
+def _list_recipes(context: UnitContext) -> dict[Path, str]:
+    """Return run folder -> recipe of its model, of the models that the sweep trains.
+
+    The recipes of one stage are trained alike. A name has that of its stage if there are several.
+    """
+    recipe_by_model: dict[str, tuple[str, str]] = {}
+    for unit in context.sweep.units:
+        if unit.kind == "train":
+            model = str(unit.arguments["out"]).removeprefix(f"{MODELS_DIR}/")
+            recipe = model.rpartition("-")[0]  # without the seed
+            recipe_by_model[model] = unit.stage, recipe
+    has_one_stage = len({stage for stage, _ in recipe_by_model.values()}) == 1
+    recipes = {}
+    for unit in context.sweep.units:
+        model = unit.model.removeprefix(STAGE_PREFIX).rpartition("/")[0]
+        if unit.kind == "collect" and model in recipe_by_model:
+            stage, recipe = recipe_by_model[model]
+            name = recipe.removeprefix(f"{stage}/") if has_one_stage else recipe
+            recipes[locate_output(context.sweep_dir, unit.arguments["out"])] = name
+    return recipes
 
 
 def _shorten_path(ref: str) -> str:

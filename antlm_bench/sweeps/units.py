@@ -65,10 +65,39 @@ class Sweep:
 
     name: str
     groups: tuple[UnitGroup, ...]
+    executors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of an executor -> its settings, as [executor.NAME] of the TOML has them."""
 
     @property
     def units(self) -> Iterator[Unit]:
         return (unit for group in self.groups for unit in group.units)
+
+
+def check_dependencies(sweep: Sweep) -> None:
+    """Raise ValueError for a unit that could never start: it depends on one that the sweep does not
+    have, or, by way of others, on itself.
+    """
+    units = {unit.id: unit for unit in sweep.units}
+    num_open: dict[str, int] = {}
+    dependents: dict[str, list[str]] = {}
+    for unit in units.values():
+        dependencies = {*unit.needs, *unit.waits_for}
+        for other in dependencies:
+            if other not in units:
+                raise ValueError(f"unit {unit.id} depends on {other!r}, which is not in the sweep")
+            dependents.setdefault(other, []).append(unit.id)
+        if dependencies:
+            num_open[unit.id] = len(dependencies)
+    free = [unit_id for unit_id in dependents if unit_id not in num_open]
+    while free:
+        for unit_id in dependents.get(free.pop(), ()):
+            num_open[unit_id] -= 1
+            if num_open[unit_id] == 0:
+                del num_open[unit_id]
+                free.append(unit_id)
+    if num_open:
+        unit_id = next(iter(num_open))
+        raise ValueError(f"unit {unit_id} depends on itself, or on units that do")
 
 
 def group_units(units: Iterator[Unit], max_size: int = 64) -> tuple[UnitGroup, ...]:
@@ -92,5 +121,12 @@ def encode_sweep(sweep: Sweep) -> bytes:
         [{name: getattr(unit, name) for name in names} for unit in group.units]
         for group in sweep.groups
     ]
-    document = {"schema": SWEEP_SCHEMA_VERSION, "name": sweep.name, "groups": groups}
-    return json.dumps(document, indent=None, separators=(",", ":")).encode()
+    document = {
+        "schema": SWEEP_SCHEMA_VERSION,
+        "name": sweep.name,
+        "executors": sweep.executors,
+        "groups": groups,
+    }
+    # A TOML may have a date or time, e.g. as the time limit of a job.
+    text = json.dumps(document, separators=(",", ":"), default=lambda value: value.isoformat())
+    return text.encode()

@@ -24,6 +24,7 @@ from antlm_bench.atomic_files import remove_path, replace_folder
 from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.safe_files import open_regular_file, read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.methods import METHODS
@@ -163,7 +164,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
         raise RunError(
             f"the state cannot be read: {error}",
             location=str(newest),
-            hint="delete the folder to train from the beginning",
+            hint=suggest_reading(error, "delete the folder to train from the beginning"),
         ) from error
 
 

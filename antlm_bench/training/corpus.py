@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import DataError
+from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
 from antlm_bench.training.text_sources import (
     TextFile,
@@ -138,7 +139,8 @@ def load_corpus(folder: Path) -> Corpus:
             held_out = _load_token_stream(folder / HELD_OUT_DIR, tokenizer, digest, held_out=None)
         return _load_token_stream(folder, tokenizer, digest, held_out)
     except (OSError, ValueError, EOFError) as error:
-        hint = "delete the folder; the next run builds it again from the text"
+        repair = "delete the folder; the next run builds it again from the text"
+        hint = suggest_reading(error, repair)
         raise DataError(f"cannot be read: {error}", location=str(folder), hint=hint) from error
 
 

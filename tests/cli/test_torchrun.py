@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 from run_files import read_results
+from sweeps.sweep_files import write_pairs
 
 from antlm_bench import score
 from antlm_bench.cli.app import run
 from antlm_bench.commands.process_group import ProcessGroup
+from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.commands.score_processes import score_in_processes
+from antlm_bench.runs import open_run
 
 TIMEOUT = 300
 FAULTY_PROGRAM = """
@@ -100,6 +104,73 @@ def test_killed_process_ends_all_and_the_command_continues(whole_run, tmp_path: 
     code, output = start_torchrun(["-m", "antlm_bench"], *words, str(tmp_path / "run"))
     assert code == 0, output
     assert read_results(tmp_path / "run") == read_results(expected)
+
+
+@pytest.mark.slow
+def test_leftovers_of_a_killed_command_replace_nothing(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The command has computed a whole cell of another suite, under older settings."""
+    checkpoint, out = make_checkpoint("masked"), tmp_path / "run"
+    settings = {"methods": "mlm", "limit": 1, "device": "cpu"}
+    for shard in ("1/2", "2/2"):
+        folder = tmp_path / ".run.shards" / shard.replace("/", "-of-")
+        score(checkpoint, "nano", out=folder, shard=shard, ties="strict", **settings)
+    [newer] = score(checkpoint, "nano", out=out, **settings)
+    pairs = write_pairs(tmp_path / "pairs.csv")
+    words = ["score", "--model", str(checkpoint), "--suite", str(pairs), "--method", "mlm"]
+
+    code, output = start_torchrun(
+        ["-m", "antlm_bench"], *words, "--device", "cpu", "--out", str(out)
+    )
+
+    assert code == 0, output
+    keys = {cell.suite: cell.key for cell in open_run(out).cells}
+    assert keys["nano"] == newer.cells[0].key
+    assert sorted(keys) == ["nano", "pairs"]
+    assert not (tmp_path / ".run.shards").exists()
+
+
+class LoneProcess(ProcessGroup):
+    """The only process of a torchrun, without one."""
+
+    def __init__(self) -> None:
+        self.rank = self.local_rank = 0
+        self.size = 1
+
+    def __enter__(self) -> LoneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> bool:
+        return False
+
+    def exchange(self, text: str) -> list[str]:
+        return [text]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("leftover", ["masked", "causal"])
+def test_only_cells_of_the_command_are_merged(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, leftover: str
+) -> None:
+    """A leftover of the same checkpoint, and of another one."""
+    settings = {"limit": 1, "device": "cpu"}
+    folder = tmp_path / ".run.shards" / "1-of-1"
+    score(make_checkpoint(leftover), "nano", out=folder, shard="1/1", **settings)
+    pairs = write_pairs(tmp_path / "pairs.csv")
+
+    [run] = score_in_processes(
+        LoneProcess(),
+        str(make_checkpoint("masked")),
+        str(pairs),
+        "mlm",
+        tmp_path / "run",
+        ScoreOptions(device="cpu"),
+    )
+
+    assert [(cell.suite, cell.method) for cell in run.cells] == [("pairs", "mlm")]
+    assert len(open_run(tmp_path / "run").cells) == 1
+    assert not (tmp_path / ".run.shards").exists()
 
 
 @pytest.mark.slow

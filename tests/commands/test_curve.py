@@ -135,6 +135,41 @@ def test_a_gap_names_the_suite_that_has_it() -> None:
     assert notes == [f"{whole.series_name}, other: no result at 2M words."]
 
 
+def test_equal_notes_are_one_sentence() -> None:
+    """Of two series with a suite each, and with two suites."""
+    opened = [
+        checkpoint(f"chck_{n}M", folder, f"{folder}{n}", n / 20)
+        for folder in ("x/a", "x/b")
+        for n in (1, 2, 3)
+    ]
+    curves = [
+        replace(
+            curve, suite=suite, points=(curve.points[0], replace(curve.points[2], caveats=("c",)))
+        )
+        for curve in build_curves(opened)
+        for suite in ("blimp", "comps")
+    ]
+    assert collect_notes(curves, []) == [
+        "a, b: no result at 2M words.",
+        "blimp, comps, chck_3M: c.",
+    ]
+    left_out = [replace(curve, other_items=("chck_2M",)) for curve in curves[:2]]
+    assert collect_notes(left_out, [])[0].startswith("a, blimp, comps: left out chck_2M, scored on")
+    notes = {row.cells[-1].notes for row in build_curve_table(curves, []).rows}
+    assert len(notes) == 1
+
+
+def test_the_end_of_a_training_is_no_gap_of_others() -> None:
+    opened = [
+        checkpoint("chck_1M", "x/a"),
+        checkpoint("main", "x/a", words_seen=5 * M // 2),
+        checkpoint("chck_1M", "x/b"),
+        checkpoint("main", "x/b", words_seen=3 * M),
+    ]
+    notes = collect_notes(build_curves(opened), [])
+    assert not [note for note in notes if "2.5M" in note]
+
+
 def test_the_best_of_several_checkpoints_is_said_to_be_optimistic() -> None:
     [curve] = build_curves([checkpoint(f"chck_{n}M", value=n / 20) for n in (7, 8, 9)])
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from pair_runs import make_cell, make_predictions, write_run
+from pair_runs import (
+    TOY_MANIFEST,
+    add_toy_cell,
+    make_cell,
+    make_predictions,
+    publish_toy_cell,
+    write_run,
+)
 from prediction_rows import from_rows
 from score_helpers import count_work, make_agreement_rows, write_pairs, write_sentence_pairs
 
@@ -22,11 +29,9 @@ from antlm_bench.commands.published_runs import open_output
 from antlm_bench.errors import IncompleteError, RunError, UsageError
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.runs.object_stores import ObjectStore
-from antlm_bench.types import Manifest
 
 Make = Callable[..., Path]
 URL = "memory://bucket/run"
-MANIFEST = Manifest(runs.SCHEMA_VERSION, {"name": "toy", "weights": "w"}, {}, "2026-01-01")
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +46,6 @@ def list_store() -> list[str]:
     return sorted(fsspec.filesystem("memory").store)
 
 
-def add_cell(run_dir: Path, suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
-    """Compute a cell of a suite, as a command does."""
-    cell, predictions = make_cell(make_predictions({"p": gaps}), suite=suite)
-    with runs.RunWriter(run_dir, MANIFEST) as writer:
-        writer.write_cell(replace(cell, key=f"{suite}{gaps}"), from_rows(predictions))
-
-
-def publish(suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
-    with open_output(Path(URL), "w") as run_dir:
-        add_cell(run_dir, suite, gaps)
-
-
 def list_suites() -> list[str]:
     return [cell.suite for cell in runs.open_run(URL)]
 
@@ -63,8 +56,8 @@ def test_a_path_is_the_folder_itself(tmp_path: Path) -> None:
 
 
 def test_a_published_run_reads_like_the_local_one(tmp_path: Path) -> None:
-    publish("a")
-    add_cell(tmp_path / "local", "a")
+    publish_toy_cell(URL, "a")
+    add_toy_cell(tmp_path / "local", "a")
     published, local = runs.open_run(URL), runs.open_run(tmp_path / "local")
     [cell], [local_cell] = published.cells, local.cells
     assert published.manifest == local.manifest
@@ -76,31 +69,31 @@ def test_a_published_run_reads_like_the_local_one(tmp_path: Path) -> None:
 
 
 def test_a_second_command_adds_to_the_published_run() -> None:
-    publish("a")
-    publish("b")
+    publish_toy_cell(URL, "a")
+    publish_toy_cell(URL, "b")
     assert list_suites() == ["a", "b"]
 
 
 def test_another_machine_adds_to_the_published_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "other cache"))
-    publish("b")
+    publish_toy_cell(URL, "b")
     assert list_suites() == ["a", "b"]
 
 
 def test_files_that_run_json_no_longer_names_are_deleted() -> None:
-    publish("a", (1, -1))
+    publish_toy_cell(URL, "a", (1, -1))
     [old] = [name for name in list_store() if "predictions" in name]
-    publish("a", (1, 1))
+    publish_toy_cell(URL, "a", (1, 1))
     names = [name for name in list_store() if "predictions" in name]
     assert len(names) == 1
     assert names != [old]
 
 
 def test_nothing_is_visible_until_run_json_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    publish("a", (1, -1))
+    publish_toy_cell(URL, "a", (1, -1))
 
     def fail(*args: object, **options: object) -> None:
         raise OSError("connection lost")
@@ -108,7 +101,7 @@ def test_nothing_is_visible_until_run_json_is_written(monkeypatch: pytest.Monkey
     with monkeypatch.context() as context:
         context.setattr(fsspec.get_filesystem_class("memory"), "pipe_file", fail)
         with pytest.raises(RunError, match="bucket/run: cannot be written: connection lost"):
-            publish("a", (1, 1))
+            publish_toy_cell(URL, "a", (1, 1))
     run = runs.open_run(URL)
     assert runs.read_predictions(run.path, run.cells[0]).table.num_rows == 2
     assert run.cells[0].key == "a(1, -1)"
@@ -116,7 +109,7 @@ def test_nothing_is_visible_until_run_json_is_written(monkeypatch: pytest.Monkey
 
 def test_a_command_that_was_stopped_continues() -> None:
     with pytest.raises(KeyboardInterrupt), open_output(Path(URL), "w") as run_dir:
-        add_cell(run_dir, "a")
+        add_toy_cell(run_dir, "a")
         raise KeyboardInterrupt
     assert list_store() == []
     with open_output(Path(URL), "w") as run_dir:
@@ -129,15 +122,15 @@ def test_chunks_of_a_stopped_command_survive_another_publication(
 ) -> None:
     predictions = from_rows(make_predictions({"p": (1, -1)}))
     with pytest.raises(KeyboardInterrupt), open_output(Path(URL), "w") as run_dir:
-        with runs.RunWriter(run_dir, MANIFEST) as writer:
+        with runs.RunWriter(run_dir, TOY_MANIFEST) as writer:
             writer.save_chunk("a", "causal", "k", 0, predictions)
         raise KeyboardInterrupt
     with monkeypatch.context() as context:
         context.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "other cache"))
-        publish("b")
+        publish_toy_cell(URL, "b")
     with (
         open_output(Path(URL), "w") as run_dir,
-        runs.RunWriter(run_dir, MANIFEST) as writer,
+        runs.RunWriter(run_dir, TOY_MANIFEST) as writer,
     ):
         chunk = writer.load_chunk("a", "causal", "k", 0)
         assert chunk is not None
@@ -147,7 +140,7 @@ def test_chunks_of_a_stopped_command_survive_another_publication(
 
 def test_the_finished_cells_of_an_incomplete_run_are_published() -> None:
     with pytest.raises(IncompleteError), open_output(Path(URL), "w") as run_dir:
-        add_cell(run_dir, "a")
+        add_toy_cell(run_dir, "a")
         raise IncompleteError("b failed")
     assert list_suites() == ["a"]
 
@@ -155,15 +148,15 @@ def test_the_finished_cells_of_an_incomplete_run_are_published() -> None:
 def test_a_run_that_changed_meanwhile_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     with (
         pytest.raises(RunError, match="another process has written this run") as caught,
         open_output(Path(URL), "w") as run_dir,
     ):
-        add_cell(run_dir, "b")
+        add_toy_cell(run_dir, "b")
         with monkeypatch.context() as context:
             context.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "other cache"))
-            publish("c")
+            publish_toy_cell(URL, "c")
     assert caught.value.location == URL
     assert list_suites() == ["a", "c"]
     with open_output(Path(URL), "w"):
@@ -178,18 +171,18 @@ def test_two_first_publications_damage_no_file(
         pytest.raises(RunError, match="another process has written this run"),
         open_output(Path(URL), "w") as run_dir,
     ):
-        add_cell(run_dir, "a", (1, 1, 1))
+        add_toy_cell(run_dir, "a", (1, 1, 1))
         with monkeypatch.context() as context:
             context.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "other cache"))
-            publish("a", (1, -1))
+            publish_toy_cell(URL, "a", (1, -1))
     run = runs.open_run(URL)
     assert len(runs.read_predictions(run.path, run.cells[0]).table) == 2
 
 
 def test_a_deleted_run_is_not_brought_back_by_the_cache() -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     fsspec.filesystem("memory").rm("/bucket/run", recursive=True)
-    publish("b")
+    publish_toy_cell(URL, "b")
     assert list_suites() == ["b"]
 
 
@@ -204,11 +197,11 @@ def test_another_process_of_this_machine_is_refused() -> None:
 
 
 def test_the_run_of_another_checkpoint_is_refused_by_its_url() -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     with (
         pytest.raises(RunError, match="run of another checkpoint") as caught,
         open_output(Path(URL), "other") as run_dir,
-        runs.RunWriter(run_dir, replace(MANIFEST, model={"name": "b", "weights": "other"})),
+        runs.RunWriter(run_dir, replace(TOY_MANIFEST, model={"name": "b", "weights": "other"})),
     ):
         pass
     assert caught.value.location == URL
@@ -216,22 +209,22 @@ def test_the_run_of_another_checkpoint_is_refused_by_its_url() -> None:
 
 
 def test_a_reader_sees_what_was_published_last() -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     assert list_suites() == ["a"]
-    publish("b")
+    publish_toy_cell(URL, "b")
     assert list_suites() == ["a", "b"]
 
 
 def test_a_url_of_a_folder_of_runs_is_expanded() -> None:
     for name in ("chck_2M", "chck_10M"):
         with open_output(Path(f"memory://bucket/runs/{name}"), "w") as run_dir:
-            add_cell(run_dir, "a")
+            add_toy_cell(run_dir, "a")
     run_dirs = expand_run_dirs(["memory://bucket/runs"])
     assert [path.name for path in run_dirs] == ["chck_2M", "chck_10M"]
 
 
 def test_only_files_of_runs_are_downloaded() -> None:
-    publish("a")
+    publish_toy_cell(URL, "a")
     store = fsspec.filesystem("memory")
     for name in ("notes.txt", "../escape/run.json", "a/../../run.json", "predictions/x/y.parquet"):
         store.store[f"/bucket/run/{name}"] = store.store["/bucket/run/run.json"]

@@ -7,20 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
 import pytest
-from pair_runs import make_cell, make_predictions
-from prediction_rows import from_rows
+from pair_runs import (
+    publish_toy_cell,
+)
 
 from antlm_bench import runs, score
 from antlm_bench.cli.app import run as run_cli
-from antlm_bench.commands.published_runs import open_output
 from antlm_bench.errors import RunError
-from antlm_bench.types import Manifest
 
 MISSING = [name for name in ("s3fs", "moto", "flask_cors") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -28,7 +26,6 @@ pytestmark = pytest.mark.skipif(
     reason=f"not installed: {', '.join(MISSING)} (pip install s3fs 'moto[s3]' flask flask-cors)",
 )
 URL = "s3://bucket/a run"
-MANIFEST = Manifest(runs.SCHEMA_VERSION, {"name": "toy", "weights": "w"}, {}, "2026-01-01")
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +68,15 @@ def _bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     store.rm("bucket", recursive=True)
 
 
-def add_cell(run_dir: Path, suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
-    cell, predictions = make_cell(make_predictions({"p": gaps}), suite=suite)
-    with runs.RunWriter(run_dir, MANIFEST) as writer:
-        writer.write_cell(replace(cell, key=f"{suite}{gaps}"), from_rows(predictions))
-
-
-def publish(suite: str, gaps: tuple[float, ...] = (1, -1)) -> None:
-    with open_output(Path(URL), "w") as run_dir:
-        add_cell(run_dir, suite, gaps)
-
-
 def list_suites() -> list[str]:
     return [cell.suite for cell in runs.open_run(URL)]
 
 
 @pytest.mark.long
 def test_commands_add_to_a_run_on_s3_and_delete_unused_files() -> None:
-    publish("a", (1, -1))
-    publish("b")
-    publish("a", (1, 1))
+    publish_toy_cell(URL, "a", (1, -1))
+    publish_toy_cell(URL, "b")
+    publish_toy_cell(URL, "a", (1, 1))
     assert list_suites() == ["a", "b"]
     files = fsspec.filesystem("s3", skip_instance_cache=True).find("bucket")
     assert len([file for file in files if file.endswith(".parquet")]) == 2
@@ -103,7 +89,7 @@ def test_s3_refuses_a_run_json_that_another_process_replaced(
 ) -> None:
     """The other process writes between our comparison and our upload of run.json."""
     if not first:
-        publish("a")
+        publish_toy_cell(URL, "a")
     upload = runs.ObjectStore.upload
     others = ["c"]
 
@@ -112,13 +98,13 @@ def test_s3_refuses_a_run_json_that_another_process_replaced(
         if others:
             with monkeypatch.context() as context:
                 context.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "other cache"))
-                publish(others.pop())
+                publish_toy_cell(URL, others.pop())
 
     monkeypatch.setattr(runs.ObjectStore, "upload", upload_while_another_publishes)
     with pytest.raises(RunError, match="another process has written this run"):
-        publish("b")
+        publish_toy_cell(URL, "b")
     assert list_suites() == (["c"] if first else ["a", "c"])
-    publish("b")
+    publish_toy_cell(URL, "b")
     assert list_suites() == (["c", "b"] if first else ["a", "c", "b"])
 
 

@@ -517,6 +517,24 @@ class TestTeachers:
         assert recorded == {"given": True, "weights": expected}
 
     @pytest.mark.long
+    def test_a_stopped_distillation_continues_bit_for_bit(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
+        """Stopped twice; teachers that are trained first, and the same ones given."""
+        options = TrainOptions(device="cpu")
+        train("student", str(text), tmp_path / "whole", options)
+        taught = tmp_path / "whole" / "teachers"
+        given = [str(taught / name / "main") for name in ("wide", "deep")]
+        for name, teachers in (("first", []), ("given", given)):
+            out = tmp_path / name
+            for stop_after in (3, 4, None):
+                stopped = replace(options, teachers=teachers, stop_after=stop_after)
+                finished = train("student", str(text), out, stopped)
+                assert (finished is None) == (stop_after is not None)
+            assert read_weights(out) == read_weights(tmp_path / "whole")
+            assert read_log(out) == read_log(tmp_path / "whole")
+
+    @pytest.mark.long
     def test_a_record_without_teachers_still_continues(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:

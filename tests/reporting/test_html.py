@@ -251,7 +251,7 @@ def test_of_a_curve_only_the_last_checkpoint_stands_beside_others(folder: Path) 
         "runs (5M words)",
         "ltg-bert",
     ]
-    assert len(contents.curves) == 2 and "has 4 checkpoints" in contents.remarks[0]
+    assert len(contents.curves) == 2 and "(4 checkpoints)" in contents.remarks[0]
 
 
 @pytest.mark.long

@@ -267,6 +267,27 @@ def test_slurm_that_is_not_installed_is_named(
 
 
 @pytest.mark.parametrize(
+    ("squeue_code", "message"),
+    [(0, "sbatch refused the job: no such account"), (1, "Slurm does not answer: no such acc")],
+)
+def test_a_refusal_is_told_from_a_slurm_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue_code: int, message: str
+) -> None:
+    programs = {"sbatch": "echo 'sbatch: error: no such account' >&2; exit 1"}
+    programs |= {"squeue": f"exit {squeue_code}", "scancel": "exit 0"}
+    for name, command in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    executor = EXECUTORS["slurm"].open(ExecutorSettings(tmp_path / "sweep", num_workers=1))
+
+    with pytest.raises(RunError, match=message) as error:
+        executor.start(["w-0"])
+
+    assert ("scontrol ping" in error.value.hint) == bool(squeue_code)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"num_workers": None}, r"--workers: the executor slurm needs the number of workers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -10,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweeps.fake_units import make_store, make_unit
+from sweeps.fake_units import make_store, make_sweep, make_unit
 
 from antlm_bench.cli.app import run as run_command_line
 from antlm_bench.commands import sweep as sweep_commands
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import RunError, UsageError
 from antlm_bench.reporting.sweep_table import build_sweep_table
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.sweeps.executors import (
@@ -34,6 +36,7 @@ from antlm_bench.sweeps.executors import (
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import read_start_time
 from antlm_bench.sweeps.status import SweepState, build_status
+from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import describe_unit
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_units.py")))
@@ -83,6 +86,152 @@ def test_wrong_options_are_usage_errors(
     ):
         assert run_command_line(["run", str(tmp_path), *options]) == 2, options
         assert text in capsys.readouterr().err
+    assert not list((tmp_path / "journals").iterdir())
+
+
+SWEEP = """
+out = "{out}"
+[[score]]
+models = ["{model}"]
+suites = ["nano"]
+{more}
+"""
+
+
+@pytest.mark.parametrize("command", [["plan"], ["run"], ["run", "--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("out", "more", "code", "text"),
+    [
+        ("new", '[executor.slurm]\ntme = "1"', 2, "executor.slurm: unknown key 'tme'"),
+        ("new", "[executor.slurm]\ncpus = 0", 2, "executor.slurm: cpus: 0 is not more than 0"),
+        ("new", '[executor.ray]\nnum_gpus = "x"', 2, "executor.ray: num_gpus: "),
+        ("new", '[executor.ray]\naddress = "ray://h"', 2, "executor.ray: address ray://h"),
+        ("new", "[executor.local]\nworkers = 2", 2, "executor.local: the executor local has no"),
+        ("new", "[executor.slrum]", 2, "unknown executor 'slrum'"),
+        ("file", "", 3, "cannot be written: this is a file, not a folder"),
+        ("file/below", "", 3, "cannot be created: a part of the path is a file"),
+        ("old", "", 3, "cannot be written: this is a link"),
+        ("s3://bucket/x", "", 2, "s3://bucket/x is not a folder"),
+        ("new\\u0000", "", 3, "the name has a NUL character"),
+    ],
+)
+def test_plan_and_run_refuse_the_same_sweeps(
+    tmp_path: Path,
+    make_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    out: str,
+    more: str,
+    code: int,
+    text: str,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "logs").symlink_to(tmp_path)
+    out = out if ":" in out else f"{tmp_path}/{out}"
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP.format(out=out, model=make_checkpoint(), more=more))
+    name, *options = command
+
+    assert run_command_line([name, str(path), *options]) == code
+
+    output, error = capsys.readouterr()
+    assert text in " ".join(error.split())
+    assert not output
+    assert {each.name for each in tmp_path.iterdir()} == {"file", "old", "sweep.toml"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, which may become another user")
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    """In a child that gives up its rights: root may write everywhere."""
+    tmp_path.chmod(0o500)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            FolderStore(tmp_path / "new").check_is_writable()
+        except RunError as error:
+            os._exit(0 if "permission denied" in str(error) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_dry_run_checks_the_options_of_run(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP.format(out=tmp_path / "new", model=make_checkpoint(), more=""))
+    for options, text in (
+        (["--no-wait"], "end with the command that starts them"),
+        (["--executor-option", "x=1"], "no option 'x'"),
+        (["--executor", "slurm"], "needs the number of workers"),
+    ):
+        assert run_command_line(["run", str(path), "--dry-run", *options]) == 2
+        assert text in capsys.readouterr().err
+
+    assert run_command_line(["run", str(path), "--dry-run"]) == 0
+    assert "total" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_has_the_settings_of_its_executors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The TOML's, of which --executor-option replaces some."""
+    opened: list[ExecutorSettings] = []
+    monkeypatch.setattr(EXECUTORS, "_targets", dict(EXECUTORS._targets))
+    monkeypatch.setattr(EXECUTORS, "_records", {})
+
+    def open_executor(settings: ExecutorSettings) -> LocalExecutor:
+        opened.append(settings)
+        return LocalExecutor(replace(settings, options={}))
+
+    EXECUTORS.add(ExecutorRecord("hand", "by hand", open_executor))
+    store = make_store(tmp_path)
+    executors = {"hand": {"partition": "a", "time": datetime.time(4)}, "other": {"x": 1}}
+    store.write_sweep(replace(make_sweep(make_unit("sleep", 1)), executors=executors))
+
+    command = ["run", str(tmp_path), "--executor", "hand", "--workers", "1"]
+    assert run_command_line([*command, "--executor-option", "partition=b"]) == 0
+    assert run_command_line(command) == 0
+
+    assert [dict(settings.options) for settings in opened] == [
+        {"partition": "b", "time": "04:00:00"},
+        {"partition": "a", "time": "04:00:00"},
+    ]
+
+
+@pytest.mark.parametrize("command", ["run", "status", "worker"])
+@pytest.mark.parametrize("kind", ["needs", "waits_for"])
+@pytest.mark.parametrize(
+    ("pairs", "text"),
+    [
+        ([("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")], "depends on itself"),
+        ([("a", "a")], "depends on itself"),
+        ([("a", "b"), ("b", "x")], "depends on 'x', which is not in the sweep"),
+    ],
+    ids=["a circle", "itself", "an absent unit"],
+)
+def test_a_sweep_that_could_never_end_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    kind: str,
+    pairs: list[tuple[str, str]],
+    text: str,
+) -> None:
+    """The file of a person: an id is a hash of the unit's content."""
+    ids = {name: make_unit("sleep", 0, model=name).id for name in "abcd"}
+    needs = {name: [other for each, other in pairs if each == name] for name in "abcd"}
+    units = [
+        make_unit("sleep", 0, model=name, **{kind: [ids.get(other, other) for other in others]})
+        for name, others in needs.items()
+    ]
+    make_store(tmp_path, *units)
+
+    assert run_command_line([command, str(tmp_path)]) == 3
+
+    assert text in " ".join(capsys.readouterr().err.split())
     assert not list((tmp_path / "journals").iterdir())
 
 
@@ -146,6 +295,16 @@ def test_a_folder_without_a_sweep_is_one_clear_error(
     assert run_command_line([command, str(tmp_path)]) == 3
     assert "not the folder of a sweep" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_has_no_hint_on_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    toml = tmp_path / "x.toml"
+    toml.write_text(SWEEP.format(out=tmp_path / "file" / "x", model="m", more=""))
+    assert run_command_line(["status", str(toml)]) == 3
+    assert "hint: a part of the path is a file: check the path" in capsys.readouterr().err
 
 
 def test_long_lists_of_failed_units_are_cut_in_tables(tmp_path: Path) -> None:

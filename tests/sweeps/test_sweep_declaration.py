@@ -39,6 +39,16 @@ MISTAKES = {
     "an empty list": ("[[score]]\nmodels = []\nsuites = ['nano']", "models", "models is empty"),
     "a table for an array": (SCORE.replace("[[score]]", "[score]"), "score", "write [...], or [["),
     "a number for an array": (FINETUNE + "seeds = 3", "seeds", "this is no array"),
+    "an option of another type": (
+        SCORE + 'options = {{ limit = "five" }}',
+        "options",
+        "limit is 'five' (str); it must be an integer",
+    ),
+    "an option that is no table": (
+        SCORE + "options = {{ columns = 3 }}",
+        "options",
+        "it must be a table from a string to a string",
+    ),
     "a negative seed": (FINETUNE + "seeds = [-1]", "seeds", "0 or more"),
     "no shard": (SCORE + "shards = 0", "shards", "1 or more"),
     "an unknown suite": (
@@ -145,3 +155,4 @@ def test_a_mistake_is_named_with_its_place(name: str, tmp_path: Path, make_check
     assert "sweep.toml" in raised.value.location
     assert location in raised.value.location
     assert message in raised.value.message
+    assert "None" not in raised.value.message

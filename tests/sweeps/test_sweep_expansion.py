@@ -144,6 +144,19 @@ def test_runs_have_the_shortest_names_that_differ(models: list[str], names: list
     assert name_runs(models) == dict(zip(models, names, strict=True))
 
 
+def test_paths_with_one_name_have_runs_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a--b/c", "a/b--c", "z/c", "z/b--c", "link")]
+    for folder in folders[:-1]:
+        folder.mkdir(parents=True)
+    folders[-1].symlink_to(folders[0])
+
+    names = name_runs(list(map(str, folders)))
+
+    assert len(set(names.values())) == len(folders)
+    assert names[str(folders[2])] == "z--c"
+    assert names[str(folders[3])] == "z--b--c"
+
+
 @pytest.mark.long
 def test_predicted_milestones_are_those_that_a_run_writes(tmp_path: Path) -> None:
     changes = ("corpus.words=5_000", "milestones=[2_000, 5_000, 12_000, 90_000]")

@@ -358,3 +358,16 @@ def test_a_dry_run_names_the_option_that_was_typed(
 
     error = " ".join(capsys.readouterr().err.split())
     assert "--compat: " in error and "no preset 'x'" in error
+
+
+@pytest.mark.parametrize(("command", "suite"), [("score", "nano"), ("finetune", "glue-2025")])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_an_output_that_is_a_file_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, suite: str, options: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = [command, "--model", "./absent", "--suite", suite, "--out", str(tmp_path / "file")]
+
+    assert run_command_line([*words, *options]) == 3
+
+    assert "this is a file, not a folder" in " ".join(capsys.readouterr().err.split())

@@ -313,11 +313,10 @@ def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_sweep_survives_its_file() -> None:
-    sweep = make_sweep(
-        make_unit("sleep", 1),
-        make_unit("sleep", 2, needs=["a"]),
-        make_unit("collect", 3, waits_for=["b", "c"]),
-    )
+    first = make_unit("sleep", 1)
+    second = make_unit("sleep", 2, needs=[first.id])
+    last = make_unit("collect", 3, waits_for=[first.id, second.id])
+    sweep = replace(make_sweep(first, second, last), executors={"slurm": {"cpus": 2}})
     assert decode_sweep(encode_sweep(sweep), "x") == sweep
 
 

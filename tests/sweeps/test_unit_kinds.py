@@ -29,7 +29,7 @@ from antlm_bench.sweeps.expansion import expand_sweep
 from antlm_bench.sweeps.status import SweepStatus, build_status, load_state
 from antlm_bench.sweeps.store import FolderStore
 from antlm_bench.sweeps.unit_kinds import UNIT_KINDS, describe_unit
-from antlm_bench.sweeps.units import Sweep, Unit
+from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.sweeps.worker import Worker, WorkerOptions
 
 Make = Callable[..., Path]
@@ -215,9 +215,33 @@ def test_training_scoring_finetuning_and_a_report(files: Path) -> None:
     assert run_dirs == {"chck_1k", "chck_2k", "chck_3k", "tiny-1--main"}
     page = (files / "out" / "report.html").read_text()
     assert "Learning curves" in page
+    assert "tiny-1 (4 checkpoints): only the last checkpoint is compared" in " ".join(page.split())
     assert "train.csv" in page
     [training] = read_provenance(files / "out" / "models" / "pre" / "tiny-1").values()
     assert (training["first_step"], training["last_step"], training["attempt"]) == (1, 72, 1)
+
+
+def test_runs_of_a_recipe_are_known_by_their_units(tmp_path: Path) -> None:
+    trainings = [
+        Unit("train", stage, recipe, {"out": f"models/{stage}/{recipe}-{seed}"})
+        for stage, recipe, seed in (("a", "ltg-bert", 1), ("a", "ltg-bert", 12), ("b", "ltg", 1))
+    ]
+    models = ["stage:a/ltg-bert-1/main", "stage:a/ltg-bert-12/main", "stage:b/ltg-1/main", "gpt2"]
+    runs = [
+        Unit("collect", "collect", model, {"out": f"runs/{number}"})
+        for number, model in enumerate(models)
+    ]
+    context = FakeContext(tmp_path)
+
+    context.sweep = Sweep("x", group_units(iter([*trainings, *runs])))
+    assert unit_kinds._list_recipes(context) == {
+        tmp_path / "runs" / "0": "a/ltg-bert",
+        tmp_path / "runs" / "1": "a/ltg-bert",
+        tmp_path / "runs" / "2": "b/ltg",
+    }
+
+    context.sweep = Sweep("x", group_units(iter([*trainings[:2], *runs])))
+    assert set(unit_kinds._list_recipes(context).values()) == {"ltg-bert"}
 
 
 class FakeContext:
