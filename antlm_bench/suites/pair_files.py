@@ -121,6 +121,12 @@ def choose_format(name: str, request: SuiteRequest) -> PairFormat:
     return PairFormat(layout, request.columns, request.good)
 
 
+def remove_extension(path: Path) -> str:
+    """Return the name of a file of pairs without its extension and .gz."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name.rpartition(".")[0]
+
+
 def suite_name_from_file(file: str) -> str:
     """Return the name of a user's file as a suite; "" if it has no letter and no digit."""
     return slugify_title(file.rpartition(".")[0])
@@ -158,8 +164,7 @@ def _list_columns(data_files: Sequence[_PairFile]) -> set[str]:
 
 def _build_spec(path: Path, pair_format: PairFormat, columns: set[str]) -> SuiteSpec:
     labels = {level: f"{{{level}}}" for level in GROUP_LEVELS if level in columns}
-    file = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    name = suite_name_from_file(file)
+    name = slugify_title(remove_extension(path))
     if is_folder(path):
         name = slugify_title(path.resolve().name)
         columns.discard("id")  # ids of different files may be equal

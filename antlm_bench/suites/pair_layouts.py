@@ -9,7 +9,7 @@ the row with the good sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from antlm_bench.declarations import suggest_name
@@ -124,11 +124,15 @@ def _read_rows(raw: bytes, name: str, location: str, layout: PairLayout) -> reco
             location=location,
             hint=f"name a table .csv, .tsv or .jsonl; a .txt is {' or '.join(with_lines)}",
         )
-    text = records.decode_text(raw, location)
-    lines = enumerate(re.split("\r\n|\r|\n", text), start=1)
     parse_line = layout.parse_line
-    rows = ((n, parse_line(line, f"{location}:{n}")) for n, line in lines if line.strip())
+    rows = ((n, parse_line(line, f"{location}:{n}")) for n, line in read_lines(raw, location))
     return records.limit_records(rows, location)
+
+
+def read_lines(raw: bytes, location: str) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of the lines that are not blank. Raises DataError as decode_text."""
+    lines = re.split("\r\n|\r|\n", records.decode_text(raw, location))
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _rename_columns(
