@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from antlm_bench.cli.app import run
+from antlm_bench.commands.catalog import describe_entry
 from antlm_bench.declarations import list_declarations, parse_toml, shipped_declaration
 from antlm_bench.errors import DataError
 from antlm_bench.runs import open_run
@@ -253,6 +254,15 @@ def test_other_bytes_than_the_published_are_refused(copy_suite: Copy) -> None:
     with pytest.raises(DataError, match="wrong hash"):
         loader.load_suite(str(toml))
     assert not [path for path in sources.cache_dir().rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["jblimp", "syntaxgym", "zhoblimp"])
+def test_show_states_whose_a_suite_is(name: str) -> None:
+    spec: Any = SPECS[name]
+    _, facts = describe_entry([name])
+    for fact in ("language", "licence", "citation", "homepage"):
+        assert facts[fact] == getattr(spec, fact) != ""
+    assert f"0 of {len(spec.data.files)} files here" in facts["data"]
 
 
 # ---- SyntaxGym
