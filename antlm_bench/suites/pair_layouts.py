@@ -225,7 +225,7 @@ def _partner_error(
     if pair_format.good:
         hint += f"; the label of the right ones is {pair_format.good!r}"
     else:
-        hint += "; if the lines have no labels and stand in twos, use --good-first or --bad-first"
+        hint += "; --good-first or --bad-first reads lines in twos; see antlm-bench suggest FILE"
     message = f"a {sentence} sentence without a {partner} one {where} it"
     return DataError(message, location=location, hint=hint)
 

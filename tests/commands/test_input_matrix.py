@@ -249,7 +249,7 @@ def test_runs_are_read_without_their_data(
     ("ref", "words"),
     [
         ("folder", "a folder is not a suite"),
-        ("sentences.txt", "a file '.txt' is not a suite"),
+        ("sentences.txt", "a right sentence without a wrong one after it"),
         ("pairs.xlsx", "a file '.xlsx' is not a suite"),
         ("./pairs.parquet", "a file '.parquet' is not a suite"),
         ("rows.json", "a JSON list is not a SyntaxGym suite"),

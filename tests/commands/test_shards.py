@@ -120,7 +120,8 @@ def test_one_session_opens_and_loads_once(
     monkeypatch.setattr(
         score_session, "open_checkpoint", count("open", score_session.open_checkpoint)
     )
-    monkeypatch.setattr(loader, "load_suite", count("load", loader.load_suite))
+    load = count("load", loader.load_requested_suite)
+    monkeypatch.setattr(loader, "load_requested_suite", load)
     new_session = ScoreSession()
 
     score_shards(new_session, make_checkpoint(), pairs, tmp_path, 3)
