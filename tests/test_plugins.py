@@ -167,7 +167,7 @@ def test_a_kind_of_suite_is_one_record_of_a_package(
     (suites_folder / "gaps.toml").write_text(documented("# tasks/gaps.toml"))
     model, out = str(make_checkpoint("causal")), str(tmp_path / "run")
     assert run(["list", "suites", "--csv"]) == 0
-    assert "gaps,score,,accuracy,Words in gaps" in capsys.readouterr().out
+    assert "gaps,score,,,accuracy,Words in gaps" in capsys.readouterr().out
     assert run(["show", "gaps"]) == 0
     assert "Words in gaps" in capsys.readouterr().out
     assert run(["score", "--model", model, "--suite", "gaps", "--out", out]) == 0

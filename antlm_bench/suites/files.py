@@ -74,10 +74,14 @@ def read_tar_members(archive: bytes, location: str) -> dict[str, bytes]:
     the same name.
     """
     members: dict[str, bytes] = {}
+    end = -1  # offset of the last header
     try:
         unpacked = unpack_gzip(archive, location)
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as opened:
             for member in opened:
+                if member.size < 0 or member.offset <= end:
+                    raise tarfile.ReadError("a size is negative")  # tarfile would never end
+                end = member.offset
                 name = member.name.rpartition("/")[2]
                 # A sparse member unpacks to more than the archive holds.
                 if not member.isreg() or member.issparse() or name.startswith("."):
@@ -86,7 +90,7 @@ def read_tar_members(archive: bytes, location: str) -> dict[str, bytes]:
                     raise DataError(f"two members are called {name!r}", location=location)
                 file = opened.extractfile(member)
                 members[name] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
         message = f"damaged archive: {error}"
         raise DataError(message, location=location, hint=REFETCH_HINT) from None
     return dict(sorted(members.items()))

@@ -227,7 +227,7 @@ def test_a_collection_is_named_by_its_members() -> None:
             "[data]",
             '[data]\nsources = [{ http = "http://x/{part}" }]',
             "data.sources.0",
-            "only the field {file}",
+            "may contain only {file}, {stem} and {folder}",
         ),
         (
             "[data]",

@@ -23,10 +23,12 @@ from typing import Any
 import pytest
 
 from antlm_bench.cli.app import run
+from antlm_bench.commands.catalog import describe_entry
 from antlm_bench.declarations import list_declarations, parse_toml, shipped_declaration
 from antlm_bench.errors import DataError
 from antlm_bench.runs import open_run
 from antlm_bench.suites import loader, sources
+from antlm_bench.suites.declaration_types import SourceSpec
 from antlm_bench.suites.spec import SuiteSpec, SyntaxGymSpec
 from antlm_bench.suites.task_types import read_declaration_file
 from antlm_bench.suites.templates import split_file_name
@@ -169,13 +171,17 @@ def make_file(name: str, record: Mapping[str, Any]) -> bytes:
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
     if not name.endswith(".tar.gz"):
         return line
+    return make_archive(
+        ("ZhoBLiMP/BA_negation.jsonl", line),
+        ("ZhoBLiMP/._BA_negation.jsonl", b"a hidden file of macOS"),
+        ("ZhoBLiMP/README.md", b"no table"),
+    )
+
+
+def make_archive(*members: tuple[str, bytes]) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as opened:
-        for path, body in (
-            ("ZhoBLiMP/BA_negation.jsonl", line),
-            ("ZhoBLiMP/._BA_negation.jsonl", b"a hidden file of macOS"),
-            ("ZhoBLiMP/README.md", b"no table"),
-        ):
+        for path, body in members:
             member = tarfile.TarInfo(path)
             member.size = len(body)
             opened.addfile(member, io.BytesIO(body))
@@ -204,10 +210,39 @@ def test_a_suite_is_fetched_and_read(name: str, copy_suite: Copy) -> None:
     assert stored == [first if first.endswith(".tar.gz") else f"{first}.gz"]
 
 
-def test_a_damaged_archive_is_refused_before_it_is_stored(copy_suite: Copy) -> None:
-    toml = copy_suite("zhoblimp", {"ZhoBLiMP.tar.gz": gzip.compress(b"not a tar" * 100)})
-    with pytest.raises(DataError, match="damaged archive"):
+NEGATIVE_SIZE = tarfile.TarInfo("a.jsonl")
+NEGATIVE_SIZE.size = -1024
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        (b"not a gzip", "damaged archive"),
+        (gzip.compress(b"not a tar" * 100), "damaged archive"),
+        (make_archive(("a.jsonl", b"{}"))[:-20], "damaged archive"),
+        (gzip.compress(NEGATIVE_SIZE.tobuf(tarfile.GNU_FORMAT)), "damaged archive"),
+        (make_archive(("x/a.jsonl", b"{}"), ("y/a.jsonl", b"{}")), "two members are called"),
+        (make_archive(("README", b"text")), "no table"),
+    ],
+)
+def test_an_archive_that_cannot_be_read_is_one_sentence(
+    archive: bytes, message: str, copy_suite: Copy
+) -> None:
+    toml = copy_suite("zhoblimp", {"ZhoBLiMP.tar.gz": archive})
+    with pytest.raises(DataError, match=message):
         loader.load_suite(str(toml))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"http": "https://example.org/{language}"},
+        {"hub": "a/b", "config": "{language}", "split": "test"},
+    ],
+)
+def test_an_address_has_the_fields_of_a_file_only(source: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"may contain only .*\{stem\}"):
+        SourceSpec.model_validate(source)
 
 
 def test_other_bytes_than_the_published_are_refused(copy_suite: Copy) -> None:
@@ -219,6 +254,15 @@ def test_other_bytes_than_the_published_are_refused(copy_suite: Copy) -> None:
     with pytest.raises(DataError, match="wrong hash"):
         loader.load_suite(str(toml))
     assert not [path for path in sources.cache_dir().rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["jblimp", "syntaxgym", "zhoblimp"])
+def test_show_states_whose_a_suite_is(name: str) -> None:
+    spec: Any = SPECS[name]
+    _, facts = describe_entry([name])
+    for fact in ("language", "licence", "citation", "homepage"):
+        assert facts[fact] == getattr(spec, fact) != ""
+    assert f"0 of {len(spec.data.files)} files here" in facts["data"]
 
 
 # ---- SyntaxGym
