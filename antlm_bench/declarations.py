@@ -31,8 +31,8 @@ DeclarationKind = Literal["tasks", "models"]
 
 NOUNS: dict[DeclarationKind, str] = {"tasks": "suite", "models": "recipe"}
 SOURCES: dict[DeclarationKind, str] = {
-    "tasks": "a name (antlm-bench list suites), a .toml, a SyntaxGym .json, or a file of pairs: "
-    ".csv, .tsv, .jsonl",
+    "tasks": "a name (antlm-bench list suites), a .toml, a SyntaxGym .json, or pairs: "
+    "a .csv, .tsv, .jsonl, .txt, or a folder of them",
     "models": "a name (antlm-bench list models) or a .toml",
 }
 """What a suite or a recipe can be given as, for hints."""

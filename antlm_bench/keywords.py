@@ -13,10 +13,12 @@ from antlm_bench.types import MethodPairs, Names
 
 COMMAND_LINE_NAMES = {
     "attention": "attentions",
+    "bad_first": "good",
     "baseline": "published",
     "batch_tokens": "micro_tokens",
     "compat": "preset",
     "compile": "compiled",
+    "good_first": "good",
     "member": "stand_ins",
     "method": "methods",
     "model": "models",
@@ -91,6 +93,10 @@ class ScoreKeywords(WeightKeywords, total=False):
     """Score only the first `limit` items of every paradigm."""
     columns: Mapping[str, str]
     """For a file of pairs: our column -> its column, as {"good": "grammatical"}."""
+    layout: str
+    """Layout of a file of pairs: columns, alternating, labelled or long."""
+    good: str
+    """Which sentence of a file of pairs is right: first, second, or the label of right ones."""
     allow_incomplete: bool
     """Score a suite even if its files lack items."""
     unigrams: str | None

@@ -25,6 +25,7 @@ from antlm_bench.cli import (
     plan,
     power,
     score,
+    suggest,
     surprisal,
     sweep,
     train,
@@ -70,6 +71,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "track": (export.track_command, ""),
     "list": (catalog.list_command, ""),
     "show": (catalog.show_command, ""),
+    "suggest": (suggest.suggest_command, ""),
     "doctor": (catalog.doctor_command, ""),
 }
 """Name -> (function, text below its help)."""

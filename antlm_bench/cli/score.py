@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     AgainOption,
-    ColumnsOption,
     ModelsOption,
     NameOption,
     OptionValues,
@@ -18,11 +17,11 @@ from antlm_bench.cli.shared_options import (
     build_options,
     model_option,
     output_option,
-    parse_column_map,
     run_folder_option,
     settings_option,
     split_names,
     with_open_options,
+    with_pair_format,
     with_table_format,
 )
 from antlm_bench.cli.torchrun import count_processes, is_first_process, silence_other_processes
@@ -42,21 +41,21 @@ OTHER_TOOLS_OPTIONS_HELP = (
 
 @with_table_format()
 @with_open_options()
+@with_pair_format
 def score_command(
     model: ModelsOption,
     suite: Annotated[
         list[str],
         model_option(
             metavar="NAME",
-            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. "
-            "Or a,b.",
+            help="Suite, collection, .csv .tsv .jsonl .txt of pairs or a folder of them, .toml, "
+            ".json, lm-eval:TASK. Or a,b.",
         ),
     ],
     limit: Annotated[
         int | None,
         model_option(metavar="N", min=1, help="Only the first N items of every paradigm."),
     ] = None,
-    columns: ColumnsOption = None,
     unigrams: Annotated[
         str | None,
         model_option(
@@ -132,15 +131,16 @@ def score_command(
     dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,
+    pair_format: OptionValues,
     table_format: str,
 ) -> None:
     """Score checkpoints on suites, print a table, write all predictions into a run folder."""
     # The arguments of this function have the names of the options' fields.
-    values = {**locals(), **open_options}
+    values = {**locals(), **open_options, **pair_format}
     from antlm_bench.commands.score_options import ScoreOptions
 
     suites, methods = split_names(suite), split_names(method)
-    options = build_options(ScoreOptions, values, columns=parse_column_map(columns))
+    options = build_options(ScoreOptions, values)
     if dry_run:
         if is_first_process():
             from antlm_bench.commands.plan import plan_score

@@ -160,10 +160,6 @@ ModelsOption = Annotated[
         "--model", metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable."
     ),
 ]
-ColumnsOption = Annotated[
-    list[str] | None,
-    model_option("--columns", metavar="good=A,bad=B", help="Column names of your file."),
-]
 BatchTokensOption = Annotated[
     int | None,
     settings_option(
@@ -298,6 +294,35 @@ OPEN_OPTIONS: dict[str, Any] = {
     ],
 }
 """Options for opening a checkpoint: field of `checkpoints.OpenOptions` -> the option's type."""
+PAIR_FORMAT_OPTIONS: dict[str, Any] = {
+    "columns": Annotated[
+        list[str] | None,
+        model_option(
+            "--columns",
+            metavar="good=A,bad=B",
+            help="Column names of your file; of a long table key=A,label=B,sentence=C.",
+        ),
+    ],
+    "layout": Annotated[
+        str | None,
+        model_option(
+            metavar="NAME",
+            help="Layout of your file: columns, alternating, labelled, long "
+            "(antlm-bench suggest FILE).",
+            show_default="by the file",
+        ),
+    ],
+    "good": Annotated[
+        str | None, model_option(metavar="LABEL", help="Label of the right sentences in your file.")
+    ],
+    "good_first": Annotated[
+        bool, model_option("--good-first", help="The first of two lines is right.")
+    ],
+    "bad_first": Annotated[
+        bool, model_option("--bad-first", help="The second of two lines is right.")
+    ],
+}
+"""Options that say how a user's file of pairs is read (suites.pair_files)."""
 FormatOption = Annotated[
     str | None,
     output_option(
@@ -317,6 +342,30 @@ def with_open_options(*, without: Sequence[str] = ()) -> Callable[[Command], Com
     """
     options = {name: option for name, option in OPEN_OPTIONS.items() if name not in without}
     return lambda command: _add_options(command, options, "open_options", dict)
+
+
+def with_pair_format(command: Command) -> Command:
+    """Give a command the options PAIR_FORMAT_OPTIONS.
+
+    The command takes them as its argument `pair_format`, with the names of the fields of
+    `suites.task_types.SuiteRequest`.
+    """
+    return _add_options(command, PAIR_FORMAT_OPTIONS, "pair_format", _parse_pair_format)
+
+
+def _parse_pair_format(values: OptionValues) -> OptionValues:
+    """Return the values of columns, layout and good that were given. Raises UsageError."""
+    orders = {"--good-first": values["good_first"], "--bad-first": values["bad_first"]}
+    given = [flag for flag, is_set in orders.items() if is_set] + ["--good"] * bool(values["good"])
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="give one of them")
+    good = values["good"] or {"--good-first": "first", "--bad-first": "second"}.get("".join(given))
+    parsed = {
+        "columns": parse_column_map(values["columns"]),
+        "layout": values["layout"],
+        "good": good,
+    }
+    return {name: value for name, value in parsed.items() if value}
 
 
 def with_table_format(

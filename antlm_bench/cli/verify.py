@@ -9,16 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from antlm_bench.cli.shared_options import (
-    ColumnsOption,
     ModelOption,
     OptionValues,
     build_options,
     model_option,
     output_option,
-    parse_column_map,
     settings_option,
     split_names,
     with_open_options,
+    with_pair_format,
     with_table_format,
 )
 
@@ -33,20 +32,21 @@ NOISE_LEGEND = (
 
 @with_table_format()
 @with_open_options(without=("device", "dtype", "batch_tokens", "original_layout"))
+@with_pair_format
 def verify_command(
     model: ModelOption,
     suite: Annotated[
         list[str],
         model_option(
             metavar="NAME",
-            help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b.",
+            help="Suite, collection, .csv .tsv .jsonl .txt of pairs or a folder of them, or .toml. "
+            "Repeatable, or a,b.",
         ),
     ],
     limit: Annotated[
         int,
         model_option(metavar="N", min=1, help="Items per suite, evenly spaced."),
     ] = 100,
-    columns: ColumnsOption = None,
     method: Annotated[
         list[str] | None,
         settings_option(
@@ -61,6 +61,7 @@ def verify_command(
     ] = 1e-3,
     *,
     open_options: OptionValues,
+    pair_format: OptionValues,
     table_format: str,
 ) -> None:
     """Score a sample of items with our engine, minicons and lm-eval, and list all differences.
@@ -78,7 +79,7 @@ def verify_command(
         split_names(suite),
         limit=limit,
         methods=split_names(method),
-        columns=parse_column_map(columns),
+        **pair_format,
         tolerance=tolerance,
         options=options,
     )

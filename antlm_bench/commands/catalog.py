@@ -19,7 +19,7 @@ from antlm_bench.declarations import (
 from antlm_bench.errors import BenchError, DeclarationError, UsageError, map_collecting_errors
 from antlm_bench.metrics import METRICS
 from antlm_bench.scoring.methods import METHODS, get_method
-from antlm_bench.suites import pairs_csv
+from antlm_bench.suites.pair_files import is_pairs_ref, is_table_file
 from antlm_bench.suites.sources import describe_files
 from antlm_bench.suites.task_types import (
     TASK_TYPES,
@@ -231,14 +231,19 @@ def describe_entry(
         return _describe_method(name)
     if kind == "architectures":
         return _describe_architecture(name)
-    if pairs_csv.is_pairs_file(name):
-        # The same kinds of file (CSV, JSONL, ...) hold pairs, or texts with labels.
-        return name, {
-            "kind": "a file of pairs: antlm-bench score --model CKPT --suite FILE; "
-            "--columns names its columns",
-            "or": "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
-            "--valid FILE",
+    if is_pairs_ref(name):
+        noun = "a folder of files of pairs" if is_folder(name) else "a file of pairs"
+        facts = {
+            "kind": f"{noun}: antlm-bench score --model CKPT --suite "
+            f"{'FOLDER' if is_folder(name) else 'FILE'}; --columns names its columns",
+            "how it is read": "antlm-bench suggest FILE",
         }
+        if is_table_file(name):  # the same kinds of file hold pairs, or texts with labels
+            facts["or"] = (
+                "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
+                "--valid FILE"
+            )
+        return name, facts
     if record := match_task_type(name):
         return name, {"kind": record.noun, "run": fill_command(record.example_command, [name])}
     spec, folder = read_declaration(name)

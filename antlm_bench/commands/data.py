@@ -10,7 +10,7 @@ from pathlib import Path
 from antlm_bench.errors import DataError, IncompleteError, UsageError, map_collecting_errors
 from antlm_bench.printable import format_count
 from antlm_bench.suites import sources
-from antlm_bench.suites.pairs_csv import is_pairs_file
+from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.sources import SuiteWithData
 from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, read_catalog, read_declaration
 
@@ -113,7 +113,7 @@ def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path
     """
     specs: dict[str, tuple[SuiteWithData, Path]] = {}
     for name in suite_names:
-        if is_pairs_file(name):
+        if is_pairs_ref(name):
             raise UsageError(
                 f"{name!r} is a file of yours: it has no published version",
                 hint="name suites: antlm-bench list suites",

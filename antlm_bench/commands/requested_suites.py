@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.suites import loader
 from antlm_bench.suites.names import absolute_path, deduplicate_suites
-from antlm_bench.suites.pairs_csv import columns_for_ref
+from antlm_bench.suites.pair_files import list_pair_files, select_format
 from antlm_bench.suites.task_types import Suite, SuiteRequest, find_task_type
 from antlm_bench.types import Run
 
@@ -35,12 +36,7 @@ class SuiteCache:
         key = json.dumps(asdict(request), sort_keys=True)
         suite, states = self._suites.pop(key, (None, ()))
         if suite is None or states != file_states(suite.origin):
-            suite = loader.load_suite(
-                request.ref,
-                limit=request.limit,
-                allow_incomplete=request.allow_incomplete,
-                columns=request.columns or None,
-            )
+            suite = loader.load_requested_suite(request)
         self._suites[key] = suite, file_states(suite.origin)
         while len(self._suites) > 1 and self._count_items() > self.max_items:
             del self._suites[next(iter(self._suites))]
@@ -56,8 +52,8 @@ have no state: their hashes are verified when they are read."""
 
 
 def file_states(origin: Sequence[str]) -> FileStates:
-    """Return the states of the user's files that exist."""
-    paths = filter(Path.exists, map(Path, origin))
+    """Return the states of the user's files that exist; of a folder, those of its files."""
+    paths = [file for path in origin for file in list_pair_files(Path(path)) if file.exists()]
     return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
@@ -69,14 +65,15 @@ class RequestedSuites:
         refs: Sequence[str],
         *,
         limit: int | None = None,
-        columns: Mapping[str, str] | None = None,
+        pair_format: Mapping[str, Any] | None = None,
         allow_incomplete: bool = False,
         require_all: bool = False,
         cache: SuiteCache | None = None,
     ) -> None:
         """Check the references (names, collections, files). Raises UsageError, DeclarationError.
 
-        cache: where suites are loaded; None = a new one. Other arguments: see ScoreOptions.
+        pair_format: how files of pairs are read, by FORMAT_FIELDS. cache: where suites are loaded;
+        None = a new one. Other arguments: see ScoreOptions.
         """
         if not refs:
             raise UsageError(
@@ -87,8 +84,15 @@ class RequestedSuites:
         """Reference -> why its data cannot be read, while the other suites are scored."""
         self.error: BenchError | None = None
         """The error of loading, which would be the same for every checkpoint."""
-        self._limit, self._columns = limit, columns or {}
-        self._allow_incomplete, self._require_all = allow_incomplete, require_all
+        self._require_all = require_all
+        self._requests_by_ref = {
+            ref: SuiteRequest(
+                ref, limit, allow_incomplete, **select_format(ref, self.refs, pair_format or {})
+            )
+            for ref in self.refs
+        }
+        for request in self._requests_by_ref.values():
+            loader.check_request(request)
         self._cache = cache or SuiteCache(max_items=0)
         self._requests: list[tuple[Suite, SuiteRequest]] = []
         self._suites: list[Suite] | None = None
@@ -121,8 +125,7 @@ class RequestedSuites:
 
     def _load_available(self) -> Iterator[Suite]:
         for ref in self.refs:
-            columns = columns_for_ref(ref, self.refs, self._columns) or {}
-            request = SuiteRequest(ref, self._limit, self._allow_incomplete, columns)
+            request = self._requests_by_ref[ref]
             try:
                 suite = self._cache.load(request)
             except DataError as error:

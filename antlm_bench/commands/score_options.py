@@ -26,6 +26,9 @@ class ScoreOptions:
     """Name of the model in tables; None = that of its folder or hub id."""
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    layout: str = ""
+    good: str = ""
+    """With `layout` and `columns`: how a file of pairs is read (suites.task_types.SuiteRequest)."""
     allow_incomplete: bool = False
     require_all: bool = False
     unigrams: str | None = None

@@ -22,6 +22,7 @@ from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method, resolve_method
+from antlm_bench.suites.pair_files import FORMAT_FIELDS
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
 
@@ -91,7 +92,7 @@ class ScoreSession:
         requested_suites = RequestedSuites(
             suites,
             limit=options.limit,
-            columns=options.columns,
+            pair_format={name: getattr(options, name) for name in FORMAT_FIELDS},
             allow_incomplete=options.allow_incomplete,
             require_all=options.require_all,
             cache=self.suite_cache,

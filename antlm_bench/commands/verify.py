@@ -42,8 +42,8 @@ from antlm_bench.scoring.peers import (
 )
 from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
-from antlm_bench.suites.pairs_csv import columns_for_ref
-from antlm_bench.suites.task_types import TASK_TYPES, Suite
+from antlm_bench.suites.pair_files import select_format
+from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest
 from antlm_bench.types import Encodings, Floats, Item, Names, as_list
 
 DEFAULT_TOLERANCE = 1e-3
@@ -58,14 +58,16 @@ def verify(
     limit: int = 100,
     methods: Names = (),
     columns: Mapping[str, str] | None = None,
+    layout: str = "",
+    good: str = "",
     tolerance: float = DEFAULT_TOLERANCE,
     options: OpenOptions | None = None,
 ) -> Verification:
     """Score `limit` items of every suite, evenly spaced, with our engine and with every peer.
 
-    methods: scoring methods that a peer has; () = the checkpoint's first. columns: for a file of
-    pairs, our column -> its column. options: how our engine opens the checkpoint; device and dtype
-    must be those of the peers, cpu and float32.
+    methods: scoring methods that a peer has; () = the checkpoint's first. columns, layout, good:
+    how a file of pairs is read (suites.task_types.SuiteRequest). options: how our engine opens the
+    checkpoint; device and dtype must be those of the peers, cpu and float32.
 
     Raises UsageError, MethodNotSupported (no peer has the method; raised before data is loaded),
     DataError, CheckpointError. A disagreement is no error here: see
@@ -100,9 +102,10 @@ def verify(
     refs = suites.list_suite_refs(suite)
     agreements: list[PeerAgreement] = []
     for ref in refs:
-        suite_columns = columns_for_ref(ref, refs, columns)
+        pair_format = select_format(ref, refs, {"columns": columns, "layout": layout, "good": good})
         # A sample does not need a complete suite.
-        loaded = suites.load_suite(ref, allow_incomplete=True, columns=suite_columns)
+        request = SuiteRequest(ref, allow_incomplete=True, **pair_format)
+        loaded = suites.load_requested_suite(request)
         texts = [option.text for item in loaded.items for option in item.options]
         checkpoint.run_self_test(texts, [get_method(name) for name in method_names])
         agreements += _compare_suite(checkpoint, loaded, limit, peers, tolerance)

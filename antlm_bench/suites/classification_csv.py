@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites import files, pairs_csv, records
+from antlm_bench.suites import files, pair_files, records
 from antlm_bench.suites.classification import ClassificationSpec, Split, TaskSpec
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import to_valid_unicode
@@ -24,7 +24,7 @@ RecordList = list[tuple[int, records.Record]]
 def task_name_from_path(ref: str) -> str:
     """Return the name of the task of a train file: the file's name without its extension."""
     file = re.sub(r"\.gz$", "", Path(ref).name, flags=re.IGNORECASE)
-    return pairs_csv.suite_name_from_file(file) or "texts"
+    return pair_files.suite_name_from_file(file) or "texts"
 
 
 def read_splits(

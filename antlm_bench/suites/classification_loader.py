@@ -30,7 +30,7 @@ from antlm_bench.suites.classification import (
 )
 from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
-from antlm_bench.suites.pairs_csv import is_pairs_file as is_table_file
+from antlm_bench.suites.pair_files import is_table_file
 from antlm_bench.suites.task_types import read_declaration, read_declaration_of_type
 from antlm_bench.suites.templates import fill_template, get_field, hash_cluster, template_fields
 from antlm_bench.types import Example, task_full_name

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict, field_validator, model_validator
 
@@ -136,13 +136,15 @@ class DerivationSpec(Declaration):
 class DataSpec(Declaration):
     """The table [data]: the files of a suite."""
 
-    where: Annotated[TomlTuple[Text], Field(min_length=1)]
+    where: Annotated[TomlTuple[Text], Field(min_length=1)] = ("{file}",)
     """Templates of a file's path below a data root. They are tried in order, also with `.gz`
     appended; downloads are stored at the first. "archive.zip!member" is a member of a zip, which is
     read with `password` and never unpacked on disk.
     """
     files: Annotated[dict[Text, FileSpec], Field(min_length=1)]
-    """Name of each official file -> its properties."""
+    """Each official file -> its properties, or a list of files. A name may begin with folders, so
+    that files of different folders can have the same name.
+    """
     sources: TomlTuple[SourceSpec] = ()
     """Sources for downloads, in the order in which they are tried."""
     password: Text | None = None
@@ -151,11 +153,19 @@ class DataSpec(Declaration):
 
     _validate_paths = field_validator("where")(validate_paths)
 
+    @field_validator("files", mode="before")
+    @classmethod
+    def _convert_list(cls, value: Any) -> Any:
+        is_list = isinstance(value, list) and all(isinstance(file, str) for file in value)
+        return dict.fromkeys(value, FileSpec()) if is_list else value
+
     @model_validator(mode="after")
     def _check_consistency(self) -> DataSpec:
         for file in self.files:
-            if "/" in file or "\\" in file or file.startswith("."):
-                raise ValueError(f"{file!r} is a path, not a file name; put folders into `where`")
+            if "\\" in file or any(part.startswith(".") or not part for part in file.split("/")):
+                raise ValueError(
+                    f"{file!r} must be a relative path with '/', without '..' and hidden folders"
+                )
         if any(source.hub and not source.config for source in self.sources) and self.derive is None:
             raise ValueError("a hub source needs `config`, or a [data.derive] table")
         return self

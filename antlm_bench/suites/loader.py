@@ -19,7 +19,15 @@ from antlm_bench.declarations import (
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.printable import format_count
-from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
+from antlm_bench.suites import (
+    grammar,
+    pair_files,
+    pair_layouts,
+    reading_times_spec,
+    records,
+    sources,
+    syntaxgym,
+)
 from antlm_bench.suites.acceptability import JudgementSpec
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.names import absolute_path
@@ -40,6 +48,7 @@ from antlm_bench.suites.templates import (
     fill_template,
     get_field,
     hash_cluster,
+    split_file_name,
     template_fields,
 )
 from antlm_bench.types import Item, Names, Option, as_list
@@ -52,34 +61,54 @@ def load_suite(
     limit: int | None = None,
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
+    layout: str = "",
+    good: str = "",
 ) -> Suite:
     """Load a suite with the loader of its task type.
 
-    ref, limit, allow_incomplete, columns: see SuiteRequest. Raises DataError (files are missing,
-    damaged or incomplete), DeclarationError, UsageError.
+    Arguments: see SuiteRequest. Raises DataError (files are missing, damaged or incomplete),
+    DeclarationError, UsageError.
     """
+    return load_requested_suite(
+        SuiteRequest(ref, limit, allow_incomplete, columns or {}, layout, good)
+    )
+
+
+def load_requested_suite(request: SuiteRequest) -> Suite:
+    """Load a suite. Raises as `load_suite`."""
+    check_request(request)
+    task_type = find_task_type(request.ref)
+    if task_type.load is None:
+        raise _not_scored_error(request.ref)
+    return task_type.load(request)
+
+
+def check_request(request: SuiteRequest) -> None:
+    """Raise UsageError for settings of a request that do not fit its suite. Nothing is read."""
+    ref, limit = request.ref, request.limit
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
-    if columns and not pairs_csv.is_pairs_file(ref):
-        raise UsageError(
-            f"{ref!r} is not a file of pairs",
-            location="--columns",
-            hint="--columns is for a CSV, TSV or JSONL file of pairs; leave it out",
-        )
-    task_type = find_task_type(ref)
-    if task_type.load is None:
-        raise _not_scored_error(ref)
-    return task_type.load(SuiteRequest(ref, limit, allow_incomplete, columns or {}))
+    if pair_files.is_pairs_ref(ref):
+        for path in pair_files.list_pair_files(expand_user_path(ref)):
+            pair_layouts.check_format(pair_files.choose_format(path.name, request))
+    else:
+        for name in pair_files.FORMAT_FIELDS:
+            if getattr(request, name):
+                raise UsageError(
+                    f"{ref!r} is not a file of pairs",
+                    location=f"--{name}",
+                    hint=f"--{name} is for a CSV, TSV, JSONL or TXT file of pairs; leave it out",
+                )
 
 
 def load_declared_suite(request: SuiteRequest) -> Suite:
-    """Load a suite of a TOML of kind "suite", or of a file of pairs."""
+    """Load a suite of a TOML of kind "suite", or of a file or folder of pairs."""
     ref, limit = request.ref, request.limit
     reading_times = None
     origin: tuple[str, ...]
-    if pairs_csv.is_pairs_file(ref):
+    if pair_files.is_pairs_ref(ref):
         path = expand_user_path(ref)
-        spec, rows = pairs_csv.read_pairs(path, request.columns)
+        spec, rows = pair_files.read_pairs(path, request)
         items, origin = build_items(spec, rows), (absolute_path(path),)
     else:
         spec, folder = read_suite_spec(ref)
@@ -278,7 +307,7 @@ class _ItemBuilder:
     def build_item(self, file: str, record: records.Record, location: str) -> Item | None:
         """Build the item of a record; return None if the declaration skips it."""
         spec, rule = self.spec, self.spec.item
-        record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
+        record = {**record, **split_file_name(file)}
         record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
         if rule.skip:
             value = get_field(record, rule.skip.field, location)
@@ -375,7 +404,11 @@ def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
             continue
         data_file = sources.get_file(spec, file, folder)
         location = data_file.location
-        yield file, location, records.read_records(data_file.raw, file, location)
+        if spec.data.layout is None:
+            rows = records.read_records(data_file.raw, file, location)
+        else:
+            rows = pair_layouts.read_pairs(data_file.raw, file, location, spec.data.pair_format)
+        yield file, location, rows
 
 
 def _limit_items(items: Sequence[Item], level: str | None, limit: int | None) -> list[Item]:
@@ -404,4 +437,6 @@ def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:
         sha.update(encode([item.id, options, item.gold, item.labels]).encode())
     if spec.times:
         sha.update(encode(spec.times.model_dump()).encode())
+    if spec.data and spec.data.layout not in (None, pair_layouts.DEFAULT_LAYOUT):
+        sha.update(spec.data.layout.encode())
     return sha.hexdigest()

@@ -60,6 +60,14 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
         extensions = ", ".join(f".{extension}" for extension in PARSERS)
         hint = f"use one of {extensions}, each also with .gz"
         raise DataError(f"unknown file format {name!r}", location=location, hint=hint)
+    text = decode_text(raw, location)
+    return limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+
+
+def decode_text(raw: bytes, location: str) -> str:
+    """Return the text of a file, without a byte order mark. Raises DataError for other bytes than
+    UTF-8, and for a NUL.
+    """
     text = decode_utf8(raw, location, DataError).removeprefix("\ufeff")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -68,10 +76,10 @@ def read_records(raw: bytes, name: str, location: str) -> Records:
             location=f"{location}:{line}",
             hint="is it a text file, saved as UTF-8?",
         )
-    return _limit_records((PARSERS.get(suffix) or parse_json_lists)(text, location), location)
+    return text
 
 
-def _limit_records(rows: Records, location: str) -> Records:
+def limit_records(rows: Records, location: str) -> Records:
     """Yield the records of a file. Raises DataError for more of them than memory holds as items."""
     for count, (line, record) in enumerate(rows, start=1):
         if count > MAX_RECORDS:

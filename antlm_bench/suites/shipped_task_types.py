@@ -13,7 +13,7 @@ from antlm_bench.suites.acceptability import AcceptabilitySpec
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
-from antlm_bench.suites.pairs_csv import is_pairs_file
+from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
 from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, build_suite_row
 
@@ -83,7 +83,7 @@ def _check_lm_eval_methods(ref: str, method_names: Sequence[str]) -> None:
 MULTIPLE_CHOICE = TaskType(
     name="suite",
     declaration=SuiteSpec,
-    matches=is_pairs_file,
+    matches=is_pairs_ref,
     load=loader.load_declared_suite,
     list_row=_list_suite,
     describe=_describe_suite,

@@ -24,6 +24,7 @@ from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.printable import format_count
 from antlm_bench.suites import derivation, downloads, files
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
+from antlm_bench.suites.templates import split_file_name
 
 OFFLINE_VARIABLES = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 WRONG_HASH = "wrong hash"  # begins the error message about a file with another sha256
@@ -77,9 +78,8 @@ class _FileQuery:
 
     def candidate_paths(self, root: Path) -> Iterator[tuple[Path, str]]:
         """Yield (path, member of that zip or "") below a root, in the order of search."""
-        stem = self.file.rpartition(".")[0]
         for pattern in self.where:
-            path, _, member = pattern.format(file=self.file, stem=stem).partition("!")
+            path, _, member = pattern.format(**split_file_name(self.file)).partition("!")
             yield root / path, member
 
 

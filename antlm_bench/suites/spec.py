@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple
+from antlm_bench.errors import UsageError
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.metrics.records import (
     CLUSTERED_KINDS,
@@ -19,6 +20,7 @@ from antlm_bench.metrics.records import (
     SINGLE_TEXT_KINDS,
     validate_metric,
 )
+from antlm_bench.suites import pair_layouts
 from antlm_bench.suites.acquisition import ChildVocabularySpec
 from antlm_bench.suites.declaration_types import (
     CheckSpec,
@@ -32,6 +34,38 @@ from antlm_bench.suites.reading_times_spec import ReadingTimesSpec
 from antlm_bench.suites.templates import validate_template
 
 MetricName = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
+
+
+class SuiteDataSpec(DataSpec):
+    """The table [data] of a suite of items: files, and how they are read."""
+
+    layout: Text | None = None
+    """Layout of files of pairs (suites.pair_layouts.LAYOUTS), whose records have the fields `good`
+    and `bad` beside those of the file. None = a record is a row of the file.
+    """
+    columns: dict[Text, Text] = Field(default={})
+    """With `layout`: our column -> its name in the files. Recognised names may be left out."""
+    good: str = ""
+    """With `layout`: which sentence is right: "first" or "second" of two lines, or the label of the
+    right sentences.
+    """
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> SuiteDataSpec:
+        if self.layout is None:
+            if self.columns or self.good:
+                raise ValueError("`columns` and `good` need `layout`")
+            return self
+        try:
+            pair_layouts.check_format(self.pair_format)
+        except UsageError as error:
+            raise ValueError(f"{error.message}: {error.hint}") from None
+        return self
+
+    @property
+    def pair_format(self) -> pair_layouts.PairFormat:
+        """How the files are read, where `layout` is given."""
+        return pair_layouts.PairFormat(self.layout or "", self.columns, self.good)
 
 
 class OptionSpec(Declaration):
@@ -49,6 +83,9 @@ class OptionSpec(Declaration):
     _validate_templates = field_validator("scored", "context")(validate_template)
 
 
+GOOD_AND_BAD = (OptionSpec(scored="{good}"), OptionSpec(scored="{bad}"))
+
+
 class SkipSpec(Declaration):
     """The table [item.skip]: rows that are left out."""
 
@@ -61,8 +98,8 @@ class SkipSpec(Declaration):
 class ItemSpec(Declaration):
     """The table [item]: how a record of a data file becomes an item."""
 
-    options: Annotated[TomlTuple[OptionSpec], Field(min_length=1)]
-    """The candidate texts."""
+    options: Annotated[TomlTuple[OptionSpec], Field(min_length=1)] = GOOD_AND_BAD
+    """The candidate texts. Default: the fields `good` and `bad`, which a `layout` makes."""
     each: Text | None = None
     """A field with a list. Each entry gives one option, by the only template in `options`, which
     contains {each}.
@@ -87,6 +124,8 @@ class ItemSpec(Declaration):
             raise ValueError("`split` needs `each`, the field that is split")
         if self.each and len(self.options) != 1:
             raise ValueError(f"with `each`, `options` must have one entry, not {len(self.options)}")
+        if self.alone and not self.each and len(self.options) > 1:
+            raise ValueError("with `alone`, `options` must have one entry")
         if not self.each and not self.alone and len(self.options) < 2:
             raise ValueError("an item needs two options or more")
         if not self.each and isinstance(self.gold, int) and self.gold >= len(self.options):
@@ -189,7 +228,7 @@ class SuiteSpec(SuiteDeclaration):
     """Levels of `groups` whose groups the headline averages with equal weights, outermost first. ()
     = over all items.
     """
-    item: ItemSpec
+    item: ItemSpec = Field(default=ItemSpec())
     labels: dict[Text, Template] = Field(default={})
     """Label level -> template of an item's label."""
     rename: dict[Text, dict[str, str]] = Field(default={})
@@ -205,7 +244,7 @@ class SuiteSpec(SuiteDeclaration):
     """Human reading times, for the metric delta-r2."""
     children: ChildVocabularySpec | None = None
     """Ages at which children know the words, for an age of acquisition."""
-    data: DataSpec | None = None
+    data: SuiteDataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectedCountsSpec | None = None
     check: CheckSpec | None = None

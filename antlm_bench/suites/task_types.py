@@ -29,6 +29,7 @@ from antlm_bench.prediction_schema import CHOICES, PredictionSchema
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.registry import RecordType, Registry, deferred
 from antlm_bench.suites.declaration_types import SuiteDeclaration
+from antlm_bench.suites.names import slugify_title
 from antlm_bench.types import Item, ProgressCallback, Summary
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ CatalogRow = dict[str, object]
 """Column -> value, a row of the table that the commands `list` and `data list` print. Numbers stay
 int or float and are formatted later."""
 Spec = TypeVar("Spec", bound=SuiteDeclaration)
+USER_DEFAULTS = {"version": "user", "licence": "not stated", "citation": "not stated"}
+"""Keys that a user's declaration may leave out, as well as `name` and `title`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class SuiteRequest:
     """A reference to a suite, and how much of it to load."""
 
     ref: str
-    """A name of the catalog, a path to a TOML, CSV, TSV, JSONL or JSON file, or lm-eval:TASK."""
+    """A name of the catalog, a path to a TOML, CSV, TSV, JSONL, TXT or JSON file or to a folder of
+    pairs, or lm-eval:TASK."""
     limit: int | None = None
     """Maximum number of items of each group of the last level of `Suite.groups`, taken from the
     start; None = all."""
@@ -58,6 +62,12 @@ class SuiteRequest:
     """Whether a suite may hold fewer items than its declaration expects."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column name that the loader expects -> column name in the user's file."""
+    layout: str = ""
+    """Layout of a user's file of pairs (suites.pair_layouts.LAYOUTS); "" = by the other settings
+    and the file's extension (suites.pair_files.choose_format)."""
+    good: str = ""
+    """Which sentence of a user's file of pairs is right, where the file does not say: "first" or
+    "second" of two lines, or the label of the right sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +337,8 @@ def _read_declaration_file(path: Path) -> SuiteDeclaration:
     tables = parse_toml(path)
     kind = tables.get("kind")
     if isinstance(kind, str) and kind in TASK_TYPES and (model := TASK_TYPES[kind].declaration):
+        if not is_shipped(path):
+            tables = {**_list_defaults(model, path), **tables}
         return validate_tables(tables, model, path)
     message = f"unknown kind {kind!r}" if "kind" in tables else "the key `kind` is missing"
     kinds = [record.name for record in TASK_TYPES if record.declaration]
@@ -335,6 +347,13 @@ def _read_declaration_file(path: Path) -> SuiteDeclaration:
     raise DeclarationError(
         message, location=f"{path}: kind", hint=suggestion or f"it is one of {names}"
     )
+
+
+def _list_defaults(model: type[SuiteDeclaration], path: Path) -> dict[str, str]:
+    """Return the values of the keys that a user's declaration leaves out."""
+    name = slugify_title(path.stem)
+    defaults = {**USER_DEFAULTS, "title": path.stem} | ({"name": name} if name else {})
+    return {key: value for key, value in defaults.items() if key in model.model_fields}
 
 
 def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:

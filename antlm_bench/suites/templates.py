@@ -1,7 +1,7 @@
 """Templates in declarations, in which "{field}" is replaced by a field of a record.
 
-`{file}` and `{stem}` are the name of the data file with and without its extension. `{each}` is an
-entry of the list that `item.each` names. Format specifications and attributes are not allowed.
+Fields of the data file's name, FILE_FIELDS, are available in every record. `{each}` is an entry of
+the list that `item.each` names. Format specifications and attributes are not allowed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ from typing import Any
 
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError
+
+FILE_FIELDS = ("file", "stem", "folder")
+"""Fields of a file's name: de/x.txt has the file de/x.txt, the stem x and the folder de."""
+
+
+def split_file_name(file: str) -> dict[str, str]:
+    """Return FILE_FIELDS of a file's name. The folder of a name without one is "."."""
+    folder, _, name = file.rpartition("/")
+    return {"file": file, "stem": name.rpartition(".")[0] or name, "folder": folder or "."}
 
 
 def template_fields(template: str) -> list[str]:
@@ -45,11 +54,12 @@ def validate_template(text: str) -> str:
 def validate_paths(path_templates: tuple[str, ...]) -> tuple[str, ...]:
     """Return templates of paths below a data root, unchanged.
 
-    Raises ValueError if one has fields other than {file} and {stem}, or leaves the root.
+    Raises ValueError if one has fields other than FILE_FIELDS, or leaves the root.
     """
     for path in path_templates:
-        if not set(template_fields(path)) <= {"file", "stem"}:
-            raise ValueError(f"{path!r} may contain only the fields {{file}} and {{stem}}")
+        if not set(template_fields(path)) <= set(FILE_FIELDS):
+            fields = ", ".join(f"{{{field}}}" for field in FILE_FIELDS)
+            raise ValueError(f"{path!r} may contain only the fields {fields}")
         if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
             raise ValueError(f"{path!r} must be a relative path without '..'")
     return path_templates
@@ -124,7 +134,7 @@ def get_field(record: Mapping[str, Any], field: str, location: str) -> Any:
     try:
         return record[field]
     except KeyError:
-        names = [name for name in record if name not in ("file", "stem")]
+        names = [name for name in record if name not in FILE_FIELDS]
         hint = suggest_name(field, names) or f"there are {', '.join(map(repr, names[:20]))}"
         raise DataError(f"the field {field!r} is missing", location=location, hint=hint) from None
 

@@ -19,6 +19,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
 from antlm_bench.sweeps.sweep_texts import (
+    SUITE_OPTIONS,
     TASK_OPTIONS,
     fingerprint_suite,
     load_suite_texts,
@@ -33,7 +34,7 @@ from antlm_bench.sweeps.token_counts import (
 )
 from antlm_bench.types import Attention
 
-SCORING_OPTIONS = ("limit", "columns", "allow_incomplete", "bos", "compat", "max_length")
+SCORING_OPTIONS = (*SUITE_OPTIONS, "bos", "compat", "max_length")
 """Options of `score` that decide what is counted."""
 Counts = tuple[TextCounts, ...]
 

@@ -13,7 +13,7 @@ from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
 from antlm_bench.scoring.methods import get_method
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec, override_settings
-from antlm_bench.suites.pairs_csv import is_pairs_file
+from antlm_bench.suites.pair_files import is_table_file
 from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
 from antlm_bench.training.text_sources import load_text_source
@@ -170,7 +170,7 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
                 location="options: preset",
                 hint=suggest_name(preset, presets) or f"it has {', '.join(presets) or 'none'}",
             )
-        if not is_pairs_file(suite):
+        if not is_table_file(suite):
             spec, _ = read_declaration_of_type(suite, ClassificationSpec)
             for task in tasks:
                 _check_changes(spec, task, preset, stage.options.get("changes", ()))

@@ -18,7 +18,14 @@ from antlm_bench.suites import classification_loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.suites.loader import load_suite
-from antlm_bench.suites.pairs_csv import columns_for_ref, is_pairs_file
+from antlm_bench.suites.pair_files import (
+    FORMAT_FIELDS,
+    is_pairs_ref,
+    is_table_file,
+    list_pair_files,
+    pairs_exist,
+    select_format,
+)
 from antlm_bench.suites.task_types import (
     Suite,
     find_task_type,
@@ -27,7 +34,7 @@ from antlm_bench.suites.task_types import (
 )
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
 
-SUITE_OPTIONS = ("limit", "allow_incomplete", "columns")
+SUITE_OPTIONS = ("limit", "allow_incomplete", *FORMAT_FIELDS)
 """Options of `score` that decide which texts are loaded."""
 TASK_OPTIONS = ("valid", "columns", "limit_train", "limit_valid", "preset", "changes")
 """Options of `finetune` that decide which texts are loaded, and how often they are read."""
@@ -36,8 +43,8 @@ TASK_OPTIONS = ("valid", "columns", "limit_train", "limit_valid", "preset", "cha
 def load_suite_texts(suite: str, options: Mapping[str, Any]) -> Suite:
     """Load a suite. options: those of `score`. Raises DataError."""
     settings = {name: options[name] for name in SUITE_OPTIONS if name in options}
-    columns = columns_for_ref(suite, [suite], settings.pop("columns", {}))
-    return load_suite(suite, columns=columns, **settings)
+    pair_format = {name: settings.pop(name) for name in FORMAT_FIELDS if name in settings}
+    return load_suite(suite, **settings, **select_format(suite, [suite], pair_format))
 
 
 def load_task_texts(suite: str, task: str, options: Mapping[str, Any]) -> ClassificationTask:
@@ -97,8 +104,8 @@ def _find_problem(key: list[Any], load: Callable[[], int], cache: CountsCache) -
 
 def list_missing_files(suite: str) -> str:
     """Return which files of a suite are missing; "" if none is. Nothing is read or downloaded."""
-    if is_pairs_file(suite):
-        return "" if is_file(expand_user_path(suite)) else "there is no such file"
+    if is_pairs_ref(suite):
+        return "" if pairs_exist(suite) else "there is no such file"
     if find_task_type(suite).matches(suite):  # lm-eval:TASK, SyntaxGym
         return ""
     declaration, folder = read_declaration(suite)
@@ -115,7 +122,7 @@ def list_missing_files(suite: str) -> str:
 
 def list_missing_task_files(suite: str, task: str, valid: str | None) -> str:
     """Return which files of a classification task are missing; "" if none is."""
-    if is_pairs_file(suite):
+    if is_table_file(suite):
         paths = [suite, valid or ""]
         missing = [path for path in paths if not is_file(expand_user_path(path))]
         if missing and not missing[0]:
@@ -145,8 +152,9 @@ def fingerprint_suite(suite: str, valid: str | None = None) -> str | None:
 
     valid: a second file of the user. None = the suite has no files (lm-eval:TASK).
     """
-    if is_pairs_file(suite):
-        paths = [expand_user_path(path) for path in (suite, valid) if path]
+    if is_pairs_ref(suite):
+        user_paths = [expand_user_path(path) for path in (suite, valid) if path]
+        paths = [file for path in user_paths for file in list_pair_files(path)]
         parts: list[Any] = [suite]
     elif find_task_type(suite).matches(suite):
         path = expand_user_path(suite)

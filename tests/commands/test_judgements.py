@@ -17,7 +17,7 @@ from tiny_models import WORDS
 from antlm_bench import compare, merge, runs, score
 from antlm_bench.commands.export import export
 from antlm_bench.commands.power import PowerOptions, plan_power
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Run
 
@@ -274,3 +274,51 @@ def test_digest_of_a_text_is_its_content(run: Run, folder: Path) -> None:
     content = hashlib.sha256((folder / "text.txt").read_bytes()).digest()
 
     assert run.cells[0].settings["unigrams"] == hashlib.sha256(b".txt" + content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "settings"),
+    [
+        ("a.tsv", ["sentence\tlabel", "a cat.\t1", "cat a.\t0"], {}),
+        (
+            "a.csv",
+            ["text,ok", "a cat.,yes", "cat a.,?"],
+            {"columns": {"label": "ok"}, "good": "yes"},
+        ),
+        ("a.txt", ["a cat.", "*cat a."], {}),
+        ("a.txt", ["True\ta cat.", "False\tcat a."], {}),
+    ],
+)
+def test_a_users_file_is_read_as_judgements(
+    name: str, lines: list[str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+
+    suite = load_suite(str(tmp_path / name), layout="judgements", **settings)
+
+    assert [(item.options[0].text, item.gold) for item in suite.items] == [
+        ("a cat.", 1),
+        ("cat a.", 0),
+    ]
+    assert (suite.task_type, suite.metric, suite.reduction) == ("acceptability", "auc", "penalised")
+
+
+def test_a_users_file_of_judgements_is_scored_with_unigrams(
+    run: Run, folder: Path, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    [own] = score(
+        str(make_checkpoint()), str(folder / "toy.tsv"), out=tmp_path, layout="judgements",
+        unigrams=str(folder / "text.txt"),
+    )  # fmt: skip
+
+    assert own.cells[0].summary.headline == run.cells[0].summary.headline
+    assert own.cells[0].summary.views == run.cells[0].summary.views
+
+
+def test_a_layout_of_pairs_is_none_of_judgements(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, [("1", "a cat.")])
+    path = tmp_path / "toy.toml"
+    path.write_text(path.read_text() + 'layout = "labelled"\n', encoding="utf-8")
+
+    with pytest.raises(DeclarationError, match="the layout 'labelled' makes pairs"):
+        load_suite(suite)

@@ -207,9 +207,9 @@ def test_a_collection_is_named_by_its_members() -> None:
             "data.where",
             "a relative path",
         ),
-        ('where = ["mine/{file}"]', 'where = ["{part}"]', "data.where", "{file} and {stem}"),
+        ('where = ["mine/{file}"]', 'where = ["{part}"]', "data.where", "{file}, {stem}, {folder}"),
         ('where = ["mine/{file}"]', "where = []", "data.where", "at least 1"),
-        ('"all.jsonl" = {}', '"../all.jsonl" = {}', "data", "is a path"),
+        ('"all.jsonl" = {}', '"../all.jsonl" = {}', "data", "must be a relative path"),
         (
             '"all.jsonl" = {}',
             '"all.jsonl" = { sha256 = "abc" }',

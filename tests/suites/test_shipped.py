@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.commands.catalog import describe_entry as show
-from antlm_bench.declarations import list_declarations
+from antlm_bench.declarations import list_declarations, parse_toml
 from antlm_bench.errors import DataError
 from antlm_bench.suites import classification_loader, loader, records, sources
 from antlm_bench.suites.collection import CollectionSpec
@@ -67,6 +67,14 @@ def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
     assert spec.name == name
     if isinstance(spec, SuiteSpec):
         assert spec.licence and spec.citation and spec.example and spec.expect
+
+
+@pytest.mark.parametrize("key", ["name", "version", "title", "licence", "citation"])
+def test_a_shipped_declaration_states_what_users_may_leave_out(key: str) -> None:
+    for name, path in list_declarations("tasks").items():
+        stated = parse_toml(path).get(key)
+        if stated is None:  # collections and ages of acquisition have no licence
+            assert key in ("licence", "citation") and not isinstance(DECLARED[name], SuiteSpec)
 
 
 @pytest.mark.parametrize("name", COLLECTIONS)

@@ -1,0 +1,69 @@
+"""The command `suggest`: say what a file of sentences is and how it is scored."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import pairwise
+from typing import Annotated
+
+import typer
+
+from antlm_bench.cli.shared_options import with_table_format
+
+LABELS = {
+    "what": "what it is",
+    "certainty": "how sure",
+    "which": "which is right",
+    "items": "pairs",
+    "toml_file": "or a TOML",
+    "toml": "its content",
+}
+"""Fact of a suggestion -> its label in formats for people."""
+BREAK_BEFORE = ("--layout", "--good", "--columns", "--by", "--out")
+MAX_LINE = 80
+"""Characters of a command that stands on one line."""
+
+
+@with_table_format()
+def suggest_command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A .txt, .csv, .tsv, .jsonl or .json of sentences, or a folder of such files.",
+        ),
+    ],
+    *,
+    table_format: str,
+) -> None:
+    """Look at a file of sentences, say what it seems to be, and print the command that scores it.
+
+    No model is opened. Where the file does not say which sentence of a pair is right, both choices
+    are printed.
+    """
+    from antlm_bench.commands.suggest import suggest
+    from antlm_bench.reporting.table import TableCell, build_facts_table
+    from antlm_bench.reporting.writers import print_tables
+
+    suggestions = suggest(file)
+    tables = []
+    for number, suggestion in enumerate(suggestions, start=1):
+        choice = f": choice {number} of {len(suggestions)}" if len(suggestions) > 1 else ""
+        command = TableCell(suggestion.command, _break_command(suggestion.command))
+        facts = {**suggestion.facts, "command": command}
+        tables.append(build_facts_table(file + choice, facts, labels=LABELS))
+    print_tables(tables, table_format)
+
+
+def _break_command(command: str) -> str:
+    """Return a command with a line per option where it is long: a copy of a line that a terminal
+    breaks would be two commands.
+    """
+    if len(command) <= MAX_LINE:
+        return command
+    lines = []
+    for words in map(shlex.split, command.split("\n")):
+        breaks = [n for n, word in enumerate(words) if word in BREAK_BEFORE]
+        bounds = pairwise([0, *breaks, len(words)])
+        lines.append(" \\\n  ".join(shlex.join(words[start:end]) for start, end in bounds))
+    return "\n".join(lines)

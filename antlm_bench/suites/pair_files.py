@@ -1,0 +1,196 @@
+"""Users' files of minimal pairs, and folders of them, as suites without a TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.declarations import expand_user_path, is_file, is_folder, list_declarations
+from antlm_bench.errors import DataError
+from antlm_bench.suites import files, pair_layouts, records
+from antlm_bench.suites.acceptability import AcceptabilitySpec, JudgementSpec
+from antlm_bench.suites.declaration_types import FileSpec
+from antlm_bench.suites.names import slugify_title, to_valid_unicode
+from antlm_bench.suites.pair_layouts import (
+    DEFAULT_LAYOUT,
+    GROUP_LEVELS,
+    LAYOUTS,
+    ORDERS,
+    PairFormat,
+)
+from antlm_bench.suites.spec import GOOD_AND_BAD, ItemSpec, SuiteDataSpec, SuiteSpec
+from antlm_bench.suites.task_types import USER_DEFAULTS, SuiteRequest
+
+TABLE_EXTENSIONS = tuple(f".{name}{gz}" for name in records.PARSERS for gz in ("", ".gz"))
+FILE_EXTENSIONS = (*TABLE_EXTENSIONS, ".txt", ".txt.gz")
+OTHER_FOLDERS = ("config.json", "run.json", "shard.json", "sweep.json")
+"""Files of a folder that is a checkpoint, a run or a sweep. Its .txt and .csv are no pairs."""
+FORMAT_FIELDS = ("columns", "layout", "good")
+"""Fields of a SuiteRequest that say how a file of pairs is read."""
+
+
+def is_table_file(ref: str) -> bool:
+    """Return whether a reference is a CSV, TSV or JSONL file, by its extension."""
+    return ref.lower().endswith(TABLE_EXTENSIONS)
+
+
+def is_pairs_ref(ref: str) -> bool:
+    """Return whether a reference to a suite is a file of pairs, by its extension, or a folder with
+    such files that has no name of the catalog.
+    """
+    path = expand_user_path(ref)
+    if ref.lower().endswith(FILE_EXTENSIONS):
+        return True
+    is_catalog_name = ref in list_declarations("tasks")
+    return is_folder(path) and not is_catalog_name and bool(list_pair_files(path))
+
+
+def pairs_exist(ref: str) -> bool:
+    """Return whether a file or folder of pairs exists."""
+    path = expand_user_path(ref)
+    return is_file(path) or is_folder(path)
+
+
+def list_pair_files(path: Path) -> list[Path]:
+    """Return the files of pairs of a folder and its subfolders, sorted; [path] for a file.
+
+    Hidden files, those called README or LICENSE, and deeper folders are left out. Returns [] for a
+    folder with a file in OTHER_FOLDERS.
+    """
+    if not is_folder(path):
+        return [path]
+    if any(is_file(path / name) for name in OTHER_FOLDERS):
+        return []
+    return sorted(
+        file
+        for file in chain(path.glob("*"), path.glob("*/*"))
+        if file.name.lower().endswith(FILE_EXTENSIONS)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not file.name.upper().startswith(("README", "LICENSE"))
+        and is_file(file)
+    )
+
+
+def select_format(ref: str, refs: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in FORMAT_FIELDS for one of several references; {} if it is not pairs.
+
+    If none of the references is one, all get the settings, so that loading them raises an error.
+    """
+    has_pairs = any(map(is_pairs_ref, refs))
+    if has_pairs and not is_pairs_ref(ref):
+        return {}
+    return {name: settings[name] for name in FORMAT_FIELDS if settings.get(name)}
+
+
+def read_pairs(path: Path, request: SuiteRequest) -> tuple[SuiteSpec, records.RecordFiles]:
+    """Return a declaration of the pairs in a file or folder, and its records for
+    `loader.build_items`.
+
+    In a folder, each file is a paradigm with the file's name; subfolders are the level above.
+    Raises UsageError (an unknown column or layout, or nothing says which sentence is right),
+    DataError (a file is missing or unreadable, has no rows, lacks a column, or a sentence has no
+    partner).
+    """
+    paths = list_pair_files(path) or [path]
+    formats = {file: choose_format(file.name, request) for file in paths}
+    if len({each.layout for each in formats.values()}) > 1:
+        raise DataError(
+            "a folder with both lists of sentences (.txt) and tables",
+            location=str(path),
+            hint="put them into two folders, or name the layout of all: --layout NAME",
+        )
+    data_files = [_read_file(file, path, formats[file]) for file in paths]
+    spec = _build_spec(path, formats[paths[0]], _list_columns(data_files))
+    return spec, [(each.name, each.location, each.rows) for each in data_files]
+
+
+def choose_format(name: str, request: SuiteRequest) -> PairFormat:
+    """Return how a file is read. Without `layout`, other settings decide it, then the extension.
+
+    name: the file's name.
+    """
+    layout = request.layout
+    if not layout and "key" in request.columns:
+        layout = "long"
+    elif not layout and request.good in ORDERS:
+        layout = "alternating"
+    elif not layout:
+        layout = "labelled" if pair_layouts.is_lines_file(name) else DEFAULT_LAYOUT
+    return PairFormat(layout, request.columns, request.good)
+
+
+def remove_extension(path: Path) -> str:
+    """Return the name of a file of pairs without its extension and .gz."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name.rpartition(".")[0]
+
+
+def suite_name_from_file(file: str) -> str:
+    """Return the name of a user's file as a suite; "" if it has no letter and no digit."""
+    return slugify_title(file.rpartition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _PairFile:
+    """A file of pairs, of which the first pair was read."""
+
+    name: str
+    """Its path below the folder, or its name, without .gz."""
+    location: str
+    columns: frozenset[str]
+    """Fields of the first pair."""
+    rows: records.Records
+
+
+def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
+    relative = file.name if file == root else file.relative_to(root).as_posix()
+    name = relative[:-3] if relative.lower().endswith(".gz") else relative
+    raw = files.read_bytes(file)
+    rows = pair_layouts.read_pairs(raw, file.name.lower(), str(file), pair_format)
+    first = next(rows, None)
+    if first is None:
+        hint = f"layout {pair_format.layout}: {LAYOUTS[pair_format.layout].description}"
+        raise DataError("0 rows", location=str(file), hint=hint)
+    return _PairFile(name, str(file), frozenset(first[1]), chain([first], rows))
+
+
+def _list_columns(data_files: Sequence[_PairFile]) -> set[str]:
+    """Return the columns of OPTIONAL_COLUMNS that all files have."""
+    common = frozenset.intersection(*(each.columns for each in data_files))
+    return set(common & pair_layouts.OPTIONAL_COLUMNS.keys())
+
+
+def _build_spec(path: Path, pair_format: PairFormat, columns: set[str]) -> SuiteSpec:
+    labels = {level: f"{{{level}}}" for level in GROUP_LEVELS if level in columns}
+    name = slugify_title(remove_extension(path))
+    if is_folder(path):
+        name = slugify_title(path.resolve().name)
+        columns.discard("id")  # ids of different files may be equal
+        labels["paradigm"] = "{stem}"
+        if any(each.parent != path for each in list_pair_files(path)):
+            labels |= {"phenomenon": "{folder}", "paradigm": "{folder}/{stem}"}
+    groups = tuple(level for level in GROUP_LEVELS if level in labels)
+    has_keys = LAYOUTS[pair_format.layout].has_keys
+    clusters = ("{cluster}",) if "cluster" in columns else ("{file} {key}",) * has_keys
+    is_default = pair_format.layout == DEFAULT_LAYOUT
+    item_id = "{id}" if "id" in columns else None
+    keys: dict[str, Any] = {
+        **USER_DEFAULTS,
+        "name": name or "pairs",
+        "notes": () if is_default else (f"read with the layout {pair_format}",),
+        "groups": groups,
+        "labels": labels,
+        "cluster": clusters,
+        "data": SuiteDataSpec(files={"pairs": FileSpec()}, **asdict(pair_format)),
+    }
+    title = to_valid_unicode(path.name)
+    if not LAYOUTS[pair_format.layout].is_paired:
+        item = JudgementSpec(id=item_id)
+        keys |= {"title": f"judgements of {title}", "item": item}
+        return AcceptabilitySpec(kind="acceptability", **keys)
+    pairs = ItemSpec(options=GOOD_AND_BAD, id=item_id)
+    keys |= {"title": f"pairs of {title}", "item": pairs, "macro": groups[-1:]}
+    return SuiteSpec(kind="suite", **keys)
