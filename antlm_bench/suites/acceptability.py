@@ -62,7 +62,7 @@ class JudgementSpec(ItemSpec):
 class AcceptabilitySpec(SuiteSpec):
     """A suite of sentences with judgements."""
 
-    kind: Literal["acceptability"]
+    kind: Literal["acceptability"]  # type: ignore[assignment]  # another kind, the same tables
     metric: JudgementMetricName = "auc"
     reduction: MeasureName = "penalised"  # type: ignore[assignment]  # more than for options
     """The acceptability measure of the headline: LP, mean LP, PenLP or SLOR, which needs a unigram
