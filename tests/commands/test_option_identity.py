@@ -30,6 +30,8 @@ SCORE_CHANGES: dict[str, tuple[Any, str]] = {
     "name": ("mine", SAME_RESULT),
     "limit": (2, NEW_KEY),
     "columns": ({"good": "bad", "bad": "good"}, NEW_KEY),
+    "layout": ("columns", SAME_RESULT),  # the layout of a CSV
+    "good": ("first", REFUSED),  # of lines in twos
     "allow_incomplete": (True, SAME_RESULT),
     "require_all": (True, SAME_RESULT),
     "unigrams": ("text.txt", REFUSED),  # of a suite of pairs
