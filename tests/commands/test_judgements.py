@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from tiny_models import WORDS
 
 from antlm_bench import compare, merge, runs, score
 from antlm_bench.commands.export import export
+from antlm_bench.commands.plan import plan_score
 from antlm_bench.commands.power import PowerOptions, plan_power
+from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.errors import DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Run
@@ -322,3 +325,48 @@ def test_a_layout_of_pairs_is_none_of_judgements(tmp_path: Path) -> None:
 
     with pytest.raises(DeclarationError, match="the layout 'labelled' makes pairs"):
         load_suite(suite)
+
+
+@pytest.mark.parametrize(("unigrams", "num_done"), [(True, 1), (False, 0)])
+def test_a_plan_knows_which_text_a_result_has(
+    unigrams: bool, num_done: int, run: Run, folder: Path, make_checkpoint: Make
+) -> None:
+    options = ScoreOptions(unigrams=str(folder / "text.txt") if unigrams else None)
+
+    plan = plan_score([str(make_checkpoint())], [str(folder / "toy.toml")], [], options, run.path)
+
+    assert sum(stage.done for stage in plan.stages) == num_done
+
+
+def test_groups_have_an_auc_and_a_difference_each(make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = [(str(rng.integers(2)), text) for text in draw_sentences(60)]
+    more = 'groups = ["last"]\n[labels]\nlast = "{group}"'
+    suite = write_suite(tmp_path, rows, more)
+    lines = (tmp_path / "toy.tsv").read_text().splitlines()
+    groups = ["group", *("ab"[number % 2] for number in range(60))]
+    text = "\n".join(f"{line}\t{group}" for line, group in zip(lines, groups, strict=True))
+    (tmp_path / "toy.tsv").write_text(text)
+    runs_of_seeds = [
+        score(str(make_checkpoint(seed=seed)), suite, out=tmp_path / str(seed))[0]
+        for seed in (0, 1)
+    ]
+
+    [[comparison]] = [each.comparisons for each in compare(*(r.path for r in runs_of_seeds))]
+
+    labels = np.array([label == "1" for label, _ in rows])
+    differences = {
+        "toy": np.ones(60, bool),
+        "a": np.arange(60) % 2 == 0,
+        "b": np.arange(60) % 2 == 1,
+    }
+    for difference in (comparison.headline, *comparison.groups):
+        members, aucs = differences[difference.name], []
+        for each in runs_of_seeds:
+            predictions = runs.read_predictions(each.path, each.cells[0])
+            lengths = predictions.first("tokens")
+            values = predictions.first("scores") / ((5 + lengths) / 6) ** 0.8
+            aucs.append(roc_auc_score(labels[members], values[members]))
+        assert (difference.a, difference.b) == pytest.approx(tuple(aucs))
+        assert difference.low <= difference.value <= difference.high
+        assert difference.p is not None
