@@ -207,6 +207,7 @@ def test_the_table_of_items_has_labels_and_both_scores(run: Run, tmp_path: Path)
     [
         ({"unigrams": "training"}, "does not lie in a folder that antlm-bench train wrote"),
         ({"unigrams": "no.txt"}, "no such file or folder"),
+        ({"unigrams": "blank.txt"}, "the text has no tokens"),
         ({"unigrams": "text.txt", "engine": "minicons"}, "does not tell which tokens"),
         ({"unigrams": "training", "tokenizer": "."}, "tokens of another tokenizer"),
         ({"precision": "adaptive"}, "needs exact probabilities"),
@@ -217,6 +218,7 @@ def test_options_that_cannot_score_judgements_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(folder)
+    (folder / "blank.txt").write_text("\n\n")
     if "tokenizer" in settings:
         settings = settings | {"tokenizer": str(make_checkpoint())}
 
@@ -335,7 +337,7 @@ def test_a_plan_knows_which_text_a_result_has(
 
     plan = plan_score([str(make_checkpoint())], [str(folder / "toy.toml")], [], options, run.path)
 
-    assert sum(stage.done for stage in plan.stages) == num_done
+    assert len(plan.done) == num_done
 
 
 def test_groups_have_an_auc_and_a_difference_each(make_checkpoint: Make, tmp_path: Path) -> None:
@@ -370,3 +372,18 @@ def test_groups_have_an_auc_and_a_difference_each(make_checkpoint: Make, tmp_pat
         assert (difference.a, difference.b) == pytest.approx(tuple(aucs))
         assert difference.low <= difference.value <= difference.high
         assert difference.p is not None
+
+
+def test_damaged_tokens_of_a_training_text_are_one_clear_error(
+    folder: Path, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(make_checkpoint(), tmp_path / "main")
+    (tmp_path / "corpus").mkdir()
+    for name in ("tokens.npy", "lines.npy", "digest"):
+        (tmp_path / "corpus" / name).write_text("damaged")
+
+    with pytest.raises(DataError, match="tokens of the training text cannot be read"):
+        score(
+            str(tmp_path / "main"), str(folder / "toy.toml"), out=tmp_path / "run",
+            unigrams="training",
+        )  # fmt: skip
