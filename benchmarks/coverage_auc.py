@@ -13,7 +13,7 @@ from coverage_metrics import Simulation
 from scipy.special import ndtri
 
 from antlm_bench.statistics import Interval, auc_difference, auc_interval
-from antlm_bench.types import Bools, Floats
+from antlm_bench.types import Bools
 
 SIZES = (50, 200, 1000)
 AUCS = (0.5, 0.8, 0.97)
@@ -87,9 +87,9 @@ def _labels(n: int, share: float) -> Bools:
 
 def _shift(auc: float, spread: float = 1.0) -> float:
     """Return the distance of the means of both classes that gives an AUC."""
-    return float(ndtri(auc)) * (1 + spread**2) ** 0.5
+    return float(ndtri(auc) * (1 + spread**2) ** 0.5)
 
 
-def _errors(labels: Floats | Bools, auc: float) -> float:
+def _errors(labels: Bools, auc: float) -> float:
     """Return the expected number of wrong items of the smaller class."""
     return float(min(labels.sum(), (~labels).sum()) * min(auc, 1 - auc))

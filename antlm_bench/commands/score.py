@@ -17,6 +17,8 @@ from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs.layout import check_single_name, run_dir
+from antlm_bench.suites.pair_files import is_pairs_ref
+from antlm_bench.suites.pair_layouts import LAYOUTS
 from antlm_bench.suites.task_types import find_task_type
 from antlm_bench.types import Names, Run, as_list
 
@@ -80,7 +82,7 @@ class ScoreCall:
         check_single_name(options.name, self.refs)
         self.session = ScoreSession()
         self.request = self.session.build_request(as_list(suites), method_names, options)
-        _check_unigrams(options.unigrams, self.request.suites.refs)
+        _check_unigrams(options, self.request.suites.refs)
         self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
         self.out = out
         acquisition_suites = ", ".join(self.acquisition_suites)
@@ -139,11 +141,16 @@ class ScoreCall:
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
 
 
-def _check_unigrams(text: str | None, suites: Sequence[str]) -> None:
+def _check_unigrams(options: ScoreOptions, suites: Sequence[str]) -> None:
     """Raise UsageError for a text of a unigram model that none of the suites uses."""
-    if text and not any(find_task_type(ref).uses_unigrams for ref in suites):
+    layout = LAYOUTS.get(options.layout)
+    has_judgements = layout is not None and not layout.is_paired
+    if options.unigrams and not any(
+        find_task_type(ref).uses_unigrams or (has_judgements and is_pairs_ref(ref))
+        for ref in suites
+    ):
         raise UsageError(
             f"none of these suites uses a unigram model: {', '.join(suites)}",
             location="--unigrams",
-            hint='it is for suites of judgements (kind = "acceptability"); leave it out',
+            hint='it is for judgements (kind = "acceptability", or --layout judgements)',
         )

@@ -20,7 +20,7 @@ MAX_DIFFERENCE = 1.0
 def compare_auc(joined: JoinedTables) -> PairedResult:
     """Compare the AUCs of two runs over the sentences that fit both models. Lists no flips.
 
-    Raises NotComparable if no sentence fits both models, or if a run has no unigram model for SLOR.
+    Raises NotComparable if no sentence fits both models.
     """
     tables = joined.tables_a[0], joined.tables_b[0]
     reduction = load_cell_metric(joined.cells_a[0]).settings.reduction

@@ -13,7 +13,8 @@ Thresholds are chosen out of sample, by cross-validation: the items are dealt in
 accuracy and Matthews' correlation separately. So a score without information has an accuracy of
 about the majority's share, and a correlation of about 0. Both are computed from the decisions of
 all folds together; their intervals (a score interval, and the posterior of the confusion table)
-treat the thresholds as given.
+treat the thresholds as given. In simulations of 200 items, those of accuracies cover 92 to 100%,
+those of correlations 87 to 96%.
 
 Corner cases: sentences that do not fit the model are left out and not counted in n. The AUC of
 items of one class is undefined and shown as 50, with the whole range as its interval. Without a

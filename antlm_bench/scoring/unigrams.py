@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.errors import UsageError
+from antlm_bench.errors import DataError, UsageError
 from antlm_bench.scoring.methods import Method
 from antlm_bench.training.text_sources import TextSource, load_text_source
 from antlm_bench.types import Floats, Item
@@ -45,13 +45,12 @@ class TokenCounts:
 class UnigramModel:
     """A unigram model of a corpus. Its tokens are counted when the first text is scored."""
 
-    name: str
-    """The corpus, for messages."""
     digest: str
     """sha256 of its content."""
     count_tokens: Callable[[Any], TokenCounts]
     """TextEncoder of a checkpoint -> counts of its tokens."""
-    _logprobs: dict[str, Floats] = field(default_factory=dict)
+    _logprobs: dict[str, Floats] = field(default_factory=dict, init=False, repr=False)
+    """Attention -> log-probability of each token id."""
 
     def score_items(self, model: Any, items: Sequence[Item], method: Method) -> Floats:
         """Return the unigram log-probability (n,) of the tokens of each item's only option that the
@@ -87,12 +86,12 @@ def open_unigrams(ref: str, checkpoint_dir: Path | None) -> UnigramModel:
     if ref == TRAINING_TEXT:
         return _open_training_text(checkpoint_dir)
     source = load_text_source(ref)
-    return UnigramModel(source.name, source.digest, partial(_count_source, source))
+    return UnigramModel(source.digest, partial(_count_source, source))
 
 
 def _count_source(source: TextSource, encoder: Any) -> TokenCounts:
     """Count the tokens of all lines that are not blank, each tokenized as a text of its own."""
-    counts, num_lines = np.zeros(encoder.vocab_size), 0
+    counts, num_lines = np.zeros(max(encoder.vocab_size, len(encoder.tokenizer))), 0
     for file in source.files:
         lines = (text for _, text in file.iter_non_blank_lines())
         while batch := list(islice(lines, LINES_AT_ONCE)):
@@ -100,6 +99,10 @@ def _count_source(source: TextSource, encoder: Any) -> TokenCounts:
             ids = np.concatenate([np.asarray(line, np.int64) for line in encoded])
             counts += np.bincount(ids, minlength=len(counts))
             num_lines += len(batch)
+    if not counts.any():
+        raise DataError(
+            "the text has no tokens", location=f"--unigrams {source.name}", hint="is it empty?"
+        )
     return TokenCounts(counts, num_lines)
 
 
@@ -114,12 +117,22 @@ def _open_training_text(checkpoint_dir: Path | None) -> UnigramModel:
             hint="name the text: --unigrams FILE",
         )
     digest = hashlib.sha256((corpus_dir / "digest").read_bytes()).hexdigest()
-    return UnigramModel(TRAINING_TEXT, digest, partial(_count_training_tokens, corpus_dir))
+    return UnigramModel(digest, partial(_count_training_tokens, corpus_dir))
 
 
 def _count_training_tokens(corpus_dir: Path, encoder: Any) -> TokenCounts:
     """Count the tokens of a corpus that `train` has encoded, without special tokens."""
-    tokens, lines = (np.load(corpus_dir / f"{name}.npy", mmap_mode="r") for name in TRAINING_FILES)
-    counts = np.bincount(tokens, minlength=encoder.vocab_size).astype(float)
+    size = max(encoder.vocab_size, len(encoder.tokenizer))
+    try:
+        tokens, lines = (
+            np.load(corpus_dir / f"{name}.npy", mmap_mode="r") for name in TRAINING_FILES
+        )
+        counts = np.bincount(tokens, minlength=size).astype(float)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise DataError(
+            f"the tokens of the training text cannot be read: {error}",
+            location=str(corpus_dir),
+            hint="name the text: --unigrams FILE",
+        ) from error
     counts[list(encoder.tokenizer.all_special_ids)] = 0
     return TokenCounts(counts, len(lines) - 1)

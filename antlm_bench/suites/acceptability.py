@@ -11,6 +11,7 @@ from antlm_bench.declarations import TomlTuple
 from antlm_bench.errors import DataError
 from antlm_bench.metrics import ItemKind
 from antlm_bench.metrics.records import validate_metric
+from antlm_bench.suites import pair_layouts
 from antlm_bench.suites.declaration_types import Text
 from antlm_bench.suites.spec import ItemSpec, OptionSpec, SuiteSpec
 
@@ -61,7 +62,7 @@ class JudgementSpec(ItemSpec):
 class AcceptabilitySpec(SuiteSpec):
     """A suite of sentences with judgements."""
 
-    kind: Literal["acceptability"]
+    kind: Literal["acceptability"]  # type: ignore[assignment]  # another kind, the same tables
     metric: JudgementMetricName = "auc"
     reduction: MeasureName = "penalised"  # type: ignore[assignment]  # more than for options
     """The acceptability measure of the headline: LP, mean LP, PenLP or SLOR, which needs a unigram
@@ -72,3 +73,12 @@ class AcceptabilitySpec(SuiteSpec):
     @property
     def task_type(self) -> str:
         return self.kind
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> AcceptabilitySpec:
+        layout = self.data.layout if self.data else None
+        if layout and pair_layouts.LAYOUTS[layout].is_paired:
+            raise ValueError(
+                f"the layout {layout!r} makes pairs; use 'judgements', or leave it out"
+            )
+        return self

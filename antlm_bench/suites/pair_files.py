@@ -11,6 +11,7 @@ from typing import Any
 from antlm_bench.declarations import expand_user_path, is_file, is_folder, list_declarations
 from antlm_bench.errors import DataError
 from antlm_bench.suites import files, pair_layouts, records
+from antlm_bench.suites.acceptability import AcceptabilitySpec, JudgementSpec
 from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import slugify_title, to_valid_unicode
 from antlm_bench.suites.pair_layouts import (
@@ -175,18 +176,21 @@ def _build_spec(path: Path, pair_format: PairFormat, columns: set[str]) -> Suite
     has_keys = LAYOUTS[pair_format.layout].has_keys
     clusters = ("{cluster}",) if "cluster" in columns else ("{file} {key}",) * has_keys
     is_default = pair_format.layout == DEFAULT_LAYOUT
-    return SuiteSpec(
-        kind="suite",
-        name=name or "pairs",
-        version=USER_DEFAULTS["version"],
-        title=f"pairs of {to_valid_unicode(path.name)}",
-        licence=USER_DEFAULTS["licence"],
-        citation=USER_DEFAULTS["citation"],
-        notes=() if is_default else (f"read with the layout {pair_format}",),
-        groups=groups,
-        macro=groups[-1:],
-        item=ItemSpec(options=GOOD_AND_BAD, id="{id}" if "id" in columns else None),
-        labels=labels,
-        cluster=clusters,
-        data=SuiteDataSpec(files={"pairs": FileSpec()}, **asdict(pair_format)),
-    )
+    item_id = "{id}" if "id" in columns else None
+    keys: dict[str, Any] = {
+        **USER_DEFAULTS,
+        "name": name or "pairs",
+        "notes": () if is_default else (f"read with the layout {pair_format}",),
+        "groups": groups,
+        "labels": labels,
+        "cluster": clusters,
+        "data": SuiteDataSpec(files={"pairs": FileSpec()}, **asdict(pair_format)),
+    }
+    title = to_valid_unicode(path.name)
+    if not LAYOUTS[pair_format.layout].is_paired:
+        item = JudgementSpec(id=item_id)
+        keys |= {"title": f"judgements of {title}", "item": item}
+        return AcceptabilitySpec(kind="acceptability", **keys)
+    pairs = ItemSpec(options=GOOD_AND_BAD, id=item_id)
+    keys |= {"title": f"pairs of {title}", "item": pairs, "macro": groups[-1:]}
+    return SuiteSpec(kind="suite", **keys)

@@ -1,4 +1,4 @@
-"""Layouts of files of minimal pairs: how the lines or rows of a file become pairs.
+"""Layouts of files of minimal pairs and of judgements: how lines or rows become records.
 
 `LAYOUTS` holds one record per layout. Users' files (suites/pair_files.py) and the key `layout` of a
 TOML's table [data] name them. A file of lines (.txt) is read line by line, any other file row by
@@ -70,6 +70,8 @@ class PairLayout:
     """(line of a .txt, its location) -> its columns; None = a .txt does not have this layout."""
     find_wrong_good: Callable[[str], str] | None = None
     """Return what is wrong with PairFormat.good; "" = nothing. None = any text is right."""
+    is_paired: bool = True
+    """Whether records are pairs; else they are single sentences with a label of 1 or 0."""
     has_keys: bool = False
     """Whether several pairs may share a good sentence. Such pairs have the same field `key`."""
 
@@ -270,6 +272,12 @@ def _pair_by_key(rows: records.Records, pair_format: PairFormat, location: str) 
             yield line, {**_build_pair(group.good[1], row), "key": key}
 
 
+def _judge_rows(rows: records.Records, pair_format: PairFormat, location: str) -> records.Records:
+    """Yield the rows with the label 1 for a right sentence and 0 for another."""
+    for line, row in rows:
+        yield line, {**row, "label": int(_is_good(row, pair_format, f"{location}:{line}"))}
+
+
 def _build_pair(good: records.Record, bad: records.Record) -> records.Record:
     """Return the record of a pair: the fields of the good row, and both sentences."""
     return {**good, "good": good["sentence"], "bad": bad["sentence"]}
@@ -350,6 +358,14 @@ LAYOUTS: dict[str, PairLayout] = {
             pair_rows=_pair_labelled,
             parse_line=_parse_labelled_line,
             has_keys=True,
+        ),
+        PairLayout(
+            name="judgements",
+            description="a label and a sentence, not in pairs",
+            columns={**_LABEL, **_SENTENCE},
+            pair_rows=_judge_rows,
+            parse_line=_parse_labelled_line,
+            is_paired=False,
         ),
         PairLayout(
             name="long",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from antlm_bench.lm_eval_bridge import tasks
+from antlm_bench.metrics.records import ACCEPTABILITY_MEASURES
 from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
 from antlm_bench.prediction_schema import UNIGRAM, declare_columns, declare_task_values
 from antlm_bench.registry import deferred
@@ -108,6 +109,15 @@ def _check_lm_eval_methods(ref: str, method_names: Sequence[str]) -> None:
             _require_causal_method(name, "--method")
 
 
+def _describe_judgements(spec: AcceptabilitySpec) -> Facts:
+    measure = f"{spec.metric} of {ACCEPTABILITY_MEASURES[spec.reduction]}"
+    example = ""
+    if spec.example:
+        example = "*" * (spec.example[0].gold == 0) + spec.example[0].options[0]
+    facts = {"metric": measure, "headline": f"{measure} over all items", "example": example}
+    return {**_describe_suite(spec), **facts}
+
+
 MULTIPLE_CHOICE = TaskType(
     name="suite",
     declaration=SuiteSpec,
@@ -151,7 +161,7 @@ ACCEPTABILITY = TaskType(
     uses_unigrams=True,
     planned_unit="",
     list_row=_list_suite,
-    describe=_describe_suite,
+    describe=_describe_judgements,
 )
 READING_TIMES = TaskType(
     name="reading-times",

@@ -26,6 +26,8 @@ from antlm_bench.runs import open_stored_run, summary_matches
 from antlm_bench.runs.layout import run_dir
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.scoring.methods import METHODS
+from antlm_bench.scoring.unigrams import open_unigrams
+from antlm_bench.suites.task_types import TASK_TYPES
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
 from antlm_bench.sweeps.expansion import ExpandedSweep
 from antlm_bench.sweeps.status import load_state
@@ -106,6 +108,8 @@ class _FinishedCells:
         arguments, facts = unit.arguments, self.facts[unit.model]
         if unit.kind == "score":
             suite = self._load_suite(arguments["suite"], options_text)
+            if text := suite.get("unigrams"):
+                suite = suite | {"unigrams": open_unigrams(text, facts.folder).digest}
             return [
                 {**suite, **_describe_scoring(facts, name, arguments["options"])}
                 for name in facts.resolve_methods(arguments["methods"])
@@ -135,11 +139,14 @@ def _load_suite_settings(suite: str, options_text: str) -> dict[str, Any]:
     """Return the settings of a cell that the texts of a suite decide, and the options."""
     options = json.loads(options_text)
     loaded = load_suite_texts(suite, options)
-    return {
+    settings = {
         "suite": loaded.name,
         "suite_digest": loaded.digest,
         "limit": None if loaded.num_left_out == 0 else options.get("limit"),
     }
+    if TASK_TYPES[loaded.task_type].uses_unigrams:
+        settings["unigrams"] = options.get("unigrams")  # the text; cells have its digest
+    return settings
 
 
 def _load_task_settings(suite: str, task: str, options_text: str) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from tiny_models import WORDS
 
 from antlm_bench import compare, merge, runs, score
 from antlm_bench.commands.export import export
+from antlm_bench.commands.plan import plan_score
 from antlm_bench.commands.power import PowerOptions, plan_power
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.errors import DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Run
 
@@ -204,6 +207,7 @@ def test_the_table_of_items_has_labels_and_both_scores(run: Run, tmp_path: Path)
     [
         ({"unigrams": "training"}, "does not lie in a folder that antlm-bench train wrote"),
         ({"unigrams": "no.txt"}, "no such file or folder"),
+        ({"unigrams": "blank.txt"}, "the text has no tokens"),
         ({"unigrams": "text.txt", "engine": "minicons"}, "does not tell which tokens"),
         ({"unigrams": "training", "tokenizer": "."}, "tokens of another tokenizer"),
         ({"precision": "adaptive"}, "needs exact probabilities"),
@@ -214,6 +218,7 @@ def test_options_that_cannot_score_judgements_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(folder)
+    (folder / "blank.txt").write_text("\n\n")
     if "tokenizer" in settings:
         settings = settings | {"tokenizer": str(make_checkpoint())}
 
@@ -274,3 +279,111 @@ def test_digest_of_a_text_is_its_content(run: Run, folder: Path) -> None:
     content = hashlib.sha256((folder / "text.txt").read_bytes()).digest()
 
     assert run.cells[0].settings["unigrams"] == hashlib.sha256(b".txt" + content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "settings"),
+    [
+        ("a.tsv", ["sentence\tlabel", "a cat.\t1", "cat a.\t0"], {}),
+        (
+            "a.csv",
+            ["text,ok", "a cat.,yes", "cat a.,?"],
+            {"columns": {"label": "ok"}, "good": "yes"},
+        ),
+        ("a.txt", ["a cat.", "*cat a."], {}),
+        ("a.txt", ["True\ta cat.", "False\tcat a."], {}),
+    ],
+)
+def test_a_users_file_is_read_as_judgements(
+    name: str, lines: list[str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+
+    suite = load_suite(str(tmp_path / name), layout="judgements", **settings)
+
+    assert [(item.options[0].text, item.gold) for item in suite.items] == [
+        ("a cat.", 1),
+        ("cat a.", 0),
+    ]
+    assert (suite.task_type, suite.metric, suite.reduction) == ("acceptability", "auc", "penalised")
+
+
+def test_a_users_file_of_judgements_is_scored_with_unigrams(
+    run: Run, folder: Path, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    [own] = score(
+        str(make_checkpoint()), str(folder / "toy.tsv"), out=tmp_path, layout="judgements",
+        unigrams=str(folder / "text.txt"),
+    )  # fmt: skip
+
+    assert own.cells[0].summary.headline == run.cells[0].summary.headline
+    assert own.cells[0].summary.views == run.cells[0].summary.views
+
+
+def test_a_layout_of_pairs_is_none_of_judgements(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, [("1", "a cat.")])
+    path = tmp_path / "toy.toml"
+    path.write_text(path.read_text() + 'layout = "labelled"\n', encoding="utf-8")
+
+    with pytest.raises(DeclarationError, match="the layout 'labelled' makes pairs"):
+        load_suite(suite)
+
+
+@pytest.mark.parametrize(("unigrams", "num_done"), [(True, 1), (False, 0)])
+def test_a_plan_knows_which_text_a_result_has(
+    unigrams: bool, num_done: int, run: Run, folder: Path, make_checkpoint: Make
+) -> None:
+    options = ScoreOptions(unigrams=str(folder / "text.txt") if unigrams else None)
+
+    plan = plan_score([str(make_checkpoint())], [str(folder / "toy.toml")], [], options, run.path)
+
+    assert len(plan.done) == num_done
+
+
+def test_groups_have_an_auc_and_a_difference_each(make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = [(str(rng.integers(2)), text) for text in draw_sentences(60)]
+    more = 'groups = ["last"]\n[labels]\nlast = "{group}"'
+    suite = write_suite(tmp_path, rows, more)
+    lines = (tmp_path / "toy.tsv").read_text().splitlines()
+    groups = ["group", *("ab"[number % 2] for number in range(60))]
+    text = "\n".join(f"{line}\t{group}" for line, group in zip(lines, groups, strict=True))
+    (tmp_path / "toy.tsv").write_text(text)
+    runs_of_seeds = [
+        score(str(make_checkpoint(seed=seed)), suite, out=tmp_path / str(seed))[0]
+        for seed in (0, 1)
+    ]
+
+    [[comparison]] = [each.comparisons for each in compare(*(r.path for r in runs_of_seeds))]
+
+    labels = np.array([label == "1" for label, _ in rows])
+    differences = {
+        "toy": np.ones(60, bool),
+        "a": np.arange(60) % 2 == 0,
+        "b": np.arange(60) % 2 == 1,
+    }
+    for difference in (comparison.headline, *comparison.groups):
+        members, aucs = differences[difference.name], []
+        for each in runs_of_seeds:
+            predictions = runs.read_predictions(each.path, each.cells[0])
+            lengths = predictions.first("tokens")
+            values = predictions.first("scores") / ((5 + lengths) / 6) ** 0.8
+            aucs.append(roc_auc_score(labels[members], values[members]))
+        assert (difference.a, difference.b) == pytest.approx(tuple(aucs))
+        assert difference.low <= difference.value <= difference.high
+        assert difference.p is not None
+
+
+def test_damaged_tokens_of_a_training_text_are_one_clear_error(
+    folder: Path, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(make_checkpoint(), tmp_path / "main")
+    (tmp_path / "corpus").mkdir()
+    for name in ("tokens.npy", "lines.npy", "digest"):
+        (tmp_path / "corpus" / name).write_text("damaged")
+
+    with pytest.raises(DataError, match="tokens of the training text cannot be read"):
+        score(
+            str(tmp_path / "main"), str(folder / "toy.toml"), out=tmp_path / "run",
+            unigrams="training",
+        )  # fmt: skip
