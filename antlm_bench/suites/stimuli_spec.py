@@ -94,8 +94,8 @@ class StimuliSpec(SuiteDeclaration):
     """Stimuli whose surprisal is computed by `surprisal` and `effects`."""
 
     kind: Literal["stimuli"]
-    licence: Text
-    citation: Text
+    licence: str = ""
+    citation: str = ""
     format: Literal["csv", "tsv", "jsonl"]
     """Format of the data files, whatever their names."""
     item: Text
@@ -114,7 +114,7 @@ class StimuliSpec(SuiteDeclaration):
     """Characters in the texts -> the characters that replace them."""
     design: DesignSpec = DesignSpec()
     data: DataSpec
-    expect: ExpectedTextsSpec
+    expect: ExpectedTextsSpec | None = None
     example: TomlTuple[StimulusExampleSpec] = ()
 
     @model_validator(mode="after")
@@ -254,7 +254,7 @@ def _load_declared(spec: StimuliSpec, folder: Path) -> list[Stimulus]:
         data_file = sources.get_file(spec, file, folder)
         rows = records.read_records(data_file.raw, f"file.{spec.format}", data_file.location)
         stimuli += build_stimuli(spec, rows, data_file.location)
-    if len(stimuli) != spec.expect.texts:
+    if spec.expect and len(stimuli) != spec.expect.texts:
         raise DataError(
             f"{format_count(len(stimuli), 'text')}, but {spec.name} has {spec.expect.texts:,}",
             location=spec.name,
