@@ -399,7 +399,7 @@ def _describe_stimuli(spec: StimuliSpec) -> Facts:
 
 STIMULI = TaskType(
     name="stimuli",
-    noun="stimuli, whose surprisal is computed",
+    noun="a set of stimuli",
     declaration=StimuliSpec,
     prediction_schema=None,
     planned_unit="",
