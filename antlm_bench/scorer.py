@@ -233,7 +233,7 @@ class Scorer:
             )
             for index, scores in enumerate(scores_by_text):
                 start = starts[index] if starts else 0
-                first = sum(end <= start for _, end in scores.offsets) if start else 0
+                first = int((scores.ends <= start).sum()) if start else 0
                 tokens = zip(scores.ids[first:], scores.logprobs[first:].tolist(), strict=True)
                 for position, (token, logprob) in enumerate(tokens):
                     value = None if math.isnan(logprob) else logprob

@@ -29,7 +29,7 @@ from antlm_bench.errors import UsageError
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = [
     (document, number, code)
-    for document in ("README.md", "docs/python.md")
+    for document in ("README.md", "docs/python.md", "docs/surprisal.md")
     for number, code in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
     )
@@ -143,7 +143,10 @@ OPTION_CALLS = {
     "logprobs": ("method", "bos"),
     "token_logprobs": ("method", "bos"),
     "compare": ("method", "bos", "ties", "reduction"),
-    "surprisal": ("method", "by", "columns", "out", "options", "bos", "max_length"),
+    "surprisal": (
+        *("method", "by", "columns", "out", "options", "bos", "max_length", "correction", "add"),
+        *("base", "context", "join", "long_texts"),
+    ),
     "Scorer": ("max_length", "batch_tokens", "bos", "device", "dtype", "peft", "max_len"),
     "score": ("methods", "limit", "columns", "ties", "compat", "device", "options", "max_len"),
 }

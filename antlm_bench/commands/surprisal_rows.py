@@ -144,9 +144,8 @@ def _assign_tokens(
     A token belongs to the first word that it overlaps with, and one without characters to the word
     that follows it.
     """
-    first = next_token = sum(end <= units[0].start for _, end in scores.offsets)
-    if units[0].start == 0:
-        first = next_token = 0
+    is_prefix = scores.ends <= units[0].start if units[0].start else scores.ends < 0
+    first = next_token = int(is_prefix.sum())
     for unit in units:
         tokens = scores.select_tokens(*(unit.option.span or (0, len(unit.option.text))))
         end = max(next_token, int(tokens[-1]) + 1 if len(tokens) else 0)

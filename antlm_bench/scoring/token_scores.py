@@ -13,12 +13,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from antlm_bench.errors import PluginError
 from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.text import TextEncoder, check_ids
 from antlm_bench.scoring.tokens import Offsets, Tokenized
@@ -26,6 +27,7 @@ from antlm_bench.scoring.word_corrections import (
     WordBorders,
     WordCorrection,
     boundary_reads,
+    monotone_offsets,
     starts_with_space,
 )
 from antlm_bench.types import (
@@ -81,8 +83,10 @@ class TokenScores:
     """The t tokens of a text and their scores."""
 
     ids: list[int]
-    offsets: Offsets
-    """(start, end) of each token, in characters."""
+    starts: NDArray[np.int64]
+    """(t,) first character of each token; empty if the tokenizer does not tell."""
+    ends: NDArray[np.int64]
+    """(t,) character after each token; empty if the tokenizer does not tell."""
     logprobs: Floats
     """(t,) log-probability in nats, with its share of the correction; NaN = not scored."""
     facts: Floats
@@ -90,15 +94,26 @@ class TokenScores:
     tokens; (t, 0) if distributions are not read."""
     num_windows: int
     """Number of windows that the text was read in; 0 = it does not fit and was not scored."""
+    _starts_so_far: NDArray[np.int64]
+    _ends_so_far: NDArray[np.int64]
+
+    @classmethod
+    def build(
+        cls, ids: list[int], offsets: Offsets, values: Floats, num_windows: int
+    ) -> TokenScores:
+        """Build the scores of a text from what was read of its tokens (t, 1 or more)."""
+        starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+        facts = values[:, 1:]
+        ascending = monotone_offsets(offsets)
+        return cls(ids, starts, ends, values[:, 0], facts, num_windows, *ascending)
 
     def select_tokens(self, start: int, end: int) -> NDArray[np.int64]:
         """Return the indices of the tokens of the span text[start:end]: those that end after its
         start and begin before its end.
         """
-        if not self.offsets:
-            return np.zeros(0, np.int64)
-        token_starts, token_ends = np.array(self.offsets, np.int64).T
-        return np.flatnonzero((token_ends > start) & (token_starts < end))
+        first = np.searchsorted(self._ends_so_far, start, side="right")
+        candidates = np.arange(first, np.searchsorted(self._starts_so_far, end, side="left"))
+        return candidates[(self.ends[candidates] > start) & (self.starts[candidates] < end)]
 
 
 class Window(NamedTuple):
@@ -195,16 +210,8 @@ def score_tokens(
             if window_counts[index] and starts is not None:
                 raise encoder.unknown_offsets_error(texts[index])
             offsets = []
-        text_values = values[start:end]
-        scores.append(
-            TokenScores(
-                ids=tokens.ids[index],
-                offsets=offsets,
-                logprobs=text_values[:, 0],
-                facts=text_values[:, 1:],
-                num_windows=int(window_counts[index]),
-            )
-        )
+        num_windows = int(window_counts[index])
+        scores.append(TokenScores.build(tokens.ids[index], offsets, values[start:end], num_windows))
     flags = dict(tokens.flags)
     if not settings.method.needs_words:
         flags.pop("spans-words", None)
@@ -235,6 +242,7 @@ class _TokenReader:
             for window in sizes.split(len(ids), settings.splits_long_texts)
         ]
         self._window_texts = [window.text for window in self.windows]
+        self._all_ids = np.fromiter(chain.from_iterable(tokens.ids), np.int64)
 
     def count_windows(self) -> NDArray[np.int64]:
         """Return the number of windows (n,) of each text."""
@@ -306,6 +314,7 @@ class _TokenReader:
             for batch in self._build_batches(windows, scored)
             if len((batch_probes := make_probes(batch, self.model.mask_id)).row)
         ]
+        self._check_order(probes, numbers)
         changes: list[tuple[int, int]] = []  # (index in `numbers`, sign) of each boundary read
         if self.settings.correction is not None:
             changes, boundary_probes = self._boundary_probes(windows, scored)
@@ -325,6 +334,15 @@ class _TokenReader:
             token_reads[index, 0] += sign * read
         token_reads[~has_read[: len(numbers)]] = np.nan
         values[numbers] = token_reads
+
+    def _check_order(self, probes: Sequence[Probes], numbers: NDArray[np.int64]) -> None:
+        """Raise PluginError if the targets of the reads are not the tokens with their numbers."""
+        if any((p.target != self._all_ids[numbers[p.text_index]]).any() for p in probes):
+            raise PluginError(
+                f"{self.settings.method.name} does not read tokens from left to right",
+                location="--method",
+                hint="repair or update the package of the method",
+            )
 
     def _build_batches(
         self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]
