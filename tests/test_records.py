@@ -245,7 +245,13 @@ def kind_branches(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.long
 def test_nobody_branches_on_the_kind_of_a_suite() -> None:
-    assert {"SuiteSpec", "CollectionSpec", "ClassificationSpec", "AcquisitionSpec"} == SUITE_MODELS
+    assert {
+        "SuiteSpec",
+        "CollectionSpec",
+        "ClassificationSpec",
+        "AcquisitionSpec",
+        "StimuliSpec",
+    } == SUITE_MODELS
     allowed = {
         # the declaration of a member checks its own keys
         ("suites.collection", "self.made_by == 'finetune'"),

@@ -153,7 +153,14 @@ def effects_command(
         from antlm_bench.reporting.effects_figures import check_figure_suffix
 
         check_figure_suffix(figure)
-    _check_options(model, figure, plot, item, conditions or position or spillover)
+    if not model:
+        _refuse_model_options({"method": method, **open_options}, conditions or position)
+    if (plot or item) and not figure:
+        raise UsageError(
+            "there is no figure",
+            location="--plot" if plot else "--item",
+            hint="name its file: --figure FILE.png",
+        )
     settings: DesignKeywords = {
         "factors": split_names(factors),
         "separator": separator,
@@ -181,22 +188,21 @@ def effects_command(
     print_table(build_effects_table(result, title=table), table_format)
 
 
-def _check_options(
-    model: object, figure: object, plot: object, item: object, layout: object
-) -> None:
-    """Raise UsageError for an option that has no effect."""
-    if layout and not model:
+def _refuse_model_options(options: OptionValues, layout: object) -> None:
+    """Raise UsageError for an option that has no effect without a model."""
+    if layout:
         raise UsageError(
             "they describe stimuli, but the table holds surprisals",
-            location="--conditions, --position, --spillover",
+            location="--conditions, --position",
             hint="add --model CKPT, or give them to `surprisal`",
         )
-    if (plot or item) and not figure:
-        raise UsageError(
-            "there is no figure",
-            location="--plot" if plot else "--item",
-            hint="name its file: --figure FILE.png",
-        )
+    for name, value in options.items():
+        if value:
+            raise UsageError(
+                "no model is opened: the table holds surprisals",
+                location=f"--{name.replace('_', '-')}",
+                hint="add --model CKPT, or leave it out",
+            )
 
 
 def _write_figure(result: DesignResult, figure: Path, kind: str | None, item: str | None) -> None:

@@ -98,8 +98,10 @@ def effects_of_models(
     if out is not None:
         check_table_suffix(out)
     design = build_design_options(settings or {})
+    notes: tuple[str, ...] = ()
     if is_declared(stimuli):
-        declared = read_stimuli_spec(stimuli)[0].design
+        spec, _ = read_stimuli_spec(stimuli)
+        declared, notes = spec.design, spec.notes
         design = replace(
             design,
             factors=design.factors or declared.factors,
@@ -114,7 +116,7 @@ def effects_of_models(
     result = analyse_design(experiment, design)
     if out is not None:
         write_table(out, experiment.long_rows())
-    return result
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def build_design_options(settings: Mapping[str, Any]) -> DesignOptions:

@@ -16,7 +16,13 @@ from antlm_bench.errors import UsageError
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts
-from antlm_bench.reporting.figures import PANELS_PER_ROW, SIGNIFICANCE_LEVEL, render_figures
+from antlm_bench.reporting.figures import (
+    PANELS_PER_ROW,
+    SIGNIFICANCE_LEVEL,
+    build_specification,
+    render_figures,
+)
+from antlm_bench.reporting.html import render_svg
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
 from antlm_bench.results.effects import CellMean, DesignResult, WordMean
 from antlm_bench.runs import write_atomically
@@ -338,9 +344,9 @@ def _build_page(plots: Sequence[DesignPlot], result: DesignResult | None) -> str
     """Return a page without scripts that holds figures, their values and the effects."""
     parts = [f"<style>{PAGE_STYLE}</style>"]
     for each in plots:
-        svg = each.render_svg()
-        svg = svg[svg.index("<svg") :]
         caption = escape(each.panels[0].caption)
+        specification = build_specification(each.panels, each.columns)
+        svg = render_svg(specification, each.kind, f"{each.kind}: {each.panels[0].caption}")
         rows = [
             (panel.title, *(make_printable(cell.text) for cell in row))
             for panel in each.panels

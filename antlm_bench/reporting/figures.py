@@ -51,6 +51,14 @@ def render_figures(
 
     Several figures become the panels of one image, `columns` per row. image_format: "svg" or "png".
     """
+    specification = build_specification(figures, columns)
+    if image_format == "svg":
+        return str(vl_convert.vegalite_to_svg(specification)).encode()
+    return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))
+
+
+def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, Any]:
+    """Return figures as one Vega-Lite specification on white, with a legend."""
     width = PANEL_WIDTH if len(figures) > 1 else FILE_WIDTH
     style = charts.ChartStyle(width, palette.PAPER, legend=True)
     if len(figures) == 1:
@@ -60,9 +68,7 @@ def render_figures(
         chart = charts.concatenate(panels, columns)
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
-    if image_format == "svg":
-        return str(vl_convert.vegalite_to_svg(specification)).encode()
-    return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))
+    return specification
 
 
 def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:

@@ -439,8 +439,13 @@ ACQUISITION = TaskType(
 # ---- stimuli
 
 
+def _count_stimuli(spec: StimuliSpec) -> int | None:
+    """Return the texts of the complete files, None where the declaration does not say."""
+    return spec.expect.texts if spec.expect else None
+
+
 def _list_stimuli(spec: StimuliSpec) -> CatalogRow:
-    return build_suite_row(spec, spec.expect.texts, "", "surprisal")
+    return build_suite_row(spec, _count_stimuli(spec), "", "surprisal")
 
 
 def _describe_stimuli(spec: StimuliSpec) -> Facts:
@@ -450,7 +455,7 @@ def _describe_stimuli(spec: StimuliSpec) -> Facts:
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
-        "texts": spec.expect.texts,
+        "texts": _count_stimuli(spec),
         "conditions": ", ".join(conditions or sorted(spec.rename.get("condition", {}).values())),
         "columns": ", ".join(spec.copy_columns),
         "example": "\n".join(spec.example[0].texts) if spec.example else "",
@@ -462,7 +467,7 @@ def _describe_stimuli(spec: StimuliSpec) -> Facts:
 
 STIMULI = TaskType(
     name="stimuli",
-    noun="stimuli, whose surprisal is computed",
+    noun="a set of stimuli",
     declaration=StimuliSpec,
     prediction_schema=None,
     planned_unit="",

@@ -8,6 +8,7 @@ by column names, without a TOML.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -93,8 +94,8 @@ class StimuliSpec(SuiteDeclaration):
     """Stimuli whose surprisal is computed by `surprisal` and `effects`."""
 
     kind: Literal["stimuli"]
-    licence: Text
-    citation: Text
+    licence: str = ""
+    citation: str = ""
     format: Literal["csv", "tsv", "jsonl"]
     """Format of the data files, whatever their names."""
     item: Text
@@ -113,7 +114,7 @@ class StimuliSpec(SuiteDeclaration):
     """Characters in the texts -> the characters that replace them."""
     design: DesignSpec = DesignSpec()
     data: DataSpec
-    expect: ExpectedTextsSpec
+    expect: ExpectedTextsSpec | None = None
     example: TomlTuple[StimulusExampleSpec] = ()
 
     @model_validator(mode="after")
@@ -253,7 +254,7 @@ def _load_declared(spec: StimuliSpec, folder: Path) -> list[Stimulus]:
         data_file = sources.get_file(spec, file, folder)
         rows = records.read_records(data_file.raw, f"file.{spec.format}", data_file.location)
         stimuli += build_stimuli(spec, rows, data_file.location)
-    if len(stimuli) != spec.expect.texts:
+    if spec.expect and len(stimuli) != spec.expect.texts:
         raise DataError(
             f"{format_count(len(stimuli), 'text')}, but {spec.name} has {spec.expect.texts:,}",
             location=spec.name,
@@ -376,11 +377,12 @@ def _critical_segments(
 ) -> tuple[StimulusSegment, ...]:
     """Split a text into the critical word, each word of the spillover, and the parts around them.
 
-    position: number of the critical word, from 1; None = the text has no regions.
+    position: number of the critical word, from 1, in the text split at white space; None = the text
+    has no regions.
     """
     if position is None:
         return (StimulusSegment("", 0, len(text), values),)
-    *_, last_end = word_ends = [end for _, end in _iter_words(text)]
+    word_ends = _word_ends(text)
     if not 1 <= position <= len(word_ends):
         raise DataError(
             f"the critical word is number {position} of {format_count(len(word_ends), 'word')}",
@@ -396,18 +398,17 @@ def _critical_segments(
     index = position + spillover
     if index < len(word_ends):
         regions[word_ends[index - 1]] = ""
-    starts = [*regions, last_end]
+    starts = [*regions, len(text)]
     return tuple(
         StimulusSegment(name, start, end, values)
         for name, (start, end) in zip(regions.values(), pairwise(starts), strict=True)
     )
 
 
-def _iter_words(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each word, with the white space before it; the last one also has that
-    after it."""
-    whole = StimulusSegment("", 0, len(text), {})
-    return Stimulus("", None, text, (whole,)).word_spans
+def _word_ends(text: str) -> list[int]:
+    """Return where each word ends; the last one includes the white space after it."""
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    return [*ends[:-1], len(text)]
 
 
 def _join_words(

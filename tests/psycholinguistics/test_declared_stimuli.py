@@ -76,7 +76,7 @@ def test_the_catalog_lists_them_with_their_command(capsys: pytest.CaptureFixture
 def test_stimuli_are_not_scored_and_suites_are_no_stimuli(capsys) -> None:
     assert run(["score", "--model", "x", "--suite", "sap-classicgp"]) == 2
     assert "antlm-bench surprisal" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="'blimp' is a suite that is scored, not stimuli"):
+    with pytest.raises(UsageError, match="'blimp' is a suite that is scored, not a set of stimuli"):
         load_stimuli("blimp")
 
 

@@ -140,6 +140,9 @@ def test_the_documented_stimuli_and_python_give_effects(make_checkpoint, tmp_pat
     [commands] = [text for _, text in blocks if "--conditions ambiguous" in text]
     for line in commands.strip().splitlines():
         assert run([model if word == "CKPT" else word for word in shlex.split(line)[1:]]) == 0
+    [toml] = [text for language, text in blocks if language == "toml"]
+    Path("mine.toml").write_text(toml, encoding="utf-8")
+    assert run(["effects", "mine.toml", "--model", model]) == 0
     [figures] = [text for _, text in blocks if "--plot sentence" in text]
     for line in figures.strip().splitlines():
         assert run(shlex.split(line)[1:]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,9 @@ from scipy import stats
 import antlm_bench
 from antlm_bench.cli.app import run
 from antlm_bench.errors import BenchError, DataError, UsageError
+from antlm_bench.keywords import DesignKeywords
 from antlm_bench.results.effects import DesignResult
+from antlm_bench.results.experiment_table import DesignOptions
 
 HEADER = ("model", "item", "condition", "region", "word_index", "word", "surprisal_bits")
 
@@ -151,6 +154,11 @@ def test_effects_per_value_of_a_column() -> None:
     ]
 
 
+def test_keywords_are_the_options_and_their_singular_forms() -> None:
+    names = {field.name for field in fields(DesignOptions)}
+    assert set(DesignKeywords.__annotations__) == names | {"region", "contrast"}
+
+
 def test_files_frames_and_parquet_give_the_same(frame: pd.DataFrame, tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "t.parquet")
     write_csv(frame, tmp_path / "t.csv")
@@ -171,6 +179,19 @@ def test_a_polars_like_frame_is_read_by_arrow(frame: pd.DataFrame) -> None:
 
     rows = antlm_bench.effects(Frame()).table().to_rows()
     assert rows == antlm_bench.effects(frame).table().to_rows()
+
+
+def test_a_frame_of_an_older_pandas_and_one_with_an_index_are_read(frame: pd.DataFrame) -> None:
+    class Frame:
+        columns = HEADER
+
+        def to_dict(self, orient: str) -> object:
+            return frame.to_dict(orient)
+
+    rows = antlm_bench.effects(frame).table().to_rows()
+    assert antlm_bench.effects(Frame()).table().to_rows() == rows
+    shuffled = frame.set_index(frame.index + 100)
+    assert antlm_bench.effects(shuffled).table().to_rows() == rows
 
 
 # ---- what is missing
@@ -354,6 +375,8 @@ def test_a_figure_is_written_in_each_format(frame, tmp_path, suffix, capsys) -> 
         (["--plot", "regions"], "there is no figure"),
         (["--figure", "a.png", "--plot", "sentence", "--item", "99"], "unknown item '99'"),
         (["--figure", "a.png", "--item", "1"], "an item alone has no interval"),
+        (["--device", "cpu"], "no model is opened: the table holds surprisals"),
+        (["--method", "mlm"], "no model is opened: the table holds surprisals"),
         (["--position", "p"], "they describe stimuli, but the table holds surprisals"),
         (["--region", "x", "--figure", "a.png"], "unknown region 'x'"),
     ],
