@@ -27,9 +27,14 @@ from antlm_bench.checkpoints.size_limits import check_config_file
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.plain_forward import plain_logits
-from antlm_bench.weight_files import WeightSet, select_weights
+from antlm_bench.weight_files import WeightSet, read_json, select_weights
 
 ENCODER_DECODER = "encoder-decoder"
+DIFFUSION_NAME = re.compile(
+    r"(llada|dream|mdlm|sedd|bd3lm|diffugpt|diffullama|sdar)", re.IGNORECASE
+)
+"""Beginning of the model type or class of diffusion language models (Nie et al. 2025, arXiv
+2502.09992; Ye et al. 2025, arXiv 2508.15487; Sahoo et al. 2024, arXiv 2406.07524)."""
 DISCRIMINATOR_TYPES = ("electra", "funnel")
 """Types of models that tell replaced tokens from original ones. Their ...ForPreTraining class is no
 masked LM."""
@@ -58,6 +63,7 @@ FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.Unpickling
 def load_config(folder: Path, options: OpenOptions) -> Any:
     """Load config.json, converted if the weights are in an original layout (conversion)."""
     check_config_file(folder)
+    _refuse_diffusion(folder / "config.json")
     original = conversion.detect_original(folder, options)
     if original is not None:
         return original.build_config()
@@ -89,6 +95,22 @@ def load_config(folder: Path, options: OpenOptions) -> Any:
         config._attn_implementation = None  # for speed only, and the engine replaces attention
     config.return_dict = True  # outputs are read by name; it changes no number
     return config
+
+
+def _refuse_diffusion(config_file: Path) -> None:
+    """Raise CheckpointError for a diffusion language model, whose code need not be here."""
+    content = read_json(config_file) or {}
+    architectures = content.get("architectures")
+    names = [content.get("model_type"), *(architectures if isinstance(architectures, list) else ())]
+    for name in names:
+        if isinstance(name, str) and DIFFUSION_NAME.match(name):
+            raise CheckpointError(
+                f"{name} is a diffusion language model: it restores masks in any order, so that "
+                "the log-probability of a text is no sum over its tokens, but only bounded by a "
+                "mean over random masks, which no method here estimates",
+                location=str(config_file),
+                hint="score a ...ForCausalLM or ...ForMaskedLM checkpoint",
+            )
 
 
 def describe_error(error: BaseException) -> str:
@@ -310,7 +332,12 @@ def load_checked_model(
         raise CheckpointError(
             f"cannot load the weights: {describe_error(error)}",
             location=str(folder),
-            hint="install the package, or give the checkpoint before its quantization",
+            hint=(
+                "open it on such a device (--device)"
+                if "GPU" in str(error)
+                else "install the package"
+            )
+            + ", or give the checkpoint before its quantization",
         ) from error
     except Exception as error:  # safetensors, json and torch raise unrelated types
         build_model = partial(_build_without_weights, kind=kind, weights=weights)

@@ -20,7 +20,7 @@ from antlm_bench.checkpoints.forward_trials import (
     FORWARD_ERRORS,
     logit_change_from_last_token,
 )
-from antlm_bench.errors import CheckpointError
+from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.engine import (
     CPU_KERNELS,
     SHORTCUTS,
@@ -240,9 +240,12 @@ def _pair_probes(
     """
     num_texts = len(texts)
     if name == "cross":
-        repeated = [*texts, *texts]
-        sources = [*[""] * num_texts, *texts[-1:], *texts[:-1]]
-        encodings = checkpoint.encode(repeated, [None] * len(repeated), "cross", sources)
+        sources = [*texts[-1:], *texts[:-1]]
+        try:
+            repeated, all_sources = [*texts, *texts], [*[""] * num_texts, *sources]
+            encodings = checkpoint.encode(repeated, [None] * len(repeated), "cross", all_sources)
+        except UsageError:  # without special tokens, an encoder cannot read an empty source
+            encodings = checkpoint.encode(texts, [None] * num_texts, "cross", sources)
     else:
         encodings = checkpoint.encode(texts, [None] * num_texts, "denoising")
     for encoded in encodings.batches:

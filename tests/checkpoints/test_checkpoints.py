@@ -16,6 +16,7 @@ from tiny_models import build_model, train_tokenizer
 from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint, with_bf16_body
 from antlm_bench.checkpoints.resolve import _milestone_key
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.scorer import Scorer
 from antlm_bench.weight_files import hash_weights
 
 
@@ -322,3 +323,36 @@ def test_what_a_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
     assert expand_refs([str(tmp_path)]) == [main]
     assert expand_refs([f"{tmp_path}/*"]) == [main]
     assert expand_refs([f"{tmp_path}/.m*"]) == expand_refs([old]) == [old]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"model_type": "llada", "architectures": ["LLaDAModelLM"]}, {"architectures": ["DreamModel"]}],
+)
+def test_a_diffusion_language_model_is_refused_without_its_code(copy, names):
+    folder = copy("causal")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | names))
+    with pytest.raises(CheckpointError, match="is a diffusion language model"):
+        opened(folder)
+
+
+def test_fp8_weights_are_scored_as_what_they_stand_for(copy, tmp_path):
+    folder = copy("causal")
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    stored, restored = {}, {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        stored[name] = restored[name] = weight
+        if name.endswith("proj.weight"):
+            scale = weight.abs().max() / 448  # the largest number of float8_e4m3
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            restored[name] = stored[name].float() * scale
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    save_file(restored, plain / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    texts = ["The cats near the house sleep."]
+    score, expected = (Scorer(path, device="cpu").logprobs(texts) for path in (folder, plain))
+    assert score == pytest.approx(expected, abs=1e-4)

@@ -14,6 +14,7 @@ from encoder_decoders import MODELS, save_encoder_decoder
 from antlm_bench.checkpoints import OpenOptions, open_backbone, open_checkpoint, with_bf16_body
 from antlm_bench.commands.surprisal import surprisal
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.lm_eval_bridge.greedy import GreedyTrackingModel
 from antlm_bench.scorer import Scorer
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import METHODS
@@ -184,3 +185,34 @@ def test_what_an_encoder_decoder_cannot_do_is_refused(t5: Path) -> None:
         open_backbone(str(t5), OpenOptions(device="cpu"))
     with pytest.raises(MethodNotSupported, match="does not run with causal attention"):
         Scorer(t5, device="cpu").logprobs(TEXTS, method="causal")
+
+
+@pytest.mark.parametrize("method", ["seq2seq", "infill"])
+def test_lm_evals_greedy_mark_is_the_argmax_of_every_token(bart: Path, method: str) -> None:
+    model = GreedyTrackingModel(open_checkpoint(str(bart), OpenOptions(device="cpu")))
+    items = [Item(str(i), (Option(text),), 0) for i, text in enumerate(TEXTS)]
+    [predictions] = predict(model, items, [METHODS[method]])
+    [expected] = predict(model.checkpoint, items, [METHODS[method]])
+    np.testing.assert_allclose(predictions.flat("scores"), expected.flat("scores"), atol=1e-4)
+    table = Scorer(bart, device="cpu").token_logprobs(TEXTS, method=method).to_pandas()
+    is_likely = table.assign(likely=table["logprob"] > np.log(0.5)).groupby("text_index")["likely"]
+    sure = is_likely.sum().to_numpy()  # tokens of more than one half are the argmax
+    assert (model.num_non_greedy <= predictions.flat("tokens") - sure).all()
+
+
+def test_minicons_agrees_without_the_special_tokens_of_the_source(t5: Path) -> None:
+    from minicons.scorer import Seq2SeqScorer
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(t5)
+    tokenizer.bos_token = "</s>"  # else minicons adds a token that the model has no embedding for
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(t5).eval()
+    peer = Seq2SeqScorer(model, "cpu", tokenizer=tokenizer)
+    texts, sources = ["the dog sees", "every cat sleeps"], ["no cat", "what the boy sees"]
+    theirs = [
+        peer.conditional_score(source, text, reduction=lambda scores: scores.sum(0).item())[0]
+        for source, text in zip(sources, texts, strict=True)
+    ]
+    checkpoint = open_checkpoint(str(t5), OpenOptions(device="cpu", bos="never"))
+    encodings = checkpoint.encode(texts, [None] * 2, "cross", sources)
+    probes = [METHODS["seq2seq"].parts[0][1](batch, None) for batch in encodings.batches]
+    np.testing.assert_allclose(checkpoint.score_probes(probes, 2), theirs, atol=1e-3)

@@ -26,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
@@ -113,7 +114,7 @@ class SweepRow:
 
     architecture: str
     kind: str
-    """causal or masked."""
+    """causal, masked or encoder-decoder."""
     outcome: str
     """exact, refused, wrong, or not built."""
     detail: str
@@ -137,14 +138,19 @@ def make_pairs() -> list[Item]:
 
 
 def iter_architectures() -> Iterator[tuple[str, str, str]]:
-    """Yield (model type, kind, class name) of all causal and masked classes of transformers."""
+    """Yield (model type, kind, class name) of all causal and masked classes of transformers, and of
+    its encoder-decoders of text.
+    """
+    pairs = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     for kind, mapping in (
         ("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+        ("encoder-decoder", pairs),
     ):
         for model_type, name in mapping.items():
             for class_name in [name] if isinstance(name, str) else name:
-                if hasattr(transformers, class_name):
+                is_pair = class_name in pairs.values()
+                if hasattr(transformers, class_name) and is_pair == (kind == "encoder-decoder"):
                     yield model_type, kind, class_name
 
 
@@ -203,16 +209,13 @@ def time_limit(seconds: int) -> Iterator[None]:
 # builds (and the error).
 OTHER_INPUTS = "generates text from images, sounds or other inputs"
 REFUSED: dict[str, str] = {
-    "BartForConditionalGeneration": "is an encoder-decoder",
     "CpmAntForCausalLM": "not a causal model",
     "FunnelForMaskedLM": "doesn't match the broadcast shape",
     "Gemma3ForConditionalGeneration": OTHER_INPUTS,
     "Gemma4UnifiedForConditionalGeneration": OTHER_INPUTS,
     "GotOcr2ForConditionalGeneration": OTHER_INPUTS,
-    "MBartForConditionalGeneration": "is an encoder-decoder",
     "MllamaForCausalLM": "cannot load the weights",
     "MossTranscribeDiarizeForConditionalGeneration": OTHER_INPUTS,
-    "MvpForConditionalGeneration": "is an encoder-decoder",
     "XLNetLMHeadModel": "not a causal model",
 }
 NOT_BUILT: dict[str, str] = {
@@ -284,7 +287,7 @@ def build(model_type: str, kind: str, name: str, folder: Path) -> None:
 
 
 def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping[str, Any]) -> None:
-    tokenizer = train_tokenizer(kind, True)
+    tokenizer = train_tokenizer("causal" if kind == "causal" else "masked", True)
     config = build_small_config(model_type, len(tokenizer), variant)
     if kind == "causal" and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
@@ -302,7 +305,8 @@ def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping
             if parameter.dim() > 1:
                 parameter.mul_(4)
     with torch.inference_mode():
-        model(input_ids=torch.arange(5, 25)[None])
+        ids = torch.arange(5, 25)[None]
+        model(input_ids=ids, **({"decoder_input_ids": ids} if kind == "encoder-decoder" else {}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -311,11 +315,11 @@ class PlainLoop:
     """The forward pass of transformers, one row per hidden token or prefix."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        auto = (
-            transformers.AutoModelForCausalLM
-            if kind == "causal"
-            else transformers.AutoModelForMaskedLM
-        )
+        auto = {
+            "causal": transformers.AutoModelForCausalLM,
+            "masked": transformers.AutoModelForMaskedLM,
+            "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
+        }[kind]
         self.model = auto.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.kind, self.rows = kind, dict[tuple[int, ...], torch.Tensor]()
@@ -325,7 +329,27 @@ class PlainLoop:
         if method == "fused":
             both = (self.scores(name, texts) for name in ("causal", "mntp"))
             return [a + b for a, b in zip(*both, strict=True)]
+        if self.kind == "encoder-decoder":
+            return [self._score_pair(method, self.tokenizer(text)["input_ids"]) for text in texts]
         return [self._score(method, self.tokenizer(text)) for text in texts]
+
+    def _score_pair(self, method: str, ids: list[int]) -> float:
+        """Return the score of a text whose source is empty (seq2seq) or masked (infill)."""
+        labels, total = torch.tensor([ids]), 0.0
+        start = self.model.config.decoder_start_token_id
+        if hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
+            start = int(self.model.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+        for position in range(1, len(ids) - 1):
+            source = [ids[0], ids[-1]]
+            if method == "infill":
+                source = [*ids[:position], self.tokenizer.mask_token_id, *ids[position + 1 :]]
+            row = [start, *ids[:position]]
+            with torch.inference_mode():
+                logits = self.model(
+                    input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([row])
+                ).logits[0, -1]
+            total += float(logits.float().log_softmax(-1)[ids[position]])
+        return total
 
     def _score(self, method: str, encoded: Any) -> float:
         ids, word_ids, total = list(encoded["input_ids"]), encoded.word_ids(), 0.0
