@@ -39,9 +39,9 @@ FORWARD_VALUES_PER_TOKEN = 16
 """Values of one layer that a forward holds at a time, per token and hidden unit."""
 CPU_WEIGHT_COPIES = 3
 """Copies of the weights in memory while a CPU scores: file, model, and packed for its kernels."""
-CPU_KERNEL_BYTES = 35e6
+CPU_KERNEL_BYTES = 25e6
 """Memory of compiled kernels, which oneDNN keeps per shape, and of freed memory that stays mapped:
-for the first batch, and for each doubling of their number (benchmarks/estimates.py --memory)."""
+for each doubling of the number of batches (benchmarks/estimates.py --memory)."""
 MAX_DOUBLINGS = 8
 TRAINING_VALUES_PER_TOKEN = 24
 """Values that the backward pass keeps, per token, layer and hidden unit."""
@@ -222,7 +222,7 @@ class Estimator:
         memory = weights + activations + min(max_logits, tokens * size.vocabulary * 4)
         if self.device_kind == "cpu":
             doublings = min(math.log2(max(num_tokens / tokens, 1)), MAX_DOUBLINGS)
-            memory += weights * (CPU_WEIGHT_COPIES - 1) + round(CPU_KERNEL_BYTES * (1 + doublings))
+            memory += weights * (CPU_WEIGHT_COPIES - 1) + round(CPU_KERNEL_BYTES * doublings)
         return memory
 
     # ---- finetune

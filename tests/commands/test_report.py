@@ -26,6 +26,7 @@ from report_runs import (
 )
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from antlm_bench import compare
 from antlm_bench.commands.report import build_report
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import (
@@ -35,8 +36,11 @@ from antlm_bench.errors import (
     RunError,
     UsageError,
 )
+from antlm_bench.reporting.results_table import build_finetune_table
+from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import merge_seed_notes
+from antlm_bench.runs import open_run
 from antlm_bench.statistics import Z, two_level_mean, weighted_mean
 from antlm_bench.suites import loader
 from antlm_bench.suites.classification_loader import read_trainings
@@ -706,3 +710,25 @@ def test_a_slip_on_the_command_line_is_exit_code_2(
 
     assert run(["report", *line]) == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_two_kinds_of_finetuning_in_one_folder_are_marked(tmp_path: Path) -> None:
+    """Seed 1 by our settings, seed 42 by --compat babylm-2025: table, JSON and comparison."""
+    mixed = [
+        make_finetuned_cell("rte", 1, 30),
+        make_finetuned_cell("rte", 42, 30, preset="babylm-2025", select="valid"),
+    ]
+    pure = [make_finetuned_cell("rte", seed, 30) for seed in (1, 42)]
+    runs = [
+        open_run(write_run(tmp_path / name, cells))
+        for name, cells in (("mixed", mixed), ("pure", pure))
+    ]
+    mark = "seeds of different settings: "
+
+    for name in ("table", "json"):
+        text = " ".join(FORMATS[name].write(build_finetune_table(runs[:1])).split())
+        assert mark in text
+        assert mark not in " ".join(FORMATS[name].write(build_finetune_table(runs[1:])).split())
+    [comparison] = compare(runs, allow_mixed=True)
+    assert any(mark in note for each in comparison.comparisons for note in each.notes)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from antlm_bench.cli import app
 from antlm_bench.commands.catalog import list_recipe_differences
+from antlm_bench.commands.train import TrainOptions, _build_run_metadata
+from antlm_bench.declarations import list_declarations
+from antlm_bench.training.recipe import list_scales, read_recipe
+from antlm_bench.training.text_sources import load_text_source
+
+DESCRIPTIONS = ("name", "title", "scale", "sources", "notes", "difference")
+"""Keys of a recipe that decide no weight, and that `show` prints elsewhere."""
 
 
 def test_a_recipe_shows_what_differs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,3 +84,31 @@ def test_a_phase_names_the_relative_numbers_of_rows() -> None:
 
 def test_what_is_no_recipe_has_no_such_table() -> None:
     assert list_recipe_differences(["nano"]) == list_recipe_differences(["methods", "mlm"]) == []
+
+
+def drop_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: drop_none(each) for key, each in value.items() if each is not None}
+    return [drop_none(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list_declarations("models"))
+def test_the_printed_recipe_is_the_one_that_train_records(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At every scale, as it is and with a change."""
+    source = load_text_source("nano")
+    for scale, changes in (*((scale, []) for scale in list_scales(name)), ("", ["seed=7"])):
+        words = ["--scale", scale] if scale else ["--set", *changes]
+        assert app.run(["show", "models", name, *words, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)["facts"]["recipe"]
+        options = TrainOptions(scale=scale, changes=changes)
+        recipe = read_recipe(name, scale, changes)
+        metadata = _build_run_metadata(recipe, source, options, [])
+        recorded = json.loads(json.dumps(metadata))["recipe"]
+        phases = {f"phase {n}": each for n, each in enumerate(recorded.pop("phase"), 1)}
+
+        printed.pop("milestones")  # they change no weight, and train.json leaves them out
+        expected = {key: each for key, each in recorded.items() if key not in DESCRIPTIONS}
+        assert printed == drop_none(expected | phases)

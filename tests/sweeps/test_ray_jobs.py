@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,14 +89,15 @@ class JobServer:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
-    # Ray's sockets need a short path.
-    server = JobServer(Path(f"/tmp/antlm-jobs-{os.getpid()}"))
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.shut_down()
+def jobs() -> Iterator[JobServer]:
+    # Ray's sockets need a short path. Its processes may still write when they are removed.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        server = JobServer(Path(folder))
+        try:
+            server.wait_until_ready()
+            yield server
+        finally:
+            server.shut_down()
 
 
 def write_sweep(folder: Path, model: Path, limit: int = 1) -> Path:

@@ -31,7 +31,9 @@ from antlm_bench.sweeps.checkpoint_facts import (
 )
 from antlm_bench.sweeps.count_requests import build_score_request, count_texts
 from antlm_bench.sweeps.estimates import Estimator, UnitCost
+from antlm_bench.sweeps.expansion import ExpandedSweep
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
+from antlm_bench.sweeps.units import Sweep
 
 SPEED = DeviceSpeed(
     machine="here",
@@ -282,3 +284,16 @@ def test_a_shard_costs_its_share(tmp_path: Path, make_checkpoint) -> None:
 
     assert len(shards) == 4
     assert sum(shard.tokens or 0 for shard in shards) == pytest.approx(whole.tokens, abs=4)
+
+
+def test_the_memory_of_scoring_counts_copies_and_kernels_of_a_cpu() -> None:
+    size = ForwardSize(10**7, 9 * 10**6, 10**6, layers=5, hidden=384, vocabulary=4096)
+    expanded = ExpandedSweep(Sweep("x", ()))
+    weights, activations = 4 * 10**7, 4 * 16 * 384
+
+    cpu = Estimator(expanded, device_kind="cpu")._scoring_memory(size, "float32", None, 8 * 2048)
+    # three copies, 2048 tokens, the largest block of logits, three doublings of batches
+    assert cpu == 3 * weights + 2048 * activations + 2**24 + 3 * 25_000_000
+
+    gpu = Estimator(expanded, device_kind="cuda")._scoring_memory(size, "float32", None, 2**20)
+    assert gpu == weights + 2**15 * activations + 2**15 * 4096 * 4
