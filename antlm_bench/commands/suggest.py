@@ -222,7 +222,7 @@ def _score_command(file: _SampledFile, pair_format: PairFormat) -> str:
     """Return the command that scores a file of pairs. Settings that follow from others and from the
     file's name are left out.
     """
-    if any("," in name for name in pair_format.columns.values()):  # no flag can name it
+    if any("," in name or not name for name in pair_format.columns.values()):  # no flag names it
         return shlex.join([*SCORE_WORDS, str(file.toml_path)])
     words = [*SCORE_WORDS, file.ref]
     request = SuiteRequest("", columns=pair_format.columns, good=pair_format.good)

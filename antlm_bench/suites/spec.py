@@ -44,7 +44,7 @@ class SuiteDataSpec(DataSpec):
     """Layout of files of pairs (suites.pair_layouts.LAYOUTS), whose records have the fields `good`
     and `bad` beside those of the file. None = a record is a row of the file.
     """
-    columns: dict[Text, Text] = Field(default={})
+    columns: dict[Text, str] = Field(default={})
     """With `layout`: our column -> its name in the files. Recognised names may be left out."""
     good: str = ""
     """With `layout`: which sentence is right: "first" or "second" of two lines, or the label of the

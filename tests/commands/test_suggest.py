@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from score_helpers import sum_logprobs_by_hand
 from typer.main import get_command
 
@@ -20,7 +22,7 @@ from antlm_bench import load_suite, score
 from antlm_bench.cli.app import build_app, run
 from antlm_bench.cli.shared_options import PAIR_FORMAT_OPTIONS, _parse_pair_format
 from antlm_bench.commands.suggest import Suggestion, suggest
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites.stimuli import read_stimuli, split_into_units
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.suites.templates import drop_single_clusters
@@ -180,10 +182,10 @@ def test_scores_of_other_authors_pairs_equal_a_plain_loop(
     pairs = [all_pairs[0], all_pairs[-1]]
     suggestions = suggest(str(path))
     suggestion = suggestions[-1] if name == "zorro" else suggestions[0]
-    settings = parse_command(suggestion.command, "score")
+    options = parse_command(suggestion.command, "score")
     model = make_checkpoint("causal", max_position_embeddings=256)
     run_dir = tmp_path / "run"
-    pair_format = _parse_pair_format({each: settings[each] for each in PAIR_FORMAT_OPTIONS})
+    pair_format = _parse_pair_format({each: options[each] for each in PAIR_FORMAT_OPTIONS})
     (result,) = score(str(model), str(path), out=run_dir, **pair_format)
     scores = dict(zip(*read_scores(result), strict=True))
     expected = [
@@ -388,3 +390,40 @@ def test_a_long_command_is_broken_so_that_it_can_be_copied(
     assert " \\\n" in printed
     words = shlex.split(printed.replace("\\\n", " "))
     assert words == shlex.split(suggest(ref)[0].command)
+
+
+# ---- any file
+
+CELL = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    ["The cat sleeps.", "The cat sleep.", "True", "*", "0", "a,b", "item", "region", "text", ""]
+)
+VALUE = CELL | st.none() | st.booleans() | st.integers(0, 3) | st.lists(CELL, max_size=2)
+FILES = st.one_of(
+    st.tuples(st.just("a.txt"), st.lists(CELL, max_size=6).map("\n".join)),
+    st.tuples(
+        st.sampled_from(["a.csv", "a.tsv"]),
+        st.lists(st.lists(CELL, min_size=2, max_size=3).map("\t".join), max_size=5).map("\n".join),
+    ),
+    st.tuples(
+        st.just("a.jsonl"),
+        st.lists(st.dictionaries(CELL, VALUE, min_size=1, max_size=4), max_size=5).map(
+            lambda rows: "\n".join(map(json.dumps, rows))
+        ),
+    ),
+    st.tuples(st.just("a.json"), CELL),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=FILES)
+def test_any_file_is_described_or_one_error(tmp_path: Path, file: tuple[str, str]) -> None:
+    name, content = file
+    ref = write_file(tmp_path, name, content)
+    try:
+        suggestions = suggest(ref)
+    except BenchError as error:
+        assert error.location.startswith(ref)
+        return
+    for suggestion in suggestions:
+        if suggestion.right and suggestion.command.split()[1] == "score":
+            assert list_pairs(load_toml(suggestion, tmp_path))[0][0] == suggestion.right

@@ -132,6 +132,11 @@ def test_columns_of_the_good_row_are_levels(tmp_path: Path) -> None:
     assert [item.labels["paradigm"] for item in suite.items] == ["p", "q"]
 
 
+def test_a_column_without_a_name_can_be_named(tmp_path: Path) -> None:
+    ref = write_file(tmp_path, "a.csv", ",bad\nA,B\n")
+    assert read_texts(ref, columns={"good": ""}) == [("A", "B")]
+
+
 def test_layouts_have_different_digests_and_columns_keep_theirs(tmp_path: Path) -> None:
     table = write_file(tmp_path, "a.csv", "good,bad\nA,B\n")
     lines = write_file(tmp_path, "a.txt", "A\nB\n")
