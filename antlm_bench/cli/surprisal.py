@@ -25,7 +25,8 @@ input_option = partial(typer.Option, rich_help_panel="Input and output")
 
 STIMULI_HELP = (
     "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (column "
-    "sentence) or per region (columns text and region), optionally columns item and condition; "
+    "sentence) or per region (columns text and region), optionally columns item, condition and "
+    "prefix; "
     "SyntaxGym's .json. All other columns are copied to the result."
 )
 ConditionsOption = Annotated[

@@ -155,8 +155,8 @@ def surprisal(
     text_layout: StimuliLayout | None = None,
     correction: str | None = None,
     bow_correction: bool = False,
-    add: Sequence[str] = (),
-    base: str = "2",
+    add: str | Sequence[str] = (),
+    base: str | int = "2",
     context: str | None = None,
     join: str = " ",
     long_texts: str = "window",
@@ -251,19 +251,19 @@ def _check_arguments(
 
 def _choose(value: object, choices: Sequence[str], location: str) -> str:
     """Return one of `choices` as a string. Raises UsageError for another value."""
-    if not isinstance(value, str | int) or str(value) not in choices:
-        hint = f"one of {', '.join(choices)}"
+    hint = f"one of {', '.join(choices)}"
+    check_string(value, location, hint)
+    if value not in choices:
         raise UsageError(f"{value!r} is unknown", location=location, hint=hint)
     return str(value)
 
 
-def _build_layout(by: str, base: str, add: Sequence[str]) -> TableLayout:
-    if isinstance(add, str):
-        add = add.split(",")
-    for name in add:
-        check_string(name, "add", 'give names of columns, as ["rank", "top-5"]')
-    base = _choose(base, list(UNITS_BY_BASE), "--base")
-    return TableLayout(by == "token", base, AddedColumns.parse(add))
+def _build_layout(by: str, base: str | int, add: str | Sequence[str]) -> TableLayout:
+    names = check_texts(add.split(",") if isinstance(add, str) else add, "add")
+    if isinstance(base, int) and base in (2, 10):
+        base = str(base)
+    unit_base = _choose(base, list(UNITS_BY_BASE), "--base")
+    return TableLayout(by == "token", unit_base, AddedColumns.parse(names))
 
 
 def _choose_correction(correction: str | None, bow_correction: bool) -> str:

@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from antlm_bench import Scorer
-from antlm_bench.cli.app import run
+from antlm_bench.cli.app import build_app, run
 from antlm_bench.commands import surprisal as command
 from antlm_bench.commands.surprisal import surprisal
+from antlm_bench.commands.surprisal_rows import UNITS_BY_BASE
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
+from antlm_bench.scoring.word_corrections import CORRECTIONS
+from antlm_bench.suites.stimuli import UNITS
 
 STIMULI = """item,condition,region,text,freq
 1,short,np,the cat,3
@@ -400,3 +404,12 @@ def test_regions_of_a_text_share_one_prefix(tmp_path):
     path.write_text("item,region,text,prefix\n1,a,the,no\n1,b,cat,some\n")
     with pytest.raises(DataError, match=r"in.csv:3: item '1' has two prefixes: 'no', 'some'"):
         surprisal("absent", path)
+
+
+def test_the_command_line_offers_every_correction_and_unit():
+    command_params = typer.main.get_command(build_app()).commands["surprisal"].params
+    choices = {param.name: getattr(param.type, "choices", None) for param in command_params}
+    assert list(choices["correction"]) == ["none", *CORRECTIONS]
+    assert list(choices["by"]) == list(UNITS)
+    assert list(choices["base"]) == list(UNITS_BY_BASE)
+    assert list(choices["long_texts"]) == list(command.LONG_TEXTS)
