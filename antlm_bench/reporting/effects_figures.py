@@ -140,7 +140,8 @@ def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | Non
         align = next((region for region in result.regions if region), None)
     means = result.word_means(align, item)
     if item is None:
-        means = [mean for mean in means if 2 * mean.mean.n >= _count_items(result, mean)]
+        items = result.experiment.items_by_group()
+        means = [m for m in means if 2 * m.mean.n >= len(items[tuple(m.group.values())])]
     labels = {
         tuple(group.values()): _word_labels([mean for mean in means if mean.group == group])
         for group in (result.groups if item is not None else ())
@@ -161,11 +162,6 @@ def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | Non
     if align and item is None:
         x_title += f" (0: first word of {make_printable(align)})"
     return _build_plot(result, "sentence", title, rows, "line", x_title)
-
-
-def _count_items(result: DesignResult, mean: WordMean) -> int:
-    """Return the number of items of the group of a mean."""
-    return len(result.experiment.list_items(tuple(mean.group.values())))
 
 
 def _word_labels(means: Sequence[WordMean]) -> dict[int, str]:

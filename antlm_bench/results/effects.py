@@ -23,7 +23,6 @@ from antlm_bench.printable import format_count, make_printable
 from antlm_bench.results.experiment_table import (
     DesignOptions,
     ExperimentTable,
-    Group,
     GroupValues,
 )
 from antlm_bench.runs.table_files import TableValue, rows_to_table
@@ -170,6 +169,17 @@ class _Design:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """The values of one region of a group."""
+
+    group: GroupValues
+    region: str
+    num_items: int
+    """Number of items of the group, with or without values here."""
+    values_by_item: Mapping[str, Mapping[DesignCell, float]]
+
+
 def analyse_design(table: ExperimentTable, options: DesignOptions) -> DesignResult:
     """Compute means, contrasts and interactions in each region.
 
@@ -180,11 +190,17 @@ def analyse_design(table: ExperimentTable, options: DesignOptions) -> DesignResu
     design = _build_design(table, options)
     means: list[CellMean] = []
     effects: list[Effect] = []
-    for group in table.groups:
+    values, names = table.values_by_item(), {cell: table.name_cell(cell) for cell in table.cells}
+    for group, items in table.items_by_group().items():
         for region in regions:
-            values_by_item = table.values_by_item(group, region)
-            means += _cell_means(table, group, region, values_by_item)
-            effects += _test_contrasts(table, group, region, values_by_item, design)
+            panel = _Panel(
+                group=table.describe_group(group),
+                region=region,
+                num_items=len(items),
+                values_by_item=values.get((group, region), {}),
+            )
+            means += _cell_means(panel, names)
+            effects += _test_contrasts(panel, design)
     if not effects:
         raise DataError(
             _describe_no_effect(table, design), location=table.location, hint=PAIRS_HINT
@@ -305,45 +321,34 @@ def parse_contrast(text: str, cells: Mapping[str, DesignCell]) -> Contrast:
     return Contrast(text.strip(), weights)
 
 
-def _cell_means(
-    table: ExperimentTable,
-    group: Group,
-    region: str,
-    values_by_item: Mapping[str, Mapping[DesignCell, float]],
-) -> list[CellMean]:
+def _cell_means(panel: _Panel, names: Mapping[DesignCell, str]) -> list[CellMean]:
+    """Return the mean of each condition. names: condition -> its name."""
     means = []
-    for cell in table.cells:
-        values = [cells[cell] for cells in values_by_item.values() if cell in cells]
+    for cell, name in names.items():
+        values = [values[cell] for values in panel.values_by_item.values() if cell in values]
         if values:
             mean = statistics.mean_over_items(np.array(values, float))
-            means.append(CellMean(table.describe_group(group), region, table.name_cell(cell), mean))
+            means.append(CellMean(panel.group, panel.region, name, mean))
     return means
 
 
-def _test_contrasts(
-    table: ExperimentTable,
-    group: Group,
-    region: str,
-    values_by_item: Mapping[str, Mapping[DesignCell, float]],
-    design: _Design,
-) -> list[Effect]:
+def _test_contrasts(panel: _Panel, design: _Design) -> list[Effect]:
     effects = []
     for contrast in design.contrasts:
-        scores = statistics.score_items(list(values_by_item.values()), contrast)
+        scores = statistics.score_items(list(panel.values_by_item.values()), contrast)
         if len(scores):
             effects.append(
                 Effect(
-                    group=table.describe_group(group),
-                    region=region,
+                    group=panel.group,
+                    region=panel.region,
                     name=contrast.name,
                     mean=statistics.mean_over_items(scores),
-                    num_left_out=len(table.list_items(group)) - len(scores),
+                    num_left_out=panel.num_items - len(scores),
                 )
             )
         else:
             design.notes.append(
-                f"no item has all conditions of {contrast.name}"
-                f"{_locate(table.describe_group(group), region)}"
+                f"no item has all conditions of {contrast.name}{_locate(panel.group, panel.region)}"
             )
     return effects
 

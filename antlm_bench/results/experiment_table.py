@@ -106,17 +106,20 @@ class ExperimentTable:
         """The conditions that occur, in the order of the table."""
         return list(dict.fromkeys(word.cell for word in self.words))
 
-    def list_items(self, group: Group) -> list[str]:
-        """Return the items of a group."""
-        return list(dict.fromkeys(word.item for word in self.words if word.group == group))
+    def items_by_group(self) -> dict[Group, list[str]]:
+        """Return group -> its items, in the order of the table."""
+        items: dict[Group, dict[str, None]] = {}
+        for word in self.words:
+            items.setdefault(word.group, {})[word.item] = None
+        return {group: list(names) for group, names in items.items()}
 
-    def values_by_item(self, group: Group, region: str) -> dict[str, dict[DesignCell, float]]:
-        """Return item -> condition -> value. Values that are missing are left out."""
-        values: dict[str, dict[DesignCell, float]] = {}
+    def values_by_item(self) -> dict[tuple[Group, str], dict[str, dict[DesignCell, float]]]:
+        """Return (group, region) -> item -> condition -> value, without missing values."""
+        values: dict[tuple[Group, str], dict[str, dict[DesignCell, float]]] = {}
         for observation in self.observations:
-            is_wanted = observation.group == group and observation.region == region
-            if is_wanted and observation.value is not None:
-                values.setdefault(observation.item, {})[observation.cell] = observation.value
+            if observation.value is not None:
+                by_item = values.setdefault((observation.group, observation.region), {})
+                by_item.setdefault(observation.item, {})[observation.cell] = observation.value
         return values
 
     def sort_cells(self, levels_by_factor: Mapping[str, Sequence[str]]) -> list[DesignCell]:
