@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from antlm_bench.checkpoints import OpenOptions, size_limits
+from antlm_bench.checkpoints import OpenOptions, build_limits
 from antlm_bench.checkpoints.loader import load_runnable_model
 from antlm_bench.errors import CheckpointError
 
@@ -51,7 +51,7 @@ def test_size_beyond_the_weights_is_refused(
 
 
 def test_buffers_count_too(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(size_limits, "FREE_BUFFER_BYTES", -(10**9))
+    monkeypatch.setattr(build_limits, "FREE_BUFFER_BYTES", -(10**9))
 
     with pytest.raises(CheckpointError, match="bytes of buffers"):
         load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))

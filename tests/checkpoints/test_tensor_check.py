@@ -342,7 +342,7 @@ def test_a_learned_buffer_that_no_file_holds_is_missing():
     """
     import transformers
 
-    from antlm_bench.checkpoints.tensor_check import _computed_buffers
+    from antlm_bench.checkpoints.tensor_check import _computed_tensors
 
     config = transformers.DeepseekV3Config(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -352,6 +352,6 @@ def test_a_learned_buffer_that_no_file_holds_is_missing():
         topk_group=1, first_k_dense_replace=0, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
         qk_nope_head_dim=4, v_head_dim=8,
     )  # fmt: skip
-    needless = _computed_buffers(transformers.DeepseekV3ForCausalLM(config))
+    needless = _computed_tensors(transformers.DeepseekV3ForCausalLM(config))
     assert "model.rotary_emb.inv_freq" in needless
     assert not any("e_score_correction_bias" in name for name in needless)

@@ -209,6 +209,20 @@ def time_limit(seconds: int) -> Iterator[None]:
 # builds (and the error).
 OTHER_INPUTS = "generates text from images, sounds or other inputs"
 REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "AudioFlamingo3ForConditionalGeneration",
+            "GlmAsrForConditionalGeneration",
+            "GraniteSpeechForConditionalGeneration",
+            "GraniteSpeechPlusForConditionalGeneration",
+            "MusicFlamingoForConditionalGeneration",
+            "Qwen2AudioForConditionalGeneration",
+            "Qwen3ASRForConditionalGeneration",
+            "VoxtralForConditionalGeneration",
+        ),
+        OTHER_INPUTS,
+    ),
+    "ProphetNetForConditionalGeneration": "differ by up to",
     "CpmAntForCausalLM": "not a causal model",
     "FunnelForMaskedLM": "doesn't match the broadcast shape",
     "Gemma3ForConditionalGeneration": OTHER_INPUTS,
@@ -219,6 +233,12 @@ REFUSED: dict[str, str] = {
     "XLNetLMHeadModel": "not a causal model",
 }
 NOT_BUILT: dict[str, str] = {
+    "EncoderDecoderModel": "its sizes have names of their own",
+    "Nemotron3_5TranscribeForConditionalGeneration": "Class validation error for validator",
+    "T5GemmaForConditionalGeneration": "its sizes have names of their own",
+    "T5Gemma2ForConditionalGeneration": "its sizes have names of their own",
+    "VibeVoiceAsrForConditionalGeneration": "its sizes have names of their own",
+    "VoxtralRealtimeForConditionalGeneration": "You must specify exactly o",
     "BailingHybridForCausalLM": "`get_seq_length` can only be called on Atten",
     "BltForCausalLM": "its sizes have names of their own",
     "CohereCompassForCausalLM": "'full_attention'",
@@ -293,6 +313,9 @@ def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping
         config.is_decoder = True
     if kind == "causal" and hasattr(config, "causal"):
         config.causal = True  # XLM
+    start = getattr(config, "decoder_start_token_id", None)
+    if kind == "encoder-decoder" and (start is None or start >= len(tokenizer)):
+        config.decoder_start_token_id = config.pad_token_id  # T5 and Marian
     cls = getattr(transformers, name)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
