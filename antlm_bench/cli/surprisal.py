@@ -38,6 +38,15 @@ def surprisal_command(
         Literal["word", "region", "sentence"],
         input_option(metavar="UNIT", help="A row per word, region or sentence."),
     ] = "word",
+    words: Annotated[
+        str | None,
+        input_option(
+            metavar="RULE",
+            help="What a word is: spaces, characters, icu, jieba (Chinese), fugashi (Japanese), "
+            "pythainlp (Thai). Needed for text without spaces.",
+            show_default="spaces",
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),
@@ -78,12 +87,14 @@ def surprisal_command(
         out,
         method=method,
         by=by,
+        words=words,
         columns=parse_column_map(columns),
         bow_correction=bow_correction,
         options=options,
     )
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
+        **({"words by": words} if words else {}),
         "method": result.method,
         "unit": "bits" + (", the end of a word counted to the word" if bow_correction else ""),
     }
@@ -93,6 +104,10 @@ def surprisal_command(
         )
     if result.too_long:
         facts["too long"] = f"{result.too_long:,}: their text does not fit into the model"
+    if result.shares_token:
+        facts["counted to the word before"] = (
+            f"{result.shares_token:,} words: they share a token with it"
+        )
     for flag, count in result.flags.items():
         facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if result.notes:

@@ -29,7 +29,7 @@ from antlm_bench.scorer import Scorer
 from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
-from antlm_bench.scoring.text import word_start_ids
+from antlm_bench.scoring.text import move_borders_out_of_tokens, word_start_ids
 from antlm_bench.suites.stimuli import (
     UNITS,
     ScoringUnit,
@@ -44,7 +44,8 @@ from antlm_bench.text_arguments import (
     check_string,
     check_texts,
 )
-from antlm_bench.types import FLAGS, Item
+from antlm_bench.types import FLAGS, Bools, Item
+from antlm_bench.words import WORD_RULES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +71,9 @@ class SurprisalTable:
     """Number of rows without a surprisal because their first token has no context."""
     too_long: int
     """Number of rows without a surprisal because their text does not fit into the model."""
+    shares_token: int
+    """Number of words without a surprisal because they share a token with an earlier word, whose
+    surprisal is that of these words together."""
     flags: Mapping[str, int]
     """Name of types.FLAGS -> number of different texts with that flag."""
     notes: tuple[str, ...] = ()
@@ -91,6 +95,7 @@ def surprisal(
     *,
     method: str | None = None,
     by: str = "word",
+    words: str | None = None,
     columns: Mapping[str, str] | None = None,
     bow_correction: bool = False,
     options: OpenOptions | None = None,
@@ -100,12 +105,14 @@ def surprisal(
 
     model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), or a list
     of texts. out: a .csv, .tsv or .parquet file to write. method: scoring method; None = the
-    checkpoint's first. by: word, region or sentence. columns: for a file, our column -> its column.
-    bow_correction: see scoring.surprisal; causal only. settings: options for opening a checkpoint,
-    which replace those of `options`.
+    checkpoint's first. by: word, region or sentence. words: what a word is, a key of
+    words.WORD_RULES; None = text between white space. columns: for a file, our column -> its
+    column. bow_correction: see scoring.surprisal; causal only. settings: options for opening a
+    checkpoint, which replace those of `options`.
 
     surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
-    what the method lets the model see. It is None if a token cannot be scored.
+    what the method lets the model see. It is None if a token cannot be scored. Words that share a
+    token have one surprisal, at the first of them; it is None at the others, with n_tokens 0.
 
         antlm_bench.surprisal("gpt2", ["The cats sleep."]).table.to_pandas()
 
@@ -113,6 +120,8 @@ def surprisal(
     file is written.
     """
     _check_arguments(model, stimuli, out, method, by, columns)
+    if words is not None:
+        check_string(words, "words", f"one of {', '.join(WORD_RULES)}")
     check_options(options, OpenOptions, settings)
     options = replace(options or OpenOptions(), **settings)
     path = None if out is None else Path(out)
@@ -126,7 +135,7 @@ def surprisal(
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
     else:
         source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
-    units = split_into_units(texts, by)
+    units = split_into_units(texts, by, words)
     if isinstance(model, Scorer):
         if options != OpenOptions():
             raise UsageError(
@@ -137,6 +146,8 @@ def surprisal(
         checkpoint = model.checkpoint
     else:
         checkpoint = open_checkpoint(str(model), options)
+    if words is not None:
+        checkpoint = checkpoint.with_word_rule(words)
     with evaluation_mode(checkpoint.engine.model):
         result = _score_units(checkpoint, units, method, source, bow_correction)
     if path:
@@ -177,12 +188,17 @@ def _score_units(
     """Return the table of some units, without its path and number of texts."""
     name = method_name or default_method(checkpoint, checkpoint.methods)
     method = resolve_method(name, checkpoint)
-    single_part(method)
+    attention, _ = single_part(method)
+    if any("word" in unit.row for unit in units):
+        options = move_borders_out_of_tokens(
+            checkpoint.encoders[attention], [unit.option for unit in units]
+        )
+        units = [replace(unit, option=o) for unit, o in zip(units, options, strict=True)]
     if bow_correction:
         _set_word_beginnings(checkpoint, name)
     checkpoint.run_self_test([unit.option.text for unit in units], [method])
     rows: list[SurprisalRow] = []
-    unscored = too_long = 0
+    unscored = too_long = shares_token = 0
     texts_by_flag: dict[str, set[str]] = {}
     with Progress(len(units), f"{checkpoint.name} {Path(source).name} {name}") as progress:
         for chunk in _iter_chunks(units, method):
@@ -193,11 +209,12 @@ def _score_units(
             num_too_long = int(scores.too_long.sum())
             too_long += num_too_long
             unscored += sum(math.isnan(logp) for logp in scores.logp) - num_too_long
+            shares_token += _count_shared(chunk, scores.too_long)
             for index, unit in enumerate(chunk):
                 for flag in scores.encodings.collect_flags([index]):
                     texts_by_flag.setdefault(flag, set()).add(unit.option.text)
             progress.advance(len(chunk))
-    if unscored + too_long == len(rows):
+    if unscored + too_long + shares_token == len(rows):
         hint = "raise --max-length" if too_long else "use longer texts, or --bos always"
         raise DataError("no unit can be scored", location=source, hint=hint)
     flags = {flag: len(texts_by_flag[flag]) for flag in FLAGS if flag in texts_by_flag}
@@ -209,6 +226,7 @@ def _score_units(
         texts=0,
         unscored=unscored,
         too_long=too_long,
+        shares_token=shares_token,
         flags=flags,
         notes=notes,
     )
@@ -243,5 +261,18 @@ def _build_rows(units: Sequence[ScoringUnit], span_scores: SpanScores) -> Iterat
     for unit, logp, tokens, too_long in zip(
         units, span_scores.logp, span_scores.token_counts, span_scores.too_long, strict=True
     ):
-        bits = None if math.isnan(logp) else -float(logp) / math.log(2) + 0.0
+        is_unknown = math.isnan(logp) or _is_empty(unit)
+        bits = None if is_unknown else -float(logp) / math.log(2) + 0.0
         yield {**unit.row, "n_tokens": None if too_long else int(tokens), "surprisal_bits": bits}
+
+
+def _count_shared(units: Sequence[ScoringUnit], too_long: Bools) -> int:
+    """Return the number of units whose tokens are counted to an earlier unit."""
+    return sum(
+        _is_empty(unit) and not is_long for unit, is_long in zip(units, too_long, strict=True)
+    )
+
+
+def _is_empty(unit: ScoringUnit) -> bool:
+    span = unit.option.span
+    return span is not None and span[0] == span[1]

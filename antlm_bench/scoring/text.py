@@ -25,7 +25,7 @@ from antlm_bench.scoring.tokens import (
     can_tokenize,
     probe_texts,
 )
-from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
+from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints, Option
 
 EosRule = Literal["all", "context"]
 """Texts whose EOS is scored: all, or those with a context (see `resolve_eos_rule`)."""
@@ -207,6 +207,12 @@ class TextEncoder:
         self.overwrites_skipped = False
         """Whether the specials after a text also replace the skipped tokens."""
 
+    def with_word_rule(self, rule: str) -> TextEncoder:
+        """Return a copy whose words are those of a rule of words.WORD_RULES."""
+        encoder = copy.copy(self)
+        encoder.text_tokenizer = TextTokenizer(self.tokenizer, rule)
+        return encoder
+
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode texts with their scored spans (None = the whole text).
 
@@ -303,6 +309,13 @@ class ContextEncoder(TextEncoder):
         self.context_encoder = copy.copy(encoder)
         self.context_encoder.specials = context_specials
 
+    def with_word_rule(self, rule: str) -> ContextEncoder:
+        """Return a copy whose words are those of a rule of words.WORD_RULES."""
+        encoder = copy.copy(self)
+        encoder.text_tokenizer = TextTokenizer(self.tokenizer, rule)
+        encoder.context_encoder = self.context_encoder.with_word_rule(rule)
+        return encoder
+
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode as TextEncoder.encode."""
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
@@ -322,6 +335,34 @@ class ContextEncoder(TextEncoder):
                 replace(batch, text_index=indices[batch.text_index]) for batch in subset.batches
             ]
         return replace(merged, batches=tuple(batches))
+
+
+def move_borders_out_of_tokens(encoder: TextEncoder, options: Sequence[Option]) -> list[Option]:
+    """Return the options with every border of a span that lies inside a token moved to its end.
+
+    The spans of a text then share no token: each token counts to the span in which it begins, and a
+    span without a token of its own becomes empty. A text whose offsets are unknown keeps its spans.
+    """
+    texts = list(dict.fromkeys(option.text for option in options))
+    tokens = encoder.text_tokenizer.tokenize(texts, encoder.max_length)
+    offsets_by_text = dict(zip(texts, tokens.offsets, strict=True))
+    moved = []
+    for option in options:
+        offsets = offsets_by_text[option.text] or []
+        span = option.span and (
+            _move_border(option.span[0], offsets),
+            _move_border(option.span[1], offsets),
+        )
+        moved.append(replace(option, span=span))
+    return moved
+
+
+def _move_border(border: int, offsets: Offsets) -> int:
+    """Return the first index from `border` on that lies inside no token."""
+    for start, end in sorted(offsets):
+        if start < border < end:
+            border = end
+    return border
 
 
 def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:

@@ -1,11 +1,16 @@
 """Tokenize texts with any tokenizer: ids, character offsets, words and flags.
 
-Words: `mlm-l2r` masks the rest of a token's word, so every token needs a word index. Fast
-tokenizers that split texts at white space give it (`word_ids`). All others (byte-level BPE or
-SentencePiece's Metaspace without a split, superword BPE, slow tokenizers) give one index for the
-whole text, or none. For them, words are found from character offsets as in GPT-2's pre-tokenizer
-(Radford et al. 2019): contractions ('s 't 're 've 'm 'll 'd), runs of letters, runs of digits, and
-runs of other characters. Unlike in GPT-2, combining marks count as letters.
+Words: `mlm-l2r` masks the rest of a token's word, so every token needs a word index. A rule of
+`antlm_bench.words` gives it if the user chose one. Else fast tokenizers that split texts at white
+space give it (`word_ids`). All others (byte-level BPE or SentencePiece's Metaspace without a split,
+superword BPE, slow tokenizers) give one index for the whole text, or none. For them, words are
+found from character offsets as in GPT-2's pre-tokenizer (Radford et al. 2019): contractions ('s 't
+'re 've 'm 'll 'd), runs of letters, runs of digits, and runs of other characters. Unlike in GPT-2,
+combining marks count as letters.
+
+Whatever gives the words, they are corrected in texts of some scripts (`_correct_words`): no word
+ends inside a grapheme, or between a letter's combining mark and the next letter; and in a script
+without spaces between words, a word is a grapheme, or the graphemes that share a token.
 """
 
 from __future__ import annotations
@@ -18,9 +23,11 @@ from typing import Any
 from unicodedata import category, normalize
 
 import numpy as np
+import regex
 
 from antlm_bench.errors import CheckpointError, DataError
 from antlm_bench.types import Bools
+from antlm_bench.words import GRAPHEME, UNSPACED_LETTER, is_unspaced, word_index_of_characters
 
 Offsets = list[tuple[int, int]]
 
@@ -35,6 +42,10 @@ MAX_VOCABULARY_PROBES = 1000
 # A private-use character: no vocabulary has it, so a tokenizer returns its unknown token.
 UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
+# Texts whose words are corrected: with combining marks, joiners, letters of scripts without spaces.
+NEEDS_CORRECTION = regex.compile(rf"[\p{{M}}\u200c\u200d]|{UNSPACED_LETTER.pattern}", regex.V1)
+# A letter with combining marks, or with a joiner, as Persian and the scripts of India use them.
+MARKED_LETTER = regex.compile(r"\p{L}.*[\p{M}\u200c\u200d]", regex.DOTALL)
 # GPT-2's pattern of words, for a text whose characters are replaced by _character_class.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
 
@@ -58,8 +69,9 @@ class Tokenized:
 class TextTokenizer:
     """A fast or slow transformers tokenizer, and facts about it that are measured on texts."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, word_rule: str | None = None) -> None:
+        """word_rule: a key of words.WORD_RULES; None = the words of the tokenizer."""
+        self.tokenizer, self.word_rule = tokenizer, word_rule
         self._symbols_cache: dict[str, tuple[str, str]] = {}
 
     @cached_property
@@ -155,13 +167,11 @@ class TextTokenizer:
         words: list[list[int]] = []
         last_words: list[list[int]] = []
         for index, (text, text_offsets) in enumerate(zip(texts, offsets, strict=True)):
-            text_word_ids = None if word_ids is None else word_ids[index]
             if text_offsets is None:
                 first = last = [-1] * len(ids[index])
-            elif text_word_ids is None or _has_space_in_word(text, text_offsets, text_word_ids):
-                first, last = _words_from_offsets(text, text_offsets)
             else:
-                first = last = text_word_ids
+                text_word_ids = None if word_ids is None else word_ids[index]
+                first, last = self._words_of_tokens(text, text_offsets, text_word_ids)
             words.append(first)
             last_words.append(last)
         flags = {
@@ -174,6 +184,25 @@ class TextTokenizer:
         }
         flag_masks = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
         return Tokenized(ids, offsets, words, last_words, flag_masks)
+
+    def _words_of_tokens(
+        self, text: str, offsets: Offsets, word_ids: list[int] | None
+    ) -> tuple[list[int], list[int]]:
+        """Return the first and the last word of each token. word_ids: of a fast tokenizer."""
+        if self.word_rule is not None:
+            words = word_index_of_characters(text, self.word_rule)
+            return _words_from_characters(words, offsets)
+        if word_ids is not None and _has_space_in_word(text, offsets, word_ids):
+            word_ids = None
+        if text.isascii() or not NEEDS_CORRECTION.search(text):
+            if word_ids is not None:
+                return word_ids, word_ids
+            return _words_from_characters(word_index_per_character(text), offsets)
+        if word_ids is None:
+            words = word_index_per_character(text)
+        else:
+            words = _words_of_characters(text, offsets, word_ids)
+        return _words_from_characters(_correct_words(text, words, offsets), offsets)
 
     def _fast_encodings(self, texts: list[str]) -> Any:
         try:
@@ -253,11 +282,27 @@ class TextTokenizer:
             if dropped:
                 return any(map(_is_visible, dropped))
         covered = 0
-        for start, end in offsets or ():
-            if start > covered and any(map(_is_visible, text[covered:start])):
-                return True
+        for start, end in (*(offsets or ()), (len(text), len(text))):
+            for index in range(covered, start):
+                if _is_visible(text[index]) and not self._composes(text, index):
+                    return True
             covered = max(covered, end)
-        return any(map(_is_visible, text[covered:]))
+        return False
+
+    def _composes(self, text: str, index: int) -> bool:
+        """Return whether the tokenizer's normalizer joins a character with those before it.
+
+        It then stands for one character of the normalized text, whose offsets are often those of
+        the first only (a letter before its combining mark).
+        """
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        if normalizer is None:
+            return False
+        start = next(m.start() for m in GRAPHEME.finditer(text) if m.end() > index)
+        before = text[start:index]
+        joined = str(normalizer.normalize_str(before + text[index]))
+        alone = str(normalizer.normalize_str(before))
+        return bool(before) and joined != alone and not joined.startswith(alone)
 
 
 def can_tokenize(tokenizer: Any, text: str) -> bool:
@@ -357,13 +402,52 @@ def word_index_per_character(text: str) -> list[int]:
     return words
 
 
-def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
+def _words_of_characters(text: str, offsets: Offsets, word_ids: Sequence[int]) -> list[int]:
+    """Return the word index of each character, -1 for white space, from the words of its tokens.
+
+    A character without a token, such as a mark that the tokenizer strips, is in the word before it.
+    """
+    words = [-1] * len(text)
+    for (start, end), word in zip(offsets, word_ids, strict=True):
+        for index in range(start, end):
+            if words[index] < 0 and not text[index].isspace():
+                words[index] = word
+    for index, character in enumerate(text):
+        if words[index] < 0 and not character.isspace():
+            words[index] = max(words[index - 1], 0) if index else 0
+    return words
+
+
+def _correct_words(text: str, words: Sequence[int], offsets: Offsets) -> list[int]:
+    """Return corrected word indices of the characters (see the module's docstring).
+
+    words: index of each character's word, -1 for white space; equal indices are neighbours.
+    """
+    inside_token = {index for start, end in offsets for index in range(start + 1, end)}
+    corrected: list[int] = []
+    number, previous = -1, ""  # the current word, and the grapheme before
+    for match in GRAPHEME.finditer(text):
+        grapheme, start = match[0], match.start()
+        is_space = grapheme[-1].isspace()
+        is_first = not previous or previous[-1].isspace()
+        differs = not is_first and words[start - 1] != words[start]
+        if is_unspaced(grapheme[0]) or is_unspaced(previous[:1]):
+            begins = differs or start not in inside_token
+        else:
+            begins = differs and not (MARKED_LETTER.fullmatch(previous) and grapheme[0].isalpha())
+        number += not is_space and (is_first or begins)
+        corrected += [-1 if character.isspace() else number for character in grapheme]
+        previous = grapheme
+    return corrected
+
+
+def _words_from_characters(words: Sequence[int], offsets: Offsets) -> tuple[list[int], list[int]]:
     """Return the first and the last word of each token.
 
-    A token without characters, or of white space only, belongs to the next word, as the space
-    before a word does in GPT-2's pre-tokenizer.
+    words: index of each character's word, -1 for white space. A token without characters, or of
+    white space only, belongs to the next word, as the space before a word does in GPT-2's
+    pre-tokenizer.
     """
-    words = word_index_per_character(text)
     previous_word, next_word = [-1], [max(words, default=-1) + 1]  # at each border of characters
     for word in words:
         previous_word.append(word if word >= 0 else previous_word[-1])

@@ -1,14 +1,13 @@
 """Read stimuli: texts with words and regions whose surprisal is computed.
 
-Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. Words
-are separated by white space; regions are named in the file. Both include the white space before
-them, so that the concatenated segments of a text are the text. Other columns of a file are copied
-to the result.
+Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. What a
+word is, is a rule of `antlm_bench.words`; regions are named in the file. Both include the white
+space before them, so that the concatenated segments of a text are the text. Other columns of a file
+are copied to the result.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,19 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Option
+from antlm_bench.words import (
+    DEFAULT_WORD_RULE,
+    check_splittable,
+    check_word_rule,
+    joins_without_space,
+    split_words,
+    strip_space,
+)
 
 COLUMNS = ("item", "condition", "region", "sentence", "text")  # with a meaning in a file
 UNITS = ("word", "region", "sentence")
 # Columns of the result, which a file must not have.
 RESULT_COLUMNS = ("word_index", "word", "region_text", "n_tokens", "surprisal_bits")
-WORD_PATTERN = re.compile(r"\S+")
 ExtraColumns = Mapping[str, str | None]
 
 
@@ -49,13 +55,6 @@ class Stimulus:
     condition: str | None
     text: str
     segments: tuple[StimulusSegment, ...]
-
-    @property
-    def word_spans(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of each word with the white space before it. The last word also includes the
-        white space after it."""
-        word_ends = [match.end() for match in WORD_PATTERN.finditer(self.text)][:-1]
-        return zip([0, *word_ends], [*word_ends, len(self.text)], strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +92,20 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     return stimuli
 
 
-def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit]:
+def split_into_units(
+    stimuli: Iterable[Stimulus], unit: str, words: str | None = None
+) -> list[ScoringUnit]:
     """Split stimuli into words, regions or sentences (UNITS).
 
-    Raises UsageError for another unit, or for regions if the stimuli have none.
+    words: a key of WORD_RULES, for words. None = text between white space. Raises UsageError for
+    another unit or rule, for regions if the stimuli have none, and for a text that a rule does not
+    split into words.
     """
     if unit not in UNITS:
         hint = f"one of {', '.join(UNITS)}"
         raise UsageError(f"unknown unit {unit!r}", location="--by", hint=hint)
     stimuli = list(stimuli)
+    _check_words(stimuli, unit, words)
     segments = [segment for stimulus in stimuli for segment in stimulus.segments]
     has_regions = any(segment.region for segment in segments)
     if unit == "region" and not has_regions:
@@ -111,7 +115,7 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit
     names = list(dict.fromkeys(name for segment in segments for name in segment.extra_columns))
     units = []
     for stimulus in stimuli:
-        spans = _iter_unit_spans(stimulus, unit)
+        spans = _iter_unit_spans(stimulus, unit, words or DEFAULT_WORD_RULE)
         for number, (start, end, segment, values) in enumerate(spans, start=1):
             row: dict[str, str | int | None] = {"item": stimulus.item}
             if has_conditions:
@@ -120,14 +124,27 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str) -> list[ScoringUnit
                 row["region"] = segment.region
             if unit == "word":
                 row["word_index"] = number
-            row["region_text" if unit == "region" else unit] = stimulus.text[start:end].strip()
+            row["region_text" if unit == "region" else unit] = strip_space(stimulus.text[start:end])
             row |= {name: values.get(name) for name in names}
             units.append(ScoringUnit(Option(stimulus.text, (start, end)), row))
     return units
 
 
+def _check_words(stimuli: Sequence[Stimulus], unit: str, words: str | None) -> None:
+    """Raise UsageError if the rule of words is unknown, unusable, or does not split a text."""
+    if unit != "word":
+        if words is not None:
+            hint = f"leave it out, or use --by word; it is --by {unit}"
+            raise UsageError("the rows are not words", location="--words", hint=hint)
+        return
+    if words is not None:
+        check_word_rule(words)
+    for stimulus in stimuli:
+        check_splittable(stimulus.text, words, f"item {stimulus.item}")
+
+
 def _iter_unit_spans(
-    stimulus: Stimulus, unit: str
+    stimulus: Stimulus, unit: str, words: str
 ) -> Iterator[tuple[int, int, StimulusSegment, ExtraColumns]]:
     """Yield (start, end, segment, copied columns) of each unit.
 
@@ -144,8 +161,8 @@ def _iter_unit_spans(
     elif unit == "region":
         yield from ((s.start, s.end, s, s.extra_columns) for s in segments if s.region)
     else:
-        for start, end in stimulus.word_spans:
-            word_start = end - len(stimulus.text[start:end].lstrip())
+        for start, end in split_words(stimulus.text, words):
+            word_start = stimulus.text.index(strip_space(stimulus.text[start:end]), start)
             segment = next(s for s in segments if s.start <= word_start < s.end)
             yield start, end, segment, segment.extra_columns
 
@@ -291,7 +308,10 @@ def _get_extra_columns(row: dict[str, str], text_column: str) -> dict[str, str |
 
 
 def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
-    """Join the regions of a text by spaces, without empty ones. rows: (location, row) of each."""
+    """Join the regions of a text by spaces, without empty ones. rows: (location, row) of each.
+
+    There is no space between two letters of a script that is written without spaces.
+    """
     text = ""
     segments: list[StimulusSegment] = []
     for location, row in rows:
@@ -303,7 +323,8 @@ def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
             raise DataError(message, location=location, hint=hint)
         if content:
             start = len(text)
-            text += f" {content}" if text else content
+            separator = " " if text and not joins_without_space(text, content) else ""
+            text += separator + content
             extra_columns = _get_extra_columns(row, "text")
             segments.append(StimulusSegment(region, start, len(text), extra_columns))
     first_location, first_row = rows[0]
