@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 from unicodedata import category, normalize
 
@@ -194,15 +195,14 @@ class TextTokenizer:
             return _words_from_characters(words, offsets)
         if word_ids is not None and _has_space_in_word(text, offsets, word_ids):
             word_ids = None
-        if text.isascii() or not NEEDS_CORRECTION.search(text):
-            if word_ids is not None:
-                return word_ids, word_ids
-            return _words_from_characters(word_index_per_character(text), offsets)
-        if word_ids is None:
-            words = word_index_per_character(text)
-        else:
-            words = _words_of_characters(text, offsets, word_ids)
-        return _words_from_characters(_correct_words(text, words, offsets), offsets)
+        needs_correction = not text.isascii() and NEEDS_CORRECTION.search(text)
+        if word_ids is not None:
+            words = _correct_word_ids(text, offsets, word_ids) if needs_correction else word_ids
+            return words, words
+        words = word_index_per_character(text)
+        if needs_correction:
+            words = _correct_words(text, offsets, words)
+        return _words_from_characters(words, offsets)
 
     def _fast_encodings(self, texts: list[str]) -> Any:
         try:
@@ -402,43 +402,48 @@ def word_index_per_character(text: str) -> list[int]:
     return words
 
 
-def _words_of_characters(text: str, offsets: Offsets, word_ids: Sequence[int]) -> list[int]:
-    """Return the word index of each character, -1 for white space, from the words of its tokens.
+def _correct_word_ids(text: str, offsets: Offsets, word_ids: Sequence[int]) -> list[int]:
+    """Return the corrected word of each token (see the module's docstring)."""
+    graphemes = [*GRAPHEME.findall(text), ""]
+    starts = accumulate(map(len, graphemes[:-1]), initial=0)
+    # Start of each grapheme -> the grapheme before it and itself.
+    neighbours = dict(zip(starts, pairwise(["", *graphemes]), strict=True))
+    corrected: list[int] = []
+    covered = 0
+    for index, (start, end) in enumerate(offsets):
+        before, after = neighbours.get(start, ("", ""))
+        differs = index > 0 and word_ids[index] != word_ids[index - 1]
+        begins = start >= covered and start in neighbours and _separates(before, after, differs)
+        corrected.append(corrected[-1] + begins if corrected else 0)
+        covered = max(covered, end)
+    return corrected
 
-    A character without a token, such as a mark that the tokenizer strips, is in the word before it.
-    """
-    words = [-1] * len(text)
-    for (start, end), word in zip(offsets, word_ids, strict=True):
-        for index in range(start, end):
-            if words[index] < 0 and not text[index].isspace():
-                words[index] = word
-    for index, character in enumerate(text):
-        if words[index] < 0 and not character.isspace():
-            words[index] = max(words[index - 1], 0) if index else 0
-    return words
 
+def _correct_words(text: str, offsets: Offsets, words: Sequence[int]) -> list[int]:
+    """Return the corrected word of each character (see the module's docstring).
 
-def _correct_words(text: str, words: Sequence[int], offsets: Offsets) -> list[int]:
-    """Return corrected word indices of the characters (see the module's docstring).
-
-    words: index of each character's word, -1 for white space; equal indices are neighbours.
+    words: index of each character's word, -1 for white space.
     """
     inside_token = {index for start, end in offsets for index in range(start + 1, end)}
     corrected: list[int] = []
-    number, previous = -1, ""  # the current word, and the grapheme before
+    number, before = -1, " "  # the current word, and the grapheme before
     for match in GRAPHEME.finditer(text):
         grapheme, start = match[0], match.start()
-        is_space = grapheme[-1].isspace()
-        is_first = not previous or previous[-1].isspace()
-        differs = not is_first and words[start - 1] != words[start]
-        if is_unspaced(grapheme[0]) or is_unspaced(previous[:1]):
-            begins = differs or start not in inside_token
-        else:
-            begins = differs and not (MARKED_LETTER.fullmatch(previous) and grapheme[0].isalpha())
-        number += not is_space and (is_first or begins)
+        if not grapheme[-1].isspace():
+            differs = before[-1].isspace() or words[start - 1] != words[start]
+            is_shared = start in inside_token and not differs
+            number += not is_shared and _separates(before, grapheme, differs)
         corrected += [-1 if character.isspace() else number for character in grapheme]
-        previous = grapheme
+        before = grapheme
     return corrected
+
+
+def _separates(before: str, after: str, differs: bool) -> bool:
+    """Return whether a word ends between two graphemes. differs: whether the tokenizer says so."""
+    if is_unspaced(before[:1]) or is_unspaced(after[:1]):
+        return True
+    is_letter = after[:1].isalpha() and MARKED_LETTER.fullmatch(before) is not None
+    return differs and not is_letter
 
 
 def _words_from_characters(words: Sequence[int], offsets: Offsets) -> tuple[list[int], list[int]]:

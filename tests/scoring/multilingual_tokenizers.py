@@ -48,11 +48,11 @@ def build_byte_fallback() -> Any:
     trained = _train(_prefixed(models.BPE()), trainers.BpeTrainer, 200).backend_tokenizer
     merged = json.loads(trained.to_str())["model"]
     kept = [token for token in merged["vocab"] if not set(token) & set("中我猫नש👩")]
-    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *kept[1:]]
+    tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), *kept[2:]]
     merges = [tuple(merge) for merge in merged["merges"] if {*merge, "".join(merge)} <= set(kept)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    return small_tokenizers.wrap_tokenizer(_prefixed(model), unk_token="<unk>")
+    return small_tokenizers.wrap_tokenizer(_prefixed(model), unk_token="<unk>", bos_token="<s>")
 
 
 def _prefixed(model: Any) -> Tokenizer:
@@ -63,9 +63,14 @@ def _prefixed(model: Any) -> Tokenizer:
 
 
 def _train(tokenizer: Tokenizer, trainer: Any, size: int, **options: Any) -> Any:
-    settings = {"vocab_size": size, "special_tokens": ["<unk>"], "show_progress": False, **options}
+    settings = {
+        "vocab_size": size,
+        "special_tokens": ["<unk>", "<s>"],
+        "show_progress": False,
+        **options,
+    }
     tokenizer.train_from_iterator([*PIECES, " ".join(PIECES)] * 5, trainer(**settings))
-    return small_tokenizers.wrap_tokenizer(tokenizer, unk_token="<unk>")
+    return small_tokenizers.wrap_tokenizer(tokenizer, unk_token="<unk>", bos_token="<s>")
 
 
 TOKENIZERS = {
