@@ -34,7 +34,9 @@ def to_html_table(
 
 
 def _escape(text: str) -> str:
-    return escape(make_printable(text))
+    """Escape text. Other than ASCII, it is isolated: it may be written from right to left."""
+    escaped = escape(make_printable(text))
+    return escaped if text.isascii() else f"<bdi>{escaped}</bdi>"
 
 
 def _html_cell(value: object) -> str:

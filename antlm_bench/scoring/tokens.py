@@ -195,7 +195,7 @@ class TextTokenizer:
             return _words_from_characters(words, offsets)
         if word_ids is not None and _has_space_in_word(text, offsets, word_ids):
             word_ids = None
-        needs_correction = not text.isascii() and NEEDS_CORRECTION.search(text)
+        needs_correction = has_corrected_words(text)
         if word_ids is not None:
             words = _correct_word_ids(text, offsets, word_ids) if needs_correction else word_ids
             return words, words
@@ -303,6 +303,11 @@ class TextTokenizer:
         joined = str(normalizer.normalize_str(before + text[index]))
         alone = str(normalizer.normalize_str(before))
         return bool(before) and joined != alone and not joined.startswith(alone)
+
+
+def has_corrected_words(text: str) -> bool:
+    """Return whether words of a text may differ from the tokenizer's (see the docstring of the module)."""
+    return not text.isascii() and NEEDS_CORRECTION.search(text) is not None
 
 
 def can_tokenize(tokenizer: Any, text: str) -> bool:
