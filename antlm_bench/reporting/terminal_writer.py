@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from unicodedata import bidirectional
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from antlm_bench.console import open_console, print_paragraph
-from antlm_bench.printable import clean_lines, hide_workflow_commands
+from antlm_bench.printable import clean_lines, has_right_to_left, hide_workflow_commands
 from antlm_bench.reporting.table import MISSING, NoteMarks, Table, TableCell, TableColumn
 
 GAP = 2
@@ -273,7 +272,7 @@ def _isolate_right_to_left(text: Text) -> Text:
     """Return text between isolates (Unicode Standard Annex 9) if it has right-to-left letters, so
     that a terminal does not move the numbers beside it. Isolates have no width.
     """
-    if any(bidirectional(character) in ("R", "AL", "AN") for character in text.plain):
+    if has_right_to_left(text.plain):
         return Text(FIRST_STRONG_ISOLATE) + text + Text(POP_DIRECTIONAL_ISOLATE)
     return text
 

@@ -306,7 +306,7 @@ class TextTokenizer:
 
 
 def has_corrected_words(text: str) -> bool:
-    """Return whether words of a text may differ from the tokenizer's (see the docstring of the module)."""
+    """Return whether words of a text may differ from those of the tokenizer."""
     return not text.isascii() and NEEDS_CORRECTION.search(text) is not None
 
 
