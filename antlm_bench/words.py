@@ -138,19 +138,27 @@ def check_splittable(text: str, rule: str | None, location: str) -> None:
     rule: None = DEFAULT_WORD_RULE as the default, not as the choice of a user who knows the text.
     location: which text it is. A single letter is a word under any rule.
     """
-    run = _unsplit_letters(rule).search(text)
-    if run is None:
+    letters = find_unsplit_letters(text, rule)[:20]
+    if not letters:
         return
     if rule is None:
-        message = f"{location} has no spaces between words: {run[0][:20]!r}"
+        message = f"{location} has no spaces between words: {letters!r}"
         hint = (
             f"say what a word is: --words {', '.join(list(WORD_RULES)[1:])}, or --words "
             f"{DEFAULT_WORD_RULE} if the text has spaces between its words"
         )
     else:
-        message = f"{location} has text that {rule} does not split into words: {run[0][:20]!r}"
+        message = f"{location} has text that {rule} does not split into words: {letters!r}"
         hint = f"{rule} splits {', '.join(WORD_RULES[rule].scripts)}; characters splits any text"
     raise UsageError(message, location="--words", hint=hint)
+
+
+def find_unsplit_letters(text: str, rule: str | None = None) -> str:
+    """Return the first letters of a text that a rule takes for one word, although their script is
+    written without spaces between words; "" = none. rule: as in `check_splittable`.
+    """
+    run = None if text.isascii() else _unsplit_letters(rule).search(text)
+    return "" if run is None else run[0]
 
 
 @lru_cache(maxsize=1 + len(WORD_RULES))
