@@ -152,7 +152,10 @@ class TextTokenizer:
         if self.tokenizer.is_fast:
             encodings = self._fast_encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
-            offsets = [encoding.offsets for encoding in encodings]
+            offsets = [
+                _restore_spaces(text, encoding.offsets)
+                for text, encoding in zip(texts, encodings, strict=True)
+            ]
             if self.drops_unknown:
                 offsets = list(map(self._correct_offsets, texts, ids, offsets))
             word_ids = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
@@ -303,6 +306,24 @@ class TextTokenizer:
         joined = str(normalizer.normalize_str(before + text[index]))
         alone = str(normalizer.normalize_str(before))
         return bool(before) and joined != alone and not joined.startswith(alone)
+
+
+def _restore_spaces(text: str, offsets: Offsets) -> Offsets:
+    """Return offsets in which a token of white space covers it.
+
+    With `trim_offsets` (RoBERTa), the library leaves white space out of offsets, so that such a
+    token has no characters: it stands after its space, or before it at the start of a text.
+    """
+    if all(start < end for start, end in offsets):
+        return offsets
+    restored = []
+    for start, end in offsets:
+        if start == end and text[start - 1 : start].isspace():
+            start -= 1
+        elif start == end and text[start : start + 1].isspace():
+            end += 1
+        restored.append((start, end))
+    return restored
 
 
 def has_corrected_words(text: str) -> bool:

@@ -6,11 +6,13 @@ import math
 from itertools import pairwise
 from unicodedata import normalize
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multilingual_tokenizers import PIECES, SPACES, TOKENIZERS
+from multilingual_tokenizers import PIECES, SPACES, TOKENIZERS, train_byte_level
+from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from antlm_bench import Scorer, surprisal
@@ -105,6 +107,29 @@ def test_the_rest_of_a_hindi_word_is_masked():
     assert [len(tokens) for tokens in hidden_tokens("byte-level", "हिन्दी")] == list(
         range(len(TOKENIZERS["byte-level"]("हिन्दी")["input_ids"]), 0, -1)
     )
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_span_reads_the_tokens_whose_bytes_it_holds(trims):
+    """Bytes of the tokens and of the text, from the byte alphabet, are the oracle."""
+    tokenizer = train_byte_level()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trims)
+    encoder = TextEncoder(tokenizer, Specials(), max_length=None, vocab_size=len(tokenizer))
+
+    @settings(max_examples=100, deadline=None)
+    @given(texts, st.data())
+    def check(text: str, data: st.DataObject) -> None:
+        borders = [0, *(end for _, end in split_words(text, "characters"))]
+        two_borders = st.sets(st.sampled_from(borders), min_size=2, max_size=2)
+        start, end = sorted(data.draw(two_borders))
+        [encoded] = encoder.encode([text], [(start, end)]).batches
+        lengths = list(map(len, tokenizer.convert_ids_to_tokens(encoded.ids[0].tolist())))
+        ends = np.cumsum(lengths)
+        first, last = (len(text[:index].encode()) for index in (start, end))
+        overlaps = (ends > first) & (ends - lengths < last)
+        assert encoded.score_mask[0].tolist() == overlaps.tolist()
+
+    check()
 
 
 @pytest.fixture(scope="module")
