@@ -153,7 +153,7 @@ class TextTokenizer:
             encodings = self._fast_encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
             offsets = [
-                _restore_spaces(text, encoding.offsets)
+                self._cover_composed(text, _restore_spaces(text, encoding.offsets))
                 for text, encoding in zip(texts, encodings, strict=True)
             ]
             if self.drops_unknown:
@@ -285,22 +285,29 @@ class TextTokenizer:
             if dropped:
                 return any(map(_is_visible, dropped))
         covered = 0
-        for start, end in (*(offsets or ()), (len(text), len(text))):
-            for index in range(covered, start):
-                if _is_visible(text[index]) and not self._composes(text, index):
-                    return True
+        for start, end in offsets or ():
+            if start > covered and any(map(_is_visible, text[covered:start])):
+                return True
             covered = max(covered, end)
-        return False
+        return any(map(_is_visible, text[covered:]))
+
+    def _cover_composed(self, text: str, offsets: Offsets) -> Offsets:
+        """Return offsets in which a token also covers the marks that a normalizer joins with its
+        last character. The library's offsets are those of the first character only.
+        """
+        if text.isascii() or self.tokenizer.backend_tokenizer.normalizer is None:
+            return offsets
+        covered = {index for start, end in offsets for index in range(start, end)}
+        for index, character in enumerate(text):
+            if index not in covered and _is_visible(character) and self._composes(text, index):
+                offsets = [(s, index + 1 if e == index else e) for s, e in offsets]
+        return offsets
 
     def _composes(self, text: str, index: int) -> bool:
-        """Return whether the tokenizer's normalizer joins a character with those before it.
-
-        It then stands for one character of the normalized text, whose offsets are often those of
-        the first only (a letter before its combining mark).
+        """Return whether the tokenizer's normalizer joins a character with those before it, as a
+        combining mark with its letter.
         """
         normalizer = self.tokenizer.backend_tokenizer.normalizer
-        if normalizer is None:
-            return False
         start = next(m.start() for m in GRAPHEME.finditer(text) if m.end() > index)
         before = text[start:index]
         joined = str(normalizer.normalize_str(before + text[index]))

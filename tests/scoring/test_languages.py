@@ -109,6 +109,14 @@ def test_the_rest_of_a_hindi_word_is_masked():
     )
 
 
+def test_a_normalizer_that_composes_covers_the_marks():
+    reader = TextTokenizer(TOKENIZERS["unigram"])
+    tokens = reader.tokenize(["e\u0301a", "a\u1112\u1161\u11ab b", "e\u0323\u0302"])
+    covered = [{i for s, e in offsets for i in range(s, e)} for offsets in tokens.offsets]
+    assert covered == [{0, 1, 2}, {0, 1, 2, 3, 4, 5}, {0, 1, 2}]
+    assert not tokens.flags["lost"].any()
+
+
 @pytest.mark.parametrize("trims", [False, True])
 def test_a_span_reads_the_tokens_whose_bytes_it_holds(trims):
     """Bytes of the tokens and of the text, from the byte alphabet, are the oracle."""
