@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from antlm_bench.errors import UsageError
-from antlm_bench.printable import format_count, make_printable
+from antlm_bench.printable import format_count, has_right_to_left, make_printable
 
 MAX_ROWS_SHOWN = 20
 
@@ -34,7 +34,9 @@ def to_html_table(
 
 
 def _escape(text: str) -> str:
-    return escape(make_printable(text))
+    """Escape text. Text that is written from right to left is isolated from what is beside it."""
+    escaped = escape(make_printable(text))
+    return f"<bdi>{escaped}</bdi>" if has_right_to_left(text) else escaped
 
 
 def _html_cell(value: object) -> str:

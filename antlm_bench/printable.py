@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unicodedata import bidirectional
 
 
 def make_printable(text: str) -> str:
@@ -24,6 +25,11 @@ def _is_joiner(text: str, index: int) -> bool:
         return False
     neighbours = text[max(index - 1, 0) : index] + text[index + 1 : index + 2]
     return len(neighbours) == 2 and all(c.isprintable() and c > "\x7f" for c in neighbours)
+
+
+def has_right_to_left(text: str) -> bool:
+    """Return whether a text has letters or digits that are written from right to left."""
+    return not text.isascii() and any(bidirectional(c) in ("R", "AL", "AN") for c in text)
 
 
 def clean_lines(text: str) -> str:

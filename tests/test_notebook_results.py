@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from antlm_bench.comparison.results import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import FALLBACK_MARGINS, CheckResult, judge
+from antlm_bench.notebook import to_html_table
 from antlm_bench.results.collections import MemberResult, ReportedScore
 from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.suites.collection import MemberSpec
@@ -38,3 +39,8 @@ def test_a_report_shows_scores_gaps_and_caveats() -> None:
     assert ">0.6250<" in page and "<td></td>" in page
     assert "<th>&lt;b&gt;a &amp; b&lt;/b&gt; causal</th>" in page
     assert "limit 100</li>" in page and HOSTILE not in page
+
+
+def test_right_to_left_text_is_isolated() -> None:
+    page = to_html_table(["word"], [["שלום, (1)"], ["naïve"]])
+    assert "<td><bdi>שלום, (1)</bdi></td>" in page and "<td>naïve</td>" in page

@@ -130,6 +130,11 @@ class Checkpoint:
         trained = [name for name in self.trained_methods if name in names]
         return [*trained, *(name for name in names if name not in trained)]
 
+    def with_word_rule(self, rule: str) -> Checkpoint:
+        """Return a copy that masks the rest of a word by a rule of words.WORD_RULES."""
+        encoders = {name: encoder.with_word_rule(rule) for name, encoder in self.encoders.items()}
+        return replace(self, encoders=encoders)
+
     def with_context_bos_policy(self, bos: str) -> Checkpoint:
         """Return a copy with another BOS policy for causal texts that have a context."""
         causal = self.encoders.get("causal")
@@ -169,7 +174,10 @@ class Checkpoint:
 
     def notes(self, method: str) -> tuple[str, ...]:
         """Return notes about the tokenizer that qualify scores under this method."""
-        if not METHODS[method].needs_words or self.encoders["full"].text_tokenizer.has_word_ids:
+        if not METHODS[method].needs_words:
+            return ()
+        text_tokenizer = self.encoders["full"].text_tokenizer
+        if text_tokenizer.has_word_ids or text_tokenizer.word_rule is not None:
             return ()
         return (WORDS_FROM_OFFSETS_NOTE,)
 

@@ -90,6 +90,15 @@ def surprisal_command(
         Literal["token", "word", "region", "sentence"],
         input_option(metavar="UNIT", help="A row per token, word, region or sentence."),
     ] = "word",
+    words: Annotated[
+        str | None,
+        input_option(
+            metavar="RULE",
+            help="What a word is: spaces, characters, icu, jieba (Chinese), fugashi (Japanese), "
+            "pythainlp (Thai). Needed for text without spaces.",
+            show_default="spaces",
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),
@@ -174,6 +183,7 @@ def surprisal_command(
         out,
         method=method,
         by=by,
+        words=words,
         columns=parse_column_map(columns),
         text_layout=build_layout(conditions, position, spillover),
         correction=correction,
@@ -187,6 +197,7 @@ def surprisal_command(
     )
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
+        **({"words by": words} if words else {}),
         "method": result.method,
         "unit": UNITS_BY_BASE[base][0],
     }
@@ -203,6 +214,10 @@ def surprisal_command(
     if result.windowed:
         texts = format_count(result.windowed, "text")
         facts["windows"] = f"{texts} longer than the model, read in overlapping windows"
+    if result.shares_token:
+        facts["counted to the word before"] = (
+            f"{result.shares_token:,} words: they share a token with it"
+        )
     for flag, count in result.flags.items():
         facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if result.notes:

@@ -40,6 +40,7 @@ from antlm_bench.scoring.conventions import (
 )
 from antlm_bench.scoring.methods import Method, get_method, resolve_method
 from antlm_bench.scoring.peers import peer_version
+from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import (
     TASK_TYPES,
@@ -410,4 +411,12 @@ def _build_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
+        **({"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}),
     }
+
+
+def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:
+    """Return whether words of the method differ from those of runs that had no such correction."""
+    if options.engine != "native" or not get_method(method).needs_words:
+        return False
+    return any(has_corrected_words(o.text) for item in suite.items for o in item.options)

@@ -25,6 +25,7 @@ from antlm_bench.commands.surprisal_rows import (
     AddedColumns,
     SurprisalRow,
     TableLayout,
+    count_words_without_token,
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
@@ -66,6 +67,7 @@ from antlm_bench.text_arguments import (
     check_texts,
 )
 from antlm_bench.types import FLAGS, Attention
+from antlm_bench.words import WORD_RULES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -96,6 +98,9 @@ class SurprisalTable(TableResult):
     """Number of rows without a surprisal because their first token has no context."""
     too_long: int
     """Number of rows without a surprisal because their text does not fit into the model."""
+    shares_token: int
+    """Number of words without a surprisal because they share a token with an earlier word, whose
+    surprisal is that of these words together."""
     flags: Mapping[str, int]
     """Name of types.FLAGS -> number of different texts with that flag, under any model."""
     notes: tuple[str, ...] = ()
@@ -121,6 +126,8 @@ class _Request:
     num_texts: int
     layout: TableLayout
     method: str | None
+    words: str | None
+    """A key of words.WORD_RULES; None = text between white space."""
     correction: str
     splits_long_texts: bool
 
@@ -136,6 +143,7 @@ class _ModelResult:
     rows: list[SurprisalRow] = field(default_factory=list)
     unscored: int = 0
     too_long: int = 0
+    shares_token: int = 0
     windowed: int = 0
     texts_by_flag: dict[str, set[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -151,6 +159,7 @@ def surprisal(
     *,
     method: str | None = None,
     by: str = "word",
+    words: str | None = None,
     columns: Mapping[str, str] | None = None,
     text_layout: StimuliLayout | None = None,
     correction: str | None = None,
@@ -168,7 +177,8 @@ def surprisal(
     model: path or hub id of a checkpoint, or a Scorer; or several. stimuli: a file
     (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data frame with the
     columns of such a file, or a list of texts. out: a .csv, .tsv or .parquet file to write. method:
-    scoring method; None = each checkpoint's first. by: token, word, region or sentence. columns:
+    scoring method; None = each checkpoint's first. by: token, word, region or sentence. words: what
+    a word is, a key of words.WORD_RULES; None = text between white space. columns:
     for a file or frame, our column -> its column. text_layout: for a file with a critical word, or
     with a text per condition in a row. correction: none, or a name of
     scoring.word_corrections.CORRECTIONS (causal only); bow_correction is short for "word-boundary".
@@ -179,7 +189,8 @@ def surprisal(
     which replace those of `options`.
 
     surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
-    what the method lets the model see. It is None if a token cannot be scored.
+    what the method lets the model see. It is None if a token cannot be scored. Words that share a
+    token have one surprisal, at the first of them; it is None at the others, with n_tokens 0.
 
         antlm_bench.surprisal("gpt2", ["The cats sleep."]).to_pandas()
 
@@ -188,6 +199,8 @@ def surprisal(
     """
     models = _list_models(model)
     _check_arguments(stimuli, out, method, by, columns)
+    if words is not None:
+        check_string(words, "words", f"one of {', '.join(WORD_RULES)}")
     check_options(options, OpenOptions, settings)
     options = replace(options or OpenOptions(), **settings)
     path = None if out is None else Path(out)
@@ -201,10 +214,11 @@ def surprisal(
     check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     request = _Request(
         source=source,
-        units=split_into_units(texts, by, join),
+        units=split_into_units(texts, by, join, words),
         num_texts=len(texts),
         layout=layout,
         method=method,
+        words=words,
         correction=_choose_correction(correction, bow_correction),
         splits_long_texts=_choose(long_texts, LONG_TEXTS, "--long-texts") == "window",
     )
@@ -374,6 +388,8 @@ def _score_model(checkpoint: Checkpoint, request: _Request, given: str) -> _Mode
 
     given: how the user named the model.
     """
+    if request.words is not None:
+        checkpoint = checkpoint.with_word_rule(request.words)
     name = request.method or default_method(checkpoint, checkpoint.methods)
     method = resolve_method(name, checkpoint)
     attention, _ = single_part(method)
@@ -467,7 +483,9 @@ def _score_block(
         result.windowed += scores.num_windows > 1
         num_empty = sum(row[f"surprisal_{layout.unit}"] is None for row in rows)
         if scores.num_windows:
-            result.unscored += num_empty
+            num_sharing = 0 if layout.by_token else count_words_without_token(units, scores)
+            result.shares_token += num_sharing
+            result.unscored += num_empty - num_sharing
         else:
             result.too_long += num_empty
         for flag, mask in flags.items():
@@ -515,6 +533,7 @@ def _merge_results(results: Sequence[_ModelResult], num_texts: int) -> Surprisal
         texts=num_texts,
         unscored=sum(result.unscored for result in results),
         too_long=sum(result.too_long for result in results),
+        shares_token=sum(result.shares_token for result in results),
         flags={flag: len(texts) for flag, texts in texts_by_flag.items() if texts},
         notes=tuple(notes),
         models=tuple(names),

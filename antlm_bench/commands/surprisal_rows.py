@@ -21,6 +21,7 @@ UNITS_BY_BASE = {"2": ("bits", math.log(2)), "e": ("nats", 1.0), "10": ("hartley
 """Base of the logarithm (--base) -> (unit, nats per unit)."""
 ADDED_COLUMNS = ("rank", "entropy", "top-K")
 MAX_TOP_K = 1000
+NO_TOKENS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class TableLayout:
         decode = cache(decode)
         if not self.by_token:
             for unit in units:
-                tokens = scores.select_tokens(*(unit.option.span or (0, len(unit.option.text))))
+                start, end = find_span(unit, scores)
+                tokens = scores.select_tokens(start, end) if start < end else NO_TOKENS
                 num_tokens = len(tokens) if scores.num_windows else None
                 own_columns: SurprisalRow = {"n_tokens": num_tokens}
                 yield unit.row | own_columns | self._build_values(unit, scores, tokens, decode)
@@ -134,6 +136,24 @@ class TableLayout:
             probability = None if logprob_of is None else math.exp(logprob_of)
             row[f"top_{number}_probability"] = probability
         return row
+
+
+def find_span(unit: ScoringUnit, scores: TokenScores) -> tuple[int, int]:
+    """Return (start, end) of a unit in its text.
+
+    A border of a word that lies inside a token is moved to the token's end, so that words share no
+    token: the span of a word in which no token begins is empty.
+    """
+    start, end = unit.option.span or (0, len(unit.option.text))
+    if not unit.is_word:
+        return start, end
+    return scores.move_border_out_of_tokens(start), scores.move_border_out_of_tokens(end)
+
+
+def count_words_without_token(units: Sequence[ScoringUnit], scores: TokenScores) -> int:
+    """Return the number of words whose tokens begin in an earlier word."""
+    spans = [find_span(unit, scores) for unit in units if unit.is_word]
+    return sum(start >= end for start, end in spans)
 
 
 def _assign_tokens(

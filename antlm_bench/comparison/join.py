@@ -47,6 +47,7 @@ DECISIVE_SETTINGS: dict[str, str] = {
     "bos_before_context": "BOS before a context",
     "lengths": "rule for long texts",
     "softmax": "precision of probabilities",
+    "words": "words of mlm-l2r in scripts with marks or without spaces",
     "conventions": "conventions of scoring",
     "select": "split that epochs are selected on",
     "held_out": "share held out of the training set",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import vl_convert
 
 from antlm_bench import runs
+from antlm_bench.console import print_warning
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts, palette, results_table
@@ -42,6 +45,8 @@ FILE_WIDTH, PANEL_WIDTH = 640, 300
 """Width in px of a single figure in a file, and of each figure if there are several."""
 PANELS_PER_ROW = 3
 DPI = 300
+FILE_FONT = "Helvetica, Arial, sans-serif"
+UNASSIGNED = "\U0010fffd"  # a private-use character, which no font has
 
 
 def render_figures(
@@ -54,6 +59,13 @@ def render_figures(
     specification = build_specification(figures, columns)
     if image_format == "svg":
         return str(vl_convert.vegalite_to_svg(specification)).encode()
+    missing = find_undrawable_letters(json.dumps(specification, ensure_ascii=False))
+    if missing:
+        print_warning(
+            f"no font of this machine has {missing[:20]!r}, so that the image has boxes in their "
+            "place: install one, such as Noto Sans, or write an SVG, which is drawn with the fonts "
+            "of the machine that shows it"
+        )
     return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))
 
 
@@ -67,8 +79,27 @@ def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, An
         panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
         chart = charts.concatenate(panels, columns)
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
-    specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
+    specification["config"] |= {"font": FILE_FONT}
     return specification
+
+
+def find_undrawable_letters(text: str) -> str:
+    """Return the different letters of a text that no font of this machine has.
+
+    A letter without a glyph is drawn like any other one, such as UNASSIGNED.
+    """
+    letters = "".join(dict.fromkeys(c for c in text if c > "\u017f" and category(c)[0] == "L"))
+    box = _draw_letter(UNASSIGNED) if letters else b""
+    return "".join(letter for letter in letters if _draw_letter(letter) == box)
+
+
+def _draw_letter(letter: str) -> bytes:
+    """Return an image of a letter in the font of figures."""
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"><text x="5" y="28" '
+        f'font-size="20" font-family="{FILE_FONT}">{letter}</text></svg>'
+    )
+    return bytes(vl_convert.svg_to_png(drawing))
 
 
 def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:

@@ -331,6 +331,7 @@ def _collect_settings(report_data: ReportData) -> list[tuple[str, list[str]]]:
         "bos_before_context": "BOS before a context",
         "lengths": "rule for long texts",
         "softmax": "precision of probabilities",
+        "words": "words of mlm-l2r",
         "compat": "conventions of",
         "limit": "only the first items of each paradigm",
         "select": "epochs chosen on",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from antlm_bench.console import open_console, print_paragraph
-from antlm_bench.printable import clean_lines, hide_workflow_commands
+from antlm_bench.printable import clean_lines, has_right_to_left, hide_workflow_commands
 from antlm_bench.reporting.table import MISSING, NoteMarks, Table, TableCell, TableColumn
 
 GAP = 2
@@ -28,6 +28,7 @@ BELOW_INDENT = 4
 STYLES = {"": "", "strong": "bold", "faint": "dim"}
 TONES = {"": "", "good": "green", "bad": "red", "doubtful": "magenta"}
 """Neither yellow nor cyan, which cannot be read on a white terminal."""
+FIRST_STRONG_ISOLATE, POP_DIRECTIONAL_ISOLATE = "\u2068", "\u2069"
 GLUE = "\ue000"
 """Stands for the space before a note mark while text is wrapped, so that no line begins with a
 mark. A private-use character, which `clean_lines` replaces in names."""
@@ -208,6 +209,7 @@ class _Block:
         for index, (part, width) in enumerate(zip(parts, self.widths, strict=True)):
             line.append(" " * GAP if index else " ")
             padding = Text(" " * (width - part.cell_len))
+            part = _isolate_right_to_left(part)
             line.append_text(padding + part if self.is_right_aligned(index) else part + padding)
         line.stylize_before(style)
         line.rstrip()
@@ -264,6 +266,15 @@ def _unglue_long_words(text: str, width: int) -> str:
         lambda word: word[0] if cell_len(word[0]) <= width else word[0].replace(GLUE, " "),
         text,
     )
+
+
+def _isolate_right_to_left(text: Text) -> Text:
+    """Return text between isolates (Unicode Standard Annex 9) if it has right-to-left letters, so
+    that a terminal does not move the numbers beside it. Isolates have no width.
+    """
+    if has_right_to_left(text.plain):
+        return Text(FIRST_STRONG_ISOLATE) + text + Text(POP_DIRECTIONAL_ISOLATE)
+    return text
 
 
 def _width(text: str) -> int:

@@ -196,6 +196,12 @@ class TextEncoder:
         check_specials(self.tokenizer, encoder.specials, self.vocab_size)
         return encoder
 
+    def with_word_rule(self, rule: str) -> TextEncoder:
+        """Return a copy whose words are those of a rule of words.WORD_RULES."""
+        encoder = copy.copy(self)
+        encoder.text_tokenizer = TextTokenizer(self.tokenizer, rule)
+        return encoder
+
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode texts with their scored spans (None = the whole text).
 
@@ -308,6 +314,13 @@ class ContextEncoder(TextEncoder):
         self.__dict__.update(vars(encoder))
         self.context_encoder = copy.copy(encoder)
         self.context_encoder.specials = context_specials
+
+    def with_word_rule(self, rule: str) -> ContextEncoder:
+        """Return a copy whose words are those of a rule of words.WORD_RULES."""
+        encoder = copy.copy(self)
+        encoder.text_tokenizer = TextTokenizer(self.tokenizer, rule)
+        encoder.context_encoder = self.context_encoder.with_word_rule(rule)
+        return encoder
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """Encode as TextEncoder.encode."""

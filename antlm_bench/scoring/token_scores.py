@@ -115,6 +115,16 @@ class TokenScores:
         candidates = np.arange(first, np.searchsorted(self._starts_so_far, end, side="left"))
         return candidates[(self.ends[candidates] > start) & (self.starts[candidates] < end)]
 
+    def move_border_out_of_tokens(self, border: int) -> int:
+        """Return the first index from `border` on that lies inside no token.
+
+        Words with such borders share no token: each token counts to the word in which it begins,
+        and a word in which none begins becomes empty.
+        """
+        while len(tokens := self.select_tokens(border, border)):
+            border = int(self.ends[tokens].max())
+        return border
+
 
 class Window(NamedTuple):
     """A part of the tokens of a text that is read in one row."""

@@ -1,11 +1,16 @@
 """Tokenize texts with any tokenizer: ids, character offsets, words and flags.
 
-Words: `mlm-l2r` masks the rest of a token's word, so every token needs a word index. Fast
-tokenizers that split texts at white space give it (`word_ids`). All others (byte-level BPE or
-SentencePiece's Metaspace without a split, superword BPE, slow tokenizers) give one index for the
-whole text, or none. For them, words are found from character offsets as in GPT-2's pre-tokenizer
-(Radford et al. 2019): contractions ('s 't 're 've 'm 'll 'd), runs of letters, runs of digits, and
-runs of other characters. Unlike in GPT-2, combining marks count as letters.
+Words: `mlm-l2r` masks the rest of a token's word, so every token needs a word index. A rule of
+`antlm_bench.words` gives it if the user chose one. Else fast tokenizers that split texts at white
+space give it (`word_ids`). All others (byte-level BPE or SentencePiece's Metaspace without a split,
+superword BPE, slow tokenizers) give one index for the whole text, or none. For them, words are
+found from character offsets as in GPT-2's pre-tokenizer (Radford et al. 2019): contractions ('s 't
+'re 've 'm 'll 'd), runs of letters, runs of digits, and runs of other characters. Unlike in GPT-2,
+combining marks count as letters.
+
+Whatever gives the words, they are corrected in texts of some scripts (`_correct_words`): no word
+ends inside a grapheme, or between a letter's combining mark and the next letter; and in a script
+without spaces between words, a word is a grapheme, or the graphemes that share a token.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 from unicodedata import category, normalize
 
 import numpy as np
+import regex
 
 from antlm_bench.errors import CheckpointError, DataError
 from antlm_bench.types import Bools
+from antlm_bench.words import GRAPHEME, UNSPACED_LETTER, is_unspaced, word_index_of_characters
 
 Offsets = list[tuple[int, int]]
 
@@ -35,6 +43,10 @@ MAX_VOCABULARY_PROBES = 1000
 # A private-use character: no vocabulary has it, so a tokenizer returns its unknown token.
 UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
+# Texts whose words are corrected: with combining marks, joiners, letters of scripts without spaces.
+NEEDS_CORRECTION = regex.compile(rf"[\p{{M}}\u200c\u200d]|{UNSPACED_LETTER.pattern}", regex.V1)
+# A letter with combining marks, or with a joiner, as Persian and the scripts of India use them.
+MARKED_LETTER = regex.compile(r"\p{L}.*[\p{M}\u200c\u200d]", regex.DOTALL)
 # GPT-2's pattern of words, for a text whose characters are replaced by _character_class.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
 
@@ -58,8 +70,9 @@ class Tokenized:
 class TextTokenizer:
     """A fast or slow transformers tokenizer, and facts about it that are measured on texts."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, word_rule: str | None = None) -> None:
+        """word_rule: a key of words.WORD_RULES; None = the words of the tokenizer."""
+        self.tokenizer, self.word_rule = tokenizer, word_rule
         self._symbols_cache: dict[str, tuple[str, str]] = {}
 
     @cached_property
@@ -139,7 +152,10 @@ class TextTokenizer:
         if self.tokenizer.is_fast:
             encodings = self._fast_encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
-            offsets = [encoding.offsets for encoding in encodings]
+            offsets = [
+                self._cover_composed(text, _restore_spaces(text, encoding.offsets))
+                for text, encoding in zip(texts, encodings, strict=True)
+            ]
             if self.drops_unknown:
                 offsets = list(map(self._correct_offsets, texts, ids, offsets))
             word_ids = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
@@ -155,13 +171,11 @@ class TextTokenizer:
         words: list[list[int]] = []
         last_words: list[list[int]] = []
         for index, (text, text_offsets) in enumerate(zip(texts, offsets, strict=True)):
-            text_word_ids = None if word_ids is None else word_ids[index]
             if text_offsets is None:
                 first = last = [-1] * len(ids[index])
-            elif text_word_ids is None or _has_space_in_word(text, text_offsets, text_word_ids):
-                first, last = _words_from_offsets(text, text_offsets)
             else:
-                first = last = text_word_ids
+                text_word_ids = None if word_ids is None else word_ids[index]
+                first, last = self._words_of_tokens(text, text_offsets, text_word_ids)
             words.append(first)
             last_words.append(last)
         flags = {
@@ -174,6 +188,24 @@ class TextTokenizer:
         }
         flag_masks = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
         return Tokenized(ids, offsets, words, last_words, flag_masks)
+
+    def _words_of_tokens(
+        self, text: str, offsets: Offsets, word_ids: list[int] | None
+    ) -> tuple[list[int], list[int]]:
+        """Return the first and the last word of each token. word_ids: of a fast tokenizer."""
+        if self.word_rule is not None:
+            words = word_index_of_characters(text, self.word_rule)
+            return _words_from_characters(words, offsets)
+        if word_ids is not None and _has_space_in_word(text, offsets, word_ids):
+            word_ids = None
+        needs_correction = has_corrected_words(text)
+        if word_ids is not None:
+            words = _correct_word_ids(text, offsets, word_ids) if needs_correction else word_ids
+            return words, words
+        words = word_index_per_character(text)
+        if needs_correction:
+            words = _correct_words(text, offsets, words)
+        return _words_from_characters(words, offsets)
 
     def _fast_encodings(self, texts: list[str]) -> Any:
         try:
@@ -258,6 +290,52 @@ class TextTokenizer:
                 return True
             covered = max(covered, end)
         return any(map(_is_visible, text[covered:]))
+
+    def _cover_composed(self, text: str, offsets: Offsets) -> Offsets:
+        """Return offsets in which a token also covers the marks that a normalizer joins with its
+        last character. The library's offsets are those of the first character only.
+        """
+        if text.isascii() or self.tokenizer.backend_tokenizer.normalizer is None:
+            return offsets
+        covered = {index for start, end in offsets for index in range(start, end)}
+        for index, character in enumerate(text):
+            if index not in covered and _is_visible(character) and self._composes(text, index):
+                offsets = [(s, index + 1 if e == index else e) for s, e in offsets]
+        return offsets
+
+    def _composes(self, text: str, index: int) -> bool:
+        """Return whether the tokenizer's normalizer joins a character with those before it, as a
+        combining mark with its letter.
+        """
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        start = next(m.start() for m in GRAPHEME.finditer(text) if m.end() > index)
+        before = text[start:index]
+        joined = str(normalizer.normalize_str(before + text[index]))
+        alone = str(normalizer.normalize_str(before))
+        return bool(before) and joined != alone and not joined.startswith(alone)
+
+
+def _restore_spaces(text: str, offsets: Offsets) -> Offsets:
+    """Return offsets in which a token of white space covers it.
+
+    With `trim_offsets` (RoBERTa), the library leaves white space out of offsets, so that such a
+    token has no characters: it stands after its space, or before it at the start of a text.
+    """
+    if all(start < end for start, end in offsets):
+        return offsets
+    restored = []
+    for start, end in offsets:
+        if start == end and text[start - 1 : start].isspace():
+            start -= 1
+        elif start == end and text[start : start + 1].isspace():
+            end += 1
+        restored.append((start, end))
+    return restored
+
+
+def has_corrected_words(text: str) -> bool:
+    """Return whether words of a text may differ from those of the tokenizer."""
+    return not text.isascii() and NEEDS_CORRECTION.search(text) is not None
 
 
 def can_tokenize(tokenizer: Any, text: str) -> bool:
@@ -357,13 +435,57 @@ def word_index_per_character(text: str) -> list[int]:
     return words
 
 
-def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
+def _correct_word_ids(text: str, offsets: Offsets, word_ids: Sequence[int]) -> list[int]:
+    """Return the corrected word of each token (see the module's docstring)."""
+    graphemes = [*GRAPHEME.findall(text), ""]
+    starts = accumulate(map(len, graphemes[:-1]), initial=0)
+    # Start of each grapheme -> the grapheme before it and itself.
+    neighbours = dict(zip(starts, pairwise(["", *graphemes]), strict=True))
+    corrected: list[int] = []
+    covered = 0
+    for index, (start, end) in enumerate(offsets):
+        before, after = neighbours.get(start, ("", ""))
+        differs = index > 0 and word_ids[index] != word_ids[index - 1]
+        begins = start >= covered and start in neighbours and _separates(before, after, differs)
+        corrected.append(corrected[-1] + begins if corrected else 0)
+        covered = max(covered, end)
+    return corrected
+
+
+def _correct_words(text: str, offsets: Offsets, words: Sequence[int]) -> list[int]:
+    """Return the corrected word of each character (see the module's docstring).
+
+    words: index of each character's word, -1 for white space.
+    """
+    inside_token = {index for start, end in offsets for index in range(start + 1, end)}
+    corrected: list[int] = []
+    number, before = -1, " "  # the current word, and the grapheme before
+    for match in GRAPHEME.finditer(text):
+        grapheme, start = match[0], match.start()
+        if not grapheme[-1].isspace():
+            differs = before[-1].isspace() or words[start - 1] != words[start]
+            is_shared = start in inside_token and not differs
+            number += not is_shared and _separates(before, grapheme, differs)
+        corrected += [-1 if character.isspace() else number for character in grapheme]
+        before = grapheme
+    return corrected
+
+
+def _separates(before: str, after: str, differs: bool) -> bool:
+    """Return whether a word ends between two graphemes. differs: whether the tokenizer says so."""
+    if is_unspaced(before[:1]) or is_unspaced(after[:1]):
+        return True
+    is_letter = after[:1].isalpha() and MARKED_LETTER.fullmatch(before) is not None
+    return differs and not is_letter
+
+
+def _words_from_characters(words: Sequence[int], offsets: Offsets) -> tuple[list[int], list[int]]:
     """Return the first and the last word of each token.
 
-    A token without characters, or of white space only, belongs to the next word, as the space
-    before a word does in GPT-2's pre-tokenizer.
+    words: index of each character's word, -1 for white space. A token without characters, or of
+    white space only, belongs to the next word, as the space before a word does in GPT-2's
+    pre-tokenizer.
     """
-    words = word_index_per_character(text)
     previous_word, next_word = [-1], [max(words, default=-1) + 1]  # at each border of characters
     for word in words:
         previous_word.append(word if word >= 0 else previous_word[-1])

@@ -1,14 +1,13 @@
 """Read stimuli: texts with words and regions whose surprisal is computed.
 
-Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. Words
-are separated by white space; regions are named in the file. Both include the white space before
-them, so that the concatenated segments of a text are the text. Other columns of a file, and the
-column `prefix`, are copied to the result.
+Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. What a
+word is, is a rule of `antlm_bench.words`; regions are named in the file. Both include the white
+space before them, so that the concatenated segments of a text are the text. Other columns of a
+file, and the column `prefix`, are copied to the result.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,12 +18,19 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records, syntaxgym
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Option
+from antlm_bench.words import (
+    DEFAULT_WORD_RULE,
+    check_splittable,
+    check_word_rule,
+    joins_without_space,
+    split_words,
+    strip_space,
+)
 
 COLUMNS = ("item", "condition", "region", "sentence", "text", "prefix")  # with a meaning in a file
 UNITS = ("token", "word", "region", "sentence")
 # Columns of the result, which a file must not have.
 RESULT_COLUMNS = ("word_index", "word", "region_text", "n_tokens", "surprisal_bits")
-WORD_PATTERN = re.compile(r"\S+")
 ExtraColumns = Mapping[str, str | None]
 
 
@@ -51,13 +57,6 @@ class Stimulus:
     prefix: str = ""
     """Text before it, which the model reads and which is not scored."""
 
-    @property
-    def word_spans(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of each word with the white space before it. The last word also includes the
-        white space after it."""
-        word_ends = [match.end() for match in WORD_PATTERN.finditer(self.text)][:-1]
-        return zip([0, *word_ends], [*word_ends, len(self.text)], strict=True)
-
 
 @dataclass(frozen=True, slots=True)
 class ScoringUnit:
@@ -71,6 +70,10 @@ class ScoringUnit:
     """Where the scored part of the text starts, 0 without a prefix."""
     row: dict[str, str | int | None]
     """Its row in the result, without surprisals."""
+
+    @property
+    def is_word(self) -> bool:
+        return "word" in self.row
 
 
 def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[Stimulus]:
@@ -93,16 +96,21 @@ def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     return stimuli
 
 
-def split_into_units(stimuli: Iterable[Stimulus], unit: str, join: str = " ") -> list[ScoringUnit]:
+def split_into_units(
+    stimuli: Iterable[Stimulus], unit: str, join: str = " ", words: str | None = None
+) -> list[ScoringUnit]:
     """Split stimuli into words, regions or sentences (UNITS); for "token", into words.
 
-    join: what stands between a prefix and its text, unless the prefix ends in white space. Raises
-    UsageError for another unit, or for regions if the stimuli have none.
+    join: what stands between a prefix and its text, unless the prefix ends in white space. words: a
+    key of WORD_RULES, for words. None = text between white space. Raises UsageError for another
+    unit or rule, for regions if the stimuli have none, and for a text that a rule does not split
+    into words.
     """
     if unit not in UNITS:
         hint = f"one of {', '.join(UNITS)}"
         raise UsageError(f"unknown unit {unit!r}", location="--by", hint=hint)
     stimuli = list(stimuli)
+    _check_words(stimuli, unit, words)
     segments = [segment for stimulus in stimuli for segment in stimulus.segments]
     has_regions = any(segment.region for segment in segments)
     if unit == "region" and not has_regions:
@@ -113,7 +121,7 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str, join: str = " ") ->
     unit = "word" if unit == "token" else unit
     units = []
     for index, stimulus in enumerate(stimuli):
-        spans = _iter_unit_spans(stimulus, unit)
+        spans = _iter_unit_spans(stimulus, unit, words or DEFAULT_WORD_RULE)
         before = join_prefix(stimulus.prefix, join)
         # White space after the prefix belongs to the first unit, like that before other units.
         scored_start = len(before.rstrip())
@@ -125,7 +133,7 @@ def split_into_units(stimuli: Iterable[Stimulus], unit: str, join: str = " ") ->
                 row["region"] = segment.region
             if unit == "word":
                 row["word_index"] = number
-            row["region_text" if unit == "region" else unit] = stimulus.text[start:end].strip()
+            row["region_text" if unit == "region" else unit] = strip_space(stimulus.text[start:end])
             row |= {name: values.get(name) for name in names}
             span = (len(before) + start if start else scored_start, len(before) + end)
             option = Option(before + stimulus.text, span)
@@ -140,8 +148,23 @@ def join_prefix(prefix: str, join: str) -> str:
     return prefix + (join if prefix and not prefix[-1].isspace() else "")
 
 
+def _check_words(stimuli: Sequence[Stimulus], unit: str, words: str | None) -> None:
+    """Raise UsageError if the rule of words is unknown, unusable, or does not split a text."""
+    if unit not in ("word", "token"):
+        if words is not None:
+            hint = f"leave it out, or use --by word; it is --by {unit}"
+            raise UsageError("the rows are not words", location="--words", hint=hint)
+        return
+    if words is not None:
+        check_word_rule(words)
+    if unit == "token":
+        return
+    for stimulus in stimuli:
+        check_splittable(stimulus.text, words, f"item {stimulus.item}")
+
+
 def _iter_unit_spans(
-    stimulus: Stimulus, unit: str
+    stimulus: Stimulus, unit: str, words: str
 ) -> Iterator[tuple[int, int, StimulusSegment, ExtraColumns]]:
     """Yield (start, end, segment, copied columns) of each unit.
 
@@ -158,8 +181,8 @@ def _iter_unit_spans(
     elif unit == "region":
         yield from ((s.start, s.end, s, s.extra_columns) for s in segments if s.region)
     else:
-        for start, end in stimulus.word_spans:
-            word_start = end - len(stimulus.text[start:end].lstrip())
+        for start, end in split_words(stimulus.text, words):
+            word_start = stimulus.text.index(strip_space(stimulus.text[start:end]), start)
             segment = next(s for s in segments if s.start <= word_start < s.end)
             yield start, end, segment, segment.extra_columns
 
@@ -306,7 +329,10 @@ def _get_extra_columns(row: dict[str, str], text_column: str) -> dict[str, str |
 
 
 def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
-    """Join the regions of a text by spaces, without empty ones. rows: (location, row) of each."""
+    """Join the regions of a text by spaces, without empty ones. rows: (location, row) of each.
+
+    There is no space between two letters of a script that is written without spaces.
+    """
     text = ""
     segments: list[StimulusSegment] = []
     for location, row in rows:
@@ -318,7 +344,8 @@ def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:
             raise DataError(message, location=location, hint=hint)
         if content:
             start = len(text)
-            text += f" {content}" if text else content
+            separator = " " if text and not joins_without_space(text, content) else ""
+            text += separator + content
             extra_columns = _get_extra_columns(row, "text")
             segments.append(StimulusSegment(region, start, len(text), extra_columns))
     first_location, first_row = rows[0]

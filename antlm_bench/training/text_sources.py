@@ -27,6 +27,7 @@ from antlm_bench.suites.files import unpack_gzip
 from antlm_bench.suites.sources import load_hub_rows
 from antlm_bench.suites.task_types import read_declaration
 from antlm_bench.types import shorten_list
+from antlm_bench.words import find_unsplit_letters
 
 Line = tuple[bool, str]
 """(whether a document begins with the line, the text without its line break)."""
@@ -37,6 +38,7 @@ EVALUATION_NAMES = frozenset(
 TEXT_SUFFIXES = (".txt", ".train", ".jsonl")  # each also with .gz
 # Size and seed of the training text that a grammar generates.
 GRAMMAR_SENTENCES, GRAMMAR_SEED = 40_000, 1
+LINES_CHECKED_FOR_SPACES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,33 @@ def _is_for_evaluation(file: Path) -> bool:
 
 
 def describe_source(source: TextSource, num_words: int) -> str:
-    """Return which files are trained on, which are left out, and the number of words."""
+    """Return which files are trained on, which are left out, and the number of words.
+
+    If some text has no spaces between words, the number of words is qualified.
+    """
     files = shorten_list([file.name for file in source.files])
     left_out = f"; left out: {shorten_list(source.left_out)}" if source.left_out else ""
     words, num_files = format_count(num_words, "word"), format_count(len(source.files), "file")
-    return f"trains on {words} of {num_files} ({files}){left_out}"
+    description = f"trains on {words} of {num_files} ({files}){left_out}"
+    letters = _find_unspaced_letters(source)
+    if not letters:
+        return description
+    return (
+        f"{description}; words are counted by white space, which does not separate those of "
+        f"{letters[:20]!r}: sizes and milestones in words count such text too low"
+    )
+
+
+def _find_unspaced_letters(source: TextSource) -> str:
+    """Return the first letters without spaces between words, if a tenth of the lines has such
+    letters; "" otherwise. The first lines of every file are looked at.
+    """
+    first_lines = chain.from_iterable(
+        islice(file.iter_non_blank_lines(), LINES_CHECKED_FOR_SPACES) for file in source.files
+    )
+    letters = [find_unsplit_letters(text) for _, text in first_lines]
+    unspaced = list(filter(None, letters))
+    return unspaced[0] if unspaced and 10 * len(unspaced) >= len(letters) else ""
 
 
 def _text_suffix(file: Path) -> str:

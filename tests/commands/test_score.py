@@ -150,6 +150,20 @@ def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_
 
 
 @pytest.mark.long
+def test_corrected_words_are_in_the_key_of_the_method_that_masks_words(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
+    ask = {"device": "cpu", "methods": "mlm,mlm-l2r"}
+    [plain] = score(make_checkpoint("masked"), str(suite), out=tmp_path / "a", **ask)
+    rows = make_agreement_rows()
+    rows[7]["bad"] += " e\u0301t"
+    write_pairs(suite, rows)
+    [marked] = score(make_checkpoint("masked"), str(suite), out=tmp_path / "b", **ask)
+    assert [cell.settings.get("words") for cell in plain] == [None, None]
+    assert [cell.settings.get("words") for cell in marked] == [None, "graphemes"]
+
+
+@pytest.mark.long
 def test_another_method_or_suite_is_added(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:

@@ -74,7 +74,7 @@ def test_the_documented_surprisal_tables_are_reproduced(run_example):
 def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
     blocks = read_code_blocks("surprisal.md")
     [content] = [text for language, text in blocks if language == "json"]
-    line = blocks[-1][1]
+    line = [text for language, text in blocks if language == "sh"][-1]
     Path("agreement.json").write_text(content, encoding="utf-8")
     run_example(line.strip(), "--out", "run")
     (cell,) = runs.open_run("run")

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites import stimuli
-from antlm_bench.suites.stimuli import Stimulus, StimulusSegment
 
 
 def write_file(folder: Path, name: str, text: str | bytes) -> Path:
@@ -169,18 +166,3 @@ def test_options_that_cannot_apply_are_usage_errors(tmp_path):
             call()
     with pytest.raises(BenchError, match="the column 'x' is missing"):
         stimuli.read_stimuli(path, {"sentence": "x"})
-
-
-@given(
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(
-        str.strip
-    )
-)
-def test_the_words_of_a_text_add_up_to_it(text: str):
-    text = text.strip()
-    words = [
-        text[a:b]
-        for a, b in Stimulus("1", None, text, (StimulusSegment("", 0, len(text), {}),)).word_spans
-    ]
-    assert "".join(words) == text
-    assert [word.strip() for word in words] == text.split()

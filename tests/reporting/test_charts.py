@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.reporting import charts, palette
+from antlm_bench.reporting import charts, figures, palette
 from antlm_bench.reporting.charts import ChartStyle
 from antlm_bench.reporting.html import render_svg
 
@@ -301,3 +301,17 @@ def test_names_fold_at_underscores(name: str, folded: str) -> None:
 
 def test_early_hyphen_is_better_than_a_cut_word() -> None:
     assert charts.fold_name("physical-interactions", 19) == "physical-\ninteractions"
+
+
+def test_letters_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter that no font has looks like any other such letter."""
+    fonts = "ЖĐ"
+    monkeypatch.setattr(
+        figures, "_draw_letter", lambda letter: letter.encode() if letter in fonts else b"box"
+    )
+    assert figures.find_undrawable_letters("Ж 中文 abc é 中 ±") == "中文"
+
+
+def test_latin_letters_have_a_font() -> None:
+    assert figures._draw_letter("a") not in (figures._draw_letter("b"), figures._draw_letter(" "))
+    assert figures.find_undrawable_letters("abc é") == ""

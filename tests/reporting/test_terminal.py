@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import regex
 from rich.cells import cell_len
 from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, NOTE, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
@@ -140,3 +141,49 @@ def test_output_may_be_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sink := io.StringIO())
     show_runs(ONE_RUN, "suite")
     assert "blimp" in sink.getvalue()
+
+
+# Names with their width on a terminal, counted by hand: two columns per ideograph or emoji, none
+# per combining mark.
+WIDTHS = {
+    "plain": 5,
+    "中文数据集": 10,
+    "한국어": 6,
+    "cafe\u0301s": 5,
+    "שָׁלוֹם": 4,
+    "مرحبا": 5,
+    "👩‍👩‍👧 family": 9,
+    "🇩🇪": 2,
+}
+
+
+def test_numbers_stand_below_each_other_beside_names_of_any_script(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(build_records_table([{"name": name, "n": 7} for name in WIDTHS]))
+    lines = capsys.readouterr().out.splitlines()
+    columns = set()
+    for name, width in WIDTHS.items():
+        [line] = [line for line in lines if name in line]
+        before, _, after = line.replace("\u2068", "").replace("\u2069", "").partition(name)
+        columns.add(len(before) + width + len(after))
+    assert len(columns) == 1
+
+
+def test_right_to_left_names_are_isolated_from_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(build_records_table([{"name": name, "n": 7} for name in WIDTHS]))
+    out = capsys.readouterr().out
+    assert "\u2068שָׁלוֹם\u2069 " in out and "\u2068مرحبا\u2069 " in out
+    assert out.count("\u2068") == out.count("\u2069") == 2
+
+
+def test_wrapped_names_keep_their_characters_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "44")
+    characters = ["👩‍👩‍👧", "e\u0301", "हि", "🇩🇪"]
+    print_table(build_records_table([{"name": c * 30, "n": 7} for c in characters]))
+    drawn = regex.findall(r"\X", capsys.readouterr().out)
+    assert [drawn.count(character) for character in characters] == [30] * 4

@@ -269,3 +269,12 @@ def test_blocks_hold_every_line_once(written: list[tuple[bool, str]], size: int)
 
 def test_words_stand_between_white_space() -> None:
     assert [count_words(line) for line in ("", "  ", "it's a-b  c.\t")] == [0, 0, 3]
+
+
+def test_a_corpus_without_spaces_is_said_to_have_more_words(tmp_path: Path) -> None:
+    write(tmp_path / "zh.txt", "我喜欢猫。\n")
+    assert "does not separate those of '我喜欢猫'" in describe_source(
+        load_text_source(str(tmp_path)), 1
+    )
+    write(tmp_path / "en.txt", "the cat\n" * 20)
+    assert "separate" not in describe_source(load_text_source(str(tmp_path)), 41)
