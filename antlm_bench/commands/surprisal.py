@@ -189,14 +189,14 @@ def surprisal(
         check_table_suffix(path)
     if method:
         single_part(get_method(method))
-    table_layout = _build_layout(by, base, add)
-    source, texts = _load_stimuli(stimuli, columns, table_layout, context)
+    layout = _build_layout(by, base, add)
+    source, texts = _load_stimuli(stimuli, columns, layout, context)
     check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     request = _Request(
         source=source,
         units=split_into_units(texts, by, join),
         num_texts=len(texts),
-        layout=table_layout,
+        layout=layout,
         method=method,
         correction=_choose_correction(correction, bow_correction),
         splits_long_texts=_choose(long_texts, LONG_TEXTS, "--long-texts") == "window",
@@ -277,7 +277,7 @@ def _choose_correction(correction: str | None, bow_correction: bool) -> str:
 def _load_stimuli(
     stimuli: str | Path | Sequence[str],
     columns: Mapping[str, str] | None,
-    table_layout: TableLayout,
+    layout: TableLayout,
     context: str | None,
 ) -> tuple[str, list[Stimulus]]:
     """Return the name of the stimuli, and the stimuli with their prefixes."""
@@ -288,7 +288,7 @@ def _load_stimuli(
     else:
         source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
     names = {name for text in texts for part in text.segments for name in part.extra_columns}
-    for name in ("model", *table_layout.column_names):
+    for name in ("model", *layout.column_names):
         if name in names:
             message = f"the result has a column {name!r}, too"
             raise DataError(message, location=source, hint="rename the column in the file")
