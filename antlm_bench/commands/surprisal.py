@@ -288,7 +288,7 @@ def _load_stimuli(
     else:
         source, texts = "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
     names = {name for text in texts for part in text.segments for name in part.extra_columns}
-    for name in ("model", *layout.column_names):
+    for name in layout.column_names:
         if name in names:
             message = f"the result has a column {name!r}, too"
             raise DataError(message, location=source, hint="rename the column in the file")
@@ -317,6 +317,9 @@ def _score_models(
         )
     expanded = _expand_models(models, options)
     several = len(expanded) > 1
+    if several and any("model" in unit.row for unit in request.units):
+        message = "the result of several models has a column 'model', too"
+        raise DataError(message, location=request.source, hint="rename the column in the file")
     for model in expanded:
         if several and isinstance(model, str):
             with _named_errors(model):

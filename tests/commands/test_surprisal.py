@@ -397,6 +397,9 @@ def test_columns_that_the_result_has_are_refused(tmp_path):
     path.write_text("sentence,rank,prefix\nthe cat,3,no\n")
     with pytest.raises(DataError, match="the result has a column 'rank', too"):
         surprisal("absent", path, add=["rank"])
+    path.write_text("sentence,model,prefix\nthe cat,x,no\n")
+    with pytest.raises(DataError, match="the result of several models has a column 'model'"):
+        surprisal(["absent", "absent too"], path)
     with pytest.raises(UsageError, match="--context: the stimuli have a column `prefix`"):
         surprisal("absent", path, context="the")
 
