@@ -314,7 +314,7 @@ def _add_context(
 ) -> list[Stimulus]:
     """Return the texts with their prefixes. Raises DataError for a column of the result's name."""
     names = {name for text in texts for part in text.segments for name in part.extra_columns}
-    for name in ("model", *layout.column_names):
+    for name in layout.column_names:
         if name in names:
             message = f"the result has a column {name!r}, too"
             raise DataError(message, location=source, hint="rename the column in the file")
@@ -343,6 +343,9 @@ def _score_models(
         )
     expanded = _expand_models(models, options)
     several = len(expanded) > 1
+    if several and any("model" in unit.row for unit in request.units):
+        message = "the result of several models has a column 'model', too"
+        raise DataError(message, location=request.source, hint="rename the column in the file")
     for model in expanded:
         if several and isinstance(model, str):
             with _named_errors(model):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
-import typer.main
 
 from antlm_bench import Scorer
-from antlm_bench.cli.app import build_app, run
+from antlm_bench.cli.app import run
+from antlm_bench.cli.surprisal import surprisal_command
 from antlm_bench.commands import surprisal as command
 from antlm_bench.commands.surprisal import surprisal
 from antlm_bench.commands.surprisal_rows import UNITS_BY_BASE
@@ -395,6 +397,9 @@ def test_columns_that_the_result_has_are_refused(tmp_path):
     path.write_text("sentence,rank,prefix\nthe cat,3,no\n")
     with pytest.raises(DataError, match="the result has a column 'rank', too"):
         surprisal("absent", path, add=["rank"])
+    path.write_text("sentence,model,prefix\nthe cat,x,no\n")
+    with pytest.raises(DataError, match="the result of several models has a column 'model'"):
+        surprisal(["absent", "absent too"], path)
     with pytest.raises(UsageError, match="--context: the stimuli have a column `prefix`"):
         surprisal("absent", path, context="the")
 
@@ -407,9 +412,13 @@ def test_regions_of_a_text_share_one_prefix(tmp_path):
 
 
 def test_the_command_line_offers_every_correction_and_unit():
-    command_params = typer.main.get_command(build_app()).commands["surprisal"].params
-    choices = {param.name: getattr(param.type, "choices", None) for param in command_params}
-    assert list(choices["correction"]) == ["none", *CORRECTIONS]
-    assert list(choices["by"]) == list(UNITS)
-    assert list(choices["base"]) == list(UNITS_BY_BASE)
-    assert list(choices["long_texts"]) == list(command.LONG_TEXTS)
+    parameters = inspect.signature(surprisal_command).parameters
+
+    def list_choices(name: str) -> list[str]:
+        values = get_args(get_args(parameters[name].annotation)[0])
+        return list(get_args(values[0]) or values)
+
+    assert list_choices("correction") == ["none", *CORRECTIONS]
+    assert list_choices("by") == list(UNITS)
+    assert list_choices("base") == list(UNITS_BY_BASE)
+    assert list_choices("long_texts") == list(command.LONG_TEXTS)
