@@ -136,7 +136,7 @@ def surprisal_command(
         str | None,
         settings_option(
             metavar="NAME",
-            help="causal, mlm, mlm-l2r, mntp.",
+            help="causal, mlm, mlm-l2r, mntp, seq2seq, infill.",
             show_default="the checkpoint's first",
         ),
     ] = None,

@@ -51,7 +51,7 @@ def verify_command(
         list[str] | None,
         settings_option(
             metavar="NAME",
-            help="causal, mlm, mlm-l2r. Repeatable, or a,b.",
+            help="causal, mlm, mlm-l2r, seq2seq. Repeatable, or a,b.",
             show_default="the checkpoint's first",
         ),
     ] = None,
