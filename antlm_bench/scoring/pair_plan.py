@@ -34,7 +34,7 @@ class PairBatch:
     read_index: IndexArray
     """(k,) index into `read_nodes` of each log-probability."""
     target: IndexArray
-    """(k,) token id whose log-probability is read, or WORD_START_TARGET."""
+    """(k,) token id whose log-probability is read."""
     text_index: IndexArray
     """(k,) index of the text to whose score the log-probability is added."""
 
