@@ -88,9 +88,7 @@ def _load_icu() -> PieceIterator:
 WORD_RULES: dict[str, WordRule] = {
     "spaces": WordRule(lambda: lambda chunk: [chunk]),
     "characters": WordRule(lambda: GRAPHEME.findall),
-    "icu": WordRule(
-        _load_icu, ("icu4py",), (*JAPANESE_SCRIPTS, "Thai", "Lao", "Khmer", "Myanmar")
-    ),
+    "icu": WordRule(_load_icu, ("icu4py",), (*JAPANESE_SCRIPTS, "Thai", "Lao", "Khmer", "Myanmar")),
     "jieba": WordRule(_load_jieba, ("jieba",), ("Han",)),
     "fugashi": WordRule(_load_fugashi, ("fugashi", "unidic-lite"), JAPANESE_SCRIPTS),
     "pythainlp": WordRule(_load_pythainlp, ("pythainlp",), ("Thai",)),

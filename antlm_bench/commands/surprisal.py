@@ -441,7 +441,7 @@ def _score_model(checkpoint: Checkpoint, request: _Request, ref: str) -> _ModelR
 
 def _masked_correction_error(method: str) -> MethodNotSupported:
     return MethodNotSupported(
-        f"the correction is defined for methods that predict from left to right; {_SEES}",
+        f"corrections for the end of a word are computed for causal, not for {method}",
         location="--correction",
         hint="use --method causal, or leave it out",
     )

@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
     out = tmp_path / "t.csv"
     with pytest.raises(UsageError, match="what kind of file"):
         surprisal("absent", stimuli, tmp_path / "t.xlsx")
-    with pytest.raises(MethodNotSupported, match="mlm sees the next word"):
+    with pytest.raises(MethodNotSupported, match="computed for causal, not for mlm"):
         surprisal(masked, stimuli, out, method="mlm", bow_correction=True)
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         surprisal(causal, stimuli, out, method="fused")
