@@ -77,13 +77,15 @@ def effects_command(
         list[str] | None,
         design_option(
             metavar="NAME",
-            help="Only these regions. Repeatable, or a,b.",
+            help="Only these regions. Repeatable, or A,B.",
             show_default="all that have a name",
         ),
     ] = None,
     per: Annotated[
         list[str] | None,
-        design_option(metavar="COLUMN", help="Separate effects per value of a column. Repeatable."),
+        design_option(
+            metavar="COLUMN", help="Compute effects for each value of a column. Repeatable."
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""Read users' files of minimal pairs or judgements, and folders of them, as suites without a TOML."""
+"""Read users' files of minimal pairs or judgements, and folders of them, without a TOML."""
 
 from __future__ import annotations
 
