@@ -178,9 +178,8 @@ def surprisal(
     model: path or hub id of a checkpoint, or a Scorer; or several.
     stimuli: a file (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data
     frame with the columns of such a file, or a list of texts.
-    out: a .csv, .tsv or .parquet file to write.
+    out: a .csv, .tsv or .parquet file to write. by: token, word, region or sentence.
     method: scoring method; None = each checkpoint's first.
-    by: token, word, region or sentence.
     words: a key of words.WORD_RULES, which says what a word is; None = text between white space,
     which refuses texts of scripts without spaces.
     columns: for a file or frame, our column -> its column.
@@ -189,10 +188,9 @@ def surprisal(
     correction. bow_correction: short for correction="word-boundary".
     add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns).
     base: base of the logarithm: 2 (bits), e (nats) or 10 (hartleys).
-    context: a text that the model reads before each text, and that is not scored. join: what stands
-    between such a text, or that of a file's column `prefix`, and the scored text.
-    long_texts: "window" reads a text that does not fit into the model in overlapping windows
-    (scoring.token_scores); "leave" gives it no values.
+    context: a text that the model reads before each text, and that is not scored. join: characters
+    between it, or a file's column `prefix`, and the scored text.
+    long_texts: "window" = overlapping windows (scoring.token_scores); "leave" = no values.
     options, settings: options for opening a checkpoint; settings replace those of `options`.
 
     The surprisal of a unit is the sum of -log2 P(token | what the method lets the model see) over

@@ -1,14 +1,16 @@
 """Encode the texts of encoder-decoders.
 
-"cross": the encoder reads a source and the decoder a text after it. The decoder's row begins as in
-training: with the token that the model's own shift of the labels puts first (its start token; in
-mBART-25 the language), then what the tokenizer puts before a target (BART: <s>; mBART-50: the
-language). The tokens behind a text are not scored (</s>, a language), as in causal models. The
-source stands in the tokenizer's own template; a text without a source follows the template of an
-empty text (T5: </s>; BART: <s> </s>), because an encoder must read something.
+Attention "cross" (method seq2seq): the encoder reads a source, and the decoder reads the text. The
+decoder's row begins as in training: with the token that the model's own shift of the labels puts
+first (its start token; in mBART-25 the language), then what the tokenizer puts before a target
+(BART: <s>; mBART-50: the language). Tokens after a text are not scored (</s>, a language), as in
+causal models. The source has the special tokens that the tokenizer adds to a text. A text without a
+source follows an empty one, which has only these tokens (T5: </s>; BART: <s> </s>), because an
+encoder must read something.
 
-"denoising": the encoder reads the text with a token masked, and the decoder restores it. T5 has
-sentinels; others have a mask token, and write the whole text again.
+Attention "denoising" (method infill): the encoder reads the text with one token masked, and the
+decoder restores it. T5 was trained with sentinels; other models have a mask token, and their
+decoder writes the whole text again.
 """
 
 from __future__ import annotations
@@ -52,17 +54,16 @@ class Denoiser:
 
 
 def find_denoiser(tokenizer: Any, vocab_size: int) -> Denoiser:
-    """Find out how a model restores masked text: from its sentinels, or from its mask token.
+    """Return how a model restores masked text: from a sentinel, or from its mask token.
 
-    vocab_size: number of embeddings of the model. Pegasus has a mask token for sentences, which are
-    what it restores, so that a token cannot be scored.
+    vocab_size: number of embeddings of the model.
     """
     if type(tokenizer).__name__ == BYT5_TOKENIZER:
         return Denoiser(BYT5_SENTINEL, repeats_text=False, no_mask_reason="")
     sentinel_id = tokenizer.get_vocab().get(SENTINEL)
     if sentinel_id is not None and 0 <= sentinel_id < vocab_size:
         return Denoiser(sentinel_id, repeats_text=False, no_mask_reason="")
-    if getattr(tokenizer, "mask_token_sent", None) is not None:
+    if getattr(tokenizer, "mask_token_sent", None) is not None:  # Pegasus
         reason = f"it restores whole sentences ({tokenizer.mask_token_sent}), never a token"
         return Denoiser(None, repeats_text=False, no_mask_reason=reason)
     mask_id, reason = find_mask_token(tokenizer, vocab_size)
@@ -121,11 +122,11 @@ class PairEncoder(TextEncoder):
         if sources is None:
             return super().encode(texts, spans)
         encodings = self._text_encoder.encode(texts, spans)
-        different = list(dict.fromkeys(sources))
-        tokens = self.text_tokenizer.tokenize(different, 0)
-        rows = [self._build_source(*pair) for pair in zip(different, tokens.ids, strict=True)]
-        number = {source: index for index, source in enumerate(different)}
-        source_of_text = np.array([number[source] for source in sources], np.int64)
+        unique_sources = list(dict.fromkeys(sources))
+        tokens = self.text_tokenizer.tokenize(unique_sources, 0)
+        rows = [self._build_source(*pair) for pair in zip(unique_sources, tokens.ids, strict=True)]
+        index_of_source = {source: index for index, source in enumerate(unique_sources)}
+        source_of_text = np.array([index_of_source[source] for source in sources], np.int64)
         too_long = np.array(
             [self.max_length is not None and len(r) > self.max_length for r in rows]
         )
@@ -169,9 +170,10 @@ class PairEncoder(TextEncoder):
 def _split_by_source(
     batch: EncodedBatch, rows: Sequence[Ints], source_of_text: Any, too_long: Any
 ) -> Iterator[EncodedBatch]:
-    """Yield the batch in parts whose sources have one length. Those that are too long are left out.
+    """Yield the batch in parts with sources of the same length, without sources that are too long.
 
-    rows: token ids of each source. source_of_text (n,): the source of each text.
+    rows: token ids of each source. source_of_text (n,): index of each text's source. too_long (s,):
+    whether each source does not fit into the model.
     """
     sources = source_of_text[batch.text_index]
     lengths = np.array([len(rows[source]) for source in sources])
@@ -225,7 +227,7 @@ class DenoisingEncoder(TextEncoder):
         return encoder
 
     def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
-        """Return a batch with what the decoder reads."""
+        """Return a batch with the restoration that tells what the decoder reads."""
         return replace(batch, restoration=self.restoration)
 
 

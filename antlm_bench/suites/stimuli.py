@@ -142,7 +142,7 @@ def split_into_units(
 
 
 def join_prefix(prefix: str, join: str) -> str:
-    """Return a prefix followed by `join`, which is left out after white space or an empty prefix."""
+    """Return a prefix followed by `join`, or unchanged if it is empty or ends in white space."""
     return prefix + (join if prefix and not prefix[-1].isspace() else "")
 
 
