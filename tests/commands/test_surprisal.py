@@ -299,7 +299,7 @@ def test_a_failing_model_is_named_before_anything_is_written(
 @pytest.mark.long
 def test_an_error_of_one_of_several_models_has_its_name(make_checkpoint, stimuli):
     causal, masked = make_checkpoint("causal"), make_checkpoint("masked")
-    with pytest.raises(MethodNotSupported, match=f"{masked.name}.*left-to-right"):
+    with pytest.raises(MethodNotSupported, match=f"{masked.name}.*computed for causal"):
         surprisal([causal, masked], stimuli, correction="oh-schuler")
     with pytest.raises(UsageError, match="0 models"):
         surprisal([], stimuli)
