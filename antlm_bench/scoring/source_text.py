@@ -74,7 +74,7 @@ def find_denoiser(tokenizer: Any, vocab_size: int) -> Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSources:
-    """What the encoder reads before each of n texts."""
+    """The sources of n texts, as the encoder reads them."""
 
     rows: tuple[Ints, ...]
     """Token ids of each source, special tokens included."""
@@ -84,14 +84,14 @@ class EncodedSources:
     """Name of types.FLAGS -> (n,)."""
 
     def attach_to(
-        self, batch: EncodedBatch, texts: Sequence[int] | None = None
+        self, batch: EncodedBatch, source_index: Sequence[int] | None = None
     ) -> Iterator[EncodedBatch]:
-        """Yield the batch in parts whose sources have one length, without rows whose source is too
-        long.
+        """Yield the batch in parts with sources of the same length, without rows whose source is
+        too long.
 
-        texts: index of the source of each row; None = batch.text_index.
+        source_index: index of each row's source; None = batch.text_index.
         """
-        indices = np.asarray(batch.text_index if texts is None else texts)
+        indices = np.asarray(batch.text_index if source_index is None else source_index)
         lengths = np.array([len(self.rows[index]) for index in indices])
         lengths[self.too_long[indices]] = 0
         last_words = batch.last_word_ids

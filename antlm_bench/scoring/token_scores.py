@@ -231,9 +231,8 @@ def _score_after_sources(
     settings: TokenSettings,
     tick: ProgressCallback | None,
 ) -> tuple[list[TokenScores], Mapping[str, Bools]]:
-    """Score what begins at `starts`; what precedes it is the source of an encoder-decoder.
-
-    As in `multiple_choice.encode_options`, no white space stands between them.
+    """Score the texts from `starts` on; the text before `starts` is the source of an
+    encoder-decoder. White space between them is left out, as in `multiple_choice.encode_options`.
     """
     sources = encoder.encode_sources(
         [text[:start].rstrip() for text, start in zip(texts, starts, strict=True)]
@@ -303,7 +302,7 @@ class _TokenReader:
         settings: TokenSettings,
         sources: EncodedSources | None = None,
     ) -> None:
-        """sources: of an encoder-decoder, one per text; None = empty ones."""
+        """Plan the windows. sources: of an encoder-decoder, one per text; None = empty ones."""
         self.sources = sources
         self.model, self.texts, self.starts, self.tokens = model, texts, starts, tokens
         self.attention, self.settings = attention, settings
@@ -447,8 +446,8 @@ class _TokenReader:
             if self.sources is None:
                 yield self.encoder.complete_batch(batch)
             else:
-                texts = [windows[index].text for index in indices]
-                yield from self.sources.attach_to(batch, texts)
+                source_index = [windows[index].text for index in indices]
+                yield from self.sources.attach_to(batch, source_index)
 
     def _boundary_probes(
         self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]
