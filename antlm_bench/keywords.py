@@ -98,9 +98,9 @@ class ScoreKeywords(WeightKeywords, total=False):
     columns: Mapping[str, str]
     """For a file of pairs: our column -> its column, as {"good": "grammatical"}."""
     layout: str
-    """Layout of a file of pairs: columns, alternating, labelled or long."""
+    """Layout of a user's file: columns, alternating, labelled, long or judgements."""
     good: str
-    """Which sentence of a file of pairs is right: first, second, or the label of right ones."""
+    """Which sentences of a user's file are right: first, second (of two lines), or a label."""
     allow_incomplete: bool
     """Score a suite even if its files lack items."""
     unigrams: str | None
@@ -233,7 +233,7 @@ class DesignKeywords(TypedDict, total=False):
     separator: str
     """Characters at which `condition` is split into the levels of the factors; default: "_"."""
     per: Names
-    """Columns within whose values effects are computed, besides `model`."""
+    """Columns; effects are computed separately for each of their values, as for each model."""
     regions: Names
     """Regions, in the order of results; default: all that have a name."""
     baseline: Names

@@ -44,14 +44,13 @@ PieceIterator = Callable[[str], Iterable[str]]
 class WordRule:
     """A way to split text between white space into words."""
 
-    description: str
     load: Callable[[], PieceIterator]
-    """Return the function that splits a text without white space into pieces, which add up to it.
-    Imports the rule's package; raises ImportError."""
+    """Import the rule's package and return the function that splits a text without white space
+    into pieces, which add up to it. Raises ImportError."""
     packages: tuple[str, ...] = ()
     """The packages on PyPI that it needs."""
     scripts: tuple[str, ...] = UNSPACED_SCRIPTS
-    """Which of UNSPACED_SCRIPTS it can split."""
+    """The scripts of UNSPACED_SCRIPTS that it can split."""
 
 
 def _load_jieba() -> PieceIterator:
@@ -87,25 +86,14 @@ def _load_icu() -> PieceIterator:
 
 
 WORD_RULES: dict[str, WordRule] = {
-    "spaces": WordRule("what stands between white space", lambda: lambda chunk: [chunk]),
-    "characters": WordRule("single characters, of any script", lambda: GRAPHEME.findall),
-    "icu": WordRule(
-        "the words of ICU's dictionaries",
-        _load_icu,
-        ("icu4py",),
-        (*JAPANESE_SCRIPTS, "Thai", "Lao", "Khmer", "Myanmar"),
-    ),
-    "jieba": WordRule("the Chinese words of jieba", _load_jieba, ("jieba",), ("Han",)),
-    "fugashi": WordRule(
-        "the Japanese short units of MeCab with UniDic",
-        _load_fugashi,
-        ("fugashi", "unidic-lite"),
-        JAPANESE_SCRIPTS,
-    ),
-    "pythainlp": WordRule(
-        "the Thai words of PyThaiNLP's newmm", _load_pythainlp, ("pythainlp",), ("Thai",)
-    ),
+    "spaces": WordRule(lambda: lambda chunk: [chunk]),
+    "characters": WordRule(lambda: GRAPHEME.findall),
+    "icu": WordRule(_load_icu, ("icu4py",), (*JAPANESE_SCRIPTS, "Thai", "Lao", "Khmer", "Myanmar")),
+    "jieba": WordRule(_load_jieba, ("jieba",), ("Han",)),
+    "fugashi": WordRule(_load_fugashi, ("fugashi", "unidic-lite"), JAPANESE_SCRIPTS),
+    "pythainlp": WordRule(_load_pythainlp, ("pythainlp",), ("Thai",)),
 }
+"""Value of --words -> rule. docs/languages.md describes them."""
 DEFAULT_WORD_RULE = "spaces"
 
 
@@ -133,10 +121,10 @@ def _load_rule(name: str) -> PieceIterator:
 
 
 def check_splittable(text: str, rule: str | None, location: str) -> None:
-    """Raise UsageError if a rule would take several words of a text for one.
+    """Raise UsageError if a text has letters of a script without spaces that a rule does not split.
 
-    rule: None = DEFAULT_WORD_RULE as the default, not as the choice of a user who knows the text.
-    location: which text it is. A single letter is a word under any rule.
+    rule: None = the user has chosen no rule. DEFAULT_WORD_RULE as a choice accepts every text. A
+    single letter is a word under any rule. location: the text, for the message.
     """
     letters = find_unsplit_letters(text, rule)[:20]
     if not letters:
@@ -157,20 +145,20 @@ def find_unsplit_letters(text: str, rule: str | None = None) -> str:
     """Return the first letters of a text that a rule takes for one word, although their script is
     written without spaces between words; "" = none. rule: as in `check_splittable`.
     """
-    run = None if text.isascii() else _unsplit_letters(rule).search(text)
-    return "" if run is None else run[0]
+    match = None if text.isascii() else _unsplit_pattern(rule).search(text)
+    return "" if match is None else match[0]
 
 
 @lru_cache(maxsize=1 + len(WORD_RULES))
-def _unsplit_letters(rule: str | None) -> regex.Pattern[str]:
-    """Return the pattern of several letters between which a rule finds no words."""
-    split = () if rule is None else WORD_RULES[rule].scripts
-    unsplit = [script for script in UNSPACED_SCRIPTS if script not in split]
-    if not unsplit:
-        return regex.compile(r"(?!)")
-    letters = _letter_class(unsplit)
-    if split:
-        letters = f"[{letters}--{_letter_class(split)}]"
+def _unsplit_pattern(rule: str | None) -> regex.Pattern[str]:
+    """Return the pattern of two or more letters that a rule does not split."""
+    split_scripts = () if rule is None else WORD_RULES[rule].scripts
+    unsplit_scripts = [script for script in UNSPACED_SCRIPTS if script not in split_scripts]
+    if not unsplit_scripts:
+        return regex.compile(r"(?!)")  # matches nothing
+    letters = _letter_class(unsplit_scripts)
+    if split_scripts:
+        letters = f"[{letters}--{_letter_class(split_scripts)}]"
     return regex.compile(rf"(?:{letters}\p{{M}}*+){{2,}}", regex.V1)
 
 
@@ -239,8 +227,8 @@ def word_index_of_characters(text: str, rule: str) -> list[int]:
 
 
 def joins_without_space(before: str, after: str) -> bool:
-    """Return whether two parts of a text are written without a space between them: they meet at
-    letters of a script without spaces, or at its punctuation."""
+    """Return whether two parts of a text are joined without a space: where they meet, both have a
+    letter of a script without spaces, or wide punctuation."""
     return is_unspaced(before[-1:]) and is_unspaced(after[:1])
 
 

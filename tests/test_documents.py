@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from antlm_bench.cli.app import EXIT_CODES_HELP
+from antlm_bench.cli.app import EXIT_CODES_HELP, build_app, normalize_argv
 from antlm_bench.cli.score import score_command
 from antlm_bench.commands.catalog import list_catalog
 from antlm_bench.errors import BenchError
@@ -16,16 +19,8 @@ from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
 from antlm_bench.scoring.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/conventions.md",
-    "docs/ci.md",
-    "docs/submit.md",
-    "docs/suites.md",
-]
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES]
 
 
 def read_document(name: str) -> str:
@@ -164,3 +159,17 @@ def test_test_files_have_names_of_their_own() -> None:
     """pytest imports test files by base name: two of the same name hide each other."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert not sorted({name for name in names if names.count(name) > 1})
+
+
+@pytest.mark.parametrize("document", ["README.md", *PAGES])
+def test_documented_commands_have_the_options_of_the_command_line(document: str) -> None:
+    root: Any = typer.main.get_command(build_app())
+    blocks = re.findall(r"^```sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["antlm-bench"]:
+            continue
+        command, arguments = root, normalize_argv(words[1:])
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        command.make_context(line, arguments)  # raises for a missing or an unknown option

@@ -47,7 +47,8 @@ def effects_command(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="What surprisal wrote: .csv .tsv .jsonl .parquet. With --model: stimuli.",
+            help="Table of surprisal: .csv .tsv .jsonl .parquet. With --model: stimuli, as "
+            "`surprisal --in` reads them.",
         ),
     ],
     model: Annotated[
@@ -76,13 +77,15 @@ def effects_command(
         list[str] | None,
         design_option(
             metavar="NAME",
-            help="Only these regions. Repeatable, or a,b.",
+            help="Only these regions. Repeatable, or A,B.",
             show_default="all that have a name",
         ),
     ] = None,
     per: Annotated[
         list[str] | None,
-        design_option(metavar="COLUMN", help="Separate effects per value of a column. Repeatable."),
+        design_option(
+            metavar="COLUMN", help="Compute effects for each value of a column. Repeatable."
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
@@ -105,7 +108,7 @@ def effects_command(
         str | None,
         settings_option(
             metavar="NAME",
-            help="With --model: causal, mlm, mlm-l2r, mntp.",
+            help="With --model: causal, mlm, mlm-l2r, mntp, seq2seq, infill.",
             show_default="the checkpoint's first",
         ),
     ] = None,
@@ -142,7 +145,7 @@ def effects_command(
 ) -> None:
     """Compare the surprisal of conditions, paired by items: means, contrasts, interactions.
 
-    The table is what `surprisal` writes.
+    The input is a table that `surprisal` wrote, or stimuli and --model.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.effects import effects, effects_of_models

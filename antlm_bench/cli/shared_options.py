@@ -308,13 +308,13 @@ PAIR_FORMAT_OPTIONS: dict[str, Any] = {
         str | None,
         model_option(
             metavar="NAME",
-            help="Layout of your file: columns, alternating, labelled, long "
+            help="Layout of your file: columns, alternating, labelled, long, judgements "
             "(antlm-bench suggest FILE).",
             show_default="by the file",
         ),
     ],
     "good": Annotated[
-        str | None, model_option(metavar="LABEL", help="Label of the right sentences in your file.")
+        str | None, model_option(metavar="LABEL", help="Label of right sentences in your file.")
     ],
     "good_first": Annotated[
         bool, model_option("--good-first", help="The first of two lines is right.")

@@ -18,10 +18,11 @@ LABELS = {
     "toml_file": "or a TOML",
     "toml": "its content",
 }
-"""Fact of a suggestion -> its label in formats for people."""
+"""Field of a Suggestion -> its label in tables."""
 BREAK_BEFORE = ("--layout", "--good", "--columns", "--by", "--out")
+"""Options before which a long command is broken."""
 MAX_LINE = 80
-"""Characters of a command that stands on one line."""
+"""Longest command that is printed on one line."""
 
 
 @with_table_format()
@@ -56,8 +57,8 @@ def suggest_command(
 
 
 def _break_command(command: str) -> str:
-    """Return a command with a line per option where it is long: a copy of a line that a terminal
-    breaks would be two commands.
+    """Return a command with a line per option if it is long. A terminal would break a long line,
+    and a copy of that would be two commands.
     """
     if len(command) <= MAX_LINE:
         return command

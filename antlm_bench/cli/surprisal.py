@@ -26,8 +26,7 @@ input_option = partial(typer.Option, rich_help_panel="Input and output")
 STIMULI_HELP = (
     "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (column "
     "sentence) or per region (columns text and region), optionally columns item, condition and "
-    "prefix; "
-    "SyntaxGym's .json. All other columns are copied to the result."
+    "prefix; SyntaxGym's .json. All other columns are copied to the result."
 )
 ConditionsOption = Annotated[
     list[str] | None,
@@ -73,8 +72,8 @@ def surprisal_command(
         list[str],
         input_option(
             metavar="CKPT",
-            help="Folder, hub id, glob, folder of checkpoints. Repeatable: a column model tells "
-            "several apart.",
+            help="Folder, hub id, glob, folder of checkpoints. Repeatable: the result then has a "
+            "column model.",
         ),
     ],
     source: Annotated[
@@ -110,13 +109,13 @@ def surprisal_command(
         str | None,
         input_option(
             metavar="TEXT",
-            help="Text before each text, which is read and not scored (or a column prefix).",
+            help="Text that the model reads before each text, not scored. Or a column prefix.",
         ),
     ] = None,
     join: Annotated[
         str,
         input_option(
-            metavar="TEXT", help="What stands between such a text and the scored one: a space."
+            metavar="TEXT", help="Characters between --context (or prefix) and the text: a space."
         ),
     ] = " ",
     add: Annotated[
@@ -144,8 +143,8 @@ def surprisal_command(
         Literal["none", "word-boundary", "pimentel-meister", "oh-schuler"] | None,
         settings_option(
             metavar="NAME",
-            help="Where the end of a word is counted (docs/surprisal.md): none, word-boundary, "
-            "pimentel-meister, oh-schuler.",
+            help="Correction for the end of a word, causal only (docs/surprisal.md): none, "
+            "word-boundary, pimentel-meister, oh-schuler.",
             show_default="none",
         ),
     ] = None,
@@ -166,7 +165,7 @@ def surprisal_command(
 ) -> None:
     """Compute the surprisal of every token, word, region or sentence of your stimuli.
 
-    The result is a table for R or pandas, in bits.
+    The result is a table for R or pandas, in bits unless --base names another unit.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal

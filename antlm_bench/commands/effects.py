@@ -120,7 +120,7 @@ def effects_of_models(
 
 
 def build_design_options(settings: Mapping[str, Any]) -> DesignOptions:
-    """Build the options from keywords, in which one name may stand for a sequence of one.
+    """Build the options from keywords. A single name means a sequence with one name.
 
     Raises UsageError for an unknown keyword or a value of another type.
     """

@@ -1,6 +1,7 @@
 """`suggest`: look at a file of sentences, say what it seems to be, and how it is scored.
 
-What is right is never guessed: where a file does not say it, there is a suggestion for each choice.
+Which sentence of a pair is right is never guessed: if the file does not say it, there is a
+suggestion for each choice.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from antlm_bench.suites.templates import drop_single_clusters
 MAX_ROWS = 5_000
 """Rows or lines at the start of a file that are looked at."""
 CERTAIN, LIKELY = "certain: names or labels in the file say so", "likely: by its content"
-NOT_SAID = "the file does not say which sentence is right: choose a suggestion"
+UNKNOWN_RIGHT = "the file does not say which sentence is right: choose a suggestion"
 MAX_LINE = 80
-"""Characters of a line that a terminal does not break, which a copy of the text would keep."""
+"""Longest line of a TOML. A terminal breaks longer ones, and a copy keeps the line break."""
 LABEL_CELLS = {"true", "false", "0", "1", "*"}
-"""Labels, in lower case, that are no names of columns."""
+"""Labels, in lower case. If the first row of a table has one, it does not name the columns."""
 SCORE_WORDS = ("antlm-bench", "score", "--model", "CKPT", "--suite")
 Rows = Sequence[records.Record]
 
@@ -47,7 +48,7 @@ class Suggestion:
     why: str
     certainty: str
     which: str = ""
-    """How it is known which sentence is right; "" = the file has no pairs."""
+    """What decides which sentence is right; "" = the file has no pairs."""
     right: str = ""
     """The first sentence that is taken as right."""
     wrong: str = ""
@@ -68,8 +69,8 @@ class Suggestion:
 def suggest(path: str) -> list[Suggestion]:
     """Return how a file, or a folder of files of one kind, can be scored.
 
-    Several suggestions are choices between which the file does not decide. Raises UsageError for a
-    TOML, DataError for a file that cannot be read, or in which no sentences are found.
+    Several suggestions are alternatives, of which the user chooses one. Raises UsageError for a
+    TOML, DataError for a file that cannot be read or has no sentences.
     """
     source = expand_user_path(path)
     if source.suffix == ".toml":
@@ -93,11 +94,12 @@ def suggest(path: str) -> list[Suggestion]:
 
 @dataclass(frozen=True, slots=True)
 class _SampledFile:
-    """A file that is looked at, or the first file of a folder."""
+    """A file, or the first file of a folder, whose first rows decide the suggestions."""
 
     ref: str
     """The file or folder, as the user names it."""
     first: Path
+    """The file, or the first one of the folder."""
     paths: Sequence[Path]
     """All files."""
 
@@ -248,7 +250,7 @@ def _surprisal_command(file: _SampledFile, columns: Mapping[str, str], *options:
 
 
 def _detect_labelled_lines(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """True<TAB>sentence, or sentences of which the wrong ones begin with a star."""
+    """Detect lines `True<TAB>sentence`, or sentences of which the wrong ones begin with a star."""
     lines = [row["sentence"] for row in rows]
     layout = LAYOUTS["labelled"]
     assert layout.parse_line
@@ -302,7 +304,7 @@ def _suggest_labelled(
 
 
 def _detect_alternating_lines(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Sentences in twos. Which one is right, such files do not say."""
+    """Detect sentences in twos. Such files do not say which one is right."""
     lines = [row["sentence"] for row in rows]
     if len(lines) % 2 and len(lines) < MAX_ROWS:
         return []
@@ -320,14 +322,14 @@ def _detect_alternating_lines(file: _SampledFile, rows: Rows) -> list[Suggestion
             what=f"pairs of lines, if the {good} line of each is right",
             why=why,
             certainty=LIKELY,
-            which=NOT_SAID,
+            which=UNKNOWN_RIGHT,
         )
         for good in pair_layouts.ORDERS
     ]
 
 
 def _detect_sentences(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Sentences without any other structure."""
+    """Detect sentences without any other structure."""
     column = "sentence" if file.has_lines else next(iter(profile.list_text_columns(rows)), "")
     if not column:
         return []
@@ -346,7 +348,7 @@ def _detect_sentences(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_named_pairs(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """The columns good and bad, or BLiMP's."""
+    """Detect the columns good and bad, or BLiMP's."""
     names = LAYOUTS["columns"].columns
     if not all(any(name in rows[0] for name in names[column]) for column in names):
         return []
@@ -363,8 +365,8 @@ def _detect_named_pairs(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _find_level_columns(file: _SampledFile, rows: Rows) -> dict[str, str]:
-    """Return level of results -> column, for names that differ from recognised ones in case. Files
-    of a folder have levels of their own.
+    """Return level of results -> column, for names that differ from recognised ones in case. {} for
+    a folder, whose files are the levels.
     """
     columns: dict[str, str] = {}
     if is_folder(file.root):
@@ -378,7 +380,7 @@ def _find_level_columns(file: _SampledFile, rows: Rows) -> dict[str, str]:
 
 
 def _detect_regions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Stimuli with regions."""
+    """Detect stimuli with regions."""
     names = {name.lower(): name for name in rows[0]}
     if "region" not in names or not {"text", "sentence"} & names.keys():
         return []
@@ -400,7 +402,7 @@ def _detect_regions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_positions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Ambiguous and unambiguous sentences, with the position of the critical word."""
+    """Detect ambiguous and unambiguous sentences, with the position of the critical word."""
     words = {name: profile.split_name(name) for name in rows[0]}
     sentences = [
         name
@@ -432,21 +434,21 @@ def _detect_positions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_pair_columns(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Two columns of sentences that differ little, whatever their names."""
-    found = profile.find_pair_columns(rows)
-    if not found:
+    """Detect two columns of sentences that differ little, whatever their names."""
+    pair = profile.find_pair_columns(rows)
+    if not pair:
         return []
-    names = (found.first, found.second)
+    names = (pair.first, pair.second)
     good_name = profile.choose_good_name(names)
     return [
         _suggest_pairs(
             file,
             PairFormat("columns", {"good": good, "bad": bad, **_find_level_columns(file, rows)}),
             what="pairs in two columns" + ("" if good_name else f", if {good!r} is right"),
-            why=f"{found.first!r} and {found.second!r} differ in {found.different:.0%} of the rows "
-            f"and share {found.similarity:.0%} of their characters",
+            why=f"{pair.first!r} and {pair.second!r} differ in {pair.different:.0%} of the rows "
+            f"and share {pair.similarity:.0%} of their characters",
             certainty=LIKELY,
-            which="the names of the columns say it" if good_name else NOT_SAID,
+            which="the names of the columns say it" if good_name else UNKNOWN_RIGHT,
         )
         for good, bad in (names, names[::-1])
         if good_name in ("", good)
@@ -454,71 +456,72 @@ def _detect_pair_columns(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_long_table(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """One sentence a row, with a key and a label."""
-    found = profile.find_long_columns(rows)
-    if not found:
+    """Detect a table with a sentence per row, with a key and a label."""
+    table = profile.find_long_columns(rows)
+    if not table:
         return []
-    columns = {"key": found.key, "label": found.label, "sentence": found.sentence}
+    columns = {"key": table.key, "label": table.label, "sentence": table.sentence}
     columns |= _find_level_columns(file, rows)
-    labels = list(dict.fromkeys(profile.format_label(row.get(found.label)) for row in rows))
-    is_said = profile.says_which_is_right(labels)
+    labels = list(dict.fromkeys(profile.format_label(row.get(table.label)) for row in rows))
+    labels_decide = profile.says_which_is_right(labels)
     return [
         _suggest_pairs(
             file,
             PairFormat("long", columns, good),
             what="a long table: a row has one sentence of a pair"
             + (f", if {good!r} is the label of the right one" if good else ""),
-            why=f"rows with the same {found.key!r} share {found.similarity:.0%} of their "
-            f"characters and differ in {found.label!r}: {', '.join(map(repr, labels))}",
+            why=f"rows with the same {table.key!r} share {table.similarity:.0%} of their "
+            f"characters and differ in {table.label!r}: {', '.join(map(repr, labels))}",
             certainty=LIKELY,
-            which="the labels say it" if is_said else NOT_SAID,
+            which="the labels say it" if labels_decide else UNKNOWN_RIGHT,
         )
-        for good in ([""] if is_said else found.good_labels)
+        for good in ([""] if labels_decide else table.good_labels)
     ]
 
 
 def _detect_judgements(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Single sentences with one of two labels."""
+    """Detect single sentences with one of two labels."""
     texts = profile.list_text_columns(rows)
     columns = profile.list_label_columns(rows, at_most=2)
-    said = [name for name, labels in columns.items() if profile.says_which_is_right(labels)]
-    named = [name for name in columns if profile.split_name(name) & profile.LABEL_NAMES]
-    if not texts or not (said or named):
+    by_labels = [name for name, labels in columns.items() if profile.says_which_is_right(labels)]
+    by_name = [name for name in columns if profile.split_name(name) & profile.LABEL_NAMES]
+    if not texts or not (by_labels or by_name):
         return []
-    label = next((name for name in said if name in named), (said or named)[0])
+    label = next((name for name in by_labels if name in by_name), (by_labels or by_name)[0])
     sentence = next((name for name in texts if name == "sentence"), texts[0])
     renamed = [{"label": row.get(label), "sentence": str(row[sentence])} for row in rows]
     names = {"label": label, "sentence": sentence}
     own_names = {ours: name for ours, name in names.items() if ours != name}
-    if label in said and (pairs := _suggest_labelled(file, renamed, own_names)):
+    labels_decide = label in by_labels
+    if labels_decide and (pairs := _suggest_labelled(file, renamed, own_names)):
         return pairs
     labels = columns[label]
-    is_said = label in said
-    goods = [each for each in labels if each.lower() in GOOD_LABELS] if is_said else labels
+    good_labels = [each for each in labels if each.lower() in GOOD_LABELS]
     return [
-        _suggest_judgements(file, (sentence, label), (good, bad), is_said)
-        for good in goods
+        _suggest_judgements(file, (sentence, label), (good, bad), labels_decide)
+        for good in (good_labels if labels_decide else labels)
         for bad in labels
         if bad != good
     ]
 
 
 def _suggest_judgements(
-    file: _SampledFile, columns: tuple[str, str], labels: tuple[str, str], is_said: bool
+    file: _SampledFile, columns: tuple[str, str], labels: tuple[str, str], labels_decide: bool
 ) -> Suggestion:
     """Return the suggestion for single judgements.
 
     columns: names of the columns of sentences and labels. labels: the right and the wrong one.
+    labels_decide: whether the labels themselves say which one is right.
     """
     (sentence, label), (good, bad) = columns, labels
     options = [] if sentence == "sentence" else [{"scored": f"{{{sentence}}}"}]
     item = {"options": options, "gold": label, "acceptable": [good], "unacceptable": [bad]}
     return Suggestion(
         what="single sentences with judgements"
-        + ("" if is_said else f", if {good!r} is the label of acceptable ones"),
+        + ("" if labels_decide else f", if {good!r} is the label of acceptable ones"),
         why=f"{label!r} is {good!r} or {bad!r}, and {sentence!r} has no partner in other rows",
         certainty=LIKELY,
-        which=f"{good!r} calls a sentence acceptable" if is_said else NOT_SAID,
+        which=f"{good!r} calls a sentence acceptable" if labels_decide else UNKNOWN_RIGHT,
         command=shlex.join([*SCORE_WORDS, str(file.toml_path)]),
         **_build_toml(file, "acceptability", {"item": item}),
     )
@@ -542,7 +545,7 @@ LINE_DETECTORS: tuple[Detector, ...] = (
     _detect_alternating_lines,
     _detect_sentences,
 )
-"""What a file of lines may be, tried in this order."""
+"""Tried in this order for a file of lines."""
 TABLE_DETECTORS: tuple[Detector, ...] = (
     _detect_named_pairs,
     _detect_regions,
@@ -552,4 +555,4 @@ TABLE_DETECTORS: tuple[Detector, ...] = (
     _detect_judgements,
     _detect_sentences,
 )
-"""What a table may be, tried in this order."""
+"""Tried in this order for a table."""

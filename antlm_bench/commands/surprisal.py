@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from antlm_bench.keywords import CheckpointKeywords
 
 MAX_BLOCK_CHARACTERS = 2**19
-"""Characters of the texts that are tokenized at a time."""
+"""Largest number of characters of the texts that are tokenized at a time."""
 LONG_TEXTS = ("window", "leave")
 BOW_CORRECTION = "word-boundary"
 """The correction that --bow-correction applies."""
@@ -118,7 +118,7 @@ class SurprisalTable(TableResult):
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is computed with every model: checked arguments and loaded stimuli."""
+    """Checked arguments and loaded stimuli, the same for all models."""
 
     source: str
     """Name of the stimuli in messages."""
@@ -129,6 +129,7 @@ class _Request:
     words: str | None
     """A key of words.WORD_RULES; None = text between white space."""
     correction: str
+    """NO_CORRECTION, or a key of CORRECTIONS."""
     splits_long_texts: bool
 
 
@@ -137,8 +138,8 @@ class _ModelResult:
     """Rows and counts of one model."""
 
     name: str
-    given: str
-    """How the user named it."""
+    ref: str
+    """The path or hub id that the user gave; of a Scorer, its name."""
     method: str
     rows: list[SurprisalRow] = field(default_factory=list)
     unscored: int = 0
@@ -174,23 +175,27 @@ def surprisal(
 ) -> SurprisalTable:
     """Compute the surprisal of each token, word, region or sentence of some stimuli.
 
-    model: path or hub id of a checkpoint, or a Scorer; or several. stimuli: a file
-    (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data frame with the
-    columns of such a file, or a list of texts. out: a .csv, .tsv or .parquet file to write. method:
-    scoring method; None = each checkpoint's first. by: token, word, region or sentence. words: what
-    a word is, a key of words.WORD_RULES; None = text between white space. columns:
-    for a file or frame, our column -> its column. text_layout: for a file with a critical word, or
-    with a text per condition in a row. correction: none, or a name of
-    scoring.word_corrections.CORRECTIONS (causal only); bow_correction is short for "word-boundary".
-    add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns). base: of the
-    logarithm: 2 (bits), e (nats), 10 (hartleys). context: a text that the model reads before each
-    text; join: what stands between it, or the column `prefix` of a file, and the text. long_texts:
-    window (scoring.token_scores) or leave (no values). settings: options for opening a checkpoint,
-    which replace those of `options`.
+    model: path or hub id of a checkpoint, or a Scorer; or several.
+    stimuli: a file (suites.stimuli), the name of declared stimuli (suites.stimuli_spec), a data
+    frame with the columns of such a file, or a list of texts.
+    out: a .csv, .tsv or .parquet file to write. by: token, word, region or sentence.
+    method: scoring method; None = each checkpoint's first.
+    words: a key of words.WORD_RULES, which says what a word is; None = text between white space,
+    which refuses texts of scripts without spaces.
+    columns: for a file or frame, our column -> its column.
+    text_layout: for a file or frame with a critical word, or with a text per condition in a row.
+    correction: a name of scoring.word_corrections.CORRECTIONS (causal only); None or "none" = no
+    correction. bow_correction: short for correction="word-boundary".
+    add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns).
+    base: base of the logarithm: 2 (bits), e (nats) or 10 (hartleys).
+    context: a text that the model reads before each text, and that is not scored. join: characters
+    between it, or a file's column `prefix`, and the scored text.
+    long_texts: "window" = overlapping windows (scoring.token_scores); "leave" = no values.
+    options, settings: options for opening a checkpoint; settings replace those of `options`.
 
-    surprisal_bits is the sum of -log2 P(token | context) over the unit's tokens; the context is
-    what the method lets the model see. It is None if a token cannot be scored. Words that share a
-    token have one surprisal, at the first of them; it is None at the others, with n_tokens 0.
+    The surprisal of a unit is the sum of -log2 P(token | what the method lets the model see) over
+    its tokens. It is None if a token cannot be scored. Words that share a token have one surprisal,
+    at the first of them; it is None at the others, with n_tokens 0.
 
         antlm_bench.surprisal("gpt2", ["The cats sleep."]).to_pandas()
 
@@ -210,7 +215,8 @@ def surprisal(
         single_part(get_method(method))
     layout = _build_layout(by, base, add)
     source, texts = _read_texts(stimuli, columns, text_layout)
-    texts = _add_context(texts, source, layout, context)
+    _check_extra_columns(texts, source, layout)
+    texts = _add_context(texts, context)
     check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     request = _Request(
         source=source,
@@ -309,30 +315,32 @@ def _read_texts(
     return "the texts", stimuli_from_texts(check_texts(stimuli, "stimuli"))
 
 
-def _add_context(
-    texts: list[Stimulus], source: str, layout: TableLayout, context: str | None
-) -> list[Stimulus]:
-    """Return the texts with their prefixes. Raises DataError for a column of the result's name."""
+def _check_extra_columns(texts: Sequence[Stimulus], source: str, layout: TableLayout) -> None:
+    """Raise DataError if a column that is copied has the name of a column of the result."""
     names = {name for text in texts for part in text.segments for name in part.extra_columns}
     for name in layout.column_names:
         if name in names:
             message = f"the result has a column {name!r}, too"
             raise DataError(message, location=source, hint="rename the column in the file")
-    if context is not None:
-        check_texts([context], "context")
-        if any(text.prefix for text in texts):
-            raise UsageError(
-                "the stimuli have a column `prefix`, too", location="--context", hint="leave it out"
-            )
-        texts = [replace(text, prefix=context) for text in texts]
-    return texts
+
+
+def _add_context(texts: list[Stimulus], context: str | None) -> list[Stimulus]:
+    """Return the texts with `context` as their prefix. Raises UsageError if they have prefixes."""
+    if context is None:
+        return texts
+    check_texts([context], "context")
+    if any(text.prefix for text in texts):
+        raise UsageError(
+            "the stimuli have a column `prefix`, too", location="--context", hint="leave it out"
+        )
+    return [replace(text, prefix=context) for text in texts]
 
 
 def _score_models(
     models: Sequence[ModelLike], request: _Request, options: OpenOptions
 ) -> Iterator[_ModelResult]:
-    """Score the stimuli with each model. A checkpoint is opened when its turn comes, after the
-    files of all have been located.
+    """Score the stimuli with each model, one after the other. All files are located first, so that
+    a missing checkpoint is reported before any is scored.
     """
     scorers = [model for model in models if isinstance(model, Scorer)]
     if scorers and options != OpenOptions():
@@ -351,14 +359,14 @@ def _score_models(
             with _named_errors(model):
                 locate_sources(*split_revision(model, options))
     for model in expanded:
-        given = model if isinstance(model, str) else model.name
-        with _named_errors(given if several else ""):
+        ref = model if isinstance(model, str) else model.name
+        with _named_errors(ref if several else ""):
             if isinstance(model, Scorer):
                 checkpoint = model.checkpoint
             else:
                 checkpoint = open_checkpoint(model, options)
             with evaluation_mode(checkpoint.engine.model):
-                yield _score_model(checkpoint, request, given)
+                yield _score_model(checkpoint, request, ref)
 
 
 def _expand_models(models: Sequence[ModelLike], options: OpenOptions) -> list[str | Scorer]:
@@ -386,11 +394,8 @@ def _named_errors(model: str) -> Iterator[None]:
         raise
 
 
-def _score_model(checkpoint: Checkpoint, request: _Request, given: str) -> _ModelResult:
-    """Score the stimuli with one model.
-
-    given: how the user named the model.
-    """
+def _score_model(checkpoint: Checkpoint, request: _Request, ref: str) -> _ModelResult:
+    """Score the stimuli with one model. ref: as in _ModelResult."""
     if request.words is not None:
         checkpoint = checkpoint.with_word_rule(request.words)
     name = request.method or default_method(checkpoint, checkpoint.methods)
@@ -417,7 +422,7 @@ def _score_model(checkpoint: Checkpoint, request: _Request, given: str) -> _Mode
     texts = [units[0].option.text for units in units_by_text]
     checkpoint.run_self_test(_trial_texts(checkpoint, texts, attention), [method])
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
-    result = _ModelResult(checkpoint.name, given, name, notes=notes)
+    result = _ModelResult(checkpoint.name, ref, name, notes=notes)
     label = f"{checkpoint.name} {Path(request.source).name} {name}"
     with Progress(sum(map(len, texts)), label, "characters") as progress:
         for block in _iter_blocks(units_by_text):
@@ -434,15 +439,14 @@ def _score_model(checkpoint: Checkpoint, request: _Request, given: str) -> _Mode
 
 def _masked_correction_error(method: str) -> MethodNotSupported:
     return MethodNotSupported(
-        "the correction divides by the probability that a left-to-right model gives to a new "
-        f"word; {method} sees the next word",
+        f"corrections for the end of a word are computed for causal, not for {method}",
         location="--correction",
         hint="use --method causal, or leave it out",
     )
 
 
 def _trial_texts(checkpoint: Checkpoint, texts: Sequence[str], attention: Attention) -> list[str]:
-    """Return texts for the self-test, those that do not fit into the model without their end."""
+    """Return texts for the self-test. One that does not fit into the model loses its end."""
     encoder, trial_texts = checkpoint.encoders[attention], []
     capacity = WindowSizes.for_model(checkpoint, attention).capacity
     for text in select_texts_by_length(texts):
@@ -512,10 +516,10 @@ def _add_window_note(checkpoint: Checkpoint, attention: Attention, result: _Mode
 
 
 def _merge_results(results: Sequence[_ModelResult], num_texts: int) -> SurprisalTable:
-    """Return the table of all models. With several, rows and notes hold the name of their model."""
+    """Return the table of all models. With several, rows and notes name their model."""
     names = [result.name for result in results]
     if len(set(names)) < len(names):  # checkpoints of two runs: seed_1/last, seed_2/last
-        names = [result.given for result in results]
+        names = [result.ref for result in results]
     if len(set(names)) < len(names):
         name = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two models are called {name}", location="model", hint="give it once")

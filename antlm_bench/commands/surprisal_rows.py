@@ -1,4 +1,4 @@
-"""Rows of the table of `surprisal`: units of a text, and what their tokens add up to."""
+"""Build the rows of the table of `surprisal`: a row per token, word, region or sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_TOKENS = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class AddedColumns:
-    """The columns that --add asks for."""
+    """The columns that --add names."""
 
     rank: bool = False
     entropy: bool = False
@@ -63,9 +63,10 @@ class AddedColumns:
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """The columns of the table, beside those of the stimuli."""
+    """The columns of the table that hold values, after those of the stimuli."""
 
     by_token: bool
+    """Whether a row is a token."""
     base: str
     """A key of UNITS_BY_BASE."""
     added: AddedColumns
@@ -129,11 +130,11 @@ class TableLayout:
         if self.added.entropy:
             row[f"entropy_{self.unit}"] = None if entropy is None else entropy / nats_per_unit
         top_ids, top_logprobs = top[: len(top) // 2], top[len(top) // 2 :]
-        for number, (token, logprob_of) in enumerate(
+        for number, (token, top_logprob) in enumerate(
             zip(top_ids, top_logprobs, strict=True), start=1
         ):
             row[f"top_{number}"] = None if token is None else decode(int(token))
-            probability = None if logprob_of is None else math.exp(logprob_of)
+            probability = None if top_logprob is None else math.exp(top_logprob)
             row[f"top_{number}_probability"] = probability
         return row
 

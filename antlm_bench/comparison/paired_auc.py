@@ -11,7 +11,7 @@ from antlm_bench.comparison.paired import GroupKey, iterate_groups
 from antlm_bench.comparison.results import HEADLINE, Difference, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
-from antlm_bench.metrics.acceptability import NO_AUC, measure_scores, read_labels
+from antlm_bench.metrics.acceptability import UNDEFINED_AUC, measure_scores, read_labels
 from antlm_bench.types import Bools
 
 MAX_DIFFERENCE = 1.0
@@ -36,7 +36,7 @@ def compare_auc(joined: JoinedTables) -> PairedResult:
         a, b, group_labels = scores[0][members], scores[1][members], labels[members]
         clusters = None if joined.clusters is None else joined.clusters[members]
         value_a, value_b = (statistics.compute_auc(each, group_labels) for each in (a, b))
-        value_a, value_b = (NO_AUC if each is None else each for each in (value_a, value_b))
+        value_a, value_b = (UNDEFINED_AUC if each is None else each for each in (value_a, value_b))
         test = statistics.auc_difference(a, b, group_labels, clusters)
         detectable = None
         if test.df is not None:

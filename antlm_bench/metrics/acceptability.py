@@ -1,7 +1,7 @@
 """Acceptability of single sentences: how well a score separates acceptable sentences from others.
 
-    auc       P(score of an acceptable sentence > score of another one), ties count half
-    accuracy  share of right decisions "score > threshold"
+    auc       P(score of an acceptable sentence > score of an unacceptable one), ties count half
+    accuracy  share of sentences whose label equals the decision "score > threshold"
     mcc       Matthews' correlation of these decisions with the labels
 
 The score is one of ACCEPTABILITY_MEASURES: LP, mean LP, PenLP, SLOR
@@ -9,16 +9,15 @@ The score is one of ACCEPTABILITY_MEASURES: LP, mean LP, PenLP, SLOR
 AUC, accuracy and Matthews' correlation of every measure are views.
 
 Thresholds are chosen out of sample, by cross-validation: the items are dealt into NUM_FOLDS folds
-(`assign_folds`), and those of a fold are decided by the threshold that is best on all others, for
-accuracy and Matthews' correlation separately. So a score without information has an accuracy of
-about the majority's share, and a correlation of about 0. Both are computed from the decisions of
-all folds together; their intervals (a score interval, and the posterior of the confusion table)
-treat the thresholds as given. In simulations of 200 items, those of accuracies cover 92 to 100%,
-those of correlations 87 to 96%.
+(`assign_folds`), and the items of a fold are decided by the threshold that is best on all other
+folds, for accuracy and Matthews' correlation separately. A score without information therefore has
+about the accuracy of the majority class, and a correlation of about 0. Both are computed from the
+decisions of all folds together. Their intervals (a score interval, and the posterior of the
+confusion table) treat the thresholds as given: docs/acceptability.md says how often they cover.
 
-Corner cases: sentences that do not fit the model are left out and not counted in n. The AUC of
-items of one class is undefined and shown as 50, with the whole range as its interval. Without a
-unigram model there is no SLOR.
+Sentences that do not fit the model are left out and not counted in n. If all items are of one
+class, the AUC is undefined and shown as 50, with the whole range as its interval. Without a unigram
+model there is no SLOR.
 """
 
 from __future__ import annotations
@@ -47,9 +46,11 @@ from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 NUM_FOLDS = 10
+"""Folds of the cross-validation that chooses thresholds."""
 THRESHOLD_METRICS = (ACCURACY, MCC)
 """Metrics of decisions by a threshold."""
-NO_AUC = 0.5
+UNDEFINED_AUC = 0.5
+"""Shown if all items are of one class."""
 NO_SLOR_NOTE = (
     "no SLOR: it needs a unigram model (--unigrams FILE, or --unigrams training for a checkpoint "
     "that antlm-bench train wrote)"
@@ -76,11 +77,11 @@ class Auc(Metric):
                 hint="leave `macro` empty in the suite's TOML",
             )
         used, views, notes = fitting_items(table), {}, []
-        own = self.settings.reduction
-        headline = self._estimate(table, used, own)
+        main_measure = self.settings.reduction
+        headline = self._estimate(table, used, main_measure)
         measures = {r: name for r, name in ACCEPTABILITY_MEASURES.items() if has_measure(table, r)}
         for reduction in measures:
-            if reduction != own:
+            if reduction != main_measure:
                 views[_view_name(self.spec, reduction)] = self._estimate(table, used, reduction)
         is_defined = 0 < read_labels(table)[used].sum() < used.sum()
         if is_defined:
@@ -113,7 +114,7 @@ class Auc(Metric):
         flags = table.count_flags(used | table.get_flag("too-long"), exclude="tie")
         value = statistics.compute_auc(scores, labels)
         if value is None:
-            return rounded_estimate(NO_AUC, len(scores), self.spec.value_range, flags)
+            return rounded_estimate(UNDEFINED_AUC, len(scores), self.spec.value_range, flags)
         interval = statistics.auc_interval(scores, labels, clusters)
         return rounded_estimate(value, len(scores), interval, flags)
 
@@ -131,7 +132,7 @@ def fitting_items(table: PredictionTable) -> Bools:
 
 
 def read_labels(table: PredictionTable) -> Bools:
-    """Return the labels (n,), True = acceptable. Raises DataError for labels but 0 and 1."""
+    """Return the labels (n,), True = acceptable. Raises DataError for another label."""
     wrong = np.flatnonzero(~np.isin(table.gold, (0, 1)))
     if len(wrong):
         raise DataError(
@@ -157,9 +158,10 @@ def measure_scores(table: PredictionTable, reduction: str) -> Floats:
 def estimate_decisions(
     table: PredictionTable, used: Bools, reductions: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Return the views of decisions: each metric of each measure, and MAJORITY.
+    """Return view name -> estimate: accuracy and Matthews' correlation of each measure, and
+    MAJORITY, the accuracy of calling all sentences what most of them are.
 
-    used (n,): the items that are decided; both classes are among them.
+    used (n,): the items that count; both classes are among them.
     """
     labels = read_labels(table)[used]
     clusters = None if table.clusters is None else table.clusters[used]
@@ -172,8 +174,8 @@ def estimate_decisions(
             decisions = decide_out_of_sample(scores, labels, folds, metric)
             counts = _count_decisions(labels, decisions, clusters)
             views[_view_name(metric, reduction)] = counts.estimate(metric.name, flags)
-    always = np.full(len(labels), 2 * labels.sum() >= len(labels))
-    majority = _count_decisions(labels, always, clusters)
+    majority_class = np.full(len(labels), 2 * labels.sum() >= len(labels))
+    majority = _count_decisions(labels, majority_class, clusters)
     return views | {MAJORITY: majority.estimate(ACCURACY.name, flags)}
 
 
@@ -210,8 +212,8 @@ def decide_out_of_sample(scores: Floats, labels: Bools, folds: Ints, metric: Met
 
 
 def choose_threshold(scores: Floats, labels: Bools, metric: MetricSpec) -> float:
-    """Return the threshold for which the decisions "score > threshold" are best, the lowest of
-    several. It lies in the middle between two neighbouring scores, or is infinite.
+    """Return the threshold with the best decisions "score > threshold"; of equally good ones, the
+    lowest. It lies in the middle between two neighbouring scores, or is infinite.
     """
     if not len(scores):
         return -np.inf
@@ -248,5 +250,5 @@ def _view_name(metric: MetricSpec, reduction: str) -> str:
 
 def _list_values(metric: MetricSpec, values: Mapping[str, Estimate]) -> str:
     """Return `100 AUC: LP 61.2, mean LP 63.0`. values: name of a measure -> estimate."""
-    listed = ", ".join(f"{name} {metric.format(each.value)}" for name, each in values.items())
-    return f"{metric.axis_title or metric.heading}: {listed}"
+    pairs = ", ".join(f"{name} {metric.format(each.value)}" for name, each in values.items())
+    return f"{metric.axis_title or metric.heading}: {pairs}"

@@ -92,7 +92,7 @@ def plot(
         raise UsageError(f"unknown figure {kind!r}", location="--plot", hint=hint)
     if item is not None and kind != "sentence":
         raise UsageError(
-            "an item alone has no interval and no mean",
+            "a single item has no interval and no mean",
             location="--item",
             hint="--plot sentence shows the words of one item",
         )
@@ -133,7 +133,9 @@ def check_figure_suffix(path: Path) -> str:
 
 
 def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | None) -> DesignPlot:
-    """Draw the words of the texts. They are aligned at a region if it does not cover them all."""
+    """Draw the surprisal of each word. Texts are aligned at the first of `regions`, else at the
+    first region with a name, if some words have none.
+    """
     table_regions = result.experiment.regions
     align = regions[0] if regions else None
     if align is None and "" in table_regions:
@@ -213,7 +215,7 @@ def _plot_regions(result: DesignResult, kind: str, regions: Sequence[str]) -> De
 def _plot_effects(result: DesignResult, regions: Sequence[str]) -> DesignPlot:
     """Draw the effects with their paired intervals: a row per effect and region, a mark per model.
 
-    An outline is not significant after the correction.
+    An outlined mark is not significant after the correction.
     """
     effects = [effect for effect in result.effects if effect.region in regions]
     models = tuple(dict.fromkeys(effect.group.get("model", "") for effect in effects))

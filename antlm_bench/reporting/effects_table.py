@@ -103,8 +103,9 @@ def build_long_table(result: DesignResult) -> Table:
             _long_row("effect", effect.group, effect.region, effect.name, effect.mean, extra)
         )
     for cell in result.means:
-        plain = cell.mean._replace(t=None, p=None)  # that a mean is 0 is no question
-        rows.append(_long_row("mean", cell.group, cell.region, cell.condition, plain, (None, None)))
+        untested = cell.mean._replace(t=None, p=None)  # whether a mean is 0 is not of interest
+        no_test = (None, None)
+        rows.append(_long_row("mean", cell.group, cell.region, cell.condition, untested, no_test))
     return Table(columns, tuple(rows), legend=(*result.notes, _describe_tests(result)))
 
 

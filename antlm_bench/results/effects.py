@@ -1,8 +1,8 @@
 """Means and contrasts of surprisal over the conditions of an experiment, paired by items.
 
 The input is the table that `surprisal` writes. The value of an item in a condition and region is
-the sum of the surprisals of its words there. Means, differences and interactions are tested over
-items (statistics.factorial_design), and the p-values of one model form a family.
+the sum of the surprisals of its words there. Differences and interactions are tested over items
+(statistics.factorial_design), and the p-values of one model are corrected together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CellMean:
     """The mean of one condition in one region."""
 
     group: GroupValues
-    """Column -> value: the model, and the columns of `per`."""
+    """Column -> value, of `model` and the columns of DesignOptions.per."""
     region: str
     condition: str
     mean: ItemMean
@@ -54,7 +54,7 @@ class Effect:
     """The contrast, e.g. "ambiguous - unambiguous"."""
     mean: ItemMean
     num_left_out: int
-    """Number of items of the group that lack a condition of the contrast in this region."""
+    """Number of items that are left out, because they lack a condition of the contrast here."""
     adjusted: float | None = None
     """p-value, adjusted for all tests of the model; None = no test."""
     family: str = ""
@@ -92,7 +92,7 @@ class DesignResult:
 
     @property
     def unit(self) -> str:
-        """Unit of the values: bits, nats; "" if the name of the column does not say."""
+        """Unit of the values: bits, nats, ...; "" if the name of the column has none."""
         return self.value_column.partition("_")[2]
 
     @property
@@ -140,9 +140,9 @@ class DesignResult:
     def word_means(self, align: str | None = None, item: str | None = None) -> list[WordMean]:
         """Return the mean surprisal at each position, per group and condition.
 
-        align: region whose first word is position 0; None = the first word of a text is 1. item: an
-        item that is shown alone. Raises UsageError if there is no such region or item, or if the
-        table does not number the words.
+        align: region whose first word is position 0; None = the first word of a text is 1. item:
+        use only this item. Raises UsageError for an unknown region or item, and if the table does
+        not number the words.
         """
         words = self.experiment.align_words(align, item)
         means = []
@@ -176,7 +176,7 @@ class _Panel:
     group: GroupValues
     region: str
     num_items: int
-    """Number of items of the group, with or without values here."""
+    """Number of items of the group, with or without values in the region."""
     values_by_item: Mapping[str, Mapping[DesignCell, float]]
 
 
@@ -225,16 +225,16 @@ PAIRS_HINT = (
 
 def _choose_regions(table: ExperimentTable, requested: Sequence[str]) -> list[str]:
     """Return the requested regions, or all with a name. Raises UsageError for an unknown one."""
-    named = [region for region in table.regions if region]
+    regions = [region for region in table.regions if region]
     for region in requested:
-        if region not in named:
-            names = ", ".join(map(repr, named)) or "none"
+        if region not in regions:
+            names = ", ".join(map(repr, regions)) or "none"
             raise UsageError(
                 f"unknown region {region!r}",
                 location="--region",
-                hint=suggest_name(region, named) or f"the table has {names}",
+                hint=suggest_name(region, regions) or f"the table has {names}",
             )
-    return list(requested) or named or [""]
+    return list(requested) or regions or [""]
 
 
 def _build_design(table: ExperimentTable, options: DesignOptions) -> _Design:
@@ -370,7 +370,7 @@ def _adjust_p_values(effects: Sequence[Effect]) -> list[Effect]:
 
 
 def _locate(group: GroupValues, region: str) -> str:
-    """Return `, in the region critical of model A, MV/RR`."""
+    """Return ` in the region 'critical' of model A, MV/RR`."""
     region_text = f" in the region {region!r}" if region else ""
     names = ", ".join(group.values())
     return region_text + (f" of {names}" if names else "")
@@ -383,9 +383,11 @@ def _describe_no_effect(table: ExperimentTable, design: _Design) -> str:
 
 
 def _collect_notes(table: ExperimentTable, effects: Sequence[Effect], design: _Design) -> list[str]:
-    named = any(each.region for each in table.observations)
+    has_regions = any(each.region for each in table.observations)
     notes = []
-    missing = sum(each.value is None for each in table.observations if each.region or not named)
+    missing = sum(
+        each.value is None for each in table.observations if each.region or not has_regions
+    )
     if missing:
         notes.append(f"{format_count(missing, 'value')} missing: a word there has no surprisal")
     left_out = [effect for effect in effects if effect.num_left_out]
@@ -414,7 +416,9 @@ def _collect_notes(table: ExperimentTable, effects: Sequence[Effect], design: _D
 
 
 def _find_rare_levels(table: ExperimentTable) -> list[str]:
-    """Return a note per condition that few items have, which lack another one: a typing error?"""
+    """Return a note per condition that may be misspelt: few items have it, and they lack another
+    condition with a similar name.
+    """
     items_by_cell: dict[DesignCell, set[str]] = {cell: set() for cell in table.cells}
     for observation in table.observations:
         items_by_cell[observation.cell].add(observation.item)

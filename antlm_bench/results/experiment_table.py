@@ -38,12 +38,12 @@ class DesignOptions:
     separator: str = "_"
     """Characters at which `condition` is split into the levels of the factors."""
     per: tuple[str, ...] = ()
-    """Columns within whose values effects are computed, besides `model`."""
+    """Columns; effects are computed separately for each of their values, as for each model."""
     regions: tuple[str, ...] = ()
     """Regions in the order of results; () = all that have a name."""
     baseline: tuple[str, ...] = ()
-    """Levels that are subtracted from the others of their factor; () = the later level of the
-    table."""
+    """Levels that are subtracted from the others of their factor; () = of two levels, the one that
+    comes later in the table."""
     contrasts: tuple[str, ...] = ()
     """Contrasts of conditions, as "a - b" or "a - 0.5*b - 0.5*c"; () = all main effects and
     interactions."""
@@ -85,7 +85,7 @@ class ExperimentTable:
     """The table, for error messages."""
     value_column: str
     group_columns: tuple[str, ...]
-    """Columns whose values separate the results: `model`, and those of DesignOptions.per."""
+    """`model`, and the columns of DesignOptions.per: results are separate for each value."""
     factors: tuple[str, ...]
     words: tuple[WordValue, ...]
     observations: tuple[Observation, ...]
@@ -141,8 +141,8 @@ class ExperimentTable:
         """Return the words that have a value at each position of each group and condition.
 
         region: the region whose first word is position 0; None = the first word of a text is 1.
-        item: an item that is returned alone. Raises UsageError for an unknown region or item, and
-        for a table without numbers of words.
+        item: return only the words of this item. Raises UsageError for an unknown region or item,
+        and for a table without numbers of words.
         """
         items = list(dict.fromkeys(word.item for word in self.words))
         if item is not None and item not in items:

@@ -2,8 +2,8 @@
 
 It runs the model's own encoder and forward. Each source of a batch is encoded once, whatever the
 number of rows after it; short rows are padded (scoring.pair_plan); and the LM head runs only at the
-positions that are read. A row's padding stands behind it, where its decoder does not look, and a
-source's padding is masked. Every shortcut can be turned off, as in Engine.
+positions that are read. Padding follows a row, where a decoder does not see it; padding of a source
+is masked. Every shortcut can be turned off, as in Engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from antlm_bench.types import Floats, Ints, Probes
 
 
 class _DecoderDoneError(Exception):
-    """Ends a forward after the decoder, before the LM head."""
+    """Raised to end a forward after the decoder, before the LM head."""
 
 
 class EncoderDecoderEngine(Engine):
@@ -38,7 +38,7 @@ class EncoderDecoderEngine(Engine):
         return [plan]
 
     def _batch_logprobs(self, batch: PairBatch) -> Floats:
-        """Return the k log-probabilities that the batch asks for."""
+        """Return the k log-probabilities of a batch."""
         self.set_attention(self.forward_config.native_implementation)
         inputs = {"decoder_input_ids": self._to_tensor(batch.decoder_ids)}
         sources = self._to_tensor(batch.source_ids)
@@ -80,7 +80,7 @@ class EncoderDecoderEngine(Engine):
         return logits
 
     def _run_decoder(self, inputs: dict[str, Any]) -> Any:
-        """Run the model up to its LM head, and return what its decoder returns."""
+        """Run the model up to its LM head. Return the output of its decoder."""
         decoder = self.model.get_decoder()
         forward, outputs = decoder.forward, []
 
@@ -98,10 +98,10 @@ class EncoderDecoderEngine(Engine):
         return outputs[0]
 
     def _head_logits(self, output: Any, inputs: dict[str, Any], hidden: Tensor) -> Tensor:
-        """Return the logits (h, vocabulary) of hidden states (h, d), with all that the model does
-        between its decoder and its logits (scales, biases).
+        """Return the logits (h, vocabulary) of hidden states (h, d).
 
-        The model's forward runs with a decoder that only returns these states.
+        The model's own forward runs with a decoder that only returns these states, so that scales
+        and biases between decoder and logits are applied.
         """
         block = type(output)(last_hidden_state=hidden[None])
         decoder = self.model.get_decoder()

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from antlm_bench.scoring.token_scores import NUM_FACTS
+
 EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
 LOGSUMEXP_ROWS = 32  # rows of logits reduced at a time, so that temporaries stay in cache
 
@@ -56,16 +58,13 @@ def target_logprobs(
 class DistributionReader:
     """Reads facts about the distributions from which targets are predicted."""
 
-    NUM_FACTS = 3
-    """Columns before the most probable tokens: log-probability, rank, entropy."""
-
     def __init__(self, top_k: int) -> None:
         self.top_k = top_k
 
     @property
     def width(self) -> int:
         """Number of values of a read."""
-        return self.NUM_FACTS + 2 * self.top_k
+        return NUM_FACTS + 2 * self.top_k
 
     def read(self, logits: Tensor, read_index: Tensor, target: Tensor, logprobs: Tensor) -> Tensor:
         """Return the values (k, width) of k targets, from logits (h, v) and the targets'

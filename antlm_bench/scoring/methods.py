@@ -49,7 +49,7 @@ class Method:
     needs_words: bool = False
     """Whether it needs to know which word a token belongs to."""
     mask_shift: int | None = None
-    """To predict a word from its left context (scoring.surprisal.predict_words), a masked method
+    """To predict a word from its left context (scoring.surprisal.predict), a masked method
     reads this many positions before the first mask; None = it cannot do that."""
     objective: str = ""
     """The masked training objective that it matches ("mlm", "mntp"); "" = any."""

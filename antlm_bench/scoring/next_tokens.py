@@ -1,4 +1,4 @@
-"""Predictions at one place of a text: the most probable tokens, and the mass of sets of words."""
+"""Predict the next token of a text, or compare sets of words in a blank."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def predict_next_tokens(
 ) -> TopTokens:
     """Return the most probable tokens after each prefix.
 
-    A causal method reads the distribution after the prefix. A masked one puts one mask, and the
-    special tokens that end a text, after the prefix, and reads where the method reads that mask.
-    Raises MethodNotSupported for methods that cannot, UsageError for more tokens than the model
-    has, DataError for a prefix that does not fit into the model, and for an empty one without BOS.
+    A causal method reads the distribution after the prefix. A masked method appends a mask and the
+    special tokens that end a text, and reads the prediction of the mask.
+
+    Raises MethodNotSupported for other methods, UsageError if the vocabulary has fewer than `top_k`
+    tokens, DataError for a prefix that does not fit into the model, and for an empty one without
+    BOS.
     """
     attention, _ = single_part(method)
     if not method.is_left_to_right and method.mask_shift is None:
@@ -55,7 +57,9 @@ def predict_next_tokens(
         target = np.zeros(len(indices), np.int32)  # the distribution is read, whatever the target
         text_index = np.array(indices, np.int32)
         probes.append(Probes(ids, attention, row_indices, positions, target, text_index))
-    values = model.read_distributions(probes, len(rows), top_k, None) if rows else np.zeros((0, 99))
+    values = np.zeros((0, NUM_FACTS + 2 * top_k))
+    if rows:
+        values = model.read_distributions(probes, len(rows), top_k, None)
     top = values[:, NUM_FACTS : NUM_FACTS + top_k]
     logprobs = values[:, NUM_FACTS + top_k : NUM_FACTS + 2 * top_k]
     return TopTokens(top.astype(np.int32), logprobs)
@@ -91,15 +95,13 @@ def _build_rows(
 def word_set_logprobs(
     model: LanguageModel, templates: Sequence[str], words: Sequence[str], blank: str, method: Method
 ) -> Floats:
-    """Return the log-probability (n,), in nats, that one of some words fills the blank of each
-    template: log sum over words of P(word | the rest, as the method sees it).
+    """Return the log-probability (n,), in nats, that one of the words fills the blank of each
+    template: the log of the sum of P(word) over the words. NaN if a word cannot be scored.
 
-    Under a causal method, P(word) is the product over the tokens of the word, with the white space
-    before it, after the text before the blank; the text after the blank is not read. Under a masked
-    method it is the product that the method gives: of each token of the word, masked in turn, given
-    the rest of the text and, under `mlm`, the other tokens of the word. So the values of words of
-    several tokens are pseudo-probabilities there, which `mlm-l2r` keeps smaller. NaN if a word
-    cannot be scored.
+    P(word) is the product over the word's tokens, the white space before it included. A causal
+    method reads only the text before the blank. A masked method masks each token in turn and reads
+    the rest of the text; under `mlm` it also sees the word's other tokens, so that words of several
+    tokens look too probable, under `mlm-l2r` only those before it.
     """
     options = [
         Option(template.replace(blank, word), _word_span(template, word, blank))
@@ -133,7 +135,7 @@ def check_word_sets(
     for name, words in zip(("words", "other_words"), word_sets, strict=True):
         if not words or not all(word.strip() for word in words):
             raise UsageError("a word is missing", location=name, hint="give a list of words")
-        doubled = next((word for word in words if words.count(word) > 1), None)
-        if doubled is not None:
-            message = f"{doubled!r} is in the list twice"
+        repeated = next((word for word in words if words.count(word) > 1), None)
+        if repeated is not None:
+            message = f"{repeated!r} is in the list twice"
             raise UsageError(message, location=name, hint="its probability would count twice")

@@ -34,9 +34,9 @@ class PairBatch:
     read_index: IndexArray
     """(k,) index into `read_nodes` of each log-probability."""
     target: IndexArray
-    """(k,) token id whose log-probability is read, or WORD_START_TARGET."""
+    """(k,) token id whose log-probability is read."""
     text_index: IndexArray
-    """(k,) index of the text to whose score the log-probability is added."""
+    """(k,) index of the text whose score the log-probability adds to."""
 
     @property
     def num_nodes(self) -> int:
@@ -83,11 +83,14 @@ class PairPlan:
         rows, _ = _stack([p.ids for p in probes])
         rows[np.arange(rows.shape[1]) >= row_lengths[:, None]] = PADDING
         lengths = np.stack([source_lengths, row_lengths], axis=1)
+        # Sort by lengths, and rows of the same source after each other: a padded batch may hold
+        # several row lengths, so that the source decides before them.
         order = (0, 2, 1, 3) if padded else (0, 1, 2, 3)
         columns = [lengths[:, :1], lengths[:, 1:], sources, rows]
         table = np.concatenate([columns[i] for i in order], axis=1)
+        # Big-endian bytes sort as the numbers do; + 1 makes PADDING 0.
         keys = (table + 1).astype(">u4").view(f"S{4 * table.shape[1]}").ravel()
-        read_rows, read_row = np.unique(read_row, return_inverse=True)  # others are not computed
+        read_rows, read_row = np.unique(read_row, return_inverse=True)  # drops rows without reads
         sources, rows = sources[read_rows], rows[read_rows]
         source_lengths, row_lengths = source_lengths[read_rows], row_lengths[read_rows]
         _, first, pair_of_row = np.unique(keys[read_rows], return_index=True, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The plain forward of a model, which defines its scores, and facts that running it needs."""
+"""Run a model's own forward, which defines its scores, and prepare inputs for it."""
 
 from __future__ import annotations
 

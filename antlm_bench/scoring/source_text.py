@@ -1,14 +1,16 @@
 """Encode the texts of encoder-decoders.
 
-"cross": the encoder reads a source and the decoder a text after it. The decoder's row begins as in
-training: with the token that the model's own shift of the labels puts first (its start token; in
-mBART-25 the language), then what the tokenizer puts before a target (BART: <s>; mBART-50: the
-language). The tokens behind a text are not scored (</s>, a language), as in causal models. The
-source stands in the tokenizer's own template; a text without a source follows the template of an
-empty text (T5: </s>; BART: <s> </s>), because an encoder must read something.
+Attention "cross" (method seq2seq): the encoder reads a source, and the decoder reads the text. The
+decoder's row begins as in training: with the token that the model's own shift of the labels puts
+first (its start token; in mBART-25 the language), then what the tokenizer puts before a target
+(BART: <s>; mBART-50: the language). Tokens after a text are not scored (</s>, a language), as in
+causal models. The source has the special tokens that the tokenizer adds to a text. A text without a
+source follows an empty one, which has only these tokens (T5: </s>; BART: <s> </s>), because an
+encoder must read something.
 
-"denoising": the encoder reads the text with a token masked, and the decoder restores it. T5 has
-sentinels; others have a mask token, and write the whole text again.
+Attention "denoising" (method infill): the encoder reads the text with one token masked, and the
+decoder restores it. T5 was trained with sentinels; other models have a mask token, and their
+decoder writes the whole text again.
 """
 
 from __future__ import annotations
@@ -52,17 +54,16 @@ class Denoiser:
 
 
 def find_denoiser(tokenizer: Any, vocab_size: int) -> Denoiser:
-    """Find out how a model restores masked text: from its sentinels, or from its mask token.
+    """Return how a model restores masked text: from a sentinel, or from its mask token.
 
-    vocab_size: number of embeddings of the model. Pegasus has a mask token for sentences, which are
-    what it restores, so that a token cannot be scored.
+    vocab_size: number of embeddings of the model.
     """
     if type(tokenizer).__name__ == BYT5_TOKENIZER:
         return Denoiser(BYT5_SENTINEL, repeats_text=False, no_mask_reason="")
     sentinel_id = tokenizer.get_vocab().get(SENTINEL)
     if sentinel_id is not None and 0 <= sentinel_id < vocab_size:
         return Denoiser(sentinel_id, repeats_text=False, no_mask_reason="")
-    if getattr(tokenizer, "mask_token_sent", None) is not None:
+    if getattr(tokenizer, "mask_token_sent", None) is not None:  # Pegasus
         reason = f"it restores whole sentences ({tokenizer.mask_token_sent}), never a token"
         return Denoiser(None, repeats_text=False, no_mask_reason=reason)
     mask_id, reason = find_mask_token(tokenizer, vocab_size)
@@ -73,7 +74,7 @@ def find_denoiser(tokenizer: Any, vocab_size: int) -> Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSources:
-    """What the encoder reads before each of n texts."""
+    """The sources of n texts, as the encoder reads them."""
 
     rows: tuple[Ints, ...]
     """Token ids of each source, special tokens included."""
@@ -83,14 +84,14 @@ class EncodedSources:
     """Name of types.FLAGS -> (n,)."""
 
     def attach_to(
-        self, batch: EncodedBatch, texts: Sequence[int] | None = None
+        self, batch: EncodedBatch, source_index: Sequence[int] | None = None
     ) -> Iterator[EncodedBatch]:
-        """Yield the batch in parts whose sources have one length, without rows whose source is too
-        long.
+        """Yield the batch in parts with sources of the same length, without rows whose source is
+        too long.
 
-        texts: index of the source of each row; None = batch.text_index.
+        source_index: index of each row's source; None = batch.text_index.
         """
-        indices = np.asarray(batch.text_index if texts is None else texts)
+        indices = np.asarray(batch.text_index if source_index is None else source_index)
         lengths = np.array([len(self.rows[index]) for index in indices])
         lengths[self.too_long[indices]] = 0
         last_words = batch.last_word_ids
@@ -170,11 +171,11 @@ class PairEncoder(TextEncoder):
         """Encode n sources. Raises UsageError for a source without tokens, CheckpointError for an
         id without embedding.
         """
-        different = list(dict.fromkeys(sources))
-        tokens = self.text_tokenizer.tokenize(different, 0)
-        rows = [self._build_source(*pair) for pair in zip(different, tokens.ids, strict=True)]
-        number = {source: index for index, source in enumerate(different)}
-        indices = np.array([number[source] for source in sources], np.int64)
+        unique_sources = list(dict.fromkeys(sources))
+        tokens = self.text_tokenizer.tokenize(unique_sources, 0)
+        rows = [self._build_source(*pair) for pair in zip(unique_sources, tokens.ids, strict=True)]
+        index_of_source = {source: index for index, source in enumerate(unique_sources)}
+        indices = np.array([index_of_source[source] for source in sources], np.int64)
         too_long = [self.max_length is not None and len(r) > self.max_length for r in rows]
         return EncodedSources(
             tuple(rows[index] for index in indices),
@@ -239,7 +240,7 @@ class DenoisingEncoder(TextEncoder):
         return encoder
 
     def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
-        """Return a batch with what the decoder reads."""
+        """Return a batch with the restoration that tells what the decoder reads."""
         return replace(batch, restoration=self.restoration)
 
 

@@ -282,8 +282,8 @@ class TextEncoder:
         return self.complete_batch(EncodedBatch(ids, score_mask, first_word, text_index, last_word))
 
     def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
-        """Return a batch of rows with what else the model reads: in an encoder-decoder, the source,
-        or what the decoder restores.
+        """Return a batch with the other inputs of the model: in an encoder-decoder, sources or a
+        Restoration.
         """
         return batch
 

@@ -43,11 +43,11 @@ from antlm_bench.types import (
 MAX_CHUNK_TOKENS = 2**21
 """Tokens of the rows that are planned at a time. A masked row counts once per scored token."""
 NUM_FACTS = 3
-"""Values of a read before its most probable tokens (logit_readers.DistributionReader)."""
+"""Values of a read before its most probable tokens: log-probability, rank, entropy."""
 
 
 class TokenModel(Protocol):
-    """What scoring tokens needs of a model (checkpoints.Checkpoint)."""
+    """The part of a checkpoint that scores tokens (checkpoints.Checkpoint)."""
 
     @property
     def encoders(self) -> Mapping[Attention, TextEncoder]: ...
@@ -85,9 +85,9 @@ class TokenScores:
 
     ids: list[int]
     starts: NDArray[np.int64]
-    """(t,) first character of each token; empty if the tokenizer does not tell."""
+    """(t,) first character of each token; empty if the tokenizer has no offsets for the text."""
     ends: NDArray[np.int64]
-    """(t,) character after each token; empty if the tokenizer does not tell."""
+    """(t,) character after each token; empty as `starts`."""
     logprobs: Floats
     """(t,) log-probability in nats, with its share of the correction; NaN = not scored."""
     facts: Floats
@@ -102,7 +102,9 @@ class TokenScores:
     def build(
         cls, ids: list[int], offsets: Offsets, values: Floats, num_windows: int
     ) -> TokenScores:
-        """Build the scores of a text from what was read of its tokens (t, 1 or more)."""
+        """Build the scores of a text. values (t, 1 + facts): log-probability and facts of each
+        token.
+        """
         starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
         facts = values[:, 1:]
         ascending = monotone_offsets(offsets)
@@ -205,11 +207,14 @@ def score_tokens(
     settings: TokenSettings,
     tick: ProgressCallback | None = None,
 ) -> tuple[list[TokenScores], Mapping[str, Bools]]:
-    """Score the tokens of n texts that end after the character `starts` (n,); None = all tokens,
-    also of texts whose tokens have no character offsets.
+    """Score the tokens of n texts.
+
+    starts (n,): where the scored part of each text starts; tokens that end before it or there are
+    not scored. None = score all tokens, also of texts without character offsets.
 
     Returns the scores of each text, and the flags of the texts: name of types.FLAGS -> (n,). Raises
-    CheckpointError for a text whose tokens have no character offsets, and if the model returns NaN.
+    CheckpointError if the model returns NaN, and with `starts` for a text without character
+    offsets.
     """
     parts = settings.method.parts
     encoder = model.encoders[parts[0][0]]
@@ -226,9 +231,8 @@ def _score_after_sources(
     settings: TokenSettings,
     tick: ProgressCallback | None,
 ) -> tuple[list[TokenScores], Mapping[str, Bools]]:
-    """Score what begins at `starts`; what precedes it is the source of an encoder-decoder.
-
-    As in `multiple_choice.encode_options`, no white space stands between them.
+    """Score the texts from `starts` on; the text before `starts` is the source of an
+    encoder-decoder. White space between them is left out, as in `multiple_choice.encode_options`.
     """
     sources = encoder.encode_sources(
         [text[:start].rstrip() for text, start in zip(texts, starts, strict=True)]
@@ -298,7 +302,7 @@ class _TokenReader:
         settings: TokenSettings,
         sources: EncodedSources | None = None,
     ) -> None:
-        """sources: of an encoder-decoder, one per text; None = empty ones."""
+        """Plan the windows. sources: of an encoder-decoder, one per text; None = empty ones."""
         self.sources = sources
         self.model, self.texts, self.starts, self.tokens = model, texts, starts, tokens
         self.attention, self.settings = attention, settings
@@ -323,8 +327,8 @@ class _TokenReader:
     def read(
         self, make_probes: Callable[..., Probes], tick: ProgressCallback | None = None
     ) -> Floats:
-        """Return the values (tokens of all texts, 1 or more) of each token: its log-probability,
-        and if asked for, the facts about its distribution. NaN = not scored.
+        """Return the values (tokens of all texts, 1 + facts) of each token: its log-probability,
+        then the facts about its distribution, if they are read. NaN = not scored.
         """
         total = int(self.first_token[-1])
         width = NUM_FACTS + 2 * self.settings.top_k if self.settings.reads_distributions else 1
@@ -396,13 +400,13 @@ class _TokenReader:
             reads = self.model.read_distributions(probes, num_reads, self.settings.top_k, tick)
         else:
             reads = self.model.score_probes(probes, num_reads, tick)[:, None]
-        has_read = np.zeros(num_reads, np.bool_)
+        is_read = np.zeros(num_reads, np.bool_)
         for batch_probes in probes:
-            has_read[batch_probes.text_index] = True
+            is_read[batch_probes.text_index] = True
         token_reads = reads[: len(numbers)]
         for (index, sign), read in zip(changes, reads[len(numbers) :, 0], strict=True):
             token_reads[index, 0] += sign * read
-        token_reads[~has_read[: len(numbers)]] = np.nan
+        token_reads[~is_read[: len(numbers)]] = np.nan
         values[numbers] = token_reads
 
     def _check_order(self, probes: Sequence[Probes], numbers: NDArray[np.int64]) -> None:
@@ -442,16 +446,16 @@ class _TokenReader:
             if self.sources is None:
                 yield self.encoder.complete_batch(batch)
             else:
-                texts = [windows[index].text for index in indices]
-                yield from self.sources.attach_to(batch, texts)
+                source_index = [windows[index].text for index in indices]
+                yield from self.sources.attach_to(batch, source_index)
 
     def _boundary_probes(
         self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]
     ) -> tuple[list[tuple[int, int]], list[Probes]]:
-        """Return the reads of the correction for the scored tokens of some windows.
+        """Return what the correction adds to the scored tokens of some windows, and its probes.
 
-        The reads are (index among the scored tokens, sign), and the probes that read them, whose
-        text_index counts on from the number of scored tokens.
+        Each change is (index among the scored tokens, sign of the log-probability). The probes'
+        text_index of change number i is the number of scored tokens + i.
         """
         token_index: dict[tuple[int, int], int] = {}  # (text, token) -> index
         for window, tokens in zip(windows, scored, strict=True):
@@ -497,9 +501,9 @@ def _tick_share(tick: ProgressCallback, total: float, share: float) -> None:
 
 
 def number_by_token(probes: Probes, counts: NDArray[np.int64]) -> Probes:
-    """Return probes whose text_index is the number of a scored token instead of that of a text.
+    """Return probes with the index of a token as text_index, instead of the index of a text.
 
-    counts (n,): scored tokens of each text, which are numbered in the order of the texts. Probes
+    counts (n,): number of scored tokens of each text. Tokens are numbered through all texts. Probes
     list the reads of a text from left to right; with fewer reads than tokens, the first tokens are
     not read.
     """

@@ -311,8 +311,8 @@ class TextTokenizer:
         start = next(m.start() for m in GRAPHEME.finditer(text) if m.end() > index)
         before = text[start:index]
         joined = str(normalizer.normalize_str(before + text[index]))
-        alone = str(normalizer.normalize_str(before))
-        return bool(before) and joined != alone and not joined.startswith(alone)
+        separate = str(normalizer.normalize_str(before))
+        return bool(before) and joined != separate and not joined.startswith(separate)
 
 
 def _restore_spaces(text: str, offsets: Offsets) -> Offsets:
@@ -334,7 +334,7 @@ def _restore_spaces(text: str, offsets: Offsets) -> Offsets:
 
 
 def has_corrected_words(text: str) -> bool:
-    """Return whether words of a text may differ from those of the tokenizer."""
+    """Return whether `_correct_words` may change the words of a text."""
     return not text.isascii() and NEEDS_CORRECTION.search(text) is not None
 
 
@@ -472,7 +472,9 @@ def _correct_words(text: str, offsets: Offsets, words: Sequence[int]) -> list[in
 
 
 def _separates(before: str, after: str, differs: bool) -> bool:
-    """Return whether a word ends between two graphemes. differs: whether the tokenizer says so."""
+    """Return whether a word ends between two graphemes. differs: whether they are in different
+    words of the tokenizer.
+    """
     if is_unspaced(before[:1]) or is_unspaced(after[:1]):
         return True
     is_letter = after[:1].isalpha() and MARKED_LETTER.fullmatch(before) is not None

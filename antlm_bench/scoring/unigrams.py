@@ -1,11 +1,11 @@
 """Unigram models over a checkpoint's own tokens, for SLOR (metrics.acceptability).
 
-The log-probability of a token t that a corpus of N tokens has c_t times is
+The log-probability of a token that occurs c times in a corpus of N tokens is
 
-    log((c_t + 1) / (N + V)),
+    log((c + 1) / (N + V)),
 
 with a vocabulary of V tokens (add-one smoothing; the papers on SLOR state none). Every line of the
-corpus is a text: its special tokens count where a convention scores them (EOS), a line each.
+corpus is a text. If a convention scores EOS after a text, EOS counts once per line.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from antlm_bench.types import Floats, Item
 TRAINING_TEXT = "training"
 """Value of --unigrams: the text that a checkpoint of `antlm-bench train` was trained on."""
 LINES_AT_ONCE = 10_000
+"""Lines that are tokenized in one call."""
 TRAINING_FILES = ("tokens", "lines")
 """Arrays of an encoded corpus (training.corpus): ids of all tokens, first token of each line."""
 
@@ -37,7 +38,7 @@ class TokenCounts:
     """Counts of the tokens of a corpus."""
 
     counts: Floats
-    """(V,): how often each token occurs, without special tokens around a text."""
+    """(V,) number of occurrences of each token, without special tokens around a text."""
     num_lines: int
 
 
@@ -53,8 +54,9 @@ class UnigramModel:
     """Attention -> log-probability of each token id."""
 
     def score_items(self, model: Any, items: Sequence[Item], method: Method) -> Floats:
-        """Return the unigram log-probability (n,) of the tokens of each item's only option that the
-        method scores, 0 for a text that is too long. model: a Checkpoint."""
+        """Return the unigram log-probability (n,) of the scored tokens of each item's option; 0 for
+        a text that is too long. model: a Checkpoint.
+        """
         attention = method.parts[0][0]
         options = [item.options[0] for item in items]
         encodings = model.encode([o.text for o in options], [o.span for o in options], attention)

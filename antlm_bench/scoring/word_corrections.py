@@ -9,8 +9,9 @@ the end of the word before it. A correction moves that end to the word to which 
                 - log P(a token of B | text up to the beginning of the word)
 
 Corrections differ in the set B, and in the last term of the first word of a text (CORRECTIONS). A
-word is what white space separates. If B holds every token that may follow a word, the probabilities
-of all words after a context, and of the end of the text if B holds it, add up to 1.
+word is text between white space here, whatever rule --words names. If B holds every token that may
+follow a word, and EOS, the probabilities of all words after a context and of the end of the text
+add up to 1.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ NO_CORRECTION = "none"
 class WordCorrection:
     """A correction: what may follow a word, and how the first word of a text is treated."""
 
-    description: str
     counts_eos: bool
     """Whether B holds EOS: a text may end after a word."""
     counts_line_breaks: bool
@@ -55,30 +55,27 @@ class WordCorrection:
 
 
 CORRECTIONS: dict[str, WordCorrection] = {
+    # A text begins with a word, so that its first word has no last term.
     "word-boundary": WordCorrection(
-        "B: tokens that begin with white space, and EOS; the first word has no last term, because "
-        "a text begins with a word",
         counts_eos=True,
         counts_line_breaks=True,
         divides_first_word=False,
     ),
+    # Pimentel & Meister 2024, arXiv 2406.14561. Their package wordsprobability counts EOS twice in
+    # the last term of the first word.
     "pimentel-meister": WordCorrection(
-        "Pimentel & Meister 2024, arXiv 2406.14561. B: tokens that begin with a space, and EOS; "
-        "the first word is divided by the probability of a token that may begin a text (their "
-        "package wordsprobability counts EOS twice there)",
         counts_eos=True,
         counts_line_breaks=False,
         divides_first_word=True,
     ),
+    # Oh & Schuler 2024, arXiv 2406.10851, as minicons 0.3.39 computes it (bow_correction).
     "oh-schuler": WordCorrection(
-        "Oh & Schuler 2024, arXiv 2406.10851, as minicons 0.3.39 computes it (bow_correction). B: "
-        "tokens that begin with a space; the first word has no last term",
         counts_eos=False,
         counts_line_breaks=False,
         divides_first_word=False,
     ),
 }
-"""Name (--correction) -> correction. "none" is the sum over the tokens."""
+"""Value of --correction -> correction. NO_CORRECTION is the sum over the tokens."""
 
 
 def resolve_correction(name: str) -> WordCorrection | None:

@@ -1,4 +1,4 @@
-"""Area under the ROC curve (AUC): its interval, and a test whether two runs have the same AUC.
+"""Area under the ROC curve (AUC): its interval, and a test of the difference between two runs.
 
 The AUC is the probability that a positive item has a higher score than a negative one, where a tie
 counts half. The placement of a positive item is the share of negative items below it, that of a
@@ -7,21 +7,22 @@ variances S+ and S- of the placements of m positive and n negative items,
 
     Var(A) = S+ / m + S- / n
 
-(DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837-845), for a difference of two runs with
-the differences of their placements. Clusters of items are the sample where there are any: the
-influences of their items are summed (Obuchowski 1997, Biometrics 53, 567-578).
+(DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837-845). For the difference of two runs, S+
+and S- are variances of the differences of their placements. Clusters of items, if there are any,
+are the units of the sample: the influences of a cluster's items are summed (Obuchowski 1997,
+Biometrics 53, 567-578).
 
-Near 1, few items vary, and a sample variance is too small or 0. Therefore each class has
-PRIOR_ITEMS more items, with the variance that placements have for an exponential model: A / (2 - A)
-- A^2 and 2 A^2 / (1 + A) - A^2 (Hanley & McNeil 1982, Radiology 143, 29-36), of which the mean is
-taken. The interval of one run is computed on the scale of log(A / (1 - A)), that of a difference on
-its own; both are Student's t with Satterthwaite's degrees of freedom. The variance of an AUC is at
+Near A = 1, few placements differ, and a sample variance is too small or 0. Therefore each class has
+PRIOR_ITEMS more items, with the variance of placements in an exponential model: the mean of
+A / (2 - A) - A^2 and 2 A^2 / (1 + A) - A^2 (Hanley & McNeil 1982, Radiology 143, 29-36). The
+interval of one run is computed on the scale of log(A / (1 - A)), that of a difference on its own
+scale; both are Student's t with Satterthwaite's degrees of freedom. The variance of an AUC is at
 most A (1 - A) / min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945), so the interval of
-one run ends where Wilson's interval of a share of min(m, n) items ends.
+one run is cut at the ends of Wilson's interval of a share of min(m, n) items.
 
 By simulation (`benchmarks/coverage.py --only AUC`, docs/statistics.md), intervals of one run cover
-93 to 98.5%, and those of a difference 92 to 100%. Where one AUC is .97, the other .9, and few items
-of a class are misplaced, some of the latter cover 91%.
+93 to 98.5%, and those of a difference 92 to 100%; down to 91% if one AUC is .97, the other .9,
+and few items of a class are misplaced.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class TestedAucDifference(NamedTuple):
 
     interval: Interval
     p: float | None
-    """Two-sided p-value that it is 0; None = there is no test."""
+    """Two-sided p-value of the hypothesis that it is 0; None = there is no test."""
     df: float | None
     """Degrees of freedom of the t distribution; None = there is no test."""
 
@@ -64,8 +65,9 @@ def compute_auc(scores: Floats, is_positive: Bools) -> float | None:
 
 
 def auc_contributions(scores: Floats, is_positive: Bools) -> Floats:
-    """Return the contribution (n,) of each item, both classes not empty. Their mean is the AUC, and
-    their variance / n estimates its variance."""
+    """Return the contribution (n,) of each item; neither class is empty. The mean of the
+    contributions is the AUC, and their variance / n estimates its variance.
+    """
     placements, n = _placements(scores, is_positive), len(scores)
     value = placements[is_positive].mean()
     num_in_class = np.where(is_positive, is_positive.sum(), (~is_positive).sum())
@@ -83,14 +85,14 @@ def auc_interval(scores: Floats, is_positive: Bools, clusters: Ints | None = Non
     placements = _placements(scores, is_positive)
     value = float(placements[is_positive].mean())
     model_variance = _model_variance(value, is_positive)
-    variance, df, effect = _variance(placements, is_positive, model_variance, clusters)
+    variance, df, design_effect = _variance(placements, is_positive, model_variance, clusters)
     # Half of the smallest possible distance from 0 and 1 keeps the scale finite.
     num_positive = int(is_positive.sum())
     margin = 0.5 / (num_positive * (len(scores) - num_positive))
     inside = float(np.clip(value, margin, 1 - margin))
     half_width = _t_quantile(df) * variance**0.5 / (inside * (1 - inside))
     low, high = expit([logit(inside) - half_width, logit(inside) + half_width])
-    widest = _wilson_interval(value, _smallest_class(is_positive) / effect)
+    widest = _wilson_interval(value, _smallest_class(is_positive) / design_effect)
     return Interval(
         float(min(max(low, widest.low), value)), float(max(min(high, widest.high), value))
     )
@@ -122,7 +124,9 @@ def auc_difference(
 
 
 def _placements(scores: Floats, is_positive: Bools) -> Floats:
-    """Return the share (n,) of items of the other class that an item is on the right side of."""
+    """Return the placement (n,) of each item: the share of items of the other class on whose right
+    side it is. A tie counts half.
+    """
     placements = np.empty(len(scores))
     for members, sign in ((is_positive, 1.0), (~is_positive, -1.0)):
         own, others = sign * scores[members], np.sort(sign * scores[~members])
@@ -141,8 +145,8 @@ def _model_variance(value: float, is_positive: Bools) -> float:
 def _variance(
     placements: Floats, is_positive: Bools, model_variance: float, clusters: Ints | None
 ) -> tuple[float, float, float]:
-    """Return the variance of an AUC or a difference, its degrees of freedom, and the factor by
-    which clusters change the variance.
+    """Return the variance of an AUC or a difference, its degrees of freedom, and the design effect:
+    the factor by which clusters change the variance.
 
     placements (n,): of one run, or their differences between two runs.
     """
@@ -162,12 +166,12 @@ def _variance(
     if clusters is None or not sampled:
         return variance, df_of_items, 1.0
     sums = contributions_of_clusters(influences, clusters)
-    if len(sums) < 2:  # they count as if they were alike
+    if len(sums) < 2:  # one cluster counts as one item
         return variance * len(placements), 1.0, float(len(placements))
-    effect = float(sums.var(ddof=1)) / len(sums) / sampled
+    design_effect = float(sums.var(ddof=1)) / len(sums) / sampled
     if len(sums) < MIN_CLUSTERS_BELOW_1:
-        effect = max(effect, 1.0)
-    return variance * effect, min(df_of_items, len(sums) - 1), effect
+        design_effect = max(design_effect, 1.0)
+    return variance * design_effect, min(df_of_items, len(sums) - 1), design_effect
 
 
 def _wilson_interval(share: float, n: float) -> Interval:

@@ -31,7 +31,7 @@ class Contrast(NamedTuple):
 
 
 class ItemMean(NamedTuple):
-    """A mean over items, with its t interval and the test that it is 0."""
+    """A mean over items, with its t interval and the t test of the hypothesis that it is 0."""
 
     value: float
     low: float | None
@@ -42,7 +42,7 @@ class ItemMean(NamedTuple):
     t: float | None
     """Value divided by its standard error; None for one item, or for equal scores."""
     p: float | None
-    """Two-sided; None for one item."""
+    """Two-sided p-value; None for one item."""
 
     @property
     def df(self) -> int:

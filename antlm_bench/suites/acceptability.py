@@ -34,7 +34,7 @@ class JudgementSpec(ItemSpec):
     acceptable: Annotated[TomlTuple[str], Field(min_length=1)] = ("1",)
     """Labels of acceptable sentences."""
     unacceptable: Annotated[TomlTuple[str], Field(min_length=1)] = ("0",)
-    """Labels of the other sentences."""
+    """Labels of unacceptable sentences."""
 
     @model_validator(mode="after")
     def _check_labels(self) -> JudgementSpec:
@@ -45,7 +45,9 @@ class JudgementSpec(ItemSpec):
         return self
 
     def read_label(self, value: object, location: str) -> int:
-        """Return 1 for the label of an acceptable sentence, 0 for another's. Raises DataError."""
+        """Return 1 for a label in `acceptable`, 0 for one in `unacceptable`. Raises DataError for
+        another label.
+        """
         text = str(int(value)) if isinstance(value, bool | float) else str(value).strip()
         if text in self.acceptable:
             return 1
@@ -62,12 +64,12 @@ class JudgementSpec(ItemSpec):
 class AcceptabilitySpec(SuiteSpec):
     """A suite of sentences with judgements."""
 
-    kind: Literal["acceptability"]  # type: ignore[assignment]  # another kind, the same tables
+    kind: Literal["acceptability"]  # type: ignore[assignment]  # narrower than SuiteSpec's
     metric: JudgementMetricName = "auc"
-    reduction: MeasureName = "penalised"  # type: ignore[assignment]  # more than for options
-    """The acceptability measure of the headline: LP, mean LP, PenLP or SLOR, which needs a unigram
-    model (`score --unigrams`). The others are views. PenLP is the default because it takes length
-    into account and needs no corpus."""
+    reduction: MeasureName = "penalised"  # type: ignore[assignment]  # wider than SuiteSpec's
+    """The acceptability measure of the headline: LP ("sum"), mean LP ("per-token"), PenLP
+    ("penalised") or SLOR ("slor", needs `score --unigrams`). The others are views. PenLP is the
+    default because it takes length into account and needs no corpus."""
     item: JudgementSpec = JudgementSpec()
 
     @property

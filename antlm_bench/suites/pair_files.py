@@ -1,4 +1,4 @@
-"""Users' files of minimal pairs, and folders of them, as suites without a TOML."""
+"""Read users' files of minimal pairs or judgements, and folders of them, without a TOML."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from antlm_bench.suites.task_types import USER_DEFAULTS, SuiteRequest
 
 TABLE_EXTENSIONS = tuple(f".{name}{gz}" for name in records.PARSERS for gz in ("", ".gz"))
 FILE_EXTENSIONS = (*TABLE_EXTENSIONS, ".txt", ".txt.gz")
-OTHER_FOLDERS = ("config.json", "run.json", "shard.json", "sweep.json")
-"""Files of a folder that is a checkpoint, a run or a sweep. Its .txt and .csv are no pairs."""
+OTHER_FOLDER_FILES = ("config.json", "run.json", "shard.json", "sweep.json")
+"""A folder with one of these files is a checkpoint, a run or a sweep, not a suite."""
 FORMAT_FIELDS = ("columns", "layout", "good")
 """Fields of a SuiteRequest that say how a file of pairs is read."""
 
@@ -58,11 +58,11 @@ def list_pair_files(path: Path) -> list[Path]:
     """Return the files of pairs of a folder and its subfolders, sorted; [path] for a file.
 
     Hidden files, those called README or LICENSE, and deeper folders are left out. Returns [] for a
-    folder with a file in OTHER_FOLDERS.
+    folder with a file in OTHER_FOLDER_FILES.
     """
     if not is_folder(path):
         return [path]
-    if any(is_file(path / name) for name in OTHER_FOLDERS):
+    if any(is_file(path / name) for name in OTHER_FOLDER_FILES):
         return []
     return sorted(
         file
@@ -75,9 +75,10 @@ def list_pair_files(path: Path) -> list[Path]:
 
 
 def select_format(ref: str, refs: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in FORMAT_FIELDS for one of several references; {} if it is not pairs.
+    """Return the settings in FORMAT_FIELDS that apply to `ref`, which is one of `refs`.
 
-    If none of the references is one, all get the settings, so that loading them raises an error.
+    They apply to files of pairs only. If no reference is a file of pairs, they apply to all, so
+    that loading one raises an error.
     """
     has_pairs = any(map(is_pairs_ref, refs))
     if has_pairs and not is_pairs_ref(ref):
@@ -108,9 +109,8 @@ def read_pairs(path: Path, request: SuiteRequest) -> tuple[SuiteSpec, records.Re
 
 
 def choose_format(name: str, request: SuiteRequest) -> PairFormat:
-    """Return how a file is read. Without `layout`, other settings decide it, then the extension.
-
-    name: the file's name.
+    """Return how a file is read. Without `layout`, a column `key` means "long", an order
+    "alternating"; otherwise the extension decides. name: the file's name.
     """
     layout = request.layout
     if not layout and "key" in request.columns:

@@ -30,10 +30,12 @@ OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {
 ORDERS = ("first", "second")
 """Which of two lines is right, in the layout `alternating`."""
 GOOD_LABELS = frozenset({"true", "1", "", "good", "grammatical", "acceptable", "correct"})
-"""Labels that call a sentence right, in lower case. Linguists leave it unmarked."""
+"""Labels of right sentences, in lower case. "" is among them: linguists leave such sentences
+unmarked."""
 BAD_LABELS = frozenset(
     {"false", "0", "*", "bad", "ungrammatical", "unacceptable", "incorrect", "wrong"}
 )
+"""Labels of wrong sentences, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class PairFormat:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our column -> its name in the file. Columns with a recognised name may be left out."""
     good: str = ""
-    """Which sentence is right: one of ORDERS, or the label of right sentences. "" = not said."""
+    """Which sentence is right: one of ORDERS, or the label of right sentences. "" = the layout or
+    the known labels decide."""
 
     def __str__(self) -> str:
         """Return one line for the notes of a run, such as `alternating; second is right`."""
@@ -60,7 +63,7 @@ class PairLayout:
 
     name: str
     description: str
-    """What such a file holds, as a sentence."""
+    """What a line or row of such a file holds."""
     columns: Mapping[str, tuple[str, ...]]
     """Column that a row must have -> its recognised names."""
     pair_rows: Callable[[records.Records, PairFormat, str], records.Records]
@@ -69,7 +72,8 @@ class PairLayout:
     parse_line: Callable[[str, str], records.Record] | None = None
     """(line of a .txt, its location) -> its columns; None = a .txt does not have this layout."""
     find_wrong_good: Callable[[str], str] | None = None
-    """Return what is wrong with PairFormat.good; "" = nothing. None = any text is right."""
+    """Return what is wrong with a value of PairFormat.good; "" = nothing. None = every value is
+    allowed."""
     is_paired: bool = True
     """Whether records are pairs; else they are single sentences with a label of 1 or 0."""
     has_keys: bool = False
@@ -140,8 +144,8 @@ def read_lines(raw: bytes, location: str) -> Iterator[tuple[int, str]]:
 def _rename_columns(
     rows: records.Records, pair_format: PairFormat, location: str
 ) -> records.Records:
-    """Yield the rows with our names of columns beside those of the file. The first row decides
-    which columns there are.
+    """Yield the rows with our names of columns, besides those of the file. The columns of the first
+    row decide which names are added.
     """
     layout = LAYOUTS[pair_format.layout]
     names: dict[str, str] = {}
@@ -174,7 +178,7 @@ def _match_columns(
 
 
 def _pair_columns(rows: records.Records, _: PairFormat, __: str) -> records.Records:
-    """Return the rows: each has both sentences."""
+    """Return the rows unchanged: each has both sentences."""
     return rows
 
 
@@ -284,8 +288,8 @@ def _build_pair(good: records.Record, bad: records.Record) -> records.Record:
 
 
 def _is_good(row: records.Record, pair_format: PairFormat, location: str) -> bool:
-    """Return whether a row's label calls its sentence right. Raises DataError for a label that is
-    unknown, while `good` does not name the right one.
+    """Return whether a row's label calls its sentence right. Raises DataError for an unknown label,
+    unless `good` names the label of right sentences.
     """
     label = row["label"]
     text = "" if label is None else str(label).strip()

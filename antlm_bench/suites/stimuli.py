@@ -1,8 +1,8 @@
 """Read stimuli: texts with words and regions whose surprisal is computed.
 
-Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. What a
-word is, is a rule of `antlm_bench.words`; regions are named in the file. Both include the white
-space before them, so that the concatenated segments of a text are the text. Other columns of a
+Files have one text per line, one row per text, one row per region, or are SyntaxGym's JSON. Words
+follow a rule of `antlm_bench.words`; regions are named in the file. Both include the white space
+before them, so that the words, or the segments, of a text add up to the text. Other columns of a
 file, and the column `prefix`, are copied to the result.
 """
 
@@ -27,7 +27,8 @@ from antlm_bench.words import (
     strip_space,
 )
 
-COLUMNS = ("item", "condition", "region", "sentence", "text", "prefix")  # with a meaning in a file
+COLUMNS = ("item", "condition", "region", "sentence", "text", "prefix")
+"""Columns of a file that have a meaning. The others are copied."""
 UNITS = ("token", "word", "region", "sentence")
 # Columns of the result, which a file must not have.
 RESULT_COLUMNS = ("word_index", "word", "region_text", "n_tokens", "surprisal_bits")
@@ -67,7 +68,7 @@ class ScoringUnit:
     text_index: int
     """Index of its stimulus."""
     start: int
-    """Where the scored part of the text starts, 0 without a prefix."""
+    """Where the scored part of the text starts: after the prefix; 0 without one."""
     row: dict[str, str | int | None]
     """Its row in the result, without surprisals."""
 
@@ -79,8 +80,8 @@ class ScoringUnit:
 def read_stimuli(path: Path, columns: Mapping[str, str] | None = None) -> list[Stimulus]:
     """Read a .txt (a sentence per line), .csv, .tsv, .jsonl (parse_table) or .json (SyntaxGym).
 
-    columns: one of COLUMNS -> its name in the file. Raises UsageError (an unknown key of columns),
-    DataError with file and line.
+    columns: one of COLUMNS -> its name in the file. Raises UsageError for an unknown key of
+    `columns`, and DataError, which names file and line.
     """
     records.check_column_names(columns or {}, COLUMNS)
     location, name = str(path), path.name.lower().removesuffix(".gz")
@@ -101,10 +102,9 @@ def split_into_units(
 ) -> list[ScoringUnit]:
     """Split stimuli into words, regions or sentences (UNITS); for "token", into words.
 
-    join: what stands between a prefix and its text, unless the prefix ends in white space. words: a
-    key of WORD_RULES, for words. None = text between white space. Raises UsageError for another
-    unit or rule, for regions if the stimuli have none, and for a text that a rule does not split
-    into words.
+    join: see join_prefix. words: a key of WORD_RULES; None = text between white space. Raises
+    UsageError for an unknown unit or rule, for regions if the stimuli have none, and for a text
+    that the rule does not split into words.
     """
     if unit not in UNITS:
         hint = f"one of {', '.join(UNITS)}"
@@ -142,14 +142,12 @@ def split_into_units(
 
 
 def join_prefix(prefix: str, join: str) -> str:
-    """Return a prefix and what stands between it and the text: `join`, unless the prefix is empty
-    or ends in white space.
-    """
+    """Return a prefix followed by `join`, or unchanged if it is empty or ends in white space."""
     return prefix + (join if prefix and not prefix[-1].isspace() else "")
 
 
 def _check_words(stimuli: Sequence[Stimulus], unit: str, words: str | None) -> None:
-    """Raise UsageError if the rule of words is unknown, unusable, or does not split a text."""
+    """Raise UsageError if the word rule is unknown, cannot be used, or does not split a text."""
     if unit not in ("word", "token"):
         if words is not None:
             hint = f"leave it out, or use --by word; it is --by {unit}"

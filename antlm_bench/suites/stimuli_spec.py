@@ -2,8 +2,8 @@
 
 A row holds a text per condition (SAP's garden paths), or one text whose condition is in a column,
 or one word of a long text (Natural Stories). A critical word is given by its number in the text; it
-and the words after it (spillover) are regions. `StimuliLayout` describes the same for a user's file
-by column names, without a TOML.
+and the words after it (spillover) are regions. For a user's file, `StimuliLayout` says the same by
+names of columns, without a TOML.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LAYOUT_COLUMNS = ("item", "condition", "sentence")
 
 
 class TextSpec(Declaration):
-    """A table [[text]]: a text that every row gives."""
+    """A table [[text]]: one of the texts in a row."""
 
     column: Text
     """Column of the text."""
     condition: Text | None = None
-    """Name of the text's condition; None = the row's, in the column `StimuliSpec.condition`."""
+    """Name of the text's condition; None = the value of the column `StimuliSpec.condition`."""
     position: Text | None = None
     """Column with the number of the critical word, counted from 1."""
 
@@ -68,7 +68,7 @@ class DesignSpec(Declaration):
     baseline: TomlTuple[Text] = ()
     """Levels that are subtracted from the others."""
     per: TomlTuple[Text] = ()
-    """Columns of the result within whose values effects are computed."""
+    """Columns of the result; effects are computed separately for each of their values."""
 
 
 class ExpectedTextsSpec(Declaration):
@@ -134,10 +134,10 @@ class StimuliSpec(SuiteDeclaration):
 
 @dataclass(frozen=True, slots=True)
 class StimuliLayout:
-    """How the rows of a user's file give texts with a critical word."""
+    """Where the rows of a user's file have texts, conditions and critical words."""
 
     conditions: tuple[str, ...] = ()
-    """Columns that hold a text per row each. The name of the column is the condition. () = the
+    """Columns with a text each, whose condition is the name of the column. () = one text, in the
     column `sentence`."""
     positions: tuple[str, ...] = ()
     """Column with the number of the critical word, counted from 1: one for all texts, or one per
@@ -158,7 +158,7 @@ def load_stimuli(
     """Load stimuli: a name of the catalog, a TOML of kind "stimuli", or a user's file.
 
     columns: for a user's file, our column -> its column. layout: for a user's file with a critical
-    word. Raises DataError, DeclarationError, UsageError.
+    word or a text per condition. Raises DataError, DeclarationError, UsageError.
     """
     if is_declared(ref):
         if columns or layout:
@@ -266,7 +266,7 @@ def _load_declared(spec: StimuliSpec, folder: Path) -> list[Stimulus]:
 def _parse_with_layout(
     rows: records.Records, location: str, columns: dict[str, str], layout: StimuliLayout
 ) -> list[Stimulus]:
-    """Parse a table whose texts have a critical word, or one text per condition in a row."""
+    """Parse a table with a critical word, or with a text per condition in each row."""
     records.check_column_names(columns, LAYOUT_COLUMNS)
     texts = _layout_texts(columns, layout)
     spillover = DEFAULT_SPILLOVER if layout.spillover is None else layout.spillover

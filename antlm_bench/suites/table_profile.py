@@ -92,8 +92,8 @@ def find_pair_columns(rows: Sequence[Record]) -> TextPairColumns | None:
 
 
 def choose_good_name(names: Sequence[str]) -> str:
-    """Return the one of two names of columns, or labels, that calls its sentence right; "" if they
-    do not say.
+    """Return which of two names, of columns or labels, calls its sentence right; "" if neither is
+    clear.
     """
     words = [split_name(name) | {name.strip().lower()} for name in names]
     good = [bool(each & GOOD_NAMES) and not each & BAD_NAMES for each in words]
@@ -110,8 +110,8 @@ def format_label(value: object) -> str:
 
 
 def list_label_columns(rows: Sequence[Record], at_most: int = MAX_LABELS) -> dict[str, list[str]]:
-    """Return column -> its distinct labels, for the columns with few of them. Columns whose name
-    says so come first.
+    """Return column -> its distinct labels, for the columns with few of them. Those with a name in
+    LABEL_NAMES come first.
     """
     columns = {}
     for name in rows[0]:

@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
     out = tmp_path / "t.csv"
     with pytest.raises(UsageError, match="what kind of file"):
         surprisal("absent", stimuli, tmp_path / "t.xlsx")
-    with pytest.raises(MethodNotSupported, match="mlm sees the next word"):
+    with pytest.raises(MethodNotSupported, match="computed for causal, not for mlm"):
         surprisal(masked, stimuli, out, method="mlm", bow_correction=True)
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         surprisal(causal, stimuli, out, method="fused")
@@ -299,7 +299,7 @@ def test_a_failing_model_is_named_before_anything_is_written(
 @pytest.mark.long
 def test_an_error_of_one_of_several_models_has_its_name(make_checkpoint, stimuli):
     causal, masked = make_checkpoint("causal"), make_checkpoint("masked")
-    with pytest.raises(MethodNotSupported, match=f"{masked.name}.*left-to-right"):
+    with pytest.raises(MethodNotSupported, match=f"{masked.name}.*computed for causal"):
         surprisal([causal, masked], stimuli, correction="oh-schuler")
     with pytest.raises(UsageError, match="0 models"):
         surprisal([], stimuli)

@@ -374,7 +374,7 @@ def test_a_figure_is_written_in_each_format(frame, tmp_path, suffix, capsys) -> 
         (["--figure", "a.pdf"], "what kind of figure?"),
         (["--plot", "regions"], "there is no figure"),
         (["--figure", "a.png", "--plot", "sentence", "--item", "99"], "unknown item '99'"),
-        (["--figure", "a.png", "--item", "1"], "an item alone has no interval"),
+        (["--figure", "a.png", "--item", "1"], "a single item has no interval"),
         (["--device", "cpu"], "no model is opened: the table holds surprisals"),
         (["--method", "mlm"], "no model is opened: the table holds surprisals"),
         (["--position", "p"], "they describe stimuli, but the table holds surprisals"),
