@@ -43,7 +43,7 @@ TWO_SEEDS_NOTE = (
     f"{TWO_SEEDS.range_text} in simulations): use 3, or 5 for a report"
 )
 FEW_ERRORS = KnownCoverage("mean of several seeds with few errors", 83, 99)
-FEW_VALUES = KnownCoverage("t interval of few values", 92.7, 94.0)
+FEW_VALUES = KnownCoverage("t interval of few values", 92.7, 96.5)
 
 
 def few_values_notes(num_values: int) -> tuple[str, ...]:
