@@ -96,7 +96,7 @@ def draw_seeds(num_seeds: int, num_items: int, seed_sd: float) -> Draw:
             rates = 1 / (1 + np.exp(-items - effects))
             a, b = (rng.random(rates.shape) < rates).astype(float)
             change = two_level_change(a, b - MARGIN, paired=True)
-            rows.append((change.value, *change.interval, change.df))
+            rows.append((change.value, *change.interval, change.tail_df))
         table = np.array(rows).reshape(runs, NUM_SUITES, 4)
         return DrawnDifferences(*np.moveaxis(table, 2, 0))
 

@@ -21,8 +21,7 @@ min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945), so the interval
 where Wilson's interval of a share of min(m, n) items ends.
 
 By simulation (`benchmarks/coverage.py --only AUC`, docs/statistics.md), intervals of one run cover
-93 to 98.5%, and those of a difference 92 to 100%. Where one AUC is .97, the other .9, and few items
-of a class are misplaced, some of the latter cover 91%.
+93 to 98.5%, and those of a difference 93 to 100%.
 """
 
 from __future__ import annotations

@@ -500,7 +500,7 @@ def test_the_example_of_decisions_by_a_threshold_is_true() -> None:
         ends.append(float(np.quantile((tp * tn - fp * fn) / product**0.5, share)))
 
     assert f"accuracy 85.0, interval {100 * low:.1f} to {100 * high:.1f};" in text
-    stated = re.search(r"MCC ([\d.]+), interval ([\d.]+) to ([\d.]+)", text)
+    stated = re.search(r"MCC (\d+\.\d), interval (\d+\.\d) to (\d+\.\d)", text)
     assert stated is not None
     mcc = matthews_corrcoef(gold, decided)
     assert [float(x) for x in stated.groups()] == pytest.approx(
