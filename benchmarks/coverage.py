@@ -64,12 +64,6 @@ ENTITY_TRACKING = {
     "move_contents": (605, 606, 605, 606, 529, 156),
 }
 EXCEPTIONS: dict[str, str] = {
-    "difference of AUC, 50, 50% acceptable, at 0.97 and 0.9, correlation 0.9": (
-        "one AUC near 1: 91%"
-    ),
-    "difference of AUC, 200, 85% acceptable, at 0.97 and 0.9, correlation 0.3": (
-        "one AUC near 1, and 30 items of a class: 91%"
-    ),
     "difference, 11 strata of 1 to 50 +.1 -.2": "conservative: one item has a weight of 1/11",
 }
 """Name of a case that misses its limits -> why that is accepted."""

@@ -1,4 +1,4 @@
-"""Simulate the t intervals of correlations of ages, bits per byte and surprisals of few items.
+"""Simulate the t intervals of correlations of ages, bits per byte, surprisals and contrasts.
 
 `coverage.py` prints the results.
 """
@@ -10,7 +10,13 @@ from collections.abc import Callable
 import numpy as np
 
 from antlm_bench.metrics.bits_per_byte import document_contributions
-from antlm_bench.statistics import t_test_of_means, welch_test
+from antlm_bench.statistics import (
+    Contrast,
+    mean_over_items,
+    score_items,
+    t_test_of_means,
+    welch_test,
+)
 from antlm_bench.statistics.acquisition import pearson_correlation
 from antlm_bench.statistics.intervals import Interval
 
@@ -66,6 +72,28 @@ def words(n: int) -> Draw:
     return draw
 
 
+def contrasts(n: int, num_cells: int) -> Draw:
+    """Return a draw of an effect of 2 conditions, or of the interaction of a 2 x 2 design.
+
+    The surprisals of n items are lognormal and correlated by item; the last cell is more variable.
+    """
+    weights = {(0,): 1.0, (1,): -1.0}
+    if num_cells == 4:
+        weights = {(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0}
+    means, sd = np.arange(1.0, num_cells + 1), 0.6
+    truth = float(np.array(list(weights.values())) @ means)
+
+    def draw(rng: np.random.Generator) -> tuple[Interval, float]:
+        latent = 0.6 * rng.normal(size=(n, 1)) + 0.8 * rng.normal(size=(n, num_cells))
+        values = means * np.exp(sd * latent - sd**2 / 2)
+        items = [dict(zip(weights, row, strict=True)) for row in values.tolist()]
+        mean = mean_over_items(score_items(items, Contrast("", weights)))
+        assert mean.low is not None and mean.high is not None
+        return Interval(mean.low, mean.high), truth
+
+    return draw
+
+
 SMALL_SAMPLES: dict[str, Draw] = {
     **{
         f"ages of {n} words, r = {rho:g}{', skewed' * skewed}": ages(n, rho, skewed)
@@ -75,6 +103,11 @@ SMALL_SAMPLES: dict[str, Draw] = {
     },
     **{f"difference in {n} documents": documents(n) for n in (3, 10, 30, 100)},
     **{f"surprisal of {n} words": words(n) for n in (2, 20, 300)},
+    **{
+        f"effect of {num_cells} conditions over {n} items": contrasts(n, num_cells)
+        for num_cells in (2, 4)
+        for n in (4, 8, 24, 100)
+    },
 }
 MIN_COVERAGE = 0.91
 """Lower than elsewhere, because t intervals of few skewed values are too narrow."""

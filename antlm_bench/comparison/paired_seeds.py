@@ -79,7 +79,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
     mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results], None, trainings)
     low, high = mean.interval
     p: float | None = mean.p
-    df = mean.df if np.isfinite(mean.df) else None
+    df = mean.tail_df if np.isfinite(mean.tail_df) else None
     if len(groups) == 1:  # a single task keeps its own test
         low, high, p, df = groups[0].low, groups[0].high, groups[0].p, groups[0].df
     headline = Difference(
@@ -207,7 +207,7 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
         gained=int((credit_change > 0).sum()),
         lost=int((credit_change < 0).sum()),
         detectable=_detectable_change(interval, uncertain.df, [task]),
-        df=uncertain.df if np.isfinite(uncertain.df) else None,
+        df=uncertain.tail_df if np.isfinite(uncertain.tail_df) else None,
         margin=_mean_gap_change(task, gaps_a, gaps_b),
     )
     gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)

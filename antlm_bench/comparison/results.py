@@ -62,7 +62,8 @@ class Difference:
     flip_rate: float | None = None
     """Share of items whose credit changed, as a mean over strata. None = no credits."""
     df: float | None = None
-    """Degrees of freedom of the t distribution that gives the interval; None = normal."""
+    """Degrees of freedom of the t distribution of p-values of a margin; None = normal. Those of the
+    interval or, with several seeds, fewer (`UncertainValue.tail_df`)."""
     design_effect: float | None = None
     """Factor by which clusters change the variance of the headline, if the test counts clusters of
     items. None = it does not."""

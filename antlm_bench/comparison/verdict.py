@@ -124,8 +124,8 @@ class Judgement:
 
         It is below 2.5% exactly where the interval lies above the margin: the statistic is the
         distance of the difference from the margin, divided by a standard error, which is the half
-        of the interval on the side of the margin, divided by the quantile of the same t (or normal)
-        distribution.
+        of the interval on the side of the margin, divided by the 97.5% quantile of the same t (or
+        normal) distribution.
         """
         highest_gain = self.difference.gain_interval[1]
         half_width = highest_gain - self.difference.gain

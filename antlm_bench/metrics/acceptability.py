@@ -9,11 +9,11 @@ The score is one of ACCEPTABILITY_MEASURES: LP, mean LP, PenLP, SLOR
 AUC, accuracy and Matthews' correlation of every measure are views.
 
 Thresholds are chosen out of sample, by cross-validation: the items are dealt into NUM_FOLDS folds
-(`assign_folds`), and the items of a fold are decided by the threshold that is best on all other
-folds, for accuracy and Matthews' correlation separately. A score without information therefore has
-about the accuracy of the majority class, and a correlation of about 0. Both are computed from the
-decisions of all folds together. Their intervals (a score interval, and the posterior of the
-confusion table) treat the thresholds as given: docs/acceptability.md says how often they cover.
+(`assign_folds`), and those of a fold are decided by the threshold that is best on all others, for
+accuracy and Matthews' correlation separately. So a score without information has an accuracy of
+about the majority's share, and a correlation of about 0. Both are computed from the decisions of
+all folds together; their intervals (a score interval, and the posterior of the confusion table)
+treat the thresholds as given. Notes state their coverage (`statistics.known_coverage.THRESHOLDS`).
 
 Sentences that do not fit the model are left out and not counted in n. If all items are of one
 class, the AUC is undefined and shown as 50, with the whole range as its interval. Without a unigram
@@ -43,6 +43,7 @@ from antlm_bench.metrics.records import (
     MetricSpec,
 )
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
+from antlm_bench.statistics.known_coverage import THRESHOLDS
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 NUM_FOLDS = 10
@@ -92,7 +93,11 @@ class Auc(Metric):
         notes.append(_list_values(self.spec, values))
         for metric in THRESHOLD_METRICS if is_defined else ():
             values = {name: views[_view_name(metric, r)] for r, name in measures.items()}
-            notes.append(f"{_list_values(metric, values)} (thresholds chosen out of sample)")
+            coverage = THRESHOLDS[metric.name].range_text
+            notes.append(
+                f"{_list_values(metric, values)} (thresholds chosen out of sample; 95% intervals, "
+                f"in CSV and JSON, take them as given and cover {coverage} in simulations)"
+            )
         if is_defined:
             majority = ACCURACY.format(views[MAJORITY].value)
             notes[1] += f"; {majority} if all are of the more frequent class"

@@ -448,7 +448,7 @@ BITS_PER_BYTE = MetricSpec(
 AUC = MetricSpec(
     "auc",
     "100 times the area under the ROC curve (AUC) of acceptability",
-    "DeLong's t on the logit scale over items",
+    "DeLong's t on the logit scale over items, at most Wilson's of the smaller class",
     ItemKind.JUDGEMENT,
     difference_interval="DeLong's paired t over items",
     heading="100 AUC",

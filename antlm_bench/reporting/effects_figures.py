@@ -24,7 +24,7 @@ from antlm_bench.reporting.figures import (
 )
 from antlm_bench.reporting.html import render_svg
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
-from antlm_bench.results.effects import CellMean, DesignResult, WordMean
+from antlm_bench.results.effects import CellMean, DesignResult, Effect, WordMean
 from antlm_bench.runs import write_atomically
 from antlm_bench.statistics import ItemMean
 
@@ -237,8 +237,7 @@ def _plot_effects(result: DesignResult, regions: Sequence[str]) -> DesignPlot:
         section="effects",
         name="effects",
         title="effects",
-        caption="Differences with 95% intervals, paired by items. A filled mark is significant: "
-        f"p < .05 after the correction ({effects[0].family}).",
+        caption=_describe_effects(effects),
         series=models,
         present_series=frozenset(models),
         draw=partial(_draw_effects, rows, models, title),
@@ -250,6 +249,20 @@ def _plot_effects(result: DesignResult, regions: Sequence[str]) -> DesignPlot:
         ),
     )
     return DesignPlot("effects", "effects", (figure,))
+
+
+def _describe_effects(effects: Sequence[Effect]) -> str:
+    """Return the caption of effects. Models can have families of different sizes, or no test."""
+    caption = "Differences with 95% intervals, paired by items."
+    families = dict.fromkeys(effect.family for effect in effects if effect.family)
+    if not families:
+        return f"{caption} No effect is tested: one item has no interval and no test."
+    corrections = " or ".join(families)
+    per_model = ", per model" * (len({effect.group.get("model") for effect in effects}) > 1)
+    return (
+        f"{caption} A filled mark is significant: p < .05 after the correction "
+        f"({corrections}{per_model})."
+    )
 
 
 def _draw_effects(
@@ -289,6 +302,11 @@ def _build_plot(
 ) -> DesignPlot:
     """Build a panel per group, with the same y-axis."""
     y_title = f"surprisal, {result.unit}" if result.unit else "surprisal"
+    # The values of a single item are no means and have no intervals.
+    has_intervals = any(row["low"] is not None for row in rows)
+    caption = (
+        f"Means with 95% intervals over items, {title}." if has_intervals else f"Values, {title}."
+    )
     present = {tuple(row["group"].items()) for row in rows}
     in_order = [tuple(group.items()) for group in result.groups]
     groups = [group for group in in_order if group in present] or sorted(present)
@@ -305,7 +323,7 @@ def _build_plot(
                 section=kind,
                 name=f"{kind}.{name}",
                 title=name,
-                caption=f"Means with 95% intervals over items, {title}.",
+                caption=caption,
                 series=result.conditions,
                 present_series=frozenset(row["series"] for row in panel_rows),
                 draw=partial(

@@ -22,6 +22,7 @@ from antlm_bench.metrics.acceptability import (
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.metrics.records import ACCURACY, MCC
 from antlm_bench.prediction_schema import UNIGRAM
+from antlm_bench.statistics.known_coverage import THRESHOLDS
 from antlm_bench.types import Bools, Floats, Summary
 
 
@@ -137,6 +138,17 @@ def test_scores_without_information_have_no_correlation() -> None:
     assert abs(np.mean(correlations)) < 0.01 + 3 * error
     assert majority - 0.02 < np.mean(accuracies) < majority
     assert np.mean(in_sample) > 0.1  # what a threshold chosen in sample would report
+
+
+def test_notes_on_thresholds_state_the_coverage_of_their_intervals() -> None:
+    rows, _ = draw_rows(40)
+
+    notes = summarize_judgements(rows).notes
+
+    [accuracies] = [note for note in notes if note.startswith("% right")]
+    [correlations] = [note for note in notes if note.startswith("100 MCC")]
+    assert f"cover {THRESHOLDS['accuracy'].range_text} in simulations" in accuracies
+    assert f"cover {THRESHOLDS['mcc'].range_text} in simulations" in correlations
 
 
 def test_a_cluster_lies_in_one_fold_whatever_the_order() -> None:

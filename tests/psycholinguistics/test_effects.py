@@ -357,6 +357,31 @@ def test_one_item_labels_the_axis_with_its_words(result: DesignResult) -> None:
     assert [row[0].text for row in panel.table.rows[::2]] == ["w1", "w2", "w3", "w4", "w5"]
 
 
+def test_captions_of_effects_name_the_families_of_all_models() -> None:
+    small, large = make_frame(), make_frame(models=("large",))
+    large = large[large.region != "spill"]
+
+    result = antlm_bench.effects(pd.concat([small, large]))
+    [panel] = antlm_bench.plot(result, "effects").panels
+
+    families = {effect.family for effect in result.effects}
+    assert families == {"Holm over 2 tests", "Holm over 1 test"}
+    assert "Holm over 2 tests or Holm over 1 test, per model" in panel.caption
+
+
+def test_captions_of_a_single_item_mention_no_interval() -> None:
+    result = antlm_bench.effects(make_frame())
+    alone = antlm_bench.effects(make_frame(items=1))
+
+    [of_item] = antlm_bench.plot(result, "sentence", item="2").panels
+    [of_mean] = antlm_bench.plot(result, "sentence").panels
+    [untested] = antlm_bench.plot(alone, "effects").panels
+
+    assert of_item.caption == "Values, item 2."
+    assert of_mean.caption == "Means with 95% intervals over items, word by word."
+    assert untested.caption.endswith("No effect is tested: one item has no interval and no test.")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_a_figure_is_written_in_each_format(frame, tmp_path, suffix, capsys) -> None:
     path, figure = write_csv(frame, tmp_path / "t.csv"), tmp_path / f"figure.{suffix}"

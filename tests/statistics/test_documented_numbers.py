@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pair_runs import make_cell, write_run
 from prediction_rows import PredictionRow
 from scipy import optimize, stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+import antlm_bench
 from antlm_bench import statistics
 from antlm_bench.commands.export import export
 from antlm_bench.comparison import compare_runs
@@ -262,6 +264,115 @@ def test_surprisals_have_the_t_interval_and_test_over_words() -> None:
     assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
 
 
+# ---- 6: an AUC, and the difference of two
+
+
+def judgement_rows(labels: Floats, scores: Floats) -> list[PredictionRow]:
+    """Return judged sentences with a log-probability."""
+    return [
+        PredictionRow(f"s{i}", float(label), 0, (float(score),), (4,), (9,), {})
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True))
+    ]
+
+
+def documented_placements(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Return the placements of acceptable sentences and of others by comparing all pairs."""
+    gaps = scores[labels == 1][:, None] - scores[labels == 0]
+    wins = (gaps > 0) + (gaps == 0) / 2
+    return wins.mean(axis=1), wins.mean(axis=0)
+
+
+def documented_model_variance(auc: float) -> float:
+    """Return the variance that two more items of each class have."""
+    return (auc / (2 - auc) + 2 * auc**2 / (1 + auc)) / 2 - auc**2
+
+
+def documented_auc_error(
+    placements: tuple[Floats, Floats], model_variance: float
+) -> tuple[float, float]:
+    """Return the standard error by "AUC", and Satterthwaite's degrees of freedom."""
+    terms = [
+        ((len(x) - 1) * x.var(ddof=1) + 2 * model_variance) / (len(x) + 1) / len(x)
+        for x in placements
+    ]
+    squares = [term**2 / (len(x) - 1) for term, x in zip(terms, placements, strict=True)]
+    return sum(terms) ** 0.5, sum(terms) ** 2 / sum(squares)
+
+
+def test_an_auc_and_a_difference_follow_from_exported_items(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(80) < 50).astype(float)
+    by_name = {"a": 3 * labels, "b": labels}
+    runs = [
+        write_run(
+            tmp_path / name,
+            make_cell(
+                judgement_rows(labels, shift + rng.normal(0, 2, 80)),
+                metric="auc",
+                macro=(),
+                groups=(),
+            ),
+            name=name,
+        )
+        for name, shift in by_name.items()
+    ]
+
+    items = Items(tmp_path, *runs)
+    gold = items.column("gold", model="a")
+    aucs, sides = {}, {}
+    for name in by_name:
+        sides[name] = documented_placements(gold, items.column("score", model=name))
+        aucs[name] = roc_auc_score(gold, items.column("score", model=name))
+    error, df = documented_auc_error(sides["a"], documented_model_variance(aucs["a"]))
+    logit = np.log(aucs["a"] / (1 - aucs["a"]))
+    half = stats.t.ppf(0.975, df) * error / (aucs["a"] * (1 - aucs["a"]))
+    headline = runs[0].cells[0].summary.headline
+    assert headline.value == pytest.approx(aucs["a"])
+    assert (headline.low, headline.high) == pytest.approx(
+        (1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit)))
+    )
+
+    changes = tuple(b - a for a, b in zip(sides["a"], sides["b"], strict=True))
+    model_variance = np.mean([documented_model_variance(auc) for auc in aucs.values()])
+    error, df = documented_auc_error(changes, model_variance)
+    parts = [(x.var() / len(x), stats.kurtosis(x, fisher=False), len(x)) for x in changes]
+    badly = 2 * sum(v for v, _, _ in parts) ** 2 / sum(v**2 * (k - 1) / n for v, k, n in parts)
+    change, df = aucs["b"] - aucs["a"], min(df, badly)
+    [comparison] = compare_runs(*runs)
+    half = stats.t.ppf(0.975, df) * error
+    assert comparison.headline.value == pytest.approx(change)
+    assert (comparison.headline.low, comparison.headline.high) == pytest.approx(
+        (change - half, change + half)
+    )
+    assert comparison.headline.p == pytest.approx(2 * stats.t.sf(abs(change) / error, df))
+
+
+# ---- 7: effects of an experiment
+
+
+def test_effects_follow_from_the_table_of_surprisals() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    values = {"gap": [4.1, 5.0, 6.3, 3.8], "noun": [9.8, 8.1, 9.0, 10.4]}
+    frame = pd.DataFrame(
+        [
+            {"item": f"{item}", "condition": condition, "word_index": 1, "surprisal_bits": value}
+            for condition, column in values.items()
+            for item, value in enumerate(column)
+        ]
+    )
+    frame["word"] = "w"
+
+    [effect] = antlm_bench.effects(frame).effects
+
+    theirs = stats.ttest_rel(*values.values())
+    low, high = theirs.confidence_interval(0.95)
+    assert (effect.mean.t, effect.mean.p) == pytest.approx((theirs.statistic, theirs.pvalue))
+    assert (effect.mean.low, effect.mean.high) == pytest.approx((low, high))
+    mean = np.mean(np.subtract(*values.values()))
+    stated = f"{mean:.3f}, interval {low:.3f} to {high:.3f}, t = {theirs.statistic:.3f}, p = "
+    assert stated + f"{theirs.pvalue:.3f}".lstrip("0") in text
+
+
 # ---- the page itself
 
 
@@ -373,4 +484,26 @@ def test_the_examples_of_other_intervals_are_true() -> None:
     assert [float(x) for x in stated.groups()] == pytest.approx(
         [100 * value, 100 * ends[0], 100 * ends[1]],
         abs=0.5,  # of random draws
+    )
+
+
+def test_the_example_of_decisions_by_a_threshold_is_true() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    gold, decided = np.repeat([1, 0], 20), np.repeat([1, 0, 1, 0], [18, 2, 4, 16])
+    low = optimize.brentq(lambda t: documented_z(34, 40, t) - CRITICAL, 0.65, 0.82)
+    high = optimize.brentq(lambda t: documented_z(34, 40, t) + CRITICAL, 0.88, 0.97)
+    rng = np.random.default_rng(1)
+    ends = []
+    for prior, share in (([0.25, 0.5, 0.5, 0.25], 0.025), ([0.5, 0.25, 0.25, 0.5], 0.975)):
+        tn, fp, fn, tp = rng.dirichlet(np.array([16, 4, 2, 18]) + prior, 100_000).T
+        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        ends.append(float(np.quantile((tp * tn - fp * fn) / product**0.5, share)))
+
+    assert f"accuracy 85.0, interval {100 * low:.1f} to {100 * high:.1f};" in text
+    stated = re.search(r"MCC (\d+\.\d), interval (\d+\.\d) to (\d+\.\d)", text)
+    assert stated is not None
+    mcc = matthews_corrcoef(gold, decided)
+    assert [float(x) for x in stated.groups()] == pytest.approx(
+        [100 * mcc, 100 * ends[0], 100 * ends[1]],
+        abs=0.6,  # of random draws
     )
