@@ -443,9 +443,11 @@ def _build_probes(
 
     Returns one Encodings per part, and probes whose text_index is an index into `items`.
     """
-    texts = [item.options[0].text for item in items]
-    spans = [item.options[0].span for item in items]
-    encodings = [checkpoint.encode(texts, spans, attention) for attention, _ in method.parts]
+    options = [item.options[0] for item in items]
+    encodings = [
+        multiple_choice.encode_options(checkpoint, options, attention)
+        for attention, _ in method.parts
+    ]
     probes = [
         probe_function(batch, checkpoint.mask_id)
         for encoded_texts, (_, probe_function) in zip(encodings, method.parts, strict=True)

@@ -58,7 +58,7 @@ class ScoringConventions:
             return replace(self, causal_reduction="", bos_before_context="", eos="")
         reduction = self.causal_reduction or self.reduction
         conventions = replace(self, reduction=reduction, causal_reduction="", context="", joiner="")
-        if "causal" in method.attentions:
+        if method.is_left_to_right:
             return conventions
         return replace(conventions, bos_before_context="", eos="")  # of causal rows
 

@@ -383,7 +383,7 @@ class LmEvalScorer:
     @property
     def reads_sources(self) -> bool:
         """Whether the model is an encoder-decoder, which reads a context as its source."""
-        return bool(self.lm.backend == "seq2seq")
+        return bool(self.lm.config.is_encoder_decoder)
 
     def tokenize(self, texts: Sequence[str], spans: Sequence[Span]) -> list[TokenRequest]:
         """Return what lm-eval itself reads and scores of each text.

@@ -14,7 +14,7 @@ sentinels; others have a mask token, and write the whole text again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from antlm_bench.scoring.text import (
     detect_template,
     find_mask_token,
 )
-from antlm_bench.types import Attention, EncodedBatch, Encodings, Ints, Restoration
+from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints, Restoration
 
 SENTINEL = "<extra_id_0>"
 """The first sentinel of T5's vocabulary."""
@@ -69,6 +69,41 @@ def find_denoiser(tokenizer: Any, vocab_size: int) -> Denoiser:
     if mask_id is None:
         reason = f"its vocabulary has no sentinel {SENTINEL}, and {reason}"
     return Denoiser(mask_id, repeats_text=True, no_mask_reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSources:
+    """What the encoder reads before each of n texts."""
+
+    rows: tuple[Ints, ...]
+    """Token ids of each source, special tokens included."""
+    too_long: Bools
+    """(n,) whether the source does not fit into the model."""
+    flags: Mapping[str, Bools]
+    """Name of types.FLAGS -> (n,)."""
+
+    def attach_to(
+        self, batch: EncodedBatch, texts: Sequence[int] | None = None
+    ) -> Iterator[EncodedBatch]:
+        """Yield the batch in parts whose sources have one length, without rows whose source is too
+        long.
+
+        texts: index of the source of each row; None = batch.text_index.
+        """
+        indices = np.asarray(batch.text_index if texts is None else texts)
+        lengths = np.array([len(self.rows[index]) for index in indices])
+        lengths[self.too_long[indices]] = 0
+        last_words = batch.last_word_ids
+        for length in np.unique(lengths[lengths > 0]):
+            part = np.flatnonzero(lengths == length)
+            yield EncodedBatch(
+                batch.ids[part],
+                batch.score_mask[part],
+                batch.word_ids[part],
+                batch.text_index[part],
+                None if last_words is None else last_words[part],
+                np.stack([self.rows[index] for index in indices[part]]),
+            )
 
 
 class PairEncoder(TextEncoder):
@@ -121,28 +156,30 @@ class PairEncoder(TextEncoder):
         if sources is None:
             return super().encode(texts, spans)
         encodings = self._text_encoder.encode(texts, spans)
+        encoded_sources = self.encode_sources(sources)
+        batches = [part for batch in encodings.batches for part in encoded_sources.attach_to(batch)]
+        flags = {
+            name: mask | encoded_sources.flags[name]
+            for name, mask in {"unk": encodings.unk, **encodings.flags}.items()
+        }
+        return Encodings(
+            tuple(batches), flags.pop("unk"), encodings.too_long | encoded_sources.too_long, flags
+        )
+
+    def encode_sources(self, sources: Sequence[str]) -> EncodedSources:
+        """Encode n sources. Raises UsageError for a source without tokens, CheckpointError for an
+        id without embedding.
+        """
         different = list(dict.fromkeys(sources))
         tokens = self.text_tokenizer.tokenize(different, 0)
         rows = [self._build_source(*pair) for pair in zip(different, tokens.ids, strict=True)]
         number = {source: index for index, source in enumerate(different)}
-        source_of_text = np.array([number[source] for source in sources], np.int64)
-        too_long = np.array(
-            [self.max_length is not None and len(r) > self.max_length for r in rows]
-        )
-        batches = [
-            part
-            for batch in encodings.batches
-            for part in _split_by_source(batch, rows, source_of_text, too_long)
-        ]
-        flags = {
-            name: mask | tokens.flags[name][source_of_text]
-            for name, mask in {"unk": encodings.unk, **encodings.flags}.items()
-        }
-        return Encodings(
-            tuple(batches),
-            flags.pop("unk"),
-            encodings.too_long | too_long[source_of_text],
-            flags,
+        indices = np.array([number[source] for source in sources], np.int64)
+        too_long = [self.max_length is not None and len(r) > self.max_length for r in rows]
+        return EncodedSources(
+            tuple(rows[index] for index in indices),
+            np.array(too_long, np.bool_)[indices],
+            {name: mask[indices] for name, mask in tokens.flags.items()},
         )
 
     def complete_batch(self, batch: EncodedBatch) -> EncodedBatch:
@@ -164,29 +201,6 @@ class PairEncoder(TextEncoder):
                 hint="leave --bos out: an empty source is then the tokenizer's special tokens",
             )
         return np.array(row, np.int32)
-
-
-def _split_by_source(
-    batch: EncodedBatch, rows: Sequence[Ints], source_of_text: Any, too_long: Any
-) -> Iterator[EncodedBatch]:
-    """Yield the batch in parts whose sources have one length. Those that are too long are left out.
-
-    rows: token ids of each source. source_of_text (n,): the source of each text.
-    """
-    sources = source_of_text[batch.text_index]
-    lengths = np.array([len(rows[source]) for source in sources])
-    lengths[too_long[sources]] = 0
-    last_words = batch.last_word_ids
-    for length in np.unique(lengths[lengths > 0]):
-        part = np.flatnonzero(lengths == length)
-        yield EncodedBatch(
-            batch.ids[part],
-            batch.score_mask[part],
-            batch.word_ids[part],
-            batch.text_index[part],
-            None if last_words is None else last_words[part],
-            np.stack([rows[source] for source in sources[part]]),
-        )
 
 
 class DenoisingEncoder(TextEncoder):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from antlm_bench.errors import PluginError
 from antlm_bench.scoring.methods import Method
+from antlm_bench.scoring.source_text import EncodedSources, PairEncoder
 from antlm_bench.scoring.text import TextEncoder, check_ids
 from antlm_bench.scoring.tokens import Offsets, Tokenized
 from antlm_bench.scoring.word_corrections import (
@@ -107,6 +108,16 @@ class TokenScores:
         ascending = monotone_offsets(offsets)
         return cls(ids, starts, ends, values[:, 0], facts, num_windows, *ascending)
 
+    def shift(self, num_characters: int) -> TokenScores:
+        """Return the scores for a text that has more characters before these tokens."""
+        return replace(
+            self,
+            starts=self.starts + num_characters,
+            ends=self.ends + num_characters,
+            _starts_so_far=self._starts_so_far + num_characters,
+            _ends_so_far=self._ends_so_far + num_characters,
+        )
+
     def select_tokens(self, start: int, end: int) -> NDArray[np.int64]:
         """Return the indices of the tokens of the span text[start:end]: those that end after its
         start and begin before its end.
@@ -161,8 +172,9 @@ class WindowSizes(NamedTuple):
         if capacity < 1:
             return cls(0, 0, 0)
         half, quarter = -(-model.max_length // 2), -(-model.max_length // 4)
-        right = 0 if attention == "causal" else min(quarter, (capacity - 1) // 2)
-        left = half if attention == "causal" else quarter
+        reads_left_context = attention in ("causal", "cross")
+        right = 0 if reads_left_context else min(quarter, (capacity - 1) // 2)
+        left = half if reads_left_context else quarter
         return cls(capacity, min(left, capacity - 1 - right), right)
 
     def split(
@@ -201,14 +213,59 @@ def score_tokens(
     """
     parts = settings.method.parts
     encoder = model.encoders[parts[0][0]]
+    if isinstance(encoder, PairEncoder) and starts is not None and any(starts):
+        return _score_after_sources(model, encoder, texts, starts, settings, tick)
+    return _score_texts(model, texts, starts, settings, tick)
+
+
+def _score_after_sources(
+    model: TokenModel,
+    encoder: PairEncoder,
+    texts: Sequence[str],
+    starts: Sequence[int],
+    settings: TokenSettings,
+    tick: ProgressCallback | None,
+) -> tuple[list[TokenScores], Mapping[str, Bools]]:
+    """Score what begins at `starts`; what precedes it is the source of an encoder-decoder.
+
+    As in `multiple_choice.encode_options`, no white space stands between them.
+    """
+    sources = encoder.encode_sources(
+        [text[:start].rstrip() for text, start in zip(texts, starts, strict=True)]
+    )
+    targets = [
+        text[start:].lstrip() if start else text for text, start in zip(texts, starts, strict=True)
+    ]
+    scores, flags = _score_texts(model, targets, None, settings, tick, sources)
+    shifted = [
+        each.shift(len(text) - len(target))
+        for each, text, target in zip(scores, texts, targets, strict=True)
+    ]
+    return shifted, {name: mask | sources.flags.get(name, False) for name, mask in flags.items()}
+
+
+def _score_texts(
+    model: TokenModel,
+    texts: Sequence[str],
+    starts: Sequence[int] | None,
+    settings: TokenSettings,
+    tick: ProgressCallback | None,
+    sources: EncodedSources | None = None,
+) -> tuple[list[TokenScores], Mapping[str, Bools]]:
+    parts = settings.method.parts
+    encoder = model.encoders[parts[0][0]]
     max_offset_length = None if settings.splits_long_texts else model.max_length
     tokens = encoder.tokenize(texts, max_offset_length)
     part_values: list[Floats] = []
     window_counts = np.full(len(texts), np.iinfo(np.int64).max)
     for attention, make_probes in parts:
-        reader = _TokenReader(model, texts, starts or [0] * len(texts), tokens, attention, settings)
+        reader = _TokenReader(
+            model, texts, starts or [0] * len(texts), tokens, attention, settings, sources
+        )
         part_values.append(reader.read(make_probes, tick))
         window_counts = np.minimum(window_counts, reader.count_windows())
+    if sources is not None:
+        window_counts[sources.too_long] = 0
     values = part_values[0]
     for further_values in part_values[1:]:
         values[:, 0] += further_values[:, 0]
@@ -239,7 +296,10 @@ class _TokenReader:
         tokens: Tokenized,
         attention: Attention,
         settings: TokenSettings,
+        sources: EncodedSources | None = None,
     ) -> None:
+        """sources: of an encoder-decoder, one per text; None = empty ones."""
+        self.sources = sources
         self.model, self.texts, self.starts, self.tokens = model, texts, starts, tokens
         self.attention, self.settings = attention, settings
         self.encoder = model.encoders[attention]
@@ -376,8 +436,14 @@ class _TokenReader:
                 last_word[row, columns] = self.tokens.last_words[window.text][part]
                 score_mask[row, len(before) + scored[index] - window.start] = True
             check_ids(self.encoder.tokenizer, int(ids.max()), self.encoder.vocab_size)
-            text_index = np.array(indices, np.int32)
-            yield EncodedBatch(ids, score_mask, first_word, text_index, last_word)
+            batch = EncodedBatch(
+                ids, score_mask, first_word, np.array(indices, np.int32), last_word
+            )
+            if self.sources is None:
+                yield self.encoder.complete_batch(batch)
+            else:
+                texts = [windows[index].text for index in indices]
+                yield from self.sources.attach_to(batch, texts)
 
     def _boundary_probes(
         self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]

@@ -144,6 +144,34 @@ def test_words_of_a_text_stand_in_the_decoder(t5: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("max_length", [None, 9])
+def test_a_prefix_is_the_source(t5: Path, max_length: int | None) -> None:
+    scorer = Scorer(t5, device="cpu", max_length=max_length)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(t5).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(t5)
+    loop = ("t5", None, model, tokenizer)
+    expected = [loop_seq2seq(loop, "no cat", text) for text in TEXTS[:2]]
+    fits = [len(tokenizer(text)["input_ids"]) <= (max_length or 99) for text in TEXTS[:2]]
+
+    table = surprisal(scorer, TEXTS[:2], method="seq2seq", context="no cat").to_pandas()
+    tokens = surprisal(
+        scorer, TEXTS[:2], method="seq2seq", context="no cat", by="token", add=["rank"]
+    ).to_pandas()
+
+    texts = [table[table["item"] == item] for item in ("1", "2")]
+    assert [list(text["word"]) for text in texts] == [text.split() for text in TEXTS[:2]]
+    for index, text in enumerate(texts):
+        bits = tokens[tokens["item"] == str(index + 1)]["surprisal_bits"]
+        assert bits.sum() == pytest.approx(text["surprisal_bits"].sum(), abs=1e-5)
+        if fits[index]:
+            assert -text["surprisal_bits"].sum() * np.log(2) == pytest.approx(
+                expected[index], abs=1e-3
+            )
+    logprobs = scorer.logprobs(TEXTS[:2], method="seq2seq", prefixes=["no cat"] * 2)
+    for value, text_fits, total in zip(logprobs, fits, expected, strict=True):
+        assert (value == pytest.approx(total, abs=1e-3)) if text_fits else np.isnan(value)
+
+
 def test_bos_never_leaves_out_special_tokens_and_needs_a_source(bart: Path) -> None:
     checkpoint = open_checkpoint(str(bart), OpenOptions(device="cpu"))
     encoder = checkpoint.encoders["cross"].with_bos_policy("cross", "never")

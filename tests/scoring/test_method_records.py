@@ -17,8 +17,10 @@ def test_what_the_records_say_of_the_methods():
         "mlm-l2r": "full",
         "mntp": "full",
         "fused": "full",
+        "seq2seq": "cross",
+        "infill": "denoising",
     }
     assert [m.name for m in METHODS if m.is_left_to_right] == ["causal"]
     assert [m.name for m in METHODS if m.needs_words] == ["mlm-l2r"]
-    assert peer_methods("lm-eval") == ["causal"]
+    assert peer_methods("lm-eval") == ["causal", "seq2seq"]
     assert peer_methods("minicons") == ["causal", "mlm", "mlm-l2r"]
