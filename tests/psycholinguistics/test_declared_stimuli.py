@@ -270,3 +270,20 @@ def test_saps_garden_path_effects_equal_a_plain_loop(
         for condition, mean in frame.groupby("condition").effect.mean().items():
             expected[condition, region] = mean
     assert got == pytest.approx(expected, abs=1e-3)
+
+
+def test_values_of_words_are_renamed_as_those_of_texts() -> None:
+    tables = {
+        "kind": "stimuli", "name": "mine", "version": "1", "title": "mine", "format": "csv",
+        "item": "story", "word": {"column": "word", "region": "zone"},
+        "copy": {"genre": "type"}, "rename": {"genre": {"n": "novel"}},
+        "data": {"where": ["{file}"], "files": {"words.csv": {}}},
+    }  # fmt: skip
+    rows = [{"story": "1", "word": word, "zone": "a", "type": "n"} for word in ("Cats", "sleep.")]
+
+    [stimulus] = build_stimuli(
+        StimuliSpec.model_validate(tables), iter(enumerate(rows, start=2)), "words.csv"
+    )
+
+    assert stimulus.text == "Cats sleep."
+    assert [segment.extra_columns for segment in stimulus.segments] == [{"genre": "novel"}] * 2
