@@ -20,11 +20,12 @@ from antlm_bench.arguments import check_value, describe_argument
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.runs.table_files import frame_rows, is_frame
+from antlm_bench.suites.pair_layouts import DEFAULT_LAYOUT, LAYOUTS
 
 TEXT_COLUMNS = ("text", "sentence")
 """Names of the column of texts in a data frame."""
-PAIR_COLUMNS = {"good": ("good", "sentence_good"), "bad": ("bad", "sentence_bad")}
-"""Column of pairs -> its recognised names in a data frame."""
+PAIR_COLUMNS = LAYOUTS[DEFAULT_LAYOUT].columns
+"""Column of pairs -> its recognised names in a data frame: those in a file."""
 SURROGATE_HINT = "replace it: text.encode('utf-8', 'replace').decode()"
 
 

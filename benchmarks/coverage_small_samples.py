@@ -77,9 +77,9 @@ def contrasts(n: int, num_cells: int) -> Draw:
 
     The surprisals of n items are lognormal and correlated by item; the last cell is more variable.
     """
-    weights = {(0,): 1.0, (1,): -1.0}
+    weights: dict[tuple[str, ...], float] = {("a",): 1.0, ("b",): -1.0}
     if num_cells == 4:
-        weights = {(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0}
+        weights = {("a", "a"): 1.0, ("a", "b"): -1.0, ("b", "a"): -1.0, ("b", "b"): 1.0}
     means, sd = np.arange(1.0, num_cells + 1), 0.6
     truth = float(np.array(list(weights.values())) @ means)
 

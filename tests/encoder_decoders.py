@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_models import WORDS
+from tiny_models import train_byte_level
 
 MODELS = ("t5", "mt5", "byt5", "bart", "mbart", "pegasus")
-
-
-def train_pair_tokenizer(before: Sequence[str], after: Sequence[str], added: Sequence[str]):
-    """Train a byte-level BPE with the template `before` text `after` and `added` special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<pad>", "<s>", "</s>", "<unk>", *added],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join([*before, "$A", *after]),
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*before, *after}],
-    )
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    if "<mask>" in added:
-        names |= {"mask_token": "<mask>", "bos_token": "<s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def save_encoder_decoder(name: str, folder: Path) -> Path:
@@ -48,16 +22,17 @@ def save_encoder_decoder(name: str, folder: Path) -> Path:
     bart |= {"vocab_size": 400, "d_model": 32, "max_position_embeddings": 64, "pad_token_id": 0,
              "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}  # fmt: skip
     pegasus = bart | {"decoder_start_token_id": 0}
-    sentinels = ["<extra_id_0>", "<extra_id_1>"]
-    class_name, settings, template = {
-        "t5": ("T5ForConditionalGeneration", t5, ([], ["</s>"], sentinels)),
-        "mt5": ("MT5ForConditionalGeneration", gated, ([], ["</s>"], sentinels)),
+    sentinels = ["<unk>", "<extra_id_0>", "<extra_id_1>"]
+    with_mask, names = ["<unk>", "<mask>"], {"mask_token": "<mask>", "bos_token": "<s>"}
+    class_name, settings, tokenizer_arguments = {
+        "t5": ("T5ForConditionalGeneration", t5, (sentinels, "$A </s>", {})),
+        "mt5": ("MT5ForConditionalGeneration", gated, (sentinels, "$A </s>", {})),
         "byt5": ("T5ForConditionalGeneration", gated | {"vocab_size": 384, "eos_token_id": 1}, ()),
-        "bart": ("BartForConditionalGeneration", bart, (["<s>"], ["</s>"], ["<mask>"])),
+        "bart": ("BartForConditionalGeneration", bart, (with_mask, "<s> $A </s>", names)),
         "mbart": (
-            "MBartForConditionalGeneration", bart, ([], ["</s>", "en_XX"], ["<mask>", "en_XX"]),
+            "MBartForConditionalGeneration", bart, ([*with_mask, "en_XX"], "$A </s> en_XX", names),
         ),
-        "pegasus": ("PegasusForConditionalGeneration", pegasus, ([], ["</s>"], ())),
+        "pegasus": ("PegasusForConditionalGeneration", pegasus, (["<unk>"], "$A </s>", {})),
     }[name]  # fmt: skip
     model_class = getattr(transformers, class_name)
     torch.manual_seed(7)
@@ -67,6 +42,10 @@ def save_encoder_decoder(name: str, folder: Path) -> Path:
             if parameter.dim() > 1:
                 parameter.mul_(3)
     model.save_pretrained(folder)
-    tokenizer = train_pair_tokenizer(*template) if template else transformers.ByT5Tokenizer()
+    tokenizer = (
+        train_byte_level(*tokenizer_arguments)
+        if tokenizer_arguments
+        else transformers.ByT5Tokenizer()
+    )
     tokenizer.save_pretrained(folder)
     return folder

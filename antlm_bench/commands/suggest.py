@@ -182,11 +182,7 @@ def _build_toml(
 
     tables: name of a table -> its keys; "" = keys above all tables. Empty values are left out.
     """
-    names = [
-        path.name if path == file.root else path.relative_to(file.root).as_posix()
-        for path in file.paths
-    ]
-    names = [name[:-3] if name.lower().endswith(".gz") else name for name in names]
+    names = [pair_files.name_in_folder(path, file.root) for path in file.paths]
     where = [f"{file.root.resolve().name}/{{file}}"] if is_folder(file.root) else []
     data = {"where": where, "files": names, **tables.get("data", {})}
     lines = []
@@ -278,7 +274,7 @@ def _suggest_labelled(
     file: _SampledFile, rows: Rows, columns: Mapping[str, str]
 ) -> list[Suggestion]:
     """Return the suggestion for rows in which right sentences are followed by their wrong ones."""
-    is_good = [profile.format_label(row["label"]).lower() in GOOD_LABELS for row in rows]
+    is_good = [pair_layouts.format_label(row["label"]).lower() in GOOD_LABELS for row in rows]
     pairs = []
     for (index, first), second in zip(enumerate(is_good), is_good[1:], strict=False):
         if first and second:
@@ -462,7 +458,7 @@ def _detect_long_table(file: _SampledFile, rows: Rows) -> list[Suggestion]:
         return []
     columns = {"key": table.key, "label": table.label, "sentence": table.sentence}
     columns |= _find_level_columns(file, rows)
-    labels = list(dict.fromkeys(profile.format_label(row.get(table.label)) for row in rows))
+    labels = list(dict.fromkeys(pair_layouts.format_label(row.get(table.label)) for row in rows))
     labels_decide = profile.says_which_is_right(labels)
     return [
         _suggest_pairs(

@@ -26,6 +26,7 @@ from antlm_bench.reporting.html import render_svg
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
 from antlm_bench.results.effects import CellMean, DesignResult, Effect, WordMean
 from antlm_bench.runs import write_atomically
+from antlm_bench.runs.table_files import check_suffix
 from antlm_bench.statistics import ItemMean
 
 PLOTS = ("sentence", "regions", "critical", "effects")
@@ -125,11 +126,7 @@ def write_plots(plots: Sequence[DesignPlot], path: Path, page: DesignResult | No
 
 def check_figure_suffix(path: Path) -> str:
     """Return the ending of a figure's file. Raises UsageError for an unknown one."""
-    suffix = path.suffix.lower()
-    if suffix not in FILE_SUFFIXES:
-        hint = f"its name must end in one of {', '.join(FILE_SUFFIXES)}"
-        raise UsageError(f"{path.name!r}: what kind of figure?", location="--figure", hint=hint)
-    return suffix
+    return check_suffix(path, FILE_SUFFIXES, "figure", "--figure")
 
 
 def _plot_sentence(result: DesignResult, regions: Sequence[str], item: str | None) -> DesignPlot:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,17 @@ def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
 
 def check_table_suffix(path: Path) -> str:
     """Return the ending of a table's file name. Raises UsageError for an unknown one."""
+    return check_suffix(path, TABLE_ENCODERS, "file", "--out")
+
+
+def check_suffix(path: Path, suffixes: Collection[str], noun: str, location: str) -> str:
+    """Return the ending of a file name in lower case. Raises UsageError if it is none of
+    `suffixes`. noun, location: the file and its option, for the error message.
+    """
     suffix = path.suffix.lower()
-    if suffix not in TABLE_ENCODERS:
-        hint = f"its name must end in one of {', '.join(TABLE_ENCODERS)}"
-        raise UsageError(f"{path.name!r}: what kind of file?", location="--out", hint=hint)
+    if suffix not in suffixes:
+        hint = f"its name must end in one of {', '.join(suffixes)}"
+        raise UsageError(f"{path.name!r}: what kind of {noun}?", location=location, hint=hint)
     return suffix
 
 

@@ -77,6 +77,11 @@ class Method:
         """
         return not self.needs_mask and self.attentions == {"causal"}
 
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether it can score a token after its left context alone, with a mask or without."""
+        return self.is_left_to_right or self.mask_shift is not None
+
     def with_relevant_flags(self, encodings: Encodings) -> Encodings:
         """Return the encodings without the flag "spans-words", unless the method needs words."""
         if self.needs_words:

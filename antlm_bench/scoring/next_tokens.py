@@ -36,8 +36,8 @@ def predict_next_tokens(
     BOS.
     """
     attention, _ = single_part(method)
-    if not method.is_left_to_right and method.mask_shift is None:
-        names = [m.name for m in METHODS if m.is_left_to_right or m.mask_shift is not None]
+    if not method.predicts_next_token:
+        names = [m.name for m in METHODS if m.predicts_next_token]
         raise MethodNotSupported(
             f"{method.name} cannot predict a token after a prefix",
             location="method",

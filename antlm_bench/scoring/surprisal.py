@@ -141,8 +141,8 @@ def predict(
     results = []
     for method in methods:
         attention, _ = single_part(method)
-        if not method.is_left_to_right and method.mask_shift is None:
-            names = [m.name for m in METHODS if m.is_left_to_right or m.mask_shift is not None]
+        if not method.predicts_next_token:
+            names = [m.name for m in METHODS if m.predicts_next_token]
             raise MethodNotSupported(
                 f"{method.name} cannot read a word after its left context",
                 location="--method",

@@ -124,8 +124,15 @@ def choose_format(name: str, request: SuiteRequest) -> PairFormat:
 
 def remove_extension(path: Path) -> str:
     """Return the name of a file of pairs without its extension and .gz."""
-    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    return name.rpartition(".")[0]
+    return name_in_folder(path, path).rpartition(".")[0]
+
+
+def name_in_folder(file: Path, root: Path) -> str:
+    """Return the name of a file of pairs without .gz: its path below the folder `root`, or its own
+    name if it is itself the root.
+    """
+    name = file.name if file == root else file.relative_to(root).as_posix()
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def suite_name_from_file(file: str) -> str:
@@ -146,15 +153,15 @@ class _PairFile:
 
 
 def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
-    relative = file.name if file == root else file.relative_to(root).as_posix()
-    name = relative[:-3] if relative.lower().endswith(".gz") else relative
     raw = files.read_bytes(file)
     rows = pair_layouts.read_pairs(raw, file.name.lower(), str(file), pair_format)
     first = next(rows, None)
     if first is None:
         hint = f"layout {pair_format.layout}: {LAYOUTS[pair_format.layout].description}"
         raise DataError("0 rows", location=str(file), hint=hint)
-    return _PairFile(name, str(file), frozenset(first[1]), chain([first], rows))
+    return _PairFile(
+        name_in_folder(file, root), str(file), frozenset(first[1]), chain([first], rows)
+    )
 
 
 def _list_columns(data_files: Sequence[_PairFile]) -> set[str]:

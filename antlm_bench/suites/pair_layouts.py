@@ -287,12 +287,16 @@ def _build_pair(good: records.Record, bad: records.Record) -> records.Record:
     return {**good, "good": good["sentence"], "bad": bad["sentence"]}
 
 
+def format_label(value: object) -> str:
+    """Return a label as the layouts compare it."""
+    return "" if value is None else str(value).strip()
+
+
 def _is_good(row: records.Record, pair_format: PairFormat, location: str) -> bool:
     """Return whether a row's label calls its sentence right. Raises DataError for an unknown label,
     unless `good` names the label of right sentences.
     """
-    label = row["label"]
-    text = "" if label is None else str(label).strip()
+    text = format_label(row["label"])
     if pair_format.good:
         return text == pair_format.good
     if text.lower() in GOOD_LABELS:

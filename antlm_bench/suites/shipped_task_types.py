@@ -47,14 +47,15 @@ def _list_suite(spec: SuiteSpec) -> CatalogRow:
     return build_suite_row(spec, _count_items(spec), spec.metric)
 
 
+def _describe_origin(spec: SuiteSpec | SyntaxGymSpec | ClassificationSpec) -> Facts:
+    names = ("version", "language", "licence", "citation", "homepage")
+    return {name: getattr(spec, name) for name in names}
+
+
 def _describe_suite(spec: SuiteSpec) -> Facts:
     rule = f", by log-probability {spec.reduction}" if spec.reduction != "sum" else ""
     return {
-        "version": spec.version,
-        "language": spec.language,
-        "licence": spec.licence,
-        "citation": spec.citation,
-        "homepage": spec.homepage,
+        **_describe_origin(spec),
         "items": _count_items(spec),
         "metric": spec.metric + rule,
         "headline": describe_aggregation(spec.metric, spec.macro),
@@ -82,11 +83,7 @@ def _list_syntaxgym(spec: SyntaxGymSpec) -> CatalogRow:
 
 def _describe_syntaxgym(spec: SyntaxGymSpec) -> Facts:
     return {
-        "version": spec.version,
-        "language": spec.language,
-        "licence": spec.licence,
-        "citation": spec.citation,
-        "homepage": spec.homepage,
+        **_describe_origin(spec),
         "metric": "accuracy: an item is right if its formula holds",
         "headline": describe_aggregation("accuracy", spec.macro),
         "groups": " > ".join(spec.groups),
@@ -254,11 +251,7 @@ def _list_classification(spec: ClassificationSpec) -> CatalogRow:
 def _describe_classification(spec: ClassificationSpec) -> Facts:
     default = spec.training
     return {
-        "version": spec.version,
-        "language": spec.language,
-        "licence": spec.licence,
-        "citation": spec.citation,
-        "homepage": spec.homepage,
+        **_describe_origin(spec),
         "items": _count_texts(spec),
         "headline": "mean over the tasks, each in its own metric",
         "tasks": {name: _describe_task(spec, task) for name, task in spec.task.items()},

@@ -223,19 +223,12 @@ def build_stimuli(spec: StimuliSpec, rows: records.Records, location: str) -> li
     stimuli = []
     for line, record in rows:
         row_location = f"{location}:{line}"
-        values = {
-            name: spec.rename.get(name, {}).get(value, value)
-            for name, value in (
-                (name, _get_string(record, column, row_location))
-                for name, column in spec.copy_columns.items()
-            )
-        }
+        values = _copy_values(spec, record, row_location)
         item = _get_string(record, spec.item, row_location)
         for text in spec.text:
             condition = text.condition
             if condition is None and spec.condition:
-                value = _get_string(record, spec.condition, row_location)
-                condition = spec.rename.get("condition", {}).get(value, value)
+                condition = _get_renamed(spec, "condition", record, spec.condition, row_location)
             sentence = _clean(_get_string(record, text.column, row_location), spec.replace)
             segments = _critical_segments(
                 check_text(sentence, text.column, row_location),
@@ -354,6 +347,20 @@ def _get_string(record: Record, column: str, location: str) -> str:
     return value
 
 
+def _get_renamed(spec: StimuliSpec, name: str, record: Record, column: str, location: str) -> str:
+    """Return a column of a row with the name that the result's column `name` has for its value."""
+    value = _get_string(record, column, location)
+    return spec.rename.get(name, {}).get(value, value)
+
+
+def _copy_values(spec: StimuliSpec, record: Record, location: str) -> dict[str, str]:
+    """Return the columns that are copied from a row."""
+    return {
+        name: _get_renamed(spec, name, record, column, location)
+        for name, column in spec.copy_columns.items()
+    }
+
+
 def _get_position(record: Record, column: str | None, location: str) -> int | None:
     """Return the number of the critical word. Raises DataError if it is not a whole number."""
     if column is None:
@@ -430,10 +437,7 @@ def _join_words(
             start = len(text)
             content = _clean(_get_string(record, word.column, row_location), spec.replace)
             text += f" {content}" if text else content
-            values = {
-                name: _get_string(record, column, row_location)
-                for name, column in spec.copy_columns.items()
-            }
+            values = _copy_values(spec, record, row_location)
             region = _get_string(record, word.region, row_location)
             segments.append(StimulusSegment(region, start, len(text), values))
         items.add(item)

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from itertools import combinations
 from statistics import fmean, median
 
-from antlm_bench.suites.pair_layouts import BAD_LABELS, GOOD_LABELS
+from antlm_bench.suites.pair_layouts import BAD_LABELS, GOOD_LABELS, format_label
 from antlm_bench.suites.records import Record
 
 MIN_SENTENCE = 8
@@ -102,11 +102,6 @@ def choose_good_name(names: Sequence[str]) -> str:
         if (good[index] or bad[1 - index]) and not (good[1 - index] or bad[index]):
             return names[index]
     return ""
-
-
-def format_label(value: object) -> str:
-    """Return a label as the layouts compare it."""
-    return "" if value is None else str(value).strip()
 
 
 def list_label_columns(rows: Sequence[Record], at_most: int = MAX_LABELS) -> dict[str, list[str]]:

@@ -385,7 +385,7 @@ ODD = [
 
 @pytest.mark.long
 @settings(
-    max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_forged_run_ends_in_a_verdict_or_a_typed_error(data: st.DataObject, place: Path) -> None:

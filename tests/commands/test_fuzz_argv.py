@@ -215,7 +215,7 @@ def whole_runs(place: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("lines", "examples", "codes"),
-    [(ANY, 400, {0, 2, 3}), (SCORE, 200, {0, 2, 3})],
+    [(ANY, 250, {0, 2, 3}), (SCORE, 120, {0, 2, 3})],
     ids=["any", "score"],
 )
 def test_every_command_line_ends_with_a_documented_code(

@@ -180,7 +180,7 @@ def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(
     path = tmp_path / f"pairs.{ending}"
     kinds = set()
 
-    @settings(max_examples=350, deadline=None, suppress_health_check=EVERY)
+    @settings(max_examples=200, deadline=None, suppress_health_check=EVERY)
     @given(
         header=st.just(["good", "bad"])
         | st.permutations(["good", "bad", "paradigm"])
@@ -332,7 +332,7 @@ def test_any_mutation_of_a_suite_is_scored_or_refused_with_its_place(small: Path
     whole = asked(str(small), small.parent / "run", allow_incomplete=True)
     assert not isinstance(whole, BenchError)
 
-    @settings(max_examples=600, deadline=None, suppress_health_check=EVERY)
+    @settings(max_examples=350, deadline=None, suppress_health_check=EVERY)
     @given(st.lists(CHANGE, min_size=1, max_size=3))
     def check(changes: list[tuple[str, int, str, str]]) -> None:
         path = small.with_name("mutated.toml")

@@ -279,7 +279,7 @@ WHOLE = [
 
 
 @pytest.mark.long
-@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(places(WHOLE)[1:]), VALUES), min_size=1, max_size=2))
 def test_any_damage_is_an_error_of_ours_or_comes_in(
     tmp_path_factory: pytest.TempPathFactory,

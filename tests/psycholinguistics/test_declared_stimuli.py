@@ -6,12 +6,10 @@ import hashlib
 import json
 import math
 import re
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_server import serve_folder
 
 from antlm_bench.cli.app import run
 from antlm_bench.declarations import list_declarations
@@ -83,18 +81,12 @@ def test_stimuli_are_not_scored_and_suites_are_no_stimuli(capsys) -> None:
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Serve a folder on this machine; yield (folder, URL)."""
-    for name in ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE", "ANTLM_BENCH_DATA"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
-    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serve_folder(folder, monkeypatch) as url:
+        yield folder, url
 
 
 def write_toml(tmp_path: Path, url: str, data: str, texts: int) -> Path:
@@ -278,3 +270,20 @@ def test_saps_garden_path_effects_equal_a_plain_loop(
         for condition, mean in frame.groupby("condition").effect.mean().items():
             expected[condition, region] = mean
     assert got == pytest.approx(expected, abs=1e-3)
+
+
+def test_values_of_words_are_renamed_as_those_of_texts() -> None:
+    tables = {
+        "kind": "stimuli", "name": "mine", "version": "1", "title": "mine", "format": "csv",
+        "item": "story", "word": {"column": "word", "region": "zone"},
+        "copy": {"genre": "type"}, "rename": {"genre": {"n": "novel"}},
+        "data": {"where": ["{file}"], "files": {"words.csv": {}}},
+    }  # fmt: skip
+    rows = [{"story": "1", "word": word, "zone": "a", "type": "n"} for word in ("Cats", "sleep.")]
+
+    [stimulus] = build_stimuli(
+        StimuliSpec.model_validate(tables), iter(enumerate(rows, start=2)), "words.csv"
+    )
+
+    assert stimulus.text == "Cats sleep."
+    assert [segment.extra_columns for segment in stimulus.segments] == [{"genre": "novel"}] * 2

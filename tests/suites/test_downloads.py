@@ -7,13 +7,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from local_server import serve
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import downloads, files
@@ -28,19 +28,11 @@ class Server:
     def __init__(self) -> None:
         self.answer: Answer = send_whole
         self.ranges: list[str | None] = []
-        server = self
+        self.url = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.ranges.append(self.headers.get("Range"))
-                server.answer(self)
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/file"
-        options = {"poll_interval": 0.01}
-        threading.Thread(target=self.http.serve_forever, kwargs=options, daemon=True).start()
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        self.ranges.append(request.headers.get("Range"))
+        self.answer(request)
 
 
 def send(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
@@ -59,12 +51,10 @@ def send_whole(request: BaseHTTPRequestHandler) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
-    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(proxy, raising=False)
     local_server = Server()
-    yield local_server
-    local_server.http.shutdown()
-    local_server.http.server_close()
+    with serve(local_server.handle, monkeypatch) as url:
+        local_server.url = f"{url}/file"
+        yield local_server
 
 
 def send_half_then_rest(request: BaseHTTPRequestHandler) -> None:

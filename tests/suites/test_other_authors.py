@@ -13,14 +13,12 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import serve_folder
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands.catalog import describe_entry
@@ -110,14 +108,6 @@ def copy_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy
     these files (name in [data.files] -> its bytes).
     """
     folder = tmp_path / "served"
-    handler = partial(QuietHandler, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    arguments = {"poll_interval": 0.01}
-    threading.Thread(target=server.serve_forever, kwargs=arguments, daemon=True).start()
-    monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(proxy, raising=False)
 
     def copy(name: str, files: Mapping[str, bytes]) -> Path:
         shipped = shipped_declaration("tasks", name)
@@ -125,8 +115,7 @@ def copy_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy
         tables: dict[str, Any] = dict(parse_toml(shipped))
         data = tables["data"]
         path_template = data["sources"][0]["http"].split("/", 6)[6]
-        url = f"http://127.0.0.1:{server.server_address[1]}/{path_template}"
-        data["sources"] = [{"http": url}]
+        data["sources"] = [{"http": f"{url}/{path_template}"}]
         assert files.keys() <= data["files"].keys()
         data["files"] = {
             file: {"sha256": hashlib.sha256(body).hexdigest()} for file, body in files.items()
@@ -140,15 +129,8 @@ def copy_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy
         write_toml(toml, tables)
         return toml
 
-    yield copy
-    server.shutdown()
-    server.server_close()
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves a folder without a log."""
-
-    def log_message(self, format: str, *args: object) -> None: ...
+    with serve_folder(folder, monkeypatch) as url:
+        yield copy
 
 
 def make_file(name: str, record: Mapping[str, Any]) -> bytes:

@@ -11,10 +11,11 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from local_server import serve
 
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import downloads, files, loader, sources
@@ -32,28 +33,14 @@ class Net:
         self.asked: list[str] = []
         self.answers: dict[str, list[str]] = {}
         self.bodies: dict[str, bytes] = {}
-        net = self
+        self.url = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                path = self.path.split("?")[0]
-                net.asked.append(path)
-                script = net.answers.get(path, ["whole"])
-                net.answer(
-                    self,
-                    script.pop(0) if len(script) > 1 else script[0],
-                    net.bodies.get(path, BODY),
-                )
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path.split("?")[0]
+        self.asked.append(path)
+        script = self.answers.get(path, ["whole"])
+        how = script.pop(0) if len(script) > 1 else script[0]
+        self.answer(request, how, self.bodies.get(path, BODY))
 
     @staticmethod
     def answer(to: BaseHTTPRequestHandler, how: str, body: bytes) -> None:
@@ -83,15 +70,11 @@ class Net:
 
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
-    monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
     monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.0, 0.0))
     monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
-    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(proxy, raising=False)
-    one = Net()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+    net = Net()
+    with serve(net.handle, monkeypatch, "HTTP/1.1") as net.url:
+        yield net
 
 
 def suite(url: str = "http://127.0.0.1:9", **data: object) -> SuiteSpec:
