@@ -12,14 +12,14 @@ and S- are variances of the differences of their placements. Clusters of items, 
 are the units of the sample: the influences of a cluster's items are summed (Obuchowski 1997,
 Biometrics 53, 567-578).
 
-Near 1, few items vary, and a sample variance is too small or 0. Therefore each class has
-PRIOR_ITEMS more items, with the variance that placements have for an exponential model: A / (2 - A)
-- A^2 and 2 A^2 / (1 + A) - A^2 (Hanley & McNeil 1982, Radiology 143, 29-36), of which the mean is
-taken. The interval of one run is computed on the scale of log(A / (1 - A)), that of a difference on
-its own; both are Student's t with Satterthwaite's degrees of freedom. A difference has fewer where
-few placements differ much (`_df_from_kurtosis`). The variance of an AUC is at most A (1 - A) /
-min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945), so the interval of one run ends
-where Wilson's interval of a share of min(m, n) items ends.
+Near A = 1, few placements differ, and a sample variance is too small or 0. Therefore each class has
+PRIOR_ITEMS more items, with the variance of placements in an exponential model: the mean of
+A / (2 - A) - A^2 and 2 A^2 / (1 + A) - A^2 (Hanley & McNeil 1982, Radiology 143, 29-36). The
+interval of one run is computed on the scale of log(A / (1 - A)), that of a difference on its own
+scale; both are Student's t with Satterthwaite's degrees of freedom. A difference has fewer degrees
+of freedom if few placements differ much (`_df_from_kurtosis`). The variance of an AUC is at most
+A (1 - A) / min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945), so the interval of one
+run is cut at the ends of Wilson's interval of a share of min(m, n) items.
 
 By simulation (`benchmarks/coverage.py --only AUC`, docs/statistics.md), intervals of one run cover
 93 to 98.5%, and those of a difference 93 to 100%.
