@@ -211,7 +211,8 @@ def decide_out_of_sample(scores: Floats, labels: Bools, folds: Ints, metric: Met
 
 def choose_threshold(scores: Floats, labels: Bools, metric: MetricSpec) -> float:
     """Return the threshold for which the decisions "score > threshold" are best, the lowest of
-    several. It lies in the middle between two neighbouring scores, or is infinite.
+    several. It lies in the middle between two neighbouring scores, or is infinite. No threshold
+    accepts a score of -inf.
     """
     if not len(scores):
         return -np.inf
@@ -229,7 +230,8 @@ def choose_threshold(scores: Floats, labels: Bools, metric: MetricSpec) -> float
         predicted=np.column_stack([num_rejected, len(scores) - num_rejected]),
     )
     values = load_confusion_metric(metric.name).compute_many(totals)
-    best = int(np.argmax(np.round(values, 12)))
+    lowest = int(np.isneginf(distinct[0]))
+    best = lowest + int(np.argmax(np.round(values[lowest:], 12)))
     if best in (0, len(distinct)):
         return -np.inf if best == 0 else np.inf
     below, above = float(distinct[best - 1]), float(distinct[best])
