@@ -218,7 +218,8 @@ def decide_out_of_sample(scores: Floats, labels: Bools, folds: Ints, metric: Met
 
 def choose_threshold(scores: Floats, labels: Bools, metric: MetricSpec) -> float:
     """Return the threshold with the best decisions "score > threshold"; of equally good ones, the
-    lowest. It lies in the middle between two neighbouring scores, or is infinite.
+    lowest. It lies in the middle between two neighbouring scores, or is infinite. No threshold
+    accepts a score of -inf.
     """
     if not len(scores):
         return -np.inf
@@ -236,7 +237,8 @@ def choose_threshold(scores: Floats, labels: Bools, metric: MetricSpec) -> float
         predicted=np.column_stack([num_rejected, len(scores) - num_rejected]),
     )
     values = load_confusion_metric(metric.name).compute_many(totals)
-    best = int(np.argmax(np.round(values, 12)))
+    lowest = int(np.isneginf(distinct[0]))
+    best = lowest + int(np.argmax(np.round(values[lowest:], 12)))
     if best in (0, len(distinct)):
         return -np.inf if best == 0 else np.inf
     below, above = float(distinct[best - 1]), float(distinct[best])

@@ -48,7 +48,9 @@ class JudgementSpec(ItemSpec):
         """Return 1 for a label in `acceptable`, 0 for one in `unacceptable`. Raises DataError for
         another label.
         """
-        text = str(int(value)) if isinstance(value, bool | float) else str(value).strip()
+        # JSON writes a label as true or 1.0, too. Another number, such as a mean rating, is none.
+        is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+        text = str(int(value)) if is_whole else str(value).strip()  # type: ignore[call-overload]
         if text in self.acceptable:
             return 1
         if text in self.unacceptable:

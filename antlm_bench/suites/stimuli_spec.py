@@ -36,6 +36,7 @@ from antlm_bench.suites.templates import check_text, get_field
 CRITICAL = "critical"
 """Region of the critical word. The n-th word after it is the region `critical+n`."""
 DEFAULT_SPILLOVER = 2
+MAX_POSITION_DIGITS = 9
 LAYOUT_COLUMNS = ("item", "condition", "sentence")
 """Columns with a meaning that --columns renames in a file with a critical word."""
 
@@ -123,6 +124,8 @@ class StimuliSpec(SuiteDeclaration):
             raise ValueError("stimuli need either [[text]] tables or a [word] table")
         if len({text.condition is None for text in self.text}) > 1:
             raise ValueError("either all [[text]] tables have a `condition`, or none has")
+        if self.word and self.condition:
+            raise ValueError("`condition` has no meaning for stimuli with a [word] table")
         for name in self.copy_columns:
             if name in (*RESULT_COLUMNS, "item", "condition", "region"):
                 raise ValueError(f"`copy` must not contain {name!r}: the result has that column")
@@ -339,6 +342,15 @@ def _clean(text: str, replacements: Mapping[str, str]) -> str:
     return text.strip()
 
 
+def _copy_values(spec: StimuliSpec, record: Record, location: str) -> dict[str, str]:
+    """Return the columns of a row that `copy` names, with the values of `rename`."""
+    values = {}
+    for name, column in spec.copy_columns.items():
+        value = _get_string(record, column, location)
+        values[name] = spec.rename.get(name, {}).get(value, value)
+    return values
+
+
 def _get_string(record: Record, column: str, location: str) -> str:
     """Return a column of a row as text. Raises DataError if it is missing or empty."""
     value = str(get_field(record, column, location)).strip()
@@ -366,7 +378,7 @@ def _get_position(record: Record, column: str | None, location: str) -> int | No
     if column is None:
         return None
     value = _get_string(record, column, location)
-    if not value.isdecimal():
+    if not value.isdecimal() or len(value) > MAX_POSITION_DIGITS:
         raise DataError(
             f"{column!r} is {value!r:.40}, not the number of a word",
             location=location,

@@ -23,6 +23,7 @@ from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.metrics.records import ACCURACY, MCC
 from antlm_bench.prediction_schema import UNIGRAM
 from antlm_bench.statistics.known_coverage import THRESHOLDS
+from antlm_bench.suites.acceptability import JudgementSpec
 from antlm_bench.types import Bools, Floats, Summary
 
 
@@ -117,6 +118,20 @@ def test_decisions_are_those_of_a_plain_cross_validation(metric, score) -> None:
     assert view.value == pytest.approx(score(labels, expected))
 
 
+def test_the_threshold_is_the_best_one_also_with_scores_of_minus_infinity() -> None:
+    scores = np.array([-np.inf, -np.inf, -3.0, -2.0])
+    labels = np.array([True, True, False, True])
+
+    threshold = choose_threshold(scores, labels, MCC)
+
+    # Decisions "score > threshold" by hand: none, all but -inf, the last one.
+    correlations = {-np.inf: -0.5774, -2.5: 0.3333, np.inf: 0.0}
+    for cut, value in correlations.items():
+        assert matthews_corrcoef(labels, scores > cut) == pytest.approx(value, abs=1e-4)
+    assert threshold == -2.5
+    assert choose_threshold(scores[:3], labels[:3], MCC) == np.inf
+
+
 def test_scores_without_information_have_no_correlation() -> None:
     rng = np.random.default_rng(1)
     majority, n = 0.8, 200
@@ -202,3 +217,17 @@ def test_wrong_judgements_are_refused() -> None:
             from_rows([replace(judgement(0, 1, -1.0), labels={"a": "b"})]), suite="toy",
             method="causal", metric="auc", macro=["a"], groups=["a"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(True, 1), (False, 0), (1, 1), (0.0, 0), (1.0, 1), (" 1 ", 1), ("0", 0)],
+)
+def test_a_label_is_read_in_every_type(label: object, expected: int) -> None:
+    assert JudgementSpec().read_label(label, "judgements.jsonl:2") == expected
+
+
+@pytest.mark.parametrize("rating", [0.5, 1.5, -0.3, float("nan"), float("inf"), None])
+def test_a_rating_is_no_label(rating: object) -> None:
+    with pytest.raises(DataError, match=r"judgements.jsonl:2: the label 'label' must be one of"):
+        JudgementSpec().read_label(rating, "judgements.jsonl:2")

@@ -147,6 +147,33 @@ def test_rows_of_a_story_must_follow_each_other() -> None:
         build_stimuli(DECLARED["natural-stories"], numbered, "stories")
 
 
+WORDS_TOML = """
+kind = "stimuli"
+name = "stories"
+version = "1"
+title = "Stories"
+format = "csv"
+item = "item"
+word = { column = "word", region = "zone" }
+copy = { class = "pos" }
+rename.class = { NN = "noun" }
+data = { files = ["stories.csv"] }
+"""
+
+
+def test_copied_values_of_words_are_renamed(tmp_path: Path) -> None:
+    (tmp_path / "stories.csv").write_text("item,zone,word,pos\n1,1,The,DT\n1,2,cat,NN\n")
+    (tmp_path / "stories.toml").write_text(WORDS_TOML)
+    [stimulus] = load_stimuli(str(tmp_path / "stories.toml"))
+    assert [s.extra_columns["class"] for s in stimulus.segments] == ["DT", "noun"]
+
+
+def test_stimuli_of_words_have_no_condition(tmp_path: Path) -> None:
+    (tmp_path / "stories.toml").write_text(f'condition = "pos"\n{WORDS_TOML}')
+    with pytest.raises(BenchError, match="`condition` has no meaning"):
+        load_stimuli(str(tmp_path / "stories.toml"))
+
+
 # ---- a user's file, by options
 
 
