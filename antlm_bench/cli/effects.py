@@ -23,6 +23,7 @@ from antlm_bench.cli.surprisal import (
     ConditionsOption,
     PositionOption,
     SpilloverOption,
+    WordsOption,
     build_layout,
 )
 from antlm_bench.errors import UsageError
@@ -58,6 +59,7 @@ def effects_command(
         list[str] | None,
         model_option(metavar="item=A,condition=B", help="Column names of your file."),
     ] = None,
+    words: WordsOption = None,
     conditions: ConditionsOption = None,
     position: PositionOption = None,
     spillover: SpilloverOption = None,
@@ -105,7 +107,7 @@ def effects_command(
         str | None,
         settings_option(
             metavar="NAME",
-            help="With --model: causal, mlm, mlm-l2r, mntp.",
+            help="With --model: causal, mlm, mlm-l2r, mntp, seq2seq, infill.",
             show_default="the checkpoint's first",
         ),
     ] = None,
@@ -154,7 +156,9 @@ def effects_command(
 
         check_figure_suffix(figure)
     if not model:
-        _refuse_model_options({"method": method, **open_options}, conditions or position)
+        _refuse_model_options(
+            {"method": method, "words": words, **open_options}, conditions or position
+        )
     if (plot or item) and not figure:
         raise UsageError(
             "there is no figure",
@@ -178,6 +182,7 @@ def effects_command(
             columns=parse_column_map(columns),
             layout=build_layout(conditions, position, spillover),
             method=method,
+            words=words,
             options=build_options(OpenOptions, open_options),
             settings=settings,
         )

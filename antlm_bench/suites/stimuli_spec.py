@@ -313,6 +313,13 @@ def _layout_texts(columns: Mapping[str, str], layout: StimuliLayout) -> list[Tex
             location="--columns",
             hint=f"--conditions names the columns of the texts; leave out {name}=...",
         )
+    for name in conditions:
+        if conditions.count(name) > 1:
+            raise UsageError(
+                f"the column {name!r} is named twice",
+                location="--conditions",
+                hint="name a column per condition",
+            )
     num_texts = max(len(conditions), 1)
     if len(positions) not in (0, 1, num_texts):
         raise UsageError(
@@ -358,7 +365,7 @@ def _get_position(record: Record, column: str | None, location: str) -> int | No
     """Return the number of the critical word. Raises DataError if it is not a whole number."""
     if column is None:
         return None
-    value = _get_string(record, column, location)
+    value = _get_string(record, column, location).removesuffix(".0")  # pandas writes 7.0
     if not value.isdecimal():
         raise DataError(
             f"{column!r} is {value!r:.40}, not the number of a word",
