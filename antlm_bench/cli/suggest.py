@@ -19,7 +19,16 @@ LABELS = {
     "toml": "its content",
 }
 """Fact of a suggestion -> its label in formats for people."""
-BREAK_BEFORE = ("--layout", "--good", "--columns", "--by", "--out")
+BREAK_BEFORE = (
+    "--layout",
+    "--good",
+    "--columns",
+    "--conditions",
+    "--position",
+    "--by",
+    "--out",
+    "--per",
+)
 MAX_LINE = 80
 """Characters of a command that stands on one line."""
 

@@ -153,6 +153,13 @@ def test_layouts_have_different_digests_and_columns_keep_theirs(tmp_path: Path) 
     assert suites[0].digest.startswith("e832f41c3db09f3f")
 
 
+def test_different_spaces_around_a_pair_are_noted(tmp_path: Path) -> None:
+    ref = write_file(tmp_path, "a.csv", "good,bad\na cat,a cats\na dog, a dogs\n b , c \n")
+    assert loader.load_suite(ref).notes == (
+        "1 pair with different white space around the sentences, first a.csv:3",
+    )
+
+
 def test_the_layout_is_a_note(tmp_path: Path) -> None:
     lines = write_file(tmp_path, "a.txt", "A\nB\n")
     assert loader.load_suite(lines, good="second").notes == (
