@@ -105,7 +105,9 @@ def read_pairs(path: Path, request: SuiteRequest) -> tuple[SuiteSpec, records.Re
         )
     data_files = [_read_file(file, path, formats[file]) for file in paths]
     spec = _build_spec(path, formats[paths[0]], _list_columns(data_files))
-    if LAYOUTS[formats[paths[0]].layout].is_paired:
+    if not LAYOUTS[formats[paths[0]].layout].is_paired:
+        _check_both_labels(path, data_files, request.good)
+    else:
         spec = spec.model_copy(update={"notes": (*spec.notes, *_note_different_spaces(data_files))})
     return spec, [(each.name, each.location, iter(each.rows)) for each in data_files]
 
@@ -158,6 +160,19 @@ def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
         hint = f"layout {pair_format.layout}: {LAYOUTS[pair_format.layout].description}"
         raise DataError("0 rows", location=str(file), hint=hint)
     return _PairFile(name, str(file), frozenset(rows[0][1]), rows)
+
+
+def _check_both_labels(path: Path, data_files: Sequence[_PairFile], good: str) -> None:
+    """Raise DataError if all sentences with judgements are right, or all are wrong."""
+    labels = {pair["label"] for each in data_files for _, pair in each.rows}
+    if len(labels) > 1:
+        return
+    if good and labels == {0}:
+        message, hint = f"no sentence has the label {good!r}", "--good LABEL names a label"
+    else:
+        message = f"all sentences are {'right' if labels == {1} else 'wrong'}"
+        hint = "judgements need both, to be told apart; sentences alone: antlm-bench surprisal"
+    raise DataError(message, location=str(path), hint=hint)
 
 
 def _note_different_spaces(data_files: Sequence[_PairFile]) -> tuple[str, ...]:

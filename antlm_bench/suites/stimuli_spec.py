@@ -123,6 +123,11 @@ class StimuliSpec(SuiteDeclaration):
             raise ValueError("stimuli need either [[text]] tables or a [word] table")
         if len({text.condition is None for text in self.text}) > 1:
             raise ValueError("either all [[text]] tables have a `condition`, or none has")
+        conditions = [text.condition for text in self.text]
+        for condition in conditions:
+            if conditions.count(condition) > 1:
+                name = "the row's condition" if condition is None else repr(condition)
+                raise ValueError(f"two [[text]] tables have the condition {name}")
         for name in self.copy_columns:
             if name in (*RESULT_COLUMNS, "item", "condition", "region"):
                 raise ValueError(f"`copy` must not contain {name!r}: the result has that column")

@@ -216,6 +216,11 @@ def test_wrong_layouts_are_said(row, columns, layout, error, message) -> None:
     ("old", "new", "message"),
     [
         ("[[text]]", "[[texts]]", "unknown key 'texts'"),
+        (
+            '"unambiguous"\nposition',
+            '"ambiguous"\nposition',
+            "two .* have the condition 'ambiguous'",
+        ),
         ('condition = "unambiguous"\n', "", "either all \\[\\[text\\]\\] tables have a"),
         ('construction = "condition"', 'word = "condition"', "`copy` must not contain 'word'"),
         ("[rename.construction]", "[rename.cnstr]", "`rename` names 'cnstr'"),
