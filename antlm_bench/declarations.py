@@ -91,6 +91,7 @@ def _parse_shipped_toml(path: Path) -> dict[str, Any]:
 def _parse_toml(path: Path) -> dict[str, Any]:
     try:
         text = decode_utf8(read_regular_file(path, MAX_TOML_BYTES), str(path))
+        text = text.removeprefix("\ufeff")  # editors of Windows write it
     except OSError as error:
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}", location=str(path)

@@ -82,6 +82,17 @@ class CheckpointKeywords(OpenKeywords, total=False):
     """Folder or hub id of a tokenizer that replaces the checkpoint's."""
 
 
+class SurprisalKeywords(CheckpointKeywords, total=False):
+    """Options of `surprisal`: those for opening a checkpoint, and the layout of a user's table."""
+
+    conditions: Names
+    """Columns that hold a text per row each. The name of the column is the condition."""
+    position: Names
+    """Column with the number of the critical word, from 1: one, or one per condition."""
+    spillover: int | None
+    """Number of words after the critical one that are regions; default: 2."""
+
+
 class ScoreKeywords(WeightKeywords, total=False):
     """Options of `score`."""
 

@@ -25,6 +25,7 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import TIE_RULES, summarize
 from antlm_bench.notebook import ArrowTable, to_html_table
 from antlm_bench.predictions import concat_predictions
+from antlm_bench.printable import format_count
 from antlm_bench.runs.table_files import build_arrow_table
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import Method, default_method, resolve_method
@@ -84,6 +85,13 @@ class PairScores:
     def interval(self) -> tuple[float, float]:
         """The 95% interval (low, high) of that fraction."""
         return self.estimate.interval
+
+    def __repr__(self) -> str:
+        value, (low, high) = self.estimate.value, self.interval
+        pairs = format_count(len(self.predictions), "pair")
+        return (
+            f"<PairScores: {value:.4f} [{low:.4f}, {high:.4f}] of {pairs}, {self.summary.method}>"
+        )
 
     def _repr_html_(self) -> str:
         estimate = self.estimate

@@ -25,6 +25,7 @@ from antlm_bench.commands.finetune import FinetuneOptions
 from antlm_bench.commands.score import ScoreOptions
 from antlm_bench.commands.train import TrainOptions
 from antlm_bench.errors import UsageError
+from antlm_bench.suites.stimuli_spec import StimuliLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = [
@@ -240,6 +241,22 @@ def test_frames_are_scored_like_lists(scorer: antlm_bench.Scorer) -> None:
     plain = antlm_bench.surprisal(scorer, texts).rows
     assert [row["surprisal_bits"] for row in rows] == [row["surprisal_bits"] for row in plain]
     assert [row["n"] for row in rows] == ["1", "1", "2", "2"]
+    assert repr(by_frame).startswith("<PairScores: ") and "of 2 pairs" in repr(by_frame)
+
+
+def test_keywords_describe_a_table_with_critical_words(scorer: antlm_bench.Scorer) -> None:
+    rows = {"a": ["the cat sees"], "b": ["no dogs"], "at_a": [2], "at_b": [1]}
+    frame = pytest.importorskip("pandas").DataFrame(rows)
+    layout = StimuliLayout(("a", "b"), ("at_a", "at_b"), 0)
+    result = antlm_bench.surprisal(
+        scorer, frame, conditions=["a", "b"], position=["at_a", "at_b"], spillover=0
+    )
+    assert result.rows == antlm_bench.surprisal(scorer, frame, text_layout=layout).rows
+    assert [row["word"] for row in result.rows if row["region"]] == ["cat", "no"]
+    assert repr(result).startswith("<SurprisalTable: 5 rows of 2 texts, ")
+    for wrong in ({"spillover": 1.5}, {"position": 3}, {"text_layout": layout}):
+        with pytest.raises(antlm_bench.BenchError, match=str(next(iter(wrong)))):
+            antlm_bench.surprisal(scorer, frame, conditions="a", **wrong)
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from antlm_bench.cli.surprisal import (
     ConditionsOption,
     PositionOption,
     SpilloverOption,
+    WordsOption,
     build_layout,
 )
 from antlm_bench.errors import UsageError
@@ -59,6 +60,7 @@ def effects_command(
         list[str] | None,
         model_option(metavar="item=A,condition=B", help="Column names of your file."),
     ] = None,
+    words: WordsOption = None,
     conditions: ConditionsOption = None,
     position: PositionOption = None,
     spillover: SpilloverOption = None,
@@ -157,7 +159,9 @@ def effects_command(
 
         check_figure_suffix(figure)
     if not model:
-        _refuse_model_options({"method": method, **open_options}, conditions or position)
+        _refuse_model_options(
+            {"method": method, "words": words, **open_options}, conditions or position
+        )
     if (plot or item) and not figure:
         raise UsageError(
             "there is no figure",
@@ -181,6 +185,7 @@ def effects_command(
             columns=parse_column_map(columns),
             layout=build_layout(conditions, position, spillover),
             method=method,
+            words=words,
             options=build_options(OpenOptions, open_options),
             settings=settings,
         )

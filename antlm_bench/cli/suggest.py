@@ -19,7 +19,16 @@ LABELS = {
     "toml": "its content",
 }
 """Field of a Suggestion -> its label in tables."""
-BREAK_BEFORE = ("--layout", "--good", "--columns", "--by", "--out")
+BREAK_BEFORE = (
+    "--layout",
+    "--good",
+    "--columns",
+    "--conditions",
+    "--position",
+    "--by",
+    "--out",
+    "--per",
+)
 """Options before which a long command is broken."""
 MAX_LINE = 80
 """Longest command that is printed on one line."""

@@ -28,6 +28,16 @@ STIMULI_HELP = (
     "sentence) or per region (columns text and region), optionally columns item, condition and "
     "prefix; SyntaxGym's .json. All other columns are copied to the result."
 )
+WordsOption = Annotated[
+    str | None,
+    input_option(
+        "--words",
+        metavar="RULE",
+        help="What a word is: spaces, characters, icu, jieba (Chinese), fugashi (Japanese), "
+        "pythainlp (Thai). Needed for text without spaces.",
+        show_default="spaces",
+    ),
+]
 ConditionsOption = Annotated[
     list[str] | None,
     input_option(
@@ -89,15 +99,7 @@ def surprisal_command(
         Literal["token", "word", "region", "sentence"],
         input_option(metavar="UNIT", help="A row per token, word, region or sentence."),
     ] = "word",
-    words: Annotated[
-        str | None,
-        input_option(
-            metavar="RULE",
-            help="What a word is: spaces, characters, icu, jieba (Chinese), fugashi (Japanese), "
-            "pythainlp (Thai). Needed for text without spaces.",
-            show_default="spaces",
-        ),
-    ] = None,
+    words: WordsOption = None,
     columns: Annotated[
         list[str] | None,
         input_option(metavar="sentence=A,item=B", help="Column names of your file."),

@@ -84,14 +84,15 @@ def effects_of_models(
     columns: Mapping[str, str] | None = None,
     layout: StimuliLayout | None = None,
     method: str | None = None,
+    words: str | None = None,
     options: OpenOptions | None = None,
     settings: DesignKeywords | None = None,
 ) -> DesignResult:
     """Compute the surprisal of stimuli under one or several models, then its effects.
 
-    models: as in `surprisal`. stimuli, columns, layout, method, options: see `surprisal`. settings:
-    see `effects`; a declaration of stimuli has defaults for them. Raises the errors of both
-    functions.
+    models: as in `surprisal`. stimuli, columns, layout, method, words, options: see `surprisal`.
+    settings: see `effects`; a declaration of stimuli has defaults for them. Raises the errors of
+    both functions.
     """
     from antlm_bench.commands.surprisal import surprisal  # it imports torch
 
@@ -109,7 +110,13 @@ def effects_of_models(
             per=design.per or declared.per,
         )
     table = surprisal(
-        models, stimuli, columns=columns, text_layout=layout, method=method, options=options
+        models,
+        stimuli,
+        columns=columns,
+        text_layout=layout,
+        method=method,
+        words=words,
+        options=options,
     )
     rows = [(stimuli, row) for row in table.rows]
     experiment = build_experiment_table(rows, stimuli, {}, design)

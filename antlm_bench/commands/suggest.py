@@ -256,8 +256,22 @@ def _detect_labelled_lines(file: _SampledFile, rows: Rows) -> list[Suggestion]:
         return []
     labels = [row["label"] for row in parsed]
     if not profile.says_which_is_right(labels):
+        _check_labels(file, lines)
         return []
     return _suggest_labelled(file, parsed, {}) or [_describe_unpaired_lines(file)]
+
+
+def _check_labels(file: _SampledFile, lines: Sequence[str]) -> None:
+    """Raise DataError if each line has a label before a tab, but the labels say nothing."""
+    labels = list(dict.fromkeys(line.partition("\t")[0].strip() for line in lines))
+    if len(labels) > profile.MAX_LABELS or not all("\t" in line for line in lines):
+        return
+    command = shlex.join([*SCORE_WORDS, file.ref, "--layout", "labelled", "--good", "LABEL"])
+    raise DataError(
+        f"the labels {', '.join(map(repr, labels))} do not say which sentence is right",
+        location=str(file.first),
+        hint=f"write True and False, or name the label of right sentences: {command}",
+    )
 
 
 def _describe_unpaired_lines(file: _SampledFile) -> Suggestion:
@@ -265,8 +279,8 @@ def _describe_unpaired_lines(file: _SampledFile) -> Suggestion:
         what="single sentences with judgements, not in pairs",
         why="the lines have labels, but right ones are not followed by their wrong ones",
         certainty=LIKELY,
-        command=shlex.join(["antlm-bench", "suggest", str(file.root.with_suffix(".tsv"))]),
-        which="the labels say it; save the lines below a first line label<TAB>sentence as .tsv",
+        command=_score_command(file, PairFormat("judgements")),
+        which="the labels say it",
     )
 
 
@@ -413,18 +427,22 @@ def _detect_positions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
     if len(sentences) != 2 or not positions:
         return []
     sentences.sort(key=lambda name: "unambiguous" in words[name])
-    commands = [
-        _surprisal_command(file, {"sentence": name}, "--out", f"{slugify_title(name)}.csv")
-        for name in sentences
-    ]
+    positions.sort(key=lambda name: any(part.startswith("unamb") for part in words[name]))
+    if len(positions) > 2 or any("," in name for name in (*sentences, *positions)):
+        return []
+    layout = ["--conditions", ",".join(sentences), "--position", ",".join(positions)]
+    effects = ["antlm-bench", "effects", "words.csv", "--baseline", sentences[1]]
+    items = [str(row.get("item")) for row in rows]
+    if len(set(items)) < len(items) and "condition" in rows[0]:
+        effects += ["--per", "row_condition"]  # the result's name of the column
     return [
         Suggestion(
             what="ambiguous and unambiguous sentences with the position of the critical word",
             why=f"the columns {', '.join(map(repr, [*sentences, *positions]))}; the effect is the "
-            "surprisal of the critical word in the first minus that in the second, in the rows "
-            f"whose word_index is {' or '.join(positions)}",
+            "surprisal of the critical word in the first minus that in the second",
             certainty=CERTAIN,
-            command="\n".join(commands),
+            command=_surprisal_command(file, {}, *layout, "--out", "words.csv")
+            + f"\n{shlex.join(effects)}",
         )
     ]
 
@@ -512,13 +530,17 @@ def _suggest_judgements(
     (sentence, label), (good, bad) = columns, labels
     options = [] if sentence == "sentence" else [{"scored": f"{{{sentence}}}"}]
     item = {"options": options, "gold": label, "acceptable": [good], "unacceptable": [bad]}
+    names = {"sentence": sentence, "label": label}
+    own_names = {ours: name for ours, name in names.items() if ours != name}
     return Suggestion(
         what="single sentences with judgements"
         + ("" if labels_decide else f", if {good!r} is the label of acceptable ones"),
         why=f"{label!r} is {good!r} or {bad!r}, and {sentence!r} has no partner in other rows",
         certainty=LIKELY,
         which=f"{good!r} calls a sentence acceptable" if labels_decide else UNKNOWN_RIGHT,
-        command=shlex.join([*SCORE_WORDS, str(file.toml_path)]),
+        command=_score_command(
+            file, PairFormat("judgements", own_names, "" if labels_decide else good)
+        ),
         **_build_toml(file, "acceptability", {"item": item}),
     )
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from antlm_bench.arguments import describe_argument
+from antlm_bench.arguments import check_value, describe_argument
 from antlm_bench.checkpoints import (
     Checkpoint,
     OpenOptions,
@@ -29,7 +29,7 @@ from antlm_bench.commands.surprisal_rows import (
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
-from antlm_bench.printable import format_count
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import (
     check_table_suffix,
@@ -72,11 +72,13 @@ from antlm_bench.words import WORD_RULES
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from antlm_bench.keywords import CheckpointKeywords
+    from antlm_bench.keywords import SurprisalKeywords
 
 MAX_BLOCK_CHARACTERS = 2**19
 """Largest number of characters of the texts that are tokenized at a time."""
 LONG_TEXTS = ("window", "leave")
+LAYOUT_KEYWORDS = ("conditions", "position", "spillover")
+"""Keywords that give a StimuliLayout."""
 BOW_CORRECTION = "word-boundary"
 """The correction that --bow-correction applies."""
 
@@ -114,6 +116,11 @@ class SurprisalTable(TableResult):
     def table(self) -> ArrowTable:
         """The rows as columns, for pandas, polars or Arrow."""
         return ArrowTable(rows_to_table(self.rows))
+
+    def __repr__(self) -> str:
+        rows, texts = format_count(len(self.rows), "row"), format_count(self.texts, "text")
+        models = ", ".join(self.models)
+        return make_printable(f"<SurprisalTable: {rows} of {texts}, {models}, {self.method}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ def surprisal(
     join: str = " ",
     long_texts: str = "window",
     options: OpenOptions | None = None,
-    **settings: Unpack[CheckpointKeywords],
+    **settings: Unpack[SurprisalKeywords],
 ) -> SurprisalTable:
     """Compute the surprisal of each token, word, region or sentence of some stimuli.
 
@@ -183,7 +190,8 @@ def surprisal(
     words: a key of words.WORD_RULES, which says what a word is; None = text between white space,
     which refuses texts of scripts without spaces.
     columns: for a file or frame, our column -> its column.
-    text_layout: for a file or frame with a critical word, or with a text per condition in a row.
+    text_layout: for a file or frame with a critical word, or with a text per condition in a row;
+    conditions, position and spillover say the same.
     correction: a name of scoring.word_corrections.CORRECTIONS (causal only); None or "none" = no
     correction. bow_correction: short for correction="word-boundary".
     add: columns rank, entropy and top-K (commands.surprisal_rows.AddedColumns).
@@ -191,7 +199,8 @@ def surprisal(
     context: a text that the model reads before each text, and that is not scored. join: characters
     between it, or a file's column `prefix`, and the scored text.
     long_texts: "window" = overlapping windows (scoring.token_scores); "leave" = no values.
-    options, settings: options for opening a checkpoint; settings replace those of `options`.
+    options: for opening a checkpoint. settings: conditions, position, spillover, and options for
+    opening a checkpoint, which replace those of `options`.
 
     The surprisal of a unit is the sum of -log2 P(token | what the method lets the model see) over
     its tokens. It is None if a token cannot be scored. Words that share a token have one surprisal,
@@ -206,8 +215,9 @@ def surprisal(
     _check_arguments(stimuli, out, method, by, columns)
     if words is not None:
         check_string(words, "words", f"one of {', '.join(WORD_RULES)}")
-    check_options(options, OpenOptions, settings)
-    options = replace(options or OpenOptions(), **settings)
+    opening, text_layout = _split_layout(settings, text_layout)
+    check_options(options, OpenOptions, opening)
+    options = replace(options or OpenOptions(), **opening)
     path = None if out is None else Path(out)
     if path:
         check_table_suffix(path)
@@ -267,6 +277,32 @@ def _check_arguments(
     check_string(by, "by", f"one of {', '.join(UNITS)}")
     if columns is not None:
         check_columns(columns)
+
+
+def _split_layout(
+    settings: Mapping[str, Any], text_layout: StimuliLayout | None
+) -> tuple[dict[str, Any], StimuliLayout | None]:
+    """Return the settings for opening a checkpoint, and the layout that the others describe.
+
+    Raises UsageError for a value of another type, and if the layout is given twice.
+    """
+    opening = dict(settings)
+    given = {name: opening.pop(name) for name in LAYOUT_KEYWORDS if name in opening}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return opening, text_layout
+    if text_layout:
+        raise UsageError(
+            "text_layout is given, too", location=next(iter(given)), hint="leave one of them out"
+        )
+    names = {
+        name: tuple(check_texts([value] if isinstance(value, str) else value, name))
+        for name, value in given.items()
+        if name != "spillover"
+    }
+    spillover = check_value("surprisal", "spillover", given.get("spillover"), int | None)
+    layout = StimuliLayout(names.get("conditions", ()), names.get("position", ()), spillover)
+    return opening, layout
 
 
 def _choose(value: object, choices: Sequence[str], location: str) -> str:

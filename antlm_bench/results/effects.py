@@ -7,6 +7,7 @@ the sum of the surprisals of its words there. Differences and interactions are t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -301,6 +302,12 @@ def parse_contrast(text: str, cells: Mapping[str, DesignCell]) -> Contrast:
             factor = float(number) if star else 1.0
         except ValueError:
             factor, name = 1.0, word
+        if not math.isfinite(factor):
+            raise UsageError(
+                f"the weight {number.strip()!r} in {text!r} is not a finite number",
+                location="--contrast",
+                hint="weights are numbers such as 0.5, e.g. 'a - 0.5*b - 0.5*c'",
+            )
         name = name.strip()
         if name not in cells:
             raise UsageError(
@@ -312,7 +319,13 @@ def parse_contrast(text: str, cells: Mapping[str, DesignCell]) -> Contrast:
         weights[cell] = weights.get(cell, 0.0) + sign * factor
     weights = {cell: weight for cell, weight in weights.items() if weight}
     total = sum(weights.values())
-    if not weights or abs(total) > 1e-9:
+    if not weights:
+        raise UsageError(
+            f"all weights of {text!r} cancel out",
+            location="--contrast",
+            hint="a contrast is a difference of conditions, e.g. 'a - b'",
+        )
+    if abs(total) > 1e-9:
         raise UsageError(
             f"the weights of {text!r} sum to {total:g}, not to 0",
             location="--contrast",

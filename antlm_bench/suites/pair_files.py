@@ -10,6 +10,7 @@ from typing import Any
 
 from antlm_bench.declarations import expand_user_path, is_file, is_folder, list_declarations
 from antlm_bench.errors import DataError
+from antlm_bench.printable import format_count
 from antlm_bench.suites import files, pair_layouts, records
 from antlm_bench.suites.acceptability import AcceptabilitySpec, JudgementSpec
 from antlm_bench.suites.declaration_types import FileSpec
@@ -105,7 +106,11 @@ def read_pairs(path: Path, request: SuiteRequest) -> tuple[SuiteSpec, records.Re
         )
     data_files = [_read_file(file, path, formats[file]) for file in paths]
     spec = _build_spec(path, formats[paths[0]], _list_columns(data_files))
-    return spec, [(each.name, each.location, each.rows) for each in data_files]
+    if not LAYOUTS[formats[paths[0]].layout].is_paired:
+        _check_both_labels(path, data_files, request.good)
+    else:
+        spec = spec.model_copy(update={"notes": (*spec.notes, *_note_different_spaces(data_files))})
+    return spec, [(each.name, each.location, iter(each.rows)) for each in data_files]
 
 
 def choose_format(name: str, request: SuiteRequest) -> PairFormat:
@@ -149,19 +154,54 @@ class _PairFile:
     location: str
     columns: frozenset[str]
     """Fields of the first pair."""
-    rows: records.Records
+    rows: list[tuple[int, records.Record]]
+    """(line, pair) of each pair."""
 
 
 def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
     raw = files.read_bytes(file)
-    rows = pair_layouts.read_pairs(raw, file.name.lower(), str(file), pair_format)
-    first = next(rows, None)
-    if first is None:
+    rows = list(pair_layouts.read_pairs(raw, file.name.lower(), str(file), pair_format))
+    if not rows:
         hint = f"layout {pair_format.layout}: {LAYOUTS[pair_format.layout].description}"
         raise DataError("0 rows", location=str(file), hint=hint)
-    return _PairFile(
-        name_in_folder(file, root), str(file), frozenset(first[1]), chain([first], rows)
-    )
+    return _PairFile(name_in_folder(file, root), str(file), frozenset(rows[0][1]), rows)
+
+
+def _check_both_labels(path: Path, data_files: Sequence[_PairFile], good: str) -> None:
+    """Raise DataError if all sentences with judgements are right, or all are wrong."""
+    labels = {pair["label"] for each in data_files for _, pair in each.rows}
+    if len(labels) > 1:
+        return
+    if good and labels == {0}:
+        message, hint = f"no sentence has the label {good!r}", "--good LABEL names a label"
+    else:
+        message = f"all sentences are {'right' if labels == {1} else 'wrong'}"
+        hint = "judgements need both, to be told apart; sentences alone: antlm-bench surprisal"
+    raise DataError(message, location=str(path), hint=hint)
+
+
+def _note_different_spaces(data_files: Sequence[_PairFile]) -> tuple[str, ...]:
+    """Return a note on pairs whose sentences differ in the white space around them, as in the row
+    `The cat sleeps., The cat sleep.`; () if there are none.
+
+    The texts are scored as they are, and tokens differ with the space before them.
+    """
+    locations = [
+        f"{each.name}:{line}"
+        for each in data_files
+        for line, pair in each.rows
+        if len({_outer_spaces(pair.get(name)) for name in ("good", "bad")}) > 1
+    ]
+    if not locations:
+        return ()
+    count = format_count(len(locations), "pair")
+    return (f"{count} with different white space around the sentences, first {locations[0]}",)
+
+
+def _outer_spaces(text: object) -> tuple[int, int]:
+    """Return the number of white space characters before and after a text."""
+    text = str(text)
+    return len(text) - len(text.lstrip()), len(text) - len(text.rstrip())
 
 
 def _list_columns(data_files: Sequence[_PairFile]) -> set[str]:

@@ -37,6 +37,9 @@ BAD_LABELS = frozenset(
 )
 """Labels of wrong sentences, in lower case."""
 
+OTHER_MARKS = ("?", "#")
+"""Marks of sentences that are neither right nor wrong, at the beginning of a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairFormat:
@@ -92,8 +95,10 @@ def read_pairs(raw: bytes, name: str, location: str, pair_format: PairFormat) ->
     """
     check_format(pair_format)
     layout = LAYOUTS[pair_format.layout]
-    rows = _read_rows(raw, name, location, layout)
-    return layout.pair_rows(_rename_columns(rows, pair_format, location), pair_format, location)
+    rows = _rename_columns(_read_rows(raw, name, location, layout), pair_format, location)
+    if "label" in layout.columns:
+        rows = _refuse_missing_labels(rows, pair_format, location)
+    return layout.pair_rows(rows, pair_format, location)
 
 
 def check_format(pair_format: PairFormat) -> None:
@@ -172,6 +177,32 @@ def _match_columns(
             advice = f"; name it with --columns {column}=..."
             raise records.missing_column_error(candidates[0], record, location, advice)
     return names
+
+
+def _refuse_missing_labels(
+    rows: records.Records, pair_format: PairFormat, location: str
+) -> records.Records:
+    """Yield the rows. Raises DataError for an empty label where it is a missing one.
+
+    Linguists mark wrong sentences by a star and leave right ones unmarked. In a file with other
+    labels (1 and 0, or `good` and others), an empty one says nothing.
+    """
+    empty_line, line_by_label = 0, dict[str, int]()
+    max_other_labels = 1 if pair_format.good else 0
+    for line, row in rows:
+        label = format_label(row["label"])
+        if label and (pair_format.good or label != "*"):
+            line_by_label.setdefault(label, line)
+        elif not label:
+            empty_line = empty_line or line
+        if empty_line and len(line_by_label) > max_other_labels:
+            other, other_line = next(iter(line_by_label.items()))
+            raise DataError(
+                f"the label is empty, but line {other_line} has the label {other!r:.40}",
+                location=f"{location}:{empty_line}",
+                hint="label each sentence; without a label it is right only beside labels *",
+            )
+        yield line, row
 
 
 # ---- the layouts
@@ -326,6 +357,12 @@ def _parse_labelled_line(line: str, location: str) -> records.Record:
     stripped = line.lstrip()
     if stripped.startswith("*"):
         return {"label": "*", "sentence": stripped[1:].lstrip()}
+    if stripped.startswith(OTHER_MARKS):
+        raise DataError(
+            f"the mark of {stripped!r:.40} does not say whether the sentence is right",
+            location=location,
+            hint="mark wrong sentences by *, or write LABEL<TAB>SENTENCE and name --good LABEL",
+        )
     return {"label": "", "sentence": line}
 
 

@@ -256,9 +256,12 @@ def parse_table(rows: records.Records, columns: dict[str, str], location: str) -
         if key in first_locations:
             message = (
                 f"item {row['item']!r} has other rows at {first_locations[key]}, "
-                "with rows of another item in between"
+                "with rows of another item or condition in between"
             )
-            hint = "the rows of an item and condition must follow each other; sort the file"
+            hint = (
+                "the rows of an item and condition must follow each other: sort the file, or give "
+                "different texts different items"
+            )
             raise DataError(message, location=row_location, hint=hint)
         text_rows.append((row_location, row))
     finish_text()

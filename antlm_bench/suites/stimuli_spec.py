@@ -126,6 +126,11 @@ class StimuliSpec(SuiteDeclaration):
             raise ValueError("either all [[text]] tables have a `condition`, or none has")
         if self.word and self.condition:
             raise ValueError("`condition` has no meaning for stimuli with a [word] table")
+        conditions = [text.condition for text in self.text]
+        for condition in conditions:
+            if conditions.count(condition) > 1:
+                name = "the row's condition" if condition is None else repr(condition)
+                raise ValueError(f"two [[text]] tables have the condition {name}")
         for name in self.copy_columns:
             if name in (*RESULT_COLUMNS, "item", "condition", "region"):
                 raise ValueError(f"`copy` must not contain {name!r}: the result has that column")
@@ -309,6 +314,13 @@ def _layout_texts(columns: Mapping[str, str], layout: StimuliLayout) -> list[Tex
             location="--columns",
             hint=f"--conditions names the columns of the texts; leave out {name}=...",
         )
+    for name in conditions:
+        if conditions.count(name) > 1:
+            raise UsageError(
+                f"the column {name!r} is named twice",
+                location="--conditions",
+                hint="name a column per condition",
+            )
     num_texts = max(len(conditions), 1)
     if len(positions) not in (0, 1, num_texts):
         raise UsageError(
@@ -342,15 +354,6 @@ def _clean(text: str, replacements: Mapping[str, str]) -> str:
     return text.strip()
 
 
-def _copy_values(spec: StimuliSpec, record: Record, location: str) -> dict[str, str]:
-    """Return the columns of a row that `copy` names, with the values of `rename`."""
-    values = {}
-    for name, column in spec.copy_columns.items():
-        value = _get_string(record, column, location)
-        values[name] = spec.rename.get(name, {}).get(value, value)
-    return values
-
-
 def _get_string(record: Record, column: str, location: str) -> str:
     """Return a column of a row as text. Raises DataError if it is missing or empty."""
     value = str(get_field(record, column, location)).strip()
@@ -366,7 +369,7 @@ def _get_renamed(spec: StimuliSpec, name: str, record: Record, column: str, loca
 
 
 def _copy_values(spec: StimuliSpec, record: Record, location: str) -> dict[str, str]:
-    """Return the columns that are copied from a row."""
+    """Return the columns of a row that `copy` names, with the values of `rename`."""
     return {
         name: _get_renamed(spec, name, record, column, location)
         for name, column in spec.copy_columns.items()
@@ -377,7 +380,7 @@ def _get_position(record: Record, column: str | None, location: str) -> int | No
     """Return the number of the critical word. Raises DataError if it is not a whole number."""
     if column is None:
         return None
-    value = _get_string(record, column, location)
+    value = _get_string(record, column, location).removesuffix(".0")  # pandas writes 7.0
     if not value.isdecimal() or len(value) > MAX_POSITION_DIGITS:
         raise DataError(
             f"{column!r} is {value!r:.40}, not the number of a word",

@@ -21,9 +21,11 @@ from typer.main import get_command
 from antlm_bench import load_suite, score
 from antlm_bench.cli.app import build_app, run
 from antlm_bench.cli.shared_options import PAIR_FORMAT_OPTIONS, _parse_pair_format
+from antlm_bench.cli.surprisal import build_layout
 from antlm_bench.commands.suggest import Suggestion, suggest
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites.stimuli import read_stimuli, split_into_units
+from antlm_bench.suites.stimuli_spec import load_stimuli
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.suites.templates import drop_single_clusters
 
@@ -221,17 +223,23 @@ def test_garden_paths_are_read_word_by_word(strangers: Path) -> None:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     (suggestion,) = suggest(str(path))
-    for command, column in zip(
-        suggestion.command.split("\n"), ("ambiguous", "unambiguous"), strict=True
-    ):
-        options = parse_command(command, "surprisal")
-        columns = dict(each.split("=") for each in options["columns"])
-        stimuli = read_stimuli(Path(options["source"]), columns)
-        assert [each.text for each in stimuli] == [row[column] for row in rows]
-        units = split_into_units(stimuli[:1], "word")
-        position = int(rows[0][f"disambPosition{'Amb' if column == 'ambiguous' else 'Unamb'}"])
-        (critical,) = (each.row["word"] for each in units if each.row["word_index"] == position)
-        assert critical == "deserved"
+    first, second = suggestion.command.split("\n")
+    options = parse_command(first, "surprisal")
+    layout = build_layout(options["conditions"], options["position"], options["spillover"])
+    stimuli = load_stimuli(options["source"], {}, layout)
+    columns = ("ambiguous", "unambiguous")
+    assert [each.text for each in stimuli] == [row[name] for row in rows for name in columns]
+    units = split_into_units(stimuli[:2], "word")
+    assert [u.row["word"] for u in units if u.row["region"] == "critical"] == ["deserved"] * 2
+    effects = parse_command(second, "effects")
+    assert (effects["baseline"], effects["per"]) == (["unambiguous"], ["row_condition"])
+
+
+def test_lines_with_labels_without_pairs_are_judgements(tmp_path: Path) -> None:
+    lines = "0\tWho a dog.\n1\tThe cat sleeps.\n1\tNobody came home.\n0\tSaw what she.\n"
+    (suggestion,) = suggest(write_file(tmp_path, "a.txt", lines))
+    suite = load_command(suggestion.command)
+    assert [item.gold for item in suite.items] == [0, 1, 1, 0]
 
 
 def test_judgements_of_jcola_are_no_pairs(strangers: Path, tmp_path: Path) -> None:
@@ -239,6 +247,7 @@ def test_judgements_of_jcola_are_no_pairs(strangers: Path, tmp_path: Path) -> No
     (suggestion,) = suggest(str(path))
     assert suggestion.what == "single sentences with judgements"
     assert 'acceptable = ["1"]' in suggestion.toml
+    assert len(load_command(suggestion.command).items) == 119
     if "acceptability" not in TASK_TYPES:
         pytest.skip("suites of single judgements are not registered")
     suite = load_toml(suggestion, tmp_path)
@@ -349,6 +358,7 @@ def test_small_files_of_stimuli_are_recognised(
         ("a.csv", "good;bad\nx;y\n", DataError, "separated by ';'"),
         ("a.tsv", "True\tThe cat sleeps.\nFalse\tThe cat sleep.\n", DataError, "no names of"),
         ("a.csv", "n,m\n1,2\n3,4\n", DataError, "no column holds sentences"),
+        ("a.txt", "ok\tThe cat sleeps.\n?\tThe cat sleep.\n", DataError, "'ok', '\\?' do not say"),
         ("a.xlsx", "x", DataError, "unknown file format"),
         ("x/.a.txt", "x", DataError, "there is no file of sentences in it"),
     ],

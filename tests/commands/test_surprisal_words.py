@@ -36,6 +36,16 @@ def test_chinese_without_a_rule_is_refused_before_the_model(tmp_path, capsys):
     assert "--words characters, icu, jieba" in error and not out.exists()
 
 
+def test_effects_with_models_take_a_rule_for_words(make_checkpoint, tmp_path, capsys):
+    rows = ["1,a,c,猫。", "1,b,c,狗。", "2,a,c,我猫。", "2,b,c,我狗。"]
+    stimuli = write(tmp_path / "zh.csv", "\n".join(["item,condition,region,text", *rows]) + "\n")
+    argv = ["effects", str(stimuli), "--model", str(make_checkpoint("causal", adds=True))]
+    assert run(argv) == 2 and "--words characters" in capsys.readouterr().err
+    assert run([*argv, "--words", "characters"]) == 0
+    assert run(["effects", str(stimuli), "--words", "characters"]) == 2
+    assert "--words" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_a_row_per_character(make_checkpoint, tmp_path, capsys):
     stimuli = write(tmp_path / "zh.txt", "我喜欢猫。\n")

@@ -201,7 +201,7 @@ def test_one_position_serves_all_texts_and_spillover_is_chosen() -> None:
 
 
 def test_a_sentence_per_row_keeps_its_condition() -> None:
-    rows = [{"Sentence": "one two", "at": "1", "condition": "x", "item": 3, "n": 5}]
+    rows = [{"Sentence": "one two", "at": 1.0, "condition": "x", "item": 3, "n": 5}]
     [stimulus] = read_stimuli_rows(rows, {"sentence": "Sentence"}, StimuliLayout((), ("at",)))
     assert (stimulus.item, stimulus.condition) == ("3", "x")
     assert regions(stimulus) == ["one", "two"]
@@ -217,6 +217,8 @@ def test_a_sentence_per_row_keeps_its_condition() -> None:
         ({"a": "b c", "at": "0"}, {}, StimuliLayout(("a",), ("at",)), DataError, "0 of 2 words"),
         ({"a": " ", "at": "1"}, {}, StimuliLayout(("a",), ("at",)), DataError, "'a' is empty"),
         ({}, {}, StimuliLayout(("a", "b", "c"), ("x", "y")), UsageError, "2 columns of positions"),
+        ({}, {}, StimuliLayout(("a", "a")), UsageError, "the column 'a' is named twice"),
+        ({"a": "b c", "at": "1.5"}, {}, StimuliLayout(("a",), ("at",)), DataError, "is '1.5'"),
         ({}, {"sentence": "x"}, BOTH, UsageError, "`sentence` is named, too"),
         ({}, {"region": "x"}, BOTH, UsageError, "unknown column 'region'"),
         ({}, {}, StimuliLayout((), (), 1), UsageError, "there is no critical word"),
@@ -233,6 +235,11 @@ def test_wrong_layouts_are_said(row, columns, layout, error, message) -> None:
     ("old", "new", "message"),
     [
         ("[[text]]", "[[texts]]", "unknown key 'texts'"),
+        (
+            '"unambiguous"\nposition',
+            '"ambiguous"\nposition',
+            "two .* have the condition 'ambiguous'",
+        ),
         ('condition = "unambiguous"\n', "", "either all \\[\\[text\\]\\] tables have a"),
         ('construction = "condition"', 'word = "condition"', "`copy` must not contain 'word'"),
         ("[rename.construction]", "[rename.cnstr]", "`rename` names 'cnstr'"),

@@ -248,6 +248,8 @@ def drop(column: str) -> pd.DataFrame:
         (make_frame(), {"factors": ["x", "y"]}, DataError, "has 1 part between '_', but there"),
         (make_frame(), {"contrasts": "ambiguous - b"}, UsageError, "unknown condition 'b'"),
         (make_frame(), {"contrasts": "ambiguous"}, UsageError, "sum to 1, not to 0"),
+        (make_frame(), {"contrasts": "ambiguous - ambiguous"}, UsageError, "cancel out"),
+        (make_frame(), {"contrasts": "nan*ambiguous - unambiguous"}, UsageError, "'nan'"),
         (
             make_frame(("a_x", "a_y", "b_x")),
             {"factors": ["f", "g"]},

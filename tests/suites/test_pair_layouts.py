@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,38 @@ def test_layouts_have_different_digests_and_columns_keep_theirs(tmp_path: Path) 
     assert loader.load_suite(table, layout="columns").digest == suites[0].digest
     # written before there were layouts
     assert suites[0].digest.startswith("e832f41c3db09f3f")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "good", "message"),
+    [
+        ("a.csv", "label,sentence\n1,a\n,b\n0,c\n", "", "a.csv:3: the label is empty, but line 2"),
+        ("a.csv", "label,sentence\ng,a\n*,b\n,c\n", "g", "a.csv:4: the label is empty, but line"),
+        ("a.jsonl", '{"label": null, "sentence": "a"}\n{"label": 0, "sentence": "b"}\n', "", ":1:"),
+        ("a.csv", "label,sentence\n1,a\n1,b\n", "", "all sentences are right"),
+        ("a.csv", "label,sentence\n1,a\n0,b\n", "ok", "no sentence has the label 'ok'"),
+        ("a.txt", "a cat\n*a dog\n??a cow\n", "", "a.txt:3: the mark of '??a cow'"),
+    ],
+)
+def test_judgements_that_say_nothing_are_refused(
+    tmp_path: Path, name: str, content: str, good: str, message: str
+) -> None:
+    ref = write_file(tmp_path, name, content)
+    with pytest.raises(DataError, match=re.escape(message)):
+        loader.load_suite(ref, layout="judgements", good=good)
+
+
+def test_sentences_without_a_mark_are_right_beside_stars(tmp_path: Path) -> None:
+    ref = write_file(tmp_path, "a.csv", "label,sentence\n,a\n*,b\n")
+    suite = loader.load_suite(ref, layout="judgements")
+    assert [item.gold for item in suite.items] == [1, 0]
+
+
+def test_different_spaces_around_a_pair_are_noted(tmp_path: Path) -> None:
+    ref = write_file(tmp_path, "a.csv", "good,bad\na cat,a cats\na dog, a dogs\n b , c \n")
+    assert loader.load_suite(ref).notes == (
+        "1 pair with different white space around the sentences, first a.csv:3",
+    )
 
 
 def test_the_layout_is_a_note(tmp_path: Path) -> None:
