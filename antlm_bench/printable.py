@@ -75,3 +75,9 @@ def to_csv_text(text: str) -> str:
 def from_csv_text(field: str) -> str:
     """Return the text of a CSV field (the inverse of `to_csv_text`)."""
     return field[1:] if field.startswith("'") and CSV_COMMAND.match(field) else field
+
+
+def format_decimals(value: float, spec: str) -> str:
+    """Return format(value, spec), e.g. "+.2f", without a sign if it rounds to 0: never "-0.00"."""
+    text = format(value, spec)
+    return text if text.strip("+-0.") else text.lstrip("+-")

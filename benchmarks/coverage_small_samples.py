@@ -12,6 +12,7 @@ import numpy as np
 from antlm_bench.metrics.bits_per_byte import document_contributions
 from antlm_bench.statistics import (
     Contrast,
+    DesignCell,
     mean_over_items,
     score_items,
     t_test_of_means,
@@ -77,9 +78,9 @@ def contrasts(n: int, num_cells: int) -> Draw:
 
     The surprisals of n items are lognormal and correlated by item; the last cell is more variable.
     """
-    weights: dict[tuple[str, ...], float] = {("a",): 1.0, ("b",): -1.0}
+    weights: dict[DesignCell, float] = {("a",): 1.0, ("b",): -1.0}
     if num_cells == 4:
-        weights = {("a", "a"): 1.0, ("a", "b"): -1.0, ("b", "a"): -1.0, ("b", "b"): 1.0}
+        weights = {("a", "c"): 1.0, ("a", "d"): -1.0, ("b", "c"): -1.0, ("b", "d"): 1.0}
     means, sd = np.arange(1.0, num_cells + 1), 0.6
     truth = float(np.array(list(weights.values())) @ means)
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from antlm_bench.metrics.records import ACQUISITION
 from antlm_bench.metrics.summary import rounded_estimate
+from antlm_bench.printable import format_decimals
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.types import Estimate, Floats, Summary
@@ -94,7 +95,7 @@ def summarize_acquisition(
         views = {"pearson": estimate(r, interval)}
         headline = views["pearson"] if is_significant else estimate(0.0, interval)
         outcome = "" if is_significant else f" counts as 0, since p > {significance:g}"
-        note = f"Pearson's r = {r:.3f}{outcome}: p = {p:.2g}, {coverage}"
+        note = f"Pearson's r = {format_decimals(r, '.3f')}{outcome}: p = {p:.2g}, {coverage}"
     return Summary(
         suite,
         method,

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
+from antlm_bench.printable import format_decimals
 from antlm_bench.registry import RecordType, Registry
 
 Target = str | Callable[..., Any]
@@ -208,9 +209,7 @@ class MetricSpec:
 
         sign: "+" also marks positive numbers.
         """
-        text = f"{self.scale * value:{sign}.{self.decimals}f}"
-        is_zero = not text.strip("+-0.")
-        return text.lstrip("+-") if is_zero else text
+        return format_decimals(self.scale * value, f"{sign}.{self.decimals}f")
 
     def format_interval(
         self, low: float, high: float, sign: str = "", tested: Collection[float] = ()

@@ -10,7 +10,7 @@ from antlm_bench.comparison import Comparison, Difference, RunComparison
 from antlm_bench.comparison.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_DIFFERENCE_INTERVAL
-from antlm_bench.printable import format_count, pluralize
+from antlm_bench.printable import format_count, format_decimals, pluralize
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
@@ -149,7 +149,7 @@ def _build_flips_table(
     """Build the table of items that the two runs answer differently."""
     records = []
     for flip in comparison.flipped[:flips]:
-        margin_text = None if flip.margin is None else f"{flip.margin:+.2f}"
+        margin_text = None if flip.margin is None else format_decimals(flip.margin, "+.2f")
         record: dict[str, object] = {
             "item": flip.id,
             "reference": flip.a,
@@ -306,9 +306,10 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
         )
     if head.margin:
         m = head.margin
+        value, low, high = (format_decimals(x, "+.3f") for x in (m.value, m.low, m.high))
         notes.append(
-            f"change of the log-probability gap of the right option: {m.value:+.3f} nats (95% CI "
-            f"[{m.low:+.3f}, {m.high:+.3f}])"
+            f"change of the log-probability gap of the right option: {value} nats (95% CI "
+            f"[{low}, {high}])"
         )
     if tests := describe_families(comparison, by):
         notes.append(f"p of groups: {tests}")

@@ -14,8 +14,9 @@ from typing import Any
 
 from antlm_bench.errors import UsageError
 from antlm_bench.notebook import to_html_table
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_decimals, make_printable
 from antlm_bench.reporting import charts
+from antlm_bench.reporting.effects_table import format_mean_interval
 from antlm_bench.reporting.figures import (
     PANELS_PER_ROW,
     SIGNIFICANCE_LEVEL,
@@ -226,7 +227,7 @@ def _plot_effects(result: DesignResult, regions: Sequence[str]) -> DesignPlot:
         label = " · ".join(
             filter(None, [*values, effect.region, effect.name if has_several_effects else ""])
         )
-        row = _row(result, effect.group.get("model", ""), effect.mean, label)
+        row = _row(result, effect.group.get("model", ""), effect.mean, label, is_difference=True)
         row |= {"row": make_printable(label or effect.name), "low": effect.mean.low}
         row["hollow"] = effect.adjusted is None or effect.adjusted >= SIGNIFICANCE_LEVEL
         rows.append(row)
@@ -274,9 +275,17 @@ def _bar_category(mean: CellMean, per: Sequence[str]) -> str:
     return ", ".join(mean.group[column] for column in per) or mean.region or "text"
 
 
-def _row(result: DesignResult, condition: str, mean: ItemMean, label: str) -> dict[str, Any]:
-    interval = "" if mean.low is None else f" [{mean.low:.2f}, {mean.high:.2f}]"
-    text = f"{mean.value:.2f}{interval} {result.unit}".strip()
+def _row(
+    result: DesignResult,
+    condition: str,
+    mean: ItemMean,
+    label: str,
+    is_difference: bool = False,
+) -> dict[str, Any]:
+    interval = format_mean_interval(mean, is_difference)
+    sign = "+" if is_difference else ""
+    words = (format_decimals(mean.value, f"{sign}.2f"), interval, result.unit)
+    text = " ".join(filter(None, words))
     return {
         "series": condition,
         "value": mean.value,
@@ -301,9 +310,7 @@ def _build_plot(
     y_title = f"surprisal, {result.unit}" if result.unit else "surprisal"
     # The values of a single item are no means and have no intervals.
     has_intervals = any(row["low"] is not None for row in rows)
-    caption = (
-        f"Means with 95% intervals over items, {title}." if has_intervals else f"Values, {title}."
-    )
+    values = "Means with 95% intervals over items" if has_intervals else "Values"
     present = {tuple(row["group"].items()) for row in rows}
     in_order = [tuple(group.items()) for group in result.groups]
     groups = [group for group in in_order if group in present] or sorted(present)
@@ -320,7 +327,7 @@ def _build_plot(
                 section=kind,
                 name=f"{kind}.{name}",
                 title=name,
-                caption=caption,
+                caption=f"{values}, {title}.",
                 series=result.conditions,
                 present_series=frozenset(row["series"] for row in panel_rows),
                 draw=partial(

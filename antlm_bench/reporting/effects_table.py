@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.printable import format_decimals
 from antlm_bench.reporting.comparison_table import format_p_value
-from antlm_bench.reporting.table import Table, TableCell, TableColumn, TableRow, build_row
+from antlm_bench.reporting.table import (
+    MISSING,
+    Table,
+    TableCell,
+    TableColumn,
+    TableRow,
+    build_row,
+)
 from antlm_bench.results.effects import DesignResult
 from antlm_bench.statistics import ItemMean
 
@@ -40,7 +49,7 @@ def build_effects_table(result: DesignResult, title: str = "") -> Table:
                 *((effect.region,) if has_regions else ()),
                 effect.name,
                 _number_cell(mean.value, "+.2f", mean.low, mean.high),
-                TableCell(text=_format_interval(mean, "+.2f")),
+                TableCell(text=format_mean_interval(mean, is_difference=True) or MISSING),
                 _number_cell(mean.t, ".2f"),
                 TableCell(mean.df or None),
                 TableCell(mean.p, format_p_value(mean.p)),
@@ -74,7 +83,7 @@ def _build_means_table(result: DesignResult, names: Sequence[str], has_regions: 
             *((cell.region,) if has_regions else ()),
             cell.condition,
             _number_cell(cell.mean.value, ".2f", cell.mean.low, cell.mean.high),
-            TableCell(text=_format_interval(cell.mean, ".2f")),
+            TableCell(text=format_mean_interval(cell.mean) or MISSING),
             TableCell(cell.mean.n),
         )
         for cell in result.means
@@ -130,13 +139,18 @@ def _number_cell(
 ) -> TableCell:
     if value is None:
         return TableCell(None)
-    return TableCell(value, format(value, spec), low, high)
+    return TableCell(value, format_decimals(value, spec), low, high)
 
 
-def _format_interval(mean: ItemMean, spec: str) -> str:
+def format_mean_interval(mean: ItemMean, is_difference: bool = False) -> str:
+    """Return `[-1.20, +0.35]`, "" without an interval.
+
+    An end of a difference is written like 0 only if the interval holds 0.
+    """
     if mean.low is None or mean.high is None:
-        return "–"
-    return f"[{mean.low:{spec}}, {mean.high:{spec}}]"
+        return ""
+    sign, tested = ("+", (0.0,)) if is_difference else ("", ())
+    return get_metric_spec("surprisal").format_interval(mean.low, mean.high, sign, tested)
 
 
 def _describe_tests(result: DesignResult) -> str:

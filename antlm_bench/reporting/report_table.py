@@ -195,6 +195,11 @@ def build_legend(report: Report) -> str:
     sentences = join_interval_methods(methods)
     if any(result.score and result.score.is_mean for result in results):
         sentences.append("Means of several tasks, suites or groups: their variances are added.")
+    if names := _list_shared_trainings(results):
+        sentences.append(
+            f"Tasks scored with the same finetuned models ({names}) vary together over seeds: "
+            "there, standard deviations are added."
+        )
     if any(column.source for column in report.columns):
         sentences.append("Published numbers have no interval, and their own macro-average.")
     values_per_row = [
@@ -208,6 +213,19 @@ def build_legend(report: Report) -> str:
     if report.collection:
         sentences.append(_describe_macro_average(report))
     return " ".join(sentences)
+
+
+def _list_shared_trainings(results: Sequence[MemberResult]) -> str:
+    """Return the tasks of several seeds whose models are those of another task: `mnli, mnli-mm`."""
+    shared: dict[str, None] = {}
+    for result in results:
+        tasks_by_training: dict[str, list[str]] = {}
+        for task, score in result.task_scores.items():
+            if score.seeds > 1:
+                tasks_by_training.setdefault(score.training, []).append(task)
+        for tasks in tasks_by_training.values():
+            shared |= dict.fromkeys(tasks if len(tasks) > 1 else ())
+    return ", ".join(map(make_printable, shared))
 
 
 def describe_comparisons(values_per_row: Sequence[int]) -> str:
