@@ -485,7 +485,6 @@ class Engine:
         read_index (k,): index into `read_positions` of each target (k,). extra_inputs: further
         inputs of the model.
         """
-        assert target.min(initial=0) >= -len(self.token_sets), "call set_token_sets first"
         device = self.device
         inputs = {"input_ids": torch.from_numpy(ids), **extra_inputs}
         inputs = {name: value.to(device) for name, value in inputs.items()}
@@ -535,6 +534,7 @@ class Engine:
 
     def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
         """Return the log-probabilities (k,) of `logit_readers.target_logprobs`."""
+        assert (target >= -len(self.token_sets)).all(), "call set_token_sets first"
         return target_logprobs(logits, read_index, target, self.token_sets)
 
     def set_token_sets(self, token_sets: Sequence[Ints]) -> None:

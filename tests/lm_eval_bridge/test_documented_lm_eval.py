@@ -5,11 +5,8 @@ accuracy.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from prediction_rows import read_rows
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
+from antlm_bench.lm_eval_bridge.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 DOCUMENT = Path(__file__).parents[2] / "docs" / "lm-eval.md"
@@ -36,22 +34,11 @@ def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkey
     assert run([*words, "--out", "run", "--compat", "lm-eval", "--device", "cpu"]) == 0
     (cell,) = runs.open_run("run")
     assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.agreement", "mlm", 2)
-    command = [sys.executable, *(word.replace("CKPT", folder) for word in shlex.split(theirs)[1:])]
-    places = {
-        "HF_HOME": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    there = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **places},
-        check=False,
-    )
-    assert there.returncode == 0, there.stderr
+    argv = [word.replace("CKPT", folder) for word in shlex.split(theirs)]
+    assert argv[:3] == ["python", "-m", "antlm_bench.lm_eval_bridge"]
+    monkeypatch.setattr("sys.argv", argv[2:])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main() == 0
     results = json.loads(next(Path("out").rglob("results_*.json")).read_text())
     assert results["results"]["agreement"]["acc,none"] == pytest.approx(cell.summary.headline.value)
     assert results["config"]["antlm_bench"]["method"] == "mlm"
