@@ -44,6 +44,7 @@ def write_toml(folder: Path, content: str | bytes) -> Path:
 def test_a_valid_declaration_is_read_and_frozen(tmp_path: Path) -> None:
     bicycle = read_toml(write_toml(tmp_path, GOOD), Bicycle)
     assert bicycle == Bicycle(name="Rosinante", front=Wheel(size=28, spokes=("a", "b")))
+    assert read_toml(write_toml(tmp_path, "\ufeff" + GOOD), Bicycle) == bicycle
     with pytest.raises(ValueError, match="frozen"):
         bicycle.name = "other"  # type: ignore[misc]
 

@@ -77,6 +77,8 @@ def suggest(path: str) -> list[Suggestion]:
         hint = f"antlm-bench score --model CKPT --suite {shlex.quote(path)}"
         raise UsageError("a TOML is a declaration already", location=path, hint=hint)
     data_files = pair_files.list_pair_files(source)
+    if not data_files and is_folder(source) and (gym_files := _list_syntaxgym_files(source)):
+        return [_suggest_syntaxgym_folder(_SampledFile(path, gym_files[0], gym_files))]
     if not data_files:
         hint = "give a folder with .txt, .csv, .tsv or .jsonl files, or one file"
         raise DataError("there is no file of sentences in it", location=path, hint=hint)
@@ -542,6 +544,30 @@ def _suggest_judgements(
             file, PairFormat("judgements", own_names, "" if labels_decide else good)
         ),
         **_build_toml(file, "acceptability", {"item": item}),
+    )
+
+
+def _list_syntaxgym_files(folder: Path) -> list[Path]:
+    """Return the JSON files of a folder, sorted, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if syntaxgym.is_syntaxgym_file(path.name) and not path.name.startswith(".")
+    )
+
+
+def _suggest_syntaxgym_folder(file: _SampledFile) -> Suggestion:
+    suites = [syntaxgym.read_suite(path) for path in file.paths]
+    predictions = format_count(sum(len(gym.formulas) for gym in suites), "prediction")
+    levels = {"groups": ["suite"], "macro": ["suite"]}
+    toml = _build_toml(file, "syntaxgym", {"": levels, "labels": {"suite": "{stem}"}})
+    return Suggestion(
+        what=f"{format_count(len(suites), 'SyntaxGym suite')}: {predictions}",
+        why="JSON with `items`, their regions, and `predictions`",
+        certainty=CERTAIN,
+        which="their predictions say which region must be more surprising",
+        command=shlex.join([*SCORE_WORDS, str(file.toml_path)]),
+        **toml,
     )
 
 

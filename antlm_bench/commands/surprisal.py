@@ -59,6 +59,7 @@ from antlm_bench.suites.stimuli import (
     stimuli_from_texts,
 )
 from antlm_bench.suites.stimuli_spec import StimuliLayout, load_stimuli, read_stimuli_rows
+from antlm_bench.suites.templates import check_text
 from antlm_bench.text_arguments import (
     check_columns,
     check_options,
@@ -365,6 +366,7 @@ def _add_context(texts: list[Stimulus], context: str | None) -> list[Stimulus]:
     if context is None:
         return texts
     check_texts([context], "context")
+    check_text(context, "the context", "--context")
     if any(text.prefix for text in texts):
         raise UsageError(
             "the stimuli have a column `prefix`, too", location="--context", hint="leave it out"

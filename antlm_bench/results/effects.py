@@ -202,6 +202,12 @@ def analyse_design(table: ExperimentTable, options: DesignOptions) -> DesignResu
             )
             means += _cell_means(panel, names)
             effects += _test_contrasts(panel, design)
+    if not effects and all(each.value is None for each in table.observations):
+        raise DataError(
+            f"all values of the column {table.value_column!r} are missing",
+            location=table.location,
+            hint="compute them with `surprisal`, or name another column: --value COLUMN",
+        )
     if not effects:
         raise DataError(
             _describe_no_effect(table, design), location=table.location, hint=PAIRS_HINT

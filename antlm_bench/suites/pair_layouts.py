@@ -112,6 +112,14 @@ def check_format(pair_format: PairFormat) -> None:
         raise UsageError(message, location="--layout", hint=hint)
     layout = LAYOUTS[pair_format.layout]
     records.check_column_names(pair_format.columns, [*layout.columns, *OPTIONAL_COLUMNS])
+    columns = [pair_format.columns[name] for name in layout.columns if name in pair_format.columns]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise UsageError(
+                f"the column {column!r} has two meanings",
+                location="--columns",
+                hint=f"name a column each for {', '.join(layout.columns)}",
+            )
     if layout.find_wrong_good and (problem := layout.find_wrong_good(pair_format.good)):
         raise UsageError(
             problem,

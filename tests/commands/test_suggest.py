@@ -257,6 +257,14 @@ def test_judgements_of_jcola_are_no_pairs(strangers: Path, tmp_path: Path) -> No
     assert judgements == [(row["sentence"], int(row["label"])) for row in rows]
 
 
+def test_a_folder_of_syntaxgym_suites_is_one_suite(strangers: Path, tmp_path: Path) -> None:
+    (suggestion,) = suggest(str(strangers / "syntaxgym"))
+    suite = load_toml(suggestion, tmp_path)
+    names = sorted(path.stem for path in (strangers / "syntaxgym").iterdir())
+    assert suite.macro == ("suite",)
+    assert sorted({item.labels["suite"] for item in suite.items}) == names
+
+
 def test_syntaxgym_suites_are_scored_as_they_are(strangers: Path) -> None:
     for path in sorted((strangers / "syntaxgym").iterdir()):
         (suggestion,) = suggest(str(path))

@@ -241,6 +241,7 @@ def drop(column: str) -> pd.DataFrame:
         (drop("surprisal_bits"), {}, DataError, "the column 'surprisal_bits' is missing"),
         (make_frame(("a",)), {}, DataError, "one level, 'a': there is nothing to compare"),
         (make_frame(items=0), {}, DataError, "0 rows"),
+        (make_frame().assign(surprisal_bits=np.nan), {}, DataError, "'surprisal_bits' are missing"),
         (make_frame(), {"baseline": "unambigous"}, UsageError, "unknown level 'unambigous'"),
         (make_frame(), {"regions": "crit"}, UsageError, "unknown region 'crit'"),
         (make_frame(), {"per": "constr"}, UsageError, "'constr' is not a column"),

@@ -307,6 +307,7 @@ def test_rows_of_long_tables_that_form_no_pairs_are_named(
         ({"layout": "alternating", "good": "third"}, "--good", "'third' is neither"),
         ({"layout": "columns", "good": "yes"}, "--good", "the columns good and bad say"),
         ({"layout": "alternate"}, "--layout", "unknown layout 'alternate'"),
+        ({"columns": {"good": "bad", "bad": "bad"}}, "--columns", "'bad' has two meanings"),
         ({"columns": {"good": "x"}, "layout": "long"}, "--columns", "unknown column 'good'"),
     ],
 )
