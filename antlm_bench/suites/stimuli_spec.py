@@ -37,6 +37,7 @@ CRITICAL = "critical"
 """Region of the critical word. The n-th word after it is the region `critical+n`."""
 DEFAULT_SPILLOVER = 2
 MAX_POSITION_DIGITS = 9
+"""Digits of the number of a word; Python reads no number of more than 4,300 digits."""
 LAYOUT_COLUMNS = ("item", "condition", "sentence")
 """Columns with a meaning that --columns renames in a file with a critical word."""
 

@@ -214,6 +214,7 @@ def test_a_sentence_per_row_keeps_its_condition() -> None:
         ({"at": "x"}, {}, BOTH, DataError, "the field 'ambiguous' is missing"),
         ({"a": "b c", "at": "x"}, {}, StimuliLayout(("a",), ("at",)), DataError, "is 'x', not the"),
         ({"a": "b c", "at": "3"}, {}, StimuliLayout(("a",), ("at",)), DataError, "3 of 2 words"),
+        ({"a": "b c", "at": "9" * 5000}, {}, StimuliLayout(("a",), ("at",)), DataError, "not the"),
         ({"a": "b c", "at": "0"}, {}, StimuliLayout(("a",), ("at",)), DataError, "0 of 2 words"),
         ({"a": " ", "at": "1"}, {}, StimuliLayout(("a",), ("at",)), DataError, "'a' is empty"),
         ({}, {}, StimuliLayout(("a", "b", "c"), ("x", "y")), UsageError, "2 columns of positions"),
