@@ -138,11 +138,13 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
         if len(groups) < 2:
             continue
         rows = _estimate_rows(groups, block.metric, names)
+        cells = [column.cells[block.suite] for column in columns if block.suite in column.cells]
+        intervals = "; ".join(dict.fromkeys(map(results_table.name_interval, cells)))
         yield Figure(
             section="phenomena",
             name=f"phenomena.{block.suite}",
             title=make_printable(block.suite),
-            caption=f"{_axis_title(block.metric)}, with 95% intervals ({spec.interval}). The group "
+            caption=f"{_axis_title(block.metric)}, with 95% intervals ({intervals}). The group "
             "with the worst mean over models is last.",
             series=names,
             present_series=_present_series(rows),

@@ -416,14 +416,18 @@ def describe_intervals(cells: Iterable[Cell]) -> list[str]:
     """Return sentences on the values of cells and the methods of their intervals."""
     methods = []
     for cell in cells:
-        spec = get_metric_spec(cell.summary.metric)
+        kind = ""
         if cell.is_finetuned:
-            methods.append((spec.label, " of finetuned tasks", SEED_INTERVAL))
+            kind = " of finetuned tasks"
         elif cell.is_frozen:
-            methods.append((spec.label, " of classifiers on a frozen backbone", spec.interval))
-        else:
-            methods.append((spec.label, "", spec.interval))
+            kind = " of classifiers on a frozen backbone"
+        methods.append((get_metric_spec(cell.summary.metric).label, kind, name_interval(cell)))
     return join_interval_methods(methods)
+
+
+def name_interval(cell: Cell) -> str:
+    """Return the method of the intervals of a cell."""
+    return SEED_INTERVAL if cell.is_finetuned else get_metric_spec(cell.summary.metric).interval
 
 
 def join_interval_methods(methods: Iterable[tuple[str, str, str]]) -> list[str]:

@@ -3,7 +3,10 @@
 import pytest
 
 from antlm_bench.metrics import METRICS
+from antlm_bench.printable import format_decimals
 from antlm_bench.reporting.comparison_table import format_p_value
+from antlm_bench.reporting.effects_table import format_mean_interval
+from antlm_bench.statistics import ItemMean
 
 ACCURACY, DELTA_R2 = METRICS["accuracy"], METRICS["delta-r2"]
 
@@ -42,3 +45,24 @@ def test_scores_with_a_test_of_zero_show_whether_they_exclude_it():
 )
 def test_a_significant_p_is_not_shown_as_the_level(p, shown):
     assert format_p_value(p) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "shown"),
+    [
+        (-0.004, "+.2f", "0.00"),
+        (0.004, "+.2f", "0.00"),
+        (-0.006, "+.2f", "-0.01"),
+        (-0.0, ".1f", "0.0"),
+    ],
+)
+def test_zero_has_no_sign(value, spec, shown):
+    assert format_decimals(value, spec) == shown
+
+
+def test_an_effect_that_excludes_zero_does_not_show_it():
+    mean = ItemMean(0.4, 0.0021, 0.8, 30, 2.1, 0.048)
+
+    assert format_mean_interval(mean, is_difference=True) == "[+0.002, +0.80]"
+    assert format_mean_interval(mean._replace(low=-0.0021), is_difference=True) == "[0.00, +0.80]"
+    assert format_mean_interval(ItemMean(0.4, None, None, 1, None, None)) == ""

@@ -17,7 +17,7 @@ from antlm_bench.metrics import METRICS, get_metric_spec
 from antlm_bench.metrics.records import SEED_INTERVAL
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.comparison_table import build_legend, format_interval
-from antlm_bench.reporting.figures import build_figures
+from antlm_bench.reporting.figures import _describe_differences, build_figures
 from antlm_bench.reporting.html import render_page
 from antlm_bench.reporting.report_data import ReportData
 from antlm_bench.reporting.report_table import build_report_table
@@ -87,6 +87,37 @@ def test_tiles_say_which_chance_they_are_coloured_against(chance: float | None, 
     strengths = [cell.strength for row in figure.table.rows for cell in row]
     expected = [] if chance is None else [(value - chance) / (1 - chance)] * 3
     assert [s for s in strengths if s is not None] == pytest.approx(expected)
+
+
+def test_the_page_states_the_interval_of_finetuned_rows() -> None:
+    cell = replace(ONE_RUN[0].cells[0], method="finetune-causal")
+    columns = (results_table.ResultsColumn("m", "finetune-causal", {"t": cell}),)
+    page = render_page(ReportData("a page", (), (), columns), {})
+    text = html.unescape(re.sub("<[^>]*>", "", page))
+    assert SEED_INTERVAL in text
+    assert "stratified" not in text
+
+
+def test_tasks_of_one_training_are_named_in_the_legend(tmp_path: Path) -> None:
+    cells = make_zero_shot_cells("causal") + make_glue_cells(tasks=("mnli", "mnli-mm", "rte"))
+    run = write_run(tmp_path / "run", cells)
+    legend = " ".join(
+        build_report_table(build_report([run], collection="babylm-2024", partial=True)).legend
+    )
+    assert "same finetuned models (mnli, mnli-mm) vary together over seeds" in legend
+
+
+def test_differences_name_all_families_of_their_groups() -> None:
+    groups = [
+        replace(compare_once("accuracy").headline, level="phenomenon", name=name, family=family)
+        for name, family in (("x", "Holm over 2 phenomena"), ("y", "BH over 30 phenomena"))
+    ]
+    one = replace(compare_once("accuracy"), groups=tuple(groups))
+
+    caption = _describe_differences("a", [one])
+
+    assert "adjusted for groups (Holm over 2 phenomena, BH over 30 phenomena)" in caption
+    assert "adjusted" not in _describe_differences("a", [compare_once("accuracy")])
 
 
 def test_a_partial_average_is_of_the_members_that_are_there(tmp_path: Path) -> None:
