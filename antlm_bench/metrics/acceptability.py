@@ -13,7 +13,7 @@ Thresholds are chosen out of sample, by cross-validation: the items are dealt in
 accuracy and Matthews' correlation separately. So a score without information has an accuracy of
 about the majority's share, and a correlation of about 0. Both are computed from the decisions of
 all folds together; their intervals (a score interval, and the posterior of the confusion table)
-treat the thresholds as given. Notes state their coverage (`statistics.known_coverage.THRESHOLDS`).
+treat the thresholds as given. Notes state their coverage (`THRESHOLD_COVERAGE`).
 
 Sentences that do not fit the model are left out and not counted in n. If all items are of one
 class, the AUC is undefined and shown as 50, with the whole range as its interval. Without a unigram
@@ -43,13 +43,17 @@ from antlm_bench.metrics.records import (
     MetricSpec,
 )
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
-from antlm_bench.statistics.known_coverage import THRESHOLDS
+from antlm_bench.statistics.known_coverage import THRESHOLD_ACCURACY, THRESHOLD_CORRELATION
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 NUM_FOLDS = 10
 """Folds of the cross-validation that chooses thresholds."""
 THRESHOLD_METRICS = (ACCURACY, MCC)
 """Metrics of decisions by a threshold."""
+THRESHOLD_COVERAGE = dict(
+    zip(THRESHOLD_METRICS, (THRESHOLD_ACCURACY, THRESHOLD_CORRELATION), strict=True)
+)
+"""Metric -> the coverage of its intervals, which take thresholds as given."""
 UNDEFINED_AUC = 0.5
 """Shown if all items are of one class."""
 NO_SLOR_NOTE = (
@@ -93,7 +97,7 @@ class Auc(Metric):
         notes.append(_list_values(self.spec, values))
         for metric in THRESHOLD_METRICS if is_defined else ():
             values = {name: views[_view_name(metric, r)] for r, name in measures.items()}
-            coverage = THRESHOLDS[metric.name].range_text
+            coverage = THRESHOLD_COVERAGE[metric].range_text
             notes.append(
                 f"{_list_values(metric, values)} (thresholds chosen out of sample; 95% intervals, "
                 f"in CSV and JSON, take them as given and cover {coverage} in simulations)"

@@ -43,11 +43,8 @@ TWO_SEEDS_NOTE = (
     f"{TWO_SEEDS.range_text} in simulations): use 3, or 5 for a report"
 )
 FEW_ERRORS = KnownCoverage("mean of several seeds with few errors", 83, 99)
-THRESHOLDS = {
-    "accuracy": KnownCoverage("accuracy with thresholds chosen out of sample", 88, 100),
-    "mcc": KnownCoverage("MCC with thresholds chosen out of sample", 87, 96),
-}
-"""Metric of decisions by thresholds -> the coverage of its intervals."""
+THRESHOLD_ACCURACY = KnownCoverage("accuracy with thresholds chosen out of sample", 88, 100)
+THRESHOLD_CORRELATION = KnownCoverage("MCC with thresholds chosen out of sample", 87, 96)
 FEW_VALUES = KnownCoverage("t interval of few values", 92.7, 96.5)
 
 

@@ -5,7 +5,6 @@ left in peace.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,21 +17,15 @@ from pathlib import Path
 import pytest
 from score_helpers import ADJECTIVES, NOUNS, hash_files, write_pairs
 
-from antlm_bench.cli import app
-
 Make = Callable[..., Path]
+Start = Callable[[Path], subprocess.Popen[str]]
 METHODS = ("mlm", "mntp")  # so that one moment lies between two finished files
 FILES = {"run.json", *(f"predictions/pairs.{method}.parquet" for method in METHODS)}
-# Processes that are killed are forked from one that has imported torch and transformers.
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(
-    ["antlm_bench.commands.score", "transformers.models.bert.modeling_bert", "pyarrow.parquet"]
-)
 
 
 @pytest.fixture(scope="module")
-def arguments(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments that score 2,500 pairs, which are five chunks of a masked method."""
+def start(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """start(out) -> a process that scores 2,500 pairs, which are five chunks of a masked method."""
     sides = list(
         product(ADJECTIVES, NOUNS, ["near", "that"], ADJECTIVES, NOUNS, ["sleep", "see", "have"])
     )[:2500]
@@ -42,19 +35,40 @@ def arguments(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -
         for side in sides
     ]
     pairs = write_pairs(tmp_path_factory.mktemp("killed") / "pairs.csv", rows)
-    options = ["--device", "cpu", "--method", ",".join(METHODS)]
-    return ["score", *options, "--model", str(make_checkpoint("masked")), "--suite", str(pairs)]
+    command = [
+        sys.executable,
+        "-m",
+        "antlm_bench",
+        "score",
+        "--device",
+        "cpu",
+        "--method",
+        ",".join(METHODS),
+    ]
+    command += ["--model", str(make_checkpoint("masked")), "--suite", str(pairs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def started(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, "--out", str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return started
 
 
-def score_here(arguments: list[str], out: Path) -> None:
-    """Score in this process."""
-    assert app.run([*arguments, "--out", str(out)]) == 0
+def finish(process: subprocess.Popen[str]) -> None:
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="module")
-def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    score_here(arguments, out)
+    finish(start(out))
     assert set(hash_files(out)) == FILES
     return out
 
@@ -66,11 +80,18 @@ def chunks(out: Path) -> list[Path]:
     return sorted(out.glob(f"partial/pairs.{METHODS[-1]}.*/*.parquet"))
 
 
-def wait_for(moment: Callable[[], bool], is_running: Callable[[], bool]) -> None:
-    """Wait until the moment has come to disturb a process."""
-    while not moment():
-        assert is_running(), "it finished before it could be disturbed"
-        time.sleep(0.001)
+def stop(process: subprocess.Popen[str], signum: int, moment: Callable[[], bool]) -> str:
+    """Send the signal when the moment has come; what the process had to say."""
+    try:
+        while not moment():
+            assert process.poll() is None, "it finished before it could be disturbed"
+            time.sleep(0.001)
+        process.send_signal(signum)
+        return process.communicate(timeout=60)[1]
+    finally:
+        # nothing to one that is gone; whatever went wrong, the next test meets no child of this one
+        process.kill()
+        process.communicate()
 
 
 def document(out: Path) -> dict[str, object]:
@@ -91,26 +112,23 @@ def same(out: Path, whole: Path) -> bool:
 
 
 @pytest.mark.long
-def test_a_run_killed_in_its_middle_and_at_its_end_ends_with_the_same_bytes(
-    arguments: list[str], whole: Path, tmp_path: Path
+def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the_same_bytes(
+    start: Start, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     kept: dict[str, tuple[int, str]] = {}
     moments: list[Callable[[], bool]] = [
-        # the first method's, not yet the second's
-        lambda: bool(list(out.glob("partial/*/*.parquet"))),
+        lambda: (out / ".lock").exists(),
+        lambda: (
+            len(list(out.glob("partial/*/*.parquet"))) >= 1
+        ),  # the first method's, not yet the second's
         lambda: len(chunks(out)) >= 3,
         lambda: (out / "predictions").exists(),
     ]
     for moment in moments:
-        process = forks.Process(target=app.run, args=([*arguments, "--out", str(out)],))
-        process.start()
-        try:
-            wait_for(moment, process.is_alive)
-        finally:
-            process.kill()
-            process.join()
-        assert process.exitcode == -signal.SIGKILL and moment()
+        process = start(out)
+        stop(process, signal.SIGKILL, moment)
+        assert process.returncode == -signal.SIGKILL and moment()
         if not (out / "predictions").exists():
             now = {
                 name: facts
@@ -120,30 +138,20 @@ def test_a_run_killed_in_its_middle_and_at_its_end_ends_with_the_same_bytes(
             assert kept.items() <= now.items()  # what was stored was not computed again
             assert not (out / "run.json").exists()
             kept = now
-    score_here(arguments, out)
+    finish(start(out))
     assert same(out, whole)
 
 
 @pytest.mark.long
-def test_a_run_stopped_by_sigterm_says_so_and_resumes(
-    arguments: list[str], whole: Path, tmp_path: Path
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_stopped_politely_it_says_so_and_resumes(
+    start: Start, whole: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     out = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-m", "antlm_bench", *arguments, "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            wait_for(lambda: len(chunks(out)) >= 2, lambda: process.poll() is None)
-            process.terminate()
-            message = process.communicate(timeout=60)[1]
-        finally:
-            process.kill()
-    assert process.returncode == 75
-    assert "SIGTERM" in message and "continues" in message and "Traceback" not in message
+    process = start(out)
+    said = stop(process, signum, lambda: len(chunks(out)) >= 2)
+    assert process.returncode == code
+    assert signal.Signals(signum).name in said and "continues" in said and "Traceback" not in said
     assert (
         not (out / ".lock").exists()
         and not list(out.rglob("*.tmp"))
@@ -152,5 +160,5 @@ def test_a_run_stopped_by_sigterm_says_so_and_resumes(
     )
     stored = chunks(out)
     assert 2 <= len(stored) < 5
-    score_here(arguments, out)
+    finish(start(out))
     assert same(out, whole)

@@ -22,7 +22,7 @@ from antlm_bench.metrics.acceptability import (
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.metrics.records import ACCURACY, MCC
 from antlm_bench.prediction_schema import UNIGRAM
-from antlm_bench.statistics.known_coverage import THRESHOLDS
+from antlm_bench.statistics.known_coverage import THRESHOLD_ACCURACY, THRESHOLD_CORRELATION
 from antlm_bench.suites.acceptability import JudgementSpec
 from antlm_bench.types import Bools, Floats, Summary
 
@@ -162,8 +162,8 @@ def test_notes_on_thresholds_state_the_coverage_of_their_intervals() -> None:
 
     [accuracies] = [note for note in notes if note.startswith("% right")]
     [correlations] = [note for note in notes if note.startswith("100 MCC")]
-    assert f"cover {THRESHOLDS['accuracy'].range_text} in simulations" in accuracies
-    assert f"cover {THRESHOLDS['mcc'].range_text} in simulations" in correlations
+    assert f"cover {THRESHOLD_ACCURACY.range_text} in simulations" in accuracies
+    assert f"cover {THRESHOLD_CORRELATION.range_text} in simulations" in correlations
 
 
 def test_a_cluster_lies_in_one_fold_whatever_the_order() -> None:
