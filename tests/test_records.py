@@ -71,7 +71,12 @@ REGISTRIES: dict[str, RegistryRule] = {
     "task types": RegistryRule(
         ("reading-times", "syntaxgym", "lm-eval-documents", "classification"),
         ("suites.shipped_task_types", "suites.task_types"),
-        frozenset({("suites.classification", "Literal['classification']")}),
+        frozenset(
+            {
+                ("suites.classification", "Literal['classification']"),
+                ("suites.spec", "Literal['syntaxgym']"),
+            }
+        ),
     ),
     # "causal" is an attention and a kind of model, too: see
     # test_nobody_compares_a_method_to_causal.
@@ -251,6 +256,7 @@ def test_nobody_branches_on_the_kind_of_a_suite() -> None:
         "ClassificationSpec",
         "AcquisitionSpec",
         "StimuliSpec",
+        "SyntaxGymSpec",
     } == SUITE_MODELS
     allowed = {
         # the declaration of a member checks its own keys

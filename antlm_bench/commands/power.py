@@ -20,7 +20,6 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 from antlm_bench.suites import loader, sources
-from antlm_bench.suites.spec import SuiteSpec
 from antlm_bench.suites.task_types import TASK_TYPES, find_task_type, read_declaration
 from antlm_bench.types import Floats, Names, as_list
 
@@ -210,7 +209,7 @@ def read_strata(ref: str) -> SuiteStrata:
     if not task_type.matches(ref):
         declaration, folder = read_declaration(ref)
         spec: Any = declaration  # those that are planned have `macro` and `data`
-        declared = _declared_strata(spec) if isinstance(spec, SuiteSpec) else None
+        declared = _declared_strata(spec)
         if declared:
             return declared
         statuses = sources.list_files(spec, folder) if spec.data else []
@@ -230,14 +229,16 @@ def read_strata(ref: str) -> SuiteStrata:
     return SuiteStrata(np.array(list(counts.values()), float), weights, is_clustered)
 
 
-def _declared_strata(spec: SuiteSpec) -> SuiteStrata | None:
+def _declared_strata(spec: Any) -> SuiteStrata | None:
     """Return the strata that a declaration states, or None."""
-    if not spec.macro and spec.expect:
-        sizes = np.array([spec.expect.items], float)
+    # SyntaxGym's declarations state neither items nor a grammar.
+    expect, grammar = getattr(spec, "expect", None), getattr(spec, "grammar", None)
+    if not spec.macro and expect:
+        sizes = np.array([expect.items], float)
         return SuiteStrata(sizes, np.ones(1), bool(spec.cluster))
-    counts = spec.expect.counts if spec.expect else {}
-    if spec.grammar:
-        counts = {paradigm.name: spec.grammar.pairs for paradigm in spec.grammar.paradigm}
+    counts = expect.counts if expect else {}
+    if grammar:
+        counts = {paradigm.name: grammar.pairs for paradigm in grammar.paradigm}
     if not counts or spec.macro != (spec.finest_level,):
         return None
     sizes = np.array(list(counts.values()), float)

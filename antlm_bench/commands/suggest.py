@@ -19,12 +19,7 @@ from antlm_bench.printable import format_count
 from antlm_bench.suites import files, loader, pair_files, pair_layouts, records, syntaxgym
 from antlm_bench.suites import table_profile as profile
 from antlm_bench.suites.names import slugify_title
-from antlm_bench.suites.pair_layouts import (
-    GOOD_LABELS,
-    GROUP_LEVELS,
-    LAYOUTS,
-    PairFormat,
-)
+from antlm_bench.suites.pair_layouts import GOOD_LABELS, GROUP_LEVELS, LAYOUTS, PairFormat
 from antlm_bench.suites.task_types import SuiteRequest
 from antlm_bench.suites.templates import drop_single_clusters
 

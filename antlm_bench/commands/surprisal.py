@@ -213,9 +213,7 @@ def surprisal(
     file is written.
     """
     models = _list_models(model)
-    _check_arguments(stimuli, out, method, by, columns)
-    if words is not None:
-        check_string(words, "words", f"one of {', '.join(WORD_RULES)}")
+    _check_arguments(stimuli, out, method, by, words, columns, join)
     opening, text_layout = _split_layout(settings, text_layout)
     check_options(options, OpenOptions, opening)
     options = replace(options or OpenOptions(), **opening)
@@ -228,7 +226,6 @@ def surprisal(
     source, texts = _read_texts(stimuli, columns, text_layout)
     _check_extra_columns(texts, source, layout)
     texts = _add_context(texts, context)
-    check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     request = _Request(
         source=source,
         units=split_into_units(texts, by, join, words),
@@ -264,7 +261,13 @@ def _list_models(model: object) -> list[ModelLike]:
 
 
 def _check_arguments(
-    stimuli: object, out: object, method: object, by: object, columns: object
+    stimuli: object,
+    out: object,
+    method: object,
+    by: object,
+    words: object,
+    columns: object,
+    join: object,
 ) -> None:
     """Raise UsageError for arguments of other types. Lists of texts are checked when read."""
     if isinstance(stimuli, str) and not stimuli.strip():
@@ -276,6 +279,9 @@ def _check_arguments(
     if method is not None:
         check_string(method, "method", "give the name of one method")
     check_string(by, "by", f"one of {', '.join(UNITS)}")
+    if words is not None:
+        check_string(words, "words", f"one of {', '.join(WORD_RULES)}")
+    check_string(join, "join", 'give what stands between prefix and text, as " " or ""')
     if columns is not None:
         check_columns(columns)
 
