@@ -12,11 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from antlm_bench.atomic_files import replace_folder
-from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.errors import CheckpointError
 from antlm_bench.suites.sources import cache_dir
 from antlm_bench.weight_files import WeightSet, hash_files
@@ -53,6 +49,8 @@ def convert_gguf(file: Path) -> Path:
     Raises CheckpointError if the gguf package is missing, and for a file that transformers cannot
     convert.
     """
+    import transformers  # late: names are checked before anything heavy is imported
+
     digest = hash_files([file])
     version = _gguf_version(file)
     key = f"{digest} transformers {transformers.__version__} gguf {version}"
@@ -79,6 +77,11 @@ def _gguf_version(file: Path) -> str:
 
 
 def _write_folder(file: Path, target: Path) -> None:
+    import torch
+    import transformers
+
+    from antlm_bench.checkpoints.build_limits import limit_model_size
+
     arguments: dict[str, Any] = {"gguf_file": file.name}
     logger = logging.getLogger("transformers")
     level = logger.level

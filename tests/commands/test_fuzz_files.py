@@ -180,7 +180,7 @@ def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(
     path = tmp_path / f"pairs.{ending}"
     kinds = set()
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=EVERY)
+    @settings(max_examples=350, deadline=None, suppress_health_check=EVERY)
     @given(
         header=st.just(["good", "bad"])
         | st.permutations(["good", "bad", "paradigm"])

@@ -268,7 +268,7 @@ def test_real_runs_are_refused_where_the_bos_differs(
     folder = make_checkpoint("causal", adds=adds)
     suite = replace(leaderboard_runs.make_suite("supplement", MOST), version="2025")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "load_suite", lambda name, **_: suite)
+        patch.setattr(loader, "load_requested_suite", lambda _: suite)
         score(folder, "supplement", out=tmp_path / "run", device="cpu")
         score(folder, "supplement", out=tmp_path / "right", device="cpu", compat="babylm-2025")
     options: dict[str, Any] = {
