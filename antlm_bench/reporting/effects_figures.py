@@ -28,7 +28,7 @@ from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
 from antlm_bench.results.effects import CellMean, DesignResult, Effect, WordMean
 from antlm_bench.runs import write_atomically
 from antlm_bench.runs.table_files import check_suffix
-from antlm_bench.statistics import ItemMean
+from antlm_bench.statistics import MeanOverItems
 
 PLOTS = ("sentence", "regions", "critical", "effects")
 """Kinds of figures: see `plot`."""
@@ -278,7 +278,7 @@ def _bar_category(mean: CellMean, per: Sequence[str]) -> str:
 def _row(
     result: DesignResult,
     condition: str,
-    mean: ItemMean,
+    mean: MeanOverItems,
     label: str,
     is_difference: bool = False,
 ) -> dict[str, Any]:

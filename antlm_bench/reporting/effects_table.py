@@ -16,7 +16,7 @@ from antlm_bench.reporting.table import (
     build_row,
 )
 from antlm_bench.results.effects import DesignResult
-from antlm_bench.statistics import ItemMean
+from antlm_bench.statistics import MeanOverItems
 
 LONG_KEYS = ("kind", "region", "name", "value", "low", "high", "n", "t", "df", "p", "p_adjusted")
 
@@ -123,7 +123,7 @@ def _long_row(
     group: Mapping[str, str],
     region: str,
     name: str,
-    mean: ItemMean,
+    mean: MeanOverItems,
     test: tuple[float | None, str | None],
 ) -> TableRow:
     df = mean.df if mean.p is not None else None
@@ -142,7 +142,7 @@ def _number_cell(
     return TableCell(value, format_decimals(value, spec), low, high)
 
 
-def format_mean_interval(mean: ItemMean, is_difference: bool = False) -> str:
+def format_mean_interval(mean: MeanOverItems, is_difference: bool = False) -> str:
     """Return `[-1.20, +0.35]`, "" without an interval.
 
     An end of a difference is written like 0 only if the interval holds 0.

@@ -27,7 +27,7 @@ from antlm_bench.results.experiment_table import (
     GroupValues,
 )
 from antlm_bench.runs.table_files import TableValue, rows_to_table
-from antlm_bench.statistics import Contrast, DesignCell, ItemMean
+from antlm_bench.statistics import Contrast, DesignCell, MeanOverItems
 from antlm_bench.statistics.known_coverage import few_values_notes
 
 MAX_NAMES_SHOWN = 5
@@ -42,7 +42,7 @@ class CellMean:
     """Column -> value, of `model` and the columns of DesignOptions.per."""
     region: str
     condition: str
-    mean: ItemMean
+    mean: MeanOverItems
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Effect:
     region: str
     name: str
     """The contrast, e.g. "ambiguous - unambiguous"."""
-    mean: ItemMean
+    mean: MeanOverItems
     num_left_out: int
     """Number of items that are left out, because they lack a condition of the contrast here."""
     adjusted: float | None = None
@@ -72,7 +72,7 @@ class WordMean:
     """Number of the word; with an alignment, 0 is the first word of that region."""
     words: tuple[str, ...]
     """The different words at this position."""
-    mean: ItemMean
+    mean: MeanOverItems
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -139,7 +139,7 @@ class TokenScores:
         return border
 
 
-class Window(NamedTuple):
+class TokenWindow(NamedTuple):
     """A part of the tokens of a text that is read in one row."""
 
     text: int
@@ -311,7 +311,7 @@ class _TokenReader:
         """(n + 1,) number of each text's first token among the tokens of all texts."""
         sizes = WindowSizes.for_model(model, attention)
         self.windows = [
-            Window(text, *window)
+            TokenWindow(text, *window)
             for text, ids in enumerate(tokens.ids)
             for window in sizes.split(len(ids), settings.splits_long_texts)
         ]
@@ -340,11 +340,11 @@ class _TokenReader:
             self._read_chunk(windows, make_probes, values, chunk_tick)
         return values
 
-    def _iter_chunks(self) -> Iterator[list[Window]]:
+    def _iter_chunks(self) -> Iterator[list[TokenWindow]]:
         """Yield the windows with scored tokens, as many as MAX_CHUNK_TOKENS allows, but at least
         one.
         """
-        chunk: list[Window] = []
+        chunk: list[TokenWindow] = []
         num_tokens = 0
         for window in self.windows:
             scored = self._scored_tokens(window)
@@ -360,7 +360,7 @@ class _TokenReader:
         if chunk:
             yield chunk
 
-    def _scored_tokens(self, window: Window) -> NDArray[np.int64]:
+    def _scored_tokens(self, window: TokenWindow) -> NDArray[np.int64]:
         """Return the indices, within the text, of the tokens that are scored in a window."""
         indices = np.arange(window.first_scored, window.end_scored)
         start, offsets = self.starts[window.text], self.tokens.offsets[window.text]
@@ -372,7 +372,7 @@ class _TokenReader:
 
     def _read_chunk(
         self,
-        windows: Sequence[Window],
+        windows: Sequence[TokenWindow],
         make_probes: Callable[..., Probes],
         values: Floats,
         tick: ProgressCallback | None,
@@ -419,7 +419,7 @@ class _TokenReader:
             )
 
     def _build_batches(
-        self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]
+        self, windows: Sequence[TokenWindow], scored: Sequence[NDArray[np.int64]]
     ) -> Iterator[EncodedBatch]:
         """Yield one batch per length of the windows. text_index is the index of the window."""
         indices_by_length: dict[int, list[int]] = {}
@@ -450,7 +450,7 @@ class _TokenReader:
                 yield from self.sources.attach_to(batch, source_index)
 
     def _boundary_probes(
-        self, windows: Sequence[Window], scored: Sequence[NDArray[np.int64]]
+        self, windows: Sequence[TokenWindow], scored: Sequence[NDArray[np.int64]]
     ) -> tuple[list[tuple[int, int]], list[Probes]]:
         """Return what the correction adds to the scored tokens of some windows, and its probes.
 
@@ -462,7 +462,7 @@ class _TokenReader:
             for token in tokens.tolist():
                 token_index[window.text, token] = len(token_index)
         changes: list[tuple[int, int]] = []
-        reads_by_window: dict[Window, list[tuple[int, int, int]]] = {}
+        reads_by_window: dict[TokenWindow, list[tuple[int, int, int]]] = {}
         for text in dict.fromkeys(window.text for window in windows):
             text_windows = self._windows_of(text)
             first_scored = [window.first_scored for window in text_windows]
@@ -482,7 +482,7 @@ class _TokenReader:
             probes.append(Probes(batch.ids, "causal", *columns))
         return changes, probes
 
-    def _windows_of(self, text: int) -> list[Window]:
+    def _windows_of(self, text: int) -> list[TokenWindow]:
         bounds = [bisect_left(self._window_texts, number) for number in (text, text + 1)]
         return self.windows[slice(*bounds)]
 

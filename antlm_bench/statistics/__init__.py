@@ -25,7 +25,7 @@ from antlm_bench.statistics.crossed_design import (
 from antlm_bench.statistics.factorial_design import (
     Contrast,
     DesignCell,
-    ItemMean,
+    MeanOverItems,
     factorial_contrasts,
     mean_over_items,
     score_items,
@@ -89,7 +89,7 @@ __all__ = [
     "Contrast",
     "DesignCell",
     "Interval",
-    "ItemMean",
+    "MeanOverItems",
     "TestedAucDifference",
     "UncertainValue",
     "WeightedStrata",

@@ -30,7 +30,7 @@ class Contrast(NamedTuple):
     """DesignCell -> weight; cells with weight 0 are left out."""
 
 
-class ItemMean(NamedTuple):
+class MeanOverItems(NamedTuple):
     """A mean over items, with its t interval and the t test of the hypothesis that it is 0."""
 
     value: float
@@ -50,18 +50,18 @@ class ItemMean(NamedTuple):
         return self.n - 1
 
 
-def mean_over_items(scores: Floats) -> ItemMean:
+def mean_over_items(scores: Floats) -> MeanOverItems:
     """Return the mean of the items' scores (n,), n >= 1, with its t interval and test.
 
     The interval is mean ± t(n - 1) s / sqrt(n), with the standard deviation s of the scores.
     """
     n, value = len(scores), float(scores.mean())
     if n == 1:
-        return ItemMean(value, None, None, n, None, None)
+        return MeanOverItems(value, None, None, n, None, None)
     interval, p = t_test_of_means(scores, np.full(n, 1 / n))
     error = float(scores.std(ddof=1)) / sqrt(n)
     t = value / error if interval.low < interval.high else None
-    return ItemMean(value, interval.low, interval.high, n, t, p)
+    return MeanOverItems(value, interval.low, interval.high, n, t, p)
 
 
 def factorial_contrasts(levels_by_factor: Mapping[str, Sequence[str]]) -> list[Contrast]:

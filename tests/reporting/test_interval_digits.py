@@ -6,7 +6,7 @@ from antlm_bench.metrics import METRICS
 from antlm_bench.printable import format_decimals
 from antlm_bench.reporting.comparison_table import format_p_value
 from antlm_bench.reporting.effects_table import format_mean_interval
-from antlm_bench.statistics import ItemMean
+from antlm_bench.statistics import MeanOverItems
 
 ACCURACY, DELTA_R2 = METRICS["accuracy"], METRICS["delta-r2"]
 
@@ -61,8 +61,8 @@ def test_zero_has_no_sign(value, spec, shown):
 
 
 def test_an_effect_that_excludes_zero_does_not_show_it():
-    mean = ItemMean(0.4, 0.0021, 0.8, 30, 2.1, 0.048)
+    mean = MeanOverItems(0.4, 0.0021, 0.8, 30, 2.1, 0.048)
 
     assert format_mean_interval(mean, is_difference=True) == "[+0.002, +0.80]"
     assert format_mean_interval(mean._replace(low=-0.0021), is_difference=True) == "[0.00, +0.80]"
-    assert format_mean_interval(ItemMean(0.4, None, None, 1, None, None)) == ""
+    assert format_mean_interval(MeanOverItems(0.4, None, None, 1, None, None)) == ""
