@@ -386,14 +386,14 @@ class Scorer:
         with evaluation_mode(checkpoint.engine.model):
             if bos is not None:
                 checkpoint = _with_bos_policy(checkpoint, resolved, bos)
-            self._test_longer_texts(checkpoint, items, resolved)
+            texts = [option.text for item in items for option in item.options]
+            self.test_longer_texts(checkpoint, texts, resolved)
             yield checkpoint, resolved
 
-    def _test_longer_texts(
-        self, checkpoint: Checkpoint, items: Sequence[Item], method: Method
+    def test_longer_texts(
+        self, checkpoint: Checkpoint, texts: Sequence[str], method: Method
     ) -> None:
         """Run the self-test if a text is longer than all texts that were tested before."""
-        texts = [option.text for item in items for option in item.options]
         longest = max(map(len, texts), default=0)
         if any(longest > self._tested_characters.get(name, 0) for name in method.attentions):
             checkpoint.run_self_test(texts, [method])

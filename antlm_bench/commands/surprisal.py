@@ -410,7 +410,7 @@ def _score_models(
             else:
                 checkpoint = open_checkpoint(model, options)
             with evaluation_mode(checkpoint.engine.model):
-                yield _score_model(checkpoint, request, ref)
+                yield _score_model(checkpoint, request, ref, model)
 
 
 def _expand_models(models: Sequence[ModelLike], options: OpenOptions) -> list[str | Scorer]:
@@ -438,7 +438,9 @@ def _named_errors(model: str) -> Iterator[None]:
         raise
 
 
-def _score_model(checkpoint: Checkpoint, request: _Request, ref: str) -> _ModelResult:
+def _score_model(
+    checkpoint: Checkpoint, request: _Request, ref: str, model: str | Scorer
+) -> _ModelResult:
     """Score the stimuli with one model. ref: as in _ModelResult."""
     if request.words is not None:
         checkpoint = checkpoint.with_word_rule(request.words)
@@ -464,7 +466,11 @@ def _score_model(checkpoint: Checkpoint, request: _Request, ref: str) -> _ModelR
     )
     units_by_text = [list(group) for _, group in groupby(request.units, lambda u: u.text_index)]
     texts = [units[0].option.text for units in units_by_text]
-    checkpoint.run_self_test(_trial_texts(checkpoint, texts, attention), [method])
+    trial_texts = _trial_texts(checkpoint, texts, attention)
+    if isinstance(model, Scorer):
+        model.test_longer_texts(checkpoint, trial_texts, method)
+    else:
+        checkpoint.run_self_test(trial_texts, [method])
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
     result = _ModelResult(checkpoint.name, ref, name, notes=notes)
     label = f"{checkpoint.name} {Path(request.source).name} {name}"

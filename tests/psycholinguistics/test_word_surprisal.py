@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from antlm_bench.checkpoints import OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.commands.surprisal import surprisal
 from antlm_bench.errors import MethodNotSupported
+from antlm_bench.scorer import Scorer
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.surprisal import single_part, span_logprobs
@@ -141,3 +143,19 @@ def test_batch_size_does_not_change_scores(make_checkpoint):
 def test_fused_is_refused():
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         single_part(METHODS["fused"])
+
+
+def test_an_open_scorer_is_tested_on_longer_texts_only(make_checkpoint, monkeypatch) -> None:
+    scorer = Scorer(make_checkpoint("causal"), device="cpu")
+    lengths: list[int] = []
+    run_self_test = Checkpoint.run_self_test
+
+    def count(checkpoint, texts, methods):
+        lengths.append(max(map(len, texts)))
+        return run_self_test(checkpoint, texts, methods)
+
+    monkeypatch.setattr(Checkpoint, "run_self_test", count)
+    first = surprisal(scorer, ["the dog sleeps"])
+    assert surprisal(scorer, ["the dog sleeps"]).rows == first.rows
+    surprisal(scorer, ["the old dog sleeps"])
+    assert lengths == [14, 18]
