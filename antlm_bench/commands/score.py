@@ -11,7 +11,6 @@ from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
 from antlm_bench.commands.published_runs import check_output, open_output
-from antlm_bench.commands.score_cells import AnyCheckpoint
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
 from antlm_bench.comparison.summary_check import open_verified_runs
@@ -25,6 +24,7 @@ from antlm_bench.types import Names, Run, as_list
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from antlm_bench.commands.score_cells import AnyCheckpoint
     from antlm_bench.keywords import ScoreKeywords
 
 __all__ = ["ALL_METHODS", "ScoreCall", "ScoreOptions", "score"]

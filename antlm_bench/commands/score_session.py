@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antlm_bench import runs
 from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
-from antlm_bench.checkpoints.machine import describe_machine_kind
-from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening import open_minicons_checkpoint
+from antlm_bench.commands.cell_settings import SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
-from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import DataError, IncompleteError
@@ -25,6 +25,9 @@ from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,8 @@ class ScoreSession:
 
     def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
         self.suite_cache = SuiteCache(max_items)
-        self._native = LastOpened[AnyCheckpoint](open_checkpoint)
-        self._minicons = LastOpened[AnyCheckpoint](open_minicons_checkpoint)
+        self._native: LastOpened[AnyCheckpoint] = LastOpened(open_checkpoint)
+        self._minicons: LastOpened[AnyCheckpoint] = LastOpened(open_minicons_checkpoint)
 
     def score(
         self,
@@ -129,6 +132,8 @@ class ScoreSession:
         scorers = self._list_scorers(checkpoint, request, notes)
         if request.shard is None:
             return self._write_run(checkpoint, request, folder, scorers)
+        from antlm_bench.checkpoints.machine import describe_machine_kind
+
         shard: Shard = request.shard
         manifest = build_manifest(checkpoint.metadata, request.options.name)
         machine = describe_machine_kind(str(checkpoint.metadata["device"]))
@@ -171,6 +176,8 @@ class ScoreSession:
         """Return functions that build the scorers of all suites, each with the methods that have
         the same conventions.
         """
+        from antlm_bench.commands.score_cells import SuiteScorer
+
         # Methods with the same conventions score the same texts and share the model's forwards.
         groups: dict[ScoringConventions, list[str]] = {}
         for name in _resolve_methods(request.methods, checkpoint):
