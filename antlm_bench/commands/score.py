@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
-from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
@@ -83,7 +82,7 @@ class ScoreCall:
         self.session = ScoreSession()
         self.request = self.session.build_request(as_list(suites), method_names, options)
         _check_unigrams(options, self.request.suites.refs)
-        self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
+        self.acquisition_suites = _list_acquisition_suites(as_list(suites), len(self.refs))
         self.out = out
         acquisition_suites = ", ".join(self.acquisition_suites)
         check_output(out, {"--shard": options.shard or "", "--suite": acquisition_suites})
@@ -115,6 +114,8 @@ class ScoreCall:
         if self.request.shard is not None:
             return finished
         for name in self.acquisition_suites:
+            from antlm_bench.commands.acquisition import compute_acquisition  # needs scipy
+
             compute_acquisition([run.path for run in finished], name)
         keys = {cell.key for run in finished for cell in run}
         return open_verified_runs((run.path for run in finished), keys=keys)
@@ -139,6 +140,15 @@ class ScoreCall:
     def run_dir(self, checkpoint: AnyCheckpoint) -> Path:
         """Return the run folder of a checkpoint."""
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
+
+
+def _list_acquisition_suites(suites: Sequence[str], num_checkpoints: int) -> list[str]:
+    """Return the age-of-acquisition suites. Raises UsageError for too few checkpoints for them."""
+    if not any(find_task_type(ref).needs_checkpoint_series for ref in suites):
+        return []
+    from antlm_bench.commands.acquisition import find_acquisition_suites  # needs scipy
+
+    return find_acquisition_suites(suites, num_checkpoints)
 
 
 def _check_unigrams(options: ScoreOptions, suites: Sequence[str]) -> None:
