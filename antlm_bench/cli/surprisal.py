@@ -193,7 +193,6 @@ def surprisal_command(
         long_texts=long_texts,
         options=options,
     )
-    # What prints the result is imported when there is one, so that a wrong name costs no time.
     from antlm_bench.reporting.results_table import FLAG_LABELS
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table

@@ -9,31 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from antlm_bench.checkpoints.metadata import HasMetadata, select_content_key_metadata
+from antlm_bench.checkpoints.metadata import select_content_key_metadata
+from antlm_bench.checkpoints.opening_records import DescribedCheckpoint
 from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.metrics.records import UNIGRAM_MEASURE
+from antlm_bench.runs import RunWriter
 from antlm_bench.runs.layout import content_key
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION, ScoringConventions
 from antlm_bench.scoring.methods import get_method, peer_version
-from antlm_bench.scoring.text import EosRule
 from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
-from antlm_bench.types import ModelInfo
-
-
-class DescribedCheckpoint(HasMetadata, ModelInfo, Protocol):
-    """A checkpoint, open or not, of which all is known that a content key depends on."""
-
-    def with_context_bos_policy(self, bos: str) -> Any: ...
-
-    def with_scored_eos(self, rule: EosRule) -> Any: ...
-
 
 Described = TypeVar("Described", bound=DescribedCheckpoint)
 
@@ -79,6 +70,15 @@ class SuiteCells(Generic[Described]):
             for name in target.method_names
         }
         self.keys = {name: content_key(values) for name, values in self.settings.items()}
+
+    def is_complete(self, writer: RunWriter, method: str) -> bool:
+        """Return whether the run folder has the cell of a method, with intact predictions."""
+        suite = self.suite
+        return writer.is_complete(suite.name, method, self.keys[method], origin=suite.origin)
+
+    def are_complete(self, writer: RunWriter) -> bool:
+        """Return whether the run folder has all cells."""
+        return all(self.is_complete(writer, name) for name in self.keys)
 
 
 def _check_supported(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +10,26 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
+from antlm_bench.checkpoints.opening import locate
+from antlm_bench.checkpoints.opening_records import (
+    RememberedCheckpoint,
+    find_record,
+    hash_inputs,
+    store_record,
+)
+from antlm_bench.checkpoints.resolve import display_name
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs.layout import check_single_name, run_dir
+from antlm_bench.safe_files import find_url
 from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.pair_layouts import LAYOUTS
 from antlm_bench.suites.task_types import find_task_type
 from antlm_bench.types import Names, Run, as_list
+from antlm_bench.weight_files import hash_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -123,10 +134,49 @@ class ScoreCall:
     def score_checkpoint(self, ref: str, request: ScoreRequest | None = None) -> Run:
         """Score one checkpoint. request: replaces that of the call."""
         request = request or self.request
+        remembered = self._find_remembered(ref, request)
+        if remembered is not None:
+            finished = self.session.find_finished(remembered, request, self.run_dir(remembered))
+            if finished is not None:
+                self._refs_by_weights.setdefault(str(remembered.metadata["weights"]), ref)
+                return finished
         checkpoint, notes = self.open(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
-            return self.session.score_opened(checkpoint, request, local_folder, notes)
+            run = self.session.score_opened(checkpoint, request, local_folder, notes)
+        if remembered is None and request.shard is None:
+            self._remember(ref, checkpoint)
+        return run
+
+    def _find_remembered(self, ref: str, request: ScoreRequest) -> RememberedCheckpoint | None:
+        """Return what is known of a checkpoint that was opened before with the same files, options
+        and software, if there is a run that may be finished. Raises CheckpointError.
+        """
+        options = request.options
+        located_ref, sources, open_options = locate(ref, options.open_options())
+        name = display_name(located_ref, open_options)
+        if options.again or request.shard is not None or not self._has_run(name):
+            return None
+        weights = hash_weights(sources.base, open_options.allow_pickle)
+        return find_record(hash_inputs(located_ref, sources, open_options, options.engine, weights))
+
+    def _has_run(self, name: str) -> bool:
+        """Return whether a local folder has a run of a checkpoint with this name."""
+        if find_url(self.out):
+            return False
+        pattern = run_dir({"name": name, "weights": "*"}, self.out, len(self.refs) > 1)
+        if self.out is not None and len(self.refs) == 1:
+            return (pattern / "run.json").exists()
+        return any(pattern.parent.glob(f"{glob.escape(pattern.name[:-1])}*/run.json"))
+
+    def _remember(self, ref: str, checkpoint: AnyCheckpoint) -> None:
+        """Store what the opened checkpoint tells, for the next call."""
+        options, metadata = self.request.options, checkpoint.metadata
+        located_ref, sources, open_options = locate(ref, options.open_options())
+        weights = str(metadata.get("base_weights", metadata["weights"]))
+        digest = hash_inputs(located_ref, sources, open_options, options.engine, weights)
+        if digest:
+            store_record(digest, checkpoint)
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""
@@ -137,7 +187,7 @@ class ScoreCall:
             notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
         return checkpoint, notes
 
-    def run_dir(self, checkpoint: AnyCheckpoint) -> Path:
+    def run_dir(self, checkpoint: AnyCheckpoint | RememberedCheckpoint) -> Path:
         """Return the run folder of a checkpoint."""
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
 

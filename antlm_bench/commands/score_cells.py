@@ -55,10 +55,7 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
             for name in self.keys:
                 writer.discard_chunks(self.suite.name, name)
         pending_names = [
-            name
-            for name, key in self.keys.items()
-            if self.options.again
-            or not writer.is_complete(self.suite.name, name, key, origin=self.suite.origin)
+            name for name in self.keys if self.options.again or not self.is_complete(writer, name)
         ]
         if pending_names:
             with _undo_disabled_shortcuts(self.checkpoint):
