@@ -134,23 +134,23 @@ class ScoreCall:
     def score_checkpoint(self, ref: str, request: ScoreRequest | None = None) -> Run:
         """Score one checkpoint. request: replaces that of the call."""
         request = request or self.request
-        remembered = self._find_remembered(ref, request)
-        if remembered is not None:
-            finished = self.session.find_finished(remembered, request, self.run_dir(remembered))
-            if finished is not None:
-                self._refs_by_weights.setdefault(str(remembered.metadata["weights"]), ref)
-                return finished
+        finished = self.find_finished(ref, request)
+        if finished is not None:
+            self._refs_by_weights.setdefault(str(finished.manifest.model["weights"]), ref)
+            return finished
         checkpoint, notes = self.open(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
             run = self.session.score_opened(checkpoint, request, local_folder, notes)
-        if remembered is None and request.shard is None:
+        if request.shard is None:
             self._remember(ref, checkpoint)
         return run
 
-    def _find_remembered(self, ref: str, request: ScoreRequest) -> RememberedCheckpoint | None:
-        """Return what is known of a checkpoint that was opened before with the same files, options
-        and software, if there is a run that may be finished. Raises CheckpointError.
+    def find_finished(self, ref: str, request: ScoreRequest) -> Run | None:
+        """Return the run of a checkpoint that has all cells of the request, without opening it.
+
+        None: a cell is missing, or the checkpoint was not opened before with the same files,
+        options and software. Raises CheckpointError.
         """
         options = request.options
         located_ref, sources, open_options = locate(ref, options.open_options())
@@ -158,7 +158,11 @@ class ScoreCall:
         if options.again or request.shard is not None or not self._has_run(name):
             return None
         weights = hash_weights(sources.base, open_options.allow_pickle)
-        return find_record(hash_inputs(located_ref, sources, open_options, options.engine, weights))
+        inputs = hash_inputs(located_ref, sources, open_options, options.engine, weights)
+        remembered = find_record(inputs)
+        if remembered is None:
+            return None
+        return self.session.find_finished(remembered, request, self.run_dir(remembered))
 
     def _has_run(self, name: str) -> bool:
         """Return whether a local folder has a run of a checkpoint with this name."""
