@@ -22,7 +22,7 @@ INSTALL_ARGUMENTS: dict[str, str] = {
     "datasets": "datasets",
     "evaluate": "evaluate",
     "gguf": "'antlm-bench[gguf]'",
-    "huggingface_hub": "huggingface-hub",
+    "huggingface_hub": DEFAULT_INSTALLATION,
     "jinja2": FIGURES,
     "lm_eval": DEFAULT_INSTALLATION,
     "markupsafe": FIGURES,

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SLIM_MB = 385
+DECLARATIONS = ("tasks/", "models/")
 SHORT = "phase=[{steps=4,causal=1}]"
 PIP = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
@@ -69,14 +70,18 @@ class Environment:
         return [name for name in names if name not in ("pip", "setuptools")]
 
 
+def list_tracked_files() -> list[str]:
+    """Return the files of the repository."""
+    command = ["git", "ls-files", "-z"]
+    process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [name for name in process.stdout.split("\0") if name]
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the sdist, a wheel from it, and a wheel from the checkout; return their folder."""
     folder = tmp_path_factory.mktemp("build")
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split("\0")
-    for name in filter(None, names):
+    for name in list_tracked_files():
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / "source" / name)
     tools = Environment(folder)
@@ -111,23 +116,17 @@ def slim(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment
 
 
-def list_declarations() -> set[str]:
-    """Return the names of the TOML files that both archives must hold."""
-    return {
-        f"{kind}/{path.name}"
-        for kind in ("tasks", "models")
-        for path in (ROOT / kind).glob("*.toml")
-    }
-
-
-def test_both_archives_hold_all_declarations(archives: Path, wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    prefix = "antlm_bench/_share/"
-    assert {n.removeprefix(prefix) for n in names if n.endswith(".toml")} == list_declarations()
+def test_both_archives_hold_every_file(archives: Path, wheel: Path) -> None:
+    tracked = list_tracked_files()
+    shared = {f"antlm_bench/_share/{name}" for name in tracked if name.startswith(DECLARATIONS)}
+    code = {name for name in tracked if name.startswith("antlm_bench/")}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == shared | code
+    assert any(name.endswith(".toml") for name in shared)
     [sdist] = (archives / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = {name.partition("/")[2] for name in archive.getnames()}
-    assert list_declarations() | {"LICENSE", "README.md", "CITATION.cff"} <= members
+    assert {name for name in tracked if not name.startswith(".")} <= members
     print(f"wheel {wheel.stat().st_size / 1e6:.1f} MB, sdist {sdist.stat().st_size / 1e6:.1f} MB")
 
 

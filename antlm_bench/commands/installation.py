@@ -53,7 +53,7 @@ def describe_torch(torch: Any) -> dict[str, object]:
     }
     is_gpu_build = bool(torch.version.cuda or torch.version.hip)
     if is_gpu_build and not gpus:
-        facts["note"] = "this build of torch finds no GPU: is there one, with a driver (nvidia-smi)?"
+        facts["note"] = "this build of torch finds no GPU; does nvidia-smi find one?"
     elif not is_gpu_build and NVIDIA_DEVICE.exists():
         facts["note"] = "there is an NVIDIA GPU, which a CPU build of torch cannot use"
     return facts
