@@ -63,7 +63,7 @@ class WeightKeywords(TypedDict, total=False):
     allow_missing: bool
     """Open a checkpoint even if it lacks parameters of the model, which are then random."""
     original_layout: str | None
-    """Published layout of the checkpoint, if its files do not determine it (docs/layouts.md)."""
+    """Published layout, if the checkpoint's files leave it open (docs/reference/layouts.md)."""
 
 
 class OpenKeywords(WeightKeywords, total=False):

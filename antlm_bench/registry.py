@@ -5,7 +5,7 @@ by name and use its fields; they never compare names.
 
 A registry holds the records that we ship and those of installed packages. Each is registered as
 "module:attribute" and imported when it is first used. Packages declare theirs as entry points
-(docs/extending.md):
+(docs/how-to/extending.md):
 
     [project.entry-points."antlm_bench.metrics"]
     brier = "my_package.metrics:BRIER"

@@ -195,7 +195,8 @@ class Scorer:
         prefixes: a text before each text, which the model reads and which is not scored; join: what
         stands between the two, unless the prefix is empty or ends in white space. method: one of
         `methods`, by default the first. bos: BOS policy (auto, always, never or
-        tokenizer), by default the one with which the scorer was opened. See docs/conventions.md.
+        tokenizer), by default the one with which the scorer was opened.
+        See docs/reference/conventions.md.
 
         Raises UsageError for an unknown method or policy, MethodNotSupported for a method that the
         model does not support, CheckpointError if the model returns NaN.

@@ -93,7 +93,7 @@ WORD_RULES: dict[str, WordRule] = {
     "fugashi": WordRule(_load_fugashi, ("fugashi", "unidic-lite"), JAPANESE_SCRIPTS),
     "pythainlp": WordRule(_load_pythainlp, ("pythainlp",), ("Thai",)),
 }
-"""Value of --words -> rule. docs/languages.md describes them."""
+"""Value of --words -> rule. docs/how-to/languages.md describes them."""
 DEFAULT_WORD_RULE = "spaces"
 
 

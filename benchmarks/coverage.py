@@ -14,7 +14,7 @@ Cases with slow intervals (metrics that are not means, seeds, groups) are simula
 p < .05 without an effect, and no interval that contradicts its p-value. t intervals of few items
 (`coverage_small_samples`): 91% or more.
 
-2000 runs take several minutes on one core. docs/statistics.md shows its output.
+2000 runs take several minutes on one core. docs/explanation/statistics.md shows its output.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 Every suite has a true drop of exactly its margin, the worst case. The verdicts are those of the
 package: `judge`, then `adjust_for_multiple_suites` (Holm). Allowed are 5% with any regression, plus
 two standard errors of the simulation; Holm's correction aims at 2.5%, the wrong side of a two-sided
-95% interval. The exit code is 1 if a case misses that. docs/statistics.md shows the output.
+95% interval. The exit code is 1 if a case misses that.
+docs/explanation/statistics.md shows the output.
 """
 
 from __future__ import annotations

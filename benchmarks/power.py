@@ -8,8 +8,8 @@ by it, and counts how often the test finds the drop. Asked for: 75 to 85% on ave
 observed comparisons. The limits allow for two standard errors of the simulation. Exit code 1: a
 case misses its limits and is not in EXCEPTIONS.
 
-200 comparisons with 100 repetitions each take about half an hour on one core. docs/statistics.md
-shows its output.
+200 comparisons with 100 repetitions each take about half an hour on one core.
+docs/explanation/statistics.md shows its output.
 """
 
 from __future__ import annotations

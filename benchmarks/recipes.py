@@ -1,4 +1,6 @@
-"""Every recipe, trained at a small scale and scored on a fast suite: the table of docs/recipes.md.
+"""Every recipe, trained at a small scale and scored on a fast suite.
+
+It prints the table of docs/explanation/recipes.md.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py --corpus DIR --runs DIR [--scale nano]
                                                    [--suite NAME] [RECIPE ...]

@@ -19,7 +19,7 @@ from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
 from antlm_bench.scoring.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES]
 
 
@@ -41,7 +41,7 @@ def test_the_compat_table_is_the_one_in_force() -> None:
     """A row that names no method applies to all of them."""
     documented: dict[str, dict[str, ScoringConventions]] = {}
     for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in read_table(
-        "docs/conventions.md", "## `--compat`"
+        "docs/reference/conventions.md", "## `--compat`"
     ):
         name, _, only = names.partition(", ")
         reduction = {"sum": "sum", "mean per token": "per-token", "what the suite says": ""}[
@@ -80,7 +80,9 @@ def test_the_readme_counts_the_suites_that_are_shipped() -> None:
             documented[
                 suite_names[0].removesuffix("-2025") + name if name.startswith("-") else name
             ] = count
-    for names, language, items, licence, _ in read_table("docs/suites.md", "# Suites by other"):
+    for names, language, items, licence, _ in read_table(
+        "docs/reference/suites.md", "# Suites by other"
+    ):
         documented[names.strip("`")] = items
         assert language and licence
     del documented["multiblimp-CODE"]
@@ -94,7 +96,7 @@ def test_the_readme_counts_the_suites_that_are_shipped() -> None:
 def test_other_authors_languages_are_those_of_the_declarations() -> None:
     documented = {
         names.strip("`"): language
-        for names, language, *_ in read_table("docs/suites.md", "# Suites by other")
+        for names, language, *_ in read_table("docs/reference/suites.md", "# Suites by other")
     }
     del documented["multiblimp-CODE"]
     languages = {row["suite"]: row["language"] for row in list_catalog("suites")}

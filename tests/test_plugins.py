@@ -123,13 +123,13 @@ def test_a_misspelt_metric_of_a_package_gets_a_suggestion(
     assert "unknown metric 'breir'" in message and "did you mean 'brier'?" in message
 
 
-# ---- suites, and kinds of suites: the examples of docs/extending.md
+# ---- suites, and kinds of suites: the examples of docs/how-to/extending.md
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "extending.md"
 
 
 def documented(first_line: str) -> str:
-    """The code block of docs/extending.md that begins with this line."""
+    """The code block of docs/how-to/extending.md that begins with this line."""
     blocks = re.findall(r"^```\w+\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if block.startswith(first_line))
     return block

@@ -30,7 +30,7 @@ from antlm_bench.suites.stimuli_spec import StimuliLayout
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = [
     (document, number, code)
-    for document in ("README.md", "docs/python.md", "docs/surprisal.md")
+    for document in ("README.md", "docs/how-to/python.md", "docs/how-to/surprisal.md")
     for number, code in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
     )

@@ -4,7 +4,7 @@ A record names the classes of an architecture, converts a recipe's [model] table
 counts its weights, and names the converter of its authors' checkpoints. Other modules use the
 record's fields and never compare an architecture's name or model type. The shipped records are in
 architectures.shipped. Other packages add theirs as entry points of the group
-`antlm_bench.architectures` (docs/extending.md).
+`antlm_bench.architectures` (docs/how-to/extending.md).
 
 This module does not import torch, so that sizes and costs are computed from a recipe quickly.
 """

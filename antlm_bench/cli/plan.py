@@ -92,7 +92,8 @@ def plan_command(
         return
     else:
         raise UsageError(
-            "nothing to plan", hint="give a sweep's .toml, or --model and --suite (docs/scale.md)"
+            "nothing to plan",
+            hint="give a sweep's .toml, or --model and --suite (docs/how-to/scale.md)",
         )
     print_plan(plan, table_format, units=units)
 

@@ -145,7 +145,7 @@ def surprisal_command(
         Literal["none", "word-boundary", "pimentel-meister", "oh-schuler"] | None,
         settings_option(
             metavar="NAME",
-            help="Correction for the end of a word, causal only (docs/surprisal.md): none, "
+            help="Correction for the end of a word, causal only (docs/how-to/surprisal.md): none, "
             "word-boundary, pimentel-meister, oh-schuler.",
             show_default="none",
         ),

@@ -53,7 +53,7 @@ def effects(
     per item, condition and region. columns: our column -> the table's. settings: see DesignOptions.
 
     The value of a region is the sum over its words. Intervals and tests are those of a t
-    distribution over items (docs/effects.md).
+    distribution over items (docs/how-to/effects.md).
 
         result = antlm_bench.effects(antlm_bench.surprisal("gpt2", "stimuli.csv"))
         result.table("effects").to_pandas()

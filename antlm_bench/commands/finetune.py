@@ -234,7 +234,7 @@ def select_tasks(
         if options.preset and options.preset not in presets:
             hint = (
                 "your own file has no presets: give settings one by one with --set "
-                "(docs/finetuning.md)"
+                "(docs/explanation/finetuning.md)"
             )
             if presets:
                 hint = suggest_name(options.preset, presets) or f"one of {', '.join(presets)}"

@@ -99,7 +99,7 @@ def verify(
         raise MethodNotSupported(
             f"{checkpoint.name} is in its authors' original layout, which no peer can load",
             location="--model",
-            hint="only our engine can score it (docs/layouts.md)",
+            hint="only our engine can score it (docs/reference/layouts.md)",
         )
     peers, refused = _open_peers(checkpoint, sources, method_names, options)
     if not peers:

@@ -49,7 +49,7 @@ from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 UNDETECTABLE_NOTE = "too few items: no true difference would be detected with a power of 80%"
 FEW_CLUSTERS = 50
-"""With fewer clusters, FEW_CLUSTERS_NOTE is shown (docs/statistics.md has the rates)."""
+"""With fewer clusters, FEW_CLUSTERS_NOTE is shown (rates: docs/explanation/statistics.md)."""
 FEW_CLUSTERS_NOTE = (
     "few clusters of items: if a lost item were kept, an end of the interval could fall slightly"
 )

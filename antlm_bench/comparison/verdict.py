@@ -255,8 +255,8 @@ def adjust_for_multiple_suites(verdicts: Sequence[Verdict]) -> tuple[Verdict, ..
     """Return the verdicts after Holm's correction for the number of suites.
 
     With the correction, the probability that any suite whose true drop is within its margin becomes
-    a regression is at most 2.5% (simulated for five suites: docs/statistics.md). A pass of all
-    suites needs no correction (an intersection-union test). The judgements of groups stay
+    a regression is at most 2.5% (simulated for five suites: docs/explanation/statistics.md). A pass
+    of all suites needs no correction (an intersection-union test). The judgements of groups stay
     unchanged.
     """
     correction = f"Holm over {len(verdicts)} suites"

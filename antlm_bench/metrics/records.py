@@ -6,7 +6,7 @@ when they are first used, so that listing suites does not import scipy. They are
 module per family: `accuracy`, `spearman`, `classification`, `item_mean`, `task_metric`,
 `bits_per_byte`, `reading_times`, `surprisal`, `acquisition`, `acceptability`.
 
-A package adds a metric with one MetricSpec and one entry point (docs/extending.md).
+A package adds a metric with one MetricSpec and one entry point (docs/how-to/extending.md).
 """
 
 from __future__ import annotations

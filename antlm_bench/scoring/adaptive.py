@@ -4,7 +4,7 @@ An item is doubtful if its log-probability gap (best score minus second best) is
 the bf16 error. The bound is an estimate: twice the largest error, or eight root mean square errors,
 of a sample of CALIBRATION_SIZE items of the suite. It is no guarantee. An item that is not rescored
 and whose error exceeds the bound can get another choice than in fp32. None of 20,000 BLiMP pairs
-did (docs/benchmarks.md); of 5,000 items that were built to have large errors, 4 did.
+did (docs/explanation/benchmarks.md); of 5,000 items that were built to have large errors, 4 did.
 
 A rescored item whose error exceeds the bound raises it, and its chunk is searched for doubtful
 items again.

@@ -1,8 +1,8 @@
 """Scoring conventions: rules that change scores, and on which lm-eval, minicons and BabyLM differ.
 
 `ScoringConventions` holds one value per rule; the defaults are ours. `PEER_CONVENTIONS` holds those
-of each peer (--compat). docs/conventions.md gives the source of every value in a peer's code or
-recorded scores.
+of each peer (--compat). docs/reference/conventions.md gives the source of every value in a
+peer's code or recorded scores.
 """
 
 from __future__ import annotations

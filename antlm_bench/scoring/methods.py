@@ -3,7 +3,7 @@
 A record holds everything that other modules need to know about a method: how it reads
 log-probabilities (`parts`), what it needs of a model, and what peers call it. Other modules use
 these fields and never compare a method's name. The shipped records are in scoring.probes. Other
-packages add theirs as entry points of the group `antlm_bench.methods` (docs/extending.md).
+packages add theirs as entry points of the group `antlm_bench.methods` (docs/how-to/extending.md).
 
 This module does not import numpy, so that help texts list the names quickly.
 """

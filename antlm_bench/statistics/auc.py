@@ -21,8 +21,8 @@ of freedom if few placements differ much (`_df_from_kurtosis`). The variance of 
 A (1 - A) / min(m, n) (Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945), so the interval of one
 run is cut at the ends of Wilson's interval of a share of min(m, n) items.
 
-By simulation (`benchmarks/coverage.py --only AUC`, docs/statistics.md), intervals of one run cover
-93 to 98.5%, and those of a difference 93 to 100%.
+By simulation (`benchmarks/coverage.py --only AUC`, docs/explanation/statistics.md), intervals of
+one run cover 93 to 98.5%, and those of a difference 93 to 100%.
 """
 
 from __future__ import annotations

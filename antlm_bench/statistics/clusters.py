@@ -98,7 +98,7 @@ def design_effect(
     independent (Kish 1965; Rao & Scott 1992, Biometrics 48, 577-585: counts divided by it can be
     analysed as counts of independent items). Arguments as in `weighted_strata`.
 
-    Three corrections, explained in docs/statistics.md:
+    Three corrections, explained in docs/explanation/statistics.md:
 
     - `end_items` items are added at each end of the range. They are alike within their clusters, so
       values without any variation get the factor of clusters whose items are all alike.

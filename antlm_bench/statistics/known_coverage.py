@@ -1,6 +1,6 @@
 """Intervals whose coverage is known to be below 95%, for notes beside the numbers concerned.
 
-The figures are those of `benchmarks/coverage.py`, as docs/statistics.md lists them.
+The figures are those of `benchmarks/coverage.py`, as docs/explanation/statistics.md lists them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ repetitions exceed in size, with the counts that are expected for this estimate 
 cov(N, T) / var(T) (T - E[T])). If all flips are losses of equal weight h, T is a multiple of h, and
 the critical value is half-way between two of them.
 
-Simulated power: docs/statistics.md.
+Simulated power: docs/explanation/statistics.md.
 """
 
 from __future__ import annotations

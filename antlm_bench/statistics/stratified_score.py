@@ -22,7 +22,7 @@ come from one function, so p < .05 exactly where the 95% interval excludes t.
 With one stratum and without pseudo-items and corrections, this is Wilson's interval for credits of
 0 and 1, Tango's (1998) for differences of such credits, and McNemar's statistic at t = 0. Sources:
 Gart & Nam (1988) and Laud (2017, SCAS) for stratified score intervals and step 4; Owen (2001) for
-the fit. Coverage by simulation: docs/statistics.md.
+the fit. Coverage by simulation: docs/explanation/statistics.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A declaration in tasks/*.toml names its task type in the key `kind`, for a few of them together with
 other keys (SuiteDeclaration.task_type). Data files (pairs, SyntaxGym) and lm-eval tasks have no
 declaration: `TaskType.matches` recognises the argument of --suite. `TASK_TYPES` holds the shipped
-task types (suites/shipped_task_types.py) and those of installed packages (docs/extending.md).
+task types (suites/shipped_task_types.py) and those of packages (docs/how-to/extending.md).
 """
 
 from __future__ import annotations

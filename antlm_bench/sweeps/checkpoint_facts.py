@@ -63,7 +63,7 @@ TOKENIZERS_WITHOUT_MASK = (
 
 @dataclass(frozen=True, slots=True)
 class ForwardSize:
-    """Numbers that decide how many FLOPs a forward pass takes (docs/scale.md)."""
+    """Numbers that decide how many FLOPs a forward pass takes (docs/how-to/scale.md)."""
 
     parameters: int
     weights_per_token: int

@@ -1,4 +1,4 @@
-"""The TOML of a sweep: stages that train, score and finetune, and a report (docs/scale.md)."""
+"""The TOML of a sweep: stages that train, score, finetune and a report (docs/how-to/scale.md)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def check_declaration(declaration: SweepDeclaration, location: str) -> None:
         raise DeclarationError(
             "the sweep has no stage",
             location=location,
-            hint="add a table [[train]], [[score]] or [[finetune]] (docs/scale.md)",
+            hint="add a table [[train]], [[score]] or [[finetune]] (docs/how-to/scale.md)",
         )
     if declaration.report:
         _check_page(declaration.report.html, f"{location}: report: html")

@@ -1,4 +1,4 @@
-"""Estimate what a unit costs: rows, tokens, FLOPs, time, memory. The formulas: docs/scale.md."""
+"""Estimate what a unit costs: rows, tokens, FLOPs, time, memory. Formulas: docs/how-to/scale.md."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`check` and `baseline` as a CI system meets them: exit codes, one red line, files, and the
-commands of docs/ci.md.
+commands of docs/how-to/ci.md.
 """
 
 from __future__ import annotations
@@ -287,8 +287,8 @@ def test_baselines_are_listed_and_a_damaged_one_says_so(
 
 
 def commands_of_the_docs() -> list[str]:
-    """Every antlm-bench line of docs/ci.md, of shells and of YAML scripts."""
-    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    """Every antlm-bench line of docs/how-to/ci.md, of shells and of YAML scripts."""
+    text = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
     return re.findall(r"^(?: +- )?(antlm-bench .*)$", text, re.M)
 
 
@@ -296,7 +296,7 @@ def commands_of_the_docs() -> list[str]:
 def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     shutil.copytree("base", "reports/trusted")
     shutil.copytree("base", "reports/new")
-    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
     policy = re.search(r"```toml\n(.*?)```", text, re.S)
     assert policy
     Path("check.toml").write_text(policy[1].replace("island_effects", "islands"))

@@ -659,7 +659,9 @@ def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -
     assert why["fast_eval_results.blimp"] == "no run folder (all 28 milestones)"
 
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "submit.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "submit.md").read_text(
+    encoding="utf-8"
+)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""From a text to leaderboards' files by the commands of docs/submit.md: trained, scored and
+"""From a text to leaderboards' files by the commands of docs/how-to/submit.md: trained, scored and
 finetuned in earnest.
 """
 

@@ -42,7 +42,7 @@ class OwnForCausalLM(GPT2LMHeadModel):
 """
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
-DOC = Path(__file__).parents[2] / "docs" / "verify.md"
+DOC = Path(__file__).parents[2] / "docs" / "how-to" / "verify.md"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The worked example of docs/lm-eval.md, both ways, as it stands there; both give the same
+"""The worked example of docs/how-to/lm-eval.md, both ways, as it stands there; both give the same
 accuracy.
 """
 
@@ -17,7 +17,7 @@ from antlm_bench.cli.app import run
 from antlm_bench.lm_eval_bridge.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
-DOCUMENT = Path(__file__).parents[2] / "docs" / "lm-eval.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "lm-eval.md"
 
 
 @pytest.mark.long

@@ -217,7 +217,7 @@ def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, 
     choices.
 
     Without lm-eval's cache, which reads texts that are split at two places wrongly (see
-    docs/lm-eval.md).
+    docs/how-to/lm-eval.md).
     """
     file, folder = (
         make_class(kind),

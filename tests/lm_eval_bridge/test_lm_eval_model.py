@@ -66,8 +66,8 @@ def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, archi
 
 @pytest.mark.long
 def test_two_splits_of_one_text_are_not_mixed_up(make_checkpoint):
-    """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md
-    says so.
+    """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions;
+    docs/how-to/lm-eval.md says so.
     """
     folder, pairs = (
         make_checkpoint("causal", adds=True),
@@ -84,7 +84,7 @@ def test_two_splits_of_one_text_are_not_mixed_up(make_checkpoint):
 @pytest.mark.long
 def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_path):
     """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole;
-    docs/lm-eval.md says so.
+    docs/how-to/lm-eval.md says so.
     """
     from tiny_models import train_tokenizer
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""The examples of docs/surprisal.md, effects.md and reading.md, run unchanged on a checkpoint."""
+"""The examples of the pages surprisal, effects and reading, run unchanged on a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 def read_code_blocks(name: str) -> list[tuple[str, str]]:
     """Return (language, content) of the code blocks of a document."""
     return re.findall(
-        r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        r"^```(\w+)\n(.*?)^```",
+        next(DOCS.glob(f"*/{name}")).read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
 
 

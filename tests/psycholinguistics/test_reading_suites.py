@@ -149,7 +149,9 @@ def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, de
 def test_exported_items_give_the_documented_numbers(
     make_checkpoint, tmp_path, declare_suite, monkeypatch
 ):
-    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "reading.md").read_text(
+        encoding="utf-8"
+    )
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     declaration = declare_suite("reading", make_rows(40))
     (run,) = score(make_checkpoint("causal", adds=True), declaration, out=tmp_path / "run")

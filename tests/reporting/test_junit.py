@@ -61,7 +61,9 @@ def checked(
 
 
 def test_the_verdict_as_json_is_the_one_of_the_docs() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "ci.md").read_text(
+        encoding="utf-8"
+    )
     shown = re.search(r"```json\n(.*?)```", text, re.S)
     made = checked(("bad", -0.05, 0.01), missing=("ewok · causal",), group="islands")
     rounded = json.loads(

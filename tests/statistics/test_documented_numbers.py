@@ -1,5 +1,5 @@
-"""Numbers that a reader re-derives from docs/statistics.md and exported items with scipy and
-statsmodels alone.
+"""Numbers that a reader re-derives from docs/explanation/statistics.md and exported items
+with scipy and statsmodels alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from antlm_bench.statistics.acquisition import pearson_correlation
 from antlm_bench.statistics.regression import PartialCorrelations, partial_r2_test
 from antlm_bench.types import Floats, Run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "statistics.md"
 CRITICAL = stats.norm.ppf(0.975)
 
 

@@ -17,7 +17,7 @@ from antlm_bench.statistics.known_coverage import (
     seed_mean_notes,
 )
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "statistics.md"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Compare our scores with a plain loop, for every causal and masked architecture of transformers.
 
-`make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a
-reason.
+`make sweep` prints the table of docs/reference/models.md. Each architecture is exact, or refused
+with a reason.
 """
 
 from __future__ import annotations

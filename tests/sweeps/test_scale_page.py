@@ -1,4 +1,4 @@
-"""The commands of docs/scale.md do what the page says."""
+"""The commands of docs/how-to/scale.md do what the page says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from antlm_bench.sweeps.declaration import read_sweep_file
 from antlm_bench.sweeps.expansion import expand_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "scale.md").read_text(encoding="utf-8")
 RUN_SECTION = PAGE.partition("\n## Run it\n")[2].partition("\n## ")[0]
 
 

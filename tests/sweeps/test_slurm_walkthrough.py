@@ -1,4 +1,4 @@
-"""The commands of docs/scale.md, section "Slurm", on a real Slurm of two nodes."""
+"""The commands of docs/how-to/scale.md, section "Slurm", on a real Slurm of two nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from antlm_bench.commands.slurm_training import FLAGS, build_train_command, coun
 from antlm_bench.commands.train import TrainOptions
 from antlm_bench.errors import DeclarationError
 
-PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "scale.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("\n## Slurm\n")[1].split("\n## ")[0]
 SWEEP_SECTION, TRAIN_SECTION = SECTION.split("\n### Train on several nodes\n")
 
