@@ -25,7 +25,9 @@ CHECK_TABLE = "check"
 MAX_CONFIGURATION_BYTES = 1_000_000
 """Largest configuration file that is read."""
 
-_used_configuration: ContextVar[Mapping[str, Any]] = ContextVar("configuration", default={})
+_used_configuration: ContextVar[Mapping[str, Any] | None] = ContextVar(
+    "configuration", default=None
+)
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def use_configuration(facts: Mapping[str, Any]) -> Iterator[None]:
 
 def describe_used_configuration() -> dict[str, Any]:
     """Return the facts of `use_configuration`, as JSON values; {} if none is in use."""
-    return dict(_used_configuration.get())
+    return dict(_used_configuration.get() or {})
 
 
 def find_configuration(folder: Path) -> Path | None:

@@ -35,6 +35,7 @@ from antlm_bench.cli import (
 from antlm_bench.cli.aliases import normalize_argv
 from antlm_bench.cli.configuration import (
     COMMANDS_WITHOUT_FILE,
+    DEFAULTS_KEY,
     ConfiguredDefaults,
     add_configuration_options,
 )
@@ -98,8 +99,6 @@ COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     ),
 }
 """Name of a group -> (its help, name -> function)."""
-DEFAULTS_KEY = "antlm_bench.defaults"
-"""Key of the ConfiguredDefaults of a command in click's context."""
 
 
 class Command(TyperCommand):

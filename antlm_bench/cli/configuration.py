@@ -20,6 +20,7 @@ import typer
 
 from antlm_bench.configuration import (
     CHECK_TABLE,
+    describe_used_configuration,
     find_configuration,
     read_configuration,
     use_configuration,
@@ -126,6 +127,8 @@ CHECK_KEY = ConfigurationKey(
     ("check",),
 )
 """The table [check]. Its option takes the configuration file as the policy."""
+DEFAULTS_KEY = "antlm_bench.defaults"
+"""Key of a command's ConfiguredDefaults in click's context."""
 COMMANDS_WITHOUT_FILE = ("worker",)
 """Commands that read no configuration file: a worker takes what sweep.json records."""
 
@@ -204,7 +207,7 @@ def load_configuration(args: Sequence[str]) -> Configuration:
 
 def _choose_file(args: Sequence[str]) -> Path | None:
     option_value = ""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         if word == "--":
             break
         name, equals, value = word.partition("=")
@@ -220,7 +223,7 @@ def _choose_file(args: Sequence[str]) -> Path | None:
     if chosen:
         if not option_value and chosen == NO_FILE:
             return None
-        return Path(os.path.expanduser(chosen))
+        return _expand_user(chosen)
     try:
         folder = Path.cwd()
     except OSError:  # the working directory was removed
@@ -272,13 +275,19 @@ def _resolve_paths(value: Any, kind: ValueKind, folder: Path) -> Any:
         return [_resolve_paths(each, kind, folder) for each in value]
     if kind in ("text", "number") or "://" in str(value):
         return value
-    path = Path(os.path.expanduser(value))
+    path = _expand_user(value)
     is_path = kind == "folder" or (("/" in value or path.suffix) and (folder / path).exists())
     return (
         shorten_path(folder / path)
         if is_path and not path.is_absolute()
         else str(path if is_path else value)
     )
+
+
+def _expand_user(text: str) -> Path:
+    from antlm_bench.declarations import expand_user_path  # imports pydantic
+
+    return expand_user_path(text)
 
 
 # ---- what a command takes from it
@@ -320,7 +329,7 @@ class ConfiguredDefaults:
         value, file = self.configuration.values[key.name], self.configuration.file
         is_for_command = command in key.commands or key.commands == ANY_COMMAND
         if key.variable and not is_for_command and key.variable not in os.environ:
-            text = os.path.abspath(value) if key.kind == "folder" else str(value)
+            text = str(Path(value).absolute()) if key.kind == "folder" else str(value)
             self.variables[key.variable] = text
             self.used[key.name] = value
             self._keys_by_location[key.variable] = key.name
@@ -400,3 +409,108 @@ def set_variables(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+# ---- the list of `doctor`
+
+
+def list_settings(
+    defaults: ConfiguredDefaults, commands: Mapping[str, Any], context: Any
+) -> list[dict[str, str]]:
+    """Return a row per key: its value, where it comes from, and what it sets.
+
+    commands: name -> click command. context: of click. Raises DeclarationError for a value that
+    one of the key's commands does not take.
+    """
+    values, file = defaults.configuration.values, defaults.configuration.file
+    from_file = shorten_path(file) if file else ""
+    rows = []
+    for key in KEYS:
+        value = values.get(key.name, "")
+        origin = from_file if key.name in values else "default"
+        for command in _list_commands(key, commands) if key.name in values else ():
+            _check_option_value(key, value, commands[command], defaults, context)
+        row = {"key": key.name, "value": _join_texts(value), "from": origin}
+        if key.option:
+            rows.append({**row, "sets": describe_option(key)})
+        if key.variable in os.environ and key.variable not in defaults.variables:
+            row |= {"value": os.environ[key.variable], "from": "environment"}
+        if key.variable:
+            rows.append({**row, "sets": key.variable})
+    for name, margin in _flatten(values.get(CHECK_TABLE, {}), CHECK_TABLE):
+        rows.append({"key": name, "value": f"{margin}", "from": from_file, "sets": "check"})
+    return rows
+
+
+def describe_option(key: ConfigurationKey) -> str:
+    """Return the option that a key sets, with its commands: `score --suite`."""
+    return f"{', '.join(key.commands)} {key.option}"
+
+
+def _join_texts(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _list_commands(key: ConfigurationKey, commands: Mapping[str, Any]) -> Sequence[str]:
+    """Return commands that have the key's option; one of them, if all commands have it."""
+    return ("list",) if key.commands == ANY_COMMAND else [x for x in key.commands if x in commands]
+
+
+def _check_option_value(
+    key: ConfigurationKey, value: Any, command: Any, defaults: ConfiguredDefaults, context: Any
+) -> None:
+    option = next(each for each in command.params if key.option in each.opts)
+    values = value if isinstance(value, list) else [str(value)]
+    try:
+        option.process_value(context, values if option.multiple else values[0])
+    except Exception as error:
+        message = getattr(error, "message", str(error))
+        raise DeclarationError(
+            str(message).replace("Value error, ", ""),
+            location=defaults.configuration.locate(key.name),
+            hint=getattr(error, "hint", ""),
+        ) from None
+
+
+def _flatten(table: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.{key}")
+        else:
+            yield f"{name}.{key}", value
+
+
+# ---- sweeps, whose workers read no configuration file
+
+FOLDER_KEYS = {key.name: key for key in KEYS if key.kind == "folder"}
+
+
+def describe_sweep_configuration() -> dict[str, Any]:
+    """Return the facts about the configuration in use for sweep.json: with absolute paths."""
+    facts = describe_used_configuration()
+    if not facts:
+        return {}
+    values = {
+        name: str(Path(value).absolute()) if name in FOLDER_KEYS else value
+        for name, value in facts["values"].items()
+    }
+    return {"file": str(Path(facts["file"]).absolute()), "values": values}
+
+
+@contextmanager
+def use_sweep_configuration(facts: Mapping[str, Any]) -> Iterator[None]:
+    """Use the configuration of a sweep, as sweep.json has it, within the block.
+
+    It takes the place of a file that this command has read. Variables that the user has set stay.
+    """
+    used = describe_used_configuration().get("values", {})
+    for name in set(used) & set(FOLDER_KEYS):
+        os.environ.pop(FOLDER_KEYS[name].variable, None)
+    values = facts.get("values", {})
+    folders = {
+        key.variable: values[name]
+        for name, key in FOLDER_KEYS.items()
+        if isinstance(values.get(name), str)
+    }
+    with use_configuration(facts), set_variables(folders):
+        yield

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import __version__
+from antlm_bench.declarations import expand_user_path
 from antlm_bench.errors import UsageError
 from antlm_bench.runs.provenance import RECORDED_PACKAGES
 from antlm_bench.runs.run_json import SCHEMA_VERSION
@@ -28,7 +29,7 @@ default: REPORTS_DIR."""
 def reports_dir() -> Path:
     """Return the folder of run folders without `--out`."""
     text = os.environ.get(REPORTS_VARIABLE, "")
-    return Path(os.path.expanduser(text)) if text else REPORTS_DIR
+    return expand_user_path(text) if text else REPORTS_DIR
 
 
 def run_dir(
