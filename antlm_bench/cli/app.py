@@ -33,15 +33,18 @@ from antlm_bench.cli import (
     verify,
 )
 from antlm_bench.cli.aliases import normalize_argv
-from antlm_bench.cli.exit_codes import EXIT_CODE_SUMMARIES, run_command
+from antlm_bench.cli.exit_codes import run_command
 from antlm_bench.cli.process import prepare_process
 from antlm_bench.cli.report import report_command
 from antlm_bench.cli.torchrun import check_command
 from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError, UsageError
 
-EXIT_CODES_HELP = "Exit codes: " + " · ".join(
-    f"{code} {meaning}" for code, meaning in EXIT_CODE_SUMMARIES.items()
+EXIT_CODES_HELP = (
+    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
+    "3 error in model or data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in "
+    "antlm-bench · 74 full or closed stdout or stderr · 75 stopped by a signal, the same command "
+    "resumes · 130 Ctrl-C · 141 the reader of a pipe closed it"
 )
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_command, score.OTHER_TOOLS_OPTIONS_HELP),

@@ -12,39 +12,6 @@ from antlm_bench.errors import BenchError, UsageError
 
 BUG = 70
 TRACEBACK_VARIABLE = "ANTLM_BENCH_TRACEBACK"
-EXIT_CODE_SUMMARIES = {
-    0: "finished",
-    1: "regression, or disagreement with minicons or lm-eval",
-    2: "usage",
-    3: "error in model or data",
-    4: "undecided",
-    5: "incomplete",
-    6: "not comparable",
-    BUG: "bug in antlm-bench",
-    74: "full or closed stdout or stderr",
-    75: "stopped by a signal, the same command resumes",
-    130: "Ctrl-C",
-    BROKEN_PIPE: "the reader of a pipe closed it",
-}
-"""Exit code -> a few words for the end of `--help`."""
-EXIT_CODES = {
-    0: "Finished. `check`: pass, or undecided without `--strict`.",
-    1: "`check`: regression or drop. `verify`: another engine gives a different number.",
-    2: "An invalid option or declaration, or a method that does not fit the checkpoint.",
-    3: "A checkpoint, data or run folder that cannot be read, verified or written; a sweep that "
-    "another process carries out; a function of an installed plugin that fails.",
-    4: "`check --strict`: undecided.",
-    5: "Incomplete: some results failed or are missing, or units of a sweep failed. Finished ones "
-    "are shown and kept.",
-    6: "Runs that cannot be compared: other items, methods or policies. `submit`: other "
-    "conventions than the year's.",
-    BUG: f"A bug in this package; `{TRACEBACK_VARIABLE}=1` shows where.",
-    74: "stdout or stderr is full or closed. Files were written as usual.",
-    75: "Stopped by SIGTERM or SIGUSR1. The same command continues.",
-    130: "Ctrl-C. The same command continues.",
-    BROKEN_PIPE: "The reader of a pipe closed it.",
-}
-"""Exit code -> what it means: the table of the documentation."""
 
 
 def run_command(

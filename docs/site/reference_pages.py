@@ -23,7 +23,6 @@ from class_fields import read_class_docs, read_fields  # noqa: E402
 import antlm_bench  # noqa: E402
 from antlm_bench import errors, types  # noqa: E402
 from antlm_bench.cli.app import build_command  # noqa: E402
-from antlm_bench.cli.exit_codes import EXIT_CODES  # noqa: E402
 from antlm_bench.comparison.margins import MarginPolicy  # noqa: E402
 from antlm_bench.declarations import Declaration  # noqa: E402
 from antlm_bench.prediction_schema import PredictionSchema  # noqa: E402
@@ -39,9 +38,8 @@ def generate_pages() -> dict[str, str]:
     """Return page -> Markdown. Pages are named relative to docs/."""
     writers: dict[str, Callable[[], str]] = {
         "reference/cli.md": write_cli_page,
-        "reference/exit-codes.md": write_exit_codes_page,
         "reference/api.md": write_api_page,
-        "reference/run-folder.md": write_run_folder_page,
+        "reference/run-json.md": write_run_json_page,
         "reference/suite-toml.md": write_suite_toml_page,
         "reference/recipe-toml.md": write_recipe_toml_page,
         "reference/sweep-toml.md": write_sweep_toml_page,
@@ -214,36 +212,6 @@ def describe_default(parameter: Any) -> str:
     return f"*Default: `{shown}`.*" if shown else ""
 
 
-# ---- exit codes
-
-
-def write_exit_codes_page() -> str:
-    """Return the table of exit codes, and the errors behind each."""
-    error_rows = [
-        [f"`{error.__name__}`", str(error.exit_code), escape_markdown(meaning)]
-        for error, meaning in iter_errors()
-    ]
-    return (
-        "# Exit codes\n\n"
-        "Every command ends with one of these codes; scripts may rely on them.\n\n"
-        + format_table(
-            ["code", "meaning"],
-            [[f"`{code}`", escape_markdown(meaning)] for code, meaning in EXIT_CODES.items()],
-        )
-        + "\n## Errors in Python\n\n"
-        "Functions raise these exceptions instead. All are subclasses of "
-        "`antlm_bench.BenchError`, and have a message, a location and a hint.\n\n"
-        + format_table(["exception", "exit code", "meaning"], error_rows)
-    )
-
-
-def iter_errors() -> Iterator[tuple[type[errors.BenchError], str]]:
-    """Yield each error with its meaning, as the tree at the top of errors.py lists them."""
-    lines = re.findall(r"[├└]── (\w+) +(\d+) +(.*)", errors.__doc__ or "")
-    for name, _, meaning in lines:
-        yield getattr(errors, name), meaning
-
-
 # ---- the Python API
 
 
@@ -262,14 +230,23 @@ def write_api_page() -> str:
             f"## {title}\n\n" + "".join(f"::: antlm_bench.{name}\n\n" for name in members)
             for title, members in sections
         )
+        + "## Errors\n\nAll are subclasses of `antlm_bench.BenchError`, and have a message, a "
+        "location and a hint. [Exit codes](exit-codes.md) explains the codes of the command "
+        "line.\n\n" + format_table(["exception", "exit code", "meaning"], list_errors())
     )
+
+
+def list_errors() -> list[list[str]]:
+    """Return the rows of the table of errors, as the tree at the top of errors.py lists them."""
+    lines = re.findall(r"[├└]── (\w+) +(\d+) +(.*)", errors.__doc__ or "")
+    return [[f"`{name}`", code, escape_markdown(meaning)] for name, code, meaning in lines]
 
 
 # ---- run folders
 
 
-def write_run_folder_page() -> str:
-    """Return the page on the files of a run folder."""
+def write_run_json_page() -> str:
+    """Return the page on the fields of run.json and of predictions."""
     records = [
         ("Manifest", types.Manifest, "`manifest`: the checkpoint and the software."),
         ("Cell", types.Cell, "An entry of `cells`. `predictions` names the cell's file."),
@@ -281,11 +258,10 @@ def write_run_folder_page() -> str:
         f"### {title}\n\n{note}\n\n{write_dataclass(record)}\n" for title, record, note in records
     )
     return (
-        "# Run folder\n\n"
-        "A run folder holds what was computed about one checkpoint. Every number of a table, a "
-        "report or a leaderboard file is derived from it.\n\n"
-        + RUN_FILES
-        + f"\n## `run.json`\n\nThe current schema is {SCHEMA_VERSION}: the key `schema`. Older "
+        "# Fields of a run folder\n\n"
+        "A [run folder](run-folder.md) holds what was computed about one checkpoint. Every number "
+        "of a table, a report or a leaderboard file is derived from these fields.\n\n"
+        f"## `run.json`\n\nThe current schema is {SCHEMA_VERSION}: the key `schema`. Older "
         "runs are read; a newer schema is refused with a message. `manifest` is an object, "
         "`cells` a list. Numbers are finite, log-probabilities are in nats.\n\n"
         + run_json
@@ -299,19 +275,6 @@ def write_run_folder_page() -> str:
         "other columns depend on the kind of suite:\n\n"
         + "".join(write_prediction_columns(task_type) for task_type in TASK_TYPES)
     )
-
-
-RUN_FILES = """\
-```text
-DIR/run.json                               manifest and cells (settings, summaries)
-DIR/provenance.json                        command, machine and resources of each cell
-DIR/predictions/<suite>.<method>.parquet   one row per item: ids and numbers, never texts
-DIR/predictions/<suite>.<method>.seed<n>.parquet      the same for a finetuned task
-DIR/predictions/<suite>@<digest>.<method>.parquet     other items or limits of that suite
-DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
-DIR/shard.json                             no run yet: one shard of the chunks
-```
-"""
 
 
 def write_dataclass(record: type) -> str:
