@@ -267,7 +267,7 @@ def _draw_effects(
     rows: Sequence[Mapping[str, Any]], models: Sequence[str], title: str, style: charts.ChartStyle
 ) -> Any:
     """Draw the effects. A single model needs no legend."""
-    style = replace(style, legend=style.legend and len(models) > 1)
+    style = replace(style, legend_width=style.legend_width * (len(models) > 1))
     return charts.dot_plot(rows, models, style, title, rule_at_zero=True)
 
 

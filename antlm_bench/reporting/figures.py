@@ -71,16 +71,24 @@ def render_figures(
 
 def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, Any]:
     """Return figures as one Vega-Lite specification on white, with a legend."""
-    width = PANEL_WIDTH if len(figures) > 1 else FILE_WIDTH
-    style = charts.ChartStyle(width, palette.PAPER, legend=True)
     if len(figures) == 1:
+        style = charts.ChartStyle(FILE_WIDTH, palette.PAPER, FILE_WIDTH)
         chart = figures[0].draw(style)
     else:
-        panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
-        chart = charts.concatenate(panels, columns)
+        total_width = PANEL_WIDTH * min(columns, len(figures))
+        style = charts.ChartStyle(PANEL_WIDTH, palette.PAPER, total_width)
+        chart = charts.concatenate(
+            [figure.draw(style).properties(title=_wrap_title(figure.title)) for figure in figures],
+            columns,
+        )
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": FILE_FONT}
     return specification
+
+
+def _wrap_title(title: str) -> list[str]:
+    """Return the lines of a panel's title."""
+    return charts.wrap_name(title, int(PANEL_WIDTH / charts.CHARACTER_WIDTH))
 
 
 def find_undrawable_letters(text: str) -> str:
