@@ -285,9 +285,7 @@ def _name_height(names: Sequence[str], single: int) -> int:
     return 28 if any("\n" in name for name in names) else single
 
 
-def _lone_intervals(
-    base: alt.Chart, rows: Sequence[ChartRow], fields: Sequence[str]
-) -> alt.Chart:
+def _lone_intervals(base: alt.Chart, rows: Sequence[ChartRow], fields: Sequence[str]) -> alt.Chart:
     """Draw the intervals of rows that share the values of `fields` with no other row."""
     counts = Counter(tuple(row[field] for field in fields) for row in rows)
     lone = [row for row in rows if counts[tuple(row[field] for field in fields)] == 1]
