@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pair_runs import (
-    PARADIGMS_BY_PHENOMENON,
     PHENOMENON_BY_PARADIGM,
     draw_logprob_gaps,
     make_cell,
