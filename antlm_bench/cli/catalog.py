@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from antlm_bench.cli.shared_options import (
-    ModelsOption,
     OptionValues,
     OverridesOption,
     ScaleOption,
@@ -132,14 +131,43 @@ def show_command(
 
 @with_table_format()
 @with_open_options(without=("bos", "max_length", "device", "dtype", "batch_tokens"))
-def doctor_command(model: ModelsOption, *, open_options: OptionValues, table_format: str) -> None:
-    """Open checkpoints without scoring; print architecture, methods, special tokens and dtype."""
+def doctor_command(
+    model: Annotated[
+        list[str] | None,
+        model_option(
+            metavar="CKPT",
+            help="Folder, hub id, glob, folder of checkpoints. Repeatable. Without it: this "
+            "installation.",
+        ),
+    ] = None,
+    *,
+    open_options: OptionValues,
+    table_format: str,
+) -> None:
+    """Open checkpoints without scoring; print architecture, methods, special tokens and dtype.
+
+    Without --model, print the versions of this installation, and what torch was built for and
+    finds: devices and threads.
+    """
+    from antlm_bench.reporting.writers import print_tables
+
+    if not model:
+        print_tables([_build_installation_table()], table_format)
+        return
+
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.catalog import inspect_checkpoints
-    from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))
     print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
+
+
+def _build_installation_table() -> Table:
+    from antlm_bench.commands.installation import describe_installation
+    from antlm_bench.reporting.table import build_facts_table
+
+    labels = {"torch_build": "torch is built for"}
+    return build_facts_table("installation", describe_installation(), labels=labels)
 
 
 @with_table_format()

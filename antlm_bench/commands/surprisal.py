@@ -29,6 +29,7 @@ from antlm_bench.commands.surprisal_rows import (
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
+from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import (
@@ -161,6 +162,7 @@ class _ModelResult:
 ModelLike = str | Path | Scorer
 
 
+@require_packages("surprisal()")
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
     stimuli: Any,
