@@ -165,7 +165,9 @@ def check_command(
     ] = None,
     github: Annotated[
         bool,
-        output_option("--github", help="Annotations, summary and output 'verdict' for GitHub Actions."),
+        output_option(
+            "--github", help="Annotations, summary and output 'verdict' for GitHub Actions."
+        ),
     ] = False,
     *,
     table_format: str,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from gate_jobs import make_job, publish_repository, read_pip_log, replace_score, write_commands
 from gitlab_runner import run_pipeline
-from workflow_runner import ROOT, Job, run_job
+from workflow_runner import ROOT, Job, Scope, run_job, run_step
 
 from antlm_bench import __version__
 from antlm_bench.cli.app import run
@@ -71,6 +71,17 @@ def test_the_commands_run_as_they_stand(
         argv = shlex.split(line)[1:]
         assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
     assert Path("reports/baselines/main/run.json").exists()
+
+
+def test_the_slim_installation_runs_as_it_stands(docs_job: Job) -> None:
+    [script] = [text for _, text in BLOCKS if text.startswith("git clone")]
+    run_step({"shell": "bash", "run": script}, Scope({}), docs_job)
+    assert not docs_job.failed, docs_job.output
+    assert read_pip_log(docs_job) == [
+        "install -c antlm-bench/constraints.txt -r antlm-bench/requirements-slim.txt",
+        "install --no-deps ./antlm-bench",
+    ]
+    assert (docs_job.workspace / "antlm-bench/requirements-slim.txt").exists()
 
 
 @pytest.mark.long
