@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from antlm_bench import runs
@@ -18,12 +17,12 @@ from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteTo
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import DataError, IncompleteError
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
-from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
 
 
@@ -77,9 +76,11 @@ class ScoreSession:
         options = options or ScoreOptions()
         request = self.build_request(as_list(suites), split_methods(methods), options)
         check_single_name(options.name, [ref])
-        checkpoint = self.open(ref, options)
-        folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
-        run = self.score_opened(checkpoint, request, folder, loading_notes(checkpoint))
+        with Progress(f"opening {ref}") as progress:
+            checkpoint = self.open(ref, options)
+            folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
+            notes = loading_notes(checkpoint)
+            run = self.score_opened(checkpoint, request, folder, notes, None, progress)
         if request.suites.unavailable:
             raise request.suites.describe_failures((), 1, [run])
         return run
@@ -118,7 +119,8 @@ class ScoreSession:
         request: ScoreRequest,
         folder: Path,
         notes: Sequence[str],
-        finished_run: Run | None = None,
+        finished_run: Run | None,
+        progress: Progress,
     ) -> Run:
         """Score an opened checkpoint into a run folder, or the folder of a shard.
 
@@ -126,16 +128,19 @@ class ScoreSession:
         run; that of a shard has no cells. Raises IncompleteError with the run if some suites
         failed, and the DataError if there is only one suite.
         """
-        scorers = self._list_scorers(checkpoint, request, notes)
+        targets = self._list_targets(checkpoint, request, notes)
+        progress.plan(Workload.add(each.estimate_work(each.method_names) for each in targets))
         if request.shard is None:
-            return self._write_run(checkpoint, request, folder, scorers)
+            return self._write_run(checkpoint, targets, folder, progress)
         shard: Shard = request.shard
         manifest = build_manifest(checkpoint.metadata, request.options.name)
         machine = describe_machine_kind(str(checkpoint.metadata["device"]))
         command = request.command(checkpoint)
         with runs.ShardWriter(folder, manifest, shard, machine, command) as writer:
             errors = _score_each(
-                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run)
+                checkpoint,
+                targets,
+                lambda scorer: scorer.score_shard(shard, writer, finished_run, progress),
             )
             writer.finish()
         run = Run(str(folder), manifest, ())
@@ -146,48 +151,46 @@ class ScoreSession:
     def _write_run(
         self,
         checkpoint: AnyCheckpoint,
-        request: ScoreRequest,
+        targets: Sequence[SuiteToScore],
         folder: Path,
-        scorers: Sequence[Callable[[], SuiteScorer]],
+        progress: Progress,
     ) -> Run:
-        options, keys = request.options, set[str]()
+        options, keys = targets[0].options, set[str]()
         with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
 
             def score_suite(scorer: SuiteScorer) -> None:
-                suite_keys = scorer.score(writer)
+                suite_keys = scorer.score(writer, progress)
                 keys.update(suite_keys)
                 for key in suite_keys if options.replace else ():
                     writer.remove_other_limits(key)
 
-            errors = _score_each(scorers, score_suite)
+            errors = _score_each(checkpoint, targets, score_suite)
         finished = open_verified_runs([folder], keys=keys) if keys else []
         if errors:
             raise IncompleteError("\n".join(errors), runs=finished)
         return finished[0]
 
-    def _list_scorers(
+    def _list_targets(
         self, checkpoint: AnyCheckpoint, request: ScoreRequest, notes: Sequence[str]
-    ) -> list[Callable[[], SuiteScorer]]:
-        """Return functions that build the scorers of all suites, each with the methods that have
-        the same conventions.
-        """
+    ) -> list[SuiteToScore]:
+        """Return all suites, each with the methods that have the same conventions."""
         # Methods with the same conventions score the same texts and share the model's forwards.
         groups: dict[ScoringConventions, list[str]] = {}
         for name in _resolve_methods(request.methods, checkpoint):
             method = resolve_method(name, checkpoint)
             groups.setdefault(request.options.conventions().for_method(method), []).append(name)
         loaded = request.suites.load([name for names in groups.values() for name in names])
-
-        def build(suite: Suite, names: Sequence[str]) -> SuiteScorer:
-            suite_request = request.suites.request_of(suite)
-            target = SuiteToScore(suite, suite_request, names, request.options, notes)
-            return SuiteScorer(checkpoint, target)
-
-        return [partial(build, suite, names) for suite in loaded for names in groups.values()]
+        return [
+            SuiteToScore(suite, request.suites.request_of(suite), names, request.options, notes)
+            for suite in loaded
+            for names in groups.values()
+        ]
 
 
 def _score_each(
-    scorers: Sequence[Callable[[], SuiteScorer]], score: Callable[[SuiteScorer], None]
+    checkpoint: AnyCheckpoint,
+    targets: Sequence[SuiteToScore],
+    score: Callable[[SuiteScorer], None],
 ) -> list[str]:
     """Score all suites, and return the DataErrors, each once.
 
@@ -196,13 +199,13 @@ def _score_each(
     """
     errors: dict[str, DataError] = {}
     num_failed = 0
-    for build_scorer in scorers:
+    for target in targets:
         try:
-            score(build_scorer())
+            score(SuiteScorer(checkpoint, target))
         except DataError as error:  # the other suites are scored
             errors[str(error)] = error
             num_failed += 1
-    if len(errors) == 1 and num_failed == len(scorers):
+    if len(errors) == 1 and num_failed == len(targets):
         raise next(iter(errors.values()))
     return list(errors)
 
