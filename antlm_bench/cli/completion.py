@@ -40,7 +40,7 @@ def complete_words(build_command: Callable[[], Any]) -> NoReturn:
     code = 1  # to fish: no words, complete files
     with Path(os.devnull).open("w") as devnull, redirect_stderr(devnull):
         try:
-            from typer.completion import completion_init
+            from typer._completion_classes import completion_init
 
             completion_init()
             build_command()([], prog_name="antlm-bench", complete_var=COMPLETE_VARIABLE)
@@ -283,8 +283,8 @@ def completion_command(
 
     Completed are commands, options and their values: suites, checkpoints, runs, methods, ...
     """
-    from typer.completion import get_completion_script
-    from typer.completion import install as install_script
+    from typer._completion_shared import get_completion_script
+    from typer._completion_shared import install as install_script
 
     if not install:
         print(

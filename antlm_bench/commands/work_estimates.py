@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from antlm_bench.checkpoints import Checkpoint
-from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 from antlm_bench.progress import Workload
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import Method
@@ -41,13 +40,13 @@ def estimate_tokens(texts: Sequence[str], method: Method) -> float:
     )
 
 
-def token_counter(scorer: Checkpoint | MiniconsCheckpoint | AdaptiveScorer) -> Callable[[], int]:
+def token_counter(scorer: Any) -> Callable[[], int]:
     """Return a function that returns how many tokens the engines of a scorer have read so far.
 
-    Equal prefixes are read once. Engines of other libraries count none.
+    scorer: a Checkpoint, a MiniconsCheckpoint or an AdaptiveScorer. Equal prefixes are read once.
+    Engines of other libraries count none.
     """
-    models: list[object] = [scorer]
-    if isinstance(scorer, AdaptiveScorer):
-        models = [scorer.bf16_model, scorer.fp32_model]
-    engines = [model.engine for model in models if isinstance(model, Checkpoint)]
-    return lambda: sum(engine.nodes_computed for engine in engines)
+    is_adaptive = isinstance(scorer, AdaptiveScorer)
+    models = [scorer.bf16_model, scorer.fp32_model] if is_adaptive else [scorer]
+    engines = [model.engine for model in models if hasattr(model, "engine")]
+    return lambda: sum(getattr(engine, "nodes_computed", 0) for engine in engines)
