@@ -6,7 +6,8 @@ item of a masked method costs a row per token. So the time left is estimated fro
 
     seconds of computing / cost computed * cost left + seconds of preparing a part * parts left
 
-Units that an earlier call computed cost nothing and count as no time.
+Preparing is opening a checkpoint. That of the first part is not counted, because it imports
+libraries. Units that an earlier call computed cost nothing and count as no time.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ class Progress:
     def plan(self, work: Workload, later: Sequence[Workload] | None = None) -> None:
         """Set the work of this part. later: of the parts after it; None = each is like this one."""
         now = time.monotonic()
-        self._preparing_seconds, self._last_time = now - self._last_time, now
+        self._preparing_seconds = now - self._last_time if self.part_number > 1 else 0.0
+        self._last_time = now
         self._planned = Workload.add([Workload(self.num_done, self._settled_cost), work])
         self._later = [work] * (self.num_parts - self.part_number) if later is None else later
         self._piece, self._piece_done = Workload(0, 0.0), 0
