@@ -50,6 +50,7 @@ from antlm_bench.suites.task_types import (
     TaskType,
 )
 from antlm_bench.types import Item, Run
+from antlm_bench.words import check_splittable, describe_word_rule
 
 AnyCheckpoint = Checkpoint | MiniconsCheckpoint
 
@@ -79,6 +80,10 @@ class SuiteScorer:
             .for_method(get_method(target.method_names[0]))
             .for_suite(self.suite.reduction, self.suite.has_delimiters, self.task_type.scores_spans)
         )
+        self.word_rule = _choose_word_rule(target)
+        if self.word_rule and isinstance(checkpoint, Checkpoint):
+            _check_words(self.suite, self.word_rule)
+            checkpoint = checkpoint.with_word_rule(self.word_rule)
         if self.conventions.bos_before_context:
             checkpoint = checkpoint.with_context_bos_policy(self.conventions.bos_before_context)
         if self.conventions.eos and not self.task_type.scores_documents:
@@ -411,8 +416,28 @@ def _build_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
-        **({"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}),
+        **_describe_words(suite, method, options),
     }
+
+
+def _describe_words(suite: Suite, method: str, options: ScoreOptions) -> dict[str, str]:
+    """Return the setting `words` of a cell; {} = the words of the tokenizer."""
+    if options.words is not None and get_method(method).needs_words:
+        return {"words": describe_word_rule(options.words)}
+    return {"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}
+
+
+def _choose_word_rule(target: SuiteToScore) -> str | None:
+    """Return the rule that the options name, if the methods, which share their texts, need it."""
+    needs_words = get_method(target.method_names[0]).needs_words
+    return target.options.words if needs_words else None
+
+
+def _check_words(suite: Suite, rule: str) -> None:
+    """Raise UsageError if a rule does not split the texts of a suite into words."""
+    for item in suite.items:
+        for option in item.options:
+            check_splittable(option.text, rule, f"{suite.name}: {item.id}")
 
 
 def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:

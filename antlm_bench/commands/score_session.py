@@ -15,7 +15,7 @@ from antlm_bench.checkpoints.machine import describe_machine_kind
 from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
 from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
-from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
+from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import DataError, IncompleteError
 from antlm_bench.runs import Shard
@@ -172,10 +172,15 @@ class ScoreSession:
         the same conventions.
         """
         # Methods with the same conventions score the same texts and share the model's forwards.
-        groups: dict[ScoringConventions, list[str]] = {}
-        for name in _resolve_methods(request.methods, checkpoint):
+        groups: dict[tuple[ScoringConventions, bool], list[str]] = {}
+        names = _resolve_methods(request.methods, checkpoint)
+        if request.options.words is not None:
+            require_word_methods(names)
+        for name in names:
             method = resolve_method(name, checkpoint)
-            groups.setdefault(request.options.conventions().for_method(method), []).append(name)
+            conventions = request.options.conventions().for_method(method)
+            has_rule = request.options.words is not None and method.needs_words
+            groups.setdefault((conventions, has_rule), []).append(name)
         loaded = request.suites.load([name for names in groups.values() for name in names])
 
         def build(suite: Suite, names: Sequence[str]) -> SuiteScorer:
