@@ -47,7 +47,8 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError, UsageError
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
+    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage, "
+    "or a missing package · "
     "3 error in model or data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in "
     "antlm-bench · 74 full or closed stdout or stderr · 75 stopped by a signal, the same command "
     "resumes · 130 Ctrl-C · 141 the reader of a pipe closed it"

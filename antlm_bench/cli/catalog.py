@@ -139,8 +139,8 @@ def doctor_command(
         list[str] | None,
         model_option(
             metavar="CKPT",
-            help="Folder, hub id, glob, folder of checkpoints. Repeatable. Without it: the "
-            "configuration file and its values.",
+            help="Folder, hub id, glob, folder of checkpoints. Repeatable. Without it: this "
+            "installation, and the configuration file with its values.",
         ),
     ] = None,
     *,
@@ -149,12 +149,14 @@ def doctor_command(
 ) -> None:
     """Open checkpoints without scoring; print architecture, methods, special tokens and dtype.
 
-    Without --model, print which configuration file is read, and each value with its origin.
+    Without --model, print the versions of this installation, what torch was built for and finds
+    (devices, threads), which configuration file is read, and each value with its origin.
     """
-    from antlm_bench.reporting.writers import print_table, print_tables
+    from antlm_bench.reporting.writers import print_tables
 
     if not model:
-        print_table(_build_settings_table(context), table_format)
+        tables = [_build_installation_table(), _build_settings_table(context)]
+        print_tables(tables, table_format)
         return
 
     from antlm_bench.checkpoints import OpenOptions
@@ -162,6 +164,14 @@ def doctor_command(
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))
     print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
+
+
+def _build_installation_table() -> Table:
+    from antlm_bench.commands.installation import describe_installation
+    from antlm_bench.reporting.table import build_facts_table
+
+    labels = {"torch_build": "torch is built for"}
+    return build_facts_table("installation", describe_installation(), labels=labels)
 
 
 def _build_settings_table(context: typer.Context) -> Table:

@@ -463,14 +463,19 @@ def test_colours_on_a_terminal_only_and_never_under_no_color() -> None:
     assert piped.returncode == 2 and "\x1b" not in piped.stderr
 
 
-def readme_commands() -> list[str]:
-    """Every antlm-bench line in a code block of the README, continuation lines joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    *(f"docs/how-to/{n}.md" for n in ["score", "finetune", "report", "train", "data"]),
+]
+
+
+def documented_commands() -> list[str]:
+    """Every antlm-bench line in the code blocks of the pages, continuation lines joined."""
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [
-        line.partition("  #")[0] for line in lines if re.match(r"(\w+=\S+ )*antlm-bench ", line)
-    ]
+    commands = (line.partition(" #")[0].strip() for line in lines)
+    return list(dict.fromkeys(line for line in commands if line.startswith("antlm-bench ")))
 
 
 def parsed(argv: Sequence[str]) -> None:
@@ -486,8 +491,8 @@ def parsed(argv: Sequence[str]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("line", readme_commands())
-def test_commands_of_the_readme_are_understood(
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_are_understood(
     line: str, scorer: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trained(recipe: str, _corpus: str, out: Path, options: Any) -> Path:
