@@ -21,6 +21,7 @@ from unicodedata import category, east_asian_width, normalize
 import regex
 
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.packages import require_packages
 
 # Scripts whose text has no space between two words: those between whose letters the line breaking
 # algorithm allows a break anywhere, at syllables, or by a dictionary (Unicode Standard Annex 14,
@@ -102,15 +103,8 @@ def check_word_rule(name: str, location: str = "--words") -> None:
     if name not in WORD_RULES:
         hint = f"one of {', '.join(WORD_RULES)}"
         raise UsageError(f"unknown rule {name!r}", location=location, hint=hint)
-    try:
+    with require_packages(f"{location} {name}", " ".join(WORD_RULES[name].packages)):
         _load_rule(name)
-    except ImportError as error:
-        packages = " ".join(WORD_RULES[name].packages)
-        raise UsageError(
-            f"{name!r} cannot be used: {error}",
-            location=location,
-            hint=f"pip install {packages}, or all of them: pip install 'antlm-bench[languages]'",
-        ) from None
 
 
 @lru_cache(maxsize=len(WORD_RULES))

@@ -33,6 +33,12 @@ from antlm_bench.cli import (
     verify,
 )
 from antlm_bench.cli.aliases import normalize_argv
+from antlm_bench.cli.configuration import (
+    COMMANDS_WITHOUT_FILE,
+    DEFAULTS_KEY,
+    ConfiguredDefaults,
+    add_configuration_options,
+)
 from antlm_bench.cli.exit_codes import run_command
 from antlm_bench.cli.process import prepare_process
 from antlm_bench.cli.report import report_command
@@ -41,7 +47,8 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError, UsageError
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage · "
+    "Exit codes: 0 finished · 1 regression, or disagreement with minicons or lm-eval · 2 usage, "
+    "or a missing package · "
     "3 error in model or data · 4 undecided · 5 incomplete · 6 not comparable · 70 bug in "
     "antlm-bench · 74 full or closed stdout or stderr · 75 stopped by a signal, the same command "
     "resumes · 130 Ctrl-C · 141 the reader of a pipe closed it"
@@ -96,10 +103,23 @@ COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
 
 
 class Command(TyperCommand):
-    """A command that refuses an option of one value that is given twice with different values."""
+    """A command whose options have defaults in a configuration file.
+
+    It refuses an option of one value that is given twice with different values.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse argv. Raises UsageError; click itself would keep the last value in silence."""
+        self._refuse_repeated_options(args)
+        if ctx.resilient_parsing:  # completion of a command line
+            return super().parse_args(ctx, args)
+        options = {name: str(p.name) for p in self.params for name in p.opts}
+        defaults = ConfiguredDefaults(ctx.info_name, args, options)
+        ctx.meta[DEFAULTS_KEY] = defaults
+        with defaults.locate_errors():
+            return super().parse_args(ctx, [*defaults.words, *args])
+
+    def _refuse_repeated_options(self, args: list[str]) -> None:
         options = [p for p in self.params if isinstance(p, TyperOption) and not p.multiple]
         names = {name: option for option in options for name in option.opts}
         values: dict[str, set[str]] = {}
@@ -117,11 +137,14 @@ class Command(TyperCommand):
                     location=name,
                     hint="the option takes one value; repeat the command for each",
                 )
-        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, unless it is one of several processes and not meant for them."""
-        return super().invoke(ctx) if check_command(ctx.info_name) else None
+        if not check_command(ctx.info_name):
+            return None
+        defaults: ConfiguredDefaults = ctx.meta[DEFAULTS_KEY]
+        with defaults.locate_errors(), defaults.use():
+            return super().invoke(ctx)
 
 
 def print_version(value: bool) -> None:
@@ -158,12 +181,16 @@ def build_app() -> typer.Typer:
     app.callback()(root_callback)
     for name, (command, epilog) in COMMANDS.items():
         help_text = join_lines(command.__doc__ or "")
+        if name not in COMMANDS_WITHOUT_FILE:
+            command = add_configuration_options(command)
         app.command(name, cls=Command, help=help_text, epilog=epilog or None)(command)
     for name, (group_help, subcommands) in COMMAND_GROUPS.items():
         group = typer.Typer(help=group_help)
         for subcommand_name, command in subcommands.items():
             help_text = join_lines(command.__doc__ or "")
-            group.command(subcommand_name, cls=Command, help=help_text)(command)
+            group.command(subcommand_name, cls=Command, help=help_text)(
+                add_configuration_options(command)
+            )
         app.add_typer(group, name=name)
     return app
 

@@ -165,7 +165,9 @@ def check_command(
     ] = None,
     github: Annotated[
         bool,
-        output_option("--github", help="Annotations and step summary for GitHub Actions."),
+        output_option(
+            "--github", help="Annotations, summary and output 'verdict' for GitHub Actions."
+        ),
     ] = False,
     *,
     table_format: str,
@@ -214,11 +216,13 @@ def check_command(
     if markdown:
         write_file(markdown, write_markdown(table).encode())
     if github:
-        from antlm_bench.reporting.github import append_summary, workflow_commands
+        from antlm_bench.reporting.github import append_summary, append_verdict, workflow_commands
 
         print(workflow_commands(result), end="")
-        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            append_summary(summary, write_markdown(table))
+        if summary_file := os.environ.get("GITHUB_STEP_SUMMARY"):
+            append_summary(summary_file, write_markdown(table))
+        if output_file := os.environ.get("GITHUB_OUTPUT"):
+            append_verdict(output_file, result)
     if error:
         raise error
 

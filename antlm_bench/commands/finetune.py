@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments
 from antlm_bench.checkpoints import (
-    Backbone,
     OpenOptions,
     expand_refs,
     loading_notes,
@@ -44,6 +43,7 @@ from antlm_bench.types import Attention, Cell, Names, Run, Summary, as_list, fin
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from antlm_bench.checkpoints import Backbone
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
     from antlm_bench.keywords import FinetuneKeywords
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from antlm_bench.checkpoints import Backbone, open_backbone
+from antlm_bench.checkpoints import open_backbone
 from antlm_bench.checkpoints.last_opened import LastOpened
 from antlm_bench.commands.finetune import (
     FinetuneOptions,
@@ -19,6 +19,9 @@ from antlm_bench.errors import CheckpointError
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.types import Run
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import Backbone
 
 MAX_CACHED_TASKS = 8
 """Number of tasks that a TaskCache keeps: GLUE has seven."""
@@ -46,7 +49,7 @@ class FinetuneSession:
     """
 
     def __init__(self) -> None:
-        self._backbone = LastOpened[Backbone](open_backbone)
+        self._backbone: LastOpened[Backbone] = LastOpened(open_backbone)
         self._tasks = TaskCache()
 
     def finetune(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
+from antlm_bench.checkpoints.opening import open_checkpoint
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
@@ -16,11 +17,14 @@ from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.methods import default_method, resolve_method
+from antlm_bench.scoring.methods import default_method, get_method, resolve_method
 from antlm_bench.statistics import rate_upper_bound
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Bools, Names
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import Checkpoint
 
 NoiseRow = dict[str, object]
 DEFAULT_LIMIT = 50
@@ -58,6 +62,8 @@ def measure_noise(
         if name not in CONDITIONS:
             hint = f"some of {', '.join(map(repr, CONDITIONS))}"
             raise UsageError(f"unknown condition {name!r}", location="--condition", hint=hint)
+    if method:
+        get_method(method)
     refs = suites.list_suite_refs(suite_names)
     reference = next(iter(CONDITIONS))
     rows: list[NoiseRow] = []
@@ -91,6 +97,8 @@ def _predict(checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: b
     methods = [resolve_method(method_name, checkpoint)]
     scorer: AdaptiveScorer | None = None
     if adaptive:
+        from antlm_bench.checkpoints import with_bf16_body
+
         scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
         scorer = scorer.calibrate(suite.items, methods)
     chunks: list[Predictions] = []

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.errors import UsageError
+from antlm_bench.checkpoints.opening import check_option_values
+from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.runs import Shard
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
-from antlm_bench.scoring.methods import get_method
+from antlm_bench.scoring.methods import METHODS, get_method, peer_methods
 
 ALL_METHODS = "all"
 """Stands for every method that a checkpoint was trained for."""
 PRECISIONS = ("exact", "adaptive")
+ENGINES = ("native", "minicons")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +116,46 @@ class ScoreOptions:
                     location="--replace",
                     hint="leave it out, and merge the shards into a new run folder",
                 )
-        if self.engine != DEFAULT_OPTIONS.engine:
-            # This imports torch, and a plan checks options without it.
-            from antlm_bench.checkpoints.minicons_backend import validate_options
-
-            validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
+        self._check_engine(methods)
         for name in methods:
             if name != ALL_METHODS:
                 get_method(name)
+        check_option_values(self.open_options())
+
+    def _check_engine(self, methods: Sequence[str]) -> None:
+        """Raise UsageError or MethodNotSupported for options that the engine does not have."""
+        if self.engine not in ENGINES:
+            raise UsageError(
+                f"unknown engine {self.engine!r}", location="--engine", hint=" or ".join(ENGINES)
+            )
+        if self.engine == "native":
+            return
+        if self.precision != "exact":
+            raise UsageError(
+                f"{self.engine} has no --precision {self.precision}",
+                location="--precision",
+                hint="leave --precision out",
+            )
+        if self.dtype != "float32":
+            raise UsageError(
+                f"{self.engine} computes the log softmax in {self.dtype}, which is too inexact",
+                location="--dtype",
+                hint="leave --dtype out",
+            )
+        if self.batch_tokens is not None:
+            raise UsageError(
+                f"{self.engine} chooses the batch size itself",
+                location="--batch-tokens",
+                hint="leave --batch-tokens out",
+            )
+        supported = peer_methods(self.engine)
+        unsupported = [name for name in methods if name in METHODS and name not in supported]
+        if unsupported:
+            raise MethodNotSupported(
+                f"{self.engine} does not know {unsupported[0]!r}",
+                location="--method",
+                hint=f"one of {', '.join(supported)}, or --engine native",
+            )
 
     def command_words(self) -> list[str]:
         """Return the words of the command line for the options that differ from their defaults,

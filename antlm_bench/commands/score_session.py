@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench import runs
 from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
-from antlm_bench.checkpoints.machine import describe_machine_kind
-from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
+from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
-from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.comparison.summary_check import open_verified_runs
-from antlm_bench.errors import DataError, IncompleteError
+from antlm_bench.errors import BenchError, DataError, IncompleteError
 from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
@@ -25,6 +26,12 @@ from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer
+
+
+Cells = TypeVar("Cells", bound=SuiteCells[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +66,8 @@ class ScoreSession:
 
     def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
         self.suite_cache = SuiteCache(max_items)
-        self._native = LastOpened[AnyCheckpoint](open_checkpoint)
-        self._minicons = LastOpened[AnyCheckpoint](open_minicons_checkpoint)
+        self._native: LastOpened[AnyCheckpoint] = LastOpened(open_checkpoint)
+        self._minicons: LastOpened[AnyCheckpoint] = LastOpened(open_minicons_checkpoint)
 
     def score(
         self,
@@ -107,6 +114,29 @@ class ScoreSession:
                 other.close()
         return opened[options.engine].open(ref, options.open_options())
 
+    def find_finished(
+        self, checkpoint: RememberedCheckpoint, request: ScoreRequest, folder: Path
+    ) -> Run | None:
+        """Return the run if its folder has all cells of the request, with intact predictions.
+
+        None: cells are missing, or something is wrong, and the checkpoint must be opened.
+        """
+        writer = runs.RunWriter(folder, build_manifest(checkpoint.metadata, request.options.name))
+        try:
+            stored_keys = {cell.key for cell in runs.open_stored_run(folder)}
+            all_cells = [build(SuiteCells) for build in _list_cells(checkpoint, request)]
+            keys = {key for cells in all_cells for key in cells.keys.values()}
+            if not keys <= stored_keys:
+                return None
+            with writer:
+                if not all(cells.are_complete(writer) for cells in all_cells):
+                    return None
+                for key in keys if request.options.replace else ():
+                    writer.remove_other_limits(key)
+        except BenchError:  # opening the checkpoint leads to the same error, or to a better one
+            return None
+        return open_verified_runs([folder], keys=keys)[0]
+
     def close(self) -> None:
         """Release the checkpoint and its memory. The suites are kept."""
         self._native.close()
@@ -126,9 +156,13 @@ class ScoreSession:
         run; that of a shard has no cells. Raises IncompleteError with the run if some suites
         failed, and the DataError if there is only one suite.
         """
-        scorers = self._list_scorers(checkpoint, request, notes)
+        from antlm_bench.commands.score_cells import SuiteScorer
+
+        scorers = [partial(build, SuiteScorer) for build in _list_cells(checkpoint, request, notes)]
         if request.shard is None:
             return self._write_run(checkpoint, request, folder, scorers)
+        from antlm_bench.checkpoints.machine import describe_machine_kind
+
         shard: Shard = request.shard
         manifest = build_manifest(checkpoint.metadata, request.options.name)
         machine = describe_machine_kind(str(checkpoint.metadata["device"]))
@@ -165,25 +199,26 @@ class ScoreSession:
             raise IncompleteError("\n".join(errors), runs=finished)
         return finished[0]
 
-    def _list_scorers(
-        self, checkpoint: AnyCheckpoint, request: ScoreRequest, notes: Sequence[str]
-    ) -> list[Callable[[], SuiteScorer]]:
-        """Return functions that build the scorers of all suites, each with the methods that have
-        the same conventions.
-        """
-        # Methods with the same conventions score the same texts and share the model's forwards.
-        groups: dict[ScoringConventions, list[str]] = {}
-        for name in _resolve_methods(request.methods, checkpoint):
-            method = resolve_method(name, checkpoint)
-            groups.setdefault(request.options.conventions().for_method(method), []).append(name)
-        loaded = request.suites.load([name for names in groups.values() for name in names])
 
-        def build(suite: Suite, names: Sequence[str]) -> SuiteScorer:
-            suite_request = request.suites.request_of(suite)
-            target = SuiteToScore(suite, suite_request, names, request.options, notes)
-            return SuiteScorer(checkpoint, target)
+def _list_cells(
+    checkpoint: DescribedCheckpoint, request: ScoreRequest, notes: Sequence[str] = ()
+) -> list[Callable[[type[Cells]], Cells]]:
+    """Return functions that build the cells of all suites, each with the methods that have the
+    same conventions. They take the class to build: SuiteCells, or SuiteScorer.
+    """
+    # Methods with the same conventions score the same texts and share the model's forwards.
+    groups: dict[ScoringConventions, list[str]] = {}
+    for name in _resolve_methods(request.methods, checkpoint):
+        method = resolve_method(name, checkpoint)
+        groups.setdefault(request.options.conventions().for_method(method), []).append(name)
+    loaded = request.suites.load([name for names in groups.values() for name in names])
 
-        return [partial(build, suite, names) for suite in loaded for names in groups.values()]
+    def build(suite: Suite, names: Sequence[str], cells_class: type[Cells]) -> Cells:
+        suite_request = request.suites.request_of(suite)
+        target = SuiteToScore(suite, suite_request, names, request.options, notes)
+        return cells_class(checkpoint, target)
+
+    return [partial(build, suite, names) for suite in loaded for names in groups.values()]
 
 
 def _score_each(
@@ -218,7 +253,9 @@ def shard_dir(folder: Path, out: str | Path | None, shard: Shard | None) -> Path
     return folder.with_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}")
 
 
-def _resolve_methods(requested_methods: Sequence[str], checkpoint: AnyCheckpoint) -> list[str]:
+def _resolve_methods(
+    requested_methods: Sequence[str], checkpoint: DescribedCheckpoint
+) -> list[str]:
     """Return the requested methods, or else the checkpoint's default method.
 
     "all" is replaced by every method that the checkpoint was trained for.

@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.arguments import check_value, describe_argument
-from antlm_bench.checkpoints import (
-    Checkpoint,
-    OpenOptions,
-    evaluation_mode,
-    expand_refs,
-    loading_notes,
-    open_checkpoint,
-)
+from antlm_bench.checkpoints import OpenOptions, expand_refs, loading_notes, open_checkpoint
 from antlm_bench.checkpoints.resolve import locate_sources, split_revision
-from antlm_bench.checkpoints.self_test import select_texts_by_length
 from antlm_bench.commands.surprisal_rows import (
     UNITS_BY_BASE,
     AddedColumns,
@@ -29,6 +21,7 @@ from antlm_bench.commands.surprisal_rows import (
 )
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
+from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import (
@@ -73,6 +66,7 @@ from antlm_bench.words import WORD_RULES
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from antlm_bench.checkpoints import Checkpoint
     from antlm_bench.keywords import SurprisalKeywords
 
 MAX_BLOCK_CHARACTERS = 2**19
@@ -161,6 +155,7 @@ class _ModelResult:
 ModelLike = str | Path | Scorer
 
 
+@require_packages("surprisal()")
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
     stimuli: Any,
@@ -409,6 +404,8 @@ def _score_models(
                 checkpoint = model.checkpoint
             else:
                 checkpoint = open_checkpoint(model, options)
+            from antlm_bench.checkpoints import evaluation_mode  # imports torch
+
             with evaluation_mode(checkpoint.engine.model):
                 yield _score_model(checkpoint, request, ref, model)
 
@@ -497,6 +494,8 @@ def _masked_correction_error(method: str) -> MethodNotSupported:
 
 def _trial_texts(checkpoint: Checkpoint, texts: Sequence[str], attention: Attention) -> list[str]:
     """Return texts for the self-test. One that does not fit into the model loses its end."""
+    from antlm_bench.checkpoints.self_test import select_texts_by_length  # imports torch
+
     encoder, trial_texts = checkpoint.encoders[attention], []
     capacity = WindowSizes.for_model(checkpoint, attention).capacity
     for text in select_texts_by_length(texts):

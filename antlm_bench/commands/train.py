@@ -16,6 +16,7 @@ from antlm_bench.commands.progress_log import ProgressLog
 from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
+from antlm_bench.packages import missing_package
 from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.runs.provenance import (
@@ -221,9 +222,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
             hint = suggest_name(name, LOGGER_TYPE_TO_CLASS) or f"one of {names}"
             raise UsageError(f"unknown tracker {name!r}", location="--track", hint=hint)
         if name not in map(str, get_available_trackers()):
-            raise UsageError(
-                f"{name!r} is not installed", location="--track", hint=f"pip install {name}"
-            )
+            raise missing_package(name, "--track", name)
 
 
 def _build_run_metadata(

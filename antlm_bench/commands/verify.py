@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
-from antlm_bench.checkpoints.resolve import CheckpointSources, locate_sources
+from antlm_bench.checkpoints.opening import open_checkpoint
+from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, locate_sources
 from antlm_bench.errors import (
     CheckpointError,
     DataError,
@@ -30,7 +31,14 @@ from antlm_bench.printable import format_count
 from antlm_bench.progress import Progress
 from antlm_bench.results.verification import OtherTokens, PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.methods import METHODS, Method, default_method, get_method, resolve_method
+from antlm_bench.scoring.methods import (
+    METHODS,
+    Method,
+    default_method,
+    get_method,
+    peer_version,
+    resolve_method,
+)
 from antlm_bench.scoring.peers import (
     LmEvalScorer,
     MiniconsScorer,
@@ -38,7 +46,6 @@ from antlm_bench.scoring.peers import (
     TokenRequest,
     open_lm_eval,
     open_minicons,
-    peer_version,
 )
 from antlm_bench.scoring.source_text import PairEncoder
 from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
@@ -47,6 +54,9 @@ from antlm_bench.suites.pair_files import select_format
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest
 from antlm_bench.types import Attention, Encodings, Floats, Item, Names, Option, as_list
 from antlm_bench.weight_files import read_json
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import Checkpoint
 
 DEFAULT_TOLERANCE = 1e-3
 """Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
@@ -87,8 +97,11 @@ def verify(
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
     for name in as_list(methods):
         _find_peers(name)
+    refs = suites.list_suite_refs(suite)
     options = options or OpenOptions(device="cpu")
     checkpoint = open_checkpoint(str(model), options)
+    from antlm_bench.checkpoints import conversion  # imports torch
+
     default = [default_method(checkpoint, checkpoint.methods)]
     method_names = list(dict.fromkeys(as_list(methods) or default))
     for name in method_names:
@@ -107,7 +120,6 @@ def verify(
         raise MethodNotSupported(
             f"no peer can score {checkpoint.name}:{reasons}", location="--model"
         )
-    refs = suites.list_suite_refs(suite)
     agreements: list[PeerAgreement] = []
     for ref in refs:
         pair_format = select_format(ref, refs, {"columns": columns, "layout": layout, "good": good})

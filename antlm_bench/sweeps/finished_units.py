@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from antlm_bench.checkpoints.adapter_files import adapter_metadata
 from antlm_bench.checkpoints.resolve import (
     CheckpointSources,
     OpenOptions,
@@ -130,8 +131,6 @@ def _hash_sources(sources: CheckpointSources, options: OpenOptions) -> dict[str,
     weights = hash_weights(sources.base, options.allow_pickle)
     if sources.adapter is None:
         return {"weights": weights}
-    from antlm_bench.checkpoints.adapters import adapter_metadata  # imports torch
-
     return {"weights": adapter_metadata(sources.adapter, weights, options)["weights"]}
 
 

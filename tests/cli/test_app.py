@@ -463,8 +463,10 @@ def test_colours_on_a_terminal_only_and_never_under_no_color() -> None:
     assert piped.returncode == 2 and "\x1b" not in piped.stderr
 
 
-HOW_TO = ("score", "finetune", "report", "train", "data")
-PAGES = ["README.md", *(f"docs/how-to/{name}.md" for name in HOW_TO)]
+PAGES = [
+    "README.md",
+    *(f"docs/how-to/{n}.md" for n in ["score", "finetune", "report", "train", "data"]),
+]
 
 
 def documented_commands() -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prediction_rows import read_rows
 from score_helpers import make_agreement_rows
@@ -135,6 +135,7 @@ ODD += [
 ]
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 TEXT = st.lists(st.sampled_from(ODD) | PLAIN, max_size=3).map("".join)
+PAIR = ["the girl runs", "the girl run", "agreement", "x", "1"]  # a row without faults
 NAME = st.sampled_from(
     [
         "good",
@@ -185,10 +186,11 @@ def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(
         header=st.just(["good", "bad"])
         | st.permutations(["good", "bad", "paradigm"])
         | st.lists(NAME, max_size=5),
-        rows=st.lists(st.lists(TEXT, min_size=5, max_size=5), max_size=5),
+        rows=st.lists(st.just(PAIR) | st.lists(TEXT, min_size=5, max_size=5), max_size=5),
         spoil=SPOIL,
         uneven=st.sampled_from([0] * 12 + [-1, 1]),
     )
+    @example(header=["good", "bad"], rows=[PAIR] * 3, spoil=None, uneven=0)
     def check(
         header: list[str], rows: list[list[str]], spoil: tuple[int, int, bytes] | None, uneven: int
     ) -> None:
