@@ -14,6 +14,8 @@ from documented_pages import ROOT, PageRunner, read_blocks
 from antlm_bench.cli.app import run
 
 TUTORIALS = ROOT / "docs" / "tutorials"
+REAL_SUITES = "\n## 5. "
+"""From this heading on, the page needs the data of BabyLM."""
 Train = Callable[[Sequence[str]], str]
 
 
@@ -49,3 +51,27 @@ def runner(train_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return PageRunner(tmp_path, train_once)
+
+
+@pytest.mark.long
+def test_the_participant_scores_nineteen_checkpoints(runner: PageRunner) -> None:
+    runner.run(read_blocks(read_page("participant").partition(REAL_SUITES)[0]))
+
+
+@pytest.mark.long
+def test_the_gate_passes_and_fails_as_shown(runner: PageRunner) -> None:
+    runner.run(read_blocks(read_page("ci-engineer")))
+
+
+@pytest.mark.long
+def test_the_linguist_measures_attraction(runner: PageRunner) -> None:
+    pytest.importorskip("pandas")
+    runner.run(read_blocks(read_page("linguist")))
+
+
+@pytest.mark.slow
+def test_the_participant_writes_a_file(
+    runner: PageRunner, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
+    runner.run(read_blocks(read_page("participant")))
