@@ -17,6 +17,7 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import TIE_RULES, summarize
 from antlm_bench.notebook import ArrowTable, to_html_table
+from antlm_bench.packages import require_packages
 from antlm_bench.predictions import concat_predictions
 from antlm_bench.printable import format_count
 from antlm_bench.runs.table_files import build_arrow_table
@@ -107,6 +108,7 @@ class Scorer:
     that the checkpoint supports; `scorer.logprobs(texts, method="mlm")` chooses one.
     """
 
+    @require_packages("Scorer()")
     def __init__(
         self,
         model: str | Path | PreTrainedModel,

@@ -11,7 +11,8 @@ import torch
 from antlm_bench.checkpoints.adapter_files import adapter_weights
 from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.errors import CheckpointError
+from antlm_bench.packages import require_packages
 from antlm_bench.weight_files import ADAPTER_CONFIG, WeightSet
 
 MERGE_TOLERANCE = 1e-3
@@ -24,14 +25,8 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     Raises UsageError if peft is not installed, and CheckpointError for an adapter that does not
     fit the model, is of a type that cannot be merged, or is pickled without --allow-pickle.
     """
-    try:
+    with require_packages(str(adapter)):
         import peft
-    except ImportError as error:
-        raise UsageError(
-            "opening a PEFT adapter needs the package peft",
-            location=str(adapter),
-            hint='pip install "antlm-bench[lora]"',
-        ) from error
     _untie_embeddings(model)
     wrapped = _load_adapter(peft, model, adapter, adapter_weights(adapter, options))
     if not hasattr(wrapped.base_model, "merge_and_unload"):

@@ -15,13 +15,13 @@ from typing import Any
 
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import CheckpointError
+from antlm_bench.packages import missing_package
 from antlm_bench.suites.sources import cache_dir
 from antlm_bench.weight_files import WeightSet, hash_files
 
 GGUF_SUFFIX = ".gguf"
 PARAMETERS_PER_BYTE = 8
 """The smallest quantised types need less than two bits per parameter."""
-INSTALL_HINT = "pip install 'antlm-bench[gguf]'"
 
 
 def find_gguf_file(path: Path) -> Path | None:
@@ -47,8 +47,8 @@ def find_gguf_file(path: Path) -> Path | None:
 def convert_gguf(file: Path) -> Path:
     """Return the folder with the weights, configuration and tokenizer of a GGUF file, in fp32.
 
-    Raises CheckpointError if the gguf package is missing, and for a file that transformers cannot
-    convert.
+    Raises MissingPackage without the package gguf, and CheckpointError for a file that transformers
+    cannot convert.
     """
     digest = hash_files([file])
     gguf_version = _gguf_version(file)
@@ -63,15 +63,11 @@ def convert_gguf(file: Path) -> Path:
 
 
 def _gguf_version(file: Path) -> str:
-    """Return the version of the gguf package. Raises CheckpointError without it."""
+    """Return the version of the gguf package. Raises MissingPackage without it."""
     try:
         return metadata.version("gguf")
     except metadata.PackageNotFoundError:
-        raise CheckpointError(
-            "a GGUF file is read with the package gguf, which is not installed",
-            location=str(file),
-            hint=INSTALL_HINT,
-        ) from None
+        raise missing_package("gguf", str(file)) from None
 
 
 def _write_folder(file: Path, target: Path) -> None:
