@@ -25,7 +25,7 @@ def to_html_table(
 
     Floats are shown with four decimals, None as an empty cell.
     """
-    head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
+    head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in columns)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
     caption = f"<caption>{_escape(title)}</caption>" if title else ""
     table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

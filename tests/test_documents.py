@@ -104,7 +104,9 @@ def test_other_authors_languages_are_those_of_the_declarations() -> None:
 
 
 def test_the_documented_exit_codes_are_those_of_the_errors() -> None:
-    documented = {int(code) for code, _ in read_table("docs/reference/exit-codes.md", "# Exit codes")}
+    documented = {
+        int(code) for code, _ in read_table("docs/reference/exit-codes.md", "# Exit codes")
+    }
     assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
 
 
@@ -166,7 +168,9 @@ def test_test_files_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("document", ["README.md", *PAGES])
 def test_documented_commands_have_the_options_of_the_command_line(document: str) -> None:
     root: Any = typer.main.get_command(build_app())
-    blocks = re.findall(r"^```(?:ba)?sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(?:ba)?sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL
+    )
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["antlm-bench"]:

@@ -36,6 +36,7 @@ LAYERS: dict[str, int] = {
     "words": 1,
     "registry": 1,
     "declarations": 1,
+    "configuration": 1,
     "arguments": 1,
     "text_arguments": 2,
     "runs": 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,10 @@ def convert_gguf(file: Path) -> Path:
     Raises MissingPackage without the package gguf, and CheckpointError for a file that transformers
     cannot convert.
     """
-    import transformers  # late: names are checked before anything heavy is imported
-
     digest = hash_files([file])
-    version = _gguf_version(file)
-    key = f"{digest} transformers {transformers.__version__} gguf {version}"
+    gguf_version = _gguf_version(file)
+    # The version of transformers, without importing it: the file may have been converted before.
+    key = f"{digest} transformers {metadata.version('transformers')} gguf {gguf_version}"
     name = f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder = cache_dir() / "gguf" / name
     if not (folder / "config.json").is_file():
@@ -64,11 +64,9 @@ def convert_gguf(file: Path) -> Path:
 
 def _gguf_version(file: Path) -> str:
     """Return the version of the gguf package. Raises MissingPackage without it."""
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
-        return version("gguf")
-    except PackageNotFoundError:
+        return metadata.version("gguf")
+    except metadata.PackageNotFoundError:
         raise missing_package("gguf", str(file)) from None
 
 

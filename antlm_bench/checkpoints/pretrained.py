@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
-from antlm_bench.checkpoints.adapters import without_adapter
+from antlm_bench.checkpoints.adapter_files import without_adapter
 from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.config_diagnosis import name_wrong_key
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line

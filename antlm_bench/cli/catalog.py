@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from antlm_bench.cli.configuration import DEFAULTS_KEY, ConfiguredDefaults, list_settings
 from antlm_bench.cli.shared_options import (
     OptionValues,
     OverridesOption,
@@ -19,6 +20,7 @@ from antlm_bench.cli.shared_options import (
     with_open_options,
     with_table_format,
 )
+from antlm_bench.configuration import CHECK_TABLE
 
 if TYPE_CHECKING:
     from antlm_bench.reporting.table import Table
@@ -132,12 +134,13 @@ def show_command(
 @with_table_format()
 @with_open_options(without=("bos", "max_length", "device", "dtype", "batch_tokens"))
 def doctor_command(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         model_option(
             metavar="CKPT",
             help="Folder, hub id, glob, folder of checkpoints. Repeatable. Without it: this "
-            "installation.",
+            "installation, and the configuration file with its values.",
         ),
     ] = None,
     *,
@@ -146,13 +149,14 @@ def doctor_command(
 ) -> None:
     """Open checkpoints without scoring; print architecture, methods, special tokens and dtype.
 
-    Without --model, print the versions of this installation, and what torch was built for and
-    finds: devices and threads.
+    Without --model, print the versions of this installation, what torch was built for and finds
+    (devices, threads), which configuration file is read, and each value with its origin.
     """
     from antlm_bench.reporting.writers import print_tables
 
     if not model:
-        print_tables([_build_installation_table()], table_format)
+        tables = [_build_installation_table(), _build_settings_table(context)]
+        print_tables(tables, table_format)
         return
 
     from antlm_bench.checkpoints import OpenOptions
@@ -168,6 +172,24 @@ def _build_installation_table() -> Table:
 
     labels = {"torch_build": "torch is built for"}
     return build_facts_table("installation", describe_installation(), labels=labels)
+
+
+def _build_settings_table(context: typer.Context) -> Table:
+    """Build the table of the configuration. Raises DeclarationError for an invalid value."""
+    from antlm_bench.comparison.margins import load_margins
+    from antlm_bench.reporting.table import build_records_table
+
+    defaults: ConfiguredDefaults = context.meta[DEFAULTS_KEY]
+    commands = context.find_root().command.commands  # type: ignore[attr-defined]
+    rows = list_settings(defaults, commands, context)
+    file = defaults.configuration.file
+    if file is None:
+        title = "no configuration file is read"
+    else:
+        title = f"configuration: {file}"
+        if CHECK_TABLE in defaults.configuration.values:
+            load_margins(file)
+    return build_records_table(rows, title=title)
 
 
 @with_table_format()

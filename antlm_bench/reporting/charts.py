@@ -8,9 +8,11 @@ data values only, never in a Vega expression.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from unicodedata import combining, east_asian_width
 
 import altair as alt
 
@@ -22,8 +24,10 @@ ChartRow = Mapping[str, Any]
 """A mark: field -> value. Each function lists the fields that it needs."""
 IntervalMark = Literal["line", "point", "bar"]
 CHARACTER_WIDTH = 7.4
-"""Mean width in px of a character of a row name, in the widest font of FONT. Vega measures text in
-its own font, the browser draws it in another one."""
+"""Mean width in px of a column of a row name, in the widest font of FONT. Vega measures text in its
+own font, the browser draws it in another one."""
+LABEL_PADDING = 12
+"""Distance in px of row names from the plot, so that a mark at its edge does not touch them."""
 TILE_SHARE = 0.65
 """Share of the colour in a tile that is all right or all wrong: its number stays readable."""
 POINT_AREA = 46
@@ -37,8 +41,8 @@ class ChartStyle:
     width: int
     """Total width in px."""
     colours: palette.Colours
-    legend: bool = False
-    """Whether to draw a legend into the chart. The HTML page has its own."""
+    legend_width: int = 0
+    """Width in px of the legend in the chart; 0 = no legend. The HTML page has its own."""
 
     @property
     def is_narrow(self) -> bool:
@@ -51,7 +55,7 @@ class ChartStyle:
 
     @property
     def label_length(self) -> int:
-        """Largest number of characters in a line of a row name."""
+        """Largest number of columns (see `count_columns`) in a line of a row name."""
         return int(self.label_width / CHARACTER_WIDTH)
 
 
@@ -98,8 +102,8 @@ def dot_plot(
             color=style.colours["strong-rule"], aria=False
         )
         layers.insert(0, rule.encode(x="zero:Q"))
-    height = max(24, 13 * len(present) + 9) * len(order)
-    return alt.layer(*layers).properties(height=height, width=style.width)
+    row_height = max(_name_height(order, 24), 13 * len(present) + 9)
+    return alt.layer(*layers).properties(height=row_height * len(order), width=style.width)
 
 
 def line_plot(
@@ -127,7 +131,10 @@ def line_plot(
     )
     line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=segments)
     points = _draw_points(base, names, style, _present_series(rows, names), 0.55).encode(y=y)
-    return alt.layer(band, bridge, line, points).properties(height=170, width=style.width)
+    # A band needs two points.
+    lone = _lone_intervals(base, rows, ("series", "segment")).encode(alt.Y("low:Q"), y2="high:Q")
+    layers = [band, lone, bridge, line, points]
+    return alt.layer(*layers).properties(height=170, width=style.width)
 
 
 def loss_plot(
@@ -214,7 +221,8 @@ def interval_plot(
         opacity = 0.14 if len(present) < 3 else 0.08  # of bands that cover each other
         band = with_interval.mark_area(opacity=opacity, aria=False).encode(low, high)
         line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y)
-        layers = [band, line, points.encode(y=y)]
+        lone = _lone_intervals(base, rows, ("series",)).encode(low, high)
+        layers = [band, lone, line, points.encode(y=y)]
     else:
         lanes = alt.XOffset("series:N", sort=present, scale=alt.Scale(domain=present))
         intervals = with_interval.mark_rule(strokeWidth=1.6, aria=False)
@@ -243,15 +251,19 @@ def heatmap(
     rows = _fold_row_names(rows, style)
     order = list(dict.fromkeys(row["row"] for row in rows))
     y = alt.Y("row:N", sort=order, title=None, axis=_row_axis(order))
+    wrapped = _wrap_column_names(names, order, style)
+    headers = wrapped or {name: name for name in names}
+    rows = [{**row, "series": headers[row["series"]]} for row in rows]
     header = alt.Axis(
         orient="top",
-        labelAngle=-30,
-        labelLimit=160,
-        labelAlign="left",
-        labelPadding=4,
+        labelExpr="split(datum.label, '\\n')",
+        labelAngle=-90 if wrapped is None else 0,
+        labelLimit=0,
+        labelLineHeight=13,
+        labelPadding=6 + 13 * max((text.count("\n") for text in headers.values()), default=0),
         labelOverlap=False,
     )
-    x = alt.X("series:N", sort=list(names), title=None, axis=header)
+    x = alt.X("series:N", sort=list(headers.values()), title=None, axis=header)
     ground = style.colours["ground"]
     tones = [palette.mix(style.colours[role], ground, TILE_SHARE) for role in ("below", "above")]
     colours = [ground] * 3 if chance is None else [tones[0], ground, tones[1]]
@@ -264,8 +276,21 @@ def heatmap(
     base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
     text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="tile:N")
     tiles = alt.layer(base.mark_rect().encode(color=colour, description="description:N"), text)
-    row_height = 28 if any("\n" in name for name in order) else 18
-    return tiles.properties(height=row_height * len(order), width=style.width)
+    height = _name_height(order, 18) * len(order)
+    return tiles.properties(height=height, width=style.width)
+
+
+def _name_height(names: Sequence[str], single: int) -> int:
+    """Return the height in px of a row for names of one line (`single`) or two."""
+    return 28 if any("\n" in name for name in names) else single
+
+
+def _lone_intervals(base: alt.Chart, rows: Sequence[ChartRow], fields: Sequence[str]) -> alt.Chart:
+    """Draw the intervals of rows that share the values of `fields` with no other row."""
+    counts = Counter(tuple(row[field] for field in fields) for row in rows)
+    lone = [row for row in rows if counts[tuple(row[field] for field in fields)] == 1]
+    chart = base.properties(data=_inline_data(lone)).transform_filter("datum.low != null")
+    return chart.mark_rule(strokeWidth=1.6, aria=False)
 
 
 def concatenate(charts: Sequence[alt.Chart], columns: int) -> alt.Chart:
@@ -325,24 +350,64 @@ def _fold_categories(
     return rows, axis
 
 
+def count_columns(text: str) -> int:
+    """Return the width of a text in columns: 2 per East Asian letter, 0 per combining mark, and
+    those of the code point that is drawn for a character above U+FFFF (see `_escape_for_vega`).
+    """
+    return sum(
+        len(f"U+{ord(c):X}")
+        if c > "\uffff"
+        else 0
+        if combining(c)
+        else 1 + (east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _count_fitting(text: str, columns: int) -> int:
+    """Return how many characters at the start of a text fit into that many columns."""
+    return max(i for i in range(len(text) + 1) if count_columns(text[:i]) <= columns)
+
+
 def fold_name(name: str, length: int) -> str:
-    """Return a name in at most two lines of `length` characters.
+    """Return a name in at most two lines of `length` columns.
 
     "…" replaces the middle of a longer one, because paradigms differ in their last letters.
     """
-    if len(name) <= length:
+    if count_columns(name) <= length:
         return name
-    breaks = [i + 1 for i, c in enumerate(name[:length]) if c in "_- ."]
-    end = length
-    if breaks and (2 * breaks[-1] >= length or len(name) - breaks[-1] <= length):
-        end = breaks[-1]
+    end = _first_line(name, length)
     rest = name[end:]
-    return f"{name[:end]}\n{rest if len(rest) <= length else '…' + rest[1 - length :]}"
+    if count_columns(rest) > length:
+        rest = "…" + rest[len(rest) - _count_fitting(rest[::-1], length - 1) :]
+    return f"{name[:end]}\n{rest}"
+
+
+def wrap_name(name: str, length: int) -> list[str]:
+    """Return a whole name in lines of `length` columns."""
+    lines = []
+    while count_columns(name) > length:
+        end = _first_line(name, length)
+        lines.append(name[:end].rstrip())
+        name = name[end:]
+    return [*lines, name]
+
+
+def _first_line(name: str, length: int) -> int:
+    """Return the number of characters of a name's first line, which ends at a sign if possible."""
+    end = max(1, _count_fitting(name, length))
+    while end > 1 and "\N{ZERO WIDTH JOINER}" in name[end - 1 : end + 1]:
+        end -= 1
+    breaks = [i + 1 for i, c in enumerate(name[:end]) if c in "_- ./@"]
+    rest = count_columns(name[breaks[-1] :]) if breaks else 0
+    if breaks and (2 * breaks[-1] >= end or rest <= length):
+        end = breaks[-1]
+    return end
 
 
 def _row_axis(names: Sequence[str], **options: Any) -> alt.Axis:
     """Build the axis of row names. Names of several lines hold newlines."""
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    longest = max((count_columns(line) for name in names for line in name.split("\n")), default=0)
     return alt.Axis(
         labelExpr="split(datum.label, '\\n')",
         labelBaseline=alt.condition(
@@ -353,10 +418,25 @@ def _row_axis(names: Sequence[str], **options: Any) -> alt.Axis:
         labelLimit=0,
         labelOverlap=False,
         labelLineHeight=13,
-        labelPadding=8,
-        minExtent=round(longest * CHARACTER_WIDTH) + 8,
+        labelPadding=LABEL_PADDING,
+        minExtent=round(longest * CHARACTER_WIDTH) + LABEL_PADDING,
         **options,
     )
+
+
+def _wrap_column_names(
+    names: Sequence[str], rows: Sequence[str], style: ChartStyle
+) -> dict[str, str] | None:
+    """Return name -> name in lines that fit a column of a heat map; None if columns are narrow.
+
+    rows: row names, in lines. Columns are narrow if they have no room for ten letters.
+    """
+    longest = max((count_columns(line) for row in rows for line in row.split("\n")), default=0)
+    room = style.width - longest * CHARACTER_WIDTH - LABEL_PADDING
+    length = int(0.95 * room / max(len(names), 1) / CHARACTER_WIDTH)
+    if length < 10:
+        return None
+    return {name: "\n".join(wrap_name(name, length)) for name in names}
 
 
 def _value_scale(
@@ -430,20 +510,34 @@ def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[st
 
 
 def _series_legend(style: ChartStyle, present: Sequence[str]) -> alt.Legend | None:
-    if not style.legend:
+    """Build the legend, with whole names: a name that is too wide is broken into lines."""
+    if not style.legend_width:
         return None
-    name_width = CHARACTER_WIDTH * max(map(len, present), default=0)
+    name_width = CHARACTER_WIDTH * max(map(count_columns, present), default=0)
     padding = 10 + round(0.2 * name_width)  # Vega measures in a font that may be narrower
-    room = style.width - (60 if style.is_narrow else style.label_width)  # it starts above the plot
+    # The legend starts above the plot.
+    room = style.legend_width - (60 if style.is_narrow else style.label_width)
+    length = max(1, int((room - 30) / CHARACTER_WIDTH))
     return alt.Legend(
         orient="top",
         title=None,
         columns=max(1, min(3, int(room / (30 + name_width + padding)))),
         columnPadding=padding,
-        labelLimit=room - 30,
+        labelLimit=0,
+        labelExpr=_wrapping_expr(length, max(map(len, present), default=0)),
         values=list(present),
         symbolOpacity=1,
     )
+
+
+def _wrapping_expr(length: int, longest: int) -> str:
+    """Return a Vega expression for labels in lines of `length` characters, at most `longest`."""
+    conditions: list[str] = []
+    lines = [f"slice(datum.label, 0, {length})"]
+    for start in range(length, longest, length):
+        lines.append(f"slice(datum.label, {start}, {start + length})")
+        conditions.append(f"length(datum.label) > {start} ? [{', '.join(lines)}] : ")
+    return "".join([*reversed(conditions), "datum.label"])
 
 
 def _draw_points(

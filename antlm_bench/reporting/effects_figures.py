@@ -8,24 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import UsageError
-from antlm_bench.notebook import to_html_table
 from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_decimals, make_printable
 from antlm_bench.reporting import charts
-from antlm_bench.reporting.effects_table import format_mean_interval
+from antlm_bench.reporting.effects_table import build_effects_table, format_mean_interval
 from antlm_bench.reporting.figures import (
     PANELS_PER_ROW,
     SIGNIFICANCE_LEVEL,
-    build_specification,
     render_figures,
 )
-from antlm_bench.reporting.html import render_svg
+from antlm_bench.reporting.html import build_figure_context, render_template
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
+from antlm_bench.reporting.table import Table
 from antlm_bench.results.effects import CellMean, DesignResult, Effect, WordMean
 from antlm_bench.runs import write_atomically
 from antlm_bench.runs.table_files import check_suffix
@@ -269,7 +267,7 @@ def _draw_effects(
     rows: Sequence[Mapping[str, Any]], models: Sequence[str], title: str, style: charts.ChartStyle
 ) -> Any:
     """Draw the effects. A single model needs no legend."""
-    style = replace(style, legend=style.legend and len(models) > 1)
+    style = replace(style, legend_width=style.legend_width * (len(models) > 1))
     return charts.dot_plot(rows, models, style, title, rule_at_zero=True)
 
 
@@ -341,7 +339,7 @@ def _build_plot(
                     domain_rows=[dict(row, group="") for row in rows],
                 ),
                 table=FigureTable(
-                    ("", "condition", y_title),
+                    (x_title or "category", "condition", y_title),
                     tuple(
                         tuple(map(HeatmapCell, (row["x"].strip(), row["series"], row["text"])))
                         for row in panel_rows
@@ -354,39 +352,50 @@ def _build_plot(
     return DesignPlot(kind, title, tuple(panels), min(columns, PANELS_PER_ROW + 1))
 
 
-PAGE_STYLE = (
-    "body { font-family: system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; "
-    "padding: 0 1rem; color: #1d1d1b; } svg { max-width: 100%; height: auto; } "
-    "table { border-collapse: collapse; } td, th { padding: 0.2rem 0.6rem; text-align: left; "
-    "border-bottom: 1px solid #e3e1d9; } figcaption, li { color: #66655f; }"
-)
-
-
 def _build_page(plots: Sequence[DesignPlot], result: DesignResult | None) -> str:
-    """Return a page without scripts that holds figures, their values and the effects."""
-    parts = [f"<style>{PAGE_STYLE}</style>"]
+    """Return a page that holds figures, their values and the effects."""
+    sections = []
     for each in plots:
-        caption = escape(each.panels[0].caption)
-        specification = build_specification(each.panels, each.columns)
-        svg = render_svg(specification, each.kind, f"{each.kind}: {each.panels[0].caption}")
-        rows = [
-            (panel.title, *(make_printable(cell.text) for cell in row))
+        panels = [
+            # One figure of all effects is wide; the others have a panel per group.
+            replace(panel, caption="", small=each.kind != "effects")
             for panel in each.panels
-            for row in panel.table.rows
         ]
-        values = to_html_table(("panel", *each.panels[0].table.headers), rows)
-        parts.append(
-            f"<h2>{escape(make_printable(each.title))}</h2><figure>{svg}"
-            f"<figcaption>{caption}</figcaption></figure>"
-            f"<details><summary>values</summary>{values}</details>"
+        sections.append(
+            {
+                "key": each.kind,
+                "title": make_printable(each.title),
+                "lead": each.panels[0].caption,
+                "figures": list(map(build_figure_context, panels)),
+            }
         )
+    tables = []
     if result is not None:
-        effects = result.table("effects")
-        rows = [tuple(row.values()) for row in effects.to_rows()]
-        table = to_html_table(effects.columns, rows, notes=result.notes)
-        parts.append(f"<h2>effects</h2>{table}")
-    body = "".join(parts)
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>effects</title></head>'
-        f"<body>{body}</body></html>\n"
+        table = build_effects_table(result, title="effects")
+        tables = [_build_table_context(part.narrow or part) for part in (table, *table.parts)]
+    return render_template(
+        "effects.html.j2",
+        kicker="antlm-bench effects",
+        title="Effects of conditions",
+        sections_start=plots[0].kind,
+        sections=sections,
+        tables=tables,
     )
+
+
+def _build_table_context(table: Table) -> dict[str, Any]:
+    """Return the template's values for a table."""
+    return {
+        "title": make_printable(table.title),
+        "legend": [make_printable(line) for line in table.legend],
+        "grid": FigureTable(
+            tuple(make_printable(" ".join(column.label_lines)) for column in table.columns),
+            tuple(
+                tuple(
+                    HeatmapCell(make_printable(cell.shown), is_group=row.emphasis == "strong")
+                    for cell in row.cells
+                )
+                for row in table.rows
+            ),
+        ),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import format_decimals
@@ -59,7 +60,7 @@ def build_effects_table(result: DesignResult, title: str = "") -> Table:
             )
         )
         last_group = group
-    return Table(
+    table = Table(
         tuple(columns),
         tuple(rows),
         title=title,
@@ -67,6 +68,44 @@ def build_effects_table(result: DesignResult, title: str = "") -> Table:
         build_long=lambda: build_long_table(result),
         parts=(_build_means_table(result, names, has_regions),),
     )
+    return replace(table, narrow=_group_rows(table, len(group_columns), len(names)))
+
+
+def _group_rows(table: Table, num_group_columns: int, name_column: int) -> Table:
+    """Return a narrow form of a table: a heading per group, and one column of names below it.
+
+    The first columns are those of the group, others up to `name_column` name a row. Degrees of
+    freedom are left out, because the legend gives them; numbers of items stand in the headings if
+    each group has one.
+    """
+    keys = [column.key for column in table.columns]
+    items_by_group: dict[str, set[str]] = {}
+    for row in table.rows:
+        items = items_by_group.setdefault(_group_name(row, num_group_columns), set())
+        items.add(row.cells[keys.index("items")].shown)
+    has_one_count = all(len(items) == 1 for items in items_by_group.values())
+    left_out = {"df"} | ({"items"} if has_one_count and num_group_columns else set())
+    kept = [i for i in range(name_column + 1, len(keys)) if keys[i] not in left_out]
+    rows: list[TableRow] = []
+    last_group = None
+    for row in table.rows:
+        group = _group_name(row, num_group_columns)
+        if num_group_columns and group != last_group:
+            counts = ", ".join(items_by_group[group])
+            heading = f"{group} ({counts} items)" if has_one_count else group
+            blanks = [TableCell(text="")] * len(kept)
+            rows.append(build_row(heading, *blanks, emphasis="strong", space_above=bool(rows)))
+        last_group = group
+        cells = row.cells[num_group_columns : name_column + 1]
+        name = " · ".join(cell.shown for cell in cells)
+        depth = int(num_group_columns > 0)
+        rows.append(build_row(name, *(row.cells[i] for i in kept), depth=depth))
+    columns = tuple(table.columns[i] for i in (name_column, *kept))
+    return replace(table, columns=columns, rows=tuple(rows))
+
+
+def _group_name(row: TableRow, num_group_columns: int) -> str:
+    return " · ".join(cell.shown for cell in row.cells[:num_group_columns])
 
 
 def _build_means_table(result: DesignResult, names: Sequence[str], has_regions: bool) -> Table:
@@ -88,7 +127,7 @@ def _build_means_table(result: DesignResult, names: Sequence[str], has_regions: 
         )
         for cell in result.means
     ]
-    return Table(
+    table = Table(
         tuple(columns),
         tuple(rows),
         title=f"means{f', {result.unit}' if result.unit else ''}",
@@ -97,6 +136,7 @@ def _build_means_table(result: DesignResult, names: Sequence[str], has_regions: 
             "difference is clear: compare conditions by the effects.",
         ),
     )
+    return replace(table, narrow=_group_rows(table, len(names) - has_regions, len(names)))
 
 
 def build_long_table(result: DesignResult) -> Table:

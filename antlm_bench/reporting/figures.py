@@ -71,16 +71,24 @@ def render_figures(
 
 def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, Any]:
     """Return figures as one Vega-Lite specification on white, with a legend."""
-    width = PANEL_WIDTH if len(figures) > 1 else FILE_WIDTH
-    style = charts.ChartStyle(width, palette.PAPER, legend=True)
     if len(figures) == 1:
+        style = charts.ChartStyle(FILE_WIDTH, palette.PAPER, FILE_WIDTH)
         chart = figures[0].draw(style)
     else:
-        panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
-        chart = charts.concatenate(panels, columns)
+        total_width = PANEL_WIDTH * min(columns, len(figures))
+        style = charts.ChartStyle(PANEL_WIDTH, palette.PAPER, total_width)
+        chart = charts.concatenate(
+            [figure.draw(style).properties(title=_wrap_title(figure.title)) for figure in figures],
+            columns,
+        )
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": FILE_FONT}
     return specification
+
+
+def _wrap_title(title: str) -> list[str]:
+    """Return the lines of a panel's title."""
+    return charts.wrap_name(title, int(PANEL_WIDTH / charts.CHARACTER_WIDTH))
 
 
 def find_undrawable_letters(text: str) -> str:
@@ -121,7 +129,7 @@ def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
     yield from _phenomenon_figures(report_data.columns)
     yield from _paradigm_figures(report_data.columns, report_data.chance_levels)
     yield from _difference_figures(report_data.pairs, tuple(series_names(report_data.columns)))
-    yield from learning_curve_figures(report_data.curves)
+    yield from learning_curve_figures(report_data.curves, _order_of_curves(report_data))
     yield from map(_training_figure, report_data.trainings)
     yield from _seed_figures(report_data.seeds, tuple(series_names(report_data.columns)))
 
@@ -149,7 +157,7 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
-            table=_series_table(rows, names),
+            table=_series_table(rows, names, "group"),
         )
 
 
@@ -186,7 +194,7 @@ def _paradigm_figures(
             series=names,
             present_series=present_series,
             draw=partial(charts.heatmap, rows, present_names, chance=chance),
-            table=FigureTable(("", *present_names), tuple(table_rows)),
+            table=FigureTable(("paradigm", *present_names), tuple(table_rows)),
             is_heatmap=True,
         )
 
@@ -217,7 +225,7 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 draw=partial(
                     charts.dot_plot, rows, names, title=rows[0]["axis_title"], rule_at_zero=True
                 ),
-                table=_series_table(rows, names),
+                table=_series_table(rows, names, "group"),
             )
 
 
@@ -235,16 +243,41 @@ def _describe_differences(reference: str, comparisons: Sequence[Comparison]) -> 
     )
 
 
-def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
-    """Yield one small figure per suite: every series and method over the words seen."""
+def _name_curves(curves: Sequence[LearningCurve]) -> dict[tuple[str, str], str]:
+    """Return (series, method) -> name of the curve."""
     has_several_methods = len({curve.method for curve in curves}) > 1
-    display_names = {}
-    for curve in curves:
-        name = curve.series_name
-        display_names[curve.series_name, curve.method] = (
-            f"{name} · {curve.method}" if has_several_methods else name
-        )
-    names = tuple(display_names.values())
+    return {
+        (curve.series_name, curve.method): f"{curve.series_name} · {curve.method}"
+        if has_several_methods
+        else curve.series_name
+        for curve in curves
+    }
+
+
+def _order_of_curves(report_data: ReportData) -> tuple[str, ...]:
+    """Return the names of the page's series, with that of a curve in the place of the series of its
+    last checkpoint, so that both have one colour. Curves without such a series are last.
+    """
+    names = series_names(report_data.columns)
+    curve_names = _name_curves(report_data.curves)
+    for (series, method), name in curve_names.items():
+        for index, column in enumerate(report_data.columns):
+            is_model = column.model == report_data.names_in_columns.get(series)
+            if is_model and method in column.method.split(" + "):
+                names[index] = name
+    names += [name for name in curve_names.values() if name not in names]
+    return tuple(names) if len(set(names)) == len(names) else tuple(curve_names.values())
+
+
+def learning_curve_figures(
+    curves: Sequence[LearningCurve], order: Sequence[str] = ()
+) -> Iterator[Figure]:
+    """Yield one small figure per suite: every series and method over the words seen.
+
+    order: names that decide the colours, with those of the curves among them.
+    """
+    display_names = _name_curves(curves)
+    names = tuple(order or display_names.values())
     for suite in dict.fromkeys(curve.suite for curve in curves):
         suite_curves = [curve for curve in curves if curve.suite == suite]
         metric = suite_curves[0].metric
@@ -350,7 +383,7 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title="score"),
-            table=_series_table(rows, names),
+            table=_series_table(rows, names, "task"),
         )
 
 
@@ -427,8 +460,13 @@ def _coarsest_groups(groups: Sequence[Difference]) -> list[Difference]:
     return [group for group in groups if group.level == level]
 
 
-def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FigureTable:
-    """Build a table with a column per series. A cell lists the values of several seeds."""
+def _series_table(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], row_label: str
+) -> FigureTable:
+    """Build a table with a column per series. A cell lists the values of several seeds.
+
+    row_label: header of the column with the names of rows.
+    """
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         cells.setdefault((row["row"], row["series"]), []).append(str(row["text"]))
@@ -438,7 +476,7 @@ def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Fi
         (label, *(", ".join(cells.get((label, name), ["–"])) for name in present_names))
         for label in dict.fromkeys(row["row"] for row in rows)
     ]
-    return _figure_table(("", *present_names), body)
+    return _figure_table((row_label, *present_names), body)
 
 
 def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> FigureTable:

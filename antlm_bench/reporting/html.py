@@ -69,37 +69,23 @@ SECTIONS: dict[str, tuple[str, str]] = {
 
 def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
     """Return the HTML document. methods: name -> description of each scoring method used."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters["breakable"] = add_break_points
     names = series_names(report_data.columns)
-    script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     figures = list(build_figures(report_data))
     sections = [
         {
             "key": key,
             "title": title,
             "lead": lead,
-            "figures": [_build_figure_context(f) for f in figures if f.section == key],
+            "figures": [build_figure_context(f) for f in figures if f.section == key],
         }
         for key, (title, lead) in SECTIONS.items()
     ]
-    text = environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
+        kicker="antlm-bench report",
+        title=report_data.title,
+        sections_start="results",
         contents=report_data,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
-        f"'sha256-{digest}'",
-        script=script,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        light=palette.LIGHT,
-        dark=palette.DARK,
-        paper=palette.PAPER,
         most_columns=MOST_COLUMNS,
         names=names,
         keys=[_legend_key(index, name) for index, name in enumerate(names)],
@@ -122,6 +108,31 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
             for run, name in zip(report_data.runs, report_data.display_names, strict=True)
         ],
         data=build_page_data(report_data),
+    )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a page from a template that extends page.html.j2: its style and script are added."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters["breakable"] = add_break_points
+    script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = environment.get_template(name).render(
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+        f"'sha256-{digest}'",
+        script=script,
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        light=palette.LIGHT,
+        dark=palette.DARK,
+        paper=palette.PAPER,
+        **values,
     )
     return re.sub(r"\n\s*\n+", "\n", text)
 
@@ -164,7 +175,7 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
     }
 
 
-def _build_figure_context(figure: Figure) -> dict[str, Any]:
+def build_figure_context(figure: Figure) -> dict[str, Any]:
     """Return the template's values for a figure: legend keys, and (width, SVG) per drawing."""
     widths = (SMALL_WIDTH,) if figure.small else (WIDE_WIDTH, NARROW_WIDTH)
     styles = [charts.ChartStyle(width, palette.PAGE) for width in widths]
@@ -173,7 +184,8 @@ def _build_figure_context(figure: Figure) -> dict[str, Any]:
         for index, name in enumerate(figure.series)
         if name in figure.present_series
     ]
-    label = f"{figure.title}: {figure.caption} A table with the values follows."
+    description = f"{figure.title}: {figure.caption}".removesuffix(": ").rstrip(".")
+    label = f"{description}. A table with the values follows."
     has_drawing = not figure.is_heatmap and len(figure.present_series) <= MAX_DRAWN_SERIES
     return {
         "figure": figure,
@@ -196,7 +208,8 @@ def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Marku
     """Render Vega-Lite as an <svg> element that contains only shapes and text.
 
     Vega's SVG is parsed and serialized again, so that the page is well-formed for any name.
-    name: unique in the page; prefixes the ids. label: description for screen readers. Raises
+    name: unique in the page; prefixes the ids. label: description for screen readers, to which the
+    drawing is one image; the descriptions of its marks become `data-label`, for tooltips. Raises
     ValueError for an element that is not allowed.
     """
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(specification)))
@@ -211,7 +224,9 @@ def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Marku
                 del element.attrib[key]
             elif key == "id":
                 element.attrib[key] = id_prefix + value
-            elif key != "aria-label":
+            elif key == "aria-label":
+                element.attrib["data-label"] = element.attrib.pop(key)
+            else:
                 element.attrib[key] = _round_coordinates(
                     value.replace("url(#", f"url(#{id_prefix}")
                 )
@@ -342,12 +357,12 @@ def _collect_settings(report_data: ReportData) -> list[tuple[str, list[str]]]:
         for cell in run:
             for key, label in labels.items():
                 value = cell.settings.get(key)
-                if value in (None, ""):
-                    continue
-                text = str(value)
-                if key == "suite_digest":
-                    text = f"{cell.suite} {cell.settings.get('suite_version', '')} {text[:12]}"
-                values_by_label[label][make_printable(text)] = None
+                for text in map(str, value if isinstance(value, list) else [value]):
+                    if text in ("None", ""):
+                        continue
+                    if key == "suite_digest":
+                        text = f"{cell.suite} {cell.settings.get('suite_version', '')} {text[:12]}"
+                    values_by_label[label][make_printable(text)] = None
     return [(label, list(values)) for label, values in values_by_label.items() if values]
 
 

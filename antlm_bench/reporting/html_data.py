@@ -13,7 +13,7 @@ from antlm_bench import runs
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import NotComparable, UsageError
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.printable import make_printable
+from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
 from antlm_bench.reporting.report_table import describe_comparisons
@@ -38,6 +38,8 @@ IMAGE_FORMATS = ("svg", "png")
 MIN_CURVE_CHECKPOINTS = 3
 """Fewest checkpoints of one model that are drawn as a curve. Only the last one of them is compared
 with other models."""
+MAX_TITLE_LENGTH = 60
+"""Most characters of names of several models in the title of a page."""
 MAX_COMPARED_RUNS = 50
 """Most runs that are compared with the first. A comparison takes half of a run's bytes in the page,
 and most of its time."""
@@ -117,6 +119,7 @@ def gather_report_data(
     shown_paths = {run.path for run in shown_runs}
     series_by_path = {run.path: name for name, group in checkpoint_series.items() for run in group}
     names = _name_runs(shown_runs, checkpoint_series)
+    names_by_path = {run.path: name for run, name in zip(shown_runs, names, strict=True)}
     columns, column_runs = _build_columns(shown_runs, names)
     display_names = {
         (run.path, method): name
@@ -124,7 +127,7 @@ def gather_report_data(
         for method in column.method.split(" + ")
     }
     compared_runs = shown_runs[: 1 + MAX_COMPARED_RUNS]
-    pairs = list(_compare_to_first(compared_runs, all_runs, display_names))
+    pairs = list(_compare_to_first(compared_runs, all_runs, names_by_path, display_names))
     remarks = [
         *_describe_series(checkpoint_series),
         *_describe_trainings(columns, column_runs, recipes),
@@ -138,7 +141,9 @@ def gather_report_data(
         title=title or _default_title(names),
         runs=tuple(all_runs),
         display_names=tuple(
-            " · ".join(filter(None, (series_by_path.get(run.path), model_name(run))))
+            f"{series_by_path[run.path]} · {model_name(run)}"
+            if run.path in series_by_path
+            else names_by_path[run.path]
             for run in all_runs
         ),
         columns=tuple(columns),
@@ -150,9 +155,8 @@ def gather_report_data(
         trainings=tuple(map(read_training_log, training_dirs)),
         remarks=tuple(remarks),
         chance_levels=_read_chance_levels(shown_runs),
-        report=_select_report_columns(
-            report, {run.path: name for run, name in zip(shown_runs, names, strict=True)}
-        ),
+        report=_select_report_columns(report, names_by_path),
+        names_in_columns={name: names_by_path[g[-1].path] for name, g in checkpoint_series.items()},
     )
 
 
@@ -254,11 +258,12 @@ def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> R
 
 
 def _default_title(names: Sequence[str]) -> str:
-    """Return `a, b and c`, or `a, b and 4 more`."""
+    """Return `a, b and c`, `a, b and 4 more`, or `6 models` if their names are long."""
     parts = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
     if len(parts) < 2:
         return parts[0] if parts else "Nothing yet"
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+    title = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return title if len(title) <= MAX_TITLE_LENGTH else format_count(len(names), "model")
 
 
 def _name_runs(
@@ -314,12 +319,15 @@ def _iter_seed_scores(
 
 
 def _compare_to_first(
-    shown_runs: Sequence[Run], all_runs: Sequence[Run], display_names: Mapping[tuple[str, str], str]
+    shown_runs: Sequence[Run],
+    all_runs: Sequence[Run],
+    names_by_path: Mapping[str, str],
+    display_names: Mapping[tuple[str, str], str],
 ) -> Iterator[SeriesPair]:
     """Compare the first run with each other run, suite by suite.
 
-    Yields a pair with a refusal for each suite that cannot be compared. display_names:
-    (path, method) -> series.
+    Yields a pair with a refusal for each suite that cannot be compared. names_by_path: path ->
+    model. display_names: (path, method) -> series.
     """
     from antlm_bench.comparison.compare import compare_runs
     from antlm_bench.comparison.join import cache_tables
@@ -342,7 +350,8 @@ def _compare_to_first(
                 )
             except NotComparable as error:
                 refusal = f"{suite}: {error.message}"
-                yield SeriesPair(model_name(first), model_name(other), (), refusal)
+                first_name, other_name = names_by_path[first.path], names_by_path[other.path]
+                yield SeriesPair(first_name, other_name, (), refusal)
                 continue
             for comparison in suite_comparisons:
                 names = (

@@ -61,6 +61,8 @@ class ReportData:
     pairs: tuple[SeriesPair, ...] = ()
     """Comparisons of the first run with each other one."""
     curves: tuple[LearningCurve, ...] = ()
+    names_in_columns: Mapping[str, str] = field(default_factory=dict)
+    """Name of a series of checkpoints -> model of the column of its last checkpoint."""
     trainings: tuple[TrainingLog, ...] = ()
     remarks: tuple[str, ...] = ()
     """Sentences about runs that are not shown or not compared."""

@@ -29,6 +29,8 @@ STYLES = {"": "", "strong": "bold", "faint": "dim"}
 TONES = {"": "", "good": "green", "bad": "red", "doubtful": "magenta"}
 """Neither yellow nor cyan, which cannot be read on a white terminal."""
 FIRST_STRONG_ISOLATE, POP_DIRECTIONAL_ISOLATE = "\u2068", "\u2069"
+BREAKING_SIGNS = "-_/@.:"
+"""Signs after which a word that is wider than its column is broken."""
 GLUE = "\ue000"
 """Stands for the space before a note mark while text is wrapped, so that no line begins with a
 mark. A private-use character, which `clean_lines` replaces in names."""
@@ -252,11 +254,29 @@ def _with_detail(cell: TableCell, mark: str) -> str:
 
 def _wrap_text(out: Console, text: Text, width: int) -> list[Text]:
     text.plain = _unglue_long_words(text.plain, width)
-    lines = list(text.wrap(out, max(width, 1), overflow="fold"))
+    pieces = text.divide(_find_breaks(text.plain, max(width, 1)))
+    lines = [line for piece in pieces for line in piece.wrap(out, max(width, 1), overflow="fold")]
     for line in lines:
         line.plain = line.plain.replace(GLUE, " ")
         line.rstrip()
     return lines or [Text("")]
+
+
+def _find_breaks(text: str, width: int) -> list[int]:
+    """Return where words that are wider than a line can break: after a sign such as - or /."""
+    offsets = []
+    for word in re.finditer(r"\S+", text):
+        start = word.start()
+        while cell_len(text[start : word.end()]) > width:
+            fitting = text[start : start + width]
+            while cell_len(fitting) > width:
+                fitting = fitting[:-1]
+            end = max(fitting.rfind(sign) for sign in BREAKING_SIGNS) + 1
+            if 2 * end < len(fitting):
+                break  # no sign near the end of the line
+            start += end
+            offsets.append(start)
+    return offsets
 
 
 def _unglue_long_words(text: str, width: int) -> str:

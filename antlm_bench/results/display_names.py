@@ -38,7 +38,7 @@ def model_names(runs: Sequence[Run]) -> list[str]:
     )
     if len(runs) == 1 and not PurePath(*parts_by_run[0]).is_absolute():
         num_shared = 0
-    names = ["/".join(parts[num_shared:]) for parts in parts_by_run]
+    names = [str(PurePath(*parts[num_shared:])) for parts in parts_by_run]
     return _make_unique(names, runs)
 
 
@@ -62,7 +62,7 @@ def _tell_apart(runs: Sequence[Run]) -> list[str]:
     references = [make_printable(str(run.manifest.model.get("given") or "")) for run in runs]
     parts_by_run = [PurePath(reference).parts for reference in references]
     for depth in range(1, max(map(len, parts_by_run), default=0) + 1):
-        names = ["/".join(parts[-depth:]) for parts in parts_by_run]
+        names = [str(PurePath(*parts[-depth:])) if parts else "" for parts in parts_by_run]
         if len(set(names)) == len(names) and all(names):
             return names
     return [""] * len(runs)
