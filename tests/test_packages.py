@@ -202,7 +202,7 @@ def test_a_package_that_another_package_lacks_is_named() -> None:
 
 
 def test_a_broken_package_is_no_bug_of_ours() -> None:
-    with pytest.raises(MissingPackage, match=r"cannot be imported: no libfoo$"), require_packages():
+    with pytest.raises(MissingPackage, match=r"be imported: no libfoo\n"), require_packages():
         raise ImportError("no libfoo\nand more", name="foo")
 
 
