@@ -312,7 +312,7 @@ class ConfiguredDefaults:
         self.variables: dict[str, str] = {}
         """Environment variables to be set."""
         self._keys_by_location: dict[str, str] = {}
-        if command in COMMANDS_WITHOUT_FILE or {"--help", "-h"} & {*args}:
+        if command in COMMANDS_WITHOUT_FILE or {"--help", "-h"} & set(args):
             return
         self.configuration = load_configuration(args)
         given = _list_given_arguments(args, arguments_by_option)

@@ -28,6 +28,7 @@ from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
+from antlm_bench.words import check_splittable, describe_word_rule
 
 Described = TypeVar("Described", bound=DescribedCheckpoint)
 
@@ -182,8 +183,29 @@ def _build_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
-        **({"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}),
+        **_describe_words(suite, method, options),
     }
+
+
+def choose_word_rule(target: SuiteToScore) -> str | None:
+    """Return the rule that the options name, if the methods, which share their texts, need it.
+
+    Raises UsageError if it does not split the suite's texts into words.
+    """
+    rule = target.options.words
+    if rule is None or not get_method(target.method_names[0]).needs_words:
+        return None
+    for item in target.suite.items:
+        for option in item.options:
+            check_splittable(option.text, rule, f"{target.suite.name}: {item.id}")
+    return rule
+
+
+def _describe_words(suite: Suite, method: str, options: ScoreOptions) -> dict[str, str]:
+    """Return the setting `words` of a cell; {} = the words of the tokenizer."""
+    if options.words is not None and get_method(method).needs_words:
+        return {"words": describe_word_rule(options.words)}
+    return {"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}
 
 
 def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, with_bf16_body
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
-from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
+from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_word_rule
 from antlm_bench.commands.finished_cells import build_finished_cell
 from antlm_bench.commands.work_estimates import token_counter
 from antlm_bench.errors import DataError
@@ -45,6 +45,9 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
     def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
         super().__init__(checkpoint, target)
+        rule = choose_word_rule(target)
+        if rule and isinstance(self.checkpoint, Checkpoint):
+            self.checkpoint = self.checkpoint.with_word_rule(rule)
         self.num_computed_chunks = 0
 
     def score(self, writer: runs.RunWriter, progress: Progress) -> list[str]:

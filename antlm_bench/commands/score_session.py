@@ -16,7 +16,7 @@ from antlm_bench.checkpoints.opening import open_minicons_checkpoint
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
 from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
-from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
+from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, DataError, IncompleteError
 from antlm_bench.progress import Progress, Workload
@@ -209,10 +209,15 @@ def _list_targets(
 ) -> list[SuiteToScore]:
     """Return all suites, each with the methods that have the same conventions."""
     # Methods with the same conventions score the same texts and share the model's forwards.
-    groups: dict[ScoringConventions, list[str]] = {}
-    for name in _resolve_methods(request.methods, checkpoint):
+    groups: dict[tuple[ScoringConventions, bool], list[str]] = {}
+    methods = _resolve_methods(request.methods, checkpoint)
+    if request.options.words is not None:
+        require_word_methods(methods)
+    for name in methods:
         method = resolve_method(name, checkpoint)
-        groups.setdefault(request.options.conventions().for_method(method), []).append(name)
+        conventions = request.options.conventions().for_method(method)
+        has_rule = request.options.words is not None and method.needs_words
+        groups.setdefault((conventions, has_rule), []).append(name)
     loaded = request.suites.load([name for names in groups.values() for name in names])
     return [
         SuiteToScore(suite, request.suites.request_of(suite), names, request.options, notes)
