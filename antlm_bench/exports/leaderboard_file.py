@@ -474,9 +474,7 @@ class LeaderboardFileBuilder:
             ]
             failed = [number for numbers in milestones_by_reason.values() for number in numbers]
             commands = self._join_commands(part, failed) or dict.fromkeys(hints)
-            self.missing_parts.append(
-                MissingPart(key, "; ".join(lines), "\n      ".join(commands))
-            )
+            self.missing_parts.append(MissingPart(key, "; ".join(lines), "\n      ".join(commands)))
         return results
 
     def _join_commands(self, part: PartSpec, milestones: Sequence[int]) -> list[str]:
