@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from antlm_bench.reporting import charts, figures, palette
 from antlm_bench.reporting.charts import ChartStyle
 from antlm_bench.reporting.html import render_svg
+from antlm_bench.reporting.name_lines import fold_name
 from antlm_bench.reporting.report_data import Figure, FigureTable
 
 NAMES = ["one", "two", "three"]
@@ -301,11 +302,11 @@ def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
     ],
 )
 def test_names_fold_at_underscores(name: str, folded: str) -> None:
-    assert charts.fold_name(name, 16) == folded
+    assert fold_name(name, 16) == folded
 
 
 def test_early_hyphen_is_better_than_a_cut_word() -> None:
-    assert charts.fold_name("physical-interactions", 19) == "physical-\ninteractions"
+    assert fold_name("physical-interactions", 19) == "physical-\ninteractions"
 
 
 def test_letters_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
