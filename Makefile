@@ -15,12 +15,13 @@ endif
 quick test test-all: export GOMP_SPINCOUNT ?= 20000
 quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo sweep-demo pictures quick test test-all test-oldest check fmt sweep bench fuzz
+.PHONY: help demo sweep-demo pictures docs quick test test-all test-oldest check fmt sweep bench fuzz
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
 	@echo "make sweep-demo  a sweep: three recipes x three seeds, every milestone scored, the last finetuned, one HTML page (some minutes, offline)"
 	@echo "make pictures  draw the pictures of README and docs from the demo's runs (needs Chromium)"
+	@echo "make docs    build the site into build/site; its links are checked (needs a package registry once)"
 	@echo "make quick   the tests that take a moment only (about a minute)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
 	@echo "make test-all  the same with the slow tests: environments with other versions (needs a package registry)"
@@ -56,6 +57,14 @@ sweep-demo: .venv/installed
 
 pictures: demo
 	@$(BIN)/python docs/images/draw.py .demo/runs
+
+.venv/docs-installed: .venv/installed
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: .venv/docs-installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "the site: build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
 
 check: .venv/installed
 	@$(BIN)/ruff check

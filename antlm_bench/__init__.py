@@ -95,8 +95,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    from antlm_bench.packages import require_packages
+
     module, _, attribute = _TARGETS[name].partition(":")
-    return getattr(import_module(f"antlm_bench.{module}"), attribute)
+    with require_packages(f"antlm_bench.{name}"):
+        return getattr(import_module(f"antlm_bench.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ import numpy as np
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import UsageError
 from antlm_bench.keywords import COMMAND_LINE_NAMES, OUTPUT_OPTIONS
+from antlm_bench.packages import require_packages
 from antlm_bench.printable import make_printable
 from antlm_bench.types import Names, as_list
 
@@ -71,7 +72,8 @@ def check_arguments(
         @wraps(function)
         def checked_function(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = _bind_arguments(location, function, options, args, kwargs)
-            return function(*bound.args, **bound.kwargs)
+            with require_packages(location):
+                return function(*bound.args, **bound.kwargs)
 
         return checked_function
 

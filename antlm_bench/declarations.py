@@ -90,12 +90,21 @@ def _parse_shipped_toml(path: Path) -> dict[str, Any]:
 
 def _parse_toml(path: Path) -> dict[str, Any]:
     try:
-        text = decode_utf8(read_regular_file(path, MAX_TOML_BYTES), str(path))
-        text = text.removeprefix("\ufeff")  # editors of Windows write it
+        raw = read_regular_file(path, MAX_TOML_BYTES)
     except OSError as error:
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}", location=str(path)
         ) from None
+    return parse_toml_bytes(raw, path)
+
+
+def parse_toml_bytes(raw: bytes, path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file, given its bytes. Raises DeclarationError as `parse_toml`.
+
+    path: the file, for errors.
+    """
+    # Editors of Windows write a byte order mark.
+    text = decode_utf8(raw, str(path)).removeprefix("\ufeff")
     try:
         tables = tomllib.loads(text)
         _check_values(tables)

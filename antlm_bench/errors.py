@@ -3,7 +3,8 @@
     BenchError                 exit
     ├── PerformanceRegression  1     a checkpoint is worse than its baseline by more than the margin
     ├── EngineDisagreement     1     another engine scores the same checkpoint differently
-    ├── UsageError             2     a wrong option or value; UnknownCell: the run has no such cell
+    ├── UsageError             2     a wrong option or value; UnknownCell: the run has no such cell;
+    │                                MissingPackage: a package is not installed
     ├── DeclarationError       2     a TOML file is invalid, ours or the user's
     ├── MethodNotSupported     2     the checkpoint does not support the scoring method
     ├── CheckpointError        3     a model cannot be opened, or returns NaN
@@ -60,6 +61,10 @@ class UsageError(BenchError):
 
 class UnknownCell(UsageError, KeyError):
     """A run has no cell, or several cells, for a suite, method and seed (`Run.__getitem__`)."""
+
+
+class MissingPackage(UsageError, ImportError):
+    """A package that an option or command needs is not installed (`packages.require_packages`)."""
 
 
 class DeclarationError(BenchError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.util import find_spec
 from typing import Any
 
 from antlm_bench.errors import UsageError
+from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_count, has_right_to_left, make_printable
 
 MAX_ROWS_SHOWN = 20
@@ -87,12 +87,9 @@ class ArrowTable:
         return self._arrow
 
     def to_pandas(self) -> Any:
-        """Return a `pandas.DataFrame`. Raises UsageError if pandas is not installed."""
-        if find_spec("pandas") is None:
-            raise UsageError(
-                "pandas is not installed",
-                hint="pip install pandas, or use to_rows(), to_arrow() or polars.DataFrame(table)",
-            )
+        """Return a `pandas.DataFrame`. Raises MissingPackage if pandas is not installed."""
+        with require_packages("to_pandas()"):
+            import pandas  # noqa: F401  (Arrow's own error names no command)
         return self._arrow.to_pandas()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -128,7 +125,7 @@ class TableResult:
         return self.table.columns
 
     def to_pandas(self) -> Any:
-        """Return a `pandas.DataFrame`. Raises UsageError if pandas is not installed."""
+        """Return a `pandas.DataFrame`. Raises MissingPackage if pandas is not installed."""
         return self.table.to_pandas()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:

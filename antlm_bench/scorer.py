@@ -13,17 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.arguments import check_value
-from antlm_bench.checkpoints import (
-    Checkpoint,
-    OpenOptions,
-    check_model,
-    evaluation_mode,
-    open_checkpoint,
-    open_model,
-)
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import TIE_RULES, summarize
 from antlm_bench.notebook import ArrowTable, to_html_table
+from antlm_bench.packages import require_packages
 from antlm_bench.predictions import concat_predictions
 from antlm_bench.printable import format_count
 from antlm_bench.runs.table_files import build_arrow_table
@@ -50,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import Unpack
 
+    from antlm_bench.checkpoints import Checkpoint
     from antlm_bench.keywords import OpenKeywords
 
 SUITE_NAME = "pairs"
@@ -113,6 +108,7 @@ class Scorer:
     that the checkpoint supports; `scorer.logprobs(texts, method="mlm")` chooses one.
     """
 
+    @require_packages("Scorer()")
     def __init__(
         self,
         model: str | Path | PreTrainedModel,
@@ -145,6 +141,8 @@ class Scorer:
             )
             """The opened checkpoint. Its `metadata` holds what `antlm-bench doctor` shows."""
         else:
+            from antlm_bench.checkpoints import check_model, open_model  # import torch
+
             check_model(model)
             unsupported = sorted(options.keys() - IN_MEMORY_OPTIONS)
             if unsupported:
@@ -376,6 +374,8 @@ class Scorer:
         self, items: Sequence[Item], method: str | None, bos: str | None
     ) -> Iterator[tuple[Checkpoint, Method]]:
         """Resolve the method, apply the BOS policy and run the self-test on these texts."""
+        from antlm_bench.checkpoints import evaluation_mode  # imports torch
+
         checkpoint = self.checkpoint
         if method is not None:
             check_string(method, "method", f"one of {', '.join(self.methods)}")

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import accumulate
 from tempfile import TemporaryDirectory
 from unicodedata import category, east_asian_width, normalize
@@ -21,6 +22,7 @@ from unicodedata import category, east_asian_width, normalize
 import regex
 
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.packages import require_packages
 
 # Scripts whose text has no space between two words: those between whose letters the line breaking
 # algorithm allows a break anywhere, at syllables, or by a dictionary (Unicode Standard Annex 14,
@@ -102,15 +104,14 @@ def check_word_rule(name: str, location: str = "--words") -> None:
     if name not in WORD_RULES:
         hint = f"one of {', '.join(WORD_RULES)}"
         raise UsageError(f"unknown rule {name!r}", location=location, hint=hint)
-    try:
+    with require_packages(f"{location} {name}", " ".join(WORD_RULES[name].packages)):
         _load_rule(name)
-    except ImportError as error:
-        packages = " ".join(WORD_RULES[name].packages)
-        raise UsageError(
-            f"{name!r} cannot be used: {error}",
-            location=location,
-            hint=f"pip install {packages}, or all of them: pip install 'antlm-bench[languages]'",
-        ) from None
+
+
+def describe_word_rule(name: str) -> str:
+    """Return a rule with the versions of its packages, such as "jieba 0.42.1"."""
+    packages = [f"{package} {version(package)}" for package in WORD_RULES[name].packages]
+    return ", ".join(packages) or name
 
 
 @lru_cache(maxsize=len(WORD_RULES))

@@ -72,9 +72,9 @@ def test_the_compat_table_is_the_one_in_force() -> None:
     }
 
 
-def test_the_readme_counts_the_suites_that_are_shipped() -> None:
+def test_the_page_counts_the_suites_that_are_shipped() -> None:
     documented: dict[str, str] = {}
-    for names, items, _ in read_table("README.md", "## Suites and their data"):
+    for names, items, _ in read_table("docs/reference/suites.md", "# Suites\n"):
         suite_names = re.findall(r"`([^`]+)`", names)
         for name, count in zip(suite_names, re.findall(r"\d+(?:,\d{3})*", items), strict=True):
             documented[
@@ -103,23 +103,25 @@ def test_other_authors_languages_are_those_of_the_declarations() -> None:
     assert documented == {name: languages[name] for name in documented}
 
 
-def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
-    documented = {int(code) for code, _ in read_table("README.md", "## Exit codes")}
+def test_the_documented_exit_codes_are_those_of_the_errors() -> None:
+    documented = {
+        int(code) for code, _ in read_table("docs/reference/exit-codes.md", "# Exit codes")
+    }
     assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
 
 
-def test_the_help_lists_the_exit_codes_of_the_readme() -> None:
-    documented = {code for code, _ in read_table("README.md", "## Exit codes")}
+def test_the_help_lists_the_documented_exit_codes() -> None:
+    documented = {code for code, _ in read_table("docs/reference/exit-codes.md", "# Exit codes")}
     assert set(re.findall(r"\b\d+\b", EXIT_CODES_HELP)) == documented
 
 
 @pytest.mark.parametrize("option", ["bos", "ties", "compat", "dtype", "precision"])
-def test_the_readme_lists_the_values_of_an_option(option: str) -> None:
+def test_the_page_lists_the_values_of_an_option(option: str) -> None:
     annotation = inspect.signature(score_command).parameters[option].annotation
     values = re.findall(r"'([^']+)'", str(annotation).split("Literal[")[1].split("]")[0])
     [row] = [
         cells[1]
-        for cells in read_table("README.md", "These options can change a score")
+        for cells in read_table("docs/reference/options.md", "These options can change a score")
         if f"`--{option}`" in cells[0]
     ]
     assert set(values) <= set(re.findall(r"`([^`]+)`", row))
@@ -166,7 +168,9 @@ def test_test_files_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("document", ["README.md", *PAGES])
 def test_documented_commands_have_the_options_of_the_command_line(document: str) -> None:
     root: Any = typer.main.get_command(build_app())
-    blocks = re.findall(r"^```sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(?:ba)?sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL
+    )
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["antlm-bench"]:

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "antlm_bench"
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
+    "packages": 0,
     "atomic_files": 0,
     "notebook": 0,
     "keywords": 0,
@@ -35,6 +36,7 @@ LAYERS: dict[str, int] = {
     "words": 1,
     "registry": 1,
     "declarations": 1,
+    "configuration": 1,
     "arguments": 1,
     "text_arguments": 2,
     "runs": 1,
@@ -128,14 +130,12 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
     "fugashi": ("words",),
     "unidic_lite": ("words",),
     "pythainlp": ("words",),
-    "sklearn": ("metrics", "finetuning.frozen"),
+    "sklearn": ("finetuning.frozen",),
     "scipy": ("metrics", "statistics"),
-    "statsmodels": ("statistics",),
     "peft": ("checkpoints", "finetuning"),
     "altair": ("reporting",),
     "vl_convert": ("reporting",),
     "jsonschema": ("exports",),
-    "pydantic_core": ("declarations",),
     "pydantic": (
         "declarations",
         "exports.leaderboard",
@@ -154,6 +154,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
     "ray": ("sweeps.ray_executor",),
     "fsspec": ("runs.object_stores",),
     "pyarrow": ("predictions", "runs"),
+    "pandas": ("notebook",),
     "rich": ("reporting", "console", "progress"),
     "jinja2": ("reporting",),
     "markupsafe": ("reporting",),
@@ -166,7 +167,6 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
 LAZY_IN: dict[str, tuple[str, ...]] = {
     "commands": ("torch", "transformers", "accelerate", "pyarrow"),
     "cli": ("rich", "pydantic"),
-    "metrics": ("sklearn",),
 }
 
 

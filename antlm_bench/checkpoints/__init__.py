@@ -1,6 +1,7 @@
 """Checkpoints: resolve references, load with transformers, open for scoring or finetuning.
 
-Names are imported when they are first used, so that references are resolved without torch.
+Names are imported when they are first used. Without torch, references are resolved, and the files
+of a checkpoint that is opened are found and checked.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
         Checkpoint,
         check_model,
         evaluation_mode,
-        open_backbone,
-        open_checkpoint,
         open_model,
         with_bf16_body,
     )
     from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
+    from antlm_bench.checkpoints.opening import open_backbone, open_checkpoint
     from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs
 
 __all__ = [
@@ -42,9 +42,11 @@ _MODULES = {
     "OpenOptions": "resolve",
     "expand_refs": "resolve",
     "loading_notes": "metadata",
+    "open_backbone": "opening",
+    "open_checkpoint": "opening",
     "select_content_key_metadata": "metadata",
 }
-"""Name -> its module; all others are in the module `checkpoint`."""
+"""Name -> its module. All others are in the module `checkpoint`, which imports torch."""
 
 
 def __getattr__(name: str) -> Any:

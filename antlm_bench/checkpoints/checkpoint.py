@@ -27,7 +27,7 @@ from antlm_bench.checkpoints.loader import (
     load_runnable_model,
 )
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
-from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, split_revision
+from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
 from antlm_bench.checkpoints.self_test import (
     SelfTestResult,
     run_self_test,
@@ -182,15 +182,10 @@ class Checkpoint:
         return (WORDS_FROM_OFFSETS_NOTE,)
 
 
-def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
-    """Open a local folder or a hub id (also `id@revision`) for scoring.
-
-    Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an
-    architecture that is neither causal nor masked) and UsageError (an option that cannot apply).
-    """
-    ref, options = split_revision(ref, options or OpenOptions())
+def open_for_scoring(ref: str, sources: CheckpointSources, options: OpenOptions) -> Checkpoint:
+    """Open a checkpoint whose files were located. Raises as `opening.open_checkpoint`."""
     with pretrained.silence_transformers():
-        loaded = load_runnable_model(ref, options)
+        loaded = load_runnable_model(ref, sources, options)
         checkpoint = attach_engine(loaded, options.batch_tokens, DTYPES[options.dtype])
         checkpoint.metadata |= describe_checkpoint(ref, loaded, options)
         _self_test_on_opening(checkpoint, loaded)
@@ -418,11 +413,10 @@ class Backbone:
         return num_types > 1 and "token_type_ids" in self.tokenizer.model_input_names
 
 
-def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
-    """Open a local folder or hub id for finetuning. Raises as `open_checkpoint`."""
-    ref, options = split_revision(ref, options or OpenOptions())
+def open_for_finetuning(ref: str, sources: CheckpointSources, options: OpenOptions) -> Backbone:
+    """Open a checkpoint whose files were located. Raises as `opening.open_backbone`."""
     with pretrained.silence_transformers():
-        loaded = load_runnable_model(ref, options)
+        loaded = load_runnable_model(ref, sources, options)
         if loaded.kind == pretrained.ENCODER_DECODER:
             raise CheckpointError(
                 f"{loaded.name} is an encoder-decoder, which can be scored but not finetuned",

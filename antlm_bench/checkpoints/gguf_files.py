@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import CheckpointError
+from antlm_bench.packages import missing_package
 from antlm_bench.suites.sources import cache_dir
 from antlm_bench.weight_files import WeightSet, hash_files
 
 GGUF_SUFFIX = ".gguf"
 PARAMETERS_PER_BYTE = 8
 """The smallest quantised types need less than two bits per parameter."""
-INSTALL_HINT = "pip install 'antlm-bench[gguf]'"
 
 
 def find_gguf_file(path: Path) -> Path | None:
@@ -46,14 +47,13 @@ def find_gguf_file(path: Path) -> Path | None:
 def convert_gguf(file: Path) -> Path:
     """Return the folder with the weights, configuration and tokenizer of a GGUF file, in fp32.
 
-    Raises CheckpointError if the gguf package is missing, and for a file that transformers cannot
-    convert.
+    Raises MissingPackage without the package gguf, and CheckpointError for a file that transformers
+    cannot convert.
     """
-    import transformers  # late: names are checked before anything heavy is imported
-
     digest = hash_files([file])
-    version = _gguf_version(file)
-    key = f"{digest} transformers {transformers.__version__} gguf {version}"
+    gguf_version = _gguf_version(file)
+    # The version of transformers, without importing it: the file may have been converted before.
+    key = f"{digest} transformers {metadata.version('transformers')} gguf {gguf_version}"
     name = f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder = cache_dir() / "gguf" / name
     if not (folder / "config.json").is_file():
@@ -63,17 +63,11 @@ def convert_gguf(file: Path) -> Path:
 
 
 def _gguf_version(file: Path) -> str:
-    """Return the version of the gguf package. Raises CheckpointError without it."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return the version of the gguf package. Raises MissingPackage without it."""
     try:
-        return version("gguf")
-    except PackageNotFoundError:
-        raise CheckpointError(
-            "a GGUF file is read with the package gguf, which is not installed",
-            location=str(file),
-            hint=INSTALL_HINT,
-        ) from None
+        return metadata.version("gguf")
+    except metadata.PackageNotFoundError:
+        raise missing_package("gguf", str(file)) from None
 
 
 def _write_folder(file: Path, target: Path) -> None:

@@ -18,11 +18,11 @@ from antlm_bench.checkpoints import forward_trials, max_length, pretrained
 from antlm_bench.checkpoints.adapters import merge_adapter
 from antlm_bench.checkpoints.pretrained import ENCODER_DECODER
 from antlm_bench.checkpoints.resolve import (
+    DTYPE_NAMES,
     TRAINING_KEY,
     CheckpointSources,
     OpenOptions,
     display_name,
-    locate_sources,
 )
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_other_weight_sets
 from antlm_bench.cpu_tuning import keep_freed_memory
@@ -44,12 +44,7 @@ from antlm_bench.scoring.text import (
 )
 from antlm_bench.types import Attention
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 ATTENTIONS: tuple[Attention, ...] = ("causal", "full")
 
 
@@ -92,24 +87,17 @@ class RunnableModel(LoadedModel):
 
 
 def load_runnable_model(
-    ref: str, options: OpenOptions, for_native_engine: bool = True
+    ref: str, sources: CheckpointSources, options: OpenOptions, for_native_engine: bool = True
 ) -> RunnableModel:
-    """Load what scoring and finetuning both need. Raises as `open_checkpoint`.
+    """Load what scoring and finetuning both need. Raises as `opening.open_checkpoint`.
 
     for_native_engine: find out which shortcuts of our engine work for the model. False for another
     engine.
     """
-    if options.dtype not in DTYPES:
-        raise UsageError(
-            f"unknown dtype {options.dtype!r}",
-            location="--dtype",
-            hint=f"one of {', '.join(DTYPES)}",
-        )
     device = pretrained.resolve_device(options.device)
     if device.type == "mps" and options.dtype == "float64":
         raise UsageError("MPS has no float64", location="--dtype", hint="--device cpu")
     keep_freed_memory()
-    sources = locate_sources(ref, options)
     # Raises if two sets of weight files disagree; returns notes on which was chosen.
     weight_notes = check_other_weight_sets(sources.base, options)
     sources = replace(sources, notes=sources.notes + weight_notes)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from antlm_bench.checkpoints.adapters import adapter_metadata
-from antlm_bench.checkpoints.loader import RunnableModel
+from antlm_bench.checkpoints.adapter_files import adapter_metadata
 from antlm_bench.checkpoints.resolve import (
     CODE_PATTERNS,
     TOKENIZER_PATTERNS,
@@ -20,6 +19,9 @@ from antlm_bench.checkpoints.resolve import (
 from antlm_bench.checkpoints.tensor_check import MAX_NAMES_SHOWN
 from antlm_bench.scoring.text import EosRule, Specials, build_specials, resolve_eos_rule
 from antlm_bench.weight_files import hash_files, hash_weights, select_weights
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints.loader import RunnableModel
 
 CONTENT_KEY_FIELDS = (
     "weights",

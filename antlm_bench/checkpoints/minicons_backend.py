@@ -15,8 +15,8 @@ import numpy as np
 from antlm_bench.checkpoints.loader import load_runnable_model
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
 from antlm_bench.checkpoints.pretrained import ENCODER_DECODER
-from antlm_bench.checkpoints.resolve import OpenOptions, split_revision
-from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
+from antlm_bench.errors import CheckpointError
 from antlm_bench.predictions import Predictions
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
@@ -24,8 +24,6 @@ from antlm_bench.scoring.multiple_choice import build_predictions
 from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores, Span
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
 from antlm_bench.types import Encodings, Item, ProgressCallback
-
-ENGINES = ("native", "minicons")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +146,12 @@ class MiniconsCheckpoint:
         return replace(merged, encodings=encodings)
 
 
-def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoint:
-    """Open a folder or hub id for minicons.
-
-    Raises as `open_checkpoint`, and CheckpointError if minicons cannot take the model.
-    """
-    ref, options = split_revision(ref, options)
+def open_for_minicons(
+    ref: str, sources: CheckpointSources, options: OpenOptions
+) -> MiniconsCheckpoint:
+    """Open a checkpoint whose files were located. Raises as `opening.open_minicons_checkpoint`."""
     with peers.suppress_output():
-        loaded = load_runnable_model(ref, options, for_native_engine=False)
+        loaded = load_runnable_model(ref, sources, options, for_native_engine=False)
         if loaded.kind == ENCODER_DECODER:
             raise CheckpointError(
                 f"{loaded.name} is an encoder-decoder, which minicons reads without the special "
@@ -190,41 +186,3 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
         trained_methods=methods,
         metadata=metadata,
     )
-
-
-def validate_options(
-    engine: str, methods: Sequence[str], dtype: str, precision: str, batch_tokens: int | None
-) -> None:
-    """Raise UsageError or MethodNotSupported for options that the engine does not have."""
-    if engine not in ENGINES:
-        raise UsageError(
-            f"unknown engine {engine!r}", location="--engine", hint=" or ".join(ENGINES)
-        )
-    if engine == "native":
-        return
-    if precision != "exact":
-        raise UsageError(
-            f"{engine} has no --precision {precision}",
-            location="--precision",
-            hint="leave --precision out",
-        )
-    if dtype != "float32":
-        raise UsageError(
-            f"{engine} computes the log softmax in {dtype}, which is too inexact",
-            location="--dtype",
-            hint="leave --dtype out",
-        )
-    if batch_tokens is not None:
-        raise UsageError(
-            f"{engine} chooses the batch size itself",
-            location="--batch-tokens",
-            hint="leave --batch-tokens out",
-        )
-    supported = peer_methods(MINICONS)
-    unsupported = [name for name in methods if name in METHODS and name not in supported]
-    if unsupported:
-        raise MethodNotSupported(
-            f"minicons does not know {unsupported[0]!r}",
-            location="--method",
-            hint=f"one of {', '.join(supported)}, or --engine native",
-        )

@@ -19,13 +19,13 @@ from transformers.models.auto import modeling_auto
 
 from antlm_bench.arguments import describe_argument
 from antlm_bench.checkpoints import conversion
-from antlm_bench.checkpoints.adapters import without_adapter
+from antlm_bench.checkpoints.adapter_files import without_adapter
 from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.config_diagnosis import name_wrong_key
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.checkpoints.size_limits import check_config_file
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.errors import CheckpointError, MissingPackage, UsageError
 from antlm_bench.scoring.plain_forward import plain_logits
 from antlm_bench.weight_files import WeightSet, read_json, select_weights
 
@@ -329,15 +329,13 @@ def load_checked_model(
     except CheckpointError:
         raise
     except ImportError as error:  # e.g. the package of a quantization
-        raise CheckpointError(
+        needs_gpu = "GPU" in str(error)
+        advice = "open it on such a device (--device)" if needs_gpu else "install the package"
+        error_class = CheckpointError if needs_gpu else MissingPackage
+        raise error_class(
             f"cannot load the weights: {describe_error(error)}",
             location=str(folder),
-            hint=(
-                "open it on such a device (--device)"
-                if "GPU" in str(error)
-                else "install the package"
-            )
-            + ", or give the checkpoint before its quantization",
+            hint=f"{advice}, or give the checkpoint before its quantization",
         ) from error
     except Exception as error:  # safetensors, json and torch raise unrelated types
         build_model = partial(_build_without_weights, kind=kind, weights=weights)

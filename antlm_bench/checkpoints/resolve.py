@@ -39,6 +39,7 @@ CODE_PATTERNS = ("*.py",)
 HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 """`name` or `owner/name` on the Hugging Face hub."""
 MAX_REVISIONS_SHOWN = 30
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class OpenOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
-    """float32, bfloat16, float16 or float64."""
+    """One of DTYPE_NAMES."""
     bos: str = "auto"
     """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from antlm_bench.cli.configuration import DEFAULTS_KEY, ConfiguredDefaults, list_settings
 from antlm_bench.cli.shared_options import (
-    ModelsOption,
     OptionValues,
     OverridesOption,
     ScaleOption,
@@ -20,6 +20,7 @@ from antlm_bench.cli.shared_options import (
     with_open_options,
     with_table_format,
 )
+from antlm_bench.configuration import CHECK_TABLE
 
 if TYPE_CHECKING:
     from antlm_bench.reporting.table import Table
@@ -132,14 +133,61 @@ def show_command(
 
 @with_table_format()
 @with_open_options(without=("bos", "max_length", "device", "dtype", "batch_tokens"))
-def doctor_command(model: ModelsOption, *, open_options: OptionValues, table_format: str) -> None:
-    """Open checkpoints without scoring; print architecture, methods, special tokens and dtype."""
+def doctor_command(
+    context: typer.Context,
+    model: Annotated[
+        list[str] | None,
+        model_option(
+            metavar="CKPT",
+            help="Folder, hub id, glob, folder of checkpoints. Repeatable. Without it: this "
+            "installation, and the configuration file with its values.",
+        ),
+    ] = None,
+    *,
+    open_options: OptionValues,
+    table_format: str,
+) -> None:
+    """Open checkpoints without scoring; print architecture, methods, special tokens and dtype.
+
+    Without --model, print the versions of this installation, what torch was built for and finds
+    (devices, threads), which configuration file is read, and each value with its origin.
+    """
+    from antlm_bench.reporting.writers import print_table, print_tables
+
+    if not model:
+        print_table(_build_settings_table(context), table_format)
+        return
+
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.catalog import inspect_checkpoints
-    from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, open_options))
     print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
+
+
+def _build_settings_table(context: typer.Context) -> Table:
+    """Build the table of the installation and the configuration. Raises DeclarationError for an
+    invalid value.
+    """
+    from antlm_bench.commands.installation import describe_installation
+    from antlm_bench.comparison.margins import load_margins
+    from antlm_bench.reporting.table import build_records_table
+
+    defaults: ConfiguredDefaults = context.meta[DEFAULTS_KEY]
+    commands = context.find_root().command.commands  # type: ignore[attr-defined]
+    rows: list[Mapping[str, object]] = [
+        {"key": name, "value": value, "from": "installation", "sets": ""}
+        for name, value in describe_installation().items()
+    ]
+    rows += list_settings(defaults, commands, context)
+    file = defaults.configuration.file
+    if file is None:
+        title = "no configuration file is read"
+    else:
+        title = f"configuration: {file}"
+        if CHECK_TABLE in defaults.configuration.values:
+            load_margins(file)
+    return build_records_table(rows, title=title)
 
 
 @with_table_format()

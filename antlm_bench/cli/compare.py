@@ -24,6 +24,7 @@ because each has several lines."""
 comparison_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 SuiteOption = Annotated[
     list[str] | None,
     comparison_option("--suite", metavar="NAME", help="Only these suites. Repeatable, or a,b."),
@@ -117,7 +118,7 @@ def compare_command(
 
 @with_table_format(options=("format", "json", "csv", "latex"))
 def check_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: RunArgument,
     against: Annotated[
         str,
         comparison_option(
@@ -165,7 +166,9 @@ def check_command(
     ] = None,
     github: Annotated[
         bool,
-        output_option("--github", help="Annotations and step summary for GitHub Actions."),
+        output_option(
+            "--github", help="Annotations, summary and output 'verdict' for GitHub Actions."
+        ),
     ] = False,
     *,
     table_format: str,
@@ -214,17 +217,19 @@ def check_command(
     if markdown:
         write_file(markdown, write_markdown(table).encode())
     if github:
-        from antlm_bench.reporting.github import append_summary, workflow_commands
+        from antlm_bench.reporting.github import append_summary, append_verdict, workflow_commands
 
         print(workflow_commands(result), end="")
-        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            append_summary(summary, write_markdown(table))
+        if summary_file := os.environ.get("GITHUB_STEP_SUMMARY"):
+            append_summary(summary_file, write_markdown(table))
+        if output_file := os.environ.get("GITHUB_OUTPUT"):
+            append_verdict(output_file, result)
     if error:
         raise error
 
 
 def baseline_save_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: RunArgument,
     name: Annotated[
         str,
         run_folder_option(

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from antlm_bench.cli.standard_streams import BROKEN_PIPE, check_output, is_pipe_closed
 from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.packages import require_packages
 
 BUG = 70
 TRACEBACK_VARIABLE = "ANTLM_BENCH_TRACEBACK"
@@ -33,7 +34,8 @@ def _run_and_report(
     command: Callable[[], int | None], report_error: Callable[[BenchError], None]
 ) -> int:
     try:
-        return command() or 0
+        with require_packages():
+            return command() or 0
     except BenchError as error:
         report_error(error)
         return error.exit_code

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
@@ -24,6 +25,9 @@ from antlm_bench.cli.shared_options import (
     with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
+
+if TYPE_CHECKING:
+    from antlm_bench.types import Run
 
 
 @with_table_format()
@@ -147,8 +151,6 @@ def finetune_command(
         )
 
     from antlm_bench.commands.finetune import DEFAULT_SEEDS, FinetuneOptions, finetune
-    from antlm_bench.reporting.results_table import build_finetune_table
-    from antlm_bench.reporting.writers import print_table
 
     # The arguments of this function have the names of the options' fields.
     values = {**locals(), **open_options}
@@ -181,6 +183,14 @@ def finetune_command(
             error.location = "--compat"
         raise
     except IncompleteError as error:  # print the finished tasks before the error
-        print_table(build_finetune_table(error.runs), table_format)
+        _print_runs(error.runs, table_format)
         raise
+    _print_runs(runs, table_format)
+
+
+def _print_runs(runs: Sequence[Run], table_format: str) -> None:
+    """Print the table of finetuned runs."""
+    from antlm_bench.reporting.results_table import build_finetune_table
+    from antlm_bench.reporting.writers import print_table
+
     print_table(build_finetune_table(runs), table_format)

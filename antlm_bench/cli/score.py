@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -81,6 +81,15 @@ def score_command(
             show_default="the checkpoint's first",
         ),
     ] = None,
+    words: Annotated[
+        str | None,
+        settings_option(
+            metavar="RULE",
+            help="What a word is for mlm-l2r, which masks the rest of it: spaces, characters, icu, "
+            "jieba (Chinese), fugashi (Japanese), pythainlp (Thai).",
+            show_default="the tokenizer's",
+        ),
+    ] = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
         settings_option(
@@ -149,26 +158,34 @@ def score_command(
         return
 
     from antlm_bench.commands.score import score
-    from antlm_bench.console import print_warning
-    from antlm_bench.reporting.results_table import build_results_table
-    from antlm_bench.reporting.shards_table import build_shards_table
-    from antlm_bench.reporting.writers import print_table
-    from antlm_bench.results.collections import describe_unscored_members
 
-    build_table = build_shards_table if shard else partial(build_results_table, by=by)
     try:
         if count_processes() > 1:
             runs = _score_in_processes(model, suites, methods, out, options)
         else:
             runs = score(model, suites, methods=methods, out=out, options=options)
     except IncompleteError as error:  # print the finished cells before the error
-        print_table(build_table(error.runs), table_format)
+        _print_runs(error.runs, bool(shard), by, table_format)
         raise
     if not is_first_process():
         return
-    print_table(build_table(runs), table_format)
+    # What prints results is imported when there are some, so that a wrong name costs no time.
+    from antlm_bench.console import print_warning
+    from antlm_bench.results.collections import describe_unscored_members
+
+    _print_runs(runs, bool(shard), by, table_format)
     for line in describe_unscored_members(model, suites):
         print_warning(line)
+
+
+def _print_runs(runs: Sequence[Run], are_shards: bool, by: str, table_format: str) -> None:
+    """Print a table of the runs, or of the shards."""
+    from antlm_bench.reporting.results_table import build_results_table
+    from antlm_bench.reporting.shards_table import build_shards_table
+    from antlm_bench.reporting.writers import print_table
+
+    table = build_shards_table(runs) if are_shards else build_results_table(runs, by=by)
+    print_table(table, table_format)
 
 
 def _score_in_processes(

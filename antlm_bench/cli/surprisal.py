@@ -173,9 +173,6 @@ def surprisal_command(
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.commands.surprisal_rows import UNITS_BY_BASE
     from antlm_bench.printable import format_count
-    from antlm_bench.reporting.results_table import FLAG_LABELS
-    from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, open_options)
     result = surprisal(
@@ -196,6 +193,10 @@ def surprisal_command(
         long_texts=long_texts,
         options=options,
     )
+    from antlm_bench.reporting.results_table import FLAG_LABELS
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
+
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
         **({"words by": words} if words else {}),

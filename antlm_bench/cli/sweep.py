@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from antlm_bench.cli.configuration import (
+    describe_sweep_configuration,
+    use_sweep_configuration,
+)
 from antlm_bench.cli.plan import DryRunOption, print_plan
 from antlm_bench.cli.shared_options import (
     ExecutorOptionsOption,
@@ -97,9 +102,12 @@ def _run(path: Path, options: RunSweepOptions) -> SweepStatus:
     from antlm_bench.sweeps.store import FolderStore
 
     if path.is_dir():
-        return run_sweep(FolderStore(path).read_sweep(), path, options)
+        sweep = FolderStore(path).read_sweep()
+        with use_sweep_configuration(sweep.configuration):
+            return run_sweep(sweep, path, options)
     expanded, folder = load_sweep(path)
-    return run_sweep(expanded.sweep, folder, options)
+    sweep = replace(expanded.sweep, configuration=describe_sweep_configuration())
+    return run_sweep(sweep, folder, options)
 
 
 def _check_is_complete(status: SweepStatus) -> None:
@@ -177,7 +185,8 @@ def worker_command(
     end_on_signals(before_end=worker.leave)
     log = worker.store.log_path(worker.name)
     print(f"worker {worker.name}: output in {log}", file=sys.stderr)
-    with redirect_output(log):
+    configuration = worker.state.sweep.configuration
+    with redirect_output(log), use_sweep_configuration(configuration):
         summary = worker.run()
     print(
         f"worker {worker.name}: {format_count(summary.num_done, 'unit')} done, "

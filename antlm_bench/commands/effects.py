@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench.arguments import describe_argument
 from antlm_bench.errors import UsageError
 from antlm_bench.keywords import COMMAND_LINE_NAMES
+from antlm_bench.packages import require_packages
 from antlm_bench.results.effects import DesignResult, analyse_design
 from antlm_bench.results.experiment_table import (
     DesignOptions,
@@ -38,6 +39,7 @@ TABLE_COLUMNS = ("item", "condition", "region", "model", "word", "word_index")
 """Columns with a meaning that `columns` renames."""
 
 
+@require_packages("effects()")
 def effects(
     table: Any,
     out: str | Path | None = None,

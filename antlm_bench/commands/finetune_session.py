@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from antlm_bench.checkpoints import Backbone, open_backbone
+from antlm_bench.checkpoints import open_backbone
 from antlm_bench.checkpoints.last_opened import LastOpened
 from antlm_bench.commands.finetune import (
     FinetuneOptions,
@@ -16,9 +16,13 @@ from antlm_bench.commands.finetune import (
 )
 from antlm_bench.commands.requested_suites import FileCache
 from antlm_bench.errors import CheckpointError
+from antlm_bench.progress import Progress
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.types import Run
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import Backbone
 
 MAX_CACHED_TASKS = 8
 """Number of tasks that a TaskCache keeps: GLUE has seven."""
@@ -46,7 +50,7 @@ class FinetuneSession:
     """
 
     def __init__(self) -> None:
-        self._backbone = LastOpened[Backbone](open_backbone)
+        self._backbone: LastOpened[Backbone] = LastOpened(open_backbone)
         self._tasks = TaskCache()
 
     def finetune(
@@ -68,7 +72,8 @@ class FinetuneSession:
         names = select_tasks([suite], [task], options)
         finetuner = Finetuner(names, attentions, seeds, options)
         finetuner.open_checkpoint, finetuner.load_task = self._backbone.open, self._tasks.load
-        run = finetuner.finetune_checkpoint(ref, out, several=False)
+        with Progress(f"opening {ref}", "examples") as progress:
+            run = finetuner.finetune_checkpoint(ref, out, progress)
         finetuner.raise_failures([run] if run else [])
         if run is None:
             raise CheckpointError("no cell was computed", location=ref)

@@ -17,7 +17,7 @@ from antlm_bench.commands.published_runs import check_output
 from antlm_bench.commands.sweep import RunSweepOptions, open_executor
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.runs import Shard
-from antlm_bench.runs.layout import REPORTS_DIR
+from antlm_bench.runs.layout import reports_dir
 from antlm_bench.sweeps.calibration import (
     DEVICE_KINDS,
     DeviceSpeed,
@@ -113,7 +113,7 @@ def plan_score(
         )
         expanded = _select_units(expand_sweep(declaration, COMMAND_LINE), shard)
     done = set() if options.again else find_units_with_results(expanded, out)
-    return _estimate(expanded, str(out or REPORTS_DIR), done, device, calibrate)
+    return _estimate(expanded, str(out or reports_dir()), done, device, calibrate)
 
 
 def plan_finetune(
@@ -141,7 +141,7 @@ def plan_finetune(
         declaration = SweepDeclaration(name="finetune", finetune=(stage,), allow_missing_data=True)
         expanded = _select_units(expand_sweep(declaration, COMMAND_LINE))
     done = set() if options.again else find_units_with_results(expanded, out)
-    return _estimate(expanded, str(out or REPORTS_DIR), done)
+    return _estimate(expanded, str(out or reports_dir()), done)
 
 
 def calibrate_device(device: str, dtypes: Sequence[str]) -> list[DeviceSpeed]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,22 +10,32 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
-from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
+from antlm_bench.checkpoints.opening import locate
+from antlm_bench.checkpoints.opening_records import (
+    RememberedCheckpoint,
+    find_record,
+    hash_inputs,
+    store_record,
+)
+from antlm_bench.checkpoints.resolve import display_name
 from antlm_bench.commands.published_runs import check_output, open_output
-from antlm_bench.commands.score_cells import AnyCheckpoint
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import check_single_name, run_dir
+from antlm_bench.safe_files import find_url
 from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.pair_layouts import LAYOUTS
 from antlm_bench.suites.task_types import find_task_type
 from antlm_bench.types import Names, Run, as_list
+from antlm_bench.weight_files import hash_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from antlm_bench.commands.score_cells import AnyCheckpoint
     from antlm_bench.keywords import ScoreKeywords
 
 __all__ = ["ALL_METHODS", "ScoreCall", "ScoreOptions", "score"]
@@ -83,10 +94,11 @@ class ScoreCall:
         self.session = ScoreSession()
         self.request = self.session.build_request(as_list(suites), method_names, options)
         _check_unigrams(options, self.request.suites.refs)
-        self.acquisition_suites = find_acquisition_suites(as_list(suites), len(self.refs))
+        self.acquisition_suites = _list_acquisition_suites(as_list(suites), len(self.refs))
         self.out = out
         acquisition_suites = ", ".join(self.acquisition_suites)
         check_output(out, {"--shard": options.shard or "", "--suite": acquisition_suites})
+        self.progress = Progress(parts=("checkpoint", len(self.refs)))
         self._refs_by_weights: dict[str, str] = {}
         """Hash of the weights -> the first checkpoint with them."""
 
@@ -95,12 +107,26 @@ class ScoreCall:
 
         score_checkpoint: function that scores a checkpoint; None = the method of that name.
         """
+        with self.progress:
+            finished = self._score_each(score_checkpoint or self.score_checkpoint)
+        if self.request.shard is not None:
+            return finished
+        for name in self.acquisition_suites:
+            from antlm_bench.commands.acquisition import compute_acquisition  # needs scipy
+
+            compute_acquisition([run.path for run in finished], name)
+        keys = {cell.key for run in finished for cell in run}
+        return open_verified_runs((run.path for run in finished), keys=keys)
+
+    def _score_each(self, score_checkpoint: Callable[[str], Run]) -> list[Run]:
+        """Score all checkpoints, and raise the errors together."""
         finished: list[Run] = []
         failures: list[tuple[str, BenchError]] = []
         suites = self.request.suites
         for ref in self.refs:
             try:
-                finished.append((score_checkpoint or self.score_checkpoint)(ref))
+                self.progress.next_part(f"opening {ref}")
+                finished.append(score_checkpoint(ref))
             except BenchError as error:
                 # An error of the suites or options would be the same for every checkpoint.
                 is_only_error = len(self.refs) == 1 and not suites.unavailable
@@ -112,20 +138,62 @@ class ScoreCall:
             raise suites.describe_failures(
                 failures, len(self.refs), runs.distinguish_suites(finished)
             )
-        if self.request.shard is not None:
-            return finished
-        for name in self.acquisition_suites:
-            compute_acquisition([run.path for run in finished], name)
-        keys = {cell.key for run in finished for cell in run}
-        return open_verified_runs((run.path for run in finished), keys=keys)
+        return finished
 
-    def score_checkpoint(self, ref: str, request: ScoreRequest | None = None) -> Run:
-        """Score one checkpoint. request: replaces that of the call."""
-        request = request or self.request
+    def score_checkpoint(
+        self, ref: str, request: ScoreRequest | None = None, progress: Progress | None = None
+    ) -> Run:
+        """Score one checkpoint. request, progress: replace those of the call."""
+        request, progress = request or self.request, progress or self.progress
+        finished = self.find_finished(ref, request)
+        if finished is not None:
+            self._refs_by_weights.setdefault(str(finished.manifest.model["weights"]), ref)
+            return finished
         checkpoint, notes = self.open(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
-            return self.session.score_opened(checkpoint, request, local_folder, notes)
+            run = self.session.score_opened(
+                checkpoint, request, local_folder, notes, None, progress
+            )
+        if request.shard is None:
+            self._remember(ref, checkpoint)
+        return run
+
+    def find_finished(self, ref: str, request: ScoreRequest) -> Run | None:
+        """Return the run of a checkpoint that has all cells of the request, without opening it.
+
+        None: a cell is missing, or the checkpoint was not opened before with the same files,
+        options and software. Raises CheckpointError.
+        """
+        options = request.options
+        located_ref, sources, open_options = locate(ref, options.open_options())
+        name = display_name(located_ref, open_options)
+        if options.again or request.shard is not None or not self._has_run(name):
+            return None
+        weights = hash_weights(sources.base, open_options.allow_pickle)
+        inputs = hash_inputs(located_ref, sources, open_options, options.engine, weights)
+        remembered = find_record(inputs)
+        if remembered is None:
+            return None
+        return self.session.find_finished(remembered, request, self.run_dir(remembered))
+
+    def _has_run(self, name: str) -> bool:
+        """Return whether a local folder has a run of a checkpoint with this name."""
+        if find_url(self.out):
+            return False
+        pattern = run_dir({"name": name, "weights": "*"}, self.out, len(self.refs) > 1)
+        if self.out is not None and len(self.refs) == 1:
+            return (pattern / "run.json").exists()
+        return any(pattern.parent.glob(f"{glob.escape(pattern.name[:-1])}*/run.json"))
+
+    def _remember(self, ref: str, checkpoint: AnyCheckpoint) -> None:
+        """Store what the opened checkpoint tells, for the next call."""
+        options, metadata = self.request.options, checkpoint.metadata
+        located_ref, sources, open_options = locate(ref, options.open_options())
+        weights = str(metadata.get("base_weights", metadata["weights"]))
+        digest = hash_inputs(located_ref, sources, open_options, options.engine, weights)
+        if digest:
+            store_record(digest, checkpoint)
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""
@@ -136,9 +204,18 @@ class ScoreCall:
             notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
         return checkpoint, notes
 
-    def run_dir(self, checkpoint: AnyCheckpoint) -> Path:
+    def run_dir(self, checkpoint: AnyCheckpoint | RememberedCheckpoint) -> Path:
         """Return the run folder of a checkpoint."""
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
+
+
+def _list_acquisition_suites(suites: Sequence[str], num_checkpoints: int) -> list[str]:
+    """Return the age-of-acquisition suites. Raises UsageError for too few checkpoints for them."""
+    if not any(find_task_type(ref).needs_checkpoint_series for ref in suites):
+        return []
+    from antlm_bench.commands.acquisition import find_acquisition_suites  # needs scipy
+
+    return find_acquisition_suites(suites, num_checkpoints)
 
 
 def _check_unigrams(options: ScoreOptions, suites: Sequence[str]) -> None:

@@ -13,91 +13,44 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import (
-    Checkpoint,
-    select_content_key_metadata,
-    with_bf16_body,
-)
+from antlm_bench.checkpoints import Checkpoint, with_bf16_body
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
+from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_word_rule
 from antlm_bench.commands.finished_cells import build_finished_cell
-from antlm_bench.commands.score_options import ScoreOptions
-from antlm_bench.errors import DataError, UsageError
-from antlm_bench.lm_eval_bridge.rolling import require_causal_method
-from antlm_bench.metrics import METRICS, ItemKind
-from antlm_bench.metrics.records import UNIGRAM_MEASURE
+from antlm_bench.commands.work_estimates import token_counter
+from antlm_bench.errors import DataError
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, ShareCounter
 from antlm_bench.runs import Shard, UnfinishedCell
 from antlm_bench.runs.chunks import ChunkFolder
-from antlm_bench.runs.layout import content_key, log_replaced_scores
+from antlm_bench.runs.layout import log_replaced_scores
 from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
-    CONVENTIONS_VERSION,
-    ScoringConventions,
     apply_conventions,
 )
-from antlm_bench.scoring.methods import Method, get_method, resolve_method
-from antlm_bench.scoring.peers import peer_version
-from antlm_bench.scoring.tokens import has_corrected_words
-from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
+from antlm_bench.scoring.methods import Method, resolve_method
 from antlm_bench.suites.task_types import (
-    TASK_TYPES,
     PredictRequest,
-    Suite,
-    SuiteRequest,
-    TaskType,
 )
 from antlm_bench.types import Item, Run
 
 AnyCheckpoint = Checkpoint | MiniconsCheckpoint
 
 
-@dataclass(frozen=True, slots=True)
-class SuiteToScore:
-    """A suite, with methods that have the same conventions, and what is recorded about them."""
-
-    suite: Suite
-    request: SuiteRequest
-    """The request that loads the suite."""
-    method_names: Sequence[str]
-    options: ScoreOptions
-    notes: Sequence[str]
-    """Sentences on the checkpoint."""
-
-
-class SuiteScorer:
+class SuiteScorer(SuiteCells[AnyCheckpoint]):
     """Computes the cells of one suite with one checkpoint."""
 
     def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
-        self.suite, self.target, self.options = target.suite, target, target.options
-        self.task_type = TASK_TYPES[self.suite.task_type]
-        self.conventions = (
-            self.options.conventions()
-            .for_method(get_method(target.method_names[0]))
-            .for_suite(self.suite.reduction, self.suite.has_delimiters, self.task_type.scores_spans)
-        )
-        if self.conventions.bos_before_context:
-            checkpoint = checkpoint.with_context_bos_policy(self.conventions.bos_before_context)
-        if self.conventions.eos and not self.task_type.scores_documents:
-            checkpoint = checkpoint.with_scored_eos(self.conventions.eos)
-        self.checkpoint = checkpoint
-        _check_supported(checkpoint, self.suite, self.task_type, target.method_names, self.options)
-        self.unigrams = _open_unigrams(
-            checkpoint, self.suite, self.task_type, self.conventions.reduction, self.options
-        )
-        corpus = {} if self.unigrams is None else {"unigrams": self.unigrams.digest}
-        self.settings = {
-            name: corpus
-            | _build_settings(checkpoint, self.suite, name, self.conventions, self.options)
-            for name in target.method_names
-        }
-        self.keys = {name: content_key(values) for name, values in self.settings.items()}
+        super().__init__(checkpoint, target)
+        rule = choose_word_rule(target)
+        if rule and isinstance(self.checkpoint, Checkpoint):
+            self.checkpoint = self.checkpoint.with_word_rule(rule)
         self.num_computed_chunks = 0
 
-    def score(self, writer: runs.RunWriter) -> list[str]:
+    def score(self, writer: runs.RunWriter, progress: Progress) -> list[str]:
         """Compute the missing cells, and write them into a run folder.
 
         Return the content keys of all cells, those that were there included.
@@ -106,17 +59,21 @@ class SuiteScorer:
             for name in self.keys:
                 writer.discard_chunks(self.suite.name, name)
         pending_names = [
-            name
-            for name, key in self.keys.items()
-            if self.options.again
-            or not writer.is_complete(self.suite.name, name, key, origin=self.suite.origin)
+            name for name in self.keys if self.options.again or not self.is_complete(writer, name)
         ]
+        self._skip_finished(pending_names, progress)
         if pending_names:
             with _undo_disabled_shortcuts(self.checkpoint):
-                self._score_pending(pending_names, writer)
+                self._score_pending(pending_names, writer, progress)
         return list(self.keys.values())
 
-    def score_shard(self, shard: Shard, writer: runs.ShardWriter, finished_run: Run | None) -> None:
+    def score_shard(
+        self,
+        shard: Shard,
+        writer: runs.ShardWriter,
+        finished_run: Run | None,
+        progress: Progress,
+    ) -> None:
         """Compute the chunks of a shard, and write them into its folder.
 
         finished_run: the cells that it holds under the same keys are left out.
@@ -125,16 +82,16 @@ class SuiteScorer:
         if self.options.again:
             for name in names:
                 writer.discard_chunks(self.suite.name, name)
+        self._skip_finished(names, progress)
         if names:
             meter = ResourceMeter()
             with _undo_disabled_shortcuts(self.checkpoint):
                 pending = self._plan_cells(names, shard)
                 writer.describe_cells(pending.cells.values())
-                num_items = sum(len(pending.chunks[index]) for index in pending.indices)
                 label = f"{self._label(names)} shard {shard}"
-                with Progress(num_items, label) as progress:
-                    for _ in self._predict_chunks(pending, writer, progress):
-                        pass
+                progress.start_piece(label, self.target.estimate_work(names))
+                for _ in self._predict_chunks(pending, writer, progress):
+                    pass
                 if self.num_computed_chunks:
                     writer.record_provenance(self._build_records(meter, names))
 
@@ -144,16 +101,26 @@ class SuiteScorer:
         arguments = self.suite.name, name, self.keys[name]
         return runs.find_complete_cell(Path(run.path), run.cells, *arguments) is not None
 
-    def _score_pending(self, names: Sequence[str], writer: runs.RunWriter) -> None:
+    def _skip_finished(self, pending_names: Sequence[str], progress: Progress) -> None:
+        """Count the methods whose cells are not computed again."""
+        names = [name for name in self.keys if name not in pending_names]
+        if names:
+            work = self.target.estimate_work(names)
+            progress.start_piece(self._label(names), work)
+            progress.skip(work.units)
+
+    def _score_pending(
+        self, names: Sequence[str], writer: runs.RunWriter, progress: Progress
+    ) -> None:
         meter = ResourceMeter()
         pending = self._plan_cells(names)
         batches: dict[str, list[Predictions]] = {name: [] for name in names}
-        with Progress(len(pending.items), self._label(names)) as progress:
-            new_settings = [self.settings[name] for name in names]
-            log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
-            for predictions_by_method in self._predict_chunks(pending, writer, progress):
-                for name, predictions in predictions_by_method.items():
-                    batches[name].append(predictions)
+        progress.start_piece(self._label(names), self.target.estimate_work(names))
+        new_settings = [self.settings[name] for name in names]
+        log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
+        for predictions_by_method in self._predict_chunks(pending, writer, progress):
+            for name, predictions in predictions_by_method.items():
+                batches[name].append(predictions)
         for name, unfinished in pending.cells.items():
             computed = concat_predictions(batches.pop(name))
             try:
@@ -217,20 +184,23 @@ class SuiteScorer:
             }
             loaded = {name: batch for name, batch in stored.items() if batch is not None}
             if len(loaded) == len(stored):
-                progress.skip(len(chunk))
+                progress.skip(len(chunk) * len(pending.cells))
                 yield loaded
                 continue
             scorer = scorer or self._build_scorer(pending)
+            num_units = len(chunk) * len(pending.cells)
+            counter = ShareCounter(progress, num_units, token_counter(scorer))
             request = PredictRequest(
                 scorer,
                 self.suite,
                 chunk,
                 pending.methods,
                 self.conventions,
-                _ChunkProgress(progress, len(chunk)),
+                counter,
                 self.unigrams,
             )
             batches = dict(zip(pending.cells, self.task_type.predict(request), strict=True))
+            counter.finish()
             for name, batch in batches.items():
                 self._check_predictions(batch, name, chunk)
                 store.save_chunk(self.suite.name, name, self.keys[name], index, batch)
@@ -283,66 +253,6 @@ def _undo_disabled_shortcuts(checkpoint: AnyCheckpoint) -> AbstractContextManage
     return nullcontext()
 
 
-def _check_supported(
-    checkpoint: AnyCheckpoint,
-    suite: Suite,
-    task_type: TaskType,
-    method_names: Sequence[str],
-    options: ScoreOptions,
-) -> None:
-    """Raise UsageError or MethodNotSupported if the options cannot score this kind of suite."""
-    if options.precision == "adaptive" and not task_type.depends_on_ranks_only:
-        raise UsageError(
-            f"{suite.name} needs exact probabilities, not choices between options",
-            location="--precision",
-            hint=f"use --precision exact{task_type.native_only_reason}",
-        )
-    if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.supports_other_engines:
-        raise UsageError(
-            f"{suite.name} scores {task_type.scored_noun}, which only the native engine does",
-            location="--engine",
-            hint=f"use --engine native{task_type.native_only_reason}",
-        )
-    if task_type.scores_documents:
-        for name in method_names:
-            require_causal_method(name, "--method")
-
-
-def _open_unigrams(
-    checkpoint: AnyCheckpoint,
-    suite: Suite,
-    task_type: TaskType,
-    reduction: str,
-    options: ScoreOptions,
-) -> UnigramModel | None:
-    """Return the unigram model of a suite that uses one; None if the options name none.
-
-    Raises UsageError if it is missing, or does not count the checkpoint's tokens.
-    """
-    if not task_type.uses_unigrams or not options.unigrams:
-        if reduction == UNIGRAM_MEASURE:
-            raise UsageError(
-                f"{suite.name} is measured by SLOR, which needs a unigram model",
-                location="--unigrams",
-                hint="name a text whose tokens are counted: --unigrams FILE",
-            )
-        return None
-    if isinstance(checkpoint, MiniconsCheckpoint):
-        raise UsageError(
-            "the engine minicons does not tell which tokens it scores",
-            location="--unigrams",
-            hint="use --engine native",
-        )
-    if options.unigrams == TRAINING_TEXT and options.tokenizer:
-        raise UsageError(
-            "the training text is kept as tokens of another tokenizer",
-            location=f"--unigrams {TRAINING_TEXT}",
-            hint="name the text: --unigrams FILE",
-        )
-    folder = Path(str(checkpoint.metadata["given"]))
-    return open_unigrams(options.unigrams, folder if folder.is_dir() else None)
-
-
 def _self_test(
     checkpoint: AnyCheckpoint, items: Sequence[Item], methods: Sequence[Method]
 ) -> dict[str, Any]:
@@ -368,55 +278,3 @@ def _load_stored_chunk(
     if stored is None or stored.ids != tuple(item.id for item in chunk):
         return None
     return stored
-
-
-class _ChunkProgress:
-    """A progress callback: converts fractions of a chunk into items of the progress bar."""
-
-    def __init__(self, progress: Progress, num_items: int) -> None:
-        self.progress, self.num_items = progress, num_items
-        self.completed_fraction, self.num_reported = 0.0, 0
-
-    def __call__(self, fraction: float) -> None:
-        self.completed_fraction += fraction
-        num_done = min(self.num_items, round(self.completed_fraction * self.num_items))
-        self.progress.advance(num_done - self.num_reported)
-        self.num_reported = num_done
-
-
-def _build_settings(
-    checkpoint: AnyCheckpoint,
-    suite: Suite,
-    method: str,
-    conventions: ScoringConventions,
-    options: ScoreOptions,
-) -> dict[str, Any]:
-    """Return everything that the predictions of a cell depend on. Its hash is the cell's key."""
-    return {
-        **select_content_key_metadata(checkpoint),
-        "suite": suite.name,
-        "suite_version": suite.version,
-        "suite_digest": suite.digest,
-        "method": method,
-        "precision": options.precision,
-        "ties": conventions.ties,
-        "reduction": conventions.reduction,
-        "context": conventions.context,
-        "compat": options.compat,
-        "limit": None if suite.num_left_out == 0 else options.limit,
-        "conventions": CONVENTIONS_VERSION,
-        # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
-        **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
-        **conventions.non_default_settings(
-            has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
-        ),
-        **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
-        **({"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}),
-    }
-
-
-def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:
-    """Return whether words of the method differ from those of runs that had no such correction."""
-    if options.engine != "native" or not get_method(method).needs_words:
-        return False
-    return any(has_corrected_words(o.text) for item in suite.items for o in item.options)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.errors import UsageError
+from antlm_bench.checkpoints.opening import check_option_values
+from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.runs import Shard
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
-from antlm_bench.scoring.methods import get_method
+from antlm_bench.scoring.methods import METHODS, get_method, peer_methods
+from antlm_bench.words import check_word_rule
 
 ALL_METHODS = "all"
 """Stands for every method that a checkpoint was trained for."""
 PRECISIONS = ("exact", "adaptive")
+ENGINES = ("native", "minicons")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class ScoreOptions:
     require_all: bool = False
     unigrams: str | None = None
     """Text of a unigram model, for SLOR: see scoring.unigrams.open_unigrams."""
+    words: str | None = None
+    """Rule of words.WORD_RULES for methods that mask words; None = the words of the tokenizer."""
     bos: str | None = None
     ties: str | None = None
     compat: str | None = None
@@ -114,14 +119,61 @@ class ScoreOptions:
                     location="--replace",
                     hint="leave it out, and merge the shards into a new run folder",
                 )
-        if self.engine != DEFAULT_OPTIONS.engine:
-            # This imports torch, and a plan checks options without it.
-            from antlm_bench.checkpoints.minicons_backend import validate_options
-
-            validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
+        self._check_engine(methods)
         for name in methods:
             if name != ALL_METHODS:
                 get_method(name)
+        check_option_values(self.open_options())
+        self._validate_words(methods)
+
+    def _validate_words(self, methods: Sequence[str]) -> None:
+        """Raise UsageError for an unknown rule for words, and where no method depends on it."""
+        if self.words is None:
+            return
+        check_word_rule(self.words)
+        if self.engine != DEFAULT_OPTIONS.engine:
+            raise UsageError(
+                f"the engine {self.engine} has its own words",
+                location="--words",
+                hint="use --engine native",
+            )
+        if methods and ALL_METHODS not in methods:
+            require_word_methods(methods)
+
+    def _check_engine(self, methods: Sequence[str]) -> None:
+        """Raise UsageError or MethodNotSupported for options that the engine does not have."""
+        if self.engine not in ENGINES:
+            raise UsageError(
+                f"unknown engine {self.engine!r}", location="--engine", hint=" or ".join(ENGINES)
+            )
+        if self.engine == "native":
+            return
+        if self.precision != "exact":
+            raise UsageError(
+                f"{self.engine} has no --precision {self.precision}",
+                location="--precision",
+                hint="leave --precision out",
+            )
+        if self.dtype != "float32":
+            raise UsageError(
+                f"{self.engine} computes the log softmax in {self.dtype}, which is too inexact",
+                location="--dtype",
+                hint="leave --dtype out",
+            )
+        if self.batch_tokens is not None:
+            raise UsageError(
+                f"{self.engine} chooses the batch size itself",
+                location="--batch-tokens",
+                hint="leave --batch-tokens out",
+            )
+        supported = peer_methods(self.engine)
+        unsupported = [name for name in methods if name in METHODS and name not in supported]
+        if unsupported:
+            raise MethodNotSupported(
+                f"{self.engine} does not know {unsupported[0]!r}",
+                location="--method",
+                hint=f"one of {', '.join(supported)}, or --engine native",
+            )
 
     def command_words(self) -> list[str]:
         """Return the words of the command line for the options that differ from their defaults,
@@ -140,4 +192,17 @@ class ScoreOptions:
 
 UNREPEATED_OPTIONS = ("again", "replace", "shard", "require_all")
 """Options that a command to complete a shard leaves out."""
+
+
+def require_word_methods(methods: Sequence[str]) -> None:
+    """Raise UsageError if no score of these methods depends on what a word is."""
+    if not any(get_method(name).needs_words for name in methods):
+        names = [method.name for method in METHODS if method.needs_words]
+        raise UsageError(
+            f"no score depends on words: the methods are {', '.join(methods)}",
+            location="--words",
+            hint=f"leave it out, or use --method {' or '.join(names)}",
+        )
+
+
 DEFAULT_OPTIONS = ScoreOptions()

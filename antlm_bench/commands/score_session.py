@@ -6,25 +6,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antlm_bench import runs
 from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
-from antlm_bench.checkpoints.machine import describe_machine_kind
-from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
+from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
-from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer, SuiteToScore
-from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
+from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
-from antlm_bench.errors import DataError, IncompleteError
+from antlm_bench.errors import BenchError, DataError, IncompleteError
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
-from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,8 @@ class ScoreSession:
 
     def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
         self.suite_cache = SuiteCache(max_items)
-        self._native = LastOpened[AnyCheckpoint](open_checkpoint)
-        self._minicons = LastOpened[AnyCheckpoint](open_minicons_checkpoint)
+        self._native: LastOpened[AnyCheckpoint] = LastOpened(open_checkpoint)
+        self._minicons: LastOpened[AnyCheckpoint] = LastOpened(open_minicons_checkpoint)
 
     def score(
         self,
@@ -77,9 +81,11 @@ class ScoreSession:
         options = options or ScoreOptions()
         request = self.build_request(as_list(suites), split_methods(methods), options)
         check_single_name(options.name, [ref])
-        checkpoint = self.open(ref, options)
-        folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
-        run = self.score_opened(checkpoint, request, folder, loading_notes(checkpoint))
+        with Progress(f"opening {ref}") as progress:
+            checkpoint = self.open(ref, options)
+            folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
+            notes = loading_notes(checkpoint)
+            run = self.score_opened(checkpoint, request, folder, notes, None, progress)
         if request.suites.unavailable:
             raise request.suites.describe_failures((), 1, [run])
         return run
@@ -107,6 +113,30 @@ class ScoreSession:
                 other.close()
         return opened[options.engine].open(ref, options.open_options())
 
+    def find_finished(
+        self, checkpoint: RememberedCheckpoint, request: ScoreRequest, folder: Path
+    ) -> Run | None:
+        """Return the run if its folder has all cells of the request, with intact predictions.
+
+        None: cells are missing, or something is wrong, and the checkpoint must be opened.
+        """
+        writer = runs.RunWriter(folder, build_manifest(checkpoint.metadata, request.options.name))
+        try:
+            stored_keys = {cell.key for cell in runs.open_stored_run(folder)}
+            targets = _list_targets(checkpoint, request, ())
+            all_cells = [SuiteCells(checkpoint, target) for target in targets]
+            keys = {key for cells in all_cells for key in cells.keys.values()}
+            if not keys <= stored_keys:
+                return None
+            with writer:
+                if not all(cells.are_complete(writer) for cells in all_cells):
+                    return None
+                for key in keys if request.options.replace else ():
+                    writer.remove_other_limits(key)
+        except BenchError:  # opening the checkpoint leads to the same error, or to a better one
+            return None
+        return open_verified_runs([folder], keys=keys)[0]
+
     def close(self) -> None:
         """Release the checkpoint and its memory. The suites are kept."""
         self._native.close()
@@ -118,7 +148,8 @@ class ScoreSession:
         request: ScoreRequest,
         folder: Path,
         notes: Sequence[str],
-        finished_run: Run | None = None,
+        finished_run: Run | None,
+        progress: Progress,
     ) -> Run:
         """Score an opened checkpoint into a run folder, or the folder of a shard.
 
@@ -126,16 +157,22 @@ class ScoreSession:
         run; that of a shard has no cells. Raises IncompleteError with the run if some suites
         failed, and the DataError if there is only one suite.
         """
-        scorers = self._list_scorers(checkpoint, request, notes)
+        from antlm_bench.commands.score_cells import SuiteScorer
+
+        targets = _list_targets(checkpoint, request, notes)
+        progress.plan(Workload.add(each.estimate_work(each.method_names) for each in targets))
+        scorers = [partial(SuiteScorer, checkpoint, target) for target in targets]
         if request.shard is None:
-            return self._write_run(checkpoint, request, folder, scorers)
+            return self._write_run(checkpoint, request.options, folder, scorers, progress)
+        from antlm_bench.checkpoints.machine import describe_machine_kind
+
         shard: Shard = request.shard
         manifest = build_manifest(checkpoint.metadata, request.options.name)
         machine = describe_machine_kind(str(checkpoint.metadata["device"]))
         command = request.command(checkpoint)
         with runs.ShardWriter(folder, manifest, shard, machine, command) as writer:
             errors = _score_each(
-                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run)
+                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run, progress)
             )
             writer.finish()
         run = Run(str(folder), manifest, ())
@@ -146,15 +183,16 @@ class ScoreSession:
     def _write_run(
         self,
         checkpoint: AnyCheckpoint,
-        request: ScoreRequest,
+        options: ScoreOptions,
         folder: Path,
         scorers: Sequence[Callable[[], SuiteScorer]],
+        progress: Progress,
     ) -> Run:
-        options, keys = request.options, set[str]()
+        keys = set[str]()
         with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
 
             def score_suite(scorer: SuiteScorer) -> None:
-                suite_keys = scorer.score(writer)
+                suite_keys = scorer.score(writer, progress)
                 keys.update(suite_keys)
                 for key in suite_keys if options.replace else ():
                     writer.remove_other_limits(key)
@@ -165,25 +203,27 @@ class ScoreSession:
             raise IncompleteError("\n".join(errors), runs=finished)
         return finished[0]
 
-    def _list_scorers(
-        self, checkpoint: AnyCheckpoint, request: ScoreRequest, notes: Sequence[str]
-    ) -> list[Callable[[], SuiteScorer]]:
-        """Return functions that build the scorers of all suites, each with the methods that have
-        the same conventions.
-        """
-        # Methods with the same conventions score the same texts and share the model's forwards.
-        groups: dict[ScoringConventions, list[str]] = {}
-        for name in _resolve_methods(request.methods, checkpoint):
-            method = resolve_method(name, checkpoint)
-            groups.setdefault(request.options.conventions().for_method(method), []).append(name)
-        loaded = request.suites.load([name for names in groups.values() for name in names])
 
-        def build(suite: Suite, names: Sequence[str]) -> SuiteScorer:
-            suite_request = request.suites.request_of(suite)
-            target = SuiteToScore(suite, suite_request, names, request.options, notes)
-            return SuiteScorer(checkpoint, target)
-
-        return [partial(build, suite, names) for suite in loaded for names in groups.values()]
+def _list_targets(
+    checkpoint: DescribedCheckpoint, request: ScoreRequest, notes: Sequence[str]
+) -> list[SuiteToScore]:
+    """Return all suites, each with the methods that have the same conventions."""
+    # Methods with the same conventions score the same texts and share the model's forwards.
+    groups: dict[tuple[ScoringConventions, bool], list[str]] = {}
+    methods = _resolve_methods(request.methods, checkpoint)
+    if request.options.words is not None:
+        require_word_methods(methods)
+    for name in methods:
+        method = resolve_method(name, checkpoint)
+        conventions = request.options.conventions().for_method(method)
+        has_rule = request.options.words is not None and method.needs_words
+        groups.setdefault((conventions, has_rule), []).append(name)
+    loaded = request.suites.load([name for names in groups.values() for name in names])
+    return [
+        SuiteToScore(suite, request.suites.request_of(suite), names, request.options, notes)
+        for suite in loaded
+        for names in groups.values()
+    ]
 
 
 def _score_each(
@@ -218,7 +258,9 @@ def shard_dir(folder: Path, out: str | Path | None, shard: Shard | None) -> Path
     return folder.with_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}")
 
 
-def _resolve_methods(requested_methods: Sequence[str], checkpoint: AnyCheckpoint) -> list[str]:
+def _resolve_methods(
+    requested_methods: Sequence[str], checkpoint: DescribedCheckpoint
+) -> list[str]:
     """Return the requested methods, or else the checkpoint's default method.
 
     "all" is replaced by every method that the checkpoint was trained for.

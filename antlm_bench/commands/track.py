@@ -17,6 +17,7 @@ from typing import Any
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.packages import require_packages
 from antlm_bench.results.checkpoint_series import expand_run_dirs, words_seen
 from antlm_bench.results.display_names import model_names
 from antlm_bench.runs.provenance import read_provenance
@@ -119,12 +120,8 @@ def _clean_name(text: str) -> str:
 
 
 def _import_tracker(name: str) -> Any:
-    try:
+    with require_packages(f"--to {name}", name):
         return import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"needs the package {name}", location=f"--to {name}", hint=f"pip install {name}"
-        ) from error
 
 
 def _log_to_mlflow(mlflow: Any, run: TrackedRun, project: str) -> None:

@@ -1,7 +1,7 @@
 """Load the margins of `check`: by how many points a run may be worse than the baseline.
 
-A margin is declared by the command line, a policy file or the suite's TOML. The first of these that
-declares one for a suite or group wins.
+A margin is declared by the command line, a policy file (or the table [check] of the configuration
+file) or the suite's TOML. The first of these that declares one for a suite or group wins.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from pathlib import Path
 from pydantic import Field
 
 from antlm_bench.comparison.verdict import Margins
+from antlm_bench.configuration import (
+    CHECK_TABLE,
+    CONFIGURATION_FILE,
+    PYPROJECT_FILE,
+    select_configuration,
+)
 from antlm_bench.declarations import (
     Declaration,
     list_declarations,
     parse_toml,
-    read_toml,
     suggest_name,
     validate_tables,
 )
@@ -34,6 +39,12 @@ class MarginPolicy(CheckSpec):
     """A policy's TOML: the margins of all suites, and in `suites` those of single suites."""
 
     suites: dict[str, Points] = Field(default_factory=dict)
+
+
+class ConfigurationMargins(Declaration):
+    """The part of a configuration file that `check` reads."""
+
+    check: MarginPolicy
 
 
 class SuiteCheckSpec(Declaration):
@@ -58,8 +69,23 @@ def load_margins(
     command_line = _build_margins(CheckSpec(margin=margin, every_group=every_group), "--margin")
     if not policy_path:
         return (command_line,)
-    policy = read_toml(Path(policy_path), MarginPolicy)
-    return command_line, _build_margins(policy, str(policy_path), policy.suites)
+    policy, source = _read_policy(Path(policy_path))
+    return command_line, _build_margins(policy, source, policy.suites)
+
+
+def _read_policy(path: Path) -> tuple[MarginPolicy, str]:
+    """Return the margins of a policy file and the name of their source.
+
+    In a configuration file, the policy is the table [check]. Raises DeclarationError.
+    """
+    tables = parse_toml(path)
+    if path.name == PYPROJECT_FILE:
+        tables = select_configuration(tables, path)
+    if path.name in (CONFIGURATION_FILE, PYPROJECT_FILE) or CHECK_TABLE in tables:
+        table = {CHECK_TABLE: tables.get(CHECK_TABLE, {})}
+        policy = validate_tables(table, ConfigurationMargins, path).check
+        return policy, f"{path}: {CHECK_TABLE}"
+    return validate_tables(tables, MarginPolicy, path), str(path)
 
 
 def load_suite_margins(suite: str) -> Margins:

@@ -22,6 +22,7 @@ from antlm_bench.checkpoints import Backbone
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import PaddedBatch
 from antlm_bench.finetuning.data import resolve_special_tokens
+from antlm_bench.packages import require_packages
 from antlm_bench.training.dropout import replace_dropout_modules
 from antlm_bench.training.model_factory import forward_with_mask, use_keyed_dropout
 from antlm_bench.types import Attention
@@ -258,11 +259,8 @@ def build_classifier(
 
 def _add_lora_adapters(model: Any, rank: int, seed: int) -> None:
     """Freeze the model and add low-rank adapters (arXiv 2106.09685) to all its linear layers."""
-    try:
+    with require_packages("--lora"):
         import peft
-    except ImportError as error:
-        hint = "pip install 'antlm-bench[lora]'"
-        raise UsageError("low-rank adapters need peft", location="--lora", hint=hint) from error
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     # GPT-2's linear layers are Conv1D modules with transposed weights.
     conv1d = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]

@@ -13,6 +13,7 @@ import sys
 from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError
 from antlm_bench.lm_eval_bridge.registration import register_model
+from antlm_bench.packages import require_packages
 
 
 def main() -> int:
@@ -21,12 +22,13 @@ def main() -> int:
     Errors of antlm-bench are printed without a traceback; errors of lm_eval keep theirs.
     """
     limit_thread_spinning()
-    from lm_eval.__main__ import cli_evaluate
-
     from antlm_bench.console import print_error
 
-    register_model()
     try:
+        with require_packages():
+            from lm_eval.__main__ import cli_evaluate
+
+            register_model()
         cli_evaluate()
     except BenchError as error:
         print_error(error)

@@ -21,6 +21,7 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     MetricExtractor,
 )
 from antlm_bench.metrics.records import WORD_LABEL
+from antlm_bench.packages import missing_package
 from antlm_bench.suites.templates import check_text, hash_document
 from antlm_bench.types import Item, Option
 
@@ -282,6 +283,8 @@ def lm_eval_context(location: str) -> Iterator[None]:
         with redirect_stderr(io.StringIO()):
             yield
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "lm_eval":
+            raise missing_package(error.name, location) from error
         # SystemExit: 0.4.13's slr_bench ends the process if a program is not installed.
         message = f"lm-eval cannot build the task: {type(error).__name__}: {error}"
         hint = INSTALL_HINT if isinstance(error, ImportError) else BUILD_HINT

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
@@ -23,10 +24,19 @@ GREEDY_TARGET = -2
 class GreedyTargets(Engine):
     """An Engine that also accepts targets <= GREEDY_TARGET. They need no further forward pass."""
 
-    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
+    def _token_sets_of(self, target: NDArray[np.int64]) -> dict[int, Tensor]:
+        return super()._token_sets_of(target[target > GREEDY_TARGET])
+
+    def _target_logprobs(
+        self,
+        logits: Tensor,
+        read_index: Tensor,
+        target: Tensor,
+        token_sets: Mapping[int, Tensor],
+    ) -> Tensor:
         is_greedy_target = target <= GREEDY_TARGET
         token = (GREEDY_TARGET - target).where(is_greedy_target, target)
-        logprobs = super()._target_logprobs(logits, read_index, token)
+        logprobs = super()._target_logprobs(logits, read_index, token, token_sets)
         minus_misses = (logits.argmax(-1)[read_index] == token).to(logprobs.dtype) - 1
         return minus_misses.where(is_greedy_target, logprobs)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.methods import get_method
 from antlm_bench.scoring.probes import causal as make_causal_probes
 from antlm_bench.scoring.text import Specials, build_specials, check_ids, check_specials
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints, ProgressCallback
+
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import Checkpoint
 
 
 class Window(NamedTuple):

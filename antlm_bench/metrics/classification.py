@@ -14,10 +14,9 @@ The headline is the metric of the suite; the other metrics are views. The view `
 metric of the suite if every item is predicted to be of the most frequent class. `summarize_seeds`
 averages several seeds.
 
-Values come from scikit-learn. Posterior and jackknife evaluate thousands of tables at once, for
-which scikit-learn has no function, so they use `ConfusionMetric.compute_many`; the tests check that
-both agree. scikit-learn is imported when the first value is computed, because importing it takes a
-second.
+The functions take many tables at once, because posterior and jackknife evaluate thousands. The
+tests compare them with scikit-learn, whose values of whole counts are equal to the last digit.
+scikit-learn itself is not needed here, so a machine that only compares runs can do without it.
 
 An undefined metric is shown as 0, and a note says why. Tied classes share a prediction, so counts
 need not be whole numbers.
@@ -26,8 +25,8 @@ need not be whole numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -153,35 +152,22 @@ def _mcc_undefined_reason(totals: ConfusionTotals) -> str:
 class ConfusionMetric:
     """A metric of classified texts, as a function of confusion tables."""
 
-    sklearn_name: str
-    """Name of the function in sklearn.metrics that computes it."""
     compute_many: Callable[[ConfusionTotals], Floats]
     """The totals (..., k) of many tables -> their values (...), 0 where undefined."""
-    sklearn_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of that function."""
     undefined_reason: Callable[[ConfusionTotals], str] = _no_undefined_reason
     """Totals (k,) -> why the value is undefined, "" if it is defined."""
     is_proportion: bool = False
     """Whether its interval is a score interval."""
 
     def score(self, table: Floats) -> float:
-        """Return scikit-learn's value for a table (k, k), rows gold; 0 where it is undefined."""
-        from sklearn import metrics
-
-        if self.undefined_reason(ConfusionTotals.from_tables(table)):
-            return 0.0
-        gold, predicted = np.nonzero(table)
-        function = getattr(metrics, self.sklearn_name)
-        weights = table[gold, predicted]
-        return float(function(gold, predicted, sample_weight=weights, **self.sklearn_options))
+        """Return the value of a table (k, k), rows gold; 0 where it is undefined."""
+        return float(self.compute_many(ConfusionTotals.from_tables(table)))
 
 
-ACCURACY = ConfusionMetric("accuracy_score", accuracies, is_proportion=True)
-F1 = ConfusionMetric("f1_score", f1_scores, {"zero_division": 0}, _f1_undefined_reason)
-MACRO_F1 = ConfusionMetric("f1_score", macro_f1_scores, {"average": "macro", "zero_division": 0})
-MCC = ConfusionMetric(
-    "matthews_corrcoef", matthews_correlations, undefined_reason=_mcc_undefined_reason
-)
+ACCURACY = ConfusionMetric(accuracies, is_proportion=True)
+F1 = ConfusionMetric(f1_scores, _f1_undefined_reason)
+MACRO_F1 = ConfusionMetric(macro_f1_scores)
+MCC = ConfusionMetric(matthews_correlations, _mcc_undefined_reason)
 
 
 def load_confusion_metric(name: str) -> ConfusionMetric:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import UsageError
+from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_decimals, make_printable
 from antlm_bench.reporting import charts
 from antlm_bench.reporting.effects_table import build_effects_table, format_mean_interval
@@ -59,6 +60,7 @@ class DesignPlot:
         return f"<DesignPlot {self.kind}: {self.title}>"
 
 
+@require_packages("plot()")
 def plot(
     result: DesignResult,
     kind: str | None = None,

@@ -1,4 +1,4 @@
-"""Write the result of `check` for GitHub Actions: annotations and a step summary."""
+"""Write the result of `check` for GitHub Actions: annotations, a step summary and an output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
-from antlm_bench.reporting.check_table import summarize_verdict
+from antlm_bench.reporting.check_table import overall_status, summarize_verdict
 
 MAX_ANNOTATIONS = 10
 """Number of errors and of warnings that GitHub shows per step; it drops further ones silently."""
@@ -82,4 +82,18 @@ def append_summary(summary_file: str | Path, text: str) -> None:
     except OSError as error:
         raise UsageError(
             f"cannot be written: {error.strerror}", location=f"GITHUB_STEP_SUMMARY={summary_file}"
+        ) from error
+
+
+def append_verdict(output_file: str | Path, checked: CheckResult) -> None:
+    """Append the step's output `verdict`: pass, undecided, incomplete, drop or regression.
+
+    output_file: the file that GITHUB_OUTPUT names. Raises UsageError if it cannot be written.
+    """
+    try:
+        with Path(output_file).open("a", encoding="utf-8") as file:
+            file.write(f"verdict={overall_status(checked)}\n")
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written: {error.strerror}", location=f"GITHUB_OUTPUT={output_file}"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import __version__
+from antlm_bench.declarations import expand_user_path
 from antlm_bench.errors import UsageError
 from antlm_bench.runs.provenance import RECORDED_PACKAGES
 from antlm_bench.runs.run_json import SCHEMA_VERSION
@@ -19,7 +21,15 @@ from antlm_bench.runs.store import RunWriter
 from antlm_bench.types import Manifest
 
 REPORTS_DIR = Path("reports")
-"""Where run folders are written if no `--out` is given."""
+REPORTS_VARIABLE = "ANTLM_BENCH_REPORTS"
+"""Environment variable with the folder in which run folders are written if no `--out` is given;
+default: REPORTS_DIR."""
+
+
+def reports_dir() -> Path:
+    """Return the folder of run folders without `--out`."""
+    text = os.environ.get(REPORTS_VARIABLE, "")
+    return expand_user_path(text) if text else REPORTS_DIR
 
 
 def run_dir(
@@ -28,9 +38,9 @@ def run_dir(
     """Return the run folder of a checkpoint.
 
     That is `out` itself. Without `out`, or with several checkpoints, it is a folder in `out` (or in
-    REPORTS_DIR) that is named after the checkpoint and the hash of its weights.
+    `reports_dir()`) that is named after the checkpoint and the hash of its weights.
     """
-    folder = REPORTS_DIR if out is None else Path(out)
+    folder = reports_dir() if out is None else Path(out)
     if out is None or multiple_checkpoints:
         folder /= f"{str(model_facts['name']).replace('/', '--')}-{str(model_facts['weights'])[:8]}"
     return folder

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from antlm_bench.atomic_files import temporary_path
-from antlm_bench.errors import BenchError, RunError, UsageError
+from antlm_bench.errors import BenchError, MissingPackage, RunError, UsageError
+from antlm_bench.packages import missing_package
 from antlm_bench.runs.chunks import MAX_PREDICTIONS_BYTES
 from antlm_bench.safe_files import find_url
 
@@ -167,17 +168,12 @@ class ObjectStore:
             ) from error
 
 
-def _missing_driver(protocol: str, url: str) -> UsageError:
+def _missing_driver(protocol: str, url: str) -> MissingPackage:
     """Return the error for a driver that is not installed, with the command that installs it."""
     from fsspec.registry import known_implementations
 
     package = known_implementations[protocol]["class"].partition(".")[0]
-    name = "'antlm-bench[s3]'" if package == "s3fs" else package
-    return UsageError(
-        f"{protocol}:// needs the package {package}, which is not installed",
-        location=url,
-        hint=f"pip install {name}",
-    )
+    return missing_package(package, url, package)
 
 
 _copies: dict[str, tuple[dict[str, StoredFile], Path]] = {}

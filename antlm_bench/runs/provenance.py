@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import __version__, safe_files
+from antlm_bench.configuration import describe_used_configuration
 from antlm_bench.runs.object_stores import locate_copy
 from antlm_bench.safe_json import parse_json
 
@@ -54,6 +55,8 @@ class ResourceMeter:
 
         facts: further JSON values, e.g. the device.
         """
+        # The command line does not show what a configuration file set.
+        configuration = describe_used_configuration()
         return {
             "key": key,
             "command": _describe_command(sys.argv),
@@ -63,6 +66,7 @@ class ResourceMeter:
             "peak_memory_bytes": peak_memory_bytes(),
             "executor": os.environ.get(EXECUTOR_VARIABLE, ""),
             "attempt": _read_attempt(),
+            **({"configuration": configuration} if configuration else {}),
             **describe_machine(),
             **facts,
         }

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from antlm_bench.scoring.devices import to_device
 from antlm_bench.scoring.engine import Engine
 from antlm_bench.scoring.pair_plan import PADDING, PairBatch, PairPlan
 from antlm_bench.scoring.plain_forward import no_cache_kwargs, plain_logits
-from antlm_bench.types import Floats, Ints, Probes
+from antlm_bench.types import Ints, Probes
 
 
 class _DecoderDoneError(Exception):
@@ -37,26 +37,26 @@ class EncoderDecoderEngine(Engine):
         )
         return [plan]
 
-    def _batch_logprobs(self, batch: PairBatch) -> Floats:
-        """Return the k log-probabilities of a batch."""
+    def _batch_logprobs(self, batch: PairBatch) -> Tensor:
+        """Return the k log-probabilities of a batch, on the device."""
         self.set_attention(self.forward_config.native_implementation)
         inputs = {"decoder_input_ids": self._to_tensor(batch.decoder_ids)}
         sources = self._to_tensor(batch.source_ids)
         is_padding = batch.source_ids == PADDING
         mask = None
         if is_padding.any():
-            mask = torch.from_numpy(~is_padding).to(self.device, torch.long)
+            mask = to_device((~is_padding).astype(np.int64), self.device)
         with self.rotary_patch.active():
             if not self.forward_config.batched:
                 assert len(batch.decoder_ids) == 1, "a PairPlan makes batches of one pair"
                 inputs["input_ids"] = sources
             else:
-                index = torch.from_numpy(batch.source_index).to(self.device)
+                index = to_device(batch.source_index, self.device)
                 encoded = self.model.get_encoder()(input_ids=sources, attention_mask=mask)
                 inputs["encoder_outputs"] = _select_rows(encoded, index)
                 if mask is not None:
                     inputs["attention_mask"] = mask[index]
-            read_nodes = torch.from_numpy(batch.read_nodes).to(self.device)
+            read_nodes = to_device(batch.read_nodes, self.device)
             if self.forward_config.lm_head_at_reads:
                 output = self._run_decoder(inputs)
                 hidden = output[0].flatten(0, 1).index_select(0, read_nodes)
@@ -70,7 +70,7 @@ class EncoderDecoderEngine(Engine):
         padding_id = getattr(self.model.config, "pad_token_id", None)
         fill = padding_id if isinstance(padding_id, int) and padding_id >= 0 else 0
         filled = np.where(ids == PADDING, fill, ids).astype(np.int64)
-        return torch.from_numpy(filled).to(self.device)
+        return to_device(filled, self.device)
 
     def _all_logits(self, inputs: dict[str, Any]) -> Tensor:
         """Return the logits (r, t, vocabulary) of the model's own forward."""

@@ -36,6 +36,7 @@ from antlm_bench.scoring.attention import (
     current_layout,
 )
 from antlm_bench.scoring.cpu_kernels import RotaryPatch, fuse_layers, pack_linears
+from antlm_bench.scoring.devices import read_back, to_device
 from antlm_bench.scoring.logit_readers import DistributionReader, target_logprobs
 from antlm_bench.scoring.model_state import ModelState, ModuleSwaps
 from antlm_bench.scoring.plain_forward import (
@@ -52,6 +53,10 @@ Layout = Literal["packed", "rows"]
 # page by page, at every batch.
 MAX_HEAD_LOGITS = {"cpu": 2**22}
 DEFAULT_MAX_HEAD_LOGITS = 2**28
+# Batches whose values stay on the device until they are read. Reading waits for the device, so on a
+# GPU the next batches are queued first.
+MAX_PENDING_BATCHES = {"cpu": 1}
+DEFAULT_MAX_PENDING_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +291,24 @@ class Engine:
     ) -> Floats:
         scores = self._zeros(num_texts)
         total_nodes = sum(plan.num_nodes for plan in plans)
+        max_pending = MAX_PENDING_BATCHES.get(self.device.type, DEFAULT_MAX_PENDING_BATCHES)
+        pending: list[tuple[Tensor, NDArray[Any], int]] = []
+        nodes_left = total_nodes
+
+        def add_pending() -> None:
+            """Add the values of the computed batches to the scores."""
+            nonlocal nodes_left
+            values = read_back([logp for logp, _, _ in pending])
+            for logp, (_, text_index, num_nodes) in zip(values, pending, strict=True):
+                self._raise_if_nan(logp)
+                scores[:] += _sum_by_text(logp, text_index, num_texts)
+                # A prefix that two batches share is computed twice and reported once.
+                num_nodes = min(num_nodes, nodes_left)
+                nodes_left -= num_nodes
+                if tick is not None:
+                    tick(num_nodes / total_nodes)
+            pending.clear()
+
         for plan in plans:
             start = 0
             while start < len(plan):
@@ -303,21 +326,26 @@ class Engine:
                         ) from error
                     self.batch_tokens = max(1, batch.num_nodes // 2)
                     continue
-                if np.isnan(logp).any():
-                    raise CheckpointError(
-                        f"{self.name} returns NaN",
-                        hint="the weights are damaged, or the dtype is too small: --dtype float32",
-                    )
-                scores += _sum_by_text(logp, batch.text_index, num_texts)
+                pending.append((logp, batch.text_index, batch.num_nodes))
                 self.nodes_computed += batch.num_nodes
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end
-                if tick is not None:
-                    tick(batch.num_nodes / total_nodes)
+                if len(pending) == max_pending:
+                    add_pending()
+        add_pending()
         return scores
 
-    def _batch_logprobs(self, batch: Any) -> Floats:
-        """Return the k log-probabilities that the batch asks for."""
+    def _raise_if_nan(self, logp: Floats) -> None:
+        if np.isnan(logp).any():
+            raise CheckpointError(
+                f"{self.name} returns NaN",
+                hint="the weights are damaged, or the dtype is too small: --dtype float32",
+            )
+
+    def _batch_logprobs(self, batch: Any) -> Tensor:
+        """Return the k log-probabilities that the batch asks for, (k,) or (k, width), on the
+        device.
+        """
         longest = max(length for _, length in batch.blocks)
         max_packed = self.forward_config.max_packed_length or longest
         if self.forward_config.layout == "rows" or longest > max_packed:
@@ -342,7 +370,7 @@ class Engine:
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
 
-    def _packed_logprobs(self, batch: PackedBatch) -> Floats:
+    def _packed_logprobs(self, batch: PackedBatch) -> Tensor:
         if self.forward_config.last_layer_at_reads and not self._searched_last_layer:
             # This forward only finds the layer. The batch is then computed like all others.
             _, modules = self._packed_forward(batch)
@@ -350,7 +378,7 @@ class Engine:
             self._searched_last_layer = True
         return self._packed_forward(batch)[0]
 
-    def _packed_forward(self, batch: PackedBatch) -> tuple[Floats, list[nn.Module]]:
+    def _packed_forward(self, batch: PackedBatch) -> tuple[Tensor, list[nn.Module]]:
         """Return the k log-probabilities that the batch asks for, and the attention modules in the
         order of their calls.
         """
@@ -397,29 +425,30 @@ class Engine:
         has_few_reads = 2 * len(batch.read_nodes) <= len(batch.ids)
         return self.forward_config.last_layer_at_reads and is_plain and has_few_reads
 
-    def _plain_logprobs(self, batch: PackedBatch) -> Floats:
+    def _plain_logprobs(self, batch: PackedBatch) -> Tensor:
         """Return the k log-probabilities that the batch asks for, from plain rows with the model's
         native attention.
         """
         ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
         inverse = np.arange(len(batch.ids)) if batch.inverse_index is None else batch.inverse_index
         position = inverse[batch.read_nodes]  # of each read node in the concatenated rows
-        logp, start = self._zeros(len(batch.read_index)), 0
+        parts, start = [], 0
         for rows, length in self._plain_blocks(batch):
             end = start + rows * length
             node_in_block = (position >= start) & (position < end)
             logprob_in_block = node_in_block[batch.read_index]
             if logprob_in_block.any():
                 index_in_block = np.cumsum(node_in_block) - 1  # of each read node of the block
-                logp[logprob_in_block] = self._forward_logprobs(
+                logp = self._forward_logprobs(
                     np.asarray(ids[start:end], np.int64).reshape(rows, length),
                     position[node_in_block] - start,
                     index_in_block[batch.read_index[logprob_in_block]],
                     batch.target[logprob_in_block],
                     self._mask_inputs(length, batch.attention),
                 )
+                parts.append((np.flatnonzero(logprob_in_block), logp))
             start = end
-        return logp
+        return self._join(parts)
 
     def _mask_inputs(self, length: int, attention: Attention) -> dict[str, Tensor]:
         """Return the inputs that give plain rows an attention; none for the native one."""
@@ -456,17 +485,15 @@ class Engine:
             ids = np.frombuffer(prefix, np.int64)[None].copy()
             target, text = (np.array(column, np.int64) for column in zip(*targets, strict=True))
             length = ids.shape[1]
-            logp = self._forward_logprobs(
+            values = self._forward_logprobs(
                 ids,
                 np.array([length - 1], np.int64),
                 np.zeros(len(target), np.int64),
                 target,
                 self._mask_inputs(length, "causal"),
             )
-            if np.isnan(logp).any():
-                raise CheckpointError(
-                    f"{self.name} returns NaN", hint="the weights are damaged: --dtype float32"
-                )
+            [logp] = read_back([values])
+            self._raise_if_nan(logp)
             scores += _sum_by_text(logp, text, num_texts)
         return scores
 
@@ -477,9 +504,9 @@ class Engine:
         read_index: NDArray[np.int64],
         target: NDArray[np.int64],
         extra_inputs: Mapping[str, Tensor],
-    ) -> Floats:
+    ) -> Tensor:
         """Run the model on ids (r, t) and return the log-probabilities (k,) of the targets, or what
-        is read of their distributions (k, width).
+        is read of their distributions (k, width), on the device.
 
         read_positions (h,): sorted indices into the r * t positions, those whose logits are needed.
         read_index (k,): index into `read_positions` of each target (k,). extra_inputs: further
@@ -487,7 +514,7 @@ class Engine:
         """
         device = self.device
         inputs = {"input_ids": torch.from_numpy(ids), **extra_inputs}
-        inputs = {name: value.to(device) for name, value in inputs.items()}
+        inputs = {name: to_device(value, device) for name, value in inputs.items()}
         output = hidden = None
         try:
             with self.rotary_patch.active():
@@ -501,7 +528,7 @@ class Engine:
                 self.model_state.restore()
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
-            hidden = hidden.index_select(0, torch.from_numpy(read_positions).to(device))
+            hidden = hidden.index_select(0, to_device(read_positions, device))
         compute_logits = None if output is None else partial(self._lm_head_logits, output)
         return self._read_logprobs(hidden, read_index, target, compute_logits)
 
@@ -511,31 +538,51 @@ class Engine:
         read_index: NDArray[np.int64],
         target: NDArray[np.int64],
         compute_logits: Callable[[Tensor], Tensor] | None,
-    ) -> Floats:
+    ) -> Tensor:
         """Return the log-probabilities (k,) of targets (k,) at the rows `read_index` (k,) of hidden
         states (h, d); these are the logits if `compute_logits` is None.
         """
         device = self.device
-        logp = self._zeros(len(read_index))
+        parts = []
         for start in range(0, len(hidden), self.head_rows):
-            in_block = (read_index >= start) & (read_index < start + self.head_rows)
+            in_block = np.flatnonzero((read_index >= start) & (read_index < start + self.head_rows))
             logits = hidden[start : start + self.head_rows]
             if compute_logits is not None:
                 logits = compute_logits(logits)
-            block_index = torch.from_numpy(read_index[in_block] - start).to(device)
-            block_target = torch.from_numpy(target[in_block]).to(device)
-            block_logp = self._target_logprobs(logits, block_index, block_target)
+            block_index = to_device(read_index[in_block] - start, device)
+            block_target = to_device(target[in_block], device)
+            token_sets = self._token_sets_of(target[in_block])
+            logp = self._target_logprobs(logits, block_index, block_target, token_sets)
             if self._distribution_reader is not None:
-                block_logp = self._distribution_reader.read(
-                    logits, block_index, block_target, block_logp
-                )
-            logp[in_block] = block_logp.cpu().double().numpy()
-        return logp
+                logp = self._distribution_reader.read(logits, block_index, block_target, logp)
+            parts.append((in_block, logp))
+        return self._join(parts)
 
-    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
+    def _join(self, parts: Sequence[tuple[NDArray[np.int64], Tensor]]) -> Tensor:
+        """Return values (k, ...) in order, from parts that hold the values of some indices."""
+        if not parts:
+            return torch.from_numpy(self._zeros(0))
+        if len(parts) == 1:
+            return parts[0][1]
+        order = np.argsort(np.concatenate([index for index, _ in parts]))
+        values = torch.cat([value for _, value in parts])
+        return values.index_select(0, to_device(order, self.device))
+
+    def _token_sets_of(self, target: NDArray[np.int64]) -> dict[int, Tensor]:
+        """Return the token sets of the negative ones of some targets, by target."""
+        numbers = np.unique(target[target < 0]).tolist()
+        assert all(-number <= len(self.token_sets) for number in numbers), "call set_token_sets"
+        return {number: self.token_sets[-number - 1] for number in numbers}
+
+    def _target_logprobs(
+        self,
+        logits: Tensor,
+        read_index: Tensor,
+        target: Tensor,
+        token_sets: Mapping[int, Tensor],
+    ) -> Tensor:
         """Return the log-probabilities (k,) of `logit_readers.target_logprobs`."""
-        assert (target >= -len(self.token_sets)).all(), "call set_token_sets first"
-        return target_logprobs(logits, read_index, target, self.token_sets)
+        return target_logprobs(logits, read_index, target, token_sets)
 
     def set_token_sets(self, token_sets: Sequence[Ints]) -> None:
         """Set the sets of token ids that the targets -1, -2, ... stand for."""

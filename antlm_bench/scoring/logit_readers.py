@@ -6,7 +6,7 @@ logits than one block are in memory, however long the texts are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,16 @@ from torch import Tensor
 from antlm_bench.scoring.token_scores import NUM_FACTS
 
 EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
-LOGSUMEXP_ROWS = 32  # rows of logits reduced at a time, so that temporaries stay in cache
+# Logits reduced at a time: on a CPU 32 rows, so that temporaries stay in cache; on a GPU as many as
+# keep a temporary below 256 MiB, because each operator call costs time.
+ROWS_PER_REDUCTION = {"cpu": 32}
+DEFAULT_LOGITS_PER_REDUCTION = 2**26
+
+
+def rows_per_reduction(logits: Tensor) -> int:
+    """Return the number of rows of logits (h, v) that are reduced at a time."""
+    default: int = max(1, DEFAULT_LOGITS_PER_REDUCTION // max(1, int(logits.shape[-1])))
+    return ROWS_PER_REDUCTION.get(logits.device.type, default)
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -25,11 +34,14 @@ def widen(logits: Tensor) -> Tensor:
 def fast_logsumexp(logits: Tensor) -> Tensor:
     """Return the log-sum-exp (h,) of each row of logits (h, v), in fp32 or fp64 (`widen`).
 
-    The largest logit is not subtracted first, which would take two more passes over memory: e^x
-    neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other rows are
-    recomputed with `logsumexp`.
+    On a CPU the largest logit is not subtracted first, which would take two more passes over
+    memory: e^x neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other
+    rows are recomputed with `logsumexp`. A GPU would have to wait for the host to look for them.
     """
-    total = torch.cat([widen(block).exp().sum(-1) for block in logits.split(LOGSUMEXP_ROWS)])
+    blocks = logits.split(rows_per_reduction(logits))
+    if logits.device.type != "cpu":
+        return torch.cat([widen(block).logsumexp(-1) for block in blocks])
+    total = torch.cat([widen(block).exp().sum(-1) for block in blocks])
     in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
     total = total.log()
     if not in_range.all():
@@ -38,20 +50,18 @@ def fast_logsumexp(logits: Tensor) -> Tensor:
 
 
 def target_logprobs(
-    logits: Tensor, read_index: Tensor, target: Tensor, token_sets: Sequence[Tensor]
+    logits: Tensor, read_index: Tensor, target: Tensor, token_sets: Mapping[int, Tensor]
 ) -> Tensor:
     """Return the log-softmax (k,) of logits (h, v) at (read_index, target), in fp32; in fp64 for
     logits in fp64.
 
-    A negative target -s stands for set number s - 1 of `token_sets`, whose probabilities are added
-    up.
+    A negative target stands for a set of token ids, whose probabilities are added up. token_sets:
+    the ids of each negative target that occurs.
     """
     target_logits = widen(logits[read_index, target.clamp(min=0)])
-    for number, ids in enumerate(token_sets, start=1):
-        is_set = target == -number
-        if is_set.any():
-            set_logits = fast_logsumexp(logits[:, ids])[read_index]
-            target_logits = torch.where(is_set, set_logits, target_logits)
+    for number, ids in token_sets.items():
+        set_logits = fast_logsumexp(logits.index_select(1, ids))[read_index]
+        target_logits = torch.where(target == number, set_logits, target_logits)
     return target_logits - fast_logsumexp(logits)[read_index]
 
 
@@ -75,7 +85,7 @@ class DistributionReader:
         distribution in nats, ids of the `top_k` most probable tokens, their log-probabilities.
         """
         entropy, top_ids, top_logprobs = [], [], []
-        for block in logits.split(LOGSUMEXP_ROWS):
+        for block in logits.split(rows_per_reduction(logits)):
             log_distribution = widen(block) - fast_logsumexp(block)[:, None]
             entropy.append(torch.special.entr(log_distribution.exp()).sum(-1))
             best = log_distribution.topk(self.top_k, dim=-1)
@@ -91,10 +101,8 @@ class DistributionReader:
         return torch.cat(columns, dim=1)
 
     def _rank(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
-        ranks = []
-        for rows, ids in zip(
-            read_index.split(LOGSUMEXP_ROWS), target.split(LOGSUMEXP_ROWS), strict=True
-        ):
+        ranks, size = [], rows_per_reduction(logits)
+        for rows, ids in zip(read_index.split(size), target.split(size), strict=True):
             own_logits = logits[rows, ids.clamp(min=0)][:, None]
             rank = (logits[rows] > own_logits).sum(-1) + 1
             ranks.append(torch.where(ids < 0, 0, rank))

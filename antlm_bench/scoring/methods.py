@@ -141,6 +141,13 @@ def peer_methods(peer: str) -> list[str]:
     return [method.name for method in METHODS if peer in method.peer_names]
 
 
+def peer_version(name: str) -> str:
+    """Return a peer's name and version, such as "minicons 0.3.39"."""
+    from importlib.metadata import version  # slow, and help texts list methods
+
+    return f"{name} {version(name.replace('-', '_'))}"
+
+
 def default_method(model: ModelInfo, methods: Sequence[str]) -> str:
     """Return the first of a checkpoint's methods. Raises MethodNotSupported if there is none."""
     if methods:

@@ -9,6 +9,8 @@ no probability and makes logits smaller, so that bf16 rounds them less.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +54,14 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
 class Bf16HeadEngine(Engine):
     """An Engine for a model whose output embedding is a Bf16LMHead."""
 
-    def _target_logprobs(self, logits: Tensor, read_index: Tensor, target: Tensor) -> Tensor:
-        if bool((target < 0).any()):
-            raise AssertionError("adaptive precision scores choices, never words")
+    def _target_logprobs(
+        self,
+        logits: Tensor,
+        read_index: Tensor,
+        target: Tensor,
+        token_sets: Mapping[int, Tensor],
+    ) -> Tensor:
+        assert not token_sets, "adaptive precision scores choices, never words"
         bf16_logits = logits[read_index, target].float()
         fp32_logits = self.model.get_output_embeddings().fp32_logits(read_index, target)
         log_sum = fast_logsumexp(logits)[read_index]

@@ -9,13 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.checkpoints.resolve import first_line
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.methods import get_method, peer_methods
@@ -99,6 +97,8 @@ def score_with_lm_eval(
 @contextmanager
 def suppress_output() -> Iterator[None]:
     """Suppress the output, log messages and warnings of peers while they load a model."""
+    from antlm_bench.checkpoints.pretrained import silence_transformers  # imports torch
+
     before, sink = logging.root.manager.disable, io.StringIO()
     with (
         silence_transformers(),
@@ -472,8 +472,3 @@ def open_minicons(
 def _open_error(peer: str, folder: Path, error: BaseException) -> CheckpointError:
     reason = f"{type(error).__name__}: {first_line(error)}"
     return CheckpointError(f"{peer} cannot open this checkpoint: {reason}", location=str(folder))
-
-
-def peer_version(name: str) -> str:
-    """Return a peer's name and version, such as "minicons 0.3.39"."""
-    return f"{name} {version(name.replace('-', '_'))}"

@@ -54,19 +54,25 @@ def partial_r2(regression: NestedRegression) -> float | None:
     """Return partial R2 in 0..1.
 
     Returns None if there are too few rows for the coefficients, or no unexplained variance.
-    Collinear predictors are allowed, because statsmodels uses a pseudo-inverse.
     """
-    from statsmodels.regression.linear_model import OLS
-
     rows, columns = regression.design.shape
     if rows < columns + 2 or np.ptp(regression.outcome) == 0:
         return None
-    without = float(OLS(regression.outcome, regression.design).fit().rsquared)
+    without = _r2(regression.outcome, regression.design)
     full_design = np.column_stack([regression.design, regression.added_predictor])
-    with_predictor = float(OLS(regression.outcome, full_design).fit().rsquared)
+    with_predictor = _r2(regression.outcome, full_design)
     if not np.isfinite([without, with_predictor]).all() or 1 - without < 1e-12:
         return None
     return min(max((with_predictor - without) / (1 - without), 0.0), 1.0)
+
+
+def _r2(outcome: Floats, design: Floats) -> float:
+    """Return R2 of the least-squares regression of an outcome (n,) on a design (n, p) with an
+    intercept. Collinear columns are allowed: the pseudo-inverse gives the shortest solution.
+    """
+    residuals = outcome - design @ (np.linalg.pinv(design) @ outcome)
+    deviations = outcome - outcome.mean()
+    return float(1 - residuals @ residuals / (deviations @ deviations))
 
 
 @dataclass(frozen=True, slots=True)

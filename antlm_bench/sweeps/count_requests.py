@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from antlm_bench.errors import BenchError
+from antlm_bench.errors import BenchError, MissingPackage
+from antlm_bench.packages import require_packages
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts
 from antlm_bench.sweeps.sweep_texts import (
@@ -190,7 +191,12 @@ def _main() -> None:
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints must not get between the bytes
         requests = pickle.loads(sys.stdin.buffer.read())
-        out.write(pickle.dumps(_count_here(requests)))
+        try:
+            with require_packages():
+                counts = _count_here(requests)
+        except MissingPackage as error:
+            sys.exit(f"{error.message}: {error.hint}")
+        out.write(pickle.dumps(counts))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import RunError, UsageError
+from antlm_bench.packages import require_packages
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps.executors import (
     EXECUTOR_OPTION,
@@ -261,15 +262,9 @@ class StoreActor(StoreServer):
 
 
 def _import_ray() -> Any:
-    try:
+    with require_packages("--executor ray"):
         import ray
         import ray.exceptions
-    except ImportError:
-        raise UsageError(
-            "the executor ray needs the package ray",
-            location="--executor ray",
-            hint="pip install 'antlm-bench[ray]'",
-        ) from None
     return ray
 
 

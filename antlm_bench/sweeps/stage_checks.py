@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from antlm_bench.arguments import check_value
+from antlm_bench.checkpoints.resolve import DTYPE_NAMES
 from antlm_bench.declarations import parse_toml_value, suggest_name
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
@@ -48,7 +49,6 @@ STAGE_KEYS: dict[StageKind, Collection[str]] = {
     "finetune": FinetuneStage.model_fields,
 }
 """Kind of a stage -> its keys."""
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check_options(
@@ -69,11 +69,11 @@ def check_options(
                 hint=suggest_name(name, names) or f"one of {', '.join(names)}",
             )
         check_value("options", name, value, hints[name], is_toml=True)
-    if options.get("dtype", DTYPES[0]) not in DTYPES:
+    if options.get("dtype", DTYPE_NAMES[0]) not in DTYPE_NAMES:
         raise UsageError(
             f"unknown dtype {options['dtype']!r}",
             location="options: dtype",
-            hint=f"one of {', '.join(DTYPES)}",
+            hint=f"one of {', '.join(DTYPE_NAMES)}",
         )
 
 

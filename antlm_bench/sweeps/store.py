@@ -499,7 +499,9 @@ def decode_sweep(data: bytes, location: str) -> Sweep:
             _build_group([_build_unit(record) for record in records])
             for records in document["groups"]
         )
-        sweep = Sweep(str(document["name"]), groups, _read_executors(document))
+        sweep = Sweep(
+            str(document["name"]), groups, _read_executors(document), _read_configuration(document)
+        )
         check_dependencies(sweep)
         return sweep
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
@@ -516,6 +518,14 @@ def _read_executors(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if type(executors) is not dict or not all(type(each) is dict for each in executors.values()):
         raise TypeError("executors is not an object of objects")
     return executors
+
+
+def _read_configuration(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the driver took from a configuration file; {} if it took nothing."""
+    configuration = document.get("configuration", {})
+    if type(configuration) is not dict or type(configuration.get("values", {})) is not dict:
+        raise TypeError("configuration is not an object with an object of values")
+    return configuration
 
 
 def _build_unit(record: Mapping[str, Any]) -> Unit:

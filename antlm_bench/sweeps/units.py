@@ -67,6 +67,9 @@ class Sweep:
     groups: tuple[UnitGroup, ...]
     executors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of an executor -> its settings, as [executor.NAME] of the TOML has them."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """What the driver took from a configuration file (`configuration.use_configuration`), which
+    its workers do not read. Paths are absolute."""
 
     @property
     def units(self) -> Iterator[Unit]:
@@ -125,6 +128,7 @@ def encode_sweep(sweep: Sweep) -> bytes:
         "schema": SWEEP_SCHEMA_VERSION,
         "name": sweep.name,
         "executors": sweep.executors,
+        **({"configuration": sweep.configuration} if sweep.configuration else {}),
         "groups": groups,
     }
     # A TOML may have a date or time, e.g. as the time limit of a job.

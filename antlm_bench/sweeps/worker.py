@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from antlm_bench.errors import BenchError, RunError
+from antlm_bench.packages import require_packages
 from antlm_bench.runs.provenance import ATTEMPT_VARIABLE
 from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
@@ -237,7 +238,8 @@ class Worker:
             if unit.kind not in self.kinds:
                 raise RunError(f"unknown unit kind {unit.kind!r}: the sweep is of another version")
             kind = self.kinds[unit.kind]
-            kind.carry_out(self.store.localize(unit, kind.list_files(unit)), context)
+            with require_packages():
+                kind.carry_out(self.store.localize(unit, kind.list_files(unit)), context)
         except (Exception, SystemExit) as error:
             failure = error
         finally:

@@ -15,7 +15,7 @@ from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint, with_bf16_body
 from antlm_bench.checkpoints.resolve import _milestone_key
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.errors import CheckpointError, MissingPackage, UsageError
 from antlm_bench.scorer import Scorer
 from antlm_bench.weight_files import hash_weights
 
@@ -117,7 +117,7 @@ def test_a_quantization_without_its_package_is_named(copy):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="optimum") as caught:
+    with pytest.raises(MissingPackage, match="pip install optimum") as caught:
         opened(folder)
     assert caught.value.hint.startswith("install the package")
 

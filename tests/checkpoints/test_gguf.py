@@ -10,7 +10,7 @@ import pytest
 
 from antlm_bench.checkpoints import OpenOptions, expand_refs, open_checkpoint
 from antlm_bench.checkpoints.gguf_files import convert_gguf, find_gguf_file
-from antlm_bench.errors import CheckpointError
+from antlm_bench.errors import CheckpointError, MissingPackage
 from antlm_bench.scorer import Scorer
 
 TEXTS = ["The cats near the house sleep.", "the dog sees the small house"]
@@ -154,6 +154,6 @@ def test_without_the_package_the_command_to_install_it_is_named(
 
     monkeypatch.setattr("importlib.metadata.version", no_version)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="package gguf, which is not installed") as caught:
+    with pytest.raises(MissingPackage, match="package gguf, which is not installed") as caught:
         convert_gguf(tmp_path / "a.gguf")
     assert caught.value.hint == "pip install 'antlm-bench[gguf]'"

@@ -12,13 +12,19 @@ import pytest
 import transformers
 
 from antlm_bench.checkpoints import OpenOptions, build_limits
-from antlm_bench.checkpoints.loader import load_runnable_model
+from antlm_bench.checkpoints.loader import RunnableModel, load_runnable_model
+from antlm_bench.checkpoints.resolve import locate_sources
 from antlm_bench.errors import CheckpointError
 
 
 @pytest.fixture
 def checkpoint(make_checkpoint, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
     return shutil.copytree(make_checkpoint("causal"), tmp_path / "model")
+
+
+def load(folder: Path, **options: str) -> RunnableModel:
+    open_options = OpenOptions(device="cpu", **options)
+    return load_runnable_model(str(folder), locate_sources(str(folder), open_options), open_options)
 
 
 def change_config(folder: Path, **values: object) -> None:
@@ -46,7 +52,7 @@ def test_size_beyond_the_weights_is_refused(
     change_config(checkpoint, **{key: value})
 
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
     assert caught.value.location == str(checkpoint / "config.json")
 
 
@@ -54,7 +60,7 @@ def test_buffers_count_too(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(build_limits, "FREE_BUFFER_BYTES", -(10**9))
 
     with pytest.raises(CheckpointError, match="bytes of buffers"):
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs FIFOs")
@@ -64,7 +70,7 @@ def test_fifo_does_not_block(checkpoint: Path, name: str) -> None:
     os.mkfifo(checkpoint / name)
 
     with pytest.raises(CheckpointError):
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
 
 
 def test_huge_header_of_weights_is_not_read(checkpoint: Path) -> None:
@@ -74,7 +80,7 @@ def test_huge_header_of_weights_is_not_read(checkpoint: Path) -> None:
         file.write((1 << 30).to_bytes(8, "little"))
 
     with pytest.raises(CheckpointError):
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
 
 
 def test_unknown_token_outside_the_vocabulary_is_an_error(checkpoint: Path) -> None:
@@ -83,7 +89,7 @@ def test_unknown_token_outside_the_vocabulary_is_an_error(checkpoint: Path) -> N
     path.write_text(json.dumps(settings | {"unk_token": "", "cls_token": "<absent>"}))
 
     with pytest.raises(CheckpointError, match="the vocabulary lacks"):
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -97,7 +103,7 @@ def test_rank_of_an_adapter_beyond_its_weights_is_refused(make_checkpoint, tmp_p
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**7}))
 
     with pytest.raises(CheckpointError, match=r"adapter_config\.json describes a model of more"):
-        load_runnable_model(str(base), OpenOptions(device="cpu", peft=str(tmp_path)))
+        load(base, peft=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +125,13 @@ def test_a_wrong_value_is_named_with_its_key(checkpoint: Path, key: str, value: 
     change_config(checkpoint, **{key: value})
 
     with pytest.raises(CheckpointError, match=rf"\b{key} is {re.escape(repr(value)[:4])}"):
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
 
 
 def test_outputs_as_tuples_change_nothing(checkpoint: Path) -> None:
     change_config(checkpoint, return_dict=False)
 
-    assert load_runnable_model(str(checkpoint), OpenOptions(device="cpu")).model.config.return_dict
+    assert load(checkpoint).model.config.return_dict
 
 
 def test_value_that_only_a_forward_refuses_is_named(  # type: ignore[no-untyped-def]
@@ -135,5 +141,5 @@ def test_value_that_only_a_forward_refuses_is_named(  # type: ignore[no-untyped-
     change_config(checkpoint, chunk_size_feed_forward=3)
 
     with pytest.raises(CheckpointError, match="feed_forward is 3: the forward") as caught:
-        load_runnable_model(str(checkpoint), OpenOptions(device="cpu"))
+        load(checkpoint)
     assert caught.value.location == str(checkpoint / "config.json")

@@ -1,6 +1,4 @@
-"""`check` and `baseline` as a CI system meets them: exit codes, one red line, files, and the
-commands of docs/how-to/ci.md.
-"""
+"""`check` and `baseline` as a CI system meets them: exit codes, one red line, files."""
 
 from __future__ import annotations
 
@@ -16,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pair_runs import (
-    PARADIGMS_BY_PHENOMENON,
     PHENOMENON_BY_PARADIGM,
     draw_logprob_gaps,
     make_cell,
     make_predictions,
+    write_gate_runs,
     write_run,
     write_toy_run,
 )
@@ -44,16 +41,7 @@ def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a baseline run, a run with one phenomenon worse, and one that is only noisier.
     Tests get copies of it.
     """
-    root = tmp_path_factory.mktemp("toy")
-    first = draw_logprob_gaps(300, 0.85, seed=3)
-    noise = np.random.default_rng(4)
-    write_toy_run(root / "base", first)
-    planted = {name: each + noise.normal(0, 0.02, 300) for name, each in first.items()}
-    for name in PARADIGMS_BY_PHENOMENON["islands"]:
-        planted[name] = planted[name] - 0.7
-    write_toy_run(root / "worse", planted)
-    write_toy_run(root / "noisy", draw_logprob_gaps(300, 0.85, seed=9))  # as good, on other items
-    return root
+    return write_gate_runs(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -284,70 +272,6 @@ def test_baselines_are_listed_and_a_damaged_one_says_so(
             '{"schema": 2, "manifest": {"model": {}, "software": {}, "created": ""}, "cells": []}'
         )
         save_baseline("empty")
-
-
-def commands_of_the_docs() -> list[str]:
-    """Every antlm-bench line of docs/how-to/ci.md, of shells and of YAML scripts."""
-    text = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
-    return re.findall(r"^(?: +- )?(antlm-bench .*)$", text, re.M)
-
-
-@pytest.mark.long
-def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
-    shutil.copytree("base", "reports/trusted")
-    shutil.copytree("base", "reports/new")
-    text = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
-    policy = re.search(r"```toml\n(.*?)```", text, re.S)
-    assert policy
-    Path("check.toml").write_text(policy[1].replace("island_effects", "islands"))
-    lines = commands_of_the_docs()
-    assert len(lines) == 14
-    for line in lines:
-        argv = shlex.split(line)[1:]
-        assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
-    assert Path("antlm-bench.xml").exists() and Path("antlm-bench.md").exists()
-
-
-@pytest.mark.long
-def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
-    action = yaml.safe_load((ROOT / "action.yml").read_text())
-    step = action["runs"]["steps"][-1]
-    for one in action["runs"]["steps"]:
-        assert "${{" not in one["run"]  # an input is data, never part of a script
-        assert all(
-            re.fullmatch(r"\$\{\{ inputs\.[a-z-]+ \}\}", value) for value in one["env"].values()
-        )
-    given = {name: about.get("default", "") for name, about in action["inputs"].items()}
-    bin_folder = place / "bin"
-    bin_folder.mkdir()
-    script = f'#!/bin/sh\nexec "{sys.executable}" -m antlm_bench "$@"\n'
-    (bin_folder / "antlm-bench").write_text(script)
-    (bin_folder / "antlm-bench").chmod(0o755)
-
-    def outcome(**inputs: str) -> subprocess.CompletedProcess[str]:
-        values = {**given, **inputs}
-        asked = {name: values[text[11:-3].strip()] for name, text in step["env"].items()}
-        environment = {
-            **os.environ,
-            **asked,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-        environment["GITHUB_STEP_SUMMARY"] = str(place / "summary.md")
-        return subprocess.run(
-            ["bash", "-e", "-c", step["run"]],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert outcome(run="base", against="base").returncode == 0
-    worse = outcome(
-        run="worse", against="base", junit="x.xml", suite="toy", margin="2", strict="true"
-    )
-    assert worse.returncode == 1 and "::error title=" in worse.stdout and Path("x.xml").exists()
-    assert "regression" in Path("summary.md").read_text()
 
 
 @pytest.mark.long

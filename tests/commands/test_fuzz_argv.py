@@ -21,10 +21,10 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run
 
 Make = Callable[..., Path]
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "exit-codes.md"
 CODES = {
     int(code)
-    for code in re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    for code in re.findall(r"^\| (\d+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 } - {70}
 
 WORDS = (

@@ -254,10 +254,10 @@ def test_two_kinds_of_machines_are_recorded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from antlm_bench.commands import score_session
+    from antlm_bench.checkpoints import machine
 
     [first, _] = score_shards(session, make_checkpoint(), pairs, tmp_path / "a", 2)
-    monkeypatch.setattr(score_session, "describe_machine_kind", lambda device: {"cpu": "other"})
+    monkeypatch.setattr(machine, "describe_machine_kind", lambda device: {"cpu": "other"})
     [_, second] = score_shards(session, make_checkpoint(), pairs, tmp_path / "b", 2)
 
     run = merge([first, second], tmp_path / "run")

@@ -231,7 +231,7 @@ class TestRefusals:
         code, message = run_train("--track", "tensorboard")
         assert (
             code == 2
-            and "'tensorboard' is not installed" in message
+            and "package tensorboard, which is not installed" in message
             and "pip install tensorboard" in message
         )
         assert not (tmp_path / "out").exists()

@@ -11,8 +11,8 @@ import pytest
 from killable_run import CHUNKS, make_predictions, write_run
 from prediction_rows import to_rows
 
-from antlm_bench import notebook, runs
-from antlm_bench.errors import BenchError, RunError, UnknownCell, UsageError
+from antlm_bench import runs
+from antlm_bench.errors import MissingPackage, RunError, UnknownCell, UsageError
 from antlm_bench.notebook import ArrowTable, to_html_table
 from antlm_bench.types import Run
 
@@ -84,13 +84,14 @@ def test_pandas_reads_predictions(run: Run) -> None:
     assert list(frame.id) == run.predictions("alpha").column("id")
 
 
-def test_without_pandas_the_error_names_other_ways(
+def test_a_missing_pandas_is_one_sentence_with_the_command(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notebook, "find_spec", lambda name: None)
-    with pytest.raises(BenchError, match="pandas is not installed\n  hint: pip install pandas"):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(
+        MissingPackage, match=r"pandas, which is not installed\n.*pip install pandas"
+    ):
         run.predictions("alpha").to_pandas()
-    assert "pandas" not in sys.modules or run.predictions("alpha").to_rows()
 
 
 def test_edited_predictions_are_refused(run: Run) -> None:

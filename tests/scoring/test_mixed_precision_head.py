@@ -36,7 +36,7 @@ def test_what_is_said_of_targets_is_better_than_rounded_logits(shift: float, sha
         engine = Engine.__new__(Bf16HeadEngine)
         head = Bf16LMHead(plain, 64)
         engine.model = type("Model", (), {"get_output_embeddings": lambda _: head})()
-        found = engine._target_logprobs(head(hidden), rows, targets)
+        found = engine._target_logprobs(head(hidden), rows, targets, {})
     plain_error, own_error = (float((x - want).square().mean().sqrt()) for x in (rough, found))
     assert own_error < 0.01 and own_error < share * plain_error
 

@@ -13,7 +13,7 @@ from prediction_rows import predict_rows, read_rows, rows_per_method
 from tiny_models import WORDS, build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening import open_minicons_checkpoint
 from antlm_bench.errors import (
     BenchError,
     CheckpointError,

@@ -1,0 +1,76 @@
+"""Packages that an installation may lack: one error for all of them, with the command that installs
+the package.
+
+The default installation has every package but those of the extras. An installation from
+requirements-slim.txt has no torch, and lacks all modules of INSTALL_ARGUMENTS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from antlm_bench.errors import MissingPackage
+
+OUR_PACKAGE = __name__.partition(".")[0]
+DEFAULT_INSTALLATION = "antlm-bench"
+PIP_CHECK = "`pip check` lists packages that are missing or of a wrong version"
+FIGURES = "altair vl-convert-python"
+INSTALL_ARGUMENTS: dict[str, str] = {
+    "accelerate": DEFAULT_INSTALLATION,
+    "altair": FIGURES,
+    "datasets": "datasets",
+    "evaluate": "evaluate",
+    "gguf": "'antlm-bench[gguf]'",
+    "huggingface_hub": DEFAULT_INSTALLATION,
+    "jinja2": FIGURES,
+    "lm_eval": DEFAULT_INSTALLATION,
+    "markupsafe": FIGURES,
+    "minicons": DEFAULT_INSTALLATION,
+    "nltk": "nltk",
+    "pandas": "pandas",
+    "peft": "'antlm-bench[lora]'",
+    "ray": "'antlm-bench[ray]'",
+    "safetensors": DEFAULT_INSTALLATION,
+    "sklearn": "scikit-learn",
+    "tokenizers": DEFAULT_INSTALLATION,
+    "torch": DEFAULT_INSTALLATION,
+    "transformers": DEFAULT_INSTALLATION,
+    "vl_convert": FIGURES,
+}
+"""Module that an installation may lack -> what `pip install` takes to add it."""
+
+
+@contextmanager
+def require_packages(location: str = "", install: str = "") -> Iterator[None]:
+    """Turn the ImportError of a package into a MissingPackage. It is a decorator, too.
+
+    location: the option, argument or function that needs the package. install: what `pip install`
+    takes; "" = what INSTALL_ARGUMENTS says.
+    """
+    try:
+        yield
+    except MissingPackage:
+        raise
+    except ImportError as error:
+        module = (error.name or "").partition(".")[0]
+        if module == OUR_PACKAGE:
+            raise  # a bug
+        if isinstance(error, ModuleNotFoundError) and module:
+            raise missing_package(module, location, install) from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MissingPackage(
+            f"a package that this needs cannot be imported: {reason}",
+            location=location,
+            hint=f"pip install --force-reinstall {install}" if install else PIP_CHECK,
+        ) from error
+
+
+def missing_package(module: str, location: str = "", install: str = "") -> MissingPackage:
+    """Return the error for a package that is not installed. Arguments as of `require_packages`."""
+    install = install or INSTALL_ARGUMENTS.get(module, "")
+    return MissingPackage(
+        f"this needs the package {module}, which is not installed",
+        location=location,
+        hint=f"pip install {install}" if install else PIP_CHECK,
+    )

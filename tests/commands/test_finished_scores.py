@@ -1,0 +1,238 @@
+"""`score` of what is finished opens no checkpoint, and accepts no cell whose inputs changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from score_helpers import make_agreement_rows, write_pairs
+
+from antlm_bench import score
+from antlm_bench.checkpoints import checkpoint as checkpoints
+from antlm_bench.checkpoints import minicons_backend, opening_records
+from antlm_bench.commands import cell_settings
+from antlm_bench.commands.score import ScoreCall, ScoreOptions
+from antlm_bench.types import Run
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bos": "never"},
+    {"max_length": 40},
+    {"limit": 3},
+    {"compat": "lm-eval"},
+    {"compat": "minicons"},
+    {"compat": "babylm-2024"},
+    {"engine": "minicons", "compat": "minicons"},
+]
+"""Options of `score` that lead to different content keys."""
+FILE_CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "model.safetensors": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "config.json": lambda data: data.replace(b"{", b'{"note": 1,', 1),
+    "generation_config.json": lambda data: data + b" ",
+    "tokenizer.json": lambda data: data + b" ",
+    "tokenizer_config.json": lambda data: data + b" ",
+    "special_tokens_map.json": lambda data: b"{}",
+    "added_tokens.json": lambda data: b"{}",
+    "chat_template.jinja": lambda data: data + b"{{ bos_token }}",
+    "modeling_own.py": lambda data: data + b"# code",
+    "pytorch_model.bin": lambda data: data + b"weights",
+}
+"""File of a checkpoint -> its bytes after a change; b"" = it did not exist."""
+
+
+class Finished:
+    """A small run that is finished."""
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        self.checkpoint = Path(shutil.copytree(checkpoint, folder / "model"))
+        self.pairs = write_pairs(folder / "pairs.csv", make_agreement_rows(14))
+        self.out = folder / "run"
+        self.score()
+
+    def score(self, **options: Any) -> Run:
+        [run] = score(str(self.checkpoint), str(self.pairs), out=self.out, **options)
+        return run
+
+    def find(self, methods: tuple[str, ...] = (), **options: Any) -> Run | None:
+        """Return the finished run, or None if `score` would open the checkpoint."""
+        ref, settings = str(self.checkpoint), ScoreOptions(**options)
+        call = ScoreCall([ref], [str(self.pairs)], methods, self.out, settings)
+        return call.find_finished(ref, call.request)
+
+
+@pytest.fixture(scope="module")
+def finished(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return Finished(make_checkpoint("causal"), tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def changed_file() -> Iterator[Callable[[Path, Callable[[bytes], bytes]], None]]:
+    """change(file, function of its bytes): the file is restored at the end."""
+    before: list[tuple[Path, bytes | None]] = []
+
+    def change(file: Path, edit: Callable[[bytes], bytes]) -> None:
+        before.append((file, file.read_bytes() if file.exists() else None))
+        file.write_bytes(edit(before[-1][1] or b""))
+
+    yield change
+    for file, data in before:
+        if data is None:
+            file.unlink()
+        else:
+            file.write_bytes(data)
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        pytest.fail("a checkpoint was opened")
+
+    monkeypatch.setattr(checkpoints, "open_for_scoring", fail)
+    monkeypatch.setattr(minicons_backend, "open_for_minicons", fail)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_second_score_opens_nothing(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    options: dict[str, Any],
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.csv", make_agreement_rows(14))
+    arguments: Any = (str(make_checkpoint(kind)), str(pairs))
+    [first] = score(*arguments, out=tmp_path / "run", **options)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    refuse_to_open(monkeypatch)
+    [second] = score(*arguments, out=tmp_path / "run", **options)
+    assert second == first
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_run_without_out_is_found_by_its_name(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [first] = score(str(finished.checkpoint), str(finished.pairs))
+    refuse_to_open(monkeypatch)
+    [second] = score(str(finished.checkpoint), str(finished.pairs))
+    assert second == first
+
+
+@pytest.mark.parametrize("name", FILE_CHANGES)
+def test_a_changed_file_is_not_finished(
+    finished: Finished, changed_file: Callable[..., None], name: str
+) -> None:
+    assert finished.find() is not None
+    changed_file(finished.checkpoint / name, FILE_CHANGES[name])
+    assert finished.find() is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bos": "never"},
+        {"ties": "strict"},
+        {"compat": "minicons"},
+        {"max_length": 8},
+        {"dtype": "bfloat16"},
+        {"precision": "adaptive"},
+        {"engine": "minicons"},
+        {"limit": 2},
+        {"columns": {"good": "bad", "bad": "good"}},
+        {"trust_remote_code": True},
+        {"tokenizer": "other"},
+        {"again": True},
+        {"shard": "1/2"},
+    ],
+    ids=str,
+)
+def test_other_options_are_not_finished(
+    finished: Finished, make_checkpoint: Callable[..., Path], options: dict[str, Any]
+) -> None:
+    if "tokenizer" in options:
+        options = {"tokenizer": str(make_checkpoint("causal", adds=False))}
+    assert finished.find(**options) is None
+
+
+def test_another_method_is_not_finished(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    finished = Finished(make_checkpoint("masked"), tmp_path)
+    assert finished.find(("mlm",)) is not None
+    assert finished.find(("mlm-l2r",)) is None
+
+
+def test_changed_items_are_not_finished(
+    finished: Finished, changed_file: Callable[..., None]
+) -> None:
+    changed_file(finished.pairs, lambda data: data.replace(b"house", b"horse"))
+    assert finished.find() is None
+
+
+def test_changed_predictions_are_not_finished(
+    finished: Finished, changed_file: Callable[..., None]
+) -> None:
+    [file] = finished.out.glob("predictions/*")
+    changed_file(file, lambda data: data[:-1])
+    assert finished.find() is None
+
+
+def test_other_conventions_are_not_finished(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_settings, "CONVENTIONS_VERSION", 99)
+    assert finished.find() is None
+
+
+@pytest.mark.parametrize("fact", ["libraries", "source", "packages", "gpus", "visible_gpus"])
+def test_other_software_is_not_finished(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    facts = opening_records.describe_software()
+    monkeypatch.setattr(opening_records, "describe_software", lambda: {**facts, fact: "other"})
+    assert finished.find() is None
+
+
+def test_the_hash_of_our_code_covers_what_decides_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def collect(files: list[Path]) -> str:
+        hashed.extend(map(str, files))
+        return ""
+
+    monkeypatch.setattr(opening_records, "hash_files", collect)
+    opening_records._hash_source()
+    for name in ("checkpoints/loader.py", "scoring/text.py", "architectures/gpt_bert.py"):
+        assert any(file.endswith(name) for file in hashed), name
+
+
+def test_a_damaged_record_is_not_used(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for content in (b"", b"{}", b"[]", b'{"name": 1}'):
+        record = tmp_path / "record.json"
+        record.write_bytes(content)
+        monkeypatch.setattr(opening_records, "_record_file", lambda _, file=record: file)
+        assert finished.find() is None
+
+
+def test_code_of_another_repository_is_not_remembered(
+    finished: Finished, changed_file: Callable[..., None]
+) -> None:
+    config = json.loads((finished.checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "owner/name--modeling.Model"}
+    changed_file(finished.checkpoint / "config.json", lambda _: json.dumps(config).encode())
+    ref, sources, options = checkpoints_located(finished.checkpoint)
+    assert opening_records.hash_inputs(ref, sources, options, "native", "") == ""
+
+
+def checkpoints_located(folder: Path) -> Any:
+    from antlm_bench.checkpoints.opening import locate
+    from antlm_bench.checkpoints.resolve import OpenOptions
+
+    return locate(str(folder), OpenOptions(trust_remote_code=True))

@@ -1,0 +1,172 @@
+"""Run the code blocks of a documentation page in one folder, and compare what they print.
+
+- A block with a title (```` ```csv title="stimuli.csv" ````) is written to the file of that name.
+- An `sh` block is run line by line. `echo $?` shows the exit code of the line before it; any other
+  line must succeed, unless `echo $?` follows. (`bash` blocks need a network, a GPU or another
+  package, and are not run.)
+- A `python` block without a title is a cell of a notebook: all of a page share their names.
+- A `text` block is the output of the block before it. A line `...` stands for left-out lines, and a
+  line that ends in ` ...` for its beginning.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.cli.app import run as run_command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+MEASURED = re.compile(r"< 1 s|\d+(?:\.\d+)? (?:s|min|MB|GB|kB)\b")
+"""What depends on the machine: durations, sizes and memory."""
+NUMBER = re.compile(r"[-+−]?(?:\d*\.\d+|\d{1,3}(?:,\d{3})+|\d+)(?!\w)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code of a page."""
+
+    language: str
+    title: str
+    """The file that the block shows, or ""."""
+    text: str
+
+
+def read_blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page with a language, in order."""
+    return [Block(*match) for match in FENCE.findall(text)]
+
+
+def split_commands(text: str) -> list[str]:
+    """Return the command lines of an `sh` block, continuation lines joined, without comments."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+
+
+def assert_output(documented: str, printed: str) -> None:
+    """Compare lines in order: words and whole numbers are equal, decimals nearly so."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    position, may_skip = 0, False
+    for expected in documented.splitlines():
+        if expected.strip() in ("", "..."):
+            may_skip = may_skip or bool(expected.strip())
+            continue
+        candidates = range(position, len(lines) if may_skip else min(position + 1, len(lines)))
+        match = next((i for i in candidates if is_same_line(expected, lines[i])), None)
+        assert match is not None, f"not printed:\n{expected}\nbut:\n{printed}"
+        position, may_skip = match + 1, False
+    assert may_skip or position == len(lines), f"also printed:\n{chr(10).join(lines[position:])}"
+
+
+def is_same_line(documented: str, printed: str) -> bool:
+    """Return whether a printed line is the documented one but for what the machine decides."""
+    expected, actual = (MEASURED.sub("T", line).split() for line in (documented, printed))
+    if expected[-1:] == ["..."]:
+        expected = expected[:-1]
+        actual = actual[: len(expected)]
+    shapes = [NUMBER.sub("N", " ".join(words)) for words in (expected, actual)]
+    if re.sub(r"[-─]+", "-", shapes[0]) != re.sub(r"[-─]+", "-", shapes[1]):
+        return False
+    pairs = zip(*(NUMBER.findall(" ".join(words)) for words in (expected, actual)), strict=True)
+    return all(a == b if "." not in a else is_near(a, b) for a, b in pairs)
+
+
+def is_near(documented: str, printed: str) -> bool:
+    """Compare decimals: another CPU rounds the training's sums differently.
+
+    A fifth is tolerated, at least 1 and at most 10 (points).
+    """
+    a, b = (float(number.replace("−", "-")) for number in (documented, printed))
+    return abs(a - b) <= min(10, max(1, abs(a) / 5))
+
+
+@dataclass
+class PageRunner:
+    """Runs the blocks of a page in a folder, which is the current directory."""
+
+    folder: Path
+    train: Callable[[Sequence[str]], str] | None = None
+    """Runs `antlm-bench train` with these arguments and returns its output; None: as it is."""
+    names: dict[str, Any] = field(default_factory=dict)
+    """Names of the notebook's cells."""
+    exit_code: int = 0
+
+    def run(self, blocks: Sequence[Block]) -> None:
+        output = ""
+        for block in blocks:
+            if block.title:
+                path = self.folder / block.title
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
+            elif block.language == "sh":
+                output = self.run_commands(split_commands(block.text))
+            elif block.language == "python":
+                output = self.run_cell(block.text)
+            elif block.language == "text":
+                assert_output(block.text, output)
+
+    def run_commands(self, commands: Sequence[str]) -> str:
+        output = ""
+        for number, line in enumerate(commands, start=1):
+            if line == "echo $?":
+                output += f"{self.exit_code}\n"
+                continue
+            printed = self.run_command(line)
+            if "echo $?" not in commands[number : number + 1]:
+                assert self.exit_code == 0, f"{line}: exit code {self.exit_code}\n{printed}"
+            output += printed
+        return output
+
+    def run_command(self, line: str) -> str:
+        words = shlex.split(line)
+        if words[:2] == ["antlm-bench", "train"] and self.train:
+            self.exit_code = 0
+            return self.train(words[2:])
+        if words[0] != "antlm-bench" or set(words) & {"|", ">", "&&"}:
+            return self.run_program(line)
+        output = io.StringIO()
+        with redirect_stdout(output), redirect_stderr(output):
+            self.exit_code = run_command_line(words[1:])
+        return output.getvalue()
+
+    def run_program(self, line: str) -> str:
+        """Run a line by bash; `python` and `antlm-bench` are those of the tests."""
+        directories = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": directories, "PYTHONPATH": str(ROOT)}
+        line = re.sub(r"\bantlm-bench ", "python -m antlm_bench ", line)
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.exit_code = done.returncode
+        return done.stdout
+
+    def run_cell(self, code: str) -> str:
+        """Run a cell, and return what it prints, with the value of a last expression."""
+        module = ast.parse(code)
+        last = module.body[-1]
+        expression = ast.Expression(last.value) if isinstance(last, ast.Expr) else None
+        if expression:
+            module.body.pop()
+        output = io.StringIO()
+        with redirect_stdout(output):
+            exec(compile(module, "<cell>", "exec"), self.names)
+            if expression:
+                value = eval(compile(expression, "<cell>", "eval"), self.names)
+                print("" if value is None else value)
+        return output.getvalue()

@@ -1,0 +1,153 @@
+"""How the engine scores on a GPU, tried on a CPU: padded attention gives the same scores, several
+batches are queued before their values are read, and nothing in between waits for the device.
+
+A tensor on the device "meta" has no values: whatever needs one (`.item()`, `bool()`, `.cpu()`,
+indexing with a mask) raises.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint
+from antlm_bench.scoring import attention, engine
+from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.methods import resolve_method
+from antlm_bench.scoring.multiple_choice import predict
+from antlm_bench.types import Item, Option, Probes
+
+SMALL = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
+         "num_attention_heads": 4, "attn_implementation": "sdpa"}  # fmt: skip
+ROWS_PER_LENGTH = 10
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Counts the calls of torch's operators within the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def make_probes(kind: str) -> tuple[list[Probes], int]:
+    """Probes of random rows of 5 to 14 tokens, causal ones with a shared prefix."""
+    rng, probes = np.random.default_rng(0), []
+    for length in range(5, 15):
+        ids = rng.integers(3, 50, (ROWS_PER_LENGTH, length)).astype(np.int32)
+        row, position = np.arange(ROWS_PER_LENGTH), np.full(ROWS_PER_LENGTH, length // 2)
+        read = position
+        if kind == "causal":
+            ids[:, :2] = 7
+            row = np.repeat(row, length - 1)
+            position = np.tile(np.arange(length - 1), ROWS_PER_LENGTH)
+            read = position + 1
+        text_index = (row + ROWS_PER_LENGTH * (length - 5)).astype(np.int32)
+        target = ids[row, read].astype(np.int64)
+        attention_kind = "causal" if kind == "causal" else "full"
+        probes.append(Probes(ids, attention_kind, row, position, target, text_index))
+    return probes, 10 * ROWS_PER_LENGTH
+
+
+def build_model(kind: str) -> Any:
+    if kind == "causal":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+    return transformers.BertForMaskedLM(transformers.BertConfig(**SMALL)).eval()
+
+
+@pytest.fixture
+def meta_engine(monkeypatch: pytest.MonkeyPatch):
+    """meta_engine(kind) -> an engine whose model is on the device "meta"."""
+    transformers.AttentionInterface.register(
+        attention.PACKED_ATTENTION, attention.packed_attention_forward
+    )
+    monkeypatch.setattr(
+        engine, "read_back", lambda values: [np.zeros(tuple(v.shape)) for v in values]
+    )
+
+    def build(kind: str, batch_tokens: int) -> Engine:
+        native = "causal" if kind == "causal" else "full"
+        config = ForwardConfig("sdpa", native, "packed", last_layer_at_reads=kind == "masked")
+        return Engine(build_model(kind).to("meta"), kind, config, batch_tokens)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_the_scoring_loop_never_waits_for_the_device(meta_engine, kind) -> None:
+    scorer = meta_engine(kind, batch_tokens=64)
+    probes, num_texts = make_probes(kind)
+    ticks: list[float] = []
+
+    scores = scorer.score_probes(probes, num_texts, ticks.append)
+
+    assert scores.shape == (num_texts,)
+    assert sum(ticks) == pytest.approx(1) and len(ticks) > 5
+
+
+def test_a_value_on_the_device_cannot_be_read_in_these_tests(meta_engine) -> None:
+    scorer = meta_engine("causal", batch_tokens=64)
+    model = scorer.model
+    model.model.layers[0].register_forward_hook(lambda _m, _i, output: bool((output > 0).all()))
+    probes, num_texts = make_probes("causal")
+
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        scorer.score_probes(probes, num_texts)
+
+
+@pytest.mark.parametrize(("kind", "largest_ratio"), [("causal", 1.3), ("masked", 1.9)])
+def test_a_batch_calls_few_operators_more_than_a_plain_forward(
+    meta_engine, kind, largest_ratio
+) -> None:
+    """Measured: 1.26 and 1.79 times as many; 2.70 and 4.99 with one attention call per length."""
+    with torch.inference_mode(), OperatorCalls() as plain:
+        no_cache = {"use_cache": False} if kind == "causal" else {}
+        model_output = build_model(kind)(input_ids=torch.ones(8, 12, dtype=torch.long), **no_cache)
+        model_output.logits.log_softmax(-1)
+    scorer = meta_engine(kind, batch_tokens=4096)
+    probes, num_texts = make_probes(kind)
+    scorer.score_probes(probes, num_texts)  # finds the last layer
+
+    with OperatorCalls() as ours:
+        scorer.score_probes(probes, num_texts)
+
+    assert ours.calls["aten.scaled_dot_product_attention.default"] == 6
+    assert ours.calls.total() <= largest_ratio * plain.calls.total()
+
+
+@pytest.mark.parametrize(("kind", "method"), [("causal", "causal"), ("masked", "mlm")])
+@pytest.mark.parametrize("max_padding", [1.5, 100.0])
+def test_padded_attention_and_queued_batches_change_no_score(
+    make_checkpoint, sentences, monkeypatch, kind, method, max_padding
+) -> None:
+    halves = zip(sentences[::2], sentences[1::2], strict=True)
+    items = [Item(str(n), (Option(a), Option(b)), 0) for n, (a, b) in enumerate(halves)]
+    checkpoint = open_checkpoint(str(make_checkpoint(kind)), OpenOptions(device="cpu"))
+    checkpoint.engine.batch_tokens = 300
+    methods = [resolve_method(method, checkpoint)]
+    [expected] = predict(checkpoint, items, methods)
+    groups = attention._group_lengths
+    sizes: list[int] = []
+
+    def record_groups(blocks, padding):
+        found = groups(blocks, padding)
+        sizes.append(len(blocks) - len(found))
+        return found
+
+    monkeypatch.setitem(attention.MAX_PADDING, "cpu", max_padding)
+    monkeypatch.setitem(engine.MAX_PENDING_BATCHES, "cpu", 7)
+    monkeypatch.setattr(attention, "_group_lengths", record_groups)
+    [padded] = predict(checkpoint, items, methods)
+
+    assert max(sizes) > 0, "no rows of different lengths were padded"
+    assert np.abs(padded.padded("scores") - expected.padded("scores")).max() < 1e-4
