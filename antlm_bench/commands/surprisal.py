@@ -156,7 +156,7 @@ class _ModelResult:
 ModelLike = str | Path | Scorer
 
 
-@require_packages("surprisal()")
+@require_packages()
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
     stimuli: Any,
