@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import synthetic_suites
 from prediction_rows import PredictionRow, from_rows
 
 from antlm_bench import runs
@@ -283,4 +284,23 @@ def shrink_schema(name: str, most: int) -> dict[str, Any]:
     for part in document["properties"].values():
         if "results" in part.get("properties", {}):
             part["properties"]["results"] |= {"minItems": 19, "maxItems": 19}
+    return document
+
+
+def shrink_whole_schema(name: str, curves: str, most: int, milestones: int) -> dict[str, Any]:
+    """Return the shipped schema for `synthetic_suites.serve_synthetic_data`.
+
+    Args:
+        curves: the key of the words' surprisals at the milestones; "" if the year has none.
+        most: predictions per key; reading times keep all.
+    """
+    document = shrink_schema(name, most)
+    if not curves:
+        return document
+    parts = document["properties"]
+    parts["reading"] = load_shipped_schema(name)["properties"]["reading"]
+    words = milestones * synthetic_suites.NUM_WORDS * synthetic_suites.CONTEXTS_PER_WORD
+    parts[curves]["properties"]["results"] |= {"minItems": words, "maxItems": words}
+    for part in parts["fast_eval_results"]["properties"].values():
+        part["anyOf"] = [{"minItems": milestones, "maxItems": milestones}]
     return document

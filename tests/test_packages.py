@@ -257,7 +257,7 @@ def test_doctor_tells_what_torch_found(
 ) -> None:
     monkeypatch.setattr("antlm_bench.commands.installation.NVIDIA_DEVICE", tmp_path / "absent")
     facts = describe_torch(torch)
-    assert (facts["torch"], facts["torch_build"], facts["threads"]) == ("2.9", build, 3)
+    assert (facts["torch"], facts["torch build"], facts["torch threads"]) == ("2.9", build, 3)
     assert str(facts["devices"]).startswith(device)
     assert note in str(facts.get("note", "")) and bool(note) == ("note" in facts)
 

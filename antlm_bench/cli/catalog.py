@@ -152,11 +152,10 @@ def doctor_command(
     Without --model, print the versions of this installation, what torch was built for and finds
     (devices, threads), which configuration file is read, and each value with its origin.
     """
-    from antlm_bench.reporting.writers import print_tables
+    from antlm_bench.reporting.writers import print_table, print_tables
 
     if not model:
-        tables = [_build_installation_table(), _build_settings_table(context)]
-        print_tables(tables, table_format)
+        print_table(_build_settings_table(context), table_format)
         return
 
     from antlm_bench.checkpoints import OpenOptions
@@ -166,22 +165,21 @@ def doctor_command(
     print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
 
 
-def _build_installation_table() -> Table:
-    from antlm_bench.commands.installation import describe_installation
-    from antlm_bench.reporting.table import build_facts_table
-
-    labels = {"torch_build": "torch is built for"}
-    return build_facts_table("installation", describe_installation(), labels=labels)
-
-
 def _build_settings_table(context: typer.Context) -> Table:
-    """Build the table of the configuration. Raises DeclarationError for an invalid value."""
+    """Build the table of the installation and the configuration. Raises DeclarationError for an
+    invalid value.
+    """
+    from antlm_bench.commands.installation import describe_installation
     from antlm_bench.comparison.margins import load_margins
     from antlm_bench.reporting.table import build_records_table
 
     defaults: ConfiguredDefaults = context.meta[DEFAULTS_KEY]
     commands = context.find_root().command.commands  # type: ignore[attr-defined]
-    rows = list_settings(defaults, commands, context)
+    rows: list[Mapping[str, object]] = [
+        {"key": name, "value": value, "from": "installation", "sets": ""}
+        for name, value in describe_installation().items()
+    ]
+    rows += list_settings(defaults, commands, context)
     file = defaults.configuration.file
     if file is None:
         title = "no configuration file is read"

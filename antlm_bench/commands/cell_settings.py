@@ -14,14 +14,17 @@ from typing import Any, Generic, TypeVar
 from antlm_bench.checkpoints.metadata import select_content_key_metadata
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint
 from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.commands.work_estimates import estimate_work
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.metrics.records import UNIGRAM_MEASURE
-from antlm_bench.runs import RunWriter
+from antlm_bench.progress import Workload
+from antlm_bench.runs import RunWriter, Shard
 from antlm_bench.runs.layout import content_key
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION, ScoringConventions
 from antlm_bench.scoring.methods import get_method, peer_version
+from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
@@ -41,6 +44,18 @@ class SuiteToScore:
     options: ScoreOptions
     notes: Sequence[str]
     """Sentences on the checkpoint."""
+
+    def estimate_work(self, names: Sequence[str]) -> Workload:
+        """Return the work of some of the methods; of a shard, that of its chunks."""
+        methods = [get_method(name) for name in names]
+        items = self.suite.items
+        work = estimate_work(items, methods)
+        if self.options.shard is None or not items:
+            return work
+        sizes = [len(chunk) for chunk in iter_chunks(items, methods)]
+        indices = Shard.parse(self.options.shard).chunk_indices(len(sizes))
+        num_items = sum(sizes[index] for index in indices)
+        return Workload(num_items * len(methods), num_items / len(items) * work.cost)
 
 
 class SuiteCells(Generic[Described]):

@@ -20,6 +20,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
 FINAL_MODEL_DIRS = ("main", "final", "")
 """Subfolders in which the final model may be; "" = the folder itself."""
+THOUSANDS_PATTERN = re.compile(r"chck_\d+k")
+"""Names that `train` gives to milestones of short runs: chck_<thousands of words seen>k."""
 WORDS_TOLERANCE = 0.1
 """Tolerated relative difference between the words seen and the words in a milestone's name."""
 
@@ -118,7 +120,7 @@ def find_equal_weights(digests: Mapping[str, str], milestones: Sequence[str]) ->
 
 def find_misnamed_folders(root: Path, required_names: Sequence[str]) -> Iterator[Problem]:
     """Yield a problem for each folder that looks like a milestone but is not one of the track."""
-    for path in sorted(root.iterdir()):
+    for path in sorted(root.iterdir(), key=lambda path: (len(path.name), path.name)):
         name = path.name
         looks_like_milestone = re.match(r"ch[a-z]*k|ckpt|step", name, re.IGNORECASE)
         if not path.is_dir() or name in required_names or not looks_like_milestone:
@@ -127,6 +129,9 @@ def find_misnamed_folders(root: Path, required_names: Sequence[str]) -> Iterator
         if match and match[1] == str(int(match[1])):
             if required_names:
                 yield Problem(name, "not a milestone of this track", "do not upload it")
+        elif THOUSANDS_PATTERN.fullmatch(name):
+            message = "a milestone in thousands of words; the rules count millions"
+            yield Problem(name, message, "train on as many words as the track allows")
         else:
             close_name = suggest_name(name, required_names)
             close_name = close_name.removeprefix("did you mean ").strip("?'")

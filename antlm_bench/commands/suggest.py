@@ -409,35 +409,53 @@ def _detect_regions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_positions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Detect ambiguous and unambiguous sentences, with the position of the critical word."""
+    """Detect a sentence per condition in each row, with the position of the critical word.
+
+    Two sentences are conditions if they are called ambiguous and unambiguous, because two others
+    can be a pair; three or more are.
+    """
     words = {name: profile.split_name(name) for name in rows[0]}
-    sentences = [
-        name
-        for name in profile.list_text_columns(rows)
-        if words[name] & {"ambiguous", "unambiguous"}
-    ]
+    texts = profile.list_text_columns(rows)
+    sentences = [name for name in texts if words[name] & {"ambiguous", "unambiguous"}]
+    is_ambiguity = len(sentences) == 2
+    if not is_ambiguity:
+        sentences = [name for name in rows[0] if name in texts] if len(texts) > 2 else []
     positions = [
         name
         for name, parts in words.items()
         if parts & {"position", "pos"} and all(str(row.get(name)).isdecimal() for row in rows)
     ]
-    if len(sentences) != 2 or not positions:
+    if not sentences or len(positions) not in {1, len(sentences)}:
         return []
-    sentences.sort(key=lambda name: "unambiguous" in words[name])
-    positions.sort(key=lambda name: any(part.startswith("unamb") for part in words[name]))
-    if len(positions) > 2 or any("," in name for name in (*sentences, *positions)):
+    if is_ambiguity:
+        sentences.sort(key=lambda name: "unambiguous" in words[name])
+        positions.sort(key=lambda name: any(part.startswith("unamb") for part in words[name]))
+    if any("," in name for name in (*sentences, *positions)):
         return []
     layout = ["--conditions", ",".join(sentences), "--position", ",".join(positions)]
-    effects = ["antlm-bench", "effects", "words.csv", "--baseline", sentences[1]]
+    effects = ["antlm-bench", "effects", "words.csv"]
+    if is_ambiguity:
+        effects += ["--baseline", sentences[1]]
     items = [str(row.get("item")) for row in rows]
     if len(set(items)) < len(items) and "condition" in rows[0]:
         effects += ["--per", "row_condition"]  # the result's name of the column
+    what, effect = (
+        (
+            "ambiguous and unambiguous sentences",
+            "surprisal of the critical word in the first minus that in the second",
+        )
+        if is_ambiguity
+        else (
+            "a sentence per condition",
+            "difference of the critical word's surprisal between conditions",
+        )
+    )
     return [
         Suggestion(
-            what="ambiguous and unambiguous sentences with the position of the critical word",
+            what=f"{what} with the position of the critical word",
             why=f"the columns {', '.join(map(repr, [*sentences, *positions]))}; the effect is the "
-            "surprisal of the critical word in the first minus that in the second",
-            certainty=CERTAIN,
+            + effect,
+            certainty=CERTAIN if is_ambiguity else LIKELY,
             command=_surprisal_command(file, {}, *layout, "--out", "words.csv")
             + f"\n{shlex.join(effects)}",
         )

@@ -472,9 +472,37 @@ class LeaderboardFileBuilder:
                 f"{reason} ({format_milestones(failed, len(milestones))})"
                 for reason, failed in milestones_by_reason.items()
             ]
-            hint = "\n      ".join(dict.fromkeys(hints))
-            self.missing_parts.append(MissingPart(key, "; ".join(lines), hint))
+            failed = [number for numbers in milestones_by_reason.values() for number in numbers]
+            commands = self._join_commands(part, failed) or dict.fromkeys(hints)
+            self.missing_parts.append(MissingPart(key, "; ".join(lines), "\n      ".join(commands)))
         return results
+
+    def _join_commands(self, part: PartSpec, milestones: Sequence[int]) -> list[str]:
+        """Return the one command that scores several milestones, [] if there is none.
+
+        There is one if checkpoints and run folders have the names that `score` gave them, each
+        in one folder. What it finds finished it keeps.
+        """
+        milestone_runs = {
+            f"chck_{number}M": run
+            for number in milestones
+            if (run := self.milestone_runs.get(number))
+        }
+        if not part.suite or len(milestone_runs) < 2:
+            return []
+        parents = set()
+        for name, run in milestone_runs.items():
+            checkpoint, run_dir = Path(get_model_reference(run)), Path(run.path)
+            if checkpoint.name != name or not run_dir.name.startswith(f"{name}-"):
+                return []
+            parents.add((str(checkpoint.parent), str(run_dir.parent)))
+        if len(parents) > 1:
+            return []
+        [(models_dir, runs_dir)] = parents
+        command = build_score_command(
+            None, part.suite, self.method, self.board, f"{models_dir}/chck_*"
+        )
+        return [f"{command} --out {shlex.quote(runs_dir)}"]
 
 
 def format_error(error: BenchError) -> str:

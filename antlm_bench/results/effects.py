@@ -130,7 +130,7 @@ class DesignResult:
         return self.table().__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        names = ", ".join(self.conditions)
+        names = "; ".join(self.conditions)
         return make_printable(
             f"<DesignResult: {format_count(len(self.effects), 'effect')} of {names}, {self.unit}>"
         )

@@ -294,7 +294,8 @@ def _rename_columns(
             hint = f"rename it in the file, or give its meaning: --columns text={name}"
             raise DataError(message, location=location, hint=hint)
     if "sentence" not in row and "text" not in row:
-        advice = "; name it with --columns sentence=..., or --columns text=...,region=..."
+        advice = "; name it with --columns sentence=..., or --columns text=...,region=...; columns "
+        advice += "that hold a text per condition with --conditions A,B"
         raise records.missing_column_error("sentence", raw, location, advice)
     return row
 

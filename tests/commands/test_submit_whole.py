@@ -47,25 +47,15 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
         if curves
     }
     schemas = {
-        boards[year].name: small_schema(boards[year].name, key) for year, key in YEARS.items()
+        boards[year].name: leaderboard_runs.shrink_whole_schema(
+            boards[year].name, key, ITEMS, len(MILESTONES)
+        )
+        for year, key in YEARS.items()
     }
     monkeypatch.setattr(leaderboard, "load_leaderboard", boards.__getitem__)
     monkeypatch.setattr(preflight, "load_leaderboard", boards.__getitem__)
     monkeypatch.setattr(leaderboard, "load_schema", schemas.__getitem__)
     synthetic_suites.serve_synthetic_data(monkeypatch, ITEMS)
-
-
-def small_schema(name: str, curves: str) -> dict[str, Any]:
-    made = leaderboard_runs.shrink_schema(name, ITEMS)
-    if not curves:
-        return made
-    parts = made["properties"]
-    parts["reading"] = leaderboard.load_schema(name)["properties"]["reading"]
-    words = len(MILESTONES) * synthetic_suites.NUM_WORDS * synthetic_suites.CONTEXTS_PER_WORD
-    parts[curves]["properties"]["results"] |= {"minItems": words, "maxItems": words}
-    for part in parts["fast_eval_results"]["properties"].values():
-        part["anyOf"] = [{"minItems": len(MILESTONES), "maxItems": len(MILESTONES)}]
-    return made
 
 
 def text(path: Path) -> Path:

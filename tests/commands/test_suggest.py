@@ -235,6 +235,17 @@ def test_garden_paths_are_read_word_by_word(strangers: Path) -> None:
     assert (effects["baseline"], effects["per"]) == (["unambiguous"], ["row_condition"])
 
 
+def test_three_texts_and_a_position_are_conditions(tmp_path: Path) -> None:
+    texts = "the cat sleeps,the cats sleeps,the old cat sleeps"
+    rows = f"{texts},3\n{texts.replace('cat', 'dog')},3\n"
+    path = write_file(tmp_path, "a.csv", f"b,a,c,position\n{rows}")
+    (suggestion,) = suggest(path)
+    first, second = suggestion.command.split("\n")
+    options = parse_command(first, "surprisal")
+    assert (options["conditions"], options["position"]) == (["b,a,c"], ["position"])
+    assert "words.csv" in parse_command(second, "effects").values()
+
+
 def test_lines_with_labels_without_pairs_are_judgements(tmp_path: Path) -> None:
     lines = "0\tWho a dog.\n1\tThe cat sleeps.\n1\tNobody came home.\n0\tSaw what she.\n"
     (suggestion,) = suggest(write_file(tmp_path, "a.txt", lines))
