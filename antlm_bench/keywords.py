@@ -117,6 +117,9 @@ class ScoreKeywords(WeightKeywords, total=False):
     unigrams: str | None
     """For suites of judgements: a text whose tokens are counted for SLOR (a file, a folder, a hub
     dataset), or "training" = the text that a checkpoint of `train` was trained on."""
+    words: str | None
+    """For mlm-l2r, which masks the rest of a word: the rule that splits a text into words (spaces,
+    characters, icu, jieba, fugashi, pythainlp); default: the words of the tokenizer."""
     require_all: bool
     """Score nothing if the data of one of several suites are absent; default: score the others."""
     ties: str | None

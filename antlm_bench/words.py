@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import accumulate
 from tempfile import TemporaryDirectory
 from unicodedata import category, east_asian_width, normalize
@@ -105,6 +106,12 @@ def check_word_rule(name: str, location: str = "--words") -> None:
         raise UsageError(f"unknown rule {name!r}", location=location, hint=hint)
     with require_packages(f"{location} {name}", " ".join(WORD_RULES[name].packages)):
         _load_rule(name)
+
+
+def describe_word_rule(name: str) -> str:
+    """Return a rule with the versions of its packages, such as "jieba 0.42.1"."""
+    packages = [f"{package} {version(package)}" for package in WORD_RULES[name].packages]
+    return ", ".join(packages) or name
 
 
 @lru_cache(maxsize=len(WORD_RULES))

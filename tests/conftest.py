@@ -33,6 +33,8 @@ def pytest_collection_finish() -> None:
 def _isolate_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give the tests a cache of their own, no network and no terminal width."""
     os.environ.pop("COLUMNS", None)  # xdist passes its own on
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):  # `check --github` would write to them
+        os.environ.pop(name, None)
     os.environ["ANTLM_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
 

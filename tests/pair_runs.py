@@ -141,17 +141,17 @@ def write_toy_run(folder: Path, values: Mapping[str, Sequence[float]], **setting
     )
 
 
-def write_gate_runs(folder: Path) -> Path:
+def write_gate_runs(folder: Path, suite: str = "toy") -> Path:
     """Write a baseline run "base", a run "worse" in one phenomenon, and one "noisy".
 
     "noisy" is as good as "base", but its errors are on other items.
     """
     baseline_gaps = draw_logprob_gaps(300, 0.85, seed=3)
-    write_toy_run(folder / "base", baseline_gaps)
+    write_toy_run(folder / "base", baseline_gaps, suite=suite)
     rng = np.random.default_rng(4)
     worse_gaps = {name: gaps + rng.normal(0, 0.02, 300) for name, gaps in baseline_gaps.items()}
     for name in PARADIGMS_BY_PHENOMENON["islands"]:
         worse_gaps[name] = worse_gaps[name] - 0.7
-    write_toy_run(folder / "worse", worse_gaps)
-    write_toy_run(folder / "noisy", draw_logprob_gaps(300, 0.85, seed=9))
+    write_toy_run(folder / "worse", worse_gaps, suite=suite)
+    write_toy_run(folder / "noisy", draw_logprob_gaps(300, 0.85, seed=9), suite=suite)
     return folder

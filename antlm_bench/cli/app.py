@@ -6,6 +6,7 @@ command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,6 +19,7 @@ from antlm_bench import __version__
 from antlm_bench.cli import (
     catalog,
     compare,
+    completion,
     effects,
     export,
     finetune,
@@ -53,6 +55,18 @@ EXIT_CODES_HELP = (
     "antlm-bench · 74 full or closed stdout or stderr · 75 stopped by a signal, the same command "
     "resumes · 130 Ctrl-C · 141 the reader of a pipe closed it"
 )
+GREETING = f"""\
+This is antlm-bench, version {__version__}. It scores small language models, comparably.
+
+Four commands to try, offline:
+
+  antlm-bench list suites              # what a model can be scored on
+  antlm-bench show blimp               # a suite: what it measures, its source, an example
+  antlm-bench train babyllama --scale nano --corpus nano --out runs/first   # minutes on a CPU
+  antlm-bench score --model runs/first/main --suite nano                    # seconds
+
+All commands: antlm-bench --help. One command: antlm-bench score --help.
+Names complete with the tab key after: antlm-bench completion bash --install (or zsh, fish)."""
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_command, score.OTHER_TOOLS_OPTIONS_HELP),
     "finetune": (finetune.finetune_command, ""),
@@ -82,6 +96,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "show": (catalog.show_command, ""),
     "suggest": (suggest.suggest_command, ""),
     "doctor": (catalog.doctor_command, ""),
+    "completion": (completion.completion_command, ""),
 }
 """Name -> (function, text below its help)."""
 COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
@@ -170,11 +185,16 @@ def join_lines(docstring: str) -> str:
 
 def build_app() -> typer.Typer:
     """Build the typer application from COMMANDS and COMMAND_GROUPS."""
+    if completion.COMPLETE_VARIABLE in os.environ:
+        completion.add_completers({name: command for name, (command, _) in COMMANDS.items()})
+        for _, subcommands in COMMAND_GROUPS.values():
+            completion.add_completers(subcommands)
     app = typer.Typer(
         name="antlm-bench",
         help="Honest, fast, comparable evaluation of small language models.",
         epilog=EXIT_CODES_HELP,
-        add_completion=False,
+        add_completion=False,  # the command `completion` needs no detection of the shell
+        context_settings={"help_option_names": ["--help", "-h"]},
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
     )
@@ -203,12 +223,18 @@ def build_command() -> Any:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    if not argv:
+        return run_command(print_greeting, report_error)
     return run_command(
         lambda: build_command()(
-            normalize_argv(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False
+            normalize_argv(argv), prog_name="antlm-bench", standalone_mode=False
         ),
         report_error,
     )
+
+
+def print_greeting() -> None:
+    print(GREETING)
 
 
 def report_error(error: BenchError) -> None:
@@ -219,6 +245,8 @@ def report_error(error: BenchError) -> None:
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    if completion.COMPLETE_VARIABLE in os.environ:
+        completion.complete_words(build_command)
     prepare_process()
     # OpenMP threads that wait for work sleep sooner. To be set before torch is imported.
     limit_thread_spinning()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,7 @@ from antlm_bench.cli.shared_options import (
     build_options,
     check_overrides,
     model_option,
+    output_option,
     with_open_options,
     with_table_format,
 )
@@ -74,22 +75,46 @@ def list_command(
             "task-types (kinds of suites) or formats (of output).",
         ),
     ] = "suites",
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Only rows that contain each of these texts."),
+    ] = None,
+    language: Annotated[
+        str,
+        output_option(metavar="TAG", help="Only suites of this language: en, de, zh."),
+    ] = "",
     *,
     table_format: str,
 ) -> None:
     """List suites, collections, training recipes, or records such as methods and metrics.
 
-    Records of installed packages are listed with ours.
+    Records of installed packages are listed with ours. On a terminal, suites are grouped by
+    language, and the many suites of one collection are one row; a text or --language lists all.
     """
-    from antlm_bench.commands.catalog import list_catalog, list_catalog_problems
+    from antlm_bench.commands.catalog import filter_rows, list_catalog, list_catalog_problems
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import list_formats, print_table
 
     rows = list_formats() if kind == "formats" else list_catalog(kind)
-    print_table(build_records_table(rows, empty=f"no {kind} yet"), table_format)
+    is_filtered = bool(text or language)
+    rows = filter_rows(rows, text or (), language)
+    if kind == "suites" and table_format == "table" and not is_filtered:
+        _print_grouped_suites(rows)
+    else:
+        empty = f"no {kind} with this text" if is_filtered else f"no {kind} yet"
+        print_table(build_records_table(rows, empty=empty), table_format)
     for problem in list_catalog_problems(kind):
         print_warning(problem)
+
+
+def _print_grouped_suites(rows: Sequence[dict[str, Any]]) -> None:
+    from antlm_bench.commands.catalog import fold_families, group_by_language
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_tables
+
+    groups = group_by_language(fold_families(rows))
+    print_tables(build_records_table(group, title=title) for title, group in groups.items())
 
 
 @with_table_format()
@@ -152,11 +177,10 @@ def doctor_command(
     Without --model, print the versions of this installation, what torch was built for and finds
     (devices, threads), which configuration file is read, and each value with its origin.
     """
-    from antlm_bench.reporting.writers import print_tables
+    from antlm_bench.reporting.writers import print_table, print_tables
 
     if not model:
-        tables = [_build_installation_table(), _build_settings_table(context)]
-        print_tables(tables, table_format)
+        print_table(_build_settings_table(context), table_format)
         return
 
     from antlm_bench.checkpoints import OpenOptions
@@ -166,22 +190,21 @@ def doctor_command(
     print_tables(_facts_tables(checkpoints, "name", CHECKPOINT_LABELS), table_format)
 
 
-def _build_installation_table() -> Table:
-    from antlm_bench.commands.installation import describe_installation
-    from antlm_bench.reporting.table import build_facts_table
-
-    labels = {"torch_build": "torch is built for"}
-    return build_facts_table("installation", describe_installation(), labels=labels)
-
-
 def _build_settings_table(context: typer.Context) -> Table:
-    """Build the table of the configuration. Raises DeclarationError for an invalid value."""
+    """Build the table of the installation and the configuration. Raises DeclarationError for an
+    invalid value.
+    """
+    from antlm_bench.commands.installation import describe_installation
     from antlm_bench.comparison.margins import load_margins
     from antlm_bench.reporting.table import build_records_table
 
     defaults: ConfiguredDefaults = context.meta[DEFAULTS_KEY]
     commands = context.find_root().command.commands  # type: ignore[attr-defined]
-    rows = list_settings(defaults, commands, context)
+    rows: list[Mapping[str, object]] = [
+        {"key": name, "value": value, "from": "installation", "sets": ""}
+        for name, value in describe_installation().items()
+    ]
+    rows += list_settings(defaults, commands, context)
     file = defaults.configuration.file
     if file is None:
         title = "no configuration file is read"

@@ -24,6 +24,7 @@ because each has several lines."""
 comparison_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 SuiteOption = Annotated[
     list[str] | None,
     comparison_option("--suite", metavar="NAME", help="Only these suites. Repeatable, or a,b."),
@@ -117,7 +118,7 @@ def compare_command(
 
 @with_table_format(options=("format", "json", "csv", "latex"))
 def check_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: RunArgument,
     against: Annotated[
         str,
         comparison_option(
@@ -228,7 +229,7 @@ def check_command(
 
 
 def baseline_save_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: RunArgument,
     name: Annotated[
         str,
         run_folder_option(

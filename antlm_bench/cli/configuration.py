@@ -129,8 +129,9 @@ CHECK_KEY = ConfigurationKey(
 """The table [check]. Its option takes the configuration file as the policy."""
 DEFAULTS_KEY = "antlm_bench.defaults"
 """Key of a command's ConfiguredDefaults in click's context."""
-COMMANDS_WITHOUT_FILE = ("worker",)
-"""Commands that read no configuration file: a worker takes what sweep.json records."""
+COMMANDS_WITHOUT_FILE = ("worker", "completion")
+"""Commands that read no configuration file: a worker takes what sweep.json records, and a shell
+starts `completion` in any folder."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -311,7 +312,7 @@ class ConfiguredDefaults:
         self.variables: dict[str, str] = {}
         """Environment variables to be set."""
         self._keys_by_location: dict[str, str] = {}
-        if command in COMMANDS_WITHOUT_FILE or "--help" in args:
+        if command in COMMANDS_WITHOUT_FILE or {"--help", "-h"} & set(args):
             return
         self.configuration = load_configuration(args)
         given = _list_given_arguments(args, arguments_by_option)

@@ -81,6 +81,15 @@ def score_command(
             show_default="the checkpoint's first",
         ),
     ] = None,
+    words: Annotated[
+        str | None,
+        settings_option(
+            metavar="RULE",
+            help="What a word is for mlm-l2r, which masks the rest of it: spaces, characters, icu, "
+            "jieba (Chinese), fugashi (Japanese), pythainlp (Thai).",
+            show_default="the tokenizer's",
+        ),
+    ] = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
         settings_option(

@@ -56,6 +56,6 @@ def end_process(reason: str, exit_code: int) -> NoReturn:
     remove_temporary_paths()
     message = f"error: {reason}\n hint: the same command continues where this one stopped\n"
     with suppress(OSError):  # past sys.stderr, which the main program may be writing to
-        is_terminal = os.isatty(2)
-        os.write(2, (SHOW_CURSOR_AND_CLEAR_LINE if is_terminal else b"") + message.encode())
+        has_bar = os.isatty(2) and os.environ.get("TERM") not in ("dumb", "unknown")
+        os.write(2, (SHOW_CURSOR_AND_CLEAR_LINE if has_bar else b"") + message.encode())
     os._exit(exit_code)

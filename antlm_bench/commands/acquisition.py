@@ -302,7 +302,7 @@ def _compute_ages(
 ) -> list[float | None]:
     ages = []
     # A curve that does not converge takes seconds.
-    with Progress(len(predictions), f"{model} curves", "words") as progress:
+    with Progress(f"{model} curves", "words", total=len(predictions)) as progress:
         num_tokens = predictions.first("tokens").tolist()
         for scores, tokens in zip(predictions.iter_options("scores"), num_tokens, strict=True):
             ages.append(curve_model.age_of_acquisition(-np.array(scores), tokens))

@@ -14,17 +14,21 @@ from typing import Any, Generic, TypeVar
 from antlm_bench.checkpoints.metadata import select_content_key_metadata
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint
 from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.commands.work_estimates import estimate_work
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.metrics.records import UNIGRAM_MEASURE
-from antlm_bench.runs import RunWriter
+from antlm_bench.progress import Workload
+from antlm_bench.runs import RunWriter, Shard
 from antlm_bench.runs.layout import content_key
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION, ScoringConventions
 from antlm_bench.scoring.methods import get_method, peer_version
 from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
+from antlm_bench.words import check_splittable, describe_word_rule
 
 Described = TypeVar("Described", bound=DescribedCheckpoint)
 
@@ -40,6 +44,18 @@ class SuiteToScore:
     options: ScoreOptions
     notes: Sequence[str]
     """Sentences on the checkpoint."""
+
+    def estimate_work(self, names: Sequence[str]) -> Workload:
+        """Return the work of some of the methods; of a shard, that of its chunks."""
+        methods = [get_method(name) for name in names]
+        items = self.suite.items
+        work = estimate_work(items, methods)
+        if self.options.shard is None or not items:
+            return work
+        sizes = [len(chunk) for chunk in multiple_choice.iter_chunks(items, methods)]
+        indices = Shard.parse(self.options.shard).chunk_indices(len(sizes))
+        num_items = sum(sizes[index] for index in indices)
+        return Workload(num_items * len(methods), num_items / len(items) * work.cost)
 
 
 class SuiteCells(Generic[Described]):
@@ -167,8 +183,29 @@ def _build_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
-        **({"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}),
+        **_describe_words(suite, method, options),
     }
+
+
+def choose_word_rule(target: SuiteToScore) -> str | None:
+    """Return the rule that the options name, if the methods, which share their texts, need it.
+
+    Raises UsageError if it does not split the suite's texts into words.
+    """
+    rule = target.options.words
+    if rule is None or not get_method(target.method_names[0]).needs_words:
+        return None
+    for item in target.suite.items:
+        for option in item.options:
+            check_splittable(option.text, rule, f"{target.suite.name}: {item.id}")
+    return rule
+
+
+def _describe_words(suite: Suite, method: str, options: ScoreOptions) -> dict[str, str]:
+    """Return the setting `words` of a cell; {} = the words of the tokenizer."""
+    if options.words is not None and get_method(method).needs_words:
+        return {"words": describe_word_rule(options.words)}
+    return {"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}
 
 
 def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:

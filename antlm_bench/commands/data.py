@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from antlm_bench.errors import DataError, IncompleteError, UsageError, map_collecting_errors
 from antlm_bench.printable import format_count
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.suites import sources
 from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.sources import SuiteWithData
@@ -37,11 +38,22 @@ def fetch_suites(
 
     Raises the same errors as `sources.fetch_files`.
     """
-    specs = {spec.name: spec for spec, _ in _resolve_specs(suite_names)}
-    return map_collecting_errors(
-        list(specs),
-        lambda name: _suite_row(specs[name], sources.fetch_files(specs[name], target_dir)),
-    )
+    return _fetch_specs({spec.name: spec for spec, _ in _resolve_specs(suite_names)}, target_dir)
+
+
+def _fetch_specs(
+    specs: Mapping[str, SuiteWithData], target_dir: Path | None
+) -> Iterator[CatalogRow]:
+    counts = {name: len(spec.data.files) if spec.data else 0 for name, spec in specs.items()}
+    works = {name: Workload(count, count) for name, count in counts.items()}
+    with Progress(unit="files") as progress:
+        progress.plan(Workload.add(works.values()))
+
+        def fetch(name: str) -> CatalogRow:
+            progress.start_piece(name, works[name])
+            return _suite_row(specs[name], sources.fetch_files(specs[name], target_dir, progress))
+
+        yield from map_collecting_errors(list(specs), fetch)
 
 
 def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[CatalogRow]]:
@@ -51,7 +63,12 @@ def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[Cat
     suites with local files are verified.
     """
     specs = _resolve_specs(suite_names or _suite_names_without_collections())
-    statuses_by_suite = [(spec, sources.verify_files(spec, folder)) for spec, folder in specs]
+    statuses_by_suite = []
+    with Progress(unit="suites", total=len(specs)) as progress:
+        for spec, folder in specs:
+            progress.describe(spec.name)
+            statuses_by_suite.append((spec, sources.verify_files(spec, folder)))
+            progress.advance()
     if not suite_names:
         statuses_by_suite = [
             (spec, files) for spec, files in statuses_by_suite if any(file.path for file in files)

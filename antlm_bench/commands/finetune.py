@@ -25,7 +25,7 @@ from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.runs.layout import (
     build_manifest,
     check_single_name,
@@ -162,10 +162,12 @@ def finetune(
     check_output(out, {})
     finetuner = Finetuner(task_names, as_list(attentions), seeds, options)
     finished: list[Run] = []
-    for ref in refs:
-        run = finetuner.finetune_checkpoint(ref, out, several=len(refs) > 1)
-        if run is not None:
-            finished.append(run)
+    with Progress(unit="examples", parts=("checkpoint", len(refs))) as progress:
+        for ref in refs:
+            progress.next_part(f"opening {ref}")
+            run = finetuner.finetune_checkpoint(ref, out, progress)
+            if run is not None:
+                finished.append(run)
     finished = runs.distinguish_suites(finished)
     finetuner.raise_failures(finished)
     return finished
@@ -297,11 +299,18 @@ class _PendingCell:
         return content_key(self.settings)
 
     @property
-    def num_examples(self) -> int:
-        """Upper bound of the number of texts that the model reads. It is the unit of progress."""
+    def work(self) -> Workload:
+        """Units: upper bound of the number of texts that are trained on (frozen: read). Cost: their
+        characters, and those of the texts that are predicted, of which there is no backward pass.
+        """
+        train, valid = (
+            Workload(len(split), sum(len(each.first) + len(each.second) for each in split))
+            for split in (self.task.train, self.task.valid)
+        )
         if self.frozen:
-            return len(self.task.train) + len(self.task.valid)
-        return len(self.task.train) * self.task.training.epochs
+            return Workload.add([train, valid])
+        epochs = self.task.training.epochs
+        return Workload(train.units * epochs, train.cost * epochs + valid.cost / 3)
 
 
 class Finetuner:
@@ -324,11 +333,14 @@ class Finetuner:
         self.open_checkpoint: Callable[[str, OpenOptions], Backbone] = open_backbone
         self.load_task: Callable[..., ClassificationTask] = classification_loader.load_task
 
-    def finetune_checkpoint(self, ref: str, out: str | Path | None, several: bool) -> Run | None:
+    def finetune_checkpoint(
+        self, ref: str, out: str | Path | None, progress: Progress
+    ) -> Run | None:
         """Compute the missing cells of a checkpoint. Return its run; None if it has no cell.
 
-        several: there are other checkpoints, so that an error in this one is collected.
+        If there are other checkpoints, an error in this one is collected.
         """
+        several = progress.num_parts > 1
         try:
             backbone = self.open_checkpoint(ref, self.options.checkpoint_options())
             attentions = _resolve_attentions(backbone, self.attentions)
@@ -339,10 +351,14 @@ class Finetuner:
             return None
         folder = run_dir(backbone.metadata, out, several)
         with open_output(folder, backbone.metadata["weights"]) as local_folder:
-            return self._finetune_opened(backbone, attentions, local_folder)
+            return self._finetune_opened(backbone, attentions, local_folder, progress)
 
     def _finetune_opened(
-        self, backbone: Backbone, attentions: Sequence[Attention], folder: Path
+        self,
+        backbone: Backbone,
+        attentions: Sequence[Attention],
+        folder: Path,
+        progress: Progress,
     ) -> Run | None:
         """Compute the missing cells of an opened checkpoint in a local run folder."""
         with runs.RunWriter(folder, build_manifest(backbone.metadata, self.options.name)) as writer:
@@ -351,9 +367,10 @@ class Finetuner:
             for task in self.tasks:
                 if isinstance(task, BenchError):
                     self.failures.append(f"  {backbone.name}: {task}")
-            cells = self._list_pending_cells(backbone, attentions, writer)
-            self._compute_cells(backbone, cells, writer)
-            keys = {cell.key for cell in self._list_cells(backbone, attentions)}
+            cells = list(self._list_cells(backbone, attentions))
+            progress.plan(Workload.add(cell.work for cell in cells))
+            self._compute_cells(backbone, cells, writer, progress)
+            keys = {cell.key for cell in cells}
             for key in keys if self.options.replace else ():
                 writer.remove_other_limits(key)
         if not (folder / "run.json").exists():
@@ -388,18 +405,11 @@ class Finetuner:
         except BenchError as error:
             return error
 
-    def _list_pending_cells(
-        self, backbone: Backbone, attentions: Sequence[Attention], writer: runs.RunWriter
-    ) -> list[_PendingCell]:
-        """Return the cells that the run folder lacks; with `again` all cells."""
-        return [
-            cell
-            for cell in self._list_cells(backbone, attentions)
-            if self.options.again
-            or not writer.is_complete(
-                cell.task.full_name, cell.method, cell.key, cell.seed, cell.task.origin
-            )
-        ]
+    def _is_complete(self, cell: _PendingCell, writer: runs.RunWriter) -> bool:
+        """Return whether the run folder has a cell, which is not to be computed again."""
+        return not self.options.again and writer.is_complete(
+            cell.task.full_name, cell.method, cell.key, cell.seed, cell.task.origin
+        )
 
     def _list_cells(
         self, backbone: Backbone, attentions: Sequence[Attention]
@@ -412,30 +422,36 @@ class Finetuner:
             yield _PendingCell(task, attention, seed, self.options.frozen, settings)
 
     def _compute_cells(
-        self, backbone: Backbone, cells: Sequence[_PendingCell], writer: runs.RunWriter
+        self,
+        backbone: Backbone,
+        cells: Sequence[_PendingCell],
+        writer: runs.RunWriter,
+        progress: Progress,
     ) -> None:
-        total = sum(cell.num_examples for cell in cells)
-        with Progress(total, backbone.name, "examples") as progress:
-            for cell in cells:
-                log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
-                meter = ResourceMeter()
-                name = f"{backbone.name} {cell.task.full_name}"
-                fit = cell.method if cell.frozen else f"{cell.attention} seed {cell.seed}"
-                callback = _CellProgress(progress, cell, f"{name} {fit}")
-                try:
-                    result = _compute_cell(backbone, cell, self.options.loop_settings(), callback)
-                    clusters = [example.cluster for example in cell.task.valid]
-                    predictions = result.predictions.with_clusters(clusters)
-                    result = replace(result, predictions=predictions)
-                    new_cell = _build_cell(cell, result, loading_notes(backbone))
-                    writer.write_cell(new_cell, predictions)
-                    device = str(backbone.metadata.get("device", ""))
-                    writer.record_provenance([meter.build_record(cell.key, device=device)])
-                except UsageError:
-                    raise
-                except BenchError as error:
-                    self.failures.append(f"  {name} seed {cell.seed}: {error}")
-                callback.on_train_end()
+        """Compute the cells that the run folder lacks."""
+        for cell in cells:
+            name = f"{backbone.name} {cell.task.full_name}"
+            fit = cell.method if cell.frozen else f"{cell.attention} seed {cell.seed}"
+            callback = _CellProgress(progress, cell, f"{name} {fit}")
+            if self._is_complete(cell, writer):
+                progress.skip(cell.work.units)
+                continue
+            log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
+            meter = ResourceMeter()
+            try:
+                result = _compute_cell(backbone, cell, self.options.loop_settings(), callback)
+                clusters = [example.cluster for example in cell.task.valid]
+                predictions = result.predictions.with_clusters(clusters)
+                result = replace(result, predictions=predictions)
+                new_cell = _build_cell(cell, result, loading_notes(backbone))
+                writer.write_cell(new_cell, predictions)
+                device = str(backbone.metadata.get("device", ""))
+                writer.record_provenance([meter.build_record(cell.key, device=device)])
+            except UsageError:
+                raise
+            except BenchError as error:
+                self.failures.append(f"  {name} seed {cell.seed}: {error}")
+            progress.end_piece()
 
 
 def _compute_cell(
@@ -459,8 +475,9 @@ class _CellProgress:
 
     def __init__(self, progress: Progress, cell: _PendingCell, label: str) -> None:
         self.progress, self.label = progress, label
-        self.total_examples, self.examples_done = cell.num_examples, 0
-        progress.describe(label)
+        work = cell.work
+        self.total_examples, self.examples_done = work.units, 0
+        progress.start_piece(label, work)
 
     def on_batch(self, num_examples: int) -> None:
         self._advance_to(self.examples_done + num_examples)
@@ -473,10 +490,6 @@ class _CellProgress:
         self.progress.describe(
             f"{self.label} epoch {epoch}: {selection_score:.3f} on the selection split"
         )
-
-    def on_train_end(self) -> None:
-        """Skip the examples that early stopping left out, so that the rate stays true."""
-        self.progress.skip(self.total_examples - self.examples_done)
 
     def _advance_to(self, examples_done: int) -> None:
         self.progress.advance(examples_done - self.examples_done)

@@ -16,6 +16,7 @@ from antlm_bench.commands.finetune import (
 )
 from antlm_bench.commands.requested_suites import FileCache
 from antlm_bench.errors import CheckpointError
+from antlm_bench.progress import Progress
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.types import Run
@@ -71,7 +72,8 @@ class FinetuneSession:
         names = select_tasks([suite], [task], options)
         finetuner = Finetuner(names, attentions, seeds, options)
         finetuner.open_checkpoint, finetuner.load_task = self._backbone.open, self._tasks.load
-        run = finetuner.finetune_checkpoint(ref, out, several=False)
+        with Progress(f"opening {ref}", "examples") as progress:
+            run = finetuner.finetune_checkpoint(ref, out, progress)
         finetuner.raise_failures([run] if run else [])
         if run is None:
             raise CheckpointError("no cell was computed", location=ref)

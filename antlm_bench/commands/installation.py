@@ -47,9 +47,9 @@ def describe_torch(torch: Any) -> dict[str, object]:
     cpu = f"cpu ({read_cpu_name()}, {os.cpu_count()} cores)"
     facts = {
         "torch": torch.__version__,
-        "torch_build": _describe_build(torch),
+        "torch build": _describe_build(torch),
         "devices": "\n".join([*gpus, *mps, cpu]),
-        "threads": torch.get_num_threads(),
+        "torch threads": torch.get_num_threads(),
     }
     is_gpu_build = bool(torch.version.cuda or torch.version.hip)
     if is_gpu_build and not gpus:

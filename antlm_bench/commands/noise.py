@@ -10,14 +10,15 @@ import numpy as np
 
 from antlm_bench.checkpoints.opening import open_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.commands.work_estimates import estimate_work, token_counter
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.predictions import Predictions, concat_predictions
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, ShareCounter, Workload
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.methods import default_method, get_method, resolve_method
+from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.statistics import rate_upper_bound
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
@@ -65,52 +66,70 @@ def measure_noise(
     if method:
         get_method(method)
     refs = suites.list_suite_refs(suite_names)
-    reference = next(iter(CONDITIONS))
+    reference, *others = dict.fromkeys([next(iter(CONDITIONS)), *conditions])
     rows: list[NoiseRow] = []
     loaded_suites: list[Suite] = []
     reference_predictions: dict[str, Predictions] = {}
-    for name in dict.fromkeys([reference, *conditions]):
-        checkpoint = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
-        if not loaded_suites:  # loaded after the model, so that a wrong --model costs no time
-            loaded_suites = [
-                suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in refs
-            ]
-        method_name = method or default_method(checkpoint, checkpoint.methods)
-        for suite in loaded_suites:
-            if not TASK_TYPES[suite.task_type].depends_on_ranks_only:
-                message = f"the items of {suite.name} are no choices between options"
-                raise UsageError(message, location="--suite", hint="use a suite of pairs")
-            texts = [option.text for item in suite.items for option in item.options]
-            checkpoint.run_self_test(texts, [resolve_method(method_name, checkpoint)])
-            predictions = _predict(checkpoint, suite, method_name, adaptive=name == "adaptive")
-            if name == reference:
-                reference_predictions[suite.name] = predictions
-                continue
-            row: NoiseRow = {"suite": suite.name, "method": method_name, "condition": name}
-            rows.append(
-                row | _compare_predictions(suite, reference_predictions[suite.name], predictions)
-            )
+    with Progress(parts=("condition", 1 + len(others))) as progress:
+        for name in (reference, *others):
+            progress.next_part(f"{model} {name}")
+            opening = replace(options or OpenOptions(), **CONDITIONS[name])
+            checkpoint = open_checkpoint(model, opening)
+            if not loaded_suites:  # loaded after the model, so that a wrong --model costs no time
+                loaded_suites = _load_suites(refs, limit)
+            method_name = method or default_method(checkpoint, checkpoint.methods)
+            methods = [resolve_method(method_name, checkpoint)]
+            progress.plan(Workload.add(estimate_work(s.items, methods) for s in loaded_suites))
+            for suite in loaded_suites:
+                progress.start_piece(
+                    f"{checkpoint.name} {suite.name} {name}", estimate_work(suite.items, methods)
+                )
+                texts = [option.text for item in suite.items for option in item.options]
+                checkpoint.run_self_test(texts, methods)
+                predictions = _predict(checkpoint, suite, methods, name == "adaptive", progress)
+                if name == reference:
+                    reference_predictions[suite.name] = predictions
+                    continue
+                row: NoiseRow = {"suite": suite.name, "method": method_name, "condition": name}
+                before = reference_predictions[suite.name]
+                rows.append(row | _compare_predictions(suite, before, predictions))
     return rows
 
 
-def _predict(checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: bool) -> Predictions:
-    methods = [resolve_method(method_name, checkpoint)]
-    scorer: AdaptiveScorer | None = None
+def _load_suites(refs: Sequence[str], limit: int) -> list[Suite]:
+    """Return the suites. Raises UsageError for one whose items are no choices."""
+    loaded_suites = []
+    for ref in refs:
+        suite = suites.load_suite(ref, limit=limit, allow_incomplete=True)
+        if not TASK_TYPES[suite.task_type].depends_on_ranks_only:
+            message = f"the items of {suite.name} are no choices between options"
+            raise UsageError(message, location="--suite", hint="use a suite of pairs")
+        loaded_suites.append(suite)
+    return loaded_suites
+
+
+def _predict(
+    checkpoint: Checkpoint,
+    suite: Suite,
+    methods: Sequence[Method],
+    adaptive: bool,
+    progress: Progress,
+) -> Predictions:
+    """Return the predictions of a suite under one method."""
+    scorer: Checkpoint | AdaptiveScorer = checkpoint
     if adaptive:
         from antlm_bench.checkpoints import with_bf16_body
 
         scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
         scorer = scorer.calibrate(suite.items, methods)
     chunks: list[Predictions] = []
-    label = f"{checkpoint.name} {suite.name} {method_name}"
-    with Progress(len(suite.items), label) as progress:
-        for chunk in multiple_choice.iter_chunks(suite.items, methods):
-            if scorer:
-                [chunk_predictions] = scorer.predict(chunk, methods, reduction=suite.reduction)
-            else:
-                [chunk_predictions] = multiple_choice.predict(checkpoint, chunk, methods)
-            progress.advance(len(chunk))
-            chunks.append(chunk_predictions)
+    for chunk in multiple_choice.iter_chunks(suite.items, methods):
+        counter = ShareCounter(progress, len(chunk), token_counter(scorer))
+        if isinstance(scorer, AdaptiveScorer):
+            chunks += scorer.predict(chunk, methods, counter, suite.reduction)
+        else:
+            chunks += multiple_choice.predict(scorer, chunk, methods, counter)
+        counter.finish()
     return concat_predictions(chunks)
 
 

@@ -1,9 +1,8 @@
-"""The training callback: log, progress bar, experiment trackers, and scores of milestones."""
+"""The training callback: log, progress, experiment trackers, and scores of milestones."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ if TYPE_CHECKING:
     from antlm_bench.training.pretrain import RuntimeSettings, Trainer
 
 LOSS_SMOOTHING = 0.95
-"""Weight of the earlier steps in the loss that the progress bar shows."""
+"""Weight of the earlier steps in the loss that the progress shows."""
 
 
 class ProgressLog:
-    """Write the log of `pretrain`, update its progress bar and trackers, and score milestones.
+    """Write the log of `pretrain`, update the progress and trackers, and score milestones.
 
-    A context manager: it closes the progress bar and the trackers.
+    A context manager: it closes the trackers.
     """
 
     def __init__(
@@ -31,42 +30,37 @@ class ProgressLog:
         stop_signals: list[int],
         settings: RuntimeSettings,
         trainer: Trainer,
-        messages: Sequence[str] = (),
+        progress: Progress,
     ) -> None:
-        """messages: sentences to log when training begins."""
+        """progress: its part is planned, and its units are tokens."""
         self.folder = folder
         self.recipe = recipe
         self.trainer = trainer
-        self.messages = messages
+        self.progress = progress
         self.stop_signals = stop_signals
         self.trackers = settings.trackers
         self.log_writer = TrainingLogWriter(folder)
         self.label = f"{recipe.name} {recipe.scale}".strip()
-        self.progress_bar: Progress | None = None
         self.steps_before = 0
         """Steps that earlier calls have made."""
+        self.tokens_done = 0
         self.smoothed_losses: dict[str, float] = {}
 
     def __enter__(self) -> ProgressLog:
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        if self.progress_bar:
-            self.progress_bar.__exit__(*exc_info)
         if self.trackers:
             self.trainer.accelerator.end_training()
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None:
-        self.steps_before = steps_done
+        del total_tokens  # planned with the recipe
+        self.steps_before, self.tokens_done = steps_done, tokens_seen
         step_records = [r for r in self.log_writer.rewind(steps_done) if "loss" in r]
         self.smoothed_losses = dict(step_records[-1]["loss"]) if step_records else {}
-        self.progress_bar = Progress(total_tokens, self.label, "tokens")
-        self.progress_bar.__enter__()
-        self.progress_bar.skip(tokens_seen)
-        for message in self.messages:
-            self.progress_bar.log(f"{self.label}: {message}")
+        self.progress.skip(tokens_seen)
         if steps_done:
-            self.progress_bar.log(f"{self.label}: continues after step {steps_done:,}")
+            self.progress.log(f"{self.label}: continues after step {steps_done:,}")
         if self.trackers:
             self.trainer.accelerator.init_trackers(
                 self.recipe.name, config={"recipe": self.recipe.model_dump_json()}
@@ -74,26 +68,25 @@ class ProgressLog:
 
     def on_step_end(self, record: dict[str, Any]) -> None:
         """Log a step. record["switch"]: whether its objectives differ from the last step's."""
-        assert self.progress_bar
         step, objectives = f"step {record['step']:,}", "+".join(record["loss"])
         if record.pop("switch"):
             record["switch"] = objectives
             earlier = "+".join(self.smoothed_losses)
-            self.progress_bar.log(f"{self.label}: {step} switches from {earlier} to {objectives}")
+            self.progress.log(f"{self.label}: {step} switches from {earlier} to {objectives}")
             self.smoothed_losses = {}
         self.log_writer.append(record)
         if "held_out" in record:
-            self.progress_bar.log(
-                f"{self.label}: held-out loss {record['held_out']:.4f} after {step}"
-            )
+            self.progress.log(f"{self.label}: held-out loss {record['held_out']:.4f} after {step}")
         for name, loss in record["loss"].items():  # the log has the losses without smoothing
             earlier_loss = self.smoothed_losses.get(name, loss)
             self.smoothed_losses[name] = LOSS_SMOOTHING * earlier_loss + (1 - LOSS_SMOOTHING) * loss
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in self.smoothed_losses.items())
         count = record["words"]
         words = f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count:,.0f}"
-        self.progress_bar.describe(f"{self.label} {losses}, {words} words")
-        self.progress_bar.advance(record["tokens"] - self.progress_bar.num_done)
+        self.progress.describe(f"{self.label} {losses}, {words} words")
+        num_tokens = record["tokens"] - self.tokens_done
+        self.progress.advance(num_tokens, num_tokens)
+        self.tokens_done = record["tokens"]
         if self.trackers:
             values = {f"loss/{name}": loss for name, loss in record["loss"].items()}
             values |= {"lr": record["lr"], "norm": record["norm"]}
@@ -119,12 +112,11 @@ class ProgressLog:
             for cell in run
         ]
         self.log_writer.append({"step": step, "checkpoint": checkpoint.name, "scores": scores})
-        if self.progress_bar:
-            duration = format_duration(time.monotonic() - start_time)
-            text = ", ".join(
-                f"{entry['suite']} {entry['method']} {100 * entry['score']:.1f}" for entry in scores
-            )
-            self.progress_bar.log(f"{self.label}: {checkpoint.name}: {text} ({duration})")
+        duration = format_duration(time.monotonic() - start_time)
+        text = ", ".join(
+            f"{entry['suite']} {entry['method']} {100 * entry['score']:.1f}" for entry in scores
+        )
+        self.progress.log(f"{self.label}: {checkpoint.name}: {text} ({duration})")
 
     def stop_requested(self) -> bool:
         return bool(self.stop_signals)

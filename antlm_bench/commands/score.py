@@ -23,6 +23,7 @@ from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, UsageError
+from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import check_single_name, run_dir
 from antlm_bench.safe_files import find_url
 from antlm_bench.suites.pair_files import is_pairs_ref
@@ -97,6 +98,7 @@ class ScoreCall:
         self.out = out
         acquisition_suites = ", ".join(self.acquisition_suites)
         check_output(out, {"--shard": options.shard or "", "--suite": acquisition_suites})
+        self.progress = Progress(parts=("checkpoint", len(self.refs)))
         self._refs_by_weights: dict[str, str] = {}
         """Hash of the weights -> the first checkpoint with them."""
 
@@ -105,12 +107,26 @@ class ScoreCall:
 
         score_checkpoint: function that scores a checkpoint; None = the method of that name.
         """
+        with self.progress:
+            finished = self._score_each(score_checkpoint or self.score_checkpoint)
+        if self.request.shard is not None:
+            return finished
+        for name in self.acquisition_suites:
+            from antlm_bench.commands.acquisition import compute_acquisition  # needs scipy
+
+            compute_acquisition([run.path for run in finished], name)
+        keys = {cell.key for run in finished for cell in run}
+        return open_verified_runs((run.path for run in finished), keys=keys)
+
+    def _score_each(self, score_checkpoint: Callable[[str], Run]) -> list[Run]:
+        """Score all checkpoints, and raise the errors together."""
         finished: list[Run] = []
         failures: list[tuple[str, BenchError]] = []
         suites = self.request.suites
         for ref in self.refs:
             try:
-                finished.append((score_checkpoint or self.score_checkpoint)(ref))
+                self.progress.next_part(f"opening {ref}")
+                finished.append(score_checkpoint(ref))
             except BenchError as error:
                 # An error of the suites or options would be the same for every checkpoint.
                 is_only_error = len(self.refs) == 1 and not suites.unavailable
@@ -122,18 +138,13 @@ class ScoreCall:
             raise suites.describe_failures(
                 failures, len(self.refs), runs.distinguish_suites(finished)
             )
-        if self.request.shard is not None:
-            return finished
-        for name in self.acquisition_suites:
-            from antlm_bench.commands.acquisition import compute_acquisition  # needs scipy
+        return finished
 
-            compute_acquisition([run.path for run in finished], name)
-        keys = {cell.key for run in finished for cell in run}
-        return open_verified_runs((run.path for run in finished), keys=keys)
-
-    def score_checkpoint(self, ref: str, request: ScoreRequest | None = None) -> Run:
-        """Score one checkpoint. request: replaces that of the call."""
-        request = request or self.request
+    def score_checkpoint(
+        self, ref: str, request: ScoreRequest | None = None, progress: Progress | None = None
+    ) -> Run:
+        """Score one checkpoint. request, progress: replace those of the call."""
+        request, progress = request or self.request, progress or self.progress
         finished = self.find_finished(ref, request)
         if finished is not None:
             self._refs_by_weights.setdefault(str(finished.manifest.model["weights"]), ref)
@@ -141,7 +152,9 @@ class ScoreCall:
         checkpoint, notes = self.open(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
-            run = self.session.score_opened(checkpoint, request, local_folder, notes)
+            run = self.session.score_opened(
+                checkpoint, request, local_folder, notes, None, progress
+            )
         if request.shard is None:
             self._remember(ref, checkpoint)
         return run

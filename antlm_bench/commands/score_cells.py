@@ -15,11 +15,12 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, with_bf16_body
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
-from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
+from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_word_rule
 from antlm_bench.commands.finished_cells import build_finished_cell
+from antlm_bench.commands.work_estimates import token_counter
 from antlm_bench.errors import DataError
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, ShareCounter
 from antlm_bench.runs import Shard, UnfinishedCell
 from antlm_bench.runs.chunks import ChunkFolder
 from antlm_bench.runs.layout import log_replaced_scores
@@ -44,9 +45,12 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
     def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
         super().__init__(checkpoint, target)
+        rule = choose_word_rule(target)
+        if rule and isinstance(self.checkpoint, Checkpoint):
+            self.checkpoint = self.checkpoint.with_word_rule(rule)
         self.num_computed_chunks = 0
 
-    def score(self, writer: runs.RunWriter) -> list[str]:
+    def score(self, writer: runs.RunWriter, progress: Progress) -> list[str]:
         """Compute the missing cells, and write them into a run folder.
 
         Return the content keys of all cells, those that were there included.
@@ -57,12 +61,19 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
         pending_names = [
             name for name in self.keys if self.options.again or not self.is_complete(writer, name)
         ]
+        self._skip_finished(pending_names, progress)
         if pending_names:
             with _undo_disabled_shortcuts(self.checkpoint):
-                self._score_pending(pending_names, writer)
+                self._score_pending(pending_names, writer, progress)
         return list(self.keys.values())
 
-    def score_shard(self, shard: Shard, writer: runs.ShardWriter, finished_run: Run | None) -> None:
+    def score_shard(
+        self,
+        shard: Shard,
+        writer: runs.ShardWriter,
+        finished_run: Run | None,
+        progress: Progress,
+    ) -> None:
         """Compute the chunks of a shard, and write them into its folder.
 
         finished_run: the cells that it holds under the same keys are left out.
@@ -71,16 +82,16 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
         if self.options.again:
             for name in names:
                 writer.discard_chunks(self.suite.name, name)
+        self._skip_finished(names, progress)
         if names:
             meter = ResourceMeter()
             with _undo_disabled_shortcuts(self.checkpoint):
                 pending = self._plan_cells(names, shard)
                 writer.describe_cells(pending.cells.values())
-                num_items = sum(len(pending.chunks[index]) for index in pending.indices)
                 label = f"{self._label(names)} shard {shard}"
-                with Progress(num_items, label) as progress:
-                    for _ in self._predict_chunks(pending, writer, progress):
-                        pass
+                progress.start_piece(label, self.target.estimate_work(names))
+                for _ in self._predict_chunks(pending, writer, progress):
+                    pass
                 if self.num_computed_chunks:
                     writer.record_provenance(self._build_records(meter, names))
 
@@ -90,16 +101,26 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
         arguments = self.suite.name, name, self.keys[name]
         return runs.find_complete_cell(Path(run.path), run.cells, *arguments) is not None
 
-    def _score_pending(self, names: Sequence[str], writer: runs.RunWriter) -> None:
+    def _skip_finished(self, pending_names: Sequence[str], progress: Progress) -> None:
+        """Count the methods whose cells are not computed again."""
+        names = [name for name in self.keys if name not in pending_names]
+        if names:
+            work = self.target.estimate_work(names)
+            progress.start_piece(self._label(names), work)
+            progress.skip(work.units)
+
+    def _score_pending(
+        self, names: Sequence[str], writer: runs.RunWriter, progress: Progress
+    ) -> None:
         meter = ResourceMeter()
         pending = self._plan_cells(names)
         batches: dict[str, list[Predictions]] = {name: [] for name in names}
-        with Progress(len(pending.items), self._label(names)) as progress:
-            new_settings = [self.settings[name] for name in names]
-            log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
-            for predictions_by_method in self._predict_chunks(pending, writer, progress):
-                for name, predictions in predictions_by_method.items():
-                    batches[name].append(predictions)
+        progress.start_piece(self._label(names), self.target.estimate_work(names))
+        new_settings = [self.settings[name] for name in names]
+        log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
+        for predictions_by_method in self._predict_chunks(pending, writer, progress):
+            for name, predictions in predictions_by_method.items():
+                batches[name].append(predictions)
         for name, unfinished in pending.cells.items():
             computed = concat_predictions(batches.pop(name))
             try:
@@ -163,20 +184,23 @@ class SuiteScorer(SuiteCells[AnyCheckpoint]):
             }
             loaded = {name: batch for name, batch in stored.items() if batch is not None}
             if len(loaded) == len(stored):
-                progress.skip(len(chunk))
+                progress.skip(len(chunk) * len(pending.cells))
                 yield loaded
                 continue
             scorer = scorer or self._build_scorer(pending)
+            num_units = len(chunk) * len(pending.cells)
+            counter = ShareCounter(progress, num_units, token_counter(scorer))
             request = PredictRequest(
                 scorer,
                 self.suite,
                 chunk,
                 pending.methods,
                 self.conventions,
-                _ChunkProgress(progress, len(chunk)),
+                counter,
                 self.unigrams,
             )
             batches = dict(zip(pending.cells, self.task_type.predict(request), strict=True))
+            counter.finish()
             for name, batch in batches.items():
                 self._check_predictions(batch, name, chunk)
                 store.save_chunk(self.suite.name, name, self.keys[name], index, batch)
@@ -254,17 +278,3 @@ def _load_stored_chunk(
     if stored is None or stored.ids != tuple(item.id for item in chunk):
         return None
     return stored
-
-
-class _ChunkProgress:
-    """A progress callback: converts fractions of a chunk into items of the progress bar."""
-
-    def __init__(self, progress: Progress, num_items: int) -> None:
-        self.progress, self.num_items = progress, num_items
-        self.completed_fraction, self.num_reported = 0.0, 0
-
-    def __call__(self, fraction: float) -> None:
-        self.completed_fraction += fraction
-        num_done = min(self.num_items, round(self.completed_fraction * self.num_items))
-        self.progress.advance(num_done - self.num_reported)
-        self.num_reported = num_done

@@ -12,6 +12,7 @@ from antlm_bench.metrics import TIE_RULES
 from antlm_bench.runs import Shard
 from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
 from antlm_bench.scoring.methods import METHODS, get_method, peer_methods
+from antlm_bench.words import check_word_rule
 
 ALL_METHODS = "all"
 """Stands for every method that a checkpoint was trained for."""
@@ -35,6 +36,8 @@ class ScoreOptions:
     require_all: bool = False
     unigrams: str | None = None
     """Text of a unigram model, for SLOR: see scoring.unigrams.open_unigrams."""
+    words: str | None = None
+    """Rule of words.WORD_RULES for methods that mask words; None = the words of the tokenizer."""
     bos: str | None = None
     ties: str | None = None
     compat: str | None = None
@@ -121,6 +124,21 @@ class ScoreOptions:
             if name != ALL_METHODS:
                 get_method(name)
         check_option_values(self.open_options())
+        self._validate_words(methods)
+
+    def _validate_words(self, methods: Sequence[str]) -> None:
+        """Raise UsageError for an unknown rule for words, and where no method depends on it."""
+        if self.words is None:
+            return
+        check_word_rule(self.words)
+        if self.engine != DEFAULT_OPTIONS.engine:
+            raise UsageError(
+                f"the engine {self.engine} has its own words",
+                location="--words",
+                hint="use --engine native",
+            )
+        if methods and ALL_METHODS not in methods:
+            require_word_methods(methods)
 
     def _check_engine(self, methods: Sequence[str]) -> None:
         """Raise UsageError or MethodNotSupported for options that the engine does not have."""
@@ -174,4 +192,17 @@ class ScoreOptions:
 
 UNREPEATED_OPTIONS = ("again", "replace", "shard", "require_all")
 """Options that a command to complete a shard leaves out."""
+
+
+def require_word_methods(methods: Sequence[str]) -> None:
+    """Raise UsageError if no score of these methods depends on what a word is."""
+    if not any(get_method(name).needs_words for name in methods):
+        names = [method.name for method in METHODS if method.needs_words]
+        raise UsageError(
+            f"no score depends on words: the methods are {', '.join(methods)}",
+            location="--words",
+            hint=f"leave it out, or use --method {' or '.join(names)}",
+        )
+
+
 DEFAULT_OPTIONS = ScoreOptions()

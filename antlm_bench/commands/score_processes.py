@@ -19,6 +19,7 @@ from antlm_bench.commands.score import ScoreCall
 from antlm_bench.commands.score_options import ScoreOptions
 from antlm_bench.console import print_warning
 from antlm_bench.errors import BenchError, IncompleteError, RunError, UsageError
+from antlm_bench.progress import Progress
 from antlm_bench.runs import Shard
 from antlm_bench.safe_files import refuse_url
 from antlm_bench.types import Names, Run
@@ -93,7 +94,8 @@ def _score_together(call: ScoreCall, group: ProcessGroup, ref: str) -> Run:
         merge_runs(sorted(parts), run_dir, allow_incomplete=True, replace_cells=True)
         options = replace(options, again=False)
     try:
-        run = call.score_checkpoint(ref, replace(call.request, options=options))
+        with Progress(ref) as progress:  # its items were counted with the shards
+            run = call.score_checkpoint(ref, replace(call.request, options=options), progress)
     except IncompleteError:
         remove_path(shards_dir)
         raise
@@ -126,6 +128,7 @@ def _score_shard(call: ScoreCall, group: ProcessGroup, ref: str) -> tuple[Path |
             folder,
             notes,
             finished_run,
+            call.progress,
         )
     except BenchError as error:
         problem = str(error)

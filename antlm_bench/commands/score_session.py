@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from antlm_bench import runs
 from antlm_bench.arguments import split_methods
@@ -16,22 +16,19 @@ from antlm_bench.checkpoints.opening import open_minicons_checkpoint
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
 from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
-from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
+from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, DataError, IncompleteError
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
-from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Names, Run, as_list
 
 if TYPE_CHECKING:
     from antlm_bench.commands.score_cells import AnyCheckpoint, SuiteScorer
-
-
-Cells = TypeVar("Cells", bound=SuiteCells[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +81,11 @@ class ScoreSession:
         options = options or ScoreOptions()
         request = self.build_request(as_list(suites), split_methods(methods), options)
         check_single_name(options.name, [ref])
-        checkpoint = self.open(ref, options)
-        folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
-        run = self.score_opened(checkpoint, request, folder, loading_notes(checkpoint))
+        with Progress(f"opening {ref}") as progress:
+            checkpoint = self.open(ref, options)
+            folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
+            notes = loading_notes(checkpoint)
+            run = self.score_opened(checkpoint, request, folder, notes, None, progress)
         if request.suites.unavailable:
             raise request.suites.describe_failures((), 1, [run])
         return run
@@ -124,7 +123,8 @@ class ScoreSession:
         writer = runs.RunWriter(folder, build_manifest(checkpoint.metadata, request.options.name))
         try:
             stored_keys = {cell.key for cell in runs.open_stored_run(folder)}
-            all_cells = [build(SuiteCells) for build in _list_cells(checkpoint, request)]
+            targets = _list_targets(checkpoint, request, ())
+            all_cells = [SuiteCells(checkpoint, target) for target in targets]
             keys = {key for cells in all_cells for key in cells.keys.values()}
             if not keys <= stored_keys:
                 return None
@@ -148,7 +148,8 @@ class ScoreSession:
         request: ScoreRequest,
         folder: Path,
         notes: Sequence[str],
-        finished_run: Run | None = None,
+        finished_run: Run | None,
+        progress: Progress,
     ) -> Run:
         """Score an opened checkpoint into a run folder, or the folder of a shard.
 
@@ -158,9 +159,11 @@ class ScoreSession:
         """
         from antlm_bench.commands.score_cells import SuiteScorer
 
-        scorers = [partial(build, SuiteScorer) for build in _list_cells(checkpoint, request, notes)]
+        targets = _list_targets(checkpoint, request, notes)
+        progress.plan(Workload.add(each.estimate_work(each.method_names) for each in targets))
+        scorers = [partial(SuiteScorer, checkpoint, target) for target in targets]
         if request.shard is None:
-            return self._write_run(checkpoint, request, folder, scorers)
+            return self._write_run(checkpoint, request.options, folder, scorers, progress)
         from antlm_bench.checkpoints.machine import describe_machine_kind
 
         shard: Shard = request.shard
@@ -169,7 +172,7 @@ class ScoreSession:
         command = request.command(checkpoint)
         with runs.ShardWriter(folder, manifest, shard, machine, command) as writer:
             errors = _score_each(
-                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run)
+                scorers, lambda scorer: scorer.score_shard(shard, writer, finished_run, progress)
             )
             writer.finish()
         run = Run(str(folder), manifest, ())
@@ -180,15 +183,16 @@ class ScoreSession:
     def _write_run(
         self,
         checkpoint: AnyCheckpoint,
-        request: ScoreRequest,
+        options: ScoreOptions,
         folder: Path,
         scorers: Sequence[Callable[[], SuiteScorer]],
+        progress: Progress,
     ) -> Run:
-        options, keys = request.options, set[str]()
+        keys = set[str]()
         with runs.RunWriter(folder, build_manifest(checkpoint.metadata, options.name)) as writer:
 
             def score_suite(scorer: SuiteScorer) -> None:
-                suite_keys = scorer.score(writer)
+                suite_keys = scorer.score(writer, progress)
                 keys.update(suite_keys)
                 for key in suite_keys if options.replace else ():
                     writer.remove_other_limits(key)
@@ -200,25 +204,26 @@ class ScoreSession:
         return finished[0]
 
 
-def _list_cells(
-    checkpoint: DescribedCheckpoint, request: ScoreRequest, notes: Sequence[str] = ()
-) -> list[Callable[[type[Cells]], Cells]]:
-    """Return functions that build the cells of all suites, each with the methods that have the
-    same conventions. They take the class to build: SuiteCells, or SuiteScorer.
-    """
+def _list_targets(
+    checkpoint: DescribedCheckpoint, request: ScoreRequest, notes: Sequence[str]
+) -> list[SuiteToScore]:
+    """Return all suites, each with the methods that have the same conventions."""
     # Methods with the same conventions score the same texts and share the model's forwards.
-    groups: dict[ScoringConventions, list[str]] = {}
-    for name in _resolve_methods(request.methods, checkpoint):
+    groups: dict[tuple[ScoringConventions, bool], list[str]] = {}
+    methods = _resolve_methods(request.methods, checkpoint)
+    if request.options.words is not None:
+        require_word_methods(methods)
+    for name in methods:
         method = resolve_method(name, checkpoint)
-        groups.setdefault(request.options.conventions().for_method(method), []).append(name)
+        conventions = request.options.conventions().for_method(method)
+        has_rule = request.options.words is not None and method.needs_words
+        groups.setdefault((conventions, has_rule), []).append(name)
     loaded = request.suites.load([name for names in groups.values() for name in names])
-
-    def build(suite: Suite, names: Sequence[str], cells_class: type[Cells]) -> Cells:
-        suite_request = request.suites.request_of(suite)
-        target = SuiteToScore(suite, suite_request, names, request.options, notes)
-        return cells_class(checkpoint, target)
-
-    return [partial(build, suite, names) for suite in loaded for names in groups.values()]
+    return [
+        SuiteToScore(suite, request.suites.request_of(suite), names, request.options, notes)
+        for suite in loaded
+        for names in groups.values()
+    ]
 
 
 def _score_each(

@@ -19,11 +19,12 @@ from antlm_bench.commands.surprisal_rows import (
     TableLayout,
     count_words_without_token,
 )
+from antlm_bench.commands.work_estimates import estimate_tokens, token_counter
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
 from antlm_bench.packages import require_packages
 from antlm_bench.printable import format_count, make_printable
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, ShareCounter, Workload
 from antlm_bench.runs.table_files import (
     check_table_suffix,
     frame_rows,
@@ -60,7 +61,7 @@ from antlm_bench.text_arguments import (
     check_string,
     check_texts,
 )
-from antlm_bench.types import FLAGS, Attention
+from antlm_bench.types import FLAGS, TOO_LONG_HINT, Attention
 from antlm_bench.words import WORD_RULES
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class _ModelResult:
 ModelLike = str | Path | Scorer
 
 
-@require_packages("surprisal()")
+@require_packages()
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
     stimuli: Any,
@@ -378,9 +379,7 @@ def _add_context(texts: list[Stimulus], context: str | None) -> list[Stimulus]:
 def _score_models(
     models: Sequence[ModelLike], request: _Request, options: OpenOptions
 ) -> Iterator[_ModelResult]:
-    """Score the stimuli with each model, one after the other. All files are located first, so that
-    a missing checkpoint is reported before any is scored.
-    """
+    """Score the stimuli with each model. All files are located before any is scored."""
     scorers = [model for model in models if isinstance(model, Scorer)]
     if scorers and options != OpenOptions():
         raise UsageError(
@@ -397,17 +396,19 @@ def _score_models(
         if several and isinstance(model, str):
             with _named_errors(model):
                 locate_sources(*split_revision(model, options))
-    for model in expanded:
-        ref = model if isinstance(model, str) else model.name
-        with _named_errors(ref if several else ""):
-            if isinstance(model, Scorer):
-                checkpoint = model.checkpoint
-            else:
-                checkpoint = open_checkpoint(model, options)
-            from antlm_bench.checkpoints import evaluation_mode  # imports torch
+    with Progress(unit="characters", parts=("model", len(expanded))) as progress:
+        for model in expanded:
+            ref = model if isinstance(model, str) else model.name
+            progress.next_part(ref)
+            with _named_errors(ref if several else ""):
+                if isinstance(model, Scorer):
+                    checkpoint = model.checkpoint
+                else:
+                    checkpoint = open_checkpoint(model, options)
+                from antlm_bench.checkpoints import evaluation_mode  # imports torch
 
-            with evaluation_mode(checkpoint.engine.model):
-                yield _score_model(checkpoint, request, ref, model)
+                with evaluation_mode(checkpoint.engine.model):
+                    yield _score_model(checkpoint, request, ref, model, progress)
 
 
 def _expand_models(models: Sequence[ModelLike], options: OpenOptions) -> list[str | Scorer]:
@@ -436,7 +437,7 @@ def _named_errors(model: str) -> Iterator[None]:
 
 
 def _score_model(
-    checkpoint: Checkpoint, request: _Request, ref: str, model: str | Scorer
+    checkpoint: Checkpoint, request: _Request, ref: str, model: str | Scorer, progress: Progress
 ) -> _ModelResult:
     """Score the stimuli with one model. ref: as in _ModelResult."""
     if request.words is not None:
@@ -448,7 +449,11 @@ def _score_model(
     encoder, added = checkpoint.encoders[attention], request.layout.added
     if correction is not None:
         if not method.is_left_to_right:
-            raise _masked_correction_error(name)
+            raise MethodNotSupported(
+                f"corrections for the end of a word are computed for causal, not for {name}",
+                location="--correction",
+                hint="use --method causal, or leave it out",
+            )
         sets = build_token_sets(encoder.tokenizer, correction, encoder.vocab_size)
         checkpoint.engine.set_token_sets(sets)
     if added.top_k > encoder.vocab_size:
@@ -471,25 +476,17 @@ def _score_model(
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
     result = _ModelResult(checkpoint.name, ref, name, notes=notes)
     label = f"{checkpoint.name} {Path(request.source).name} {name}"
-    with Progress(sum(map(len, texts)), label, "characters") as progress:
-        for block in _iter_blocks(units_by_text):
-            _score_block(checkpoint, block, settings, request.layout, result)
-            progress.advance(sum(len(units[0].option.text) for units in block))
+    work = Workload(sum(map(len, texts)), estimate_tokens(texts, method))
+    progress.plan_piece(label, work)
+    for block in _iter_blocks(units_by_text):
+        _score_block(checkpoint, block, settings, request.layout, result, progress)
     if all(row[f"surprisal_{request.layout.unit}"] is None for row in result.rows):
         hint = "use longer texts, or --bos always"
         if result.too_long:
-            hint = "raise --max-length, or use --long-texts window"
+            hint = f"{TOO_LONG_HINT}; or use --long-texts window"
         raise DataError("no unit can be scored", location=request.source, hint=hint)
     _add_window_note(checkpoint, attention, result)
     return result
-
-
-def _masked_correction_error(method: str) -> MethodNotSupported:
-    return MethodNotSupported(
-        f"corrections for the end of a word are computed for causal, not for {method}",
-        location="--correction",
-        hint="use --method causal, or leave it out",
-    )
 
 
 def _trial_texts(checkpoint: Checkpoint, texts: Sequence[str], attention: Attention) -> list[str]:
@@ -528,11 +525,14 @@ def _score_block(
     settings: TokenSettings,
     layout: TableLayout,
     result: _ModelResult,
+    progress: Progress,
 ) -> None:
     """Score some texts, and add their rows and counts to a result."""
     texts = [units[0].option.text for units in block]
     starts = [units[0].start for units in block]
-    scores_by_text, flags = score_tokens(checkpoint, texts, starts, settings)
+    counter = ShareCounter(progress, sum(map(len, texts)), token_counter(checkpoint))
+    scores_by_text, flags = score_tokens(checkpoint, texts, starts, settings, counter)
+    counter.finish()
     for index, (units, scores) in enumerate(zip(block, scores_by_text, strict=True)):
         rows = list(layout.build_rows(units, scores, checkpoint.decode_token))
         result.rows += rows

@@ -171,10 +171,12 @@ class _Driver:
     def _carry_out(self, state: SweepState, stop_signals: Sequence[int]) -> None:
         num_workers = min(self.executor.num_workers, len(state.sweep.groups))
         progress = Progress(
-            len(state.units),
             state.sweep.name,
             "units",
-            lambda: state.estimate_time_left(max(state.counts["running"], 1)).seconds,
+            total=len(state.units),
+            estimate_remaining=lambda: (
+                state.estimate_time_left(max(state.counts["running"], 1)).seconds
+            ),
         )
         with progress:
             progress.skip(state.num_settled)

@@ -17,6 +17,7 @@ from antlm_bench.commands.stop_requests import catch_stop_signals
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.packages import missing_package
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.runs.provenance import (
@@ -27,8 +28,9 @@ from antlm_bench.runs.provenance import (
 )
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
+from antlm_bench.training.flops import forward_flops
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
-from antlm_bench.training.schedule import describe_plan
+from antlm_bench.training.schedule import describe_plan, plan_steps
 from antlm_bench.training.text_sources import TextSource, describe_source, load_text_source
 from antlm_bench.weight_files import hash_files, hash_weights
 
@@ -100,7 +102,9 @@ def train(
     """
     options = apply_settings(options or TrainOptions(), settings)
     resolved_recipe, source = check_training(recipe, str(corpus), options)
-    return _train_recipe(resolved_recipe, source, Path(out), options)
+    teachers = [each for _, each in _resolve_teachers(resolved_recipe, options) if each]
+    with Progress(unit="tokens", parts=("recipe", 1 + len(teachers))) as progress:
+        return _train_recipe(resolved_recipe, source, Path(out), options, progress)
 
 
 def check_training(recipe: str, corpus: str, options: TrainOptions) -> tuple[Recipe, TextSource]:
@@ -118,8 +122,14 @@ def check_training(recipe: str, corpus: str, options: TrainOptions) -> tuple[Rec
 
 
 def _train_recipe(
-    recipe: Recipe, source: TextSource, folder: Path, options: TrainOptions
+    recipe: Recipe,
+    source: TextSource,
+    folder: Path,
+    options: TrainOptions,
+    progress: Progress,
+    later: Sequence[Recipe] = (),
 ) -> Path | None:
+    """Train a recipe, after its teachers. later: the recipes that are trained after it."""
     from accelerate import PartialState
 
     from antlm_bench.training.corpus import prepare_corpus
@@ -138,12 +148,15 @@ def _train_recipe(
             run_metadata = _build_run_metadata(recipe, source, options, teacher_hashes)
             _start_or_check_run(folder, run_metadata, options.resume)
         if _is_finished(folder):
+            progress.next_part(f"{recipe.name} is trained")
             return folder / "main"
-        teacher_paths = _train_teachers(recipe, source, folder, options)
+        teacher_paths = _train_teachers(recipe, source, folder, options, progress)
         if teacher_paths is None:
             return None
         if is_main and teacher_paths and not options.teachers:
             _record_teacher_hashes(folder, _hash_teachers(teacher_paths))
+        label = f"{recipe.name} {recipe.scale}".strip()
+        progress.next_part(f"{label}: preparing the text")
         with processes.main_process_first():
             corpus = prepare_corpus(
                 source, recipe.corpus, recipe.tokenizer, recipe.model.positions, folder / "corpus"
@@ -152,9 +165,12 @@ def _train_recipe(
         teacher_models = [_load_teacher(Path(path), corpus) for path in teacher_paths]
         trainer = Trainer(recipe, corpus, runtime, teacher_models)
         stop_signals = stack.enter_context(catch_stop_signals())
-        messages = _describe_training(recipe, source, corpus)
+        work, *works = (_estimate_work(r, options, len(corpus)) for r in (recipe, *later))
+        progress.plan_piece(label, work, works)
+        for message in _describe_training(recipe, source, corpus) if is_main else ():
+            progress.log(f"{label}: {message}")
         log = stack.enter_context(
-            ProgressLog(folder, recipe, stop_signals, runtime, trainer, messages)
+            ProgressLog(folder, recipe, stop_signals, runtime, trainer, progress)
         )
         checkpoint = pretrain(trainer, folder, log, runtime)
         if is_main and (checkpoint or trainer.steps_done > log.steps_before):
@@ -186,6 +202,14 @@ def _record_provenance(
     document = {"schema": PROVENANCE_SCHEMA_VERSION, "records": records}
     data = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
     runs.write_atomically(folder / PROVENANCE_FILE, data)
+
+
+def _estimate_work(recipe: Recipe, options: TrainOptions, num_tokens: int) -> Workload:
+    """Return the tokens of a run, and its FLOPs, the forward passes of its teachers included."""
+    steps = plan_steps(recipe, num_tokens)
+    teachers = [each for _, each in _resolve_teachers(recipe, options) if each]
+    flops = 3 * forward_flops(recipe, steps) + sum(forward_flops(t, steps) for t in teachers)
+    return Workload(steps[-1].tokens_before + steps[-1].num_tokens, flops)
 
 
 def _describe_training(recipe: Recipe, source: TextSource, corpus: Corpus) -> list[str]:
@@ -458,7 +482,11 @@ def _check_teacher(teacher: Recipe, student: Recipe) -> None:
 
 
 def _train_teachers(
-    recipe: Recipe, source: TextSource, folder: Path, options: TrainOptions
+    recipe: Recipe,
+    source: TextSource,
+    folder: Path,
+    options: TrainOptions,
+    progress: Progress,
 ) -> list[str | Path] | None:
     """Return the checkpoints of all teachers. Trains those that are not given with --teacher.
 
@@ -468,11 +496,15 @@ def _train_teachers(
         options, scale="", changes=(), teachers=(), resume=False, stop_after=None, trackers=()
     )
     teacher_paths: list[str | Path] = []
-    for name_or_path, teacher_recipe in _resolve_teachers(recipe, options):
+    teachers = _resolve_teachers(recipe, options)
+    for number, (name_or_path, teacher_recipe) in enumerate(teachers, 1):
         path: str | Path | None = name_or_path
         if teacher_recipe:
             teacher_folder = folder / "teachers" / name_or_path
-            path = _train_recipe(teacher_recipe, source, teacher_folder, teacher_options)
+            later = [*(each for _, each in teachers[number:] if each), recipe]
+            path = _train_recipe(
+                teacher_recipe, source, teacher_folder, teacher_options, progress, later
+            )
         if path is None:
             return None
         teacher_paths.append(path)

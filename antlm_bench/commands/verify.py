@@ -20,6 +20,7 @@ import numpy as np
 
 from antlm_bench.checkpoints.opening import open_checkpoint
 from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, locate_sources
+from antlm_bench.commands.work_estimates import estimate_work
 from antlm_bench.errors import (
     CheckpointError,
     DataError,
@@ -28,7 +29,7 @@ from antlm_bench.errors import (
 )
 from antlm_bench.predictions import Predictions
 from antlm_bench.printable import format_count
-from antlm_bench.progress import Progress
+from antlm_bench.progress import Progress, Workload
 from antlm_bench.results.verification import OtherTokens, PeerAgreement, PeerFlip, Verification
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import (
@@ -52,7 +53,16 @@ from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pair_files import select_format
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest
-from antlm_bench.types import Attention, Encodings, Floats, Item, Names, Option, as_list
+from antlm_bench.types import (
+    TOO_LONG_HINT,
+    Attention,
+    Encodings,
+    Floats,
+    Item,
+    Names,
+    Option,
+    as_list,
+)
 from antlm_bench.weight_files import read_json
 
 if TYPE_CHECKING:
@@ -121,14 +131,17 @@ def verify(
             f"no peer can score {checkpoint.name}:{reasons}", location="--model"
         )
     agreements: list[PeerAgreement] = []
-    for ref in refs:
-        pair_format = select_format(ref, refs, {"columns": columns, "layout": layout, "good": good})
-        # A sample does not need a complete suite.
-        request = SuiteRequest(ref, allow_incomplete=True, **pair_format)
-        loaded = suites.load_requested_suite(request)
-        texts = [option.text for item in loaded.items for option in item.options]
-        checkpoint.run_self_test(texts, [get_method(name) for name in method_names])
-        agreements += _compare_suite(checkpoint, loaded, limit, peers, tolerance)
+    with Progress(parts=("suite", len(refs))) as progress:
+        for ref in refs:
+            progress.next_part(f"{checkpoint.name} {ref}")
+            formats = {"columns": columns, "layout": layout, "good": good}
+            # A sample does not need a complete suite.
+            request = SuiteRequest(ref, allow_incomplete=True, **select_format(ref, refs, formats))
+            loaded = suites.load_requested_suite(request)
+            texts = [option.text for item in loaded.items for option in item.options]
+            checkpoint.run_self_test(texts, [get_method(name) for name in method_names])
+            items = _sample_items(loaded, limit)
+            agreements += _compare_suite(checkpoint, loaded.name, items, peers, tolerance, progress)
     return Verification(checkpoint.name, tolerance, tuple(agreements), tuple(refused))
 
 
@@ -285,15 +298,35 @@ class SuiteSample:
 
 def _compare_suite(
     checkpoint: Checkpoint,
-    suite: Suite,
-    limit: int,
+    suite: str,
+    items: Sequence[Item],
     peers: dict[tuple[str, str], Peer],
     tolerance: float,
+    progress: Progress,
 ) -> list[PeerAgreement]:
-    """Compare our scores of a sample of a suite with those of each peer.
+    """Compare our scores of some items with those of each peer.
 
-    peers: (peer, method) -> the opened peer. Raises UsageError, DataError, CheckpointError.
+    peers: (peer, method) -> the opened peer. Raises DataError, CheckpointError.
     """
+    agreements = []
+    # A peer scores a sample in one call, which reports no progress.
+    work = {pair: estimate_work(items, [get_method(pair[1])]) for pair in peers}
+    progress.plan(Workload.add(work.values()))
+    for name in dict.fromkeys(method for _, method in peers):
+        sample = _score_sample(checkpoint, suite, items, resolve_method(name, checkpoint))
+        for (peer_name, peer_method), peer in peers.items():
+            if peer_method == name:
+                label = f"{checkpoint.name} {suite} {name} {peer_name}"
+                progress.start_piece(label, work[peer_name, name])
+                agreements.append(
+                    _compare_with_peer(checkpoint, peer_name, peer, sample, tolerance)
+                )
+                progress.advance(len(items))
+    return agreements
+
+
+def _sample_items(suite: Suite, limit: int) -> list[Item]:
+    """Return `limit` items of a suite. Raises UsageError for one that peers cannot score."""
     task_type = TASK_TYPES[suite.task_type]
     if not task_type.supports_other_engines:
         raise UsageError(
@@ -301,18 +334,7 @@ def _compare_suite(
             location="--suite",
             hint="give a suite of pairs",
         )
-    items = sample_evenly(suite.items, limit)
-    agreements = []
-    with Progress(len(peers) * len(items), f"{checkpoint.name} {suite.name}") as progress:
-        for name in dict.fromkeys(method for _, method in peers):
-            sample = _score_sample(checkpoint, suite.name, items, resolve_method(name, checkpoint))
-            for (peer_name, peer_method), peer in peers.items():
-                if peer_method == name:
-                    agreements.append(
-                        _compare_with_peer(checkpoint, peer_name, peer, sample, tolerance)
-                    )
-                    progress.advance(len(items))
-    return agreements
+    return sample_evenly(suite.items, limit)
 
 
 def sample_evenly(items: Sequence[Item], limit: int) -> list[Item]:
@@ -329,7 +351,7 @@ def _score_sample(
     fitting = np.flatnonzero(~predictions.has_flag("too-long"))
     if not len(fitting):
         message = f"none of {format_count(len(items), 'item')} fits the model"
-        raise DataError(message, location=suite, hint="raise --max-length")
+        raise DataError(message, location=suite, hint=TOO_LONG_HINT)
     return SuiteSample(
         suite=suite,
         method=method,

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -43,6 +44,7 @@ class _Download:
     max_bytes: int
     deadline: float
     data: bytearray = field(default_factory=bytearray)
+    on_bytes: Callable[[int], None] | None = None
     validator: str = ""
     """ETag or date of the answer. With it the server can continue where it stopped."""
 
@@ -59,6 +61,8 @@ class _Download:
             self._start(response)
             while block := response.read1(READ_SIZE):
                 self.data += block
+                if self.on_bytes:
+                    self.on_bytes(len(self.data))
                 if len(self.data) > self.max_bytes:
                     raise self.fail(
                         f"larger than {self.max_bytes:,} bytes",
@@ -121,12 +125,16 @@ def _open(request: urllib.request.Request) -> Any:
     return opener.open(request, timeout=TIMEOUT)
 
 
-def fetch_url(url: str, max_bytes: int | None = None) -> bytes:
+def fetch_url(
+    url: str, max_bytes: int | None = None, on_bytes: Callable[[int], None] | None = None
+) -> bytes:
     """Download a URL in up to three attempts; each continues the previous one if the server can.
 
-    max_bytes: largest size; None = MAX_BYTES. Raises DataError with the URL and the reason.
+    max_bytes: largest size; None = MAX_BYTES. on_bytes: receives the number of bytes that have
+    arrived. Raises DataError with the URL and the reason.
     """
-    download = _Download(url, max_bytes or MAX_BYTES, time.monotonic() + MAX_SECONDS)
+    deadline = time.monotonic() + MAX_SECONDS
+    download = _Download(url, max_bytes or MAX_BYTES, deadline, on_bytes=on_bytes)
     reason = ""
     for delay in RETRY_DELAYS:
         time.sleep(delay)
@@ -149,8 +157,13 @@ def fetch_url(url: str, max_bytes: int | None = None) -> bytes:
     raise download.fail(reason)
 
 
-def fetch_osf_file(node: str, path: str, max_bytes: int | None = None) -> bytes:
-    """Download a file of an OSF project. Raises DataError as fetch_url.
+def fetch_osf_file(
+    node: str,
+    path: str,
+    max_bytes: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> bytes:
+    """Download a file of an OSF project. Arguments and errors as for fetch_url.
 
     OSF's API does not take paths, so that folders are searched one after another.
     """
@@ -159,7 +172,8 @@ def fetch_osf_file(node: str, path: str, max_bytes: int | None = None) -> bytes:
     folder_keys = ("relationships", "files", "links", "related", "href")
     for folder in folders:
         url = _find_osf_url(url, folder, folder_keys, path)
-    return fetch_url(_find_osf_url(url, name, ("links", "download"), path), max_bytes)
+    url = _find_osf_url(url, name, ("links", "download"), path)
+    return fetch_url(url, max_bytes, on_bytes)
 
 
 def _find_osf_url(url: str, name: str, key_path: tuple[str, ...], path: str) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from antlm_bench.declarations import decode_utf8, expand_user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.printable import format_count
+from antlm_bench.progress import Progress
 from antlm_bench.suites import derivation, downloads, files
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
 from antlm_bench.suites.templates import split_file_name
@@ -142,12 +143,15 @@ def verify_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileSt
     return _verify_files(spec, data_roots(folder))
 
 
-def fetch_files(spec: SuiteWithData, target_dir: Path | None = None) -> list[FileStatus]:
+def fetch_files(
+    spec: SuiteWithData, target_dir: Path | None = None, progress: Progress | None = None
+) -> list[FileStatus]:
     """Download missing or damaged files, and return the status of all files.
 
     target_dir: folder for the downloads, which can be used as ANTLM_BENCH_DATA. None = the cache.
-    Raises DataError as get_file.
+    progress: its units are files. Raises DataError as get_file.
     """
+    progress = progress or Progress()
     root = target_dir or cache_dir()
     roots = [target_dir] if target_dir else data_roots()
     for file in spec.data.files if spec.data else ():
@@ -158,8 +162,17 @@ def fetch_files(spec: SuiteWithData, target_dir: Path | None = None) -> list[Fil
             if not error.location.startswith(str(root)):
                 raise  # never replace a file in the user's folder
             data_file = None
-        if not data_file:
-            _download_file(spec, query, root)
+        if data_file:
+            progress.skip(1)
+            continue
+        label = f"{spec.name} {file}"
+        progress.describe(label)
+
+        def show_bytes(count: int, label: str = label) -> None:
+            progress.describe(f"{label} {count / 1e6:,.1f} MB")
+
+        _download_file(spec, query, root, show_bytes)
+        progress.advance(1)
     return _verify_files(spec, roots)
 
 
@@ -225,7 +238,8 @@ def _iter_present_files(
 
 def _find_file(query: _FileQuery, search_roots: Iterable[Path]) -> DataFile | None:
     for path, member in _iter_present_files(query, search_roots):
-        raw, location = files.read_bytes(path), str(path)
+        hint = files.REFETCH_HINT if query.sources else files.REPACK_HINT
+        raw, location = files.read_bytes(path, hint), str(path)
         if member:
             raw = files.read_zip_member(raw, member, query.password, location)
             location = f"{path}!{member}"
@@ -298,7 +312,12 @@ def _verify_file(
 # ---- downloading
 
 
-def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFile:
+def _download_file(
+    spec: SuiteWithData,
+    query: _FileQuery,
+    root: Path,
+    on_bytes: Callable[[int], None] | None = None,
+) -> DataFile:
     """Download a file from the first source that works, and store it below `root`."""
     variable = offline_variable()
     if variable:
@@ -313,10 +332,10 @@ def _download_file(spec: SuiteWithData, query: _FileQuery, root: Path) -> DataFi
             if source.hub:
                 raw = _fetch_hub_file(query, source)
             elif source.http:
-                raw = downloads.fetch_url(query.fill(source.http), source.max_bytes)
+                raw = downloads.fetch_url(query.fill(source.http), source.max_bytes, on_bytes)
             else:
                 path = query.fill(str(source.path))
-                raw = downloads.fetch_osf_file(str(source.osf), path, source.max_bytes)
+                raw = downloads.fetch_osf_file(str(source.osf), path, source.max_bytes, on_bytes)
             return _store_download(query, raw, root, query.fill(source.location))
         except DataError as error:
             errors.append(error)

@@ -37,6 +37,7 @@ from antlm_bench.sweeps.sweep_texts import load_suite_texts, load_task_texts
 from antlm_bench.sweeps.units import Sweep, Unit
 from antlm_bench.types import Cell, Run, finetune_method
 from antlm_bench.weight_files import hash_files, hash_weights
+from antlm_bench.words import describe_word_rule
 
 
 def find_units_done_by_journals(sweep: Sweep, folder: Path) -> set[str]:
@@ -183,6 +184,8 @@ def _describe_scoring(
     }
     if conventions.lengths == "declared":
         settings["max_length"] = facts.max_length
+    if score_options.words is not None and METHODS[method].needs_words:
+        settings["words"] = describe_word_rule(score_options.words)
     return settings
 
 

@@ -157,6 +157,8 @@ def count_suite(
         groups.setdefault(score_options.conventions().for_method(METHODS[name]), []).append(name)
     for conventions, group in groups.items():
         model = build_counting_checkpoint(facts, engine, conventions.bos, tokenizer)
+        if score_options.words is not None:
+            model = model.with_word_rule(score_options.words)
         conventions = conventions.for_suite(
             suite.reduction, suite.has_delimiters, task_type.scores_spans
         )

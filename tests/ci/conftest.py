@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from gate_jobs import make_job, write_commands
 from pair_runs import (
+    PHENOMENON_BY_PARADIGM,
     draw_logprob_gaps,
     make_cell,
     make_predictions,
@@ -21,10 +22,11 @@ from workflow_runner import Job
 @pytest.fixture(scope="session")
 def gate_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs that `write_gate_runs` writes, "two-suites" and "other-rules"."""
-    folder = write_gate_runs(tmp_path_factory.mktemp("gate"))
-    predictions = make_predictions(draw_logprob_gaps(20))
-    write_run(folder / "two-suites", make_cell(predictions), make_cell(predictions, suite="other"))
-    write_toy_run(folder / "other-rules", draw_logprob_gaps(300), bos="never")
+    folder = write_gate_runs(tmp_path_factory.mktemp("gate"), suite="blimp")
+    predictions = make_predictions(draw_logprob_gaps(300, 0.85, seed=3), PHENOMENON_BY_PARADIGM)
+    cells = [make_cell(predictions, suite=suite) for suite in ("blimp", "supplement")]
+    write_run(folder / "two-suites", *cells)
+    write_toy_run(folder / "other-rules", draw_logprob_gaps(300), suite="blimp", bos="never")
     return folder
 
 

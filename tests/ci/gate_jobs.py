@@ -7,6 +7,7 @@ are marked slow use an environment of their own, into which pip installs.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import site
@@ -20,7 +21,7 @@ from workflow_runner import ROOT, Job
 
 PIP_LOG = "pip.log"
 """Name of the file, beside the workspace, with one line per call of the logging pip."""
-KEPT_VARIABLES = ("LANG", "TMPDIR", "OMP_NUM_THREADS", "PIP_INDEX_URL", "PIP_CONFIG_FILE")
+KEPT_VARIABLES = re.compile(r"LANG$|TMPDIR$|OMP_|PIP_|SSL_|https?_proxy$", re.IGNORECASE)
 REPOSITORY_URL = "https://github.com/OWNER/antlm-bench"
 REPOSITORY_FILES = (
     "LICENSE",
@@ -37,20 +38,13 @@ REPOSITORY_DIRS = ("antlm_bench", "tasks", "models")
 def make_job(root: Path, commands_dir: Path) -> Job:
     """Make a machine whose workspace is `root`/workspace. Its caches and artifacts are `root`'s.
 
-    Of the environment of pytest, only PATH and KEPT_VARIABLES reach its steps.
+    Of the environment of pytest, only PATH and the names of KEPT_VARIABLES reach its steps.
     """
     for name in ("workspace", "temp", "home", "caches", "artifacts"):
         (root / name).mkdir(exist_ok=True)
-    kept = (
-        "LANG",
-        "TMPDIR",
-        "OMP_NUM_THREADS",
-        "PIP_INDEX_URL",
-        "PIP_CONFIG_FILE",
-        "SSL_CERT_FILE",
-    )
-    env = {name: os.environ[name] for name in kept if name in os.environ}
+    env = {name: text for name, text in os.environ.items() if KEPT_VARIABLES.match(name)}
     env |= {"PATH": f"{commands_dir}{os.pathsep}{os.environ['PATH']}", "HOME": str(root / "home")}
+    env |= {"XDG_CONFIG_HOME": str(Path.home() / ".config")}  # the configuration of pip
     env |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PIP_LOG": str(root / PIP_LOG)}
     return Job(root / "workspace", root / "temp", env, root / "caches", root / "artifacts")
 
@@ -79,7 +73,8 @@ def write_commands(folder: Path) -> Path:
 def replace_score(commands_dir: Path, run_dir: Path) -> None:
     """Let `antlm-bench score` check its options, and copy a ready run instead of scoring."""
     command = commands_dir / "antlm-bench"
-    command.rename(commands_dir / "antlm-bench-real")
+    if not (commands_dir / "antlm-bench-real").exists():
+        command.rename(commands_dir / "antlm-bench-real")
     write_script(
         command,
         'if [ "$1" = score ]; then\n'

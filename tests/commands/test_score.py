@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from prediction_rows import read_rows
 from score_helpers import count_work, hash_files, make_agreement_rows, write_pairs
 
-from antlm_bench import runs, score
+from antlm_bench import runs, score, surprisal
 from antlm_bench.checkpoints import pretrained
 from antlm_bench.cli.app import run
 from antlm_bench.errors import (
@@ -161,6 +162,49 @@ def test_corrected_words_are_in_the_key_of_the_method_that_masks_words(
     [marked] = score(make_checkpoint("masked"), str(suite), out=tmp_path / "b", **ask)
     assert [cell.settings.get("words") for cell in plain] == [None, None]
     assert [cell.settings.get("words") for cell in marked] == [None, "graphemes"]
+
+
+@pytest.mark.long
+def test_chosen_words_decide_what_is_masked(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
+    model, sentences = make_checkpoint("masked"), tmp_path / "sentences.txt"
+    rows = make_agreement_rows(4)
+    write_pairs(suite, rows)
+    sentences.write_text("".join(f"{row['good']}\n" for row in rows))
+    ask = {"device": "cpu", "methods": "mlm,mlm-l2r"}
+    [plain] = score(model, str(suite), out=tmp_path / "a", **ask)
+    [chosen] = score(model, str(suite), out=tmp_path / "b", words="spaces", **ask)
+    ask = {"device": "cpu", "method": "mlm-l2r", "by": "word", "base": "e"}
+    surprisal(model, sentences, tmp_path / "s.csv", words="spaces", **ask)
+    table = pd.read_csv(tmp_path / "s.csv").groupby("item").sum(numeric_only=True)
+    [[mlm, l2r], [chosen_mlm, chosen_l2r]] = plain, chosen
+    assert mlm == chosen_mlm
+    assert [l2r.settings.get("words"), chosen_l2r.settings["words"]] == [None, "spaces"]
+    scores = {
+        run.path: [row.scores[0] for row in read_rows(run.path, run.cells[1])]
+        for run in (plain, chosen)
+    }
+    expected = list(-table["surprisal_nats"])
+    assert scores[chosen.path] == pytest.approx(expected, abs=1e-4)
+    assert scores[plain.path] != pytest.approx(expected, abs=1e-2)
+
+
+def test_words_without_a_method_that_masks_them_are_refused(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "run", make_checkpoint("masked")
+    for methods in ("causal,mlm", ""):  # the second: the checkpoint's first
+        with pytest.raises(UsageError, match=r"no score depends on words.*mlm") as error:
+            score(model, str(suite), out=out, methods=methods or (), words="characters")
+        assert error.value.location == "--words" and "mlm-l2r" in error.value.hint
+    with pytest.raises(UsageError, match="unknown rule 'word'"):
+        score(model, str(suite), out=out, methods="mlm-l2r", words="word")
+    write_pairs(suite, [{"good": "ฉันรักแมว", "bad": "ฉันรักหมา"}])
+    pytest.importorskip("jieba")
+    with pytest.raises(UsageError, match=r"agree: agree_0 has text that jieba does not split"):
+        score(model, str(suite), out=out, methods="mlm-l2r", words="jieba")
+    assert not list(out.rglob("run.json"))
 
 
 @pytest.mark.long
