@@ -2,8 +2,8 @@
 
 - A block with a title (```` ```csv title="stimuli.csv" ````) is written to the file of that name.
 - An `sh` block is run line by line. `echo $?` shows the exit code of the line before it; any other
-  line must succeed, unless `echo $?` follows. (`bash` blocks need a network, a GPU or another
-  package, and are not run.)
+  line must succeed, unless `echo $?` follows. `bash` blocks need a network, a cluster or another
+  package: they and their output are left out, unless `PageRunner.shells` has them.
 - Lines below `# not run by the tests: REASON` in a block are left out. REASONS lists the reasons.
 - A `python` block without a title is a cell of a notebook: all of a page share their names.
 - A `text` block is the output of the block before it. A line `...` stands for left-out lines, and a
@@ -133,6 +133,8 @@ class PageRunner:
     folder: Path
     train: Callable[[Sequence[str]], str] | None = None
     """Runs `antlm-bench train` with these arguments and returns its output; None: as it is."""
+    shells: frozenset[str] = frozenset({"sh"})
+    """Languages of the blocks that are run as commands."""
     shrink: Callable[[list[str]], list[str]] = list
     """Makes the words of a command line smaller: fewer seeds, one epoch."""
     names: dict[str, Any] = field(default_factory=dict)
@@ -140,17 +142,19 @@ class PageRunner:
     exit_code: int = 0
 
     def run(self, blocks: Sequence[Block]) -> None:
-        output = ""
+        output: str | None = ""
         for block in blocks:
             if block.title:
                 path = self.folder / block.title
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, encoding="utf-8")
-            elif block.language == "sh":
+            elif block.language in self.shells:
                 output = self.run_commands(split_commands(block.text_to_run))
             elif block.language == "python":
                 output = self.run_cell(block.text_to_run)
-            elif block.language == "text":
+            elif block.language == "bash":
+                output = None
+            elif block.language == "text" and output is not None:
                 assert_output(block.text, output)
 
     def run_commands(self, commands: Sequence[str], may_lack_data: bool = False) -> str:

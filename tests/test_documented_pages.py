@@ -59,6 +59,16 @@ RUN_BY_OTHER_TESTS: dict[str, dict[str, str]] = {
     "docs/how-to/completion.md": {
         "antlm-bench completion": "tests/cli/test_completion.py::test_tab_key_completes_in_a_shell",
     },
+    "docs/tutorials/participant.md": {
+        "*": "tests/test_tutorials.py::test_the_participant_scores_nineteen_checkpoints"
+    },
+    "docs/tutorials/ci-engineer.md": {
+        "*": "tests/test_tutorials.py::test_the_gate_passes_and_fails_as_shown"
+    },
+    "docs/tutorials/linguist.md": {
+        "*": "tests/test_tutorials.py::test_the_linguist_measures_attraction"
+    },
+    "docs/tutorials/lab.md": {"*": "tests/test_tutorials.py::test_the_lab_plans_and_finds_a_typo"},
     "docs/how-to/python.md": {"*": API},
     "docs/how-to/ci.md": {"*": CHECK},  # and the other tests of that file
     "docs/how-to/submit.md": {"python benchmarks/synthetic.py": SUBMIT},
@@ -256,8 +266,7 @@ def run_block(runner: PageRunner, block: Block) -> None:
 PAGES_TO_RUN = [
     page
     for page in PAGES
-    if "/tutorials/" not in page  # test_tutorials.py runs them
-    and any(
+    if any(
         block.text_to_run.strip() and not name_other_test(page, block)
         for block in read_page_blocks(page)
     )
@@ -302,7 +311,6 @@ def test_no_block_is_left_out() -> None:
     unknown = {
         (page, block.language)
         for page in PAGES
-        if "/tutorials/" not in page
         for block in read_page_blocks(page)
         if block.language in ("yaml", "r")
         and block.text_to_run.strip()

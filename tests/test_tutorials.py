@@ -10,17 +10,23 @@ from pathlib import Path
 
 import pytest
 from documented_pages import ROOT, PageRunner, read_blocks
+from sweeps.ray_cluster import start_cluster as start_ray
+from sweeps.slurm_sweeps import start_cluster as start_slurm
 
 from antlm_bench.cli.app import run
 
 TUTORIALS = ROOT / "docs" / "tutorials"
-REAL_SUITES = "\n## 5. "
-"""From this heading on, the page needs the data of BabyLM."""
 Train = Callable[[Sequence[str]], str]
 
 
 def read_page(name: str) -> str:
     return (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def read_sections(name: str, *headings: str) -> str:
+    """Return the sections of a page whose headings begin with these words."""
+    sections = read_page(name).split("\n## ")[1:]
+    return "".join(section for section in sections if section.startswith(headings))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,8 @@ def runner(train_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.long
 def test_the_participant_scores_nineteen_checkpoints(runner: PageRunner) -> None:
-    runner.run(read_blocks(read_page("participant").partition(REAL_SUITES)[0]))
+    """The other sections need the data of BabyLM."""
+    runner.run(read_blocks(read_sections("participant", "1.", "2.", "3.", "4.", "What can")))
 
 
 @pytest.mark.long
@@ -73,3 +80,29 @@ def test_the_participant_writes_a_file(
 ) -> None:
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
     runner.run(read_blocks(read_page("participant")))
+
+
+def test_the_lab_plans_and_finds_a_typo(runner: PageRunner) -> None:
+    runner.run(read_blocks(read_sections("lab", "1.", "2.", "What can")))
+
+
+@pytest.mark.slow
+def test_the_lab_runs_its_sweep_on_this_machine(runner: PageRunner) -> None:
+    runner.run(read_blocks(read_page("lab")))
+
+
+@pytest.mark.slow
+def test_the_lab_adds_a_seed_on_slurm(
+    runner: PageRunner, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    runner.shells = frozenset({"sh", "bash"})
+    with start_slurm(tmp_path_factory.mktemp("slurm")):
+        runner.run(read_blocks(read_sections("lab", "1.", "4.", "6.")))
+
+
+@pytest.mark.slow
+def test_the_lab_adds_a_seed_on_ray(runner: PageRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner.shells = frozenset({"sh", "bash"})
+    with start_ray(2) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        runner.run(read_blocks(read_sections("lab", "1.", "4.", "7.")))
