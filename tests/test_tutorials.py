@@ -54,6 +54,7 @@ def runner(train_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Runs pages in an empty folder, on a terminal of 100 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the workers that a sweep starts
     return PageRunner(tmp_path, train_once)
 
 
