@@ -44,3 +44,9 @@ def test_a_report_shows_scores_gaps_and_caveats() -> None:
 def test_right_to_left_text_is_isolated() -> None:
     page = to_html_table(["word"], [["שלום, (1)"], ["naïve"]])
     assert "<td><bdi>שלום, (1)</bdi></td>" in page and "<td>naïve</td>" in page
+
+
+def test_tiny_numbers_are_not_shown_as_zero() -> None:
+    cells = [f">{text}</td>" for text in ("0.0000", "1.5e-08", "0.0001", "-0.2500")]
+    page = to_html_table(["p"], [[0.0], [1.5e-8], [0.0001], [-0.25]])
+    assert [cell in page for cell in cells] == [True] * 4
