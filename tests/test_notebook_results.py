@@ -21,7 +21,10 @@ def test_a_comparison_shows_both_values_and_their_difference() -> None:
     page = RUNS._repr_html_()
     for text in ("blimp", "causal / mlm", "0.8125", "0.7500", "-0.0625", "0.0010", "1,200"):
         assert f">{text}<" in page
-    assert "<th>&lt;b&gt;a &amp; b&lt;/b&gt;</th>" in page and "<li>only in new: nano</li>" in page
+    assert (
+        '<th scope="col">&lt;b&gt;a &amp; b&lt;/b&gt;</th>' in page
+        and "<li>only in new: nano</li>" in page
+    )
 
 
 def test_a_check_shows_its_status_and_what_is_missing() -> None:
@@ -37,7 +40,7 @@ def test_a_report_shows_scores_gaps_and_caveats() -> None:
     members = (MemberSpec(suite="blimp"), MemberSpec(suite="ewok-2026"))
     page = Report(None, members, (column,))._repr_html_()
     assert ">0.6250<" in page and "<td></td>" in page
-    assert "<th>&lt;b&gt;a &amp; b&lt;/b&gt; causal</th>" in page
+    assert '<th scope="col">&lt;b&gt;a &amp; b&lt;/b&gt; causal</th>' in page
     assert "limit 100</li>" in page and HOSTILE not in page
 
 
