@@ -25,22 +25,20 @@ def read_page(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def train_once(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """train(arguments): train in this process, or copy the checkpoints of the same command."""
-    outputs: dict[tuple[str, ...], tuple[Path, str]] = {}
+    """train(arguments): train in this process, or copy what the same command has written."""
+    outputs: dict[tuple[str, ...], str] = {}
+    root = tmp_path_factory.mktemp("trained")
 
     def train(arguments: Sequence[str]) -> str:
-        index = arguments.index("--out") + 1
-        out, key = arguments[index], (*arguments[:index], *arguments[index + 1 :])
-        if key not in outputs:
-            folder = tmp_path_factory.mktemp("trained") / "model"
-            printed = io.StringIO()
-            with redirect_stdout(printed), redirect_stderr(printed):
-                argv = [*arguments[:index], str(folder), *arguments[index + 1 :]]
-                assert run(["train", *argv]) == 0
-            outputs[key] = folder, printed.getvalue()
-        folder, printed_text = outputs[key]
-        shutil.copytree(folder, out)
-        return printed_text.replace(str(folder), out)
+        key, out = tuple(arguments), arguments[arguments.index("--out") + 1]
+        if key in outputs:
+            shutil.copytree(root / out, out)
+            return outputs[key]
+        printed = io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(printed):
+            assert run(["train", *arguments]) == 0
+        shutil.copytree(out, root / out)
+        return outputs.setdefault(key, printed.getvalue())
 
     return train
 

@@ -78,8 +78,8 @@ def test_the_slim_installation_runs_as_it_stands(docs_job: Job) -> None:
     run_step({"shell": "bash", "run": script}, Scope({}), docs_job)
     assert not docs_job.failed, docs_job.output
     assert read_pip_log(docs_job) == [
-        "install -c antlm-bench/constraints.txt -r antlm-bench/requirements-slim.txt",
-        "install --no-deps ./antlm-bench",
+        "install -c antlm-bench/constraints.txt --no-compile -r antlm-bench/requirements-slim.txt",
+        "install --no-compile --no-deps ./antlm-bench",
     ]
     assert (docs_job.workspace / "antlm-bench/requirements-slim.txt").exists()
 
@@ -110,8 +110,8 @@ def test_the_pipeline_scores_checks_and_keeps_its_junit_file(docs_job: Job) -> N
     assert read_pip_log(docs_job) == [
         f"{versions} --no-deps --index-url https://download.pytorch.org/whl/cpu torch",
         f"{versions} ./.antlm-bench",
-        f"{versions} -r .antlm-bench/requirements-slim.txt",
-        "install --no-deps ./.antlm-bench",
+        f"{versions} --no-compile -r .antlm-bench/requirements-slim.txt",
+        "install --no-compile --no-deps ./.antlm-bench",
     ]
     report = ElementTree.parse(docs_job.artifacts / "check/antlm-bench.xml").getroot()
     assert report.findall(".//testcase") and not report.findall(".//failure")

@@ -275,6 +275,7 @@ def drop(column: str) -> pd.DataFrame:
             "none of 16 items has all conditions of ambiguous - unambiguous in the same region",
         ),
         (make_frame().assign(surprisal_bits="x"), {}, DataError, "must be a number, not 'x'"),
+        (make_frame().assign(surprisal_bits=-1e300), {}, DataError, "beyond the 1e+100"),
         (["a text"], {}, UsageError, "is not a table"),
         (make_frame(), {"region": 3}, UsageError, "is neither a name nor a list of names"),
         (make_frame(), {"regoins": "a"}, UsageError, "unknown option"),
