@@ -98,7 +98,7 @@ def __getattr__(name: str) -> Any:
     from antlm_bench.packages import require_packages
 
     module, _, attribute = _TARGETS[name].partition(":")
-    with require_packages(f"antlm_bench.{name}"):
+    with require_packages():
         return getattr(import_module(f"antlm_bench.{module}"), attribute)
 
 

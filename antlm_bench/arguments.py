@@ -72,7 +72,7 @@ def check_arguments(
         @wraps(function)
         def checked_function(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = _bind_arguments(location, function, options, args, kwargs)
-            with require_packages(location):
+            with require_packages():
                 return function(*bound.args, **bound.kwargs)
 
         return checked_function

@@ -100,6 +100,10 @@ def _has_tool_table(path: Path) -> bool:
 def _read_bytes(path: Path) -> bytes:
     try:
         return read_regular_file(path, MAX_CONFIGURATION_BYTES)
+    except FileNotFoundError:
+        from antlm_bench.declarations import missing_file_error
+
+        raise missing_file_error(path) from None
     except OSError as error:
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}",

@@ -41,6 +41,8 @@ USER_FOLDERS_VARIABLE = "ANTLM_BENCH_PATH"
 """Environment variable with the user's folders of declarations, separated as in PATH."""
 MAX_TOML_BYTES = 10_000_000
 """Largest TOML file that is read; the shipped ones have less than 100 kB."""
+MAX_LISTED_FILES = 5
+"""Largest number of files that the hint of a missing file names."""
 T = TypeVar("T")
 TomlTuple = Annotated[tuple[T, ...], Strict(False)]
 """A TOML array as a tuple, so that a declaration is immutable."""
@@ -92,10 +94,29 @@ def _parse_toml(path: Path) -> dict[str, Any]:
     try:
         raw = read_regular_file(path, MAX_TOML_BYTES)
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise missing_file_error(path) from None
         raise DeclarationError(
             f"cannot be read: {error.strerror or error}", location=str(path)
         ) from None
     return parse_toml_bytes(raw, path)
+
+
+def missing_file_error(path: Path) -> DeclarationError:
+    """Return the error of a file that is absent, with a hint at what its folder holds."""
+    folder = path.parent
+    files = _list_toml_files(folder) if is_folder(folder) else ()
+    stems = [each.stem for each in files if each.name != path.name]  # it may be a broken link
+    if not is_folder(folder):
+        hint = f"there is no folder {str(folder)!r}"
+    elif near := suggest_name(path.stem, stems):
+        hint = f"{near[:-2]}.toml'?"
+    else:
+        names = [f"{stem}.toml" for stem in stems[:MAX_LISTED_FILES]]
+        listed = ", ".join(names) + (", ..." * (len(stems) > MAX_LISTED_FILES))
+        where = "this folder" if folder == Path() else f"{str(folder)!r}"
+        hint = f"{where} holds {listed or 'no .toml'}"
+    return DeclarationError("there is no such file", location=str(path), hint=hint)
 
 
 def parse_toml_bytes(raw: bytes, path: Path) -> dict[str, Any]:
@@ -201,7 +222,7 @@ def find_declaration(kind: DeclarationKind, name_or_path: str) -> Path:
         message = f"a file {path.suffix!r} is not a {noun}" if path.suffix else f"not a {noun}"
         raise DeclarationError(message, location=name_or_path, hint=sources)
     if is_path:
-        raise DeclarationError("there is no such file", location=name_or_path)
+        raise missing_file_error(path)
     raise DeclarationError(
         f"unknown {noun} {name_or_path!r}", hint=suggest_name(name_or_path, files) or sources
     )

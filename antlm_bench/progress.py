@@ -161,6 +161,7 @@ class Progress:
         self, label: str, work: Workload, later: Sequence[Workload] | None = None
     ) -> None:
         """Plan a part that is one piece, and begin it. later: as for `plan`."""
+        self.label = clean_lines(label)
         self.plan(work, later)
         self.start_piece(label, work)
 

@@ -108,7 +108,7 @@ class Scorer:
     that the checkpoint supports; `scorer.logprobs(texts, method="mlm")` chooses one.
     """
 
-    @require_packages("Scorer()")
+    @require_packages()
     def __init__(
         self,
         model: str | Path | PreTrainedModel,

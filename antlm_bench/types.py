@@ -137,6 +137,8 @@ class Probes:
     """(r, s) what the encoder reads; `ids` are then what the decoder reads."""
 
 
+TOO_LONG_HINT = "shorten the texts, or raise --max-length if you gave it; a token of ByT5 is a byte"
+"""What to do about texts that are too long for a model."""
 FLAGS: dict[str, str] = {
     "unk": "an option holds a token that the tokenizer does not know",
     "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import report_runs
 from pair_runs import draw_logprob_gaps, write_toy_run
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SURPRISALS = "item,condition,region,word_index,word,surprisal_bits\n" + "".join(
@@ -52,7 +54,7 @@ SLIM_COMMANDS = {
 MODEL_COMMANDS = {
     "score --model checkpoint --suite nano": "antlm-bench",
     "finetune --model checkpoint --suite glue-2024": "antlm-bench",
-    "surprisal --model checkpoint --in surprisal.csv --out out.csv": "antlm-bench",
+    "surprisal --model checkpoint --in texts.txt --out out.csv": "antlm-bench",
     "train babyllama --scale nano --corpus nano --out trained": "antlm-bench",
     "verify --model checkpoint --suite nano": "antlm-bench",
     "noise --model checkpoint --suite nano": "antlm-bench",
@@ -79,11 +81,14 @@ def write_inputs(folder: Path) -> None:
         report_runs.write_run(folder / name, cells)
     (folder / "surprisal.csv").write_text(SURPRISALS, encoding="utf-8")
     (folder / "pairs.csv").write_text("good,bad\nHe sleeps.,He sleep.\n", encoding="utf-8")
-    (folder / "checkpoint").mkdir()
-    (folder / "checkpoint" / "config.json").write_text(
+    (folder / "texts.txt").write_text("He sleeps.\n", encoding="utf-8")
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(
         '{"model_type": "llama", "vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1}',
         encoding="utf-8",
     )
+    save_file({"lm_head.weight": np.zeros((9, 4), np.float32)}, checkpoint / "model.safetensors")
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from antlm_bench.declarations import (
     TomlTuple,
     find_declaration,
     list_declarations,
+    parse_toml,
     read_toml,
     suggest_name,
     validate_tables,
@@ -87,9 +88,28 @@ def test_an_invalid_declaration_names_the_location(
 
 
 def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.toml", tmp_path, tmp_path / ("x" * 400)):
+    for path in (tmp_path, tmp_path / ("x" * 400)):
         with pytest.raises(DeclarationError, match="cannot be read"):
             read_toml(path, Bicycle)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("there.toml", "did you mean 'their.toml'?"),
+        ("b.toml", "holds a.toml, their.toml"),
+        ("no/x.toml", "there is no folder"),
+        ("empty/x.toml", "holds no .toml"),
+    ],
+)
+def test_a_missing_file_hints_at_those_that_are_there(name: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for other in ("a.toml", "their.toml"):
+        (tmp_path / other).touch()
+    for read in (parse_toml, lambda path: find_declaration("tasks", str(path))):
+        with pytest.raises(DeclarationError, match="there is no such file") as error:
+            read(tmp_path / name)
+        assert hint in error.value.hint
 
 
 def test_several_mistakes_are_counted() -> None:

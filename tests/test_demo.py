@@ -1,4 +1,4 @@
-"""The README's first table is what `make demo` prints."""
+"""The README's table is what `make demo` prints, and its Python prints what it says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"\d+\.\d|\[ *\d+\.\d, *\d+\.\d\]")
 TOLERANCE = 10.0  # points; another CPU rounds the training's sums differently
 
 
 def read_documented_table() -> list[str]:
     """Return the lines of the table below the first `make demo` of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("make demo")[2]
+    text = README.partition("make demo")[2]
     table = text.split("```\n")[2]
     return [line.rstrip() for line in table.splitlines() if line.strip()]
 
@@ -39,3 +40,23 @@ def test_make_demo_prints_the_table_of_the_readme() -> None:
             [float(number) for number in re.findall(r"\d+\.\d", text)] for text in (line, expected)
         )
         assert numbers == pytest.approx(expected_numbers, abs=TOLERANCE)
+    assert run_python_example() == pytest.approx(read_documented_accuracy(), abs=TOLERANCE / 100)
+
+
+def run_python_example() -> list[float]:
+    """Run the README's Python, and return the numbers that it prints."""
+    [code] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [ROOT / ".venv/bin/python", "-c", code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [float(number) for number in re.findall(r"\d+\.\d+|\d+", done.stdout)]
+
+
+def read_documented_accuracy() -> list[float]:
+    """Return the numbers after "this prints"."""
+    [line] = re.findall(r"this prints `([^`]+)`", README)
+    return [float(number) for number in re.findall(r"\d+\.\d+|\d+", line)]

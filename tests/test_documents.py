@@ -145,6 +145,8 @@ def test_links_and_named_files_exist(document: str) -> None:
     named = re.findall(
         r"`((?:tests|docs|tasks|examples|benchmarks)/[\w./-]*\w)`", read_document(document)
     )
+    # test_site.py checks the links of pages in docs/, some of which lead to generated pages.
+    links = [] if document.startswith("docs/") else links
     missing = [link for link in links if not (base / link).exists()]
     assert not missing + [name for name in named if not (ROOT / name).exists()]
 
@@ -172,7 +174,7 @@ def test_documented_commands_have_the_options_of_the_command_line(document: str)
         r"^```(?:ba)?sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL
     )
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" | ")[0], comments=True)
         if words[:1] != ["antlm-bench"]:
             continue
         command, arguments = root, normalize_argv(words[1:])

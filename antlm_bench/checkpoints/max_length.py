@@ -50,7 +50,9 @@ def resolve_max_length(model: Any, tokenizer: Any, requested: int | None) -> int
     if requested is not None:
         if requested < 1 or (positive and requested > min(positive)):
             raise UsageError(
-                f"{requested} is not in 1..{min(positive, default='?')}", location="--max-length"
+                f"{requested} is not in 1..{min(positive, default='?')}",
+                location="--max-length",
+                hint="the model, or its tokenizer, reads no longer texts",
             )
         positive.append(requested)
     return min(positive, default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,7 @@ from antlm_bench.cli.shared_options import (
     build_options,
     check_overrides,
     model_option,
+    output_option,
     with_open_options,
     with_table_format,
 )
@@ -74,22 +75,46 @@ def list_command(
             "task-types (kinds of suites) or formats (of output).",
         ),
     ] = "suites",
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Only rows that contain each of these texts."),
+    ] = None,
+    language: Annotated[
+        str,
+        output_option(metavar="TAG", help="Only suites of this language: en, de, zh."),
+    ] = "",
     *,
     table_format: str,
 ) -> None:
     """List suites, collections, training recipes, or records such as methods and metrics.
 
-    Records of installed packages are listed with ours.
+    Records of installed packages are listed with ours. On a terminal, suites are grouped by
+    language, and the many suites of one collection are one row; a text or --language lists all.
     """
-    from antlm_bench.commands.catalog import list_catalog, list_catalog_problems
+    from antlm_bench.commands.catalog import filter_rows, list_catalog, list_catalog_problems
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import list_formats, print_table
 
     rows = list_formats() if kind == "formats" else list_catalog(kind)
-    print_table(build_records_table(rows, empty=f"no {kind} yet"), table_format)
+    is_filtered = bool(text or language)
+    rows = filter_rows(rows, text or (), language)
+    if kind == "suites" and table_format == "table" and not is_filtered:
+        _print_grouped_suites(rows)
+    else:
+        empty = f"no {kind} with this text" if is_filtered else f"no {kind} yet"
+        print_table(build_records_table(rows, empty=empty), table_format)
     for problem in list_catalog_problems(kind):
         print_warning(problem)
+
+
+def _print_grouped_suites(rows: Sequence[dict[str, Any]]) -> None:
+    from antlm_bench.commands.catalog import fold_families, group_by_language
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_tables
+
+    groups = group_by_language(fold_families(rows))
+    print_tables(build_records_table(group, title=title) for title, group in groups.items())
 
 
 @with_table_format()

@@ -15,10 +15,12 @@ LABELS = {
     "certainty": "how sure",
     "which": "which is right",
     "items": "pairs",
-    "toml_file": "or a TOML",
+    "toml_file": "or write a TOML",
     "toml": "its content",
 }
 """Field of a Suggestion -> its label in tables."""
+NEEDED_TOML_LABEL = "write this file"
+"""Label of `toml_file` if the command reads it."""
 BREAK_BEFORE = (
     "--layout",
     "--good",
@@ -61,7 +63,10 @@ def suggest_command(
         choice = f": choice {number} of {len(suggestions)}" if len(suggestions) > 1 else ""
         command = TableCell(suggestion.command, _break_command(suggestion.command))
         facts = {**suggestion.facts, "command": command}
-        tables.append(build_facts_table(file + choice, facts, labels=LABELS))
+        toml_file = suggestion.facts.get("toml_file")
+        is_needed = toml_file and toml_file in shlex.split(suggestion.command)
+        labels = LABELS | ({"toml_file": NEEDED_TOML_LABEL} if is_needed else {})
+        tables.append(build_facts_table(file + choice, facts, labels=labels))
     print_tables(tables, table_format)
 
 

@@ -43,6 +43,8 @@ from antlm_bench.training.schedule import TOKENS_PER_WORD, describe_plan, plan_s
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions
 
+MIN_FAMILY = 10
+"""Number of suites of one collection from which `fold_families` makes one row."""
 DEFAULT_CORPUS_WORDS = 10_000_000
 """Words of the corpus of BabyLM's strict-small track."""
 
@@ -59,6 +61,75 @@ def list_catalog(listing: str = "suites") -> list[CatalogRow]:
             f"{listing!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}"
         )
     return CATALOG_LISTINGS[listing]()
+
+
+def filter_rows(
+    rows: Sequence[CatalogRow], texts: Sequence[str] = (), language: str = ""
+) -> list[CatalogRow]:
+    """Return the rows that contain each of some texts, whatever their case, and are of a language.
+
+    language: a BCP 47 tag; "zh" also selects "zh-Hant". Raises UsageError for rows without
+    languages, and for a language that no row has.
+    """
+    if language:
+        known_languages = {str(row["language"]) for row in rows if row.get("language")}
+        if not known_languages:
+            raise UsageError(
+                "these have no language", location="--language", hint="use it with `list suites`"
+            )
+        prefix = language.lower()
+        rows = [row for row in rows if f"{row['language']}-".lower().startswith(f"{prefix}-")]
+        if not rows:
+            raise UsageError(
+                f"no suite is of the language {language!r}",
+                location="--language",
+                hint=f"the languages are {', '.join(sorted(known_languages))}",
+            )
+    lowered = [text.lower() for text in texts]
+    return [
+        row
+        for row in rows
+        if all(text in " ".join(map(str, row.values())).lower() for text in lowered)
+    ]
+
+
+def fold_families(rows: Sequence[CatalogRow]) -> list[CatalogRow]:
+    """Replace the suites of a collection that are named after it by one row, where there are
+    MIN_FAMILY or more: multiblimp-abk, multiblimp-aln, ... become `multiblimp-*`.
+    """
+    collections = {str(row["collection"]): row for row in list_catalog("collections")}
+    families: dict[str, list[CatalogRow]] = {}
+    for row in rows:
+        family = next((c for c in collections if str(row["suite"]).startswith(f"{c}-")), "")
+        families.setdefault(family, []).append(row)
+    folded: list[CatalogRow] = []
+    for family, members in families.items():
+        if not family or len(members) < MIN_FAMILY:
+            folded += members
+            continue
+        items = [row["items"] for row in members]
+        folded.append(
+            {
+                **members[0],
+                "suite": f"{family}-*",
+                "language": "",
+                "items": sum(n for n in items if isinstance(n, int)),
+                "title": f"{len(members)} suites of the collection {family}; "
+                f"antlm-bench list suites {family} lists them",
+            }
+        )
+    return sorted(folded, key=lambda row: str(row["suite"]))
+
+
+def group_by_language(rows: Sequence[CatalogRow]) -> dict[str, list[CatalogRow]]:
+    """Return title -> suites: English, several languages or none stated, each other language."""
+    groups: dict[str, list[CatalogRow]] = {}
+    for row in sorted(rows, key=lambda row: (str(row["language"]), str(row["suite"]))):
+        language = str(row["language"])
+        title = {"en": "English", "": "several languages, or none"}.get(language, "other languages")
+        groups.setdefault(title, []).append(row)
+    order = ("English", "several languages, or none", "other languages")
+    return {title: groups[title] for title in order if title in groups}
 
 
 def list_catalog_problems(listing: str) -> list[str]:

@@ -22,9 +22,9 @@ from antlm_bench.metrics.records import UNIGRAM_MEASURE
 from antlm_bench.progress import Workload
 from antlm_bench.runs import RunWriter, Shard
 from antlm_bench.runs.layout import content_key
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION, ScoringConventions
 from antlm_bench.scoring.methods import get_method, peer_version
-from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
@@ -52,7 +52,7 @@ class SuiteToScore:
         work = estimate_work(items, methods)
         if self.options.shard is None or not items:
             return work
-        sizes = [len(chunk) for chunk in iter_chunks(items, methods)]
+        sizes = [len(chunk) for chunk in multiple_choice.iter_chunks(items, methods)]
         indices = Shard.parse(self.options.shard).chunk_indices(len(sizes))
         num_items = sum(sizes[index] for index in indices)
         return Workload(num_items * len(methods), num_items / len(items) * work.cost)

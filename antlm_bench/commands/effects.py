@@ -39,7 +39,7 @@ TABLE_COLUMNS = ("item", "condition", "region", "model", "word", "word_index")
 """Columns with a meaning that `columns` renames."""
 
 
-@require_packages("effects()")
+@require_packages()
 def effects(
     table: Any,
     out: str | Path | None = None,

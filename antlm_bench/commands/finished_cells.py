@@ -12,7 +12,7 @@ from antlm_bench.printable import format_count
 from antlm_bench.runs import UnfinishedCell
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SummarizeRequest
-from antlm_bench.types import Cell
+from antlm_bench.types import TOO_LONG_HINT, Cell
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
         f"none of {format_count(len(suite.items), 'item')} fits the model, which reads "
         f"{max_length} tokens",
         location=suite.origin[0] if suite.origin else suite.name,
-        hint="leave the suite out, or raise --max-length if the model reads longer texts",
+        hint=f"leave the suite out, or {TOO_LONG_HINT}",
     )
 
 

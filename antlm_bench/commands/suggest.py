@@ -409,52 +409,36 @@ def _detect_regions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
 
 
 def _detect_positions(file: _SampledFile, rows: Rows) -> list[Suggestion]:
-    """Detect a sentence per condition in each row, with the position of the critical word.
-
-    Two sentences are conditions if they are called ambiguous and unambiguous, because two others
-    can be a pair; three or more are.
-    """
+    """Detect a sentence per condition in each row, with the position of the critical word."""
     words = {name: profile.split_name(name) for name in rows[0]}
-    texts = profile.list_text_columns(rows)
+    texts = [name for name in rows[0] if name in profile.list_text_columns(rows)]
     sentences = [name for name in texts if words[name] & {"ambiguous", "unambiguous"}]
-    is_ambiguity = len(sentences) == 2
-    if not is_ambiguity:
-        sentences = [name for name in rows[0] if name in texts] if len(texts) > 2 else []
     positions = [
         name
         for name, parts in words.items()
         if parts & {"position", "pos"} and all(str(row.get(name)).isdecimal() for row in rows)
     ]
-    if not sentences or len(positions) not in {1, len(sentences)}:
-        return []
-    if is_ambiguity:
+    items = {str(row.get("item", index)) for index, row in enumerate(rows)}
+    are_unique = len(items) == len(rows)
+    what, effects = "a sentence per condition", ["antlm-bench", "effects", "words.csv"]
+    if is_ambiguity := len(sentences) == 2:
         sentences.sort(key=lambda name: "unambiguous" in words[name])
         positions.sort(key=lambda name: any(part.startswith("unamb") for part in words[name]))
-    if any("," in name for name in (*sentences, *positions)):
+        what = "ambiguous and unambiguous sentences"
+        effects += ["--baseline", sentences[1]]
+    else:  # two texts can be a pair, and a row per condition a long table
+        sentences = texts if len(texts) > 2 and are_unique else []
+    names = [*sentences, *positions]
+    if not sentences or len(positions) not in {1, len(sentences)} or "," in "".join(names):
         return []
     layout = ["--conditions", ",".join(sentences), "--position", ",".join(positions)]
-    effects = ["antlm-bench", "effects", "words.csv"]
-    if is_ambiguity:
-        effects += ["--baseline", sentences[1]]
-    items = [str(row.get("item")) for row in rows]
-    if len(set(items)) < len(items) and "condition" in rows[0]:
+    if not are_unique and "condition" in rows[0]:
         effects += ["--per", "row_condition"]  # the result's name of the column
-    what, effect = (
-        (
-            "ambiguous and unambiguous sentences",
-            "surprisal of the critical word in the first minus that in the second",
-        )
-        if is_ambiguity
-        else (
-            "a sentence per condition",
-            "difference of the critical word's surprisal between conditions",
-        )
-    )
     return [
         Suggestion(
             what=f"{what} with the position of the critical word",
-            why=f"the columns {', '.join(map(repr, [*sentences, *positions]))}; the effect is the "
-            + effect,
+            why=f"the columns {', '.join(map(repr, names))}; the effect is the surprisal of the "
+            "critical word in one condition minus that in another",
             certainty=CERTAIN if is_ambiguity else LIKELY,
             command=_surprisal_command(file, {}, *layout, "--out", "words.csv")
             + f"\n{shlex.join(effects)}",

@@ -61,7 +61,7 @@ from antlm_bench.text_arguments import (
     check_string,
     check_texts,
 )
-from antlm_bench.types import FLAGS, Attention
+from antlm_bench.types import FLAGS, TOO_LONG_HINT, Attention
 from antlm_bench.words import WORD_RULES
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class _ModelResult:
 ModelLike = str | Path | Scorer
 
 
-@require_packages("surprisal()")
+@require_packages()
 def surprisal(
     model: ModelLike | Sequence[ModelLike],
     stimuli: Any,
@@ -483,7 +483,7 @@ def _score_model(
     if all(row[f"surprisal_{request.layout.unit}"] is None for row in result.rows):
         hint = "use longer texts, or --bos always"
         if result.too_long:
-            hint = "raise --max-length, or use --long-texts window"
+            hint = f"{TOO_LONG_HINT}; or use --long-texts window"
         raise DataError("no unit can be scored", location=request.source, hint=hint)
     _add_window_note(checkpoint, attention, result)
     return result

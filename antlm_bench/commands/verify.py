@@ -53,7 +53,16 @@ from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pair_files import select_format
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest
-from antlm_bench.types import Attention, Encodings, Floats, Item, Names, Option, as_list
+from antlm_bench.types import (
+    TOO_LONG_HINT,
+    Attention,
+    Encodings,
+    Floats,
+    Item,
+    Names,
+    Option,
+    as_list,
+)
 from antlm_bench.weight_files import read_json
 
 if TYPE_CHECKING:
@@ -342,7 +351,7 @@ def _score_sample(
     fitting = np.flatnonzero(~predictions.has_flag("too-long"))
     if not len(fitting):
         message = f"none of {format_count(len(items), 'item')} fits the model"
-        raise DataError(message, location=suite, hint="raise --max-length")
+        raise DataError(message, location=suite, hint=TOO_LONG_HINT)
     return SuiteSample(
         suite=suite,
         method=method,

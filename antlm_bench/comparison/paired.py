@@ -45,7 +45,7 @@ from antlm_bench.statistics import Interval, WeightedStrata
 from antlm_bench.statistics.clusters import MIN_VARYING_CLUSTERS
 from antlm_bench.statistics.known_coverage import few_values_notes
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS_DIFFERENCE
-from antlm_bench.types import Bools, Estimate, Floats, Ints
+from antlm_bench.types import TOO_LONG_HINT, Bools, Estimate, Floats, Ints
 
 UNDETECTABLE_NOTE = "too few items: no true difference would be detected with a power of 80%"
 FEW_CLUSTERS = 50
@@ -474,7 +474,7 @@ def compare_surprisal(joined: JoinedTables) -> PairedResult:
         raise NotComparable(
             f"an interval needs two words that fit both models, but there are {len(a)}",
             location=joined.suite,
-            hint="raise --max-length, or score more words",
+            hint=f"{TOO_LONG_HINT}; or score more words",
         )
     change: Floats = b - a
     interval, p = statistics.t_test_of_means(change, np.full(len(change), 1 / len(change)))

@@ -12,7 +12,7 @@ from antlm_bench.comparison.results import HEADLINE, Difference, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.acceptability import UNDEFINED_AUC, measure_scores, read_labels
-from antlm_bench.types import Bools
+from antlm_bench.types import TOO_LONG_HINT, Bools
 
 MAX_DIFFERENCE = 1.0
 
@@ -27,7 +27,7 @@ def compare_auc(joined: JoinedTables) -> PairedResult:
     in_both = ~(tables[0].get_flag("too-long") | tables[1].get_flag("too-long"))
     if not in_both.any():
         raise NotComparable(
-            "no sentence fits both models", location=joined.suite, hint="raise --max-length"
+            "no sentence fits both models", location=joined.suite, hint=TOO_LONG_HINT
         )
     scores = [measure_scores(table, reduction) for table in tables]
     labels = read_labels(tables[0])

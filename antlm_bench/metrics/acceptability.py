@@ -44,7 +44,7 @@ from antlm_bench.metrics.records import (
 )
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics.known_coverage import THRESHOLD_ACCURACY, THRESHOLD_CORRELATION
-from antlm_bench.types import Bools, Estimate, Floats, Ints
+from antlm_bench.types import TOO_LONG_HINT, Bools, Estimate, Floats, Ints
 
 NUM_FOLDS = 10
 """Folds of the cross-validation that chooses thresholds."""
@@ -135,7 +135,7 @@ def fitting_items(table: PredictionTable) -> Bools:
         raise DataError(
             "every sentence is too long for the model",
             location=f"item {table.ids[0]} and others",
-            hint="raise --max-length",
+            hint=TOO_LONG_HINT,
         )
     return fitting
 

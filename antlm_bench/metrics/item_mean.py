@@ -30,7 +30,7 @@ from antlm_bench.metrics.summary import (
 )
 from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target
-from antlm_bench.types import Bools, Estimate, Floats, Ints
+from antlm_bench.types import TOO_LONG_HINT, Bools, Estimate, Floats, Ints
 
 UNBOUNDED = (-np.inf, np.inf)
 
@@ -93,7 +93,7 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
             raise DataError(
                 "none of the items has a value: none fits the model, or the task computes none",
                 location=f"item {table.ids[int(np.flatnonzero(codes == code)[0])]} and others",
-                hint="raise --max-length, or score the tasks of a group one by one",
+                hint=f"{TOO_LONG_HINT}; or score the tasks of a group one by one",
             )
     value = float(sum(w * group.mean() for w, group in zip(weights, groups, strict=True)))
     used_values = values[has_value]

@@ -20,7 +20,7 @@ from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics.known_coverage import few_values_notes
-from antlm_bench.types import Bools, Estimate, Floats
+from antlm_bench.types import TOO_LONG_HINT, Bools, Estimate, Floats
 
 
 class MeanSurprisal(Metric):
@@ -42,7 +42,7 @@ class MeanSurprisal(Metric):
             raise DataError(
                 "every context is too long for the model",
                 location=f"item {table.ids[0]} and others",
-                hint="raise --max-length",
+                hint=TOO_LONG_HINT,
             )
         value = float(means.mean())
         weights = np.full(len(means), 1 / len(means))

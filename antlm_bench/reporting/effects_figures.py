@@ -60,7 +60,7 @@ class DesignPlot:
         return f"<DesignPlot {self.kind}: {self.title}>"
 
 
-@require_packages("plot()")
+@require_packages()
 def plot(
     result: DesignResult,
     kind: str | None = None,

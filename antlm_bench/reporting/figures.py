@@ -24,6 +24,7 @@ from antlm_bench.reporting.comparison_table import (
     format_p_value,
 )
 from antlm_bench.reporting.curve_table import describe_other_items
+from antlm_bench.reporting.name_lines import wrap_name
 from antlm_bench.reporting.report_data import (
     Figure,
     FigureTable,
@@ -88,7 +89,7 @@ def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, An
 
 def _wrap_title(title: str) -> list[str]:
     """Return the lines of a panel's title."""
-    return charts.wrap_name(title, int(PANEL_WIDTH / charts.CHARACTER_WIDTH))
+    return wrap_name(title, int(PANEL_WIDTH / charts.CHARACTER_WIDTH))
 
 
 def find_undrawable_letters(text: str) -> str:

@@ -308,9 +308,8 @@ def _fold_label(column: TableColumn, mark: str, width: int) -> list[str]:
     lines: list[str] = []
     width = max(LABEL_WIDTH, width, cell_len(mark))
     for label in filter(None, labels):
-        text = Text(_unglue_long_words(label, width))
-        wrapped = text.wrap(WRAPPING_CONSOLE, width, overflow="fold")
-        lines += [str(line).rstrip().replace(GLUE, " ") for line in wrapped]
+        wrapped = _wrap_text(WRAPPING_CONSOLE, Text(label), width)
+        lines += [line.plain for line in wrapped]
     return lines
 
 

@@ -27,6 +27,8 @@ CONDITION = "condition"
 MODEL = "model"
 MISSING_VALUES = ("", "NA", "NaN", "nan", "None")
 MAX_NAMES_SHOWN = 20
+MAX_VALUE = 1e100
+"""Largest size of a value. Sums of the squares of larger ones can exceed the largest float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +345,12 @@ def _parse_number(value: Any, column: str, location: str) -> float:
         number = math.inf
     if math.isinf(number):
         raise DataError(f"{column!r} must be a number, not {value!r:.40}", location=location)
+    if abs(number) > MAX_VALUE:
+        raise DataError(
+            f"{column!r} is {number:g}, beyond the {MAX_VALUE:g} up to which effects are computed",
+            location=location,
+            hint="is it the right column? --value COLUMN names another",
+        )
     return number
 
 

@@ -9,14 +9,13 @@ the end of the word before it. A correction moves that end to the word to which 
                 - log P(a token of B | text up to the beginning of the word)
 
 Corrections differ in the set B, and in the last term of the first word of a text (CORRECTIONS). A
-word is text between white space here, whatever rule --words names. If B holds every token that may
-follow a word, and EOS, the probabilities of all words after a context and of the end of the text
-add up to 1.
+word is text between white space here, whatever rule --words names; U+200B is white space, as in
+words.CHUNK. If B holds every token that may follow a word, and EOS, the probabilities of all words
+after a context and of the end of the text add up to 1.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -28,16 +27,17 @@ from numpy.typing import NDArray
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring.tokens import Offsets, can_tokenize, probe_texts
 from antlm_bench.types import Ints
+from antlm_bench.words import CHUNK
 
 # Mark of a space at the start of a token -> all white space that may start a token, as in the
-# vocabulary (byte-level BPE, SentencePiece).
+# vocabulary (byte-level BPE, SentencePiece). The last of each is U+200B, which ends a word
+# (words.CHUNK).
 WORD_START_MARKS: dict[str, tuple[str, ...]] = {
-    "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
-    "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
+    "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d", "\u00e2\u0122\u012d"),
+    "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>", "\u200b"),
 }
 BOUNDARY_TARGET, FIRST_WORD_TARGET = -1, -2
 """Targets of Probes: the set B, and the tokens with which a text may begin."""
-WORD = re.compile(r"\S+")
 NO_CORRECTION = "none"
 
 
@@ -48,7 +48,7 @@ class WordCorrection:
     counts_eos: bool
     """Whether B holds EOS: a text may end after a word."""
     counts_line_breaks: bool
-    """Whether B holds tokens that begin with a line break or tab, not only with a space."""
+    """Whether B holds tokens that begin with a line break, tab or U+200B, not only with a space."""
     divides_first_word: bool
     """Whether the first word of a text is divided by the probability of a token that may begin a
     text: one without a space (of B, if the first token begins with a space), or EOS."""
@@ -143,7 +143,7 @@ class WordBorders:
         if not offsets:
             return cls([], [])
         starts, ends = monotone_offsets(offsets)
-        words = [match.span() for match in WORD.finditer(text)]
+        words = [match.span() for match in CHUNK.finditer(text)]
         first_tokens, last_tokens, start = [], [], 0
         for number, (_, word_end) in enumerate(words):
             end = len(text) if number == len(words) - 1 else word_end

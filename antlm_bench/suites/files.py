@@ -22,6 +22,7 @@ from antlm_bench import safe_files
 from antlm_bench.errors import DataError
 
 REFETCH_HINT = "remove it and fetch it again: antlm-bench data fetch"
+REPACK_HINT = "pack the file again, or give it unpacked"
 UNPACK_HINT = "if you trust its author, unpack it yourself and give the unpacked file"
 MAX_UNPACKED = 128 << 20
 """Largest unpacked size in bytes. The largest official file has 49 MB (MultiRC)."""
@@ -31,9 +32,11 @@ FREE_BYTES = 64 << 20
 """Unpacked size in bytes up to which the ratio does not matter."""
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, damage_hint: str = REPACK_HINT) -> bytes:
     """Return the bytes of a file, decompressed if its name ends in .gz, but an archive (.tar.gz) as
     it is. Raises DataError.
+
+    damage_hint: what to do about a damaged file; the default is for a user's own file.
     """
     try:
         raw = safe_files.read_regular_file(path)
@@ -41,7 +44,7 @@ def read_bytes(path: Path) -> bytes:
             return raw
         return unpack_gzip(raw, str(path))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"damaged gzip: {error}", location=str(path), hint=REFETCH_HINT) from None
+        raise DataError(f"damaged gzip: {error}", location=str(path), hint=damage_hint) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot be read: {reason}", location=str(path)) from None

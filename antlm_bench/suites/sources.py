@@ -238,7 +238,8 @@ def _iter_present_files(
 
 def _find_file(query: _FileQuery, search_roots: Iterable[Path]) -> DataFile | None:
     for path, member in _iter_present_files(query, search_roots):
-        raw, location = files.read_bytes(path), str(path)
+        hint = files.REFETCH_HINT if query.sources else files.REPACK_HINT
+        raw, location = files.read_bytes(path, hint), str(path)
         if member:
             raw = files.read_zip_member(raw, member, query.password, location)
             location = f"{path}!{member}"

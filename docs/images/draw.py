@@ -1,7 +1,9 @@
 """Draw the pictures of README and docs from the runs of `make demo`: `make pictures`.
 
-They are terminal.svg, a table in a terminal; page.png and phone.png, a report in Chromium as wide
-as a laptop and a phone; and figure.svg, one figure of the report.
+They are terminal.svg, a table in a terminal; page.png, page-dark.png, phone.png and phone-dark.png,
+a report in Chromium as wide as a laptop and a phone; and figure.svg, one figure of the report.
+With a second folder, that of the runs of checkpoints (those of docs/tutorials/participant.md),
+curve.svg is drawn, too.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from rich.text import Text
 FOLDER = Path(__file__).parent
 WIDTH = 112
 """Characters per line of the terminal."""
-PHONE = (
-    '<body style="margin:0;background:#d5d5d2;display:grid;justify-content:center">'
-    '<iframe src="{}" style="width:390px;height:844px;border:0">'
+LAPTOP, PHONE = (1366, 768), (390, 844)
+"""Width and height in pixels."""
+FRAME = (
+    '<body style="margin:0;background:#d5d5d2">'
+    '<iframe src="{}" style="width:{}px;height:{}px;border:0">'
 )
 """Windows of Chromium cannot be as narrow as a phone, but a frame can."""
 
@@ -46,34 +50,48 @@ def draw_terminal(command: str, output: str, path: Path) -> None:
     path.write_text(re.sub(r"@font-face \{[^}]*\}\s*", "", svg), encoding="utf-8")
 
 
-def photograph_page(page: Path, path: Path, width: int, height: int) -> None:
-    """Save the top of a page as PNG. Needs Chromium."""
+def photograph_page(page: Path, name: str, size: tuple[int, int], *, dark: bool = False) -> None:
+    """Save what a screen of a size shows of a page as PNG. Needs Chromium.
+
+    A dark picture shows the page from its figures on.
+    """
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         sys.exit("needs Chromium (Debian: apt-get install chromium)")
+    frame = page.with_name("frame.html")
+    start = page.as_uri() + "#phenomena" * dark
+    frame.write_text(FRAME.format(start, *size), encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    options += ["--blink-settings=preferredColorScheme=1", f"--window-size={width},{height}"]
+    options += ["--force-prefers-reduced-motion"]  # no animated scrolling
+    options += [f"--blink-settings=preferredColorScheme={int(not dark)}"]
+    options += [f"--window-size={max(size[0], 500)},{size[1]}"]
+    path = FOLDER / name
     with tempfile.TemporaryDirectory() as profile:
-        options += [f"--user-data-dir={profile}", f"--screenshot={path}", page.as_uri()]
+        options += [f"--user-data-dir={profile}", f"--screenshot={path}", frame.as_uri()]
         subprocess.run([chromium, *options], check=True, capture_output=True, timeout=60)
 
 
 def main() -> None:
-    """Draw all pictures. Usage: draw.py FOLDER, the folder of the runs."""
-    runs = sorted(str(path.parent) for path in Path(sys.argv[1]).glob("*/run.json"))
+    """Draw all pictures. Usage: draw.py RUNS [CHECKPOINT_RUNS], two folders of run folders."""
+    runs, *checkpoint_runs = (
+        sorted(str(path.parent) for path in Path(folder).glob("*/run.json"))
+        for folder in sys.argv[1:]
+    )
     reference, other = (
         next(run for run in runs if Path(run).name.startswith(name))
         for name in ("babyllama-", "antlm-babyllama-")
     )
     comparison = run_command(["compare", reference, other])
     draw_terminal("antlm-bench compare BASE RUN", comparison, FOLDER / "terminal.svg")
+    for each in checkpoint_runs:
+        run_command(["curve", *each, "--svg", str(FOLDER / "curve.svg")])
     with tempfile.TemporaryDirectory() as folder:
-        page, phone = Path(folder, "page.html"), Path(folder, "phone.html")
+        page = Path(folder, "page.html")
         run_command(["report", *runs, "--html", str(page)])
-        photograph_page(page, FOLDER / "page.png", 1280, 800)
-        phone.write_text(PHONE.format(page.as_uri()), encoding="utf-8")
-        photograph_page(phone, FOLDER / "phone.png", 500, 844)
+        for dark, suffix in ((False, ""), (True, "-dark")):
+            photograph_page(page, f"page{suffix}.png", LAPTOP, dark=dark)
+            photograph_page(page, f"phone{suffix}.png", PHONE, dark=dark)
         run_command(["report", *runs, "--svg", folder])
         shutil.copy(Path(folder, "phenomena.nano.svg"), FOLDER / "figure.svg")
 

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_pages import generate_pages
 
-LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -23,12 +23,27 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Show a link to a file outside docs/ as the file's path: the site does not hold the file."""
+    """Change links that are written for readers of the repository.
+
+    A link to a file outside docs/ becomes the file's path, because the site does not hold the file.
+    A link whose text is the name of a page gets the title of the page.
+    """
     docs = Path(config.docs_dir)
     folder = (docs / page.file.src_uri).parent
 
     def replace_link(match: re.Match[str]) -> str:
-        target = (folder / match[2]).resolve()
-        return match[0] if target.is_relative_to(docs) else f"`{target.relative_to(docs.parent)}`"
+        text, path, anchor = match[1], match[2], match[3] or ""
+        target = (folder / path).resolve()
+        if not target.is_relative_to(docs):
+            return f"`{target.relative_to(docs.parent)}`"
+        if target.exists() and text.rpartition("/")[2] == target.name:
+            return f"[{read_title(target)}]({path}{anchor})"
+        return match[0]
 
     return LINK.sub(replace_link, markdown)
+
+
+def read_title(page: Path) -> str:
+    """Return the text of the first heading of a page."""
+    title = re.search(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return title[1] if title else page.stem

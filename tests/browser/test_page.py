@@ -44,17 +44,25 @@ const look = (width) => new Promise((done) => {
     const page = frame.contentDocument, view = frame.contentWindow;
     const seen = (e) => e.getClientRects().length > 0;
     const charts = [...page.querySelectorAll(".chart")].filter(seen);
-    const mark = charts[0].querySelector("[aria-label]"), box = mark.getBoundingClientRect();
+    const mark = charts[0].querySelector("[data-label]"), box = mark.getBoundingClientRect();
     const at = { clientX: box.left + 3, clientY: box.top + 3, bubbles: true };
     charts[0].dispatchEvent(new view.PointerEvent("pointermove", at));
     const tip = page.getElementById("tip");
+    const told = !tip.hidden && tip.textContent;
+    page.dispatchEvent(new view.KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    const table = page.querySelector(".numbers"), head = table.tHead.rows[0].cells[1];
+    const column = () => [...table.tBodies[0].rows].map((r) => parseFloat(r.cells[1].textContent));
+    const sorted = [1, 2].map(() => {
+      head.querySelector("button").click();
+      return [head.getAttribute("aria-sort"), ...column()];
+    });
     const style = (e) => view.getComputedStyle(e);
     const colour = () => [style(page.body).backgroundColor, style(mark).stroke];
     const before = colour(), texts = [...page.querySelectorAll(".chart text")].filter(seen);
     page.getElementById("theme").click();
     found[width] = {
-      before, after: colour(), tip: !tip.hidden && tip.textContent,
-      label: mark.getAttribute("aria-label"), charts: charts.length,
+      before, after: colour(), tip: told, escaped: tip.hidden, sorted,
+      label: mark.dataset.label, charts: charts.length,
       small: charts.filter((c) => c.getBoundingClientRect().width < 200).length,
       wide: Math.max(...charts.map((c) => c.getBoundingClientRect().right)) - width,
       overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
@@ -167,7 +175,10 @@ def test_the_page_renders_and_works(
         assert view["type"] >= 11, "too small to read"
         assert view["overflow"] == 0, "the page scrolls sideways"
         assert view["cut"] == [], "a number is cut"
-        assert view["tip"] == view["label"]
+        assert view["tip"] == view["label"] and view["escaped"]
+        (up, *rising), (down, *falling) = view["sorted"]
+        assert (up, down) == ("ascending", "descending") and len(rising) > 1
+        assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
         assert not view["pwned"]
         assert view["before"] == [css_rgb(first["ground"]), css_rgb(first["series-1"])]
         assert view["after"] == [css_rgb(second["ground"]), css_rgb(second["series-1"])]

@@ -21,7 +21,10 @@ from gate_jobs import (
 from workflow_runner import ROOT, Job, run_action
 
 INSTALL = f"install -c {ROOT}/constraints.txt"
-SLIM = [f"{INSTALL} -r {ROOT}/requirements-slim.txt", f"{INSTALL} --no-deps {ROOT}"]
+SLIM = [
+    f"{INSTALL} --no-compile -r {ROOT}/requirements-slim.txt",
+    f"{INSTALL} --no-compile --no-deps {ROOT}",
+]
 
 
 def ignore_antlm_bench(job: Job) -> None:

@@ -89,7 +89,8 @@ def test_a_push_of_a_worse_run_is_stopped(
     bad_push = run_command("git push --quiet origin HEAD:main", job)
 
     assert not good_push.returncode, good_push.stdout
-    assert "Passed" in good_push.stdout and "pass: base against baseline" in good_push.stdout
+    assert "Passed" in good_push.stdout
+    assert "pass: base (new) against baseline base (main)" in good_push.stdout
     assert bad_push.returncode
     assert "- exit code: 1" in bad_push.stdout and "regression" in bad_push.stdout
     pushed = run_command("git rev-list --count origin/main", job)

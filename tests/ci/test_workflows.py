@@ -115,6 +115,23 @@ def test_a_release_with_another_tag_than_the_version_stops(
     assert ("Tag v" in job.output) == bool(exit_code)
 
 
+def test_a_release_shows_a_readme_without_relative_links(job: Job) -> None:
+    [step] = [
+        step
+        for step in read_workflow("release.yml")["jobs"]["build"]["steps"]
+        if step.get("name") == "Make the links of the README absolute"
+    ]
+    readme = job.workspace / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    job.env |= {"GITHUB_REPOSITORY": "someone/bench", "GITHUB_REF_NAME": "v1.2.3"}
+    run_step(step, Scope({}), job)
+    links = re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8"))
+    assert not [link for link in links if not link.startswith("https://")]
+    assert "https://github.com/someone/bench/blob/v1.2.3/docs/how-to/install.md" in links
+    picture = "https://raw.githubusercontent.com/someone/bench/v1.2.3/docs/images/page.png"
+    assert picture in links
+
+
 @pytest.mark.slow
 def test_the_release_builds_a_wheel_and_an_sdist(tmp_path: Path) -> None:
     job = make_job(tmp_path, make_environment(tmp_path / "environment"))

@@ -355,7 +355,9 @@ def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFix
     names = [next(iter(row.values())) for row in rows]
     assert names and names == [line[0] for line in csv.reader(io.StringIO(printed("--csv")))][1:]
     plain, markdown = printed(), printed("--markdown")
-    assert all(name in plain and f"| {name} |" in markdown for name in names)
+    assert all(f"| {name} |" in markdown for name in names)
+    # On a terminal, the suites of a large collection are one row (tests/commands/test_list.py).
+    assert all(name in plain for name in names if not name.startswith("multiblimp-"))
 
 
 def test_help_of_compare_states_how_many_items_are_listed(

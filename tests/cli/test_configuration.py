@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pair_runs import write_toy_run
+from typer.main import get_command
 
 import antlm_bench
-from antlm_bench.cli.app import build_command, run
+from antlm_bench.cli.app import build_app, run
 from antlm_bench.cli.configuration import (
     ANY_COMMAND,
     CHECK_KEY,
@@ -32,6 +33,8 @@ from antlm_bench.sweeps.store import FolderStore, decode_sweep
 from antlm_bench.sweeps.units import Sweep, Unit, encode_sweep, group_units
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND: Any = get_command(build_app())
+"""An application of its own: click keeps the options that a context without a parent has."""
 NEEDED: dict[str, list[str]] = {
     "score": ["--model", "m", "--suite", "s"],
     "surprisal": ["--model", "m", "--in", "f.txt", "--out", "o.csv"],
@@ -81,7 +84,7 @@ def write_configuration(path: Path, **values: Any) -> None:
 
 def parse(command: str, args: list[str]) -> dict[str, Any]:
     """Return the arguments that a command gets from a command line."""
-    context = build_command().commands[command].make_context(command, list(args))
+    context = COMMAND.commands[command].make_context(command, list(args))
     return {k: v for k, v in context.params.items() if k not in ("config", "no_config")}
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from report_runs import make_zero_shot_cells, write_run
 
+from antlm_bench.cli.stop_signals import end_process
+
 PROGRAM = [sys.executable, "-m", "antlm_bench"]
 NEEDS_DEV_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -303,3 +305,17 @@ def test_a_signal_removes_the_temporary_files_of_its_process_only(tmp_path: Path
         [sys.executable, "-c", WORKER, str(tmp_path / "t")], capture_output=True, check=False
     )
     assert (done.returncode, list(tmp_path.iterdir())) == (75, []), done.stderr
+
+
+@pytest.mark.parametrize(("term", "is_cleared"), [("xterm", True), ("dumb", False)])
+def test_signal_clears_the_bar_of_a_terminal(
+    term: str, is_cleared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(os, "isatty", lambda _descriptor: True)
+    monkeypatch.setattr(os, "write", lambda _descriptor, data: written.append(data))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        end_process("stopped by SIGINT", 130)
+    assert written[0].startswith(b"\x1b[?25h\r\x1b[2Kerror: ") == is_cleared

@@ -160,6 +160,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: shutil.copytree(m / "main", m / "step-2000"),
         ["step-2000: not the name of a milestone"],
     ),
+    "thousands": (
+        lambda m: shutil.copytree(m / "main", m / "chck_100k"),
+        ["chck_100k: a milestone in thousands of words"],
+    ),
     "too many": (
         lambda m: shutil.copytree(m / "main", m / "chck_200M"),
         ["not a milestone of this track"],

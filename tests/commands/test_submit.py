@@ -276,6 +276,21 @@ def test_every_milestone_has_its_own_reason_and_command(
     assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
 
 
+def test_milestones_of_one_folder_are_scored_by_one_command(
+    complete: list[Path], tmp_path: Path
+) -> None:
+    """The run folders have the names that `score --model 'out/llama/chck_*'` gives them."""
+    final, *milestone_runs = complete
+    renamed = [folder.rename(tmp_path / f"chck_{folder.name[1:]}M-0") for folder in milestone_runs]
+    drop(renamed[2], "blimp-fast")
+    drop(renamed[3], "blimp-fast")
+    with pytest.raises(IncompleteError, match=r"\(chck_3M, chck_4M\)") as caught:
+        send([final, *renamed], tmp_path)
+    command = "--model 'out/llama/chck_*' --suite blimp-fast --method causal"
+    assert f"{command} --compat babylm-2025 --out {tmp_path}\n" in str(caught.value)
+    assert "--model out/llama/chck_3M" not in str(caught.value)
+
+
 def test_a_milestone_whose_predictions_are_damaged_is_a_hole(
     complete: list[Path], tmp_path: Path
 ) -> None:

@@ -415,7 +415,7 @@ def test_a_long_command_is_broken_so_that_it_can_be_copied(
 ) -> None:
     ref = write_file(tmp_path, "my pairs of sentences.csv", LONG)
     assert run(["suggest", ref]) == 0
-    printed = capsys.readouterr().out.partition(" command ")[2].partition(" or a TOML ")[0]
+    printed = capsys.readouterr().out.partition(" command ")[2].partition(" or write a TOML ")[0]
     assert " \\\n" in printed
     words = shlex.split(printed.replace("\\\n", " "))
     assert words == shlex.split(suggest(ref)[0].command)

@@ -210,8 +210,9 @@ def test_a_sentence_that_is_too_long_is_left_out() -> None:
 def test_wrong_judgements_are_refused() -> None:
     with pytest.raises(DataError, match="neither 1"):
         summarize_judgements([judgement(0, 2, -1.0)])
-    with pytest.raises(DataError, match="too long"):
+    with pytest.raises(DataError, match="too long") as error:
         summarize_judgements([judgement(0, 1, 0.0, 0, flags=("too-long",))])
+    assert error.value.hint.startswith("shorten the texts, or raise --max-length if you gave it")
     with pytest.raises(UsageError, match="not averaged over groups"):
         summarize(
             from_rows([replace(judgement(0, 1, -1.0), labels={"a": "b"})]), suite="toy",

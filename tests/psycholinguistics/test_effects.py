@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +20,9 @@ import antlm_bench
 from antlm_bench.cli.app import run
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.keywords import DesignKeywords
+from antlm_bench.reporting.effects_figures import write_plots
+from antlm_bench.reporting.effects_table import build_effects_table
+from antlm_bench.reporting.writers import print_table
 from antlm_bench.results.effects import DesignResult
 from antlm_bench.results.experiment_table import DesignOptions
 
@@ -270,6 +275,7 @@ def drop(column: str) -> pd.DataFrame:
             "none of 16 items has all conditions of ambiguous - unambiguous in the same region",
         ),
         (make_frame().assign(surprisal_bits="x"), {}, DataError, "must be a number, not 'x'"),
+        (make_frame().assign(surprisal_bits=-1e300), {}, DataError, "beyond the 1e+100"),
         (["a text"], {}, UsageError, "is not a table"),
         (make_frame(), {"region": 3}, UsageError, "is neither a name nor a list of names"),
         (make_frame(), {"regoins": "a"}, UsageError, "unknown option"),
@@ -389,11 +395,12 @@ def test_captions_of_a_single_item_mention_no_interval() -> None:
 def test_a_figure_is_written_in_each_format(frame, tmp_path, suffix, capsys) -> None:
     path, figure = write_csv(frame, tmp_path / "t.csv"), tmp_path / f"figure.{suffix}"
     assert run(["effects", str(path), "--figure", str(figure)]) == 0
-    start = {"png": b"\x89PNG", "svg": b"<svg", "html": b"<!DOCTYPE html>"}[suffix]
+    start = {"png": b"\x89PNG", "svg": b"<svg", "html": b"<!doctype html>"}[suffix]
     assert figure.read_bytes().startswith(start)
     if suffix == "html":
         page = figure.read_text()
-        assert page.count("<svg") == 4 and "<script" not in page
+        assert page.count("<figure>") == 2 + 2 + 2 + 1  # a panel per model; one figure of effects
+        assert page.count("<script") == 1  # its own, which the policy allows by its hash
 
 
 @pytest.mark.parametrize(
@@ -421,7 +428,38 @@ def test_names_of_strangers_are_only_text(tmp_path: Path) -> None:
     frame = make_frame(("<b>x</b>", "a'b"), models=("if", "<script>"))
     path = tmp_path / "page.html"
     antlm_bench.plot(antlm_bench.effects(frame)).save(path)
-    assert "<script" not in path.read_text() and "<b>x" not in path.read_text()
+    text = path.read_text()
+    # The page has one script, its own, and forbids every other.
+    assert text.count("<script") == 1 and "script-src &#39;sha256-" in text
+    assert "<b>x" not in text
+
+
+def test_the_page_of_effects_has_figures_tables_and_both_colour_schemes(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    result = antlm_bench.effects(make_frame(models=("a" * 40, "b" * 40)))
+    plots = [antlm_bench.plot(result, kind) for kind in ("regions", "effects")]
+    write_plots(plots, path, result)
+    text = path.read_text()
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+    assert text.count("<caption") == text.count("<table") >= 5
+    assert 'stroke="var(--series-2)"' in text and "http://www.w3.org" not in text
+    levels = [int(level) for level in re.findall(r"<h([1-6])>", text)]
+    assert levels[:2] == [1, 2] and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_a_narrow_terminal_gets_a_heading_per_group(monkeypatch, capsys) -> None:
+    """Each name stands once, and no column is torn off its rows."""
+    model = "organisation/babylm-baseline-of-100m-words@chck_100M"
+    table = build_effects_table(antlm_bench.effects(make_frame(models=(model, "b"))))
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(table)
+    lines = capsys.readouterr().out.split("\n")
+    assert max(map(len, lines)) <= 80
+    effect_lines = lines[: next(i for i, line in enumerate(lines) if "means" in line)]
+    assert sum("organisation/babylm-" in line for line in effect_lines) == 1
+    assert next(line for line in lines if "difference" in line).rstrip().endswith("p adj.")
+    effects = [line for line in lines if re.search(r"[-+]\d+\.\d\d +\[", line)]
+    assert len(effects) == 2 * 2  # two models, two regions: value and interval on one line
 
 
 # ---- with a model

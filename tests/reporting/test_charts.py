@@ -4,6 +4,8 @@ is.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from antlm_bench.reporting import charts, figures, palette
 from antlm_bench.reporting.charts import ChartStyle
 from antlm_bench.reporting.html import render_svg
+from antlm_bench.reporting.name_lines import fold_name
+from antlm_bench.reporting.report_data import Figure, FigureTable
 
 NAMES = ["one", "two", "three"]
 WIDE, PHONE = ChartStyle(880, palette.LIGHT), ChartStyle(340, palette.LIGHT)
@@ -42,7 +46,7 @@ def svg(chart: Any, look: ChartStyle) -> ElementTree.Element:
 
 
 def marks(root: ElementTree.Element) -> list[ElementTree.Element]:
-    return [element for element in root.iter() if element.get("aria-label") and element is not root]
+    return [element for element in root.iter() if element.get("data-label")]
 
 
 def luminance(colour: str) -> float:
@@ -98,7 +102,7 @@ def test_series_differ_in_shape_where_they_share_a_colour() -> None:
 def test_a_dot_and_an_interval_per_row(look: ChartStyle) -> None:
     rows = [row(f"phenomenon_{i}", name, 50 + i) for i in range(4) for name in NAMES]
     root = svg(charts.dot_plot(rows, NAMES, look, "% right"), look)
-    assert sorted(mark.get("aria-label", "") for mark in marks(root)) == sorted(
+    assert sorted(mark.get("data-label", "") for mark in marks(root)) == sorted(
         r["description"] for r in rows
     )
     assert float(root.get("width", "0")) <= look.width + 5  # padding
@@ -125,7 +129,7 @@ def test_what_may_be_chance_is_an_outline_and_a_seed_has_no_interval() -> None:
     ]
     root = svg(charts.dot_plot(rows, ["one"], WIDE, "points", rule_at_zero=True), WIDE)
     fills = {
-        mark.get("aria-label", "")[0]: (mark.get("fill"), mark.get("opacity"))
+        mark.get("data-label", "")[0]: (mark.get("fill"), mark.get("opacity"))
         for mark in marks(root)
     }
     blue = palette.LIGHT["series-1"]
@@ -278,7 +282,7 @@ def test_a_heatmap_names_each_of_70_rows() -> None:
 
 
 def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
-    look = ChartStyle(640, palette.PAPER, legend=True)
+    look = ChartStyle(640, palette.PAPER, legend_width=640)
     names = [f"a long name of a model with seed {i} and words" for i in range(4)]
     rows = [row("a", name, 50) for name in names]
     root = svg(charts.dot_plot(rows, names, look, "% right"), look)
@@ -289,6 +293,8 @@ def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
 @pytest.mark.parametrize(
     ("name", "folded"),
     [
+        ("主谓一致_" * 3, "主谓一致_\n…一致_主谓一致_"),  # an East Asian letter is two columns wide
+        ("é" * 16, "é" * 16),  # a combining mark has no width
         ("short", "short"),
         ("subject_verb_agreement", "subject_verb_\nagreement"),
         ("x" * 20, "x" * 16 + "\n" + "x" * 4),
@@ -296,11 +302,11 @@ def test_a_legend_of_long_names_stays_inside_the_figure() -> None:
     ],
 )
 def test_names_fold_at_underscores(name: str, folded: str) -> None:
-    assert charts.fold_name(name, 16) == folded
+    assert fold_name(name, 16) == folded
 
 
 def test_early_hyphen_is_better_than_a_cut_word() -> None:
-    assert charts.fold_name("physical-interactions", 19) == "physical-\ninteractions"
+    assert fold_name("physical-interactions", 19) == "physical-\ninteractions"
 
 
 def test_letters_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,3 +321,78 @@ def test_letters_without_a_font_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_latin_letters_have_a_font() -> None:
     assert figures._draw_letter("a") not in (figures._draw_letter("b"), figures._draw_letter(" "))
     assert figures.find_undrawable_letters("abc é") == ""
+
+
+def test_the_interval_of_a_lone_checkpoint_is_drawn() -> None:
+    look = ChartStyle(290, palette.LIGHT)
+    rows = [row(f"chck_{n}M", "one", n, segment=n > 2) for n in (1, 2, 6)]
+    root = svg(charts.line_plot(rows, ["one"], look, "% right"), look)
+    blue = palette.LIGHT["series-1"]
+    assert len([line for line in root.iter("line") if line.get("stroke") == blue]) == 1
+
+
+LONG_MODELS = [
+    f"organisation/a-baseline-of-one-hundred-million-words-{kind}-focus@chck_900M"
+    for kind in ("causal", "masked")
+]
+
+
+def all_text(root: ElementTree.Element) -> list[str]:
+    return ["".join(text.itertext()) for text in root.iter("text")]
+
+
+def test_a_legend_shows_names_that_are_wider_than_the_figure_in_whole() -> None:
+    look = ChartStyle(640, palette.PAPER, legend_width=640)
+    rows = [row("a", name, 50) for name in LONG_MODELS]
+    root = svg(charts.dot_plot(rows, LONG_MODELS, look, "% right"), look)
+    assert set(LONG_MODELS) <= set(all_text(root))
+
+
+@pytest.mark.parametrize("count", [2, 12])  # names in lines, and vertical names
+def test_a_heatmap_shows_whole_names_inside_the_image(count: int) -> None:
+    look = ChartStyle(640, palette.PAPER)
+    names = [f"{name}-{i}" for name in LONG_MODELS for i in range(count // 2)]
+    rows = [row("a", name, 50, tile="50") for name in names]
+    root = svg(charts.heatmap(rows, names, look, 0.5), look)
+    assert set(names) <= set(all_text(root))
+    assert float(root.get("width", "0")) <= look.width + 5
+    if count == 2:
+        edges = left_edges(root)
+        right_ends = [
+            edges[" ".join(lines)] + 6.5 * max(map(len, lines))
+            for lines in ([line.text or "" for line in text] for text in root.iter("text"))
+            if lines
+        ]
+        assert right_ends and max(right_ends) <= look.width
+
+
+def test_panels_have_whole_titles() -> None:
+    figure = Figure(
+        section="effects",
+        name="x",
+        title=f"{LONG_MODELS[0]} · NP/Z",
+        caption="",
+        series=("one",),
+        present_series=frozenset(["one"]),
+        draw=lambda style: charts.dot_plot([row("a", "one", 50)], ["one"], style, "% right"),
+        table=FigureTable((), ()),
+    )
+    panels = [figure, dataclasses.replace(figure, title=f"{LONG_MODELS[0]} · NP/S")]
+    image = ElementTree.fromstring(figures.render_figures(panels, "svg"))
+    texts = ["".join(e.itertext()) for e in image.iter("{http://www.w3.org/2000/svg}text")]
+    assert {panel.title.replace(" ", "") for panel in panels} <= {t.replace(" ", "") for t in texts}
+
+
+def test_row_names_in_two_lines_do_not_overlap() -> None:
+    names = [f"determiner_noun_agreement_{i}" for i in range(3)]
+    root = svg(
+        charts.dot_plot([row(name, "one", 50) for name in names], ["one"], PHONE, "x"), PHONE
+    )
+    tops = [
+        float(match[1])
+        for text in root.iter("text")
+        if len(list(text)) == 2
+        and (match := re.search(r"translate\([-\d.]+,([-\d.]+)", text.get("transform", "")))
+    ]
+    assert len(tops) == 3
+    assert min(b - a for a, b in itertools.pairwise(sorted(tops))) >= 2 * 13

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from antlm_bench import runs
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting import html_data, results_table
+from antlm_bench.reporting.figures import build_figures
 from antlm_bench.reporting.html import render_page
 from antlm_bench.reporting.report_data import ReportData
 from antlm_bench.results.display_names import model_name
@@ -182,6 +185,69 @@ def test_ids_are_unique_and_charts_labelled(made: tuple[str, Parsed]) -> None:
     ]
     assert len(labels) == made[1].elements["svg"] > 10 and all("table" in label for label in labels)
     assert made[1].elements["figure"] < made[1].elements["table"]
+
+
+def test_screen_readers_get_names_for_tables_and_regions(made: tuple[str, Parsed]) -> None:
+    text, parsed = made
+    assert parsed.elements["caption"] == parsed.elements["table"] > 10
+    headers = re.findall(r"<th\b([^>]*)>(.*?)</th>", text, re.DOTALL)
+    assert all("scope=" in attributes for attributes, _ in headers)
+    assert all(re.sub(r"<[^>]*>", "", content).strip() for _, content in headers)
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', text)
+    assert len(set(regions)) == len(regions) > 10
+    # Marks have no role, so they have no ARIA label; their texts are in the tables.
+    labelled = {tag for tag, name, _ in parsed.attributes if name == "aria-label"}
+    assert labelled <= {"svg", "div", "nav", "button"}
+    assert ("html", "lang", "en") in parsed.attributes
+
+
+def test_headings_skip_no_level(made: tuple[str, Parsed]) -> None:
+    levels = [int(level) for level in re.findall(r"<h([1-6])>", made[0])]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+@pytest.mark.long
+def test_a_curve_has_the_colour_of_its_last_checkpoint(folder: Path) -> None:
+    contents = html_data.gather_report_data([folder / "runs"])
+    [index] = [i for i, c in enumerate(contents.columns) if c.model == "runs (5M words)"]
+    curve = next(f for f in build_figures(contents) if f.section == "curves")
+    assert curve.series[index] == "runs" and curve.present_series == {"runs"}
+
+
+@pytest.mark.parametrize(
+    ("models", "title"),
+    [
+        (["a", "b"], "a and b"),
+        (["a", "b", "c", "d"], "a, b and 2 more"),
+        (["organisation/" + "x" * 60], "organisation/" + "x" * 60),
+        (["x" * 40, "y" * 40, "z", "w"], "4 models"),
+    ],
+)
+def test_the_title_names_the_models_if_it_stays_short(models: list[str], title: str) -> None:
+    assert html_data._default_title(models) == title
+
+
+def test_a_setting_of_several_seeds_is_listed_by_value() -> None:
+    contents = one("babyllama")
+    [cell] = contents.runs[0].cells
+    cell = replace(cell, settings={"limit": [None, 2, 2]})
+    contents = replace(contents, runs=(replace(contents.runs[0], cells=(cell,)),))
+    row = re.search(
+        r"only the first items of each paradigm</th><td>(.*?)</td>", render_page(contents, METHODS)
+    )
+    assert row and row[1] == "<bdi>2</bdi>"
+
+
+@pytest.mark.long
+def test_runs_of_one_model_have_different_names_everywhere(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with runs.RunWriter(tmp_path / name, large_runs.make_manifest("babyllama")) as writer:
+            answers = large_runs.draw_pairs(0.7, name, large_runs.PARADIGMS[:2], 5)
+            large_runs.write_suite(writer, "blimp", "causal", answers, digest=name)
+    contents = html_data.gather_report_data([tmp_path])
+    assert contents.display_names == ("babyllama (first)", "babyllama (second)")
+    assert contents.remarks[0].startswith("babyllama (first) and babyllama (second) are not")
 
 
 @pytest.mark.long

@@ -265,7 +265,9 @@ def test_no_name_breaks_out_of_the_model_card(name: str) -> None:
 def test_no_name_steers_the_terminal(name: str) -> None:
     for width in (40, 80):
         text = drawn(named(name), width)
-        assert all(c.isprintable() or c == "\n" for c in text)
+        # Names from right to left stand between isolates, in pairs per line.
+        assert all(line.count("\u2068") == line.count("\u2069") for line in text.split("\n"))
+        assert all(c.isprintable() or c in "\n\u2068\u2069" for c in text)
 
 
 def test_surprisal_is_written_in_nats_and_everything_else_in_hundredths() -> None:

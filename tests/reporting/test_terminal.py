@@ -187,3 +187,15 @@ def test_wrapped_names_keep_their_characters_whole(
     print_table(build_records_table([{"name": c * 30, "n": 7} for c in characters]))
     drawn = regex.findall(r"\X", capsys.readouterr().out)
     assert [drawn.count(character) for character in characters] == [30] * 4
+
+
+def test_long_names_break_after_a_sign(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "organisation/babylm-baseline-100m-gpt2@chck_100M"
+    print_table(build_records_table([{"model": name, "score": 71.5}]))
+    _, *rows = filter(None, capsys.readouterr().out.split("\n"))
+    lines = [row.split()[0] for row in rows]
+    assert "".join(lines) == name
+    assert all(line[-1] in "-_/@" for line in lines[:-1])

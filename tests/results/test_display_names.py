@@ -30,6 +30,8 @@ def make_run(name: str, given: str = "", path: str = "reports/x", **model: objec
         ([("A", "k/x/A"), ("A", "l/x/A")], ["k/x/A", "l/x/A"]),
         ([("lab/m@r1", "lab/m@r1"), ("lab/m@r2", "lab/m@r2")], ["m@r1", "m@r2"]),
         ([("A", "x/A"), ("A", "x/A")], ["A (x)", "A (x)"]),
+        ([("/home/a/main", ""), ("lab/m@r1", "")], ["/home/a/main", "lab/m@r1"]),
+        ([("A", "/x/A"), ("A", "x/A")], ["/x/A", "x/A"]),
     ],
 )
 def test_equal_names_get_the_folders_that_differ(

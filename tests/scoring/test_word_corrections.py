@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_tokenizers import train_metaspace
 from tiny_models import build_model, train_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from antlm_bench import Scorer, surprisal
 from antlm_bench.errors import MethodNotSupported, UsageError
@@ -21,6 +23,7 @@ from antlm_bench.scoring.word_corrections import (
     build_token_sets,
     resolve_correction,
 )
+from antlm_bench.words import split_words
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
@@ -188,6 +191,24 @@ def test_a_text_without_spaces_before_its_first_word_is_divided_by_its_first_tok
     assert {"</s>", "▁the"} <= spelled and not {"t", "<s>"} & spelled
     first = set(tokenizer.convert_ids_to_tokens(text_start.tolist()))
     assert {"t", "</s>"} <= first and "▁the" not in first
+
+
+def test_a_zero_width_space_ends_a_word_as_in_every_rule_for_words():
+    text = "ab\u200bc d"
+    borders = WordBorders.from_offsets(text, [(0, 2), (2, 4), (4, 6)])
+    assert (borders.first_tokens, borders.last_tokens) == ([0, 1, 2], [0, 1, 2])
+    words = split_words(text)
+    assert [text[start:end] for start, end in words] == ["ab", "\u200bc", " d"]
+
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    texts = ["a", " a", "\u200ba", "\u2013a", "\na"]  # U+2013 shares two bytes with U+200B
+    spelled = {split.pre_tokenize_str(text)[0][0]: number for number, text in enumerate(texts)}
+    words = Tokenizer(models.WordLevel(spelled, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    boundary, _ = build_token_sets(tokenizer, CORRECTIONS["word-boundary"], 10)
+    spaces, _ = build_token_sets(tokenizer, CORRECTIONS["pimentel-meister"], 10)
+    assert (boundary.tolist(), spaces.tolist()) == ([1, 2, 4], [1])
 
 
 def test_a_tokenizer_without_marks_has_nothing_to_correct():

@@ -193,6 +193,7 @@ def test_what_is_wrong_is_named_with_its_line(
         loader.load_suite(ref)
     assert caught.value.location == ref + line
     assert says in caught.value.message
+    assert "fetch" not in caught.value.hint  # no server has a user's file
 
 
 def test_a_file_that_is_not_there_or_no_file_is_one_error(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from local_server import serve
 
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.progress import Progress
 from antlm_bench.suites import downloads, files, loader, sources
 from antlm_bench.suites.spec import SuiteSpec
 
@@ -265,6 +266,17 @@ def test_a_folder_that_was_fetched_into_serves_as_data_folder(
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "to"))
     monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
     assert sources.get_file(suite(net.url), "wugs.jsonl").raw == BODY
+
+
+def test_fetching_counts_files_and_tells_bytes(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Progress, "describe", lambda _, label: labels.append(label))
+    progress = Progress(unit="files", total=2)
+    sources.fetch_files(suite(net.url), progress=progress)
+    assert (progress.num_done, progress.num_computed) == (1, 1)
+    assert labels[0] == "wugs wugs.jsonl" and labels[-1] == "wugs wugs.jsonl 0.0 MB"
+    sources.fetch_files(suite(net.url), progress=progress)
+    assert (progress.num_done, progress.num_computed) == (2, 1)
 
 
 # ---- archives
