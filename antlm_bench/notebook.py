@@ -23,7 +23,7 @@ def to_html_table(
     """Return a static HTML table. All text is escaped and made printable; numbers are aligned on
     the right.
 
-    Floats are shown with four decimals, None as an empty cell.
+    Floats are shown with four decimals (below 0.0001 as 1.5e-08), None as an empty cell.
     """
     head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in columns)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
@@ -42,7 +42,10 @@ def _escape(text: str) -> str:
 def _html_cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"<td>{_escape('' if value is None else str(value))}</td>"
-    text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, float):
+        text = f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.4f}"
+    else:
+        text = f"{value:,}"
     return f'<td style="text-align: right">{text}</td>'
 
 

@@ -21,7 +21,10 @@ def test_a_comparison_shows_both_values_and_their_difference() -> None:
     page = RUNS._repr_html_()
     for text in ("blimp", "causal / mlm", "0.8125", "0.7500", "-0.0625", "0.0010", "1,200"):
         assert f">{text}<" in page
-    assert "<th>&lt;b&gt;a &amp; b&lt;/b&gt;</th>" in page and "<li>only in new: nano</li>" in page
+    assert (
+        '<th scope="col">&lt;b&gt;a &amp; b&lt;/b&gt;</th>' in page
+        and "<li>only in new: nano</li>" in page
+    )
 
 
 def test_a_check_shows_its_status_and_what_is_missing() -> None:
@@ -37,10 +40,16 @@ def test_a_report_shows_scores_gaps_and_caveats() -> None:
     members = (MemberSpec(suite="blimp"), MemberSpec(suite="ewok-2026"))
     page = Report(None, members, (column,))._repr_html_()
     assert ">0.6250<" in page and "<td></td>" in page
-    assert "<th>&lt;b&gt;a &amp; b&lt;/b&gt; causal</th>" in page
+    assert '<th scope="col">&lt;b&gt;a &amp; b&lt;/b&gt; causal</th>' in page
     assert "limit 100</li>" in page and HOSTILE not in page
 
 
 def test_right_to_left_text_is_isolated() -> None:
     page = to_html_table(["word"], [["שלום, (1)"], ["naïve"]])
     assert "<td><bdi>שלום, (1)</bdi></td>" in page and "<td>naïve</td>" in page
+
+
+def test_tiny_numbers_are_not_shown_as_zero() -> None:
+    cells = [f">{text}</td>" for text in ("0.0000", "1.5e-08", "0.0001", "-0.2500")]
+    page = to_html_table(["p"], [[0.0], [1.5e-8], [0.0001], [-0.25]])
+    assert [cell in page for cell in cells] == [True] * 4

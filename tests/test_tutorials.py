@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import yaml
 from documented_pages import ROOT, PageRunner, read_blocks
 from sweeps.ray_cluster import start_cluster as start_ray
 from sweeps.slurm_sweeps import start_cluster as start_slurm
@@ -54,6 +55,7 @@ def runner(train_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Runs pages in an empty folder, on a terminal of 100 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the workers that a sweep starts
     return PageRunner(tmp_path, train_once)
 
 
@@ -66,6 +68,18 @@ def test_the_participant_scores_nineteen_checkpoints(runner: PageRunner) -> None
 @pytest.mark.long
 def test_the_gate_passes_and_fails_as_shown(runner: PageRunner) -> None:
     runner.run(read_blocks(read_page("ci-engineer")))
+
+
+def test_the_workflow_of_the_gate_has_inputs_of_the_action() -> None:
+    [workflow] = [
+        yaml.safe_load(block.text)
+        for block in read_blocks(read_page("ci-engineer"))
+        if block.language == "yaml"
+    ]
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    given = workflow["jobs"]["gate"]["steps"][-1]["with"]
+    assert given.keys() <= inputs.keys()
+    assert {name for name, record in inputs.items() if record.get("required")} <= given.keys()
 
 
 @pytest.mark.long

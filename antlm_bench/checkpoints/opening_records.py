@@ -115,13 +115,10 @@ class RememberedCheckpoint:
         return replace(self, metadata={**self.metadata, "scored_specials": specials})
 
 
-def hash_inputs(
-    ref: str, sources: CheckpointSources, options: OpenOptions, engine: str, weights_hash: str
-) -> str:
-    """Return a hash of all that decides what opening a checkpoint tells; "" if not all can be
-    hashed: code in another repository, which transformers would fetch.
+def hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, engine: str) -> str:
+    """Return a hash of all but the weights that decides what opening a checkpoint tells.
 
-    weights_hash: of the base model (weight_files.hash_weights).
+    "" = not all can be hashed: code in another repository, which transformers would fetch.
     """
     if options.trust_remote_code and _names_other_repository(sources.base):
         return ""
@@ -132,7 +129,6 @@ def hash_inputs(
         "checkpoint": [display_name(ref, options), describe_reference(ref, options.revision)],
         "options": {**asdict(options), "device": str(options.device)},
         "engine": engine,
-        "weights": weights_hash,
         "files": {
             role: None if folder is None else str(folder.resolve())
             for role, folder in (
@@ -152,8 +148,15 @@ def hash_inputs(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def store_record(digest: str, checkpoint: DescribedCheckpoint) -> None:
-    """Store what an open checkpoint tells. A cache that cannot be written is left out."""
+def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
+    """Store what an open checkpoint tells under the hash of its inputs and its weights.
+
+    Without `inputs` nothing is stored. A cache that cannot be written is left out.
+    """
+    if not inputs:
+        return
+    metadata = checkpoint.metadata
+    file = _record_file(inputs, str(metadata.get("base_weights", metadata["weights"])))
     content = {
         "name": checkpoint.name,
         "attentions": sorted(checkpoint.attentions),
@@ -167,16 +170,16 @@ def store_record(digest: str, checkpoint: DescribedCheckpoint) -> None:
         "scored_specials": dict(_list_scored_specials(checkpoint)),
     }
     with suppress(OSError, BenchError, TypeError, ValueError):
-        file = _record_file(digest)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content).encode())
 
 
-def find_record(digest: str) -> RememberedCheckpoint | None:
-    """Return what is stored under a hash of inputs; None if nothing is, or if it is damaged."""
-    if not digest:
-        return None
-    stored = read_json(_record_file(digest)) or {}
+def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
+    """Return what is stored under a hash of inputs and one of the base model's weights.
+
+    None = nothing, or it is damaged.
+    """
+    stored = (read_json(_record_file(inputs, weights)) if inputs else None) or {}
     try:
         return RememberedCheckpoint(
             name=str(stored["name"]),
@@ -194,7 +197,8 @@ def find_record(digest: str) -> RememberedCheckpoint | None:
         return None
 
 
-def _record_file(digest: str) -> Path:
+def _record_file(inputs: str, weights: str) -> Path:
+    digest = hashlib.sha256(f"{inputs} {weights}".encode()).hexdigest()
     return cache_dir() / "opened-checkpoints" / f"{digest[:32]}.json"
 
 
@@ -217,7 +221,7 @@ def _names_other_repository(folder: Path) -> bool:
 def _hash_folder(folder: Path, options: OpenOptions) -> Iterator[tuple[str, Any]]:
     """Yield (name, hash) of the files of a folder, and of its code in subfolders.
 
-    Of the weights that are loaded, the name only: `hash_inputs` is given their hash. Of weights
+    Of the weights that are loaded, the name only: their hash is kept apart. Of weights
     that are not loaded, and may be large, size and time of the last change.
     """
     selected = select_weights(folder, options.allow_pickle)

@@ -17,7 +17,7 @@ from antlm_bench.checkpoints.opening_records import (
     hash_inputs,
     store_record,
 )
-from antlm_bench.checkpoints.resolve import display_name
+from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, display_name
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
@@ -101,6 +101,8 @@ class ScoreCall:
         self.progress = Progress(parts=("checkpoint", len(self.refs)))
         self._refs_by_weights: dict[str, str] = {}
         """Hash of the weights -> the first checkpoint with them."""
+        self._located: dict[str, tuple[str, CheckpointSources, OpenOptions]] = {}
+        """Reference -> what `_locate` returns for it."""
 
     def score_all(self, score_checkpoint: Callable[[str], Run] | None = None) -> list[Run]:
         """Score all checkpoints.
@@ -149,15 +151,12 @@ class ScoreCall:
         if finished is not None:
             self._refs_by_weights.setdefault(str(finished.manifest.model["weights"]), ref)
             return finished
-        checkpoint, notes = self.open(ref)
+        checkpoint, notes = self._open_and_remember(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
-            run = self.session.score_opened(
+            return self.session.score_opened(
                 checkpoint, request, local_folder, notes, None, progress
             )
-        if request.shard is None:
-            self._remember(ref, checkpoint)
-        return run
 
     def find_finished(self, ref: str, request: ScoreRequest) -> Run | None:
         """Return the run of a checkpoint that has all cells of the request, without opening it.
@@ -165,17 +164,32 @@ class ScoreCall:
         None: a cell is missing, or the checkpoint was not opened before with the same files,
         options and software. Raises CheckpointError.
         """
-        options = request.options
-        located_ref, sources, open_options = locate(ref, options.open_options())
-        name = display_name(located_ref, open_options)
-        if options.again or request.shard is not None or not self._has_run(name):
+        located_ref, sources, options = self._locate(ref)
+        if request.options.again or request.shard is not None:
             return None
-        weights = hash_weights(sources.base, open_options.allow_pickle)
-        inputs = hash_inputs(located_ref, sources, open_options, options.engine, weights)
-        remembered = find_record(inputs)
+        if not self._has_run(display_name(located_ref, options)):
+            return None
+        weights = hash_weights(sources.base, options.allow_pickle)
+        inputs = hash_inputs(located_ref, sources, options, request.options.engine)
+        remembered = find_record(inputs, weights)
         if remembered is None:
             return None
         return self.session.find_finished(remembered, request, self.run_dir(remembered))
+
+    def _open_and_remember(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
+        """Open a checkpoint, and store what it tells, unless its files change meanwhile."""
+        located, engine = self._locate(ref), self.request.options.engine
+        inputs = hash_inputs(*located, engine)
+        checkpoint, notes = self.open(ref)
+        if inputs == hash_inputs(*located, engine):
+            store_record(inputs, checkpoint)
+        return checkpoint, notes
+
+    def _locate(self, ref: str) -> tuple[str, CheckpointSources, OpenOptions]:
+        """Return the files of a checkpoint, and how it is opened. The hub is asked once."""
+        if ref not in self._located:
+            self._located[ref] = locate(ref, self.request.options.open_options())
+        return self._located[ref]
 
     def _has_run(self, name: str) -> bool:
         """Return whether a local folder has a run of a checkpoint with this name."""
@@ -185,15 +199,6 @@ class ScoreCall:
         if self.out is not None and len(self.refs) == 1:
             return (pattern / "run.json").exists()
         return any(pattern.parent.glob(f"{glob.escape(pattern.name[:-1])}*/run.json"))
-
-    def _remember(self, ref: str, checkpoint: AnyCheckpoint) -> None:
-        """Store what the opened checkpoint tells, for the next call."""
-        options, metadata = self.request.options, checkpoint.metadata
-        located_ref, sources, open_options = locate(ref, options.open_options())
-        weights = str(metadata.get("base_weights", metadata["weights"]))
-        digest = hash_inputs(located_ref, sources, open_options, options.engine, weights)
-        if digest:
-            store_record(digest, checkpoint)
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""

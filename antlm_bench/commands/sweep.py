@@ -308,8 +308,8 @@ def describe_changes(old: Sweep, new: Sweep) -> str:
     if not added and not removed:
         return ""
     return (
-        f"the sweep has changed: {added:,} new units; {removed:,} are no longer part of it, and "
-        "what they computed stays in the folder"
+        f"the sweep has changed: units added: {added:,}; removed: {removed:,}, whose results stay "
+        "in the folder"
     )
 
 

@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.atomic_files import replace_folder
 from antlm_bench.errors import DataError
+from antlm_bench.progress import Progress
 from antlm_bench.runs.folder_io import suggest_reading
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
 from antlm_bench.training.text_sources import (
@@ -228,18 +229,17 @@ def _write_token_stream(
     line_lengths: list[int] = []
     line_words: list[int] = []
     starts_document: list[bool] = []
-    for file in source.files:
-        if spec.layout == "lines":
-            blocks = _encode_lines(tokenizer, file, spec.eos)
-        else:
-            blocks = encode_file(tokenizer, file)
-        for block in blocks:
+    num_tokens = 0
+    with Progress() as progress:
+        for block in _encode_source(source, tokenizer, spec):
             tokens.append(np.asarray(block.ids, id_type))
             line_lengths += block.line_lengths
             line_words += block.line_words
             starts_document += [
                 starts or spec.document == "line" for starts in block.starts_document
             ]
+            num_tokens += len(block.ids)
+            progress.describe(f"{num_tokens:,} tokens encoded")
     if not sum(line_words):
         raise DataError(
             "the corpus holds no text", location=source.name, hint="all lines are empty"
@@ -266,6 +266,17 @@ class EncodedBlock(NamedTuple):
     """Number of words per line."""
     starts_document: list[bool]
     """Whether a document begins with the line."""
+
+
+def _encode_source(
+    source: TextSource, tokenizer: Tokenizer, spec: CorpusSpec
+) -> Iterator[EncodedBlock]:
+    """Encode all files by the rule of the corpus."""
+    for file in source.files:
+        if spec.layout == "lines":
+            yield from _encode_lines(tokenizer, file, spec.eos)
+        else:
+            yield from encode_file(tokenizer, file)
 
 
 def _encode_lines(tokenizer: Tokenizer, text_file: TextFile, eos: bool) -> Iterator[EncodedBlock]:

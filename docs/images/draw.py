@@ -1,8 +1,9 @@
 """Draw the pictures of README and docs from the runs of `make demo`: `make pictures`.
 
 They are terminal.svg, a table in a terminal; page.png, page-dark.png, phone.png and phone-dark.png,
-a report in Chromium as wide as a laptop and a phone; figure.svg, one figure of the report; and
-curve.svg, the learning curves of the checkpoints.
+a report in Chromium as wide as a laptop and a phone; and figure.svg, one figure of the report.
+With a second folder, that of the runs of checkpoints (those of docs/tutorials/participant.md),
+curve.svg is drawn, too.
 """
 
 from __future__ import annotations
@@ -72,10 +73,9 @@ def photograph_page(page: Path, name: str, size: tuple[int, int], *, dark: bool 
 
 
 def main() -> None:
-    """Draw all pictures. Usage: draw.py RUNS CURVES, the folders of the runs of the models and of
-    their checkpoints."""
-    runs, checkpoint_runs = (
-        sorted(str(path.parent) for path in Path(folder).glob("**/run.json"))
+    """Draw all pictures. Usage: draw.py RUNS [CHECKPOINT_RUNS], two folders of run folders."""
+    runs, *checkpoint_runs = (
+        sorted(str(path.parent) for path in Path(folder).glob("*/run.json"))
         for folder in sys.argv[1:]
     )
     reference, other = (
@@ -84,7 +84,8 @@ def main() -> None:
     )
     comparison = run_command(["compare", reference, other])
     draw_terminal("antlm-bench compare BASE RUN", comparison, FOLDER / "terminal.svg")
-    run_command(["curve", *checkpoint_runs, "--svg", str(FOLDER / "curve.svg")])
+    for each in checkpoint_runs:
+        run_command(["curve", *each, "--svg", str(FOLDER / "curve.svg")])
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "page.html")
         run_command(["report", *runs, "--html", str(page)])

@@ -182,7 +182,11 @@ def test_the_verdict_as_json_has_stdout_alone(
         ("check base --against nowhere", 2, "no run folder and no baseline 'nowhere'"),
         ("check nowhere --against base", 3, "not a run folder"),
         ("check base --against base --margin 0", 2, "a margin is above 0"),
-        ("check base --against base --policy nowhere.toml", 2, "cannot be read"),
+        (
+            "check base --against base --policy nowhere.toml",
+            2,
+            "nowhere.toml: there is no such file",
+        ),
         ("check base", 2, "--against"),
         ("baseline save base --name ../x", 2, "cannot be the name of a folder"),
         ("baseline save nowhere", 3, "not a run folder"),

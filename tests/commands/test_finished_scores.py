@@ -14,6 +14,8 @@ from score_helpers import make_agreement_rows, write_pairs
 from antlm_bench import score
 from antlm_bench.checkpoints import checkpoint as checkpoints
 from antlm_bench.checkpoints import minicons_backend, opening_records
+from antlm_bench.checkpoints.opening import locate
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.commands import cell_settings
 from antlm_bench.commands.score import ScoreCall, ScoreOptions
 from antlm_bench.types import Run
@@ -217,7 +219,7 @@ def test_a_damaged_record_is_not_used(
     for content in (b"", b"{}", b"[]", b'{"name": 1}'):
         record = tmp_path / "record.json"
         record.write_bytes(content)
-        monkeypatch.setattr(opening_records, "_record_file", lambda _, file=record: file)
+        monkeypatch.setattr(opening_records, "_record_file", lambda *_, file=record: file)
         assert finished.find() is None
 
 
@@ -227,12 +229,19 @@ def test_code_of_another_repository_is_not_remembered(
     config = json.loads((finished.checkpoint / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "owner/name--modeling.Model"}
     changed_file(finished.checkpoint / "config.json", lambda _: json.dumps(config).encode())
-    ref, sources, options = checkpoints_located(finished.checkpoint)
-    assert opening_records.hash_inputs(ref, sources, options, "native", "") == ""
+    located = locate(str(finished.checkpoint), OpenOptions(trust_remote_code=True))
+    assert opening_records.hash_inputs(*located, "native") == ""
 
 
-def checkpoints_located(folder: Path) -> Any:
-    from antlm_bench.checkpoints.opening import locate
-    from antlm_bench.checkpoints.resolve import OpenOptions
+def test_a_file_that_changes_while_opening_is_not_remembered(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_for_scoring = checkpoints.open_for_scoring
 
-    return locate(str(folder), OpenOptions(trust_remote_code=True))
+    def open_and_change(ref: str, *rest: Any) -> Any:
+        opened = open_for_scoring(ref, *rest)
+        (Path(ref) / "tokenizer_config.json").write_bytes(b"{}")
+        return opened
+
+    monkeypatch.setattr(checkpoints, "open_for_scoring", open_and_change)
+    assert Finished(make_checkpoint("causal"), tmp_path).find() is None

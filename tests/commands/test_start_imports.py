@@ -151,5 +151,5 @@ def test_finished_runs_are_shown_without_a_model(
         "compare": ["compare", run, run],
         "check": ["check", run, "--against", run],
     }
-    results = run_commands(command_lines, MODEL_PACKAGES | {"sklearn", "statsmodels"})
+    results = run_commands(command_lines, MODEL_PACKAGES | {"pandas", "sklearn"})
     assert results == dict.fromkeys(command_lines, (0, []))

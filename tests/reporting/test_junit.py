@@ -21,6 +21,7 @@ from antlm_bench.reporting.github import (
     MAX_ANNOTATIONS,
     MAX_SUMMARY_BYTES,
     append_summary,
+    append_verdict,
     escape_message,
     escape_property,
     workflow_commands,
@@ -192,3 +193,12 @@ def test_the_summary_grows_and_is_cut_before_github_drops_it(tmp_path: Path) -> 
     assert len(place.read_bytes()) <= MAX_SUMMARY_BYTES
     with pytest.raises(UsageError, match="GITHUB_STEP_SUMMARY"):
         append_summary(tmp_path, "x")
+
+
+def test_the_verdict_is_added_to_the_outputs_of_the_step(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    outputs.write_text("before=1\n")
+    append_verdict(outputs, checked(("good", 0.01, 0.005)))
+    assert outputs.read_text() == "before=1\nverdict=pass\n"
+    with pytest.raises(UsageError, match="GITHUB_OUTPUT"):
+        append_verdict(tmp_path, checked(("good", 0.01, 0.005)))

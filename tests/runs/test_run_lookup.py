@@ -121,6 +121,6 @@ def test_notebooks_show_the_first_rows_of_a_table() -> None:
 
 def test_html_tables_escape_and_align() -> None:
     page = to_html_table(["a<b"], [[1.5], [2], ["<i>"], [None], [True]], title="t&t")
-    assert "<th>a&lt;b</th>" in page and "<caption>t&amp;t</caption>" in page
+    assert '<th scope="col">a&lt;b</th>' in page and "<caption>t&amp;t</caption>" in page
     assert '<td style="text-align: right">1.5000</td>' in page
     assert "<td>&lt;i&gt;</td>" in page and "<td></td>" in page and "<td>True</td>" in page
