@@ -162,7 +162,9 @@ class Estimate:
     n: int
     """Number of items."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
     flags: Mapping[str, int] = field(default_factory=dict)
     """Name out of FLAGS, or "tie" -> number of items."""
 
@@ -190,7 +192,9 @@ class Summary:
     """The numbers of one suite under one method. They are derived from predictions."""
 
     suite: str
+    """As in Cell."""
     method: str
+    """Scoring method, or method of a finetuned cell."""
     metric: str
     """A name of metrics.METRICS."""
     macro: tuple[str, ...]
@@ -220,14 +224,17 @@ class Cell:
     suite: str
     """Where runs are read, a name that tells the user's own files apart (runs.suite_names)."""
     method: str
+    """Scoring method, or method of a finetuned cell."""
     key: str
     """Content key: the hash of `settings`."""
     settings: Mapping[str, Any]
     """All that the predictions depend on. "suite" is the name under which it was scored."""
     summary: Summary
+    """The numbers."""
     digest: str = ""
     """sha256 of the predictions file."""
     seed: int | None = None
+    """Seed of a finetuned cell; None = the cell was scored."""
     history: Mapping[str, Any] = field(default_factory=dict)
     """How the cell came about (losses, epochs, failures). No number is derived from it."""
     origin: tuple[str, ...] = ()

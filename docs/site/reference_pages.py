@@ -281,12 +281,38 @@ def write_dataclass(record: type) -> str:
     """Return the table of the fields of a dataclass that run.json holds."""
     assert is_dataclass(record)
     names = {field.name for field in fields(record)} - {"schema", "file"}
-    rows = [
-        [f"`{field.name}`", f"`{field.annotation}`".replace("|", "\\|"), escape_markdown(field.doc)]
-        for field in read_fields(record)
-        if field.name in names
-    ]
+    rows = []
+    for field in read_fields(record):
+        if field.name in names:
+            table = re.search(r"\b(Summary|Estimate|Group)\b", field.annotation)
+            link = f" See [{table[1]}](#{table[1].lower()})." if table else ""
+            meaning = escape_markdown(field.doc) + link
+            rows.append([f"`{field.name}`", name_json_type(field.annotation), meaning])
     return format_table(["key", "type", "meaning"], rows)
+
+
+JSON_TYPES = [
+    (r" \| None", " or null"),
+    (r"tuple\[(.+), \.\.\.\]", r"list of \1"),
+    (r"Mapping\[str, Any\]", "object"),
+    (r"Mapping\[str, (.+)\]", r"object of \1"),
+    (r"\b(?:Summary|Estimate|Group)\b", "object"),
+    (r"\bstr\b", "string"),
+    (r"\bint\b", "integer"),
+    (r"\bfloat\b", "number"),
+]
+"""Python's notation of a type -> JSON's, in order."""
+
+
+def name_json_type(annotation: str) -> str:
+    """Return a field's annotation in words of JSON: `int | None` is an integer or null."""
+    return replace_all(JSON_TYPES, annotation)
+
+
+def replace_all(replacements: Sequence[tuple[str, str]], text: str) -> str:
+    for pattern, replacement in replacements:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def write_prediction_columns(task_type: TaskType) -> str:
@@ -318,7 +344,8 @@ def write_suite_toml_page() -> str:
         "# TOML of a suite\n\n"
         "A suite is declared by one TOML. The shipped ones lie in `tasks/`; yours lie in a folder "
         "`tasks/` of a folder that `ANTLM_BENCH_PATH` names, or are given by their path. The key "
-        "`kind` chooses one of the sections below. [Suites of your own](../how-to/own-suites.md) "
+        "`kind` chooses one of the sections below. Your own TOML may leave out `name`, `title`, "
+        "`version`, `licence` and `citation`. [Suites of your own](../how-to/own-suites.md) "
         "shows how to begin.\n\n" + write_declarations(list(declarations))
     )
 
@@ -450,6 +477,4 @@ TYPE_NAMES = [
 
 def simplify_type(annotation: str) -> str:
     """Return a field's annotation in words of TOML: `TomlTuple[Text]` is a list of string."""
-    for pattern, replacement in TYPE_NAMES:
-        annotation = re.sub(pattern, replacement, annotation)
-    return annotation
+    return replace_all(TYPE_NAMES, annotation)
