@@ -20,7 +20,8 @@ from antlm_bench.scoring.attention import (
     CannotPackError,
     packed_attention_forward,
 )
-from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.forward_config import ForwardConfig
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.plain_forward import (
     attention_mask_inputs,

@@ -27,7 +27,7 @@ from antlm_bench.checkpoints.resolve import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_other_weight_sets
 from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import ForwardConfig
+from antlm_bench.scoring.forward_config import ForwardConfig
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.source_text import (
     DenoisingEncoder,

@@ -21,12 +21,8 @@ from antlm_bench.checkpoints.forward_trials import (
     logit_change_from_last_token,
 )
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import (
-    CPU_KERNELS,
-    SHORTCUTS,
-    Engine,
-    lock_model,
-)
+from antlm_bench.scoring.engine import Engine, lock_model
+from antlm_bench.scoring.forward_config import CPU_KERNELS, SHORTCUTS
 from antlm_bench.scoring.logit_readers import widen
 from antlm_bench.scoring.plain_forward import attention_mask_inputs, plain_logits
 from antlm_bench.scoring.probes import infill, seq2seq

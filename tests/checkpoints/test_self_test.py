@@ -16,7 +16,8 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint, self_test
 from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import attention, cpu_kernels
-from antlm_bench.scoring.engine import CPU_KERNELS, SHORTCUTS, Engine
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.forward_config import CPU_KERNELS, SHORTCUTS
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.types import Item, Option
@@ -94,7 +95,7 @@ def test_positions_skip_tokens_with_the_padding_id(make_checkpoint, name, paddin
     st.booleans(),
 )
 def test_positions_in_a_prefix_tree_are_those_of_each_row(rows, causal):
-    from antlm_bench.scoring.engine import ForwardConfig
+    from antlm_bench.scoring.forward_config import ForwardConfig
     from antlm_bench.scoring.plan import build_plans
     from antlm_bench.types import Probes
 

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.scoring import attention, engine
-from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.forward_config import ForwardConfig
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.types import Item, Option, Probes

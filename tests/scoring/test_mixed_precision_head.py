@@ -13,7 +13,8 @@ from prediction_rows import predict_rows
 from test_cpu_kernels import made
 
 from antlm_bench.checkpoints import open_checkpoint, with_bf16_body
-from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.forward_config import ForwardConfig
 from antlm_bench.scoring.logit_readers import fast_logsumexp
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
