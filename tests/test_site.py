@@ -134,11 +134,12 @@ def test_the_reference_has_every_key_of_a_toml(page: str, declaration: type) -> 
     assert all(f"\n`{name}` · " in text for name in declaration.model_fields)  # type: ignore[attr-defined]
 
 
-def test_the_run_folder_page_has_every_key_of_run_json(tmp_path: Path) -> None:
+def test_the_run_folder_page_has_every_key_of_run_json() -> None:
     text = read_generated_pages()["reference/run-json.md"]
     keys = ("model", "software", "settings", "summary", "headline", "low", "within", "num_clusters")
     assert all(f"| `{key}` | " in text for key in keys)
     assert "| `scores` | `list<float64>` | " in text
+    assert not re.findall(r"^.*\|\s*\|$", text, re.MULTILINE), "a field without a meaning"
 
 
 def test_the_reference_is_generated_without_torch() -> None:
