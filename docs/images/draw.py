@@ -27,7 +27,7 @@ WIDTH = 112
 LAPTOP, PHONE = (1366, 768), (390, 844)
 """Width and height in pixels."""
 FRAME = (
-    '<body style="margin:0;background:#d5d5d2">'
+    '<body style="margin:0;background:#d5d5d2;display:flex;justify-content:center">'
     '<iframe src="{}" style="width:{}px;height:{}px;border:0">'
 )
 """Windows of Chromium cannot be as narrow as a phone, but a frame can."""
