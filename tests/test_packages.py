@@ -208,7 +208,9 @@ def test_python_names_the_command_that_installs(inputs: Path) -> None:
 def test_an_import_without_its_package_names_the_command(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
+    loaded = [other for other in sys.modules if other.startswith(f"{name}.")]
+    for blocked in (name, *loaded):
+        monkeypatch.setitem(sys.modules, blocked, None)
     if module != name:
         monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(MissingPackage) as caught, require_packages("here"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -251,14 +251,7 @@ def test_two_adapters_and_no_adapter_are_refused(folders):
 
 
 def test_without_peft_the_hint_names_the_package(folders, monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "peft":
-            raise ImportError("No module named 'peft'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(BenchError, match="needs the package peft") as refused:
         opened(folders[1])
     assert "antlm-bench[lora]" in refused.value.hint
