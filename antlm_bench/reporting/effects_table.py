@@ -72,11 +72,11 @@ def build_effects_table(result: DesignResult, title: str = "") -> Table:
 
 
 def _group_rows(table: Table, num_group_columns: int, name_column: int) -> Table:
-    """Return a narrow form of a table: a heading per group, and one column of names below it.
+    """Return a table with a heading per group and one column of names, for narrow terminals.
 
-    The first columns are those of the group, others up to `name_column` name a row. Degrees of
-    freedom are left out, because the legend gives them; numbers of items stand in the headings if
-    each group has one.
+    Columns before `num_group_columns` name the group, the others up to `name_column` the row.
+    Degrees of freedom are left out, because the legend gives them. The number of items moves into
+    the heading if all rows of each group have the same.
     """
     keys = [column.key for column in table.columns]
     items_by_group: dict[str, set[str]] = {}
