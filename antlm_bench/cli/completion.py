@@ -29,7 +29,7 @@ MAX_DEPTH, MAX_FOLDERS = 3, 2000
 KINDS_NOT_SCORED = ("classification", "stimuli")
 """Kinds of suites that `score` does not take."""
 Completer = Callable[[Any, str], list[str]]
-"""(click context, incomplete word) -> candidates. typer keeps those that begin with the word."""
+"""(click context, incomplete word) -> words. Those that do not continue the word are left out."""
 
 
 def complete_words(build_command: Callable[[], Any]) -> NoReturn:
@@ -117,10 +117,14 @@ def complete_classification(context: Any, incomplete: str, table: str) -> list[s
     or of all suites to finetune on.
     """
     suites = _read_suites()
-    given = [name for value in context.params.get("suite") or () for name in value.split(",")]
-    chosen = [name for name in given if name in suites] or _list_suites(["classification"])
+    given_suites = [
+        name for value in context.params.get("suite") or () for name in value.split(",")
+    ]
+    suite_names = [name for name in given_suites if name in suites] or _list_suites(
+        ["classification"]
+    )
     pattern = re.compile(rf"^\[{table}\.([\w-]+)\]", re.MULTILINE)
-    names = [name for suite in chosen for name in pattern.findall(suites[suite][1])]
+    names = [name for suite in suite_names for name in pattern.findall(suites[suite][1])]
     return _complete_list(list(dict.fromkeys(names)), incomplete)
 
 

@@ -314,16 +314,16 @@ class ConfiguredDefaults:
         if command in COMMANDS_WITHOUT_FILE or {"--help", "-h"} & set(args):
             return
         self.configuration = load_configuration(args)
-        given = _list_given_arguments(args, arguments_by_option)
+        given_arguments = _list_given_arguments(args, arguments_by_option)
         for key in (*KEYS, CHECK_KEY):
             if key.name in self.configuration.values:
-                self._apply(key, command, given, arguments_by_option)
+                self._apply(key, command, given_arguments, arguments_by_option)
 
     def _apply(
         self,
         key: ConfigurationKey,
         command: str,
-        given: Collection[str],
+        given_arguments: Collection[str],
         arguments_by_option: Mapping[str, Any],
     ) -> None:
         value, file = self.configuration.values[key.name], self.configuration.file
@@ -337,7 +337,7 @@ class ConfiguredDefaults:
         has_option = argument is not None and argument == (key.argument or argument)
         if not has_option or not is_for_command:
             return
-        if argument in given or any(name in given for name in key.yields_to):
+        if argument in given_arguments or any(name in given_arguments for name in key.yields_to):
             return
         if key is CHECK_KEY and file:
             self.default_args.append(f"{key.option}={shorten_path(file)}")
