@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -31,6 +31,7 @@ from antlm_bench.checkpoints.resolve import (
 from antlm_bench.errors import BenchError, CheckpointError
 from antlm_bench.runs.folder_io import write_atomically
 from antlm_bench.runs.provenance import describe_machine
+from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.text import EosRule
@@ -136,7 +137,7 @@ def hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, engi
         "architectures": list(ARCHITECTURES.names()),
         "software": describe_software(),
     }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return hash_text(json.dumps(inputs, sort_keys=True))
 
 
 def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
@@ -147,7 +148,7 @@ def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
     if not inputs:
         return
     metadata = checkpoint.metadata
-    file = _record_file(inputs, str(metadata.get("base_weights", metadata["weights"])))
+    weights = str(metadata.get("base_weights", metadata["weights"]))
     content = {
         "name": checkpoint.name,
         "attentions": sorted(checkpoint.attentions),
@@ -160,9 +161,7 @@ def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
         "metadata": checkpoint.metadata,
         "scored_specials": dict(_list_scored_specials(checkpoint)),
     }
-    with suppress(OSError, BenchError, TypeError, ValueError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(content).encode())
+    write_record(lambda: _record_file(inputs, weights), content)
 
 
 def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
@@ -170,7 +169,7 @@ def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
 
     None = nothing, or it is damaged.
     """
-    stored = (read_json(_record_file(inputs, weights)) if inputs else None) or {}
+    stored = read_record(lambda: _record_file(inputs, weights)) if inputs else {}
     try:
         return RememberedCheckpoint(
             name=str(stored["name"]),
@@ -188,8 +187,39 @@ def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
         return None
 
 
+def write_record(locate: Callable[[], Path], content: Mapping[str, Any]) -> None:
+    """Write a record with its hash. A cache that cannot be written is left out.
+
+    locate: function that returns its file.
+    """
+    # RuntimeError: there is no home directory.
+    with suppress(OSError, BenchError, TypeError, ValueError, RuntimeError):
+        file, text = locate(), json.dumps(content)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps({"sha256": hash_text(text), "content": text}).encode())
+
+
+def read_record(locate: Callable[[], Path]) -> dict[str, Any]:
+    """Return the content of a record; {} = there is none, it is damaged, or another user's."""
+    with suppress(OSError, BenchError, KeyError, TypeError, ValueError, RuntimeError):
+        file = locate()
+        # In a cache that users share, only own records are believed.
+        if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():
+            return {}
+        document = read_json(file) or {}
+        content = parse_json(document["content"])
+        if document["sha256"] == hash_text(document["content"]) and isinstance(content, dict):
+            return content
+    return {}
+
+
+def hash_text(text: str) -> str:
+    """Return the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _record_file(inputs: str, weights: str) -> Path:
-    digest = hashlib.sha256(f"{inputs} {weights}".encode()).hexdigest()
+    digest = hash_text(f"{inputs} {weights}")
     return cache_dir() / "opened-checkpoints" / f"{digest[:32]}.json"
 
 

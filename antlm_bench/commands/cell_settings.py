@@ -1,7 +1,7 @@
 """The settings of the cells of one suite, and their content keys. No model is run.
 
 Everything that predictions depend on is listed here once, for an open checkpoint and for one whose
-facts are cached (checkpoints.opening_records).
+facts are cached (checkpoints.opening_records), and likewise for a suite (suite_records).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from antlm_bench.checkpoints.metadata import select_content_key_metadata
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint
 from antlm_bench.commands.score_options import ScoreOptions
+from antlm_bench.commands.suite_records import RememberedSuite, any_words_corrected
 from antlm_bench.commands.work_estimates import estimate_work
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
@@ -25,19 +26,20 @@ from antlm_bench.runs.layout import content_key
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION, ScoringConventions
 from antlm_bench.scoring.methods import get_method, peer_version
-from antlm_bench.scoring.tokens import has_corrected_words
 from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigrams
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
 from antlm_bench.words import check_splittable, describe_word_rule
 
 Described = TypeVar("Described", bound=DescribedCheckpoint)
+DescribedSuite = Suite | RememberedSuite
+AnySuite = TypeVar("AnySuite", bound=DescribedSuite)
 
 
 @dataclass(frozen=True, slots=True)
-class SuiteToScore:
+class SuiteToScore(Generic[AnySuite]):
     """A suite, with methods that have the same conventions, and what is recorded about them."""
 
-    suite: Suite
+    suite: AnySuite
     request: SuiteRequest
     """The request that loads the suite."""
     method_names: Sequence[str]
@@ -45,7 +47,7 @@ class SuiteToScore:
     notes: Sequence[str]
     """Sentences on the checkpoint."""
 
-    def estimate_work(self, names: Sequence[str]) -> Workload:
+    def estimate_work(self: SuiteToScore[Suite], names: Sequence[str]) -> Workload:
         """Return the work of some of the methods; of a shard, that of its chunks."""
         methods = [get_method(name) for name in names]
         items = self.suite.items
@@ -58,12 +60,13 @@ class SuiteToScore:
         return Workload(num_items * len(methods), num_items / len(items) * work.cost)
 
 
-class SuiteCells(Generic[Described]):
+class SuiteCells(Generic[Described, AnySuite]):
     """The cells of one suite with one checkpoint."""
 
-    def __init__(self, checkpoint: Described, target: SuiteToScore) -> None:
+    def __init__(self, checkpoint: Described, target: SuiteToScore[AnySuite]) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
-        self.suite, self.target, self.options = target.suite, target, target.options
+        self.suite: AnySuite = target.suite
+        self.target, self.options = target, target.options
         self.task_type = TASK_TYPES[self.suite.task_type]
         self.conventions = (
             self.options.conventions()
@@ -98,7 +101,7 @@ class SuiteCells(Generic[Described]):
 
 
 def _check_supported(
-    suite: Suite,
+    suite: DescribedSuite,
     task_type: TaskType,
     method_names: Sequence[str],
     options: ScoreOptions,
@@ -123,7 +126,7 @@ def _check_supported(
 
 def _open_unigrams(
     checkpoint: DescribedCheckpoint,
-    suite: Suite,
+    suite: DescribedSuite,
     task_type: TaskType,
     reduction: str,
     options: ScoreOptions,
@@ -158,7 +161,7 @@ def _open_unigrams(
 
 def _build_settings(
     checkpoint: DescribedCheckpoint,
-    suite: Suite,
+    suite: DescribedSuite,
     method: str,
     conventions: ScoringConventions,
     options: ScoreOptions,
@@ -187,7 +190,7 @@ def _build_settings(
     }
 
 
-def choose_word_rule(target: SuiteToScore) -> str | None:
+def choose_word_rule(target: SuiteToScore[Suite]) -> str | None:
     """Return the word rule of the options; None without one, or if the methods need no words.
 
     Raises UsageError if it does not split the suite's texts into words.
@@ -201,15 +204,17 @@ def choose_word_rule(target: SuiteToScore) -> str | None:
     return rule
 
 
-def _describe_words(suite: Suite, method: str, options: ScoreOptions) -> dict[str, str]:
+def _describe_words(suite: DescribedSuite, method: str, options: ScoreOptions) -> dict[str, str]:
     """Return the setting `words` of a cell; {} = the words of the tokenizer."""
     if options.words is not None and get_method(method).needs_words:
         return {"words": describe_word_rule(options.words)}
     return {"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}
 
 
-def _has_corrected_words(suite: Suite, method: str, options: ScoreOptions) -> bool:
+def _has_corrected_words(suite: DescribedSuite, method: str, options: ScoreOptions) -> bool:
     """Return whether words of the method differ from those of runs that had no such correction."""
     if options.engine != "native" or not get_method(method).needs_words:
         return False
-    return any(has_corrected_words(o.text) for item in suite.items for o in item.options)
+    if isinstance(suite, RememberedSuite):
+        return suite.has_corrected_words
+    return any_words_corrected(suite)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from antlm_bench.commands.suite_records import RememberedSuite, find_suite, load_and_remember
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.suites import loader
@@ -69,10 +70,10 @@ class SuiteCache(FileCache[Suite]):
         super().__init__(max_items, lambda suite: len(suite.items))
 
     def load(self, request: SuiteRequest) -> Suite:
-        """Return a suite. Raises as `loader.load_suite`."""
+        """Return a suite, and remember what its keys depend on. Raises as `loader.load_suite`."""
         return self.get(
             asdict(request),
-            lambda: loader.load_requested_suite(request),
+            lambda: load_and_remember(request),
         )
 
 
@@ -119,10 +120,11 @@ class RequestedSuites:
         for request in self._requests_by_ref.values():
             loader.check_request(request)
         self._cache = cache or SuiteCache(max_items=0)
-        self._requests: list[tuple[Suite, SuiteRequest]] = []
+        self._requests: list[tuple[Suite | RememberedSuite, SuiteRequest]] = []
         self._suites: list[Suite] | None = None
+        self._described: list[Suite | RememberedSuite] | None = None
 
-    def request_of(self, suite: Suite) -> SuiteRequest:
+    def request_of(self, suite: Suite | RememberedSuite) -> SuiteRequest:
         """Return the request that loads a suite in any working directory."""
         request = next(request for loaded, request in self._requests if loaded is suite)
         path = Path(request.ref).expanduser()
@@ -136,11 +138,12 @@ class RequestedSuites:
         Raises MethodNotSupported before it opens any data file, DataError of a single suite, or of
         any suite under `require_all`, and IncompleteError if no suite can be read.
         """
-        for ref in self.refs:
-            find_task_type(ref).check_methods(ref, methods)
+        self._check_methods(methods)
         if self._suites is None:
             try:
-                self._suites = deduplicate_suites(self._load_available())
+                self._suites = deduplicate_suites(
+                    suite for ref in self.refs for suite in self._load_if_available(ref)
+                )
                 if not self._suites:
                     raise self.describe_failures()
             except BenchError as error:
@@ -148,18 +151,48 @@ class RequestedSuites:
                 raise
         return self._suites
 
-    def _load_available(self) -> Iterator[Suite]:
+    def describe(self, methods: Sequence[str]) -> Sequence[Suite | RememberedSuite]:
+        """Return what the keys of the suites depend on. Remembered suites are not loaded.
+
+        Raises as `load`.
+        """
+        if self._suites is not None:
+            return self.load(methods)
+        self._check_methods(methods)
+        if self._described is None:
+            self._described = deduplicate_suites(
+                suite for ref in self.refs for suite in self._describe_if_available(ref)
+            )
+        if not self._described:
+            raise self.describe_failures()
+        return self._described
+
+    def _check_methods(self, methods: Sequence[str]) -> None:
         for ref in self.refs:
-            request = self._requests_by_ref[ref]
-            try:
-                suite = self._cache.load(request)
-            except DataError as error:
-                if self._require_all or len(self.refs) == 1:
-                    raise
-                self.unavailable[ref] = error
-                continue
+            find_task_type(ref).check_methods(ref, methods)
+
+    def _describe_if_available(self, ref: str) -> Iterator[Suite | RememberedSuite]:
+        request = self._requests_by_ref[ref]
+        suite = find_suite(request)
+        if suite is None:
+            yield from self._load_if_available(ref)
+        else:
             self._requests.append((suite, request))
             yield suite
+
+    def _load_if_available(self, ref: str) -> Iterator[Suite]:
+        """Yield the suite, or nothing if its data cannot be read and others are scored."""
+        request = self._requests_by_ref[ref]
+        self.unavailable.pop(ref, None)
+        try:
+            suite = self._cache.load(request)
+        except DataError as error:
+            if self._require_all or len(self.refs) == 1:
+                raise
+            self.unavailable[ref] = error
+            return
+        self._requests.append((suite, request))
+        yield suite
 
     def describe_failures(
         self,

@@ -29,16 +29,16 @@ from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import apply_conventions
 from antlm_bench.scoring.methods import Method, resolve_method
-from antlm_bench.suites.task_types import PredictRequest
+from antlm_bench.suites.task_types import PredictRequest, Suite
 from antlm_bench.types import Item, Run
 
 AnyCheckpoint = Checkpoint | MiniconsCheckpoint
 
 
-class SuiteScorer(SuiteCells[AnyCheckpoint]):
+class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
     """Computes the cells of one suite with one checkpoint."""
 
-    def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore) -> None:
+    def __init__(self, checkpoint: AnyCheckpoint, target: SuiteToScore[Suite]) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
         super().__init__(checkpoint, target)
         rule = choose_word_rule(target)

@@ -14,7 +14,7 @@ from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
 from antlm_bench.checkpoints.opening import open_minicons_checkpoint
 from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
-from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore
+from antlm_bench.commands.cell_settings import AnySuite, SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
@@ -125,7 +125,7 @@ class ScoreSession:
         writer = runs.RunWriter(folder, build_manifest(checkpoint.metadata, request.options.name))
         try:
             stored_keys = {cell.key for cell in runs.open_stored_run(folder)}
-            targets = _list_targets(checkpoint, request, ())
+            targets = _list_targets(checkpoint, request, (), request.suites.describe)
             all_cells = [SuiteCells(checkpoint, target) for target in targets]
             keys = {key for cells in all_cells for key in cells.keys.values()}
             if not keys <= stored_keys:
@@ -161,7 +161,7 @@ class ScoreSession:
         """
         from antlm_bench.commands.score_cells import SuiteScorer
 
-        targets = _list_targets(checkpoint, request, notes)
+        targets = _list_targets(checkpoint, request, notes, request.suites.load)
         progress.plan(Workload.sum(each.estimate_work(each.method_names) for each in targets))
         scorers = [partial(SuiteScorer, checkpoint, target) for target in targets]
         if request.shard is None:
@@ -207,9 +207,15 @@ class ScoreSession:
 
 
 def _list_targets(
-    checkpoint: DescribedCheckpoint, request: ScoreRequest, notes: Sequence[str]
-) -> list[SuiteToScore]:
-    """Return all suites, each with the methods that have the same conventions."""
+    checkpoint: DescribedCheckpoint,
+    request: ScoreRequest,
+    notes: Sequence[str],
+    load: Callable[[Sequence[str]], Sequence[AnySuite]],
+) -> list[SuiteToScore[AnySuite]]:
+    """Return all suites, each with the methods that have the same conventions.
+
+    load: returns the suites, given the names of the methods.
+    """
     # Methods with the same conventions score the same texts and share the model's forwards.
     groups: dict[tuple[ScoringConventions, bool], list[str]] = {}
     methods = _resolve_methods(request.methods, checkpoint)
@@ -220,7 +226,7 @@ def _list_targets(
         conventions = request.options.conventions().for_method(method)
         has_rule = request.options.words is not None and method.needs_words
         groups.setdefault((conventions, has_rule), []).append(name)
-    loaded = request.suites.load([name for names in groups.values() for name in names])
+    loaded = load([name for names in groups.values() for name in names])
     return [
         SuiteToScore(suite, request.suites.request_of(suite), names, request.options, notes)
         for suite in loaded

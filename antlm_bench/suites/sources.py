@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from antlm_bench import safe_files
 from antlm_bench.declarations import decode_utf8, expand_user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.printable import format_count
@@ -118,6 +119,30 @@ def locate_file(spec: SuiteWithData, file: str, folder: Path | None = None) -> P
     query = _FileQuery(spec.name, file, spec.data.where, (), FileSpec(), spec.data.password)
     path, _ = next(_iter_present_files(query, data_roots(folder)), (None, ""))
     return path
+
+
+def hash_local_files(
+    spec: SuiteWithData, folder: Path | None = None
+) -> dict[str, list[str]] | None:
+    """Return file -> its path, member of a zip, sha256 as it lies on disk, and published sha256.
+
+    These decide the content of the files of a suite. None = a file is absent. Raises OSError for a
+    file that cannot be read.
+    """
+    hashes = {}
+    for file in spec.data.files if spec.data else ():
+        present = _iter_present_files(_build_query(spec, file), data_roots(folder))
+        path, member = next(present, (None, ""))
+        if path is None:
+            return None
+        first_download = _sha256_path(path)
+        expected = first_download.read_bytes() if first_download.is_file() else b""
+        hashes[file] = [str(path.absolute()), member, _hash_file(path), repr(expected)]
+    return hashes
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(safe_files.read_regular_file(path)).hexdigest()
 
 
 def list_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
