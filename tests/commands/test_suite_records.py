@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench import score
+from antlm_bench.checkpoints.opening_records import describe_software
 from antlm_bench.commands import suite_records
 from antlm_bench.commands.suite_records import RememberedSuite, find_suite, load_and_remember
 from antlm_bench.errors import DataError
@@ -235,7 +236,7 @@ def test_a_data_file_that_lost_its_first_hash_is_not_used(suites: SuiteFolder) -
 def test_other_software_is_seen(
     suites: SuiteFolder, monkeypatch: pytest.MonkeyPatch, fact: str
 ) -> None:
-    facts = {**suite_records.describe_software(), fact: "other"}
+    facts = {**describe_software(), fact: "other"}
     request = suites.request("own.toml")
     check_change(
         request,
