@@ -8,8 +8,9 @@ of `python -c pass` and `python -c "import torch"`. Starts take turns, so that a
 of the machine. Exits with 1 if a start needs more CPU seconds than its target.
 
 --model: a checkpoint to score; default: a tiny Llama with random weights, which is saved first. The
-first `score` is not measured; the second one finds its results finished, and is. Runs lie in a
-temporary folder, with a cache of their own.
+first `score` is not measured; the second one finds its results finished, and is: on `nano` and,
+where ANTLM_BENCH_DATA holds its files, on BLiMP. Runs lie in a temporary folder, with a cache of
+their own.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def list_starts(model: str) -> list[Start]:
 
     help_pages = [(), *((name,) for name in COMMANDS)]
     help_pages += [(group, name) for group, names in GROUPS.items() for name in names]
-    score = ("score", "--model", model, "--suite", "nano", "--out", "run")
+    score, score_blimp = build_score(model, "nano"), build_score(model, "blimp")
     finetune = ("finetune", "--suite", "glue-2025")
     surprisal = ("surprisal", "--in", "texts.txt", "--out", "table.csv")
     commands: list[tuple[str, tuple[str, ...], int, float | None]] = [
@@ -89,6 +90,7 @@ def list_starts(model: str) -> list[Start]:
         ("run misspelt", ("report", "runn"), 3, NAME_TARGET),
         ("list", ("list",), 0, NAME_TARGET),
         ("finished", score, 0, FINISHED_TARGET),
+        *[("BLiMP, finished", score_blimp, 0, FINISHED_TARGET)] * has_blimp(),
         ("finished", ("report", "run"), 0, FINISHED_TARGET),
         ("finished", ("compare", "run", "run"), 0, FINISHED_TARGET),
         ("finished", ("check", "run", "--against", "run"), 0, FINISHED_TARGET),
@@ -110,6 +112,19 @@ def list_starts(model: str) -> list[Start]:
     ]
 
 
+def has_blimp() -> bool:
+    """Return whether the files of BLiMP are here."""
+    folder = os.environ.get("ANTLM_BENCH_DATA")
+    return folder is not None and (Path(folder) / "blimp").is_dir()
+
+
+def build_score(model: str, suite: str) -> tuple[str, ...]:
+    """Return the command that scores a suite, which need not be complete."""
+    out = "run" if suite == "nano" else f"run-{suite}"
+    words = ("score", "--model", model, "--suite", suite, "--out", out)
+    return (*words, "--allow-incomplete") if suite == "blimp" else words
+
+
 def prepare(folder: Path, model: str) -> str:
     """Make the files that the commands read. Return the checkpoint."""
     (folder / "empty").mkdir()
@@ -119,8 +134,8 @@ def prepare(folder: Path, model: str) -> str:
 
         model = str(folder / "model")
         save_random_model(Path(model), 32, 1)
-    words = ("score", "--model", model, "--suite", "nano", "--out", "run")
-    Start("score", (*COMMAND, *words)).run(folder)
+    for suite in ("nano", *["blimp"] * has_blimp()):
+        Start("score", (*COMMAND, *build_score(model, suite))).run(folder)
     return model
 
 

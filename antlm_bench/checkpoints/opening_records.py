@@ -207,9 +207,10 @@ def read_record(locate: Callable[[], Path]) -> dict[str, Any]:
         if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():
             return {}
         document = read_json(file) or {}
-        content = parse_json(document["content"])
-        if document["sha256"] == hash_text(document["content"]) and isinstance(content, dict):
-            return content
+        text = document.get("content")
+        if isinstance(text, str) and document.get("sha256") == hash_text(text):
+            content = parse_json(text)
+            return content if isinstance(content, dict) else {}
     return {}
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.special import softmax
 
 from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
@@ -24,6 +23,7 @@ from antlm_bench.metrics.accuracy import other_reductions
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS, has_narrow_interval
+from antlm_bench.statistics.special_functions import softmax
 from antlm_bench.types import Bools, Estimate, Floats
 
 

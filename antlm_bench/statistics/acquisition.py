@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval
+from antlm_bench.statistics.special_functions import stdtrit
 from antlm_bench.types import Floats
 
 ParameterBound = Sequence[float] | float

@@ -30,13 +30,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit, stdtr, stdtrit
 
 from antlm_bench.statistics.clusters import (
     MIN_CLUSTERS_BELOW_1,
     contributions_of_clusters,
 )
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
+from antlm_bench.statistics.special_functions import expit, logit, stdtr, stdtrit
 from antlm_bench.types import Bools, Floats, Ints
 
 MIN_CLASS_ITEMS = 2

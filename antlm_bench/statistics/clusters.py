@@ -13,9 +13,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Z
+from antlm_bench.statistics.special_functions import stdtrit
 from antlm_bench.types import Floats, Ints
 
 MIN_VARYING_CLUSTERS = 8

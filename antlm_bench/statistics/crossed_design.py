@@ -70,9 +70,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtridf, stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
+from antlm_bench.statistics.special_functions import stdtr, stdtridf, stdtrit
 from antlm_bench.statistics.stratified_score import score_interval
 from antlm_bench.types import Bools, Floats
 

@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import chdtri, nctdtr, ndtr, ndtri, stdtrit
 
 from antlm_bench.statistics.crossed_design import UncertainValue, VarianceComponent
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
+from antlm_bench.statistics.special_functions import chdtri, nctdtr, ndtr, ndtri, stdtrit
 from antlm_bench.statistics.stratified_score import (
     CONTINUITY,
     END_ITEMS,

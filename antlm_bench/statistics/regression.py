@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import gammaincc, ndtr, ndtri, stdtr, stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, t_test_of_means
+from antlm_bench.statistics.special_functions import gammaincc, ndtr, ndtri, stdtr, stdtrit
 from antlm_bench.types import Floats, Ints
 
 NEGLIGIBLE_R2 = 1e-12
@@ -158,6 +157,8 @@ def partial_r2_test(
     estimate. It is written as 2 Phi(-z) and replaced by 2 T(-z), Student's t with k - 1 degrees of
     freedom for k clusters. With one regression, p is that of the t test of r / se(r).
     """
+    from scipy.optimize import brentq
+
     estimate = _SumOfSquares.from_correlations(correlations, weights)
     if estimate is None:
         return Interval(0.0, 1.0), None

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval
+from antlm_bench.statistics.special_functions import stdtr, stdtrit
 from antlm_bench.types import Floats
 
 MIN_UNTIED_ITEMS = 20

@@ -32,10 +32,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
 
 from antlm_bench.statistics.clusters import design_effect
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
+from antlm_bench.statistics.special_functions import ndtr, stdtrit
 from antlm_bench.types import Bools, Floats, Ints
 
 PSEUDO_ITEMS = 4.0
