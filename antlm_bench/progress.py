@@ -69,12 +69,12 @@ class Progress:
         *,
         total: int = 0,
         parts: tuple[str, int] = ("", 1),
-        estimate_remaining: Callable[[], float | None] | None = None,
+        estimate_remaining: Callable[[], tuple[float | None, bool]] | None = None,
     ) -> None:
         """total: units of work; 0 = see `plan`. parts: what a part is, and their number.
 
-        estimate_remaining: () -> remaining seconds (None = not known), for units that differ so
-        much that costs say nothing.
+        estimate_remaining: () -> remaining seconds (None = not known), and whether they are a lower
+        bound, for units that differ so much that costs say nothing.
         """
         self.unit, self.estimate_remaining = unit, estimate_remaining
         self.part_noun, self.num_parts = parts
@@ -230,7 +230,7 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Estimated seconds until the whole command is done; None = not known yet."""
         if self.estimate_remaining:
-            return self.estimate_remaining()
+            return self.estimate_remaining()[0]
         cost_left = Workload.sum([self._planned, *self._later_parts]).cost - self._done_cost
         seconds = self._preparing_seconds * len(self._later_parts)
         if cost_left <= 0 or not self.total:
@@ -238,6 +238,14 @@ class Progress:
         if not self._computed_cost:
             return None
         return self._busy_seconds / self._computed_cost * cost_left + seconds
+
+    @property
+    def time_left(self) -> str:
+        """`5 s left`, or `more than 5 s left` for a lower bound; "" = not known."""
+        if (seconds := self.seconds_left) is None:
+            return ""
+        is_lower_bound = self.estimate_remaining is not None and self.estimate_remaining()[1]
+        return f"{'more than ' if is_lower_bound else ''}{format_duration(seconds)} left"
 
     @property
     def rate(self) -> str:
@@ -263,9 +271,7 @@ class Progress:
             percentage = f"{100 * self.num_done // self.total}%"
             line += f": {self.num_done:,} of {self.total:,} {self.unit} ({percentage})"
             line += f", {self.rate}" if self.rate else ""
-        if (seconds := self.seconds_left) is not None:
-            line += f", {format_duration(seconds)} left"
-        return line
+        return line + (f", {self.time_left}" if self.time_left else "")
 
     def last_line(self) -> str:
         """Return the last line of a log: the units that were done, and the duration."""
@@ -274,7 +280,8 @@ class Progress:
             label = f"{self.num_parts:,} {self.part_noun}s"
         of_all = f" of {self.total:,}" if self.num_done < self.total else ""
         duration = format_duration(time.monotonic() - self._start_time)
-        line = f"{label}: {self.num_done:,}{of_all} {self.unit} in {duration}"
+        unit = self.unit.removesuffix("s") if self.num_done == 1 and not of_all else self.unit
+        line = f"{label}: {self.num_done:,}{of_all} {unit} in {duration}"
         num_earlier = self.num_done - self.num_computed
         return line + (f", {num_earlier:,} of them by an earlier call" if num_earlier else "")
 
@@ -338,8 +345,7 @@ def build_bar_line(progress: Progress, width: int, symbols: str = "━─") -> T
     what is done and what is left.
     """
     counts = f"{progress.num_done:,}/{progress.total:,} {progress.unit}" if progress.total else ""
-    seconds = progress.seconds_left
-    time_left = "" if seconds is None else f"{format_duration(seconds)} left"
+    time_left = progress.time_left
     label = Text(progress.title)
     facts = [each for each in (counts, time_left) if each]
 

@@ -243,9 +243,25 @@ def test_inner_progress_stands_in_the_line_of_the_outer(
     ]
 
 
-def test_estimate_of_the_caller_replaces_ours(clock: Clock) -> None:
-    with Progress("sweep", "units", total=10, estimate_remaining=lambda: 61.0) as bar:
-        assert bar.log_line() == "sweep: 0 of 10 units (0%), 1 min 01 s left"
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [
+        ((61.0, False), ", 1 min 01 s left"),
+        ((61.0, True), ", more than 1 min 01 s left"),
+        ((None, True), ""),
+    ],
+)
+def test_estimate_of_the_caller_replaces_ours(
+    estimate: tuple[float | None, bool], words: str, clock: Clock
+) -> None:
+    with Progress("sweep", "units", total=10, estimate_remaining=lambda: estimate) as bar:
+        assert bar.log_line() == f"sweep: 0 of 10 units (0%){words}"
+
+
+def test_one_item_is_not_1_items(clock: Clock) -> None:
+    with Progress("x", total=1) as bar:
+        bar.advance()
+        assert bar.last_line() == "x: 1 item in 0 s"
 
 
 # ---- a terminal

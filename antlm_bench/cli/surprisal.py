@@ -198,7 +198,7 @@ def surprisal_command(
     from antlm_bench.reporting.writers import print_table
 
     facts: dict[str, object] = {
-        f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
+        f"{by}s": f"{len(result.rows):,} of {format_count(result.texts, 'text')}",
         **({"words by": words} if words else {}),
         "method": result.method,
         "unit": UNITS_BY_BASE[base][0],

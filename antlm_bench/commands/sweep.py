@@ -174,9 +174,7 @@ class _Driver:
             state.sweep.name,
             "units",
             total=len(state.units),
-            estimate_remaining=lambda: (
-                state.estimate_time_left(max(state.counts["running"], 1)).seconds
-            ),
+            estimate_remaining=lambda: _estimate_remaining(state),
         )
         with progress:
             progress.skip(state.num_settled)
@@ -311,6 +309,12 @@ def describe_changes(old: Sweep, new: Sweep) -> str:
         f"the sweep has changed: units added: {added:,}; removed: {removed:,}, whose results stay "
         "in the folder"
     )
+
+
+def _estimate_remaining(state: SweepState) -> tuple[float | None, bool]:
+    """Return the seconds left (None = not known), and whether some units are not in them."""
+    time_left = state.estimate_time_left(max(state.counts["running"], 1))
+    return time_left.seconds, bool(time_left.unknown_kinds)
 
 
 def describe_progress(state: SweepState) -> str:

@@ -88,7 +88,7 @@ def describe_time_left(time_left: TimeLeft) -> str:
     if time_left.seconds is None:
         return ""
     unknown = ", ".join(time_left.unknown_kinds)
-    without = f", without units of the kinds {unknown}, of which none is done" if unknown else ""
+    without = f", not counting {unknown}: no such unit is done yet" if unknown else ""
     return f"about {format_duration(time_left.seconds)} left{without}"
 
 

@@ -14,7 +14,8 @@ from antlm_bench import safe_files
 from antlm_bench.atomic_files import link_or_copy, replace_folder, temporary_path
 from antlm_bench.errors import RunError
 
-OTHER_OUT_HINT = "choose another folder with --out"
+OTHER_FOLDER_HINT = "choose another folder"
+OTHER_OUT_HINT = f"{OTHER_FOLDER_HINT} with --out"
 RESTORE_HINT = "restore the file, or move the folder away and score again"
 RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
@@ -34,7 +35,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             finally:
                 os.close(folder)
         except OSError as error:
-            raise os_failure(path, error, "written") from error
+            # The option that named the file is not known here: --out, --html, --figure, ...
+            raise os_failure(path, error, "written", OTHER_FOLDER_HINT) from error
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from antlm_bench import safe_files
-from antlm_bench.declarations import list_declarations
+from antlm_bench.declarations import list_declarations, suggest_name
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions, concat_predictions
 from antlm_bench.runs import predictions_parquet
@@ -353,11 +353,9 @@ def open_stored_run(path: str | Path) -> Run:
             raise build_shard_error(path) from error
         if list_shard_folders(path):
             raise build_folder_of_shards_error(path) from error
-        hint = (
-            "repeat the score command: it goes on where it stopped"
-            if begun
-            else "give the folder that holds run.json"
-        )
+        hint = _suggest_run_folder(path)
+        if begun:
+            hint = "repeat the score command: it goes on where it stopped"
         raise RunError(
             "no finished suite here" if begun else "not a run folder", location=str(path), hint=hint
         ) from error
@@ -365,6 +363,18 @@ def open_stored_run(path: str | Path) -> Run:
         raise os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
     return Run(name_run(path), manifest, cells, read_predictions_table)
+
+
+def _suggest_run_folder(path: Path) -> str:
+    """Return a hint for a path without run.json: whether it exists, and a similar name."""
+    if path.exists():
+        return "give the folder that holds run.json"
+    try:
+        siblings = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return f"there is no folder {str(path.parent)!r}"
+    suggestion = suggest_name(path.name, siblings)
+    return f"there is no such folder{'; ' if suggestion else ''}{suggestion}"
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:

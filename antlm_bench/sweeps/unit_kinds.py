@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
-from antlm_bench.runs.folder_io import make_folder
 from antlm_bench.sweeps.references import (
     MODELS_DIR,
     STAGE_PREFIX,
@@ -173,7 +172,6 @@ def _report(unit: Unit, context: UnitContext) -> None:
         raise RunError("there is no run folder to report", location=str(context.sweep_dir))
     training_dirs = [path for path in outputs if (path / LOG_FILE).is_file()]
     page = locate_output(context.sweep_dir, unit.arguments["html"])
-    make_folder(page.parent)
     write_page(
         run_dirs,
         page,

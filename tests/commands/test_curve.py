@@ -239,7 +239,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_verb_prints_a_line_per_suite_and_draws(
     family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    svg, png = tmp_path / "c.svg", tmp_path / "c.png"
+    svg, png = tmp_path / "new" / "c.svg", tmp_path / "c.png"
     assert cli(["curve", str(family), "--svg", str(svg), "--png", str(png)]) == 0
     out = capsys.readouterr().out
     assert (

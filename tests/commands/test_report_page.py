@@ -22,7 +22,7 @@ def ran(tmp_path: Path) -> str:
 
 @pytest.mark.long
 def test_a_page_is_one_file(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.html"
+    page = tmp_path / "new" / "page.html"
     assert (
         run(
             [

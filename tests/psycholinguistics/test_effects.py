@@ -393,7 +393,7 @@ def test_captions_of_a_single_item_mention_no_interval() -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_a_figure_is_written_in_each_format(frame, tmp_path, suffix, capsys) -> None:
-    path, figure = write_csv(frame, tmp_path / "t.csv"), tmp_path / f"figure.{suffix}"
+    path, figure = write_csv(frame, tmp_path / "t.csv"), tmp_path / "new" / f"figure.{suffix}"
     assert run(["effects", str(path), "--figure", str(figure)]) == 0
     start = {"png": b"\x89PNG", "svg": b"<svg", "html": b"<!doctype html>"}[suffix]
     assert figure.read_bytes().startswith(start)

@@ -299,12 +299,22 @@ def test_a_read_only_folder_is_refused() -> None:
 # --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["absent", "empty", "file"])
-def test_what_is_no_run_folder_is_said_to_be_none(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("empty", "give the folder that holds run.json"),
+        ("file", "give the folder that holds run.json"),
+        ("absent", "there is no such folder"),
+        ("emtpy", "there is no such folder; did you mean 'empty'?"),
+        ("absent/run", "there is no folder '{tmp_path}/absent'"),
+    ],
+)
+def test_what_is_no_run_folder_is_said_to_be_none(tmp_path: Path, name: str, hint: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(RunError, match="not a run folder") as error:
         runs.open_run(tmp_path / name)
+    assert error.value.hint == hint.format(tmp_path=tmp_path)
 
 
 def test_a_name_with_a_nul_character_is_refused(tmp_path: Path) -> None:

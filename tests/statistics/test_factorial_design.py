@@ -33,9 +33,12 @@ def test_one_item_has_a_value_and_no_test() -> None:
     assert mean == (2.5, None, None, 1, None, None)
 
 
-def test_equal_scores_have_an_interval_of_width_0() -> None:
-    mean = mean_over_items(np.array([1.5, 1.5, 1.5]))
-    assert (mean.value, mean.low, mean.high, mean.t, mean.p) == (1.5, 1.5, 1.5, None, 0.0)
+@pytest.mark.parametrize("n", range(2, 12))
+@pytest.mark.parametrize("score", [1.5, 0.1, 0.452701])  # the sum of the last two is rounded
+def test_equal_scores_have_an_interval_of_width_0(n: int, score: float) -> None:
+    mean = mean_over_items(np.full(n, score))
+    assert mean.low == mean.high == pytest.approx(score, rel=1e-15)
+    assert (mean.value, mean.t, mean.p) == (pytest.approx(score, rel=1e-15), None, 0.0)
 
 
 def test_a_2x2_design_has_two_main_effects_and_an_interaction() -> None:
