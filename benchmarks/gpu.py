@@ -142,7 +142,7 @@ SCALES = {
 }
 
 
-class OperatorCalls(TorchDispatchMode):
+class OperatorCalls(TorchDispatchMode):  # type: ignore[misc]
     """Counts the calls of torch's operators within the context."""
 
     def __init__(self) -> None:
@@ -302,6 +302,8 @@ def add_special_tokens(folder: Path, masked: bool) -> None:
         single=f"{bos} $A {eos}" if masked else f"{bos} $A",
         special_tokens=specials if masked else specials[:1],
     )
+    if masked:  # minicons scores all tokens but these
+        tokenizer.cls_token, tokenizer.sep_token = bos, eos
     tokenizer.save_pretrained(folder)
 
 

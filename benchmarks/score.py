@@ -70,7 +70,7 @@ def measure_peak_flops(
 def peak_memory_gib(device: torch.device) -> float:
     """Return the largest memory of this process so far: of a GPU's tensors, else of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
     return peak_memory_bytes() / 2**30
 
 
