@@ -15,7 +15,7 @@ endif
 quick test test-all: export GOMP_SPINCOUNT ?= 20000
 quick test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo sweep-demo pictures docs quick test test-all test-oldest check fmt sweep bench fuzz
+.PHONY: help demo sweep-demo pictures docs quick test test-all test-oldest check fmt sweep bench bench-gpu fuzz
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
@@ -31,6 +31,7 @@ help:
 	@echo "make sweep   every architecture of transformers, tiny: our scores against a plain loop (half an hour)"
 	@echo "make fuzz    10,000 damaged inputs: each must end with a documented exit code, in bounded time and memory"
 	@echo "make bench   speed against minicons, lm-eval and the transformers Trainer on this machine"
+	@echo "make bench-gpu  the same on a CUDA card, in at most 8 minutes; the tables go to .bench/gpu.md"
 
 # The stamp is touched last, so that an install that was cut short is done again.
 .venv/installed: pyproject.toml constraints.txt
@@ -104,3 +105,6 @@ fuzz: .venv/installed
 
 bench: .venv/installed
 	@failed=0; for one in score harness train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed
+
+bench-gpu: .venv/installed
+	@$(BIN)/python benchmarks/gpu.py

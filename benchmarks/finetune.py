@@ -3,8 +3,8 @@
     python benchmarks/finetune.py [babyllama] [ltg-bert] [bert] [--tasks rte,mrpc,qqp]
                                   [--examples 640] [--rounds 3]
 
-Backbones have random weights at the small scale of our recipes; `bert` is that of transformers at
-the same size. Texts are evenly spaced samples of the data in ANTLM_BENCH_DATA (default:
+Backbones have random weights at a scale of our recipes; `bert` is that of transformers at the same
+size. Texts are evenly spaced samples of the data in ANTLM_BENCH_DATA (default:
 ../shared/data). The Trainer gets token ids, pads each batch to its longest row, groups rows by
 length, and uses its fastest optimizer. Both loops run in turns, each in its own process with the
 same threads; only training is timed. Ratios of medians are reported. Accuracies show that both
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from score import format_table
+from score import format_table, peak_memory_gib
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,7 +37,6 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.finetuning.data import encode_examples, max_row_length
 from antlm_bench.finetuning.heads import ClassificationHead
 from antlm_bench.finetuning.loop import FinetuneSettings, finetune
-from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.suites.classification_loader import ClassificationTask, load_task
 from antlm_bench.training.checkpoint_io import save_checkpoint
 from antlm_bench.training.corpus import prepare_corpus
@@ -87,7 +86,12 @@ def load_benchmark_task(name: str, arguments: argparse.Namespace) -> Classificat
     """Load a task without a held-out split, so that both loops train on the same texts."""
     changes = [f"epochs={arguments.epochs}", "patience=0", *arguments.set]
     task = load_task(
-        "glue-2025", name, limit_train=arguments.examples, limit_valid=200, overrides=changes
+        arguments.suite,
+        name,
+        valid=arguments.valid,
+        limit_train=arguments.examples,
+        limit_valid=200,
+        overrides=changes,
     )
     return replace(task, select="valid")
 
@@ -155,9 +159,8 @@ def run_round(name: str, task: str, loop: str, arguments: argparse.Namespace) ->
     """Run one round of one loop in this process."""
     loaded = load_benchmark_task(task, arguments)
     seconds, accuracy = (time_our_loop if loop == "ours" else time_trainer)(name, loaded, arguments)
-    memory = peak_memory_bytes() / 2**30
-    if torch.cuda.is_available() and arguments.device != "cpu":
-        memory = torch.cuda.max_memory_allocated() / 2**30
+    on_gpu = torch.cuda.is_available() and arguments.device != "cpu"
+    memory = peak_memory_gib(torch.device("cuda" if on_gpu else "cpu"))
     examples = len(loaded.train) * loaded.training.epochs
     return {"seconds": seconds, "examples": examples, "accuracy": accuracy, "memory": memory}
 
@@ -165,7 +168,8 @@ def run_round(name: str, task: str, loop: str, arguments: argparse.Namespace) ->
 def write_checkpoint(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
     """Write a checkpoint with random weights, and token ids of every task for the Trainer."""
     scratch = Path(arguments.scratch)
-    recipe = read_recipe("ltg-bert" if name == "bert" else name, "small", ["corpus.words=300_000"])
+    recipe_name = "ltg-bert" if name == "bert" else name
+    recipe = read_recipe(recipe_name, arguments.scale, [f"corpus.words={arguments.words}"])
     corpus = prepare_corpus(
         load_text_source(find_text_source()),
         recipe.corpus,
@@ -182,7 +186,7 @@ def write_checkpoint(name: str, tasks: list[str], arguments: argparse.Namespace)
     )
     card = {
         "recipe": name,
-        "scale": "small",
+        "scale": arguments.scale,
         "attends": [ATTENTION[name]],
         "methods": list(recipe.methods),
         "seed": SEED,
@@ -255,7 +259,11 @@ def main() -> int:
     parser.add_argument(
         "bodies", nargs="*", default=["babyllama", "ltg-bert"], metavar="BODY", help="or bert"
     )
+    parser.add_argument("--suite", default="glue-2025", help="or a file to train on, with --valid")
+    parser.add_argument("--valid", help="the file that is scored")
     parser.add_argument("--tasks", default="rte,mrpc,qqp")
+    parser.add_argument("--scale", default="small")
+    parser.add_argument("--words", type=int, default=300_000, help="words of the tokenizer's text")
     parser.add_argument("--examples", type=int, default=640)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ import transformers
 from checkpoints import read_lines, train
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
+from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.scoring import multiple_choice, peers
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import resolve_method
@@ -49,15 +50,28 @@ FLOORS = {  # required speed per kind and precision, in multiples of each peer
 }
 
 
-def measure_peak_flops(device: torch.device) -> float:
-    """Measure the best fp32 matrix product of this process, in FLOP/s."""
+def measure_peak_flops(
+    device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 20
+) -> float:
+    """Measure the best matrix product of this process, in FLOP/s."""
     best = 0.0
-    for m, k, n in ((1024, 1024, 1024), (2048, 512, 1024), (4096, 384, 1280)):
-        a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
-        for _ in range(20):
+    shapes = [(1024, 1024, 1024), (2048, 512, 1024), (4096, 384, 1280)]
+    if device.type == "cuda":
+        shapes = [(4096, 4096, 4096), (8192, 8192, 8192)]
+    for m, k, n in shapes:
+        a = torch.randn(m, k, device=device, dtype=dtype)
+        b = torch.randn(k, n, device=device, dtype=dtype)
+        for _ in range(repeats):
             seconds = measure_seconds(partial(torch.matmul, a, b), device)
             best = max(best, 2 * m * k * n / seconds)
     return best
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the largest memory of this process so far: of a GPU's tensors, else of the process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    return peak_memory_bytes() / 2**30
 
 
 def measure_seconds(function: Callable[[], Any], device: torch.device) -> float:
@@ -69,14 +83,19 @@ def measure_seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def build_peer_scorers(
-    kind: str, folder: Path, device: str, texts: Sequence[str]
-) -> dict[str, Callable[[int, int], list[float]]]:
-    """Return name -> run(number of sentences, batch size), on a model loaded by transformers."""
+def load_plain_model(kind: str, folder: Path, device: str, dtype: str) -> Any:
+    """Load a checkpoint by transformers, as a user without this package does."""
     auto = (
         transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
     )
-    model = auto.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    return auto.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
+
+
+def build_peer_scorers(
+    kind: str, folder: Path, device: str, dtype: str, texts: Sequence[str]
+) -> dict[str, Callable[[int, int], list[float]]]:
+    """Return name -> run(number of sentences, batch size), on a model loaded by transformers."""
+    model = load_plain_model(kind, folder, device, dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     scorer = peers.make_minicons_scorer(
         "causal" if kind == "causal" else "masked", model, tokenizer, device
@@ -94,20 +113,61 @@ def build_peer_scorers(
     return scorers
 
 
+class PeerRun(NamedTuple):
+    """What one run of a peer took, and its scores."""
+
+    seconds: float
+    """Infinite if the batch did not fit into the memory of a GPU."""
+    scores: list[float]
+    memory: float
+    """Largest memory of the process so far, in GiB."""
+
+
 def serve_peers(
-    pipe: Connection, kind: str, folder: Path, device: str, texts: Sequence[str]
+    pipe: Connection, kind: str, folder: Path, device: str, dtype: str, texts: Sequence[str]
 ) -> None:
-    """Serve the peers in their process: (name, count, batch size) in, (seconds, scores) out."""
+    """Serve the peers in their process: (name, count, batch size) in, a PeerRun out."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    scorers = build_peer_scorers(kind, folder, device, texts)
+    scorers = build_peer_scorers(kind, folder, device, dtype, texts)
     pipe.send(list(scorers))
     while request := pipe.recv():
         name, count, size = request
         scores: list[float] = []
         call = partial(scorers[name], count, size)
-        seconds = measure_seconds(lambda: scores.extend(call()), torch.device(device))  # noqa: B023
-        pipe.send((seconds, scores))
+        try:
+            seconds = measure_seconds(lambda: scores.extend(call()), torch.device(device))  # noqa: B023
+        except torch.OutOfMemoryError:
+            seconds = float("inf")
+        pipe.send(PeerRun(seconds, scores, peak_memory_gib(torch.device(device))))
+
+
+class PeerProcess:
+    """The peers of a kind of model on the same texts, in a process of their own."""
+
+    def __init__(
+        self, kind: str, folder: Path, device: str, texts: Sequence[str], dtype: str = "float32"
+    ) -> None:
+        self._pipe, peer_pipe = multiprocessing.Pipe()
+        multiprocessing.get_context("spawn").Process(
+            target=serve_peers, args=(peer_pipe, kind, folder, device, dtype, texts), daemon=True
+        ).start()
+        peer_pipe.close()  # so that the end of the process ends `recv`
+        self.names: list[str] = self._pipe.recv()
+
+    def run(self, name: str, count: int, batch_size: int) -> PeerRun:
+        """Score the first `count` texts with one peer."""
+        self._pipe.send((name, count, batch_size))
+        run: PeerRun = self._pipe.recv()
+        return run
+
+    def find_batch_size(self, name: str, sizes: Sequence[int], count: int) -> int:
+        """Return the size with which the peer scores `count` texts fastest, after a warm-up."""
+        self.run(name, 8, sizes[0])
+        return min(sizes, key=lambda size: self.run(name, count, size).seconds)
+
+    def close(self) -> None:
+        self._pipe.send(None)
 
 
 def count_required_flops(opened: Checkpoint, nodes: int, heads: int) -> float:
@@ -140,23 +200,12 @@ def compare(
     def adaptive() -> None:
         adaptive_scorer.predict(items, methods)
 
-    pipe, peer_pipe = multiprocessing.Pipe()
-    arguments = (peer_pipe, kind, folder, str(device), texts)
-    multiprocessing.get_context("spawn").Process(
-        target=serve_peers, args=arguments, daemon=True
-    ).start()
-    peer_names = pipe.recv()
-
-    def run(name: str, count: int, size: int) -> tuple[float, list[float]]:
-        pipe.send((name, count, size))
-        seconds, scores = pipe.recv()
-        return seconds, scores
-
+    peer_process = PeerProcess(kind, folder, str(device), texts)
+    peer_names = peer_process.names
     slice_size = min(len(texts), 400 if kind == "causal" else 64)
-    best: dict[str, int] = {}  # each peer's best batch size
-    for name in peer_names:
-        run(name, 8, BATCHES[kind][0])
-        best[name] = min(BATCHES[kind], key=lambda size: run(name, slice_size, size)[0])
+    best = {  # each peer's best batch size
+        name: peer_process.find_batch_size(name, BATCHES[kind], slice_size) for name in peer_names
+    }
     exact()
     counts_before = (opened.engine.nodes_computed, opened.engine.head_rows_computed)
     exact()
@@ -173,13 +222,13 @@ def compare(
     for _ in range(rounds):
         times["ours exact"].append(measure_seconds(exact, device))
         for name in peer_names:
-            seconds, scores = run(name, len(texts), best[name])
+            seconds, scores, _ = peer_process.run(name, len(texts), best[name])
             times[name].append(seconds)
             max_difference[name] = max(
                 abs(a - b) for a, b in zip(scores, exact_scores, strict=True)
             )
         times["ours adaptive"].append(measure_seconds(adaptive, device))
-    pipe.send(None)
+    peer_process.close()
     tokens = int(multiple_choice.predict(opened, items, methods)[0].flat("tokens").sum())
     median = {name: statistics.median(t) for name, t in times.items()}
     print(

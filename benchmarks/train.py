@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from score import format_table, measure_peak_flops
+from score import format_table, measure_peak_flops, peak_memory_gib
 
-from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.training.corpus import Corpus, prepare_corpus
 from antlm_bench.training.flops import forward_flops
 from antlm_bench.training.model_factory import build_model
@@ -152,9 +151,8 @@ def run_round(name: str, loop: str, arguments: argparse.Namespace) -> dict[str, 
     else:
         seconds = time_trainer(recipe, corpus, steps, cpu, bf16, scratch / "trainer")
     counted = steps[UNCOUNTED:]
-    memory = peak_memory_bytes() / 2**30
-    if torch.cuda.is_available() and not cpu:
-        memory = torch.cuda.max_memory_allocated() / 2**30
+    on_gpu = torch.cuda.is_available() and not cpu
+    memory = peak_memory_gib(torch.device("cuda" if on_gpu else "cpu"))
     tokens = sum(step.num_tokens for step in counted)
     return {
         "seconds": seconds,

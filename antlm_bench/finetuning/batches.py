@@ -17,6 +17,7 @@ from torch import Tensor
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.finetuning.data import EncodedExamples, Int64
 from antlm_bench.printable import format_count
+from antlm_bench.scoring.devices import to_device
 from antlm_bench.types import Example
 
 if TYPE_CHECKING:
@@ -163,10 +164,10 @@ def pad_batch(
         positions = np.arange(max_length)
         in_second_text = positions >= rows.second_starts[indices][:, None]
         in_second_text &= positions < lengths[:, None]
-        token_type_ids = torch.from_numpy(in_second_text.astype(np.int64)).to(device)
+        token_type_ids = to_device(in_second_text.astype(np.int64), device)
     return PaddedBatch(
-        ids=torch.from_numpy(ids).to(device),
-        lengths=torch.from_numpy(lengths).to(device),
+        ids=to_device(ids, device),
+        lengths=to_device(lengths, device),
         token_type_ids=token_type_ids,
         has_padding=bool((lengths < max_length).any()),
     )

@@ -47,6 +47,7 @@ from antlm_bench.metrics.classification import (
     unmoved_loss_warnings,
 )
 from antlm_bench.predictions import OptionColumns, Predictions
+from antlm_bench.scoring.devices import read_back, read_scalars, to_device
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import FLAGS, Attention, Example, Floats
 
@@ -231,11 +232,11 @@ class BatchReader:
         with torch.inference_mode(), self.autocast:
             for indices in micro_batches(rows.lengths, np.arange(len(rows)), max_tokens):
                 values = function(self.read_batch(rows, indices))
-                values_by_batch.append(values.float().cpu().double().numpy())
+                values_by_batch.append(values.float())
                 indices_by_batch.append(indices)
                 if on_batch:
                     on_batch(len(indices))
-        sorted_values = np.concatenate(values_by_batch)
+        sorted_values = np.concatenate(read_back(values_by_batch))
         values_by_row = np.empty_like(sorted_values)
         values_by_row[np.concatenate(indices_by_batch)] = sorted_values
         return values_by_row
@@ -404,12 +405,15 @@ class ClassifierTrainer:
                 self.reader.autocast,
             ):
                 logits = self.model(self.reader.read_batch(rows, part)).float()
-            gold = torch.from_numpy(rows.gold[part]).to(self.reader.device)
+            gold = to_device(rows.gold[part], self.reader.device)
             loss = functional.cross_entropy(logits, gold, reduction="sum") / len(indices)
             loss.backward()
             losses.append(loss.detach())
-        norm = optim.clip_gradients(self.model.parameters(), self.task.training.clip)
-        mean_loss = float(sum(losses))
+        parameters = list(self.model.parameters())
+        # The only values of an update that the host waits for.
+        norm, *part_losses = read_scalars([optim.compute_gradient_norm(parameters), *losses])
+        mean_loss = sum(part_losses)
+        optim.clip_gradients(parameters, norm, self.task.training.clip)
         if math.isfinite(norm) and math.isfinite(mean_loss):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr

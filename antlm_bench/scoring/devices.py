@@ -21,6 +21,12 @@ def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def read_scalars(values: Sequence[Tensor]) -> list[float]:
+    """Copy scalars of one device to the host in one transfer; wait until they are computed."""
+    scalars: list[float] = torch.stack(list(values)).tolist()
+    return scalars
+
+
 def read_back(values: Sequence[Tensor]) -> list[Floats]:
     """Copy tensors (k, ...) to the host in one transfer, in fp64; wait until they are computed."""
     if not values:

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from antlm_bench.scoring.devices import to_device
+
 SHARED_STREAM_KEY = 2**32 - 1  # replaces the sample index in the key of the shared stream
 PROBABILITY_LEVELS = 2**16  # the dropout rate is rounded to a multiple of 1 / 2**16
 
@@ -191,7 +193,7 @@ class SharedDropout(nn.Dropout):  # type: ignore[misc]
             return x
         draws = _draw_uint16(_get_current_samples().shared_stream, x.numel())
         keep_mask = torch.from_numpy((draws >= dropped_levels).view(np.uint8))
-        return _drop_out(x, keep_mask.view(x.shape).to(x.device), dropped_levels)
+        return _drop_out(x, to_device(keep_mask.view(x.shape), x.device), dropped_levels)
 
 
 def _drop_out(x: Tensor, keep_mask: Tensor, dropped_levels: int) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from antlm_bench.architectures.records import ARCHITECTURES, find_architecture
 from antlm_bench.errors import DeclarationError
 from antlm_bench.scoring.cpu_kernels import RotaryPatch
+from antlm_bench.scoring.devices import to_device
 from antlm_bench.training import dropout
 from antlm_bench.training.corpus import BOS_ID, EOS_ID, PAD_ID
 from antlm_bench.training.dropout import keyed_dropout_attention as keyed_attention
@@ -61,12 +62,13 @@ def hidden_states_at_targets(
     targets = torch.from_numpy(batch.targets).flatten()
     is_selected = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
     indices = torch.from_numpy(is_selected).flatten().nonzero()[:, 0]
-    hidden = compute_hidden_states(model, batch).flatten(0, 1).index_select(0, indices.to(device))
+    hidden = compute_hidden_states(model, batch).flatten(0, 1)
+    hidden = hidden.index_select(0, to_device(indices, device))
     if hasattr(model, "head"):  # encoders: layers between hidden states and output embedding
         rows_per_sample = is_selected.sum(1).tolist()
         with dropout.gathered_positions(rows_per_sample) if model.training else nullcontext():
             hidden = model.head.transform(hidden)
-    return hidden, targets[indices].to(device)
+    return hidden, to_device(targets[indices], device)
 
 
 def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
@@ -77,11 +79,11 @@ def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
     architecture = find_architecture(model.config.model_type)
     if architecture is not None and architecture.learned_positions:
         # Positions restart at 0 in every document.
-        model_inputs["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
+        model_inputs["position_ids"] = to_device(batch.position_ids, device)
     return forward_with_mask(
         model.base_model,
-        torch.from_numpy(batch.input_ids).to(device),
-        None if mask is None else mask.to(device),
+        to_device(batch.input_ids, device),
+        None if mask is None else to_device(mask, device),
         causal=batch.causal,
         natively_causal=is_natively_causal(model),
         **model_inputs,

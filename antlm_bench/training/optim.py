@@ -139,18 +139,23 @@ def build_optimizer(
     )
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> float:
-    """Scale all gradients in place to a 2-norm of at most `max_norm`; return the norm before.
+def compute_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients together, a scalar on their device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients, foreach=None)
+    return norm
+
+
+def clip_gradients(parameters: Iterable[Tensor], norm: float, max_norm: float | None) -> None:
+    """Scale all gradients in place from the 2-norm `norm` to one of at most `max_norm`.
 
     max_norm: None = do not scale. If the norm is infinite or NaN, gradients stay unchanged, and the
     caller must stop.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients, foreach=None))
     if max_norm is not None and max_norm < norm < float("inf"):
+        gradients = [p.grad for p in parameters if p.grad is not None]
         # 1e-6 as in torch.nn.utils.clip_grad_norm_
         torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
-    return norm
 
 
 class Ema:

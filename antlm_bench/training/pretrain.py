@@ -27,6 +27,7 @@ from torch import Tensor
 from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import DataError, RunError, TrainingError
 from antlm_bench.printable import format_count
+from antlm_bench.scoring.devices import read_scalars
 from antlm_bench.training import checkpoint_io, dropout, optim
 from antlm_bench.training.corpus import Corpus, Int64
 from antlm_bench.training.losses import DistillationTargets, LazyLogits, sliced_cross_entropy
@@ -178,21 +179,29 @@ class Trainer:
             {batch.objective: batch.num_targets for batch in batches}
         )
         weights = self._objective_weights(step, target_counts)
-        nats = dict.fromkeys(target_counts, 0.0)
+        nats_by_objective: list[tuple[str, Tensor]] = []
         for batch in batches:
             name = batch.objective
             if target_counts[name]:
-                for micro_batch in self._micro_batches(batch):
-                    nats[name] += self._backward(
-                        micro_batch, step, target_counts[name], weights[name]
-                    )
+                nats_by_objective += (
+                    (name, self._backward(micro_batch, step, target_counts[name], weights[name]))
+                    for micro_batch in self._micro_batches(batch)
+                )
+        self._sum_gradients()
+        parameters = list(self.model.parameters())
+        # The only values of a step that the host waits for.
+        norm, *all_nats = read_scalars(
+            [optim.compute_gradient_norm(parameters), *(nats for _, nats in nats_by_objective)]
+        )
+        nats = dict.fromkeys(target_counts, 0.0)
+        for (name, _), value in zip(nats_by_objective, all_nats, strict=True):
+            nats[name] += value
         losses = {
             name: total / target_counts[name]
             for name, total in self._sum_across_processes(nats).items()
             if target_counts[name]
         }
-        self._sum_gradients()
-        norm = optim.clip_gradients(self.model.parameters(), self.recipe.optimizer.clip)
+        optim.clip_gradients(parameters, norm, self.recipe.optimizer.clip)
         self._check_stability(step, losses, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = step.lr
@@ -302,8 +311,8 @@ class Trainer:
 
     def _backward(
         self, batch: TrainingBatch, step: Step, num_targets: float, loss_weight: float
-    ) -> float:
-        """Add the gradients of a micro-batch; return its summed cross-entropy in nats.
+    ) -> Tensor:
+        """Add the gradients of a micro-batch; return its summed cross-entropy in nats, a scalar.
 
         Its loss is `loss_weight` x (summed loss) / `num_targets`. num_targets: of the whole step.
         """
@@ -312,7 +321,7 @@ class Trainer:
         with self.accelerator.autocast(), keyed:
             loss, nats = self._compute_loss(batch, num_targets, step.num_rows)
             (loss * (loss_weight / num_targets)).backward()
-        return float(nats)
+        return nats
 
     def _compute_loss(
         self, batch: TrainingBatch, num_targets: float, num_rows: int
@@ -364,11 +373,13 @@ class Trainer:
         samples = np.arange(process, len(row_starts), num_processes)
         batch = make_clm_batch(*text.read_rows(row_starts[samples], length), samples)
         num_targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
-        total = 0.0
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for micro_batch in self._micro_batches(batch):
-                total += float(self._compute_loss(micro_batch, num_targets, len(row_starts))[0])
+            losses = [
+                self._compute_loss(micro_batch, num_targets, len(row_starts))[0]
+                for micro_batch in self._micro_batches(batch)
+            ]
+        total = sum(read_scalars(losses)) if losses else 0.0
         self.model.train()
         return self._sum_across_processes({"loss": total})["loss"] / num_targets
 

@@ -7,14 +7,13 @@ indexing with a mask) raises.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
+from gpu import OperatorCalls
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.scoring import attention, engine
@@ -27,18 +26,6 @@ from antlm_bench.types import Item, Option, Probes
 SMALL = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
          "num_attention_heads": 4, "attn_implementation": "sdpa"}  # fmt: skip
 ROWS_PER_LENGTH = 10
-
-
-class OperatorCalls(TorchDispatchMode):
-    """Counts the calls of torch's operators within the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def make_probes(kind: str) -> tuple[list[Probes], int]:

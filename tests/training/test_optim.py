@@ -17,6 +17,7 @@ from antlm_bench.training.optim import (
     build_optimizer,
     build_param_groups,
     clip_gradients,
+    compute_gradient_norm,
 )
 
 
@@ -206,20 +207,24 @@ def test_clipping_scales_to_the_norm_and_leaves_what_is_below() -> None:
         nn.Parameter(torch.zeros(1)),
     ]
     weights[0].grad, weights[1].grad = torch.tensor([0.0, 3.0]), torch.tensor([4.0])
-    assert clip_gradients(weights, 6.0) == 5.0 and clip_gradients(weights, None) == 5.0
-    assert weights[1].grad.item() == 4.0
-    assert clip_gradients(weights, 1.0) == 5.0
+    assert compute_gradient_norm(weights).item() == 5.0
+    for max_norm in (6.0, None):
+        clip_gradients(weights, 5.0, max_norm)
+        assert weights[1].grad.item() == 4.0
+    clip_gradients(weights, 5.0, 1.0)
     assert weights[0].grad.tolist() == pytest.approx([0.0, 0.6]) and weights[
         1
     ].grad.item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("nan")])
-def test_a_nan_norm_is_returned_and_touches_no_gradient(odd: float) -> None:
+def test_a_norm_that_is_not_finite_touches_no_gradient(odd: float) -> None:
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, odd])
-    assert str(clip_gradients([weight], 1.0)) == str(odd) and weight.grad[0] == 1.0
-    assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0) == 0.0
+    norm = compute_gradient_norm([weight]).item()
+    clip_gradients([weight], norm, 1.0)
+    assert str(norm) == str(odd) and weight.grad[0] == 1.0
+    assert compute_gradient_norm([nn.Parameter(torch.zeros(2))]) == 0.0
 
 
 def test_the_average_starts_at_initial_weights_with_constant_decay() -> None:
