@@ -179,15 +179,21 @@ class Bench:
             return profile
 
 
+def read_official_script(checkout: Path) -> str:
+    """Return the script of the zero-shot evaluation. Raises RuntimeError if it is missing."""
+    script = checkout / "eval_zero_shot.sh"
+    if not script.is_file():
+        raise RuntimeError(
+            f"{script} is missing: {CHECKOUT_VARIABLE} must name a checkout of "
+            "babylm/evaluation-pipeline-2025"
+        )
+    return script.read_text(encoding="utf-8")
+
+
 def list_official_commands(
     checkout: Path, checkpoint: Path, backend: str, data: Path
 ) -> list[list[str]]:
-    """Return the commands of eval_zero_shot.sh whose data folders are in `data`.
-
-    Raises FileNotFoundError for another folder than a checkout, and RuntimeError if its script has
-    no command for a data folder.
-    """
-    script = (checkout / "eval_zero_shot.sh").read_text(encoding="utf-8")
+    """Return the commands of eval_zero_shot.sh whose data folders are in `data`."""
     variables = {
         "MODEL_PATH": str(checkpoint),
         "BACKEND": backend,
@@ -199,16 +205,12 @@ def list_official_commands(
         return variables.get(match[1], match[0])
 
     commands = []
-    for line in script.splitlines():
+    for line in read_official_script(checkout).splitlines():
         if not line.startswith("python -m evaluation_pipeline."):
             continue
         words = [re.sub(r"\$\{?(\w+)\}?", insert, word) for word in shlex.split(line)]
         if Path(words[words.index("--data_path") + 1]).is_dir():
             commands.append([sys.executable, *words[1:]])
-    covered = {Path(words[words.index("--data_path") + 1]).name for words in commands}
-    missing = {path.name for path in data.iterdir()} - covered
-    if missing:
-        raise RuntimeError(f"{checkout}/eval_zero_shot.sh has no command for {sorted(missing)}")
     return commands
 
 
@@ -245,24 +247,28 @@ def write_official_files(suite: str, limit: int, folder: Path) -> int:
     return sum(map(len, lines.values()))
 
 
-def make_sample(limit: int, folder: Path, with_files: bool) -> Sample:
+def make_sample(limit: int, folder: Path, checkout: Path | None) -> Sample:
     """Load the suites whose data are at hand, and write their items for the official pipeline.
 
-    with_files: False = write none. Raises RuntimeError if there are no data, or if the number of
-    rows written is not that of the items.
+    checkout: suites without a command in its script are left out; None = write no files. Raises
+    RuntimeError if there are no data, or if the number of rows written is not that of the items.
     """
     from antlm_bench.errors import DataError
     from antlm_bench.suites import loader
 
     num_items: dict[str, int] = {}
+    script = None if checkout is None else read_official_script(checkout)
     for name in loader.list_suite_refs([COLLECTION]):
+        if script is not None and f"}}/{OFFICIAL_FOLDERS[name]}" not in script:
+            print(f"without {name}: eval_zero_shot.sh has no command for it")
+            continue
         try:
             suite = loader.load_suite(name, limit=limit, allow_incomplete=True)
         except DataError as error:
-            print(f"without {name}: {error}")
+            print(f"without {name}: {str(error).splitlines()[0]}")
             continue
         num_items[name] = len(suite.items)
-        if with_files:
+        if checkout is not None:
             num_rows = write_official_files(name, limit, folder / OFFICIAL_FOLDERS[name])
             if num_rows != len(suite.items):
                 raise RuntimeError(f"{name}: {num_rows} rows are not {len(suite.items)} items")
@@ -386,13 +392,15 @@ def main() -> int:
     arguments = parse_arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     counts = sorted({int(count) for count in arguments.checkpoints.split(",")})
-    checkout = os.environ.get(CHECKOUT_VARIABLE)
+    checkout_name = os.environ.get(CHECKOUT_VARIABLE)
+    checkout = Path(checkout_name).resolve() if checkout_name else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bench = Bench(folder, (), "", arguments.threads, Path(checkout) if checkout else None)
+        bench = Bench(
+            folder, (), "", arguments.threads, Path(checkout).resolve() if checkout else None
+        )
         limits = arguments.limit, arguments.limit * arguments.more_items
-        with_files = bench.checkout is not None
-        samples = [make_sample(limit, folder / f"data-{limit}", with_files) for limit in limits]
+        samples = [make_sample(n, folder / f"data-{n}", bench.checkout) for n in limits]
         texts = list_texts(samples[0])
         for kind in arguments.kinds:
             make_checkpoints(kind, arguments.size, counts[-1], folder, texts)

@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -65,7 +65,7 @@ class PhaseTimer:
     """CPU seconds of the process in each phase. Phases nest; other threads enter none."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._phases, self._since = [OTHER], 0.0  # the process started at 0
 
