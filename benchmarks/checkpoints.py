@@ -14,8 +14,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tokenizers import (
@@ -41,6 +42,7 @@ VOCABULARY, LENGTH, BATCH = 16_000, 128, 16
 # At 1e-3, with dropout, BERT learns only word frequencies.
 RATE = {"causal": 1e-3, "masked": 2e-4}
 MASKED = 0.3  # of the tokens; 15%, as of BERT, are too few for so few steps
+SIZES: Mapping[str, int] = MappingProxyType({})  # no other sizes than those of `build_model`
 NEIGHBOURS = (-1, 1, -2, 2, -3, 3)  # offsets that the heads of BERT's first layers start with
 
 
@@ -80,33 +82,42 @@ def train_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(kind: str) -> LlamaForCausalLM | BertForMaskedLM:
-    """Build babyllama (16 x 512, 8 heads, FFN 1024) or a BERT (12 x 384, 6 heads, FFN 1280)."""
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+def build_model(kind: str, sizes: Mapping[str, int] = SIZES) -> LlamaForCausalLM | BertForMaskedLM:
+    """Build babyllama (16 x 512, 8 heads, FFN 1024) or a BERT (12 x 384, 6 heads, FFN 1280).
+
+    sizes: fields of the configuration that replace these sizes. Such a BERT gets no initial
+    attention to neighbours.
+    """
+    common = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if kind == "causal":
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=512,
-            num_hidden_layers=16,
-            num_attention_heads=8,
-            intermediate_size=1024,
-            max_position_embeddings=256,
-            tie_word_embeddings=False,
-            **ids,
-        )
+        llama_sizes = {
+            "hidden_size": 512,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 8,
+            "intermediate_size": 1024,
+        }
+        config = LlamaConfig(tie_word_embeddings=False, **{**common, **llama_sizes, **sizes})
         return LlamaForCausalLM(config)
+    bert_sizes = {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1280,
+    }
     config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        intermediate_size=1280,
-        max_position_embeddings=256,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        **ids,
+        **{**common, **bert_sizes, **sizes},
     )
     model = BertForMaskedLM(config)
+    if sizes:
+        return model
     with torch.no_grad():
         initialize_neighbour_attention(model, layers=4)
     return model
