@@ -27,8 +27,8 @@ import antlm_bench
 from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.checkpoints.metadata import (
     HasMetadata,
-    hash_checkpoint_files,
     describe_reference,
+    hash_checkpoint_files,
     hash_code,
 )
 from antlm_bench.checkpoints.resolve import (
