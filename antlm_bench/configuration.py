@@ -7,6 +7,7 @@ what sweep.json records.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,13 +52,14 @@ def describe_used_configuration() -> dict[str, Any]:
 def find_configuration(folder: Path) -> Path | None:
     """Return the nearest configuration file in a folder or above it; None if there is none.
 
-    A pyproject.toml without [tool.antlm-bench] does not count. Raises DeclarationError if a folder
-    has two configurations, and for a file that cannot be read.
+    A pyproject.toml without [tool.antlm-bench] does not count, nor does a file of another user in a
+    folder in which everybody can write. Raises DeclarationError if a folder has two configurations, and for a
+    file that cannot be read.
     """
     for parent in (folder, *folder.parents):
         file, pyproject = parent / CONFIGURATION_FILE, parent / PYPROJECT_FILE
-        has_file = os.path.lexists(file)
-        has_table = os.path.lexists(pyproject) and _has_tool_table(pyproject)
+        has_file = _is_trusted_file(file)
+        has_table = _is_trusted_file(pyproject) and _has_tool_table(pyproject)
         if has_file and has_table:
             raise DeclarationError(
                 f"there are two configurations: {CONFIGURATION_FILE}, and [tool.{TABLE}] in "
@@ -68,6 +70,18 @@ def find_configuration(folder: Path) -> Path | None:
         if has_file or has_table:
             return file if has_file else pyproject
     return None
+
+
+def _is_trusted_file(path: Path) -> bool:
+    """Return whether a path exists, and not as a file of another user (but root) in a folder in
+    which every user can write.
+    """
+    try:
+        owner, folder_mode = path.lstat().st_uid, path.parent.stat().st_mode
+    except OSError:
+        return os.path.lexists(path)
+    is_shared = hasattr(os, "getuid") and bool(folder_mode & stat.S_IWOTH)
+    return not is_shared or owner in (os.getuid(), 0)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:

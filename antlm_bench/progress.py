@@ -80,7 +80,7 @@ class Progress:
         self.part_noun, self.num_parts = parts
         self.part_number = 0 if self.part_noun else 1
         """1 for the first part; 0 before it."""
-        self.label, self.detail = clean_lines(label), ""
+        self.label, self.detail = _clean_label(label), ""
         self.num_done = self.num_computed = self.num_tokens = 0
         self._planned = Workload(total, total)
         """The work of this part and of the earlier ones."""
@@ -161,7 +161,7 @@ class Progress:
         self, label: str, work: Workload, later: Sequence[Workload] | None = None
     ) -> None:
         """Plan a part that is one piece, and begin it. later: as for `plan`."""
-        self.label = clean_lines(label)
+        self.label = _clean_label(label)
         self.plan(work, later)
         self.start_piece(label, work)
 
@@ -195,7 +195,7 @@ class Progress:
 
     def describe(self, label: str) -> None:
         """Change the label."""
-        self.label = clean_lines(label)
+        self.label = _clean_label(label)
         self.refresh()
 
     def log(self, text: str) -> None:
@@ -368,6 +368,11 @@ def build_bar_line(progress: Progress, width: int, symbols: str = "━─") -> T
     line.truncate(width)
     line.no_wrap = True
     return line
+
+
+def _clean_label(text: str) -> str:
+    """Return a label that is printable and has one line, whatever a model is named."""
+    return " ".join(clean_lines(text).split("\n"))
 
 
 def _can_show_bar(console: Console) -> bool:

@@ -326,6 +326,14 @@ def test_line_keeps_what_matters_at_60_columns(clock: Clock) -> None:
     assert f"1/19 {LONG} ─" in wide and "4,120 tokens/s 2 h 51 min left" in wide
 
 
+def test_label_with_line_ends_is_one_line(clock: Clock) -> None:
+    progress = Progress("opening a\nb", total=3)
+    assert progress.log_line().startswith("opening a b: 0 of 3")
+    progress.describe("c\r\n::error::d\x1b[2J")
+    assert "\n" not in progress.log_line() + build_bar_line(progress, 200).plain
+    assert "\x1b" not in progress.log_line()
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.2, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7805, "2 h 10 min")],

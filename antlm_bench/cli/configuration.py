@@ -252,6 +252,9 @@ def _check_values(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 hint=suggest_name(name, names) or f"the keys are {', '.join(names)}",
             )
         kind = keys[name].kind
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            raise DeclarationError(f"{value!r:.100} has a NUL character", location=location)
         if not _has_kind(value, kind):
             raise DeclarationError(f"{value!r:.100} is not {VALUE_TEXTS[kind]}", location=location)
         values[name] = _resolve_paths(value, kind, path.parent)

@@ -25,7 +25,7 @@ from antlm_bench.cli.configuration import (
     describe_option,
     use_sweep_configuration,
 )
-from antlm_bench.configuration import use_configuration
+from antlm_bench.configuration import find_configuration, use_configuration
 from antlm_bench.errors import IncompleteError
 from antlm_bench.runs.layout import run_dir
 from antlm_bench.runs.provenance import ResourceMeter, read_provenance
@@ -219,6 +219,27 @@ def test_help_needs_no_valid_file(folder: Path, capsys: pytest.CaptureFixture[st
     assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files without owners")
+@pytest.mark.parametrize("name", ["antlm-bench.toml", "pyproject.toml"])
+def test_the_file_of_another_user_in_a_shared_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work = tmp_path / "shared" / "work"
+    work.mkdir(parents=True)
+    file = work.parent / name
+    file.write_text("[tool.antlm-bench]\n")
+    assert find_configuration(work) == file
+    owner = file.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    if owner == 0:
+        os.chown(file, 12345, -1)
+    assert find_configuration(work) == file
+    work.parent.chmod(0o1777)
+    assert find_configuration(work) != file
+    monkeypatch.setattr(os, "getuid", lambda: file.stat().st_uid)
+    assert find_configuration(work) == file
+
+
 # ---- errors
 
 
@@ -228,6 +249,8 @@ def test_help_needs_no_valid_file(folder: Path, capsys: pytest.CaptureFixture[st
         ("suite = 'blimp'", "unknown key 'suite' hint: did you mean 'suites'?"),
         ("trust_remote_code = true", "unknown key 'trust_remote_code'"),
         ("suites = []", "suites: [] is not a text or a list of texts"),
+        ('suites = ["blimp", "a\\u0000"]', "suites: ['blimp', 'a\\x00'] has a NUL character"),
+        ('reports = "a\\u0000b"', "reports: 'a\\x00b' has a NUL character"),
         ("suites = [1]", "suites: [1] is not a text or a list of texts"),
         ("dtype = 32", "dtype: 32 is not a text"),
         ("dtype = 'f32'", "dtype: 'f32' is not one of 'float32'"),
