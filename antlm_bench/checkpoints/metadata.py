@@ -62,9 +62,9 @@ def describe_checkpoint(ref: str, loaded: RunnableModel, options: OpenOptions) -
         "architecture": type(model).__name__,
         "kind": loaded.kind,  # causal, masked, ... (pretrained.detect_kind)
         "parameters": sum(p.numel() for p in model.parameters()),
-        **_weight_metadata(loaded.sources, options),
-        "config": hash_files([loaded.sources.base / "config.json"]),
-        "tokenizer": hash_files(list_files(loaded.sources.tokenizer, TOKENIZER_PATTERNS)),
+        **hash_checkpoint_files(
+            loaded.sources, options, hash_weights(loaded.sources.base, options.allow_pickle)
+        ),
         "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
         "vocabulary": model.get_input_embeddings().weight.shape[0],
         "max_length": loaded.max_length,
@@ -123,9 +123,7 @@ def _optional_metadata(loaded: RunnableModel, options: OpenOptions) -> dict[str,
     if sources.notes:
         metadata["notes"] = list(sources.notes)
     if options.trust_remote_code:
-        metadata["code"] = {
-            file.name: hash_files([file])[:16] for file in list_files(sources.base, CODE_PATTERNS)
-        }
+        metadata["code"] = hash_code(sources)
     return metadata
 
 
@@ -138,18 +136,32 @@ def _describe_layouts(loaded: RunnableModel) -> dict[str, Any]:
     return metadata if original_format is None else metadata | {"original_layout": original_format}
 
 
-def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:
-    """Return hashes of the weights, and their file names. With an adapter, the base and the adapter
-    have separate hashes.
+def hash_checkpoint_files(
+    sources: CheckpointSources, options: OpenOptions, base_hash: str
+) -> dict[str, Any]:
+    """Return hashes of weights, configuration and tokenizer, and the names of the weight files.
+
+    With an adapter, the base and the adapter have separate hashes. base_hash: of the base model's
+    weights. Raises CheckpointError for a missing file.
     """
-    hashes = {"weights": hash_weights(sources.base, options.allow_pickle)}
+    hashes = {"weights": base_hash}
     if sources.adapter:
-        hashes = adapter_metadata(sources.adapter, hashes["weights"], options)
+        hashes = adapter_metadata(sources.adapter, base_hash, options)
     weight_files = ""
     if chosen := select_weights(sources.base, options.allow_pickle):
         num_files = len(chosen.files)
         weight_files = chosen.name + (f" ({num_files} files)" if num_files != 1 else "")
-    return {**hashes, "weight_files": weight_files}
+    return {
+        **hashes,
+        "weight_files": weight_files,
+        "config": hash_files([sources.base / "config.json"]),
+        "tokenizer": hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
+    }
+
+
+def hash_code(sources: CheckpointSources) -> dict[str, str]:
+    """Return name -> hash of the files of Python code of a checkpoint."""
+    return {file.name: hash_files([file])[:16] for file in list_files(sources.base, CODE_PATTERNS)}
 
 
 def _format_specials(tokenizer: Any, specials: Specials) -> str:

@@ -4,6 +4,9 @@ A content key has facts that only an open checkpoint tells: its class, its speci
 maximum length. They follow from its files, the options and the software. A record in the user's
 cache holds these facts under a hash of all of that. Whatever changes, the hash changes, no record
 is found, and the checkpoint is opened.
+
+A record is no authority: what can be computed from the files is compared with them, and a record
+that is damaged, or that another user wrote, is not used.
 """
 
 from __future__ import annotations
@@ -15,31 +18,46 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import antlm_bench
 from antlm_bench.architectures.records import ARCHITECTURES
-from antlm_bench.checkpoints.metadata import HasMetadata, describe_reference
+from antlm_bench.checkpoints.metadata import (
+    HasMetadata,
+    describe_reference,
+    hash_checkpoint_files,
+    hash_code,
+)
 from antlm_bench.checkpoints.resolve import (
     CODE_PATTERNS,
+    TOKENIZER_PATTERNS,
     CheckpointSources,
     OpenOptions,
     display_name,
+    list_files,
 )
 from antlm_bench.errors import BenchError, CheckpointError
 from antlm_bench.runs.folder_io import write_atomically
-from antlm_bench.runs.provenance import describe_machine
+from antlm_bench.runs.provenance import PEER_PACKAGES, RECORDED_PACKAGES, describe_machine
+from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
 from antlm_bench.scoring.conventions import CONVENTIONS_VERSION
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.text import EosRule
 from antlm_bench.suites.sources import cache_dir
 from antlm_bench.types import ModelInfo
-from antlm_bench.weight_files import ADAPTER_WEIGHTS, hash_files, read_json, select_weights
+from antlm_bench.weight_files import (
+    ADAPTER_WEIGHTS,
+    MAX_JSON_BYTES,
+    hash_files,
+    read_json,
+    select_weights,
+)
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 EOS_RULES: tuple[EosRule, ...] = ("all", "context")
 LIBRARIES = (
     "accelerate",
@@ -57,6 +75,8 @@ MACHINE_FACTS = ("cpu", "gpus", "driver", "python", "packages")
 
 
 WEIGHT_SUFFIXES = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors")
+MAX_HASHED_BYTES = 100_000_000
+"""Largest file of a folder, besides loaded weights and tokenizers, whose bytes are hashed."""
 
 
 class DescribedCheckpoint(HasMetadata, ModelInfo, Protocol):
@@ -110,11 +130,25 @@ class RememberedCheckpoint:
 def hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, engine: str) -> str:
     """Return a hash of all but the weights that decides what opening a checkpoint tells.
 
-    "" = not all can be hashed: code in another repository, which transformers would fetch.
+    "" = not all can be hashed: a file that cannot be read, a package that does not run from where
+    it was installed, code in another repository, which transformers would fetch.
     """
-    if options.trust_remote_code and _names_other_repository(sources.base):
+    try:
+        return _hash_inputs(ref, sources, options, engine)
+    except (OSError, BenchError, UnhashableError):
         return ""
+
+
+class UnhashableError(Exception):
+    """Something that decides what opening a checkpoint tells cannot be hashed. Never reaches a
+    user.
+    """
+
+
+def _hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, engine: str) -> str:
     folders = {sources.base, sources.tokenizer, *filter(None, [sources.adapter])}
+    if options.trust_remote_code and any(map(_names_other_repository, folders)):
+        raise UnhashableError
     inputs = {
         "record": RECORD_VERSION,
         "conventions": CONVENTIONS_VERSION,
@@ -164,12 +198,27 @@ def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
     write_record(lambda: _record_file(inputs, weights), content)
 
 
-def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
+def find_record(
+    inputs: str, sources: CheckpointSources, options: OpenOptions, weights: str
+) -> RememberedCheckpoint | None:
     """Return what is stored under a hash of inputs and one of the base model's weights.
 
-    None = nothing, or it is damaged.
+    None = nothing, or it is damaged, or another user's, or does not fit the files.
     """
-    stored = read_record(lambda: _record_file(inputs, weights)) if inputs else {}
+    if not inputs:
+        return None
+    checkpoint = _read_checkpoint(lambda: _record_file(inputs, weights))
+    with suppress(OSError, BenchError):
+        expected = hash_checkpoint_files(sources, options, weights)
+        if options.trust_remote_code:
+            expected["code"] = hash_code(sources)
+        if checkpoint is not None and expected.items() <= checkpoint.metadata.items():
+            return checkpoint
+    return None
+
+
+def _read_checkpoint(locate: Callable[[], Path]) -> RememberedCheckpoint | None:
+    stored = read_record(locate)
     try:
         return RememberedCheckpoint(
             name=str(stored["name"]),
@@ -183,7 +232,7 @@ def find_record(inputs: str, weights: str) -> RememberedCheckpoint | None:
             metadata={**stored["metadata"]},
             scored_specials={**stored["scored_specials"]},
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -233,41 +282,55 @@ def _list_scored_specials(checkpoint: DescribedCheckpoint) -> Iterator[tuple[str
 
 
 def _names_other_repository(folder: Path) -> bool:
-    """Return whether a configuration names code in another repository: "owner/name--file.Class"."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if "--" in json.dumps((read_json(folder / name) or {}).get("auto_map")):
+    """Return whether a configuration names code in another repository: "owner/name--file.Class".
+
+    The text is searched, because `read_json` refuses numbers that transformers writes.
+    """
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        text = read_regular_file(file, MAX_JSON_BYTES) if file.exists() else b""
+        if b'"auto_map"' in text and b"--" in text:
             return True
     return False
 
 
 def _hash_folder(folder: Path, options: OpenOptions) -> Iterator[tuple[str, Any]]:
-    """Yield (name, hash) of the files of a folder, and of its code in subfolders.
+    """Yield (name, hash) of the files of a folder and, if it is run, of its code in subfolders.
 
-    Of the weights that are loaded, the name only: their hash is kept apart. Of weights
-    that are not loaded, and may be large, size and time of the last change.
+    Of the weights that are loaded, the name only: their hash is kept apart. Of weights that are
+    not loaded, and of other large files, the size and the times of the last change. The time of a
+    change of the inode cannot be set back.
     """
     selected = select_weights(folder, options.allow_pickle)
     loaded = set(selected.files) if selected else set()
-    code = [file for pattern in CODE_PATTERNS for file in folder.rglob(pattern)]
+    tokenizer = list_files(folder, TOKENIZER_PATTERNS)
+    patterns = CODE_PATTERNS if options.trust_remote_code else ()
+    code = [file for pattern in patterns for file in folder.rglob(pattern)]
     for file in sorted({*folder.iterdir(), *code}):
         name = str(file.relative_to(folder))
         if not file.is_file():
             continue
         if file in loaded:
             yield name, "loaded"
-        elif file.suffix in WEIGHT_SUFFIXES and file.name not in ADAPTER_WEIGHTS:
-            yield name, [file.stat().st_size, file.stat().st_mtime_ns]
+            continue
+        facts = file.stat()
+        is_weight = file.suffix in WEIGHT_SUFFIXES and file.name not in ADAPTER_WEIGHTS
+        if (is_weight or facts.st_size > MAX_HASHED_BYTES) and file not in tokenizer:
+            yield name, [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
         else:
             yield name, hash_files([file])
 
 
 @cache
 def describe_software() -> dict[str, Any]:
-    """Return the versions of the packages and of our own code, and facts about the machine."""
+    """Return the versions of the packages and of our own code, and facts about the machine.
+
+    Raises UnhashableError for a package whose version does not tell its code.
+    """
     versions = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *RECORDED_PACKAGES, *PEER_PACKAGES):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
+            _check_location(name)
     machine = describe_machine()
     return {
         "libraries": versions,
@@ -275,6 +338,22 @@ def describe_software() -> dict[str, Any]:
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         **{name: machine[name] for name in MACHINE_FACTS},
     }
+
+
+def _check_location(name: str) -> None:
+    """Raise UnhashableError if Python would not import a package from where it was installed: an
+    editable installation, or a folder on PYTHONPATH. Its code changes without its version.
+    """
+    installed = distribution(name)
+    try:
+        spec = find_spec(name) if name.isidentifier() else None
+    except ValueError as error:  # a module in its stead that has no spec
+        raise UnhashableError from error
+    if spec is None or spec.origin is None:  # the module has another name, as that of protobuf
+        return
+    root = Path(str(installed.locate_file(""))).resolve()
+    if not Path(spec.origin).resolve().is_relative_to(root / name):
+        raise UnhashableError
 
 
 def _hash_source() -> str:

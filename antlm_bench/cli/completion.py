@@ -28,6 +28,9 @@ MAX_DEPTH, MAX_FOLDERS = 3, 2000
 """How deep, and in how many folders, checkpoints and runs are searched."""
 KINDS_NOT_SCORED = ("classification", "stimuli")
 """Kinds of suites that `score` does not take."""
+PLAIN_WORD = re.compile(r"[\w@%+:,./~][\w@%+=:,./~-]*")
+"""A word that no shell interprets. Only such words are offered: zsh runs what typer prints for it,
+and bash inserts a folder's name as it is."""
 Completer = Callable[[Any, str], list[str]]
 """(click context, incomplete word) -> words. Those that do not continue the word are left out."""
 
@@ -258,7 +261,7 @@ def _as_typer_completer(completer: Completer) -> Callable[..., list[str]]:
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         with suppress(Exception):
-            return completer(ctx, incomplete)
+            return list(filter(PLAIN_WORD.fullmatch, completer(ctx, incomplete)))
         return []
 
     complete.__annotations__ = {"ctx": typer.Context, "incomplete": str, "return": list[str]}

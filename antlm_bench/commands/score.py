@@ -171,7 +171,7 @@ class ScoreCall:
             return None
         weights = hash_weights(sources.base, options.allow_pickle)
         inputs = hash_inputs(located_ref, sources, options, request.options.engine)
-        remembered = find_record(inputs, weights)
+        remembered = find_record(inputs, sources, options, weights)
         if remembered is None:
             return None
         return self.session.find_finished(remembered, request, self.run_dir(remembered))

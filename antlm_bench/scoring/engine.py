@@ -367,10 +367,10 @@ class Engine:
 
     def _narrowing_pays(self, batch: PackedBatch) -> bool:
         """Return whether running the last layer only at the read positions saves time. It does with
-        full attention, if no row is repeated and at most half of the positions are read.
+        full attention, if no row is repeated and at most half of the positions are read, but any.
         """
         is_plain = batch.attention == "full" and batch.gather_index is None
-        has_few_reads = 2 * len(batch.read_nodes) <= len(batch.ids)
+        has_few_reads = 0 < 2 * len(batch.read_nodes) <= len(batch.ids)
         return self.forward_config.last_layer_at_reads and is_plain and has_few_reads
 
     def _plain_logprobs(self, batch: PackedBatch) -> Tensor:
@@ -509,7 +509,7 @@ class Engine:
     def _join(self, parts: Sequence[tuple[NDArray[np.int64], Tensor]]) -> Tensor:
         """Return values (k, ...) in order, from parts that hold the values of some indices."""
         if not parts:
-            return torch.from_numpy(self._zeros(0))
+            return torch.zeros(self._zeros(0).shape, device=self.device)
         if len(parts) == 1:
             return parts[0][1]
         order = np.argsort(np.concatenate([index for index, _ in parts]))

@@ -153,6 +153,43 @@ def test_completion_loads_nothing_heavy(folder: Path) -> None:
     assert (candidates, weight) == (["gpt-bert-100m"], "light")
 
 
+HOSTILE_NAMES = (
+    "\\$(touch executed)",
+    "$(touch executed)",
+    "`touch executed`",
+    'x\\"; touch executed; "',
+    "'; touch executed; '",
+    "x;touch executed",
+    "x --trust-remote-code",
+    "-x",
+    "=ls",
+    "two\nlines",
+    "star*",
+)
+
+
+@pytest.fixture
+def hostile_folder(tmp_path: Path) -> Path:
+    """A working directory with checkpoints of hostile names, and one of a plain name."""
+    for name in (*HOSTILE_NAMES, "plain-ä"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_names_that_a_shell_interprets_are_not_offered(hostile_folder: Path, shell: str) -> None:
+    variables = {
+        completion.COMPLETE_VARIABLE: f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "antlm-bench score --model ",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "HF_HUB_CACHE": str(hostile_folder / "absent"),
+    }
+    offered = complete("score", "--model", "", folder=hostile_folder, **variables)
+    expected = {"zsh": ["_arguments", "'*:", ':(("plain-ä"))\'']}.get(shell, ["plain-ä"])
+    assert offered == expected
+
+
 def test_faults_print_nothing(folder: Path) -> None:
     code = (
         "from antlm_bench.cli import app, completion\n"
@@ -233,6 +270,21 @@ def test_tab_key_completes_in_a_shell(name: str, program: Path, folder: Path) ->
     shown = type_into([shell, *options], lines, "blimp-filtered", environment)
     assert "antlm-bench report runs/first" in shown and "blimp-filtered" in shown
     assert "Traceback" not in shown and "error" not in shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SHELLS)
+def test_tab_key_executes_no_name(name: str, program: Path, hostile_folder: Path) -> None:
+    options, setup = SHELLS[name]
+    shell, environment = find_shell(name), shell_environment(program)
+    lines = [
+        f"cd {hostile_folder}; {setup}; echo ready-$((0))\n",
+        "antlm-bench score --model \t\x01echo \x05; echo ready-$((1))\n",
+        "echo ready-$((2))\n",
+    ]
+    shown = type_into([shell, *options], lines, "ready-2", environment)
+    assert "score --model plain" in shown and "ready-2" in shown
+    assert not (hostile_folder / "executed").exists()
 
 
 @pytest.mark.long

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +44,7 @@ FILE_CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "chat_template.jinja": lambda data: data + b"{{ bos_token }}",
     "modeling_own.py": lambda data: data + b"# code",
     "pytorch_model.bin": lambda data: data + b"weights",
+    "vocab.bin": lambda data: data + b"words",
 }
 """File of a checkpoint -> its bytes after a change; b"" = it did not exist."""
 
@@ -49,8 +52,8 @@ FILE_CHANGES: dict[str, Callable[[bytes], bytes]] = {
 class Finished:
     """A small run that is finished."""
 
-    def __init__(self, checkpoint: Path, folder: Path) -> None:
-        self.checkpoint = Path(shutil.copytree(checkpoint, folder / "model"))
+    def __init__(self, checkpoint: Path, folder: Path, symlinks: bool = False) -> None:
+        self.checkpoint = Path(shutil.copytree(checkpoint, folder / "model", symlinks=symlinks))
         self.pairs = write_pairs(folder / "pairs.csv", make_agreement_rows(14))
         self.out = folder / "run"
         self.score()
@@ -135,6 +138,37 @@ def test_a_changed_file_is_not_finished(
 
 
 @pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("model.safetensors", None, None),
+        ("vocab.bin", b"a", b"b"),
+        ("pytorch_model.bin", b"a", b"b"),
+        ("notes.log", b"a", b"b"),
+    ],
+)
+def test_a_change_that_keeps_size_and_time_is_not_finished(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    first: bytes | None,
+    second: bytes | None,
+) -> None:
+    finished = Finished(make_checkpoint("causal"), tmp_path)
+    file = finished.checkpoint / name
+    if first is not None:
+        file.write_bytes(first)
+        finished.score()
+    assert finished.find() is not None
+    before = file.stat()
+    data = file.read_bytes()
+    with file.open("r+b") as handle:
+        handle.write(second or data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (len(data), before.st_mtime_ns)
+    assert finished.find() is None
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"bos": "never"},
@@ -213,24 +247,127 @@ def test_the_hash_of_our_code_covers_what_decides_a_key(monkeypatch: pytest.Monk
         assert any(file.endswith(name) for file in hashed), name
 
 
-def test_a_damaged_record_is_not_used(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def write_record(file: Path, content: object, checksum: str = "") -> None:
+    text = json.dumps(content)
+    checksum = checksum or hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": checksum, "content": text}))
+
+
+@pytest.fixture
+def record(finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the record of `finished`, which is read instead."""
+    locate_record, copy = opening_records._record_file, tmp_path / "record.json"
+
+    def copy_record(inputs: str, weights: str) -> Path:
+        copy.write_bytes(locate_record(inputs, weights).read_bytes())
+        return copy
+
+    monkeypatch.setattr(opening_records, "_record_file", copy_record)
+    assert finished.find() is not None
+    monkeypatch.setattr(opening_records, "_record_file", lambda *_: copy)
+    return copy
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"name": 1}', b'{"content": "{}"}'])
+def test_a_damaged_record_is_not_used(finished: Finished, record: Path, content: bytes) -> None:
+    record.write_bytes(content)
+    assert finished.find() is None
+
+
+def test_a_record_with_a_wrong_checksum_is_not_used(finished: Finished, record: Path) -> None:
+    document = json.loads(record.read_text())
+    write_record(record, json.loads(document["content"]))
+    assert finished.find() is not None
+    write_record(record, json.loads(document["content"]), checksum="0" * 64)
+    assert finished.find() is None
+
+
+@pytest.mark.parametrize("fact", ["weights", "config", "tokenizer", "weight_files"])
+def test_a_record_that_does_not_fit_the_files_is_not_used(
+    finished: Finished, record: Path, fact: str
 ) -> None:
-    for content in (b"", b"{}", b"[]", b'{"name": 1}'):
-        record = tmp_path / "record.json"
-        record.write_bytes(content)
-        monkeypatch.setattr(opening_records, "_record_file", lambda *_, file=record: file)
-        assert finished.find() is None
+    content = json.loads(json.loads(record.read_text())["content"])
+    del content["metadata"][fact]
+    write_record(record, content)
+    assert finished.find() is None
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files without owners")
+def test_a_record_of_another_user_is_not_used(
+    finished: Finished, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = record.stat().st_uid
+    monkeypatch.setattr(opening_records.os, "getuid", lambda: owner + 1)
+    assert finished.find() is None
+
+
+def test_a_cache_that_cannot_be_written_stops_no_score(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_CACHE", "/dev/null/cache")
+    finished = Finished(make_checkpoint("causal"), tmp_path)
+    assert finished.find() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read")
+def test_a_file_that_cannot_be_read_stops_no_score(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(make_checkpoint("causal"), tmp_path / "copy"))
+    (checkpoint / "notes.txt").symlink_to("/proc/self/mem")
+    finished = Finished(checkpoint, tmp_path, symlinks=True)
+    assert finished.find() is None
+
+
+def test_damaged_weights_beside_a_tokenizer_stop_no_score(
+    finished: Finished, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokenizer = Path(shutil.copytree(make_checkpoint("causal"), tmp_path / "tokenizer"))
+    (tokenizer / "model.safetensors").unlink()
+    (tokenizer / "model.safetensors.index.json").write_text("{}")
+    arguments: Any = (str(finished.checkpoint), str(finished.pairs))
+    [run] = score(*arguments, out=tmp_path / "run", tokenizer=str(tokenizer))
+    assert len(run.cells) == 1
+
+
+def test_a_package_outside_its_installation_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, other = tmp_path / "installed", tmp_path / "other"
+    for folder in (installed, other):
+        (folder / "greeting").mkdir(parents=True)
+        (folder / "greeting" / "__init__.py").touch()
+    (installed / "greeting-1.0.dist-info").mkdir()
+    (installed / "greeting-1.0.dist-info" / "METADATA").write_text("Name: greeting\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(installed)
+    opening_records._check_location("greeting")
+    monkeypatch.syspath_prepend(other)
+    with pytest.raises(opening_records.UnhashableError):
+        opening_records._check_location("greeting")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"auto_map": {"AutoModelForCausalLM": "owner/name--modeling.Model"}}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["owner/name--a.B", null]}}'),
+        ("tokenizer_config.json", '{"limit": Infinity, "auto_map": "owner/name--a.B"}'),
+    ],
+)
+@pytest.mark.parametrize("has_own_tokenizer", [True, False])
 def test_code_of_another_repository_is_not_remembered(
-    finished: Finished, changed_file: Callable[..., None]
+    finished: Finished, tmp_path: Path, name: str, text: str, has_own_tokenizer: bool
 ) -> None:
-    config = json.loads((finished.checkpoint / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "owner/name--modeling.Model"}
-    changed_file(finished.checkpoint / "config.json", lambda _: json.dumps(config).encode())
-    located = locate(str(finished.checkpoint), OpenOptions(trust_remote_code=True))
-    assert opening_records.hash_inputs(*located, "native") == ""
+    changed = Path(shutil.copytree(finished.checkpoint, tmp_path / "changed"))
+    options = OpenOptions(
+        trust_remote_code=True, tokenizer=None if has_own_tokenizer else str(changed)
+    )
+    ref = str(changed if has_own_tokenizer else finished.checkpoint)
+    assert opening_records.hash_inputs(*locate(ref, options), "native")
+    (changed / name).write_text(text)
+    assert opening_records.hash_inputs(*locate(ref, options), "native") == ""
 
 
 def test_a_file_that_changes_while_opening_is_not_remembered(

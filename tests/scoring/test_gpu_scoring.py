@@ -96,6 +96,28 @@ def test_the_scoring_loop_never_waits_for_the_device(meta_engine, kind) -> None:
     assert sum(ticks) == pytest.approx(1) and len(ticks) > 5
 
 
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_the_values_of_a_batch_without_reads_are_on_the_device(
+    meta_engine, monkeypatch, kind
+) -> None:
+    scorer = meta_engine(kind, batch_tokens=1)
+    [first, second, *_], num_texts = make_probes(kind)
+    nothing = np.array([], np.int64)
+    unread = Probes(
+        second.ids, second.attention, nothing, nothing, nothing, nothing.astype(np.int32)
+    )
+    devices: list[str] = []
+
+    def record_devices(values):
+        devices.extend(value.device.type for value in values)
+        return [np.zeros(tuple(value.shape)) for value in values]
+
+    monkeypatch.setattr(engine, "read_back", record_devices)
+    scorer.score_probes([first, unread], num_texts)
+
+    assert set(devices) == {"meta"}
+
+
 def test_a_value_on_the_device_cannot_be_read_in_these_tests(meta_engine) -> None:
     scorer = meta_engine("causal", batch_tokens=64)
     model = scorer.model
