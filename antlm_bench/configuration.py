@@ -1,7 +1,7 @@
-"""The configuration file of a user: where it is found, and how it is read.
+"""Find and read the configuration file of a user. `cli.configuration` has its keys.
 
-Only the command line reads it (`cli.configuration` has the keys). Functions of the Python API read
-no file, and workers of a sweep take what sweep.json records.
+Only the command line reads it. Functions of the Python API read no file, and workers of a sweep use
+what sweep.json records.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _used_configuration: ContextVar[Mapping[str, Any] | None] = ContextVar(
 
 @contextmanager
 def use_configuration(facts: Mapping[str, Any]) -> Iterator[None]:
-    """Let records of provenance name the configuration that is in use within the block.
+    """Record a configuration in the provenance of what is computed within the block.
 
     facts: {"file": ..., "values": {key: value}}; {} = none is in use.
     """
@@ -51,8 +51,8 @@ def describe_used_configuration() -> dict[str, Any]:
 def find_configuration(folder: Path) -> Path | None:
     """Return the nearest configuration file in a folder or above it; None if there is none.
 
-    A pyproject.toml without [tool.antlm-bench] is passed over. Raises DeclarationError if one
-    folder has two configurations, and for a file that cannot be read.
+    A pyproject.toml without [tool.antlm-bench] does not count. Raises DeclarationError if a folder
+    has two configurations, and for a file that cannot be read.
     """
     for parent in (folder, *folder.parents):
         file, pyproject = parent / CONFIGURATION_FILE, parent / PYPROJECT_FILE
@@ -71,9 +71,9 @@ def find_configuration(folder: Path) -> Path | None:
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """Return the tables of a configuration file; of a pyproject.toml, those of [tool.antlm-bench].
+    """Return the keys of a configuration file; in a pyproject.toml, those of [tool.antlm-bench].
 
-    Raises DeclarationError for a file that is no TOML, and for one without this table.
+    Raises DeclarationError for invalid TOML and for a pyproject.toml without this table.
     """
     return select_configuration(_parse(path, _read_bytes(path)), path)
 
@@ -113,7 +113,6 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    # pydantic, which this imports, takes time that is spent only where there is a file.
-    from antlm_bench.declarations import parse_toml_bytes
+    from antlm_bench.declarations import parse_toml_bytes  # imports pydantic, which is slow
 
     return parse_toml_bytes(raw, path)

@@ -103,27 +103,24 @@ def _parse_toml(path: Path) -> dict[str, Any]:
 
 
 def missing_file_error(path: Path) -> DeclarationError:
-    """Return the error of a file that is absent, with a hint at what its folder holds."""
+    """Return the error for a missing file, with a hint at the files of its folder."""
     folder = path.parent
     files = _list_toml_files(folder) if is_folder(folder) else ()
-    stems = [each.stem for each in files if each.name != path.name]  # it may be a broken link
+    stems = [file.stem for file in files if file.name != path.name]  # it may be a broken link
     if not is_folder(folder):
         hint = f"there is no folder {str(folder)!r}"
-    elif near := suggest_name(path.stem, stems):
-        hint = f"{near[:-2]}.toml'?"
+    elif suggestion := suggest_name(path.stem, stems):
+        hint = suggestion.removesuffix("'?") + ".toml'?"
     else:
         names = [f"{stem}.toml" for stem in stems[:MAX_LISTED_FILES]]
-        listed = ", ".join(names) + (", ..." * (len(stems) > MAX_LISTED_FILES))
-        where = "this folder" if folder == Path() else f"{str(folder)!r}"
-        hint = f"{where} holds {listed or 'no .toml'}"
+        file_names = ", ".join(names) + (", ..." if len(stems) > MAX_LISTED_FILES else "")
+        folder_name = "this folder" if folder == Path() else repr(str(folder))
+        hint = f"{folder_name} holds {file_names or 'no .toml'}"
     return DeclarationError("there is no such file", location=str(path), hint=hint)
 
 
 def parse_toml_bytes(raw: bytes, path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file, given its bytes. Raises DeclarationError as `parse_toml`.
-
-    path: the file, for errors.
-    """
+    """Parse the bytes of a TOML file. path: for errors, which are those of `parse_toml`."""
     # Editors of Windows write a byte order mark.
     text = decode_utf8(raw, str(path)).removeprefix("\ufeff")
     try:

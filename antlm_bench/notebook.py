@@ -92,7 +92,7 @@ class ArrowTable:
     def to_pandas(self) -> Any:
         """Return a `pandas.DataFrame`. Raises MissingPackage if pandas is not installed."""
         with require_packages("to_pandas()"):
-            import pandas  # noqa: F401  (Arrow's own error names no command)
+            import pandas  # noqa: F401  (the error of Arrow does not say how to install it)
         return self._arrow.to_pandas()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:

@@ -1,8 +1,7 @@
-"""Packages that an installation may lack: one error for all of them, with the command that installs
-the package.
+"""The error for a package that is not installed, with the command that installs it.
 
-The default installation has every package but those of the extras. An installation from
-requirements-slim.txt has no torch, and lacks all modules of INSTALL_ARGUMENTS.
+The default installation has every package except those of the extras. An installation from
+requirements-slim.txt lacks all modules of INSTALL_ARGUMENTS, torch among them.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ INSTALL_ARGUMENTS: dict[str, str] = {
 
 @contextmanager
 def require_packages(location: str = "", install: str = "") -> Iterator[None]:
-    """Turn the ImportError of a package into a MissingPackage. It is a decorator, too.
+    """Turn the ImportError of a package into a MissingPackage. Also usable as a decorator.
 
     location: the option, argument or function that needs the package. install: what `pip install`
-    takes; "" = what INSTALL_ARGUMENTS says.
+    takes; "" = see INSTALL_ARGUMENTS.
     """
     try:
         yield

@@ -37,15 +37,15 @@ MIN_LABEL_WIDTH, MIN_BAR_WIDTH, MAX_BAR_WIDTH = 14, 8, 24
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """An amount of work."""
+    """An amount of work: a number of units, and what they cost together."""
 
     units: int
     cost: float
-    """In any measure that is proportional to time, and the same for all parts of a command."""
+    """Proportional to time, in one measure for all parts of a command: tokens, FLOPs, ..."""
 
     @classmethod
-    def add(cls, workloads: Iterable[Workload]) -> Workload:
-        """Return the sum of some workloads."""
+    def sum(cls, workloads: Iterable[Workload]) -> Workload:
+        """Return the sum of workloads."""
         units, cost = 0, 0.0
         for each in workloads:
             units, cost = units + each.units, cost + each.cost
@@ -83,10 +83,10 @@ class Progress:
         self.label, self.detail = clean_lines(label), ""
         self.num_done = self.num_computed = self.num_tokens = 0
         self._planned = Workload(total, total)
-        """The work of this part and of those before it."""
-        self._later: Sequence[Workload] = ()
-        """The work of the parts after it, and of this one until it is planned."""
-        self._settled_cost = self._computed_cost = 0.0
+        """The work of this part and of the earlier ones."""
+        self._later_parts: Sequence[Workload] = ()
+        """The work of each later part, and of this part until it is planned."""
+        self._done_cost = self._computed_cost = 0.0
         self._piece = Workload(total, total)
         self._piece_done = 0
         self._busy_seconds = self._preparing_seconds = 0.0
@@ -136,24 +136,24 @@ class Progress:
     # ---- what the command does
 
     def next_part(self, label: str) -> None:
-        """Begin the next part. Its work is as expected, until `plan` is called."""
+        """Begin the next part. Its work is what an earlier `plan` expected, until it is planned."""
         self.end_piece()
         self._count_time(is_work=self._part_has_work)
         self.part_number += 1
         self.num_parts = max(self.num_parts, self.part_number)
         self._part_has_work = False
-        # The work of a part that could not be opened is not expected any more.
-        self._planned = Workload(self.num_done, self._settled_cost)
-        self._later = self._later[-(self.num_parts - self.part_number + 1) :]
+        # A part that could not be opened leaves work that will not be done.
+        self._planned = Workload(self.num_done, self._done_cost)
+        self._later_parts = self._later_parts[-(self.num_parts - self.part_number + 1) :]
         self.describe(label)
 
     def plan(self, work: Workload, later: Sequence[Workload] | None = None) -> None:
-        """Set the work of this part. later: of the parts after it; None = each is like this one."""
+        """Set the work of this part. later: that of each later part; None = equal to this one."""
         now = time.monotonic()
         self._preparing_seconds = now - self._last_time if self.part_number > 1 else 0.0
         self._last_time = now
-        self._planned = Workload.add([Workload(self.num_done, self._settled_cost), work])
-        self._later = [work] * (self.num_parts - self.part_number) if later is None else later
+        self._planned = Workload.sum([Workload(self.num_done, self._done_cost), work])
+        self._later_parts = [work] * (self.num_parts - self.part_number) if later is None else later
         self._piece, self._piece_done = Workload(0, 0.0), 0
         self.refresh()
 
@@ -166,16 +166,16 @@ class Progress:
         self.start_piece(label, work)
 
     def start_piece(self, label: str, work: Workload) -> None:
-        """End the piece before, and begin another piece of this part's work."""
+        """End the last piece, and begin another one of this part."""
         self.end_piece()
         self._piece, self._piece_done = work, 0
         self.describe(label)
 
     def end_piece(self) -> None:
-        """End a piece. Units that it left undone (a failure, an early stop) are no longer work."""
+        """End a piece. Units that it has not done (a failure, an early stop) no longer count."""
         undone = max(0, self._piece.units - self._piece_done)
         share = undone / self._piece.units if undone else 0.0
-        self._planned = Workload.add([self._planned, Workload(-undone, -share * self._piece.cost)])
+        self._planned = Workload.sum([self._planned, Workload(-undone, -share * self._piece.cost)])
         self._piece, self._piece_done = Workload(0, 0.0), 0
 
     def advance(self, n: int = 1, tokens: int = 0) -> None:
@@ -184,13 +184,13 @@ class Progress:
         self.num_computed += n
         self.num_tokens += tokens
         self._part_has_work = True
-        self._computed_cost += self._settle(n)
+        self._computed_cost += self._count_done(n)
         self.refresh()
 
     def skip(self, n: int) -> None:
-        """Count n units that were not computed, because they were there."""
+        """Count n units that an earlier call computed."""
         self._count_time(is_work=False)
-        self._settle(n)
+        self._count_done(n)
         self.refresh()
 
     def describe(self, label: str) -> None:
@@ -206,7 +206,7 @@ class Progress:
             (self._live.console if self._live else self._console).print(Text(clean_lines(text)))
 
     def refresh(self) -> None:
-        """Print the next line of a log, if its time has come. A bar is drawn by itself."""
+        """Print the next line of a log when it is due. A bar redraws itself."""
         if not self._is_open:
             return
         if self._outer is not None:
@@ -222,15 +222,17 @@ class Progress:
     @property
     def total(self) -> int:
         """Units of the whole command, of which `num_done` are done."""
-        return max(self._planned.units + sum(each.units for each in self._later), self.num_done)
+        return max(
+            self._planned.units + sum(each.units for each in self._later_parts), self.num_done
+        )
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds until the whole command is done; None = not known yet."""
         if self.estimate_remaining:
             return self.estimate_remaining()
-        cost_left = Workload.add([self._planned, *self._later]).cost - self._settled_cost
-        seconds = self._preparing_seconds * len(self._later)
+        cost_left = Workload.sum([self._planned, *self._later_parts]).cost - self._done_cost
+        seconds = self._preparing_seconds * len(self._later_parts)
         if cost_left <= 0 or not self.total:
             return seconds if self.total else None
         if not self._computed_cost:
@@ -248,7 +250,7 @@ class Progress:
 
     @property
     def title(self) -> str:
-        """The part, and what is done now."""
+        """The number of the part, and what is computed now."""
         part = f"{self.part_number}/{self.num_parts} " if self.num_parts > 1 else ""
         return f"{part}{self.label}{f' · {self.detail}' if self.detail else ''}".strip()
 
@@ -266,7 +268,7 @@ class Progress:
         return line
 
     def last_line(self) -> str:
-        """Return the last line of a log: the units that were done, and the time."""
+        """Return the last line of a log: the units that were done, and the duration."""
         label = self.label
         if self.num_parts > 1 and self.part_noun:
             label = f"{self.num_parts:,} {self.part_noun}s"
@@ -278,12 +280,12 @@ class Progress:
 
     # ---- counts
 
-    def _settle(self, n: int) -> float:
+    def _count_done(self, n: int) -> float:
         """Count n units of the piece as done. Return their cost."""
         self.num_done += n
         self._piece_done += n
         cost = n * self._piece.cost / self._piece.units if self._piece.units else 0.0
-        self._settled_cost += cost
+        self._done_cost += cost
         return cost
 
     def _count_time(self, is_work: bool) -> None:
@@ -293,7 +295,7 @@ class Progress:
 
 
 class ShareCounter:
-    """A ProgressCallback that turns shares of some units into whole units of a Progress."""
+    """A ProgressCallback that receives shares of some units, and counts whole units."""
 
     def __init__(
         self, progress: Progress, num_units: int, count_tokens: Callable[[], int] | None = None
@@ -308,7 +310,7 @@ class ShareCounter:
         self._advance_to(min(self.num_units, round(self.share_done * self.num_units)))
 
     def finish(self) -> None:
-        """Count the units that no share stood for."""
+        """Count the remaining units."""
         self._advance_to(self.num_units)
 
     def _advance_to(self, num_done: int) -> None:

@@ -1,4 +1,4 @@
-"""What starting a command costs: CPU seconds until help, an error, or what is finished is printed.
+"""What starting a command costs: CPU seconds until help, an error or finished results are printed.
 
     python benchmarks/start.py [--rounds 5] [--model CKPT]
 
@@ -7,8 +7,8 @@ rounds) and wall-clock seconds (likewise) of each start, and the ratios of its C
 of `python -c pass` and `python -c "import torch"`. Starts take turns, so that all see the same load
 of the machine. Exits with 1 if a start needs more CPU seconds than its target.
 
---model: a checkpoint to score; default: a tiny Llama with random weights, which is saved first.
-Scoring it is not measured, but the second `score`, when everything is finished: on `nano` and,
+--model: a checkpoint to score; default: a tiny Llama with random weights, which is saved first. The
+first `score` is not measured; the second one finds its results finished, and is: on `nano` and,
 where ANTLM_BENCH_DATA holds its files, on BLiMP. Runs lie in a temporary folder, with a cache of
 their own.
 """
@@ -46,16 +46,16 @@ class Start:
 
     def run(self, folder: Path) -> None:
         """Run the process once. Raises RuntimeError for another exit code."""
-        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before, start_time = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         environment = {**os.environ, "ANTLM_BENCH_CACHE": str(folder / "cache")}
-        done = subprocess.run(
+        process = subprocess.run(
             self.argv, cwd=folder, capture_output=True, text=True, env=environment, check=False
         )
-        self.wall.append(time.perf_counter() - begun)
+        self.wall.append(time.perf_counter() - start_time)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if done.returncode != self.exit_code:
-            raise RuntimeError(f"{self.name}: exit code {done.returncode}\n{done.stderr}")
+        if process.returncode != self.exit_code:
+            raise RuntimeError(f"{self.name}: exit code {process.returncode}\n{process.stderr}")
 
     @property
     def misses_target(self) -> bool:

@@ -43,6 +43,14 @@ REASONS = (
 MEASURED = re.compile(r"< 1 s|\d+(?:\.\d+)? (?:s|min|MB|GB|kB)\b")
 """What depends on the machine: durations, sizes and memory."""
 CURVE = re.compile("[▁▂▃▄▅▆▇█=·]{2,}")
+STIMULI_TABLE = "item,condition,region,text\n" + "".join(
+    f"{item},{filler}_{gap},{region},{text}\n"
+    for item in (1, 2)
+    for filler in ("what", "that")
+    for gap in ("gap", "noun")
+    for region, text in (("start", f"the cat {filler}"), ("critical", f"sees {gap}"))
+)
+"""The file stimuli.csv of pages on surprisal and effects."""
 NUMBER = re.compile(r"[-+−]?(?:\d*\.\d+|\d{1,3}(?:,\d{3})+|\d+)(?!\w)")
 
 
@@ -69,6 +77,11 @@ class Block:
 def read_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a page with a language, in order."""
     return [Block(*match) for match in FENCE.findall(text)]
+
+
+def read_code(text: str, *languages: str) -> list[str]:
+    """Return the code of the fenced blocks in some languages, in order."""
+    return [block.text for block in read_blocks(text) if block.language in languages]
 
 
 def split_commands(text: str) -> list[str]:
@@ -192,7 +205,7 @@ class PageRunner:
         directories = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": directories, "PYTHONPATH": str(ROOT)}
         line = re.sub(r"\bantlm-bench ", "python -m antlm_bench ", line)
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "-c", line],
             cwd=self.folder,
             env=environment,
@@ -200,8 +213,8 @@ class PageRunner:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.exit_code = done.returncode
-        return done.stdout
+        self.exit_code = process.returncode
+        return process.stdout
 
     def run_cell(self, code: str) -> str:
         """Run a cell, and return what it prints, with the value of a last expression."""

@@ -17,6 +17,7 @@ from documented_pages import (
     NOT_RUN,
     REASONS,
     ROOT,
+    STIMULI_TABLE,
     Block,
     PageRunner,
     read_blocks,
@@ -150,14 +151,7 @@ FILES = {
     "train.csv": "text,label\n" + "the cat sees,yes\nthe dog see,no\n" * 16,
     "valid.csv": "text,label\n" + "the boy sees,yes\nthe girl see,no\n" * 4,
     "sweep.toml": '[[score]]\nmodels = ["CKPT"]\nsuites = ["pairs.csv"]\n',
-    "stimuli.csv": "item,condition,region,text\n"
-    + "".join(
-        f"{item},{filler}_{gap},{region},{text}\n"
-        for item in (1, 2)
-        for filler in ("what", "that")
-        for gap in ("gap", "noun")
-        for region, text in (("start", f"the cat {filler}"), ("critical", f"sees {gap}"))
-    ),
+    "stimuli.csv": STIMULI_TABLE,
     "mine.tsv": "label\tsentence\n1\tthe cat sees\n0\tthe cat see\n1\tthe dog sees\n0\ta dog see\n",
     "text/corpus.txt": "the cat sees the dog .\nevery boy sleeps .\n" * 200,
     "path/to/text/corpus.txt": "the cat sees the dog .\nevery boy sleeps .\n" * 200,
@@ -175,9 +169,9 @@ COPIED_RUNS = {"trusted": "a", "new": "b", "chck_1M": "a", "chck_2M": "b", "llam
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, make_checkpoint) -> Path:
+def page_inputs(tmp_path_factory: pytest.TempPathFactory, make_checkpoint) -> Path:
     """A folder with everything that commands of the pages name: files, checkpoints, runs."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("inputs")
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -206,10 +200,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_checkpoint) -> Path:
 
 
 @pytest.fixture
-def runner(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PageRunner:
-    """Runs a page in a copy of the world, on synthetic data."""
+def runner(page_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PageRunner:
+    """Runs a page in a copy of `page_inputs`, on synthetic data."""
     folder = tmp_path / "page"
-    shutil.copytree(world, folder, symlinks=True)
+    shutil.copytree(page_inputs, folder, symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(folder))
     serve_synthetic_data(monkeypatch, most=2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from documented_pages import read_code
 
 from antlm_bench.cli.app import EXIT_CODES_HELP, build_app, normalize_argv
 from antlm_bench.cli.score import score_command
@@ -170,9 +171,7 @@ def test_test_files_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("document", ["README.md", *PAGES])
 def test_documented_commands_have_the_options_of_the_command_line(document: str) -> None:
     root: Any = typer.main.get_command(build_app())
-    blocks = re.findall(
-        r"^```(?:ba)?sh\n(.*?)^```", read_document(document), re.MULTILINE | re.DOTALL
-    )
+    blocks = read_code(read_document(document), "sh", "bash")
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line.partition(" | ")[0], comments=True)
         if words[:1] != ["antlm-bench"]:

@@ -1,7 +1,7 @@
 """Real installations in fresh environments with a fresh home: the wheel as it is, the slim way, and
 the archives themselves. They need a package registry, and are skipped where none is reached.
 
-Sizes are printed (`pytest -s`); docs/benchmarks.md keeps those of one machine.
+Sizes are printed (`pytest -s`); docs/how-to/install.md has those of one machine.
 """
 
 from __future__ import annotations

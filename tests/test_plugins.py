@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from documented_pages import read_blocks
 from prediction_rows import PredictionRow, from_rows, read_rows
 
 from antlm_bench import runs
@@ -130,9 +130,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "extending.m
 
 def documented(first_line: str) -> str:
     """The code block of docs/how-to/extending.md that begins with this line."""
-    blocks = re.findall(r"^```\w+\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    (block,) = (block for block in blocks if block.startswith(first_line))
-    return block
+    blocks = read_blocks(PAGE.read_text("utf-8"))
+    [text] = (block.text for block in blocks if block.text.startswith(first_line))
+    return text
 
 
 @pytest.fixture

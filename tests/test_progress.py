@@ -121,7 +121,7 @@ def test_time_left_counts_costs_and_parts_that_have_not_begun(clock: Clock) -> N
         bar.next_part("opening a")
         assert bar.total == 0 and bar.seconds_left is None
         clock.now += 7  # importing libraries
-        bar.plan(Workload.add([causal, masked]))
+        bar.plan(Workload.sum([causal, masked]))
         bar.start_piece("a suite causal", causal)
         assert (bar.total, bar.seconds_left) == (300, None)
         clock.now += 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
@@ -14,6 +13,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+from documented_pages import read_code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import build_model, train_tokenizer
@@ -32,7 +32,7 @@ EXAMPLES = [
     (document, number, code)
     for document in ("README.md", "docs/how-to/python.md", "docs/how-to/surprisal.md")
     for number, code in enumerate(
-        re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
+        read_code((ROOT / document).read_text(encoding="utf-8"), "python")
     )
 ]
 

@@ -147,8 +147,8 @@ def test_the_reference_is_generated_without_torch() -> None:
         "import sys; sys.path.insert(0, 'docs/site'); import reference_pages as pages;"
         "pages.generate_pages(); print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "False"], done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.split() == ["False", "False"], process.stderr
 
 
 @pytest.mark.long
@@ -157,8 +157,8 @@ def test_the_site_builds_with_strict_links_and_loads_nothing(tmp_path: Path) -> 
         pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
     loaded = (
         r"<(?:script|img|iframe)[^>]* src=\"https?:|<link[^>]* href=\"https?:|@import url\(http"

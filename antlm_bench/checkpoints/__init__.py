@@ -1,7 +1,7 @@
 """Checkpoints: resolve references, load with transformers, open for scoring or finetuning.
 
-Names are imported when they are first used. Without torch, references are resolved, and the files
-of a checkpoint that is opened are found and checked.
+Names are imported when they are first used. References are resolved, and the files of a checkpoint
+are found and checked, before torch is imported.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ modules that open a model are imported after that.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from antlm_bench.checkpoints.resolve import (
     DTYPE_NAMES,
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 
 DEVICE_PATTERN = re.compile(r"auto|cpu(:0)?|(cuda|mps)(:\d+)?")
+
+
+class LocatedCheckpoint(NamedTuple):
+    """A reference whose files were found, and how they are opened."""
+
+    ref: str
+    """The reference without its revision."""
+    sources: CheckpointSources
+    options: OpenOptions
+    """The options, with the revision of the reference."""
 
 
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
@@ -57,15 +67,11 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions | None = None) -> Mi
     return open_for_minicons(*located)
 
 
-def locate(
-    ref: str, options: OpenOptions | None = None
-) -> tuple[str, CheckpointSources, OpenOptions]:
-    """Check the options and find the files. Return the reference without its revision, the folders,
-    and the options with the revision.
-    """
+def locate(ref: str, options: OpenOptions | None = None) -> LocatedCheckpoint:
+    """Check the options, and find the files of a checkpoint. Raises as `open_checkpoint`."""
     ref, options = split_revision(ref, options or OpenOptions())
     check_option_values(options)
-    return ref, locate_sources(ref, options), options
+    return LocatedCheckpoint(ref, locate_sources(ref, options), options)
 
 
 def check_option_values(options: OpenOptions) -> None:

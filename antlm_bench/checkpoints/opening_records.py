@@ -250,7 +250,7 @@ def write_record(locate: Callable[[], Path], content: Mapping[str, Any]) -> None
 
 def read_record(locate: Callable[[], Path]) -> dict[str, Any]:
     """Return the content of a record; {} = there is none, it is damaged, or another user's."""
-    with suppress(OSError, BenchError, TypeError, ValueError, RuntimeError):
+    with suppress(OSError, BenchError, KeyError, TypeError, ValueError, RuntimeError):
         file = locate()
         # In a cache that users share, only own records are believed.
         if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():

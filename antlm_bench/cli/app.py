@@ -132,7 +132,7 @@ class Command(TyperCommand):
         defaults = ConfiguredDefaults(ctx.info_name, args, options)
         ctx.meta[DEFAULTS_KEY] = defaults
         with defaults.locate_errors():
-            return super().parse_args(ctx, [*defaults.words, *args])
+            return super().parse_args(ctx, [*defaults.default_args, *args])
 
     def _refuse_repeated_options(self, args: list[str]) -> None:
         options = [p for p in self.params if isinstance(p, TyperOption) and not p.multiple]

@@ -109,11 +109,11 @@ def list_command(
 
 
 def _print_grouped_suites(rows: Sequence[dict[str, Any]]) -> None:
-    from antlm_bench.commands.catalog import fold_families, group_by_language
+    from antlm_bench.commands.catalog import fold_collections, group_by_language
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_tables
 
-    groups = group_by_language(fold_families(rows))
+    groups = group_by_language(fold_collections(rows))
     print_tables(build_records_table(group, title=title) for title, group in groups.items())
 
 

@@ -1,8 +1,8 @@
 """Shell completion: names of suites, recipes, methods, tasks and baselines, and folders of
 checkpoints and runs.
 
-The scripts of the shells, and how a shell asks, are typer's: the shell starts `antlm-bench` with
-the words of the command line in the environment.
+The scripts and the protocol are typer's: the shell starts `antlm-bench` with the words of the
+command line in environment variables.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import typer
 from antlm_bench.cli.stop_signals import STOP_SIGNALS
 
 COMPLETE_VARIABLE = "_ANTLM_BENCH_COMPLETE"
-"""Environment variable with which a shell asks for completions."""
+"""Environment variable that a shell sets to get completions."""
 MAX_DEPTH, MAX_FOLDERS = 3, 2000
-"""How deep, and in how many folders, checkpoints and runs are searched."""
+"""Limits of the search for checkpoints and runs: levels below the typed path, and folders."""
 KINDS_NOT_SCORED = ("classification", "stimuli")
 """Kinds of suites that `score` does not take."""
 PLAIN_WORD = re.compile(r"[\w@%+:,./~][\w@%+=:,./~-]*")
@@ -36,9 +36,9 @@ Completer = Callable[[Any, str], list[str]]
 
 
 def complete_words(build_command: Callable[[], Any]) -> NoReturn:
-    """Answer a shell, and exit. Nothing but completions is printed, whatever goes wrong."""
-    for each in STOP_SIGNALS:  # our handler would print a message
-        signal.signal(each, signal.SIG_DFL)
+    """Print completions for a shell, and exit. Errors print nothing."""
+    for stop_signal in STOP_SIGNALS:  # our handler would print a message
+        signal.signal(stop_signal, signal.SIG_DFL)
     _join_assignments()
     code = 1  # to fish: no words, complete files
     with Path(os.devnull).open("w") as devnull, redirect_stderr(devnull):
@@ -57,7 +57,7 @@ def complete_words(build_command: Callable[[], Any]) -> NoReturn:
 
 
 def _join_assignments() -> None:
-    """Make `--model = X`, as bash splits `--model=X`, the words `--model X`."""
+    """Remove the `=` words of COMP_WORDS: bash splits `--model=X` into `--model`, `=`, `X`."""
     if "COMP_WORDS" not in os.environ:
         return
     words, index = os.environ["COMP_WORDS"].split("\n"), int(os.environ.get("COMP_CWORD") or 0)
@@ -120,10 +120,14 @@ def complete_classification(context: Any, incomplete: str, table: str) -> list[s
     or of all suites to finetune on.
     """
     suites = _read_suites()
-    given = [name for value in context.params.get("suite") or () for name in value.split(",")]
-    chosen = [name for name in given if name in suites] or _list_suites(["classification"])
+    given_suites = [
+        name for value in context.params.get("suite") or () for name in value.split(",")
+    ]
+    suite_names = [name for name in given_suites if name in suites] or _list_suites(
+        ["classification"]
+    )
     pattern = re.compile(rf"^\[{table}\.([\w-]+)\]", re.MULTILINE)
-    names = [name for suite in chosen for name in pattern.findall(suites[suite][1])]
+    names = [name for suite in suite_names for name in pattern.findall(suites[suite][1])]
     return _complete_list(list(dict.fromkeys(names)), incomplete)
 
 
@@ -141,7 +145,7 @@ def complete_entries(context: Any, incomplete: str) -> list[str]:
 
 
 def _complete_list(names: Sequence[str], incomplete: str) -> list[str]:
-    """Return the names after what precedes the last comma, without those that are there."""
+    """Complete the name after the last comma, with the names that do not stand before it."""
     before, comma, _ = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in names if name not in before.split(",")]
 
@@ -170,8 +174,8 @@ def _is_checkpoint(file_name: str) -> bool:
 
 
 def find_paths(incomplete: str, is_marker: Callable[[str], bool]) -> list[str]:
-    """Return folders, at most MAX_DEPTH below the incomplete path, that hold a file whose name
-    is_marker accepts; of .gguf files, the files themselves. Links are not followed.
+    """Return folders up to MAX_DEPTH levels below the incomplete path that hold a file whose name
+    `is_marker` accepts. A folder of .gguf files is replaced by these files. Links are not followed.
     """
     before, slash, start = incomplete.rpartition("/")
     root = Path(before + slash or ".").expanduser()
@@ -180,13 +184,13 @@ def find_paths(incomplete: str, is_marker: Callable[[str], bool]) -> list[str]:
         with suppress(OSError):
             names = sorted(entry.name for entry in os.scandir(path) if is_marker(entry.name))
             shown = before + slash + path.relative_to(root).as_posix()
-            models = [f"{shown}/{name}" for name in names if name.endswith(".gguf")]
-            paths += models or [shown] * bool(names)
+            gguf_files = [f"{shown}/{name}" for name in names if name.endswith(".gguf")]
+            paths += gguf_files or ([shown] if names else [])
     return paths
 
 
 def _walk_folders(root: Path, start: str) -> Iterator[Path]:
-    """Yield folders below `root` whose first part begins with `start`, nearer ones first."""
+    """Yield the folders below `root`, level by level. Names in `root` must begin with `start`."""
     level, count = [root], 0
     for depth in range(MAX_DEPTH):
         following = []
@@ -210,7 +214,7 @@ def _list_hub_models() -> list[str]:
     return [path.name[len("models--") :].replace("--", "/") for path in folder.glob("models--*")]
 
 
-# ---- which parameter has which completer
+# ---- the completer of each parameter
 
 complete_score_suites = partial(complete_suites, without=KINDS_NOT_SCORED)
 complete_presets = partial(complete_classification, table="preset")

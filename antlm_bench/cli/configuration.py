@@ -1,8 +1,8 @@
-"""Defaults of options from a configuration file: the keys, and what each of them sets.
+"""Defaults of options from a configuration file: the keys, and the option that each of them sets.
 
-A value of the file becomes a word of the command line, unless the option is given. So it is parsed
-as an option is, and equal settings are equal whatever their origin. Keys of environment variables
-set a variable for the command, unless it is set.
+A value of the file is put before the arguments of the command line, unless its option is given. So
+both are parsed and checked in the same way. Some keys set an environment variable, unless the
+variable is already set.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VALUE_TEXTS: dict[ValueKind, str] = {
     "folder": "the path of a folder",
     "name or path": "a text",
 }
-"""Kind of a value -> what it is, for messages and docs/reference/configuration.md."""
+"""Kind of a value -> its description in messages and in docs/reference/configuration.md."""
 FORMAT_CONFLICTS = (
     "format_format",
     "json_format",
@@ -51,30 +51,30 @@ FORMAT_CONFLICTS = (
     "png",
     "model_index",
 )
-"""Arguments of commands that print something else, so that `format` yields to them."""
+"""Arguments that choose another output. If one of them is given, `format` has no effect."""
 ANY_COMMAND = ("every command",)
 
 
 @dataclass(frozen=True)
 class ConfigurationKey:
-    """A key of the file, and the option or environment variable whose default it is."""
+    """A key of the file, and the option or environment variable that it sets."""
 
     name: str
     kind: ValueKind
     help: str
     option: str = ""
     commands: tuple[str, ...] = ()
-    """Commands whose `option` it sets."""
+    """The commands whose option it sets."""
     variable: str = ""
-    """Environment variable that it sets for every command."""
+    """Environment variable that it sets for all other commands."""
     argument: str = ""
-    """Name of the command's argument for `option`, where several options have its name."""
+    """The function's argument for `option`, if options with this name have different ones."""
     yields_to: tuple[str, ...] = ()
-    """Arguments of a command that, when given, keep the key from having an effect."""
+    """Arguments that are given instead: with one of them the key has no effect."""
 
 
-SCORING = ("score", "surprisal")
-MODELS = ("score", "finetune", "surprisal")
+SCORING_COMMANDS = ("score", "surprisal")
+MODEL_COMMANDS = ("score", "finetune", "surprisal")
 KEYS: tuple[ConfigurationKey, ...] = (
     ConfigurationKey("suites", "names", "Suites.", "--suite", ("score",)),
     ConfigurationKey(
@@ -84,11 +84,11 @@ KEYS: tuple[ConfigurationKey, ...] = (
     ConfigurationKey("ties", "text", "Value of a tie.", "--ties", ("score",)),
     ConfigurationKey("compat", "text", "A peer's conventions.", "--compat", ("score",)),
     ConfigurationKey("precision", "text", "exact or adaptive.", "--precision", ("score",)),
-    ConfigurationKey("bos", "text", "A BOS before each text.", "--bos", SCORING),
-    ConfigurationKey("dtype", "text", "dtype of the model.", "--dtype", SCORING),
-    ConfigurationKey("device", "text", "Device.", "--device", (*MODELS, "noise")),
+    ConfigurationKey("bos", "text", "A BOS before each text.", "--bos", SCORING_COMMANDS),
+    ConfigurationKey("dtype", "text", "dtype of the model.", "--dtype", SCORING_COMMANDS),
+    ConfigurationKey("device", "text", "Device.", "--device", (*MODEL_COMMANDS, "noise")),
     ConfigurationKey(
-        "batch_tokens", "number", "Tokens per forward pass.", "--batch-tokens", MODELS
+        "batch_tokens", "number", "Tokens per forward pass.", "--batch-tokens", MODEL_COMMANDS
     ),
     ConfigurationKey(
         "threads",
@@ -126,12 +126,12 @@ CHECK_KEY = ConfigurationKey(
     "--policy",
     ("check",),
 )
-"""The table [check]. Its option takes the configuration file as the policy."""
+"""The table [check]: `--policy` gets the configuration file itself."""
 DEFAULTS_KEY = "antlm_bench.defaults"
 """Key of a command's ConfiguredDefaults in click's context."""
 COMMANDS_WITHOUT_FILE = ("worker", "completion")
-"""Commands that read no configuration file: a worker takes what sweep.json records, and a shell
-starts `completion` in any folder."""
+"""Commands that read no configuration file: a worker takes its settings from sweep.json, and shells
+start `completion` in any folder."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -190,13 +190,13 @@ def shorten_path(path: Path) -> str:
     return str(path)
 
 
-# ---- which file, and its values
+# ---- the file and its values
 
 
 def load_configuration(args: Sequence[str]) -> Configuration:
     """Read the configuration of a command line.
 
-    --config and --no-config come before ANTLM_BENCH_CONFIG, and that before the nearest file.
+    --config and --no-config win over ANTLM_BENCH_CONFIG, which wins over the nearest file.
     Raises DeclarationError for a file that cannot be read, an unknown key or a wrong type.
     """
     path = _choose_file(args)
@@ -267,10 +267,9 @@ def _has_kind(value: Any, kind: ValueKind) -> bool:
 
 
 def _resolve_paths(value: Any, kind: ValueKind, folder: Path) -> Any:
-    """Return a value whose paths, which are relative to the file's folder, are relative to the
-    working directory.
+    """Make paths that are relative to the file's folder relative to the working directory.
 
-    A name may be a path: it is one if it has a / or an extension, and lies in the file's folder.
+    A "name or path" is a path if it has a / or an extension, and exists in the file's folder.
     """
     if isinstance(value, list):
         return [_resolve_paths(each, kind, folder) for each in value]
@@ -291,7 +290,7 @@ def _expand_user(text: str) -> Path:
     return expand_user_path(text)
 
 
-# ---- what a command takes from it
+# ---- the values that a command uses
 
 
 class ConfiguredDefaults:
@@ -306,25 +305,25 @@ class ConfiguredDefaults:
         """
         self.configuration = Configuration()
         self.used: dict[str, Any] = {}
-        """Key -> its value, of the keys that have an effect."""
-        self.words: list[str] = []
-        """Words to be put before those of the command line."""
+        """Name of each key that has an effect -> its value."""
+        self.default_args: list[str] = []
+        """Arguments to put before those of the command line."""
         self.variables: dict[str, str] = {}
-        """Environment variables to be set."""
+        """Environment variables to set."""
         self._keys_by_location: dict[str, str] = {}
         if command in COMMANDS_WITHOUT_FILE or {"--help", "-h"} & set(args):
             return
         self.configuration = load_configuration(args)
-        given = _list_given_arguments(args, arguments_by_option)
+        given_arguments = _list_given_arguments(args, arguments_by_option)
         for key in (*KEYS, CHECK_KEY):
             if key.name in self.configuration.values:
-                self._apply(key, command, given, arguments_by_option)
+                self._apply(key, command, given_arguments, arguments_by_option)
 
     def _apply(
         self,
         key: ConfigurationKey,
         command: str,
-        given: Collection[str],
+        given_arguments: Collection[str],
         arguments_by_option: Mapping[str, Any],
     ) -> None:
         value, file = self.configuration.values[key.name], self.configuration.file
@@ -338,26 +337,26 @@ class ConfiguredDefaults:
         has_option = argument is not None and argument == (key.argument or argument)
         if not has_option or not is_for_command:
             return
-        if argument in given or any(name in given for name in key.yields_to):
+        if argument in given_arguments or any(name in given_arguments for name in key.yields_to):
             return
         if key is CHECK_KEY and file:
-            self.words.append(f"{key.option}={shorten_path(file)}")
+            self.default_args.append(f"{key.option}={shorten_path(file)}")
         else:
             values = value if isinstance(value, list) else [value]
-            self.words += [f"{key.option}={each}" for each in values]
+            self.default_args += [f"{key.option}={each}" for each in values]
         self.used[key.name] = value
         self._keys_by_location[key.option] = key.name
 
     @contextmanager
     def locate_errors(self) -> Iterator[None]:
-        """Let errors about an option or variable that the file sets name the file and the key."""
+        """Add the file and the key to errors about values of the file."""
         try:
             yield
         except BenchError as error:
             self._locate(error)
             raise
         except Exception as error:
-            # typer's classes differ between versions; all have the parameter, and this method.
+            # The error classes of typer differ between versions; these attributes do not.
             for option in getattr(getattr(error, "param", None), "opts", ()):
                 if option in self._keys_by_location and hasattr(error, "format_message"):
                     message = str(getattr(error, "message", "") or error.format_message())
@@ -368,7 +367,7 @@ class ConfiguredDefaults:
             raise
 
     def _locate(self, error: BenchError) -> None:
-        """Let an error about an option, variable or value of the file name the file and the key."""
+        """Add the file and the key to the location of an error about a value of the file."""
         if key := self._keys_by_location.get(error.location):
             error.location = self.configuration.locate(key)
             return
@@ -382,12 +381,12 @@ class ConfiguredDefaults:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Set the environment variables, and record what is used, within the block."""
+        """Set the environment variables and record the used values within the block."""
         with use_configuration(self.describe()), set_variables(self.variables):
             yield
 
     def describe(self) -> dict[str, Any]:
-        """Return the file and the values that have an effect, as JSON values; {} if none has."""
+        """Return the file and the used values, as JSON values; {} if none is used."""
         if not self.used or self.configuration.file is None:
             return {}
         return {"file": shorten_path(self.configuration.file), "values": self.used}
@@ -412,16 +411,16 @@ def set_variables(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-# ---- the list of `doctor`
+# ---- the table of `doctor`
 
 
 def list_settings(
     defaults: ConfiguredDefaults, commands: Mapping[str, Any], context: Any
 ) -> list[dict[str, str]]:
-    """Return a row per key: its value, where it comes from, and what it sets.
+    """Return a row per key: its value, its origin, and the option or variable that it sets.
 
     commands: name -> click command. context: of click. Raises DeclarationError for a value that
-    one of the key's commands does not take.
+    one of the key's commands refuses.
     """
     values, file = defaults.configuration.values, defaults.configuration.file
     from_file = shorten_path(file) if file else ""
@@ -444,7 +443,7 @@ def list_settings(
 
 
 def describe_option(key: ConfigurationKey) -> str:
-    """Return the option that a key sets, with its commands: `score --suite`."""
+    """Return the commands and the option that a key sets: `score --suite`."""
     return f"{', '.join(key.commands)} {key.option}"
 
 
@@ -453,8 +452,12 @@ def _join_texts(value: Any) -> str:
 
 
 def _list_commands(key: ConfigurationKey, commands: Mapping[str, Any]) -> Sequence[str]:
-    """Return commands that have the key's option; one of them, if all commands have it."""
-    return ("list",) if key.commands == ANY_COMMAND else [x for x in key.commands if x in commands]
+    """Return the commands with the key's option; for an option of all commands, one of them."""
+    return (
+        ("list",)
+        if key.commands == ANY_COMMAND
+        else [name for name in key.commands if name in commands]
+    )
 
 
 def _check_option_value(
@@ -487,7 +490,7 @@ FOLDER_KEYS = {key.name: key for key in KEYS if key.kind == "folder"}
 
 
 def describe_sweep_configuration() -> dict[str, Any]:
-    """Return the facts about the configuration in use for sweep.json: with absolute paths."""
+    """Return what sweep.json records of the configuration in use, with absolute paths."""
     facts = describe_used_configuration()
     if not facts:
         return {}
@@ -500,9 +503,9 @@ def describe_sweep_configuration() -> dict[str, Any]:
 
 @contextmanager
 def use_sweep_configuration(facts: Mapping[str, Any]) -> Iterator[None]:
-    """Use the configuration of a sweep, as sweep.json has it, within the block.
+    """Use the configuration that sweep.json records within the block.
 
-    It takes the place of a file that this command has read. Variables that the user has set stay.
+    It replaces the configuration of this command. Variables that the user has set stay.
     """
     used = describe_used_configuration().get("values", {})
     for name in set(used) & set(FOLDER_KEYS):

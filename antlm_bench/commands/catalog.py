@@ -43,8 +43,8 @@ from antlm_bench.training.schedule import TOKENS_PER_WORD, describe_plan, plan_s
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions
 
-MIN_FAMILY = 10
-"""Number of suites of one collection from which `fold_families` makes one row."""
+MIN_FOLDED_SUITES = 10
+"""Smallest number of suites of one collection that `fold_collections` shows as one row."""
 DEFAULT_CORPUS_WORDS = 10_000_000
 """Words of the corpus of BabyLM's strict-small track."""
 
@@ -66,14 +66,14 @@ def list_catalog(listing: str = "suites") -> list[CatalogRow]:
 def filter_rows(
     rows: Sequence[CatalogRow], texts: Sequence[str] = (), language: str = ""
 ) -> list[CatalogRow]:
-    """Return the rows that contain each of some texts, whatever their case, and are of a language.
+    """Return the rows of a language that contain all of some texts, in upper or lower case.
 
     language: a BCP 47 tag; "zh" also selects "zh-Hant". Raises UsageError for rows without
     languages, and for a language that no row has.
     """
     if language:
-        known_languages = {str(row["language"]) for row in rows if row.get("language")}
-        if not known_languages:
+        languages = {str(row["language"]) for row in rows if row.get("language")}
+        if not languages:
             raise UsageError(
                 "these have no language", location="--language", hint="use it with `list suites`"
             )
@@ -83,7 +83,7 @@ def filter_rows(
             raise UsageError(
                 f"no suite is of the language {language!r}",
                 location="--language",
-                hint=f"the languages are {', '.join(sorted(known_languages))}",
+                hint=f"the languages are {', '.join(sorted(languages))}",
             )
     lowered = [text.lower() for text in texts]
     return [
@@ -93,29 +93,30 @@ def filter_rows(
     ]
 
 
-def fold_families(rows: Sequence[CatalogRow]) -> list[CatalogRow]:
-    """Replace the suites of a collection that are named after it by one row, where there are
-    MIN_FAMILY or more: multiblimp-abk, multiblimp-aln, ... become `multiblimp-*`.
+def fold_collections(rows: Sequence[CatalogRow]) -> list[CatalogRow]:
+    """Show large collections as one row: multiblimp-abk, multiblimp-aln, ... as `multiblimp-*`.
+
+    A collection is large if MIN_FOLDED_SUITES or more of its suites begin with its name.
     """
     collections = {str(row["collection"]): row for row in list_catalog("collections")}
-    families: dict[str, list[CatalogRow]] = {}
+    rows_by_collection: dict[str, list[CatalogRow]] = {}
     for row in rows:
-        family = next((c for c in collections if str(row["suite"]).startswith(f"{c}-")), "")
-        families.setdefault(family, []).append(row)
+        name = next((c for c in collections if str(row["suite"]).startswith(f"{c}-")), "")
+        rows_by_collection.setdefault(name, []).append(row)
     folded: list[CatalogRow] = []
-    for family, members in families.items():
-        if not family or len(members) < MIN_FAMILY:
+    for name, members in rows_by_collection.items():
+        if not name or len(members) < MIN_FOLDED_SUITES:
             folded += members
             continue
         items = [row["items"] for row in members]
         folded.append(
             {
                 **members[0],
-                "suite": f"{family}-*",
+                "suite": f"{name}-*",
                 "language": "",
                 "items": sum(n for n in items if isinstance(n, int)),
-                "title": f"{len(members)} suites of the collection {family}; "
-                f"antlm-bench list suites {family} lists them",
+                "title": f"{len(members)} suites of the collection {name}; "
+                f"antlm-bench list suites {name} lists them",
             }
         )
     return sorted(folded, key=lambda row: str(row["suite"]))

@@ -1,7 +1,7 @@
 """The settings of the cells of one suite, and their content keys. No model is run.
 
-All that predictions depend on is listed here once: for a checkpoint that is open, and for one whose
-facts are remembered (checkpoints.opening_records); likewise for a suite (suite_records).
+Everything that predictions depend on is listed here once, for an open checkpoint and for one whose
+facts are cached (checkpoints.opening_records), and likewise for a suite (suite_records).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _build_settings(
 
 
 def choose_word_rule(target: SuiteToScore[Suite]) -> str | None:
-    """Return the rule that the options name, if the methods, which share their texts, need it.
+    """Return the word rule of the options; None without one, or if the methods need no words.
 
     Raises UsageError if it does not split the suite's texts into words.
     """

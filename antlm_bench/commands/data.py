@@ -47,7 +47,7 @@ def _fetch_specs(
     counts = {name: len(spec.data.files) if spec.data else 0 for name, spec in specs.items()}
     works = {name: Workload(count, count) for name, count in counts.items()}
     with Progress(unit="files") as progress:
-        progress.plan(Workload.add(works.values()))
+        progress.plan(Workload.sum(works.values()))
 
         def fetch(name: str) -> CatalogRow:
             progress.start_piece(name, works[name])

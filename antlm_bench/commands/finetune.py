@@ -165,7 +165,7 @@ def finetune(
     with Progress(unit="examples", parts=("checkpoint", len(refs))) as progress:
         for ref in refs:
             progress.next_part(f"opening {ref}")
-            run = finetuner.finetune_checkpoint(ref, out, progress)
+            run = finetuner.finetune_checkpoint(ref, out, len(refs) > 1, progress)
             if run is not None:
                 finished.append(run)
     finished = runs.distinguish_suites(finished)
@@ -300,15 +300,15 @@ class _PendingCell:
 
     @property
     def work(self) -> Workload:
-        """Units: upper bound of the number of texts that are trained on (frozen: read). Cost: their
-        characters, and those of the texts that are predicted, of which there is no backward pass.
+        """Units: at most so many texts are trained on (frozen: read). Cost: characters. Those of
+        predicted texts count a third, because they have no backward pass.
         """
         train, valid = (
             Workload(len(split), sum(len(each.first) + len(each.second) for each in split))
             for split in (self.task.train, self.task.valid)
         )
         if self.frozen:
-            return Workload.add([train, valid])
+            return Workload.sum([train, valid])
         epochs = self.task.training.epochs
         return Workload(train.units * epochs, train.cost * epochs + valid.cost / 3)
 
@@ -334,13 +334,12 @@ class Finetuner:
         self.load_task: Callable[..., ClassificationTask] = classification_loader.load_task
 
     def finetune_checkpoint(
-        self, ref: str, out: str | Path | None, progress: Progress
+        self, ref: str, out: str | Path | None, several: bool, progress: Progress
     ) -> Run | None:
         """Compute the missing cells of a checkpoint. Return its run; None if it has no cell.
 
-        If there are other checkpoints, an error in this one is collected.
+        several: there are other checkpoints, so that an error in this one is collected.
         """
-        several = progress.num_parts > 1
         try:
             backbone = self.open_checkpoint(ref, self.options.checkpoint_options())
             attentions = _resolve_attentions(backbone, self.attentions)
@@ -368,7 +367,7 @@ class Finetuner:
                 if isinstance(task, BenchError):
                     self.failures.append(f"  {backbone.name}: {task}")
             cells = list(self._list_cells(backbone, attentions))
-            progress.plan(Workload.add(cell.work for cell in cells))
+            progress.plan(Workload.sum(cell.work for cell in cells))
             self._compute_cells(backbone, cells, writer, progress)
             keys = {cell.key for cell in cells}
             for key in keys if self.options.replace else ():
@@ -406,7 +405,7 @@ class Finetuner:
             return error
 
     def _is_complete(self, cell: _PendingCell, writer: runs.RunWriter) -> bool:
-        """Return whether the run folder has a cell, which is not to be computed again."""
+        """Return whether the run folder has a cell. With `again`, no cell counts as complete."""
         return not self.options.again and writer.is_complete(
             cell.task.full_name, cell.method, cell.key, cell.seed, cell.task.origin
         )

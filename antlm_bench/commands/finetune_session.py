@@ -73,7 +73,7 @@ class FinetuneSession:
         finetuner = Finetuner(names, attentions, seeds, options)
         finetuner.open_checkpoint, finetuner.load_task = self._backbone.open, self._tasks.load
         with Progress(f"opening {ref}", "examples") as progress:
-            run = finetuner.finetune_checkpoint(ref, out, progress)
+            run = finetuner.finetune_checkpoint(ref, out, several=False, progress=progress)
         finetuner.raise_failures([run] if run else [])
         if run is None:
             raise CheckpointError("no cell was computed", location=ref)

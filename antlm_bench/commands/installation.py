@@ -1,4 +1,4 @@
-"""`doctor` without a checkpoint: the versions of this installation, and what torch can use."""
+"""Describe this installation, for `doctor`: versions of packages, and what torch can use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from antlm_bench.packages import missing_package, require_packages
 from antlm_bench.runs.provenance import read_cpu_name
 
 PACKAGES = {"transformers": "transformers", "minicons": "minicons", "lm-eval": "lm_eval"}
-"""Package whose version is shown -> its module."""
+"""Packages with a row of their own -> their modules."""
 NVIDIA_DEVICE = Path("/dev/nvidia0")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from antlm_bench.checkpoints.opening import open_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
-from antlm_bench.commands.work_estimates import estimate_work, token_counter
+from antlm_bench.commands.work_estimates import build_token_counter, estimate_work
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
@@ -79,7 +79,7 @@ def measure_noise(
                 loaded_suites = _load_suites(refs, limit)
             method_name = method or default_method(checkpoint, checkpoint.methods)
             methods = [resolve_method(method_name, checkpoint)]
-            progress.plan(Workload.add(estimate_work(s.items, methods) for s in loaded_suites))
+            progress.plan(Workload.sum(estimate_work(s.items, methods) for s in loaded_suites))
             for suite in loaded_suites:
                 progress.start_piece(
                     f"{checkpoint.name} {suite.name} {name}", estimate_work(suite.items, methods)
@@ -124,7 +124,7 @@ def _predict(
         scorer = scorer.calibrate(suite.items, methods)
     chunks: list[Predictions] = []
     for chunk in multiple_choice.iter_chunks(suite.items, methods):
-        counter = ShareCounter(progress, len(chunk), token_counter(scorer))
+        counter = ShareCounter(progress, len(chunk), build_token_counter(scorer))
         if isinstance(scorer, AdaptiveScorer):
             chunks += scorer.predict(chunk, methods, counter, suite.reduction)
         else:

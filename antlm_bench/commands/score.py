@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
-from antlm_bench.checkpoints.opening import locate
+from antlm_bench.checkpoints.opening import LocatedCheckpoint, locate
 from antlm_bench.checkpoints.opening_records import (
     RememberedCheckpoint,
     find_record,
     hash_inputs,
     store_record,
 )
-from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions, display_name
+from antlm_bench.checkpoints.resolve import display_name
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
 from antlm_bench.commands.score_session import ScoreRequest, ScoreSession, shard_dir
@@ -101,8 +101,8 @@ class ScoreCall:
         self.progress = Progress(parts=("checkpoint", len(self.refs)))
         self._refs_by_weights: dict[str, str] = {}
         """Hash of the weights -> the first checkpoint with them."""
-        self._located: dict[str, tuple[str, CheckpointSources, OpenOptions]] = {}
-        """Reference -> what `_locate` returns for it."""
+        self._located: dict[str, LocatedCheckpoint] = {}
+        """By reference, so that the hub is asked once."""
 
     def score_all(self, score_checkpoint: Callable[[str], Run] | None = None) -> list[Run]:
         """Score all checkpoints.
@@ -155,7 +155,7 @@ class ScoreCall:
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
             return self.session.score_opened(
-                checkpoint, request, local_folder, notes, None, progress
+                checkpoint, request, local_folder, notes, finished_run=None, progress=progress
             )
 
     def find_finished(self, ref: str, request: ScoreRequest) -> Run | None:
@@ -185,20 +185,19 @@ class ScoreCall:
             store_record(inputs, checkpoint)
         return checkpoint, notes
 
-    def _locate(self, ref: str) -> tuple[str, CheckpointSources, OpenOptions]:
-        """Return the files of a checkpoint, and how it is opened. The hub is asked once."""
+    def _locate(self, ref: str) -> LocatedCheckpoint:
         if ref not in self._located:
             self._located[ref] = locate(ref, self.request.options.open_options())
         return self._located[ref]
 
     def _has_run(self, name: str) -> bool:
-        """Return whether a local folder has a run of a checkpoint with this name."""
+        """Return whether a local folder has a run of a checkpoint of this name."""
         if find_url(self.out):
             return False
-        pattern = run_dir({"name": name, "weights": "*"}, self.out, len(self.refs) > 1)
+        folder = run_dir({"name": name, "weights": ""}, self.out, len(self.refs) > 1)
         if self.out is not None and len(self.refs) == 1:
-            return (pattern / "run.json").exists()
-        return any(pattern.parent.glob(f"{glob.escape(pattern.name[:-1])}*/run.json"))
+            return (folder / "run.json").exists()
+        return any(folder.parent.glob(f"{glob.escape(folder.name)}*/run.json"))
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""

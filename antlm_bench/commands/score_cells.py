@@ -17,7 +17,7 @@ from antlm_bench.checkpoints import Checkpoint, with_bf16_body
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_word_rule
 from antlm_bench.commands.finished_cells import build_finished_cell
-from antlm_bench.commands.work_estimates import token_counter
+from antlm_bench.commands.work_estimates import build_token_counter
 from antlm_bench.errors import DataError
 from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
 from antlm_bench.progress import Progress, ShareCounter
@@ -27,14 +27,9 @@ from antlm_bench.runs.layout import log_replaced_scores
 from antlm_bench.runs.provenance import ResourceMeter
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.conventions import (
-    apply_conventions,
-)
+from antlm_bench.scoring.conventions import apply_conventions
 from antlm_bench.scoring.methods import Method, resolve_method
-from antlm_bench.suites.task_types import (
-    PredictRequest,
-    Suite,
-)
+from antlm_bench.suites.task_types import PredictRequest, Suite
 from antlm_bench.types import Item, Run
 
 AnyCheckpoint = Checkpoint | MiniconsCheckpoint
@@ -190,7 +185,7 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
                 continue
             scorer = scorer or self._build_scorer(pending)
             num_units = len(chunk) * len(pending.cells)
-            counter = ShareCounter(progress, num_units, token_counter(scorer))
+            counter = ShareCounter(progress, num_units, build_token_counter(scorer))
             request = PredictRequest(
                 scorer,
                 self.suite,

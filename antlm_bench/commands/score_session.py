@@ -85,7 +85,9 @@ class ScoreSession:
             checkpoint = self.open(ref, options)
             folder = shard_dir(run_dir(checkpoint.metadata, out, False), out, request.shard)
             notes = loading_notes(checkpoint)
-            run = self.score_opened(checkpoint, request, folder, notes, None, progress)
+            run = self.score_opened(
+                checkpoint, request, folder, notes, finished_run=None, progress=progress
+            )
         if request.suites.unavailable:
             raise request.suites.describe_failures((), 1, [run])
         return run
@@ -160,7 +162,7 @@ class ScoreSession:
         from antlm_bench.commands.score_cells import SuiteScorer
 
         targets = _list_targets(checkpoint, request, notes, request.suites.load)
-        progress.plan(Workload.add(each.estimate_work(each.method_names) for each in targets))
+        progress.plan(Workload.sum(each.estimate_work(each.method_names) for each in targets))
         scorers = [partial(SuiteScorer, checkpoint, target) for target in targets]
         if request.shard is None:
             return self._write_run(checkpoint, request.options, folder, scorers, progress)

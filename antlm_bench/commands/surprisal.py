@@ -19,7 +19,7 @@ from antlm_bench.commands.surprisal_rows import (
     TableLayout,
     count_words_without_token,
 )
-from antlm_bench.commands.work_estimates import estimate_tokens, token_counter
+from antlm_bench.commands.work_estimates import build_token_counter, estimate_tokens
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 from antlm_bench.notebook import ArrowTable, TableResult
 from antlm_bench.packages import require_packages
@@ -530,7 +530,7 @@ def _score_block(
     """Score some texts, and add their rows and counts to a result."""
     texts = [units[0].option.text for units in block]
     starts = [units[0].start for units in block]
-    counter = ShareCounter(progress, sum(map(len, texts)), token_counter(checkpoint))
+    counter = ShareCounter(progress, sum(map(len, texts)), build_token_counter(checkpoint))
     scores_by_text, flags = score_tokens(checkpoint, texts, starts, settings, counter)
     counter.finish()
     for index, (units, scores) in enumerate(zip(block, scores_by_text, strict=True)):

@@ -311,7 +311,7 @@ def _compare_suite(
     agreements = []
     # A peer scores a sample in one call, which reports no progress.
     work = {pair: estimate_work(items, [get_method(pair[1])]) for pair in peers}
-    progress.plan(Workload.add(work.values()))
+    progress.plan(Workload.sum(work.values()))
     for name in dict.fromkeys(method for _, method in peers):
         sample = _score_sample(checkpoint, suite, items, resolve_method(name, checkpoint))
         for (peer_name, peer_method), peer in peers.items():

@@ -1,4 +1,4 @@
-"""Estimate how much a model will read for some items, and count what it has read."""
+"""Estimate how many tokens a model will read for some items, and count those that it has read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from antlm_bench.scoring.methods import Method
 from antlm_bench.types import Item
 
 CHARACTERS_PER_TOKEN = 4.5
-"""To estimate costs before texts are tokenized."""
+"""Assumed for texts that are not tokenized yet."""
 SAMPLE_SIZE = 1000
 """Number of items from whose lengths the cost of a suite is estimated."""
 MASKED_ATTENTIONS = ("full", "denoising")
-"""Attentions in which a method that masks tokens reads a row per token."""
+"""Attentions with which a method that masks tokens reads a row per token."""
 
 
 def estimate_work(items: Sequence[Item], methods: Sequence[Method]) -> Workload:
-    """Return the work of scoring items: units are items times methods, cost is about the number of
-    tokens that a model reads.
-    """
+    """Return the work of scoring items. Units: items times methods. Cost: about the tokens read."""
     sample = items[:: max(1, len(items) // SAMPLE_SIZE)]
     texts = [option.text for item in sample for option in item.options]
     cost = sum(estimate_tokens(texts, method) for method in methods) / max(len(sample), 1)
@@ -29,8 +27,9 @@ def estimate_work(items: Sequence[Item], methods: Sequence[Method]) -> Workload:
 
 
 def estimate_tokens(texts: Sequence[str], method: Method) -> float:
-    """Return about how many tokens a model reads to score texts: per part of the method one row
-    per text, or with masks one per token.
+    """Return about how many tokens a model reads to score texts.
+
+    Each part of the method reads one row per text, or one per token if it masks tokens.
     """
     return sum(
         (len(text) / CHARACTERS_PER_TOKEN)
@@ -40,11 +39,11 @@ def estimate_tokens(texts: Sequence[str], method: Method) -> float:
     )
 
 
-def token_counter(scorer: Any) -> Callable[[], int]:
-    """Return a function that returns how many tokens the engines of a scorer have read so far.
+def build_token_counter(scorer: Any) -> Callable[[], int]:
+    """Return a function () -> number of tokens that the engines of a scorer have read so far.
 
     scorer: a Checkpoint, a MiniconsCheckpoint or an AdaptiveScorer. Equal prefixes are read once.
-    Engines of other libraries count none.
+    Other libraries do not count their tokens.
     """
     is_adaptive = isinstance(scorer, AdaptiveScorer)
     models = [scorer.bf16_model, scorer.fp32_model] if is_adaptive else [scorer]

@@ -472,16 +472,16 @@ class LeaderboardFileBuilder:
                 f"{reason} ({format_milestones(failed, len(milestones))})"
                 for reason, failed in milestones_by_reason.items()
             ]
-            failed = [number for numbers in milestones_by_reason.values() for number in numbers]
-            commands = self._join_commands(part, failed) or dict.fromkeys(hints)
+            all_failed = [number for failed in milestones_by_reason.values() for number in failed]
+            commands = self._join_commands(part, all_failed) or dict.fromkeys(hints)
             self.missing_parts.append(MissingPart(key, "; ".join(lines), "\n      ".join(commands)))
         return results
 
     def _join_commands(self, part: PartSpec, milestones: Sequence[int]) -> list[str]:
-        """Return the one command that scores several milestones, [] if there is none.
+        """Return one command that scores several milestones; [] if no single command does.
 
-        There is one if checkpoints and run folders have the names that `score` gave them, each
-        in one folder. What it finds finished it keeps.
+        The checkpoints must lie in one folder, and their runs in another one, under the names that
+        `score` gave them. The command keeps finished results.
         """
         milestone_runs = {
             f"chck_{number}M": run

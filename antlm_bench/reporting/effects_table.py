@@ -72,11 +72,11 @@ def build_effects_table(result: DesignResult, title: str = "") -> Table:
 
 
 def _group_rows(table: Table, num_group_columns: int, name_column: int) -> Table:
-    """Return a narrow form of a table: a heading per group, and one column of names below it.
+    """Return a table with a heading per group and one column of names, for narrow terminals.
 
-    The first columns are those of the group, others up to `name_column` name a row. Degrees of
-    freedom are left out, because the legend gives them; numbers of items stand in the headings if
-    each group has one.
+    Columns before `num_group_columns` name the group, the others up to `name_column` the row.
+    Degrees of freedom are left out, because the legend gives them. The number of items moves into
+    the heading if all rows of each group have the same.
     """
     keys = [column.key for column in table.columns]
     items_by_group: dict[str, set[str]] = {}
@@ -84,8 +84,8 @@ def _group_rows(table: Table, num_group_columns: int, name_column: int) -> Table
         items = items_by_group.setdefault(_group_name(row, num_group_columns), set())
         items.add(row.cells[keys.index("items")].shown)
     has_one_count = all(len(items) == 1 for items in items_by_group.values())
-    left_out = {"df"} | ({"items"} if has_one_count and num_group_columns else set())
-    kept = [i for i in range(name_column + 1, len(keys)) if keys[i] not in left_out]
+    omitted_keys = {"df"} | ({"items"} if has_one_count and num_group_columns else set())
+    kept_columns = [i for i in range(name_column + 1, len(keys)) if keys[i] not in omitted_keys]
     rows: list[TableRow] = []
     last_group = None
     for row in table.rows:
@@ -93,14 +93,14 @@ def _group_rows(table: Table, num_group_columns: int, name_column: int) -> Table
         if num_group_columns and group != last_group:
             counts = ", ".join(items_by_group[group])
             heading = f"{group} ({counts} items)" if has_one_count else group
-            blanks = [TableCell(text="")] * len(kept)
+            blanks = [TableCell(text="")] * len(kept_columns)
             rows.append(build_row(heading, *blanks, emphasis="strong", space_above=bool(rows)))
         last_group = group
         cells = row.cells[num_group_columns : name_column + 1]
         name = " · ".join(cell.shown for cell in cells)
         depth = int(num_group_columns > 0)
-        rows.append(build_row(name, *(row.cells[i] for i in kept), depth=depth))
-    columns = tuple(table.columns[i] for i in (name_column, *kept))
+        rows.append(build_row(name, *(row.cells[i] for i in kept_columns), depth=depth))
+    columns = tuple(table.columns[i] for i in (name_column, *kept_columns))
     return replace(table, columns=columns, rows=tuple(rows))
 
 

@@ -256,8 +256,9 @@ def _name_curves(curves: Sequence[LearningCurve]) -> dict[tuple[str, str], str]:
 
 
 def _order_of_curves(report_data: ReportData) -> tuple[str, ...]:
-    """Return the names of the page's series, with that of a curve in the place of the series of its
-    last checkpoint, so that both have one colour. Curves without such a series are last.
+    """Return names in the order of their colours: those of the page's series, then of the curves.
+
+    A curve takes the place of the series of its last checkpoint, so that both have one colour.
     """
     names = series_names(report_data.columns)
     curve_names = _name_curves(report_data.curves)

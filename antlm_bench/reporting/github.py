@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from antlm_bench.comparison.verdict import FAILURES, GATE_RULE, CheckResult
@@ -71,7 +73,7 @@ def append_summary(summary_file: str | Path, text: str) -> None:
     """
     path = Path(summary_file)
     note = "\n\n_(cut: a summary holds 1 MiB)_\n"
-    try:
+    with _convert_errors("GITHUB_STEP_SUMMARY", path):
         size = path.stat().st_size if path.exists() else 0
         room = MAX_SUMMARY_BYTES - size - len(note.encode())
         if len(text.encode()) > room:
@@ -79,10 +81,6 @@ def append_summary(summary_file: str | Path, text: str) -> None:
             text = fitting[: fitting.rfind("\n") + 1] + note if room > 0 else ""
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise UsageError(
-            f"cannot be written: {error.strerror}", location=f"GITHUB_STEP_SUMMARY={summary_file}"
-        ) from error
 
 
 def append_verdict(output_file: str | Path, checked: CheckResult) -> None:
@@ -90,10 +88,17 @@ def append_verdict(output_file: str | Path, checked: CheckResult) -> None:
 
     output_file: the file that GITHUB_OUTPUT names. Raises UsageError if it cannot be written.
     """
+    path = Path(output_file)
+    with _convert_errors("GITHUB_OUTPUT", path), path.open("a", encoding="utf-8") as file:
+        file.write(f"verdict={overall_status(checked)}\n")
+
+
+@contextmanager
+def _convert_errors(variable: str, path: Path) -> Iterator[None]:
+    """Turn an OSError about the file that an environment variable names into a UsageError."""
     try:
-        with Path(output_file).open("a", encoding="utf-8") as file:
-            file.write(f"verdict={overall_status(checked)}\n")
+        yield
     except OSError as error:
         raise UsageError(
-            f"cannot be written: {error.strerror}", location=f"GITHUB_OUTPUT={output_file}"
+            f"cannot be written: {error.strerror}", location=f"{variable}={path}"
         ) from error

@@ -156,7 +156,9 @@ def gather_report_data(
         remarks=tuple(remarks),
         chance_levels=_read_chance_levels(shown_runs),
         report=_select_report_columns(report, names_by_path),
-        names_in_columns={name: names_by_path[g[-1].path] for name, g in checkpoint_series.items()},
+        names_in_columns={
+            name: names_by_path[series[-1].path] for name, series in checkpoint_series.items()
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Break names of models and groups into lines of a width, for figures."""
+"""Break names of models and groups into lines, for figures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from unicodedata import combining, east_asian_width
 
 
 def count_columns(text: str) -> int:
-    """Return the width of a text in columns: 2 per East Asian letter, 0 per combining mark, and
-    those of the code point that is drawn for a character above U+FFFF (see `charts`).
+    """Return the width of a text in columns: 2 per East Asian letter, 0 per combining mark.
+
+    A character above U+FFFF has the width of `U+1F600`, which is drawn for it (see `charts`).
     """
     return sum(
         len(f"U+{ord(c):X}")
@@ -27,7 +28,7 @@ def _count_fitting(text: str, columns: int) -> int:
 def fold_name(name: str, length: int) -> str:
     """Return a name in at most two lines of `length` columns.
 
-    "…" replaces the middle of a longer one, because paradigms differ in their last letters.
+    In a longer name "…" replaces the middle, because paradigms differ in their last letters.
     """
     if count_columns(name) <= length:
         return name
@@ -49,7 +50,7 @@ def wrap_name(name: str, length: int) -> list[str]:
 
 
 def _first_line(name: str, length: int) -> int:
-    """Return the number of characters of a name's first line, which ends at a sign if possible."""
+    """Return the number of characters of the first line. It ends after a `_- ./@` if possible."""
     end = max(1, _count_fitting(name, length))
     while end > 1 and "\N{ZERO WIDTH JOINER}" in name[end - 1 : end + 1]:
         end -= 1

@@ -16,7 +16,7 @@ class ClassField:
     annotation: str
     """The annotation as it stands in the code."""
     doc: str
-    """The string below the field on one line; "" without one."""
+    """The docstring below the field, on one line; "" without one."""
 
 
 def read_fields(record: type) -> list[ClassField]:

@@ -464,7 +464,7 @@ TYPE_NAMES = [
     (r"Literal\[(.+?)\]", r"\1"),
     (r" \| None", ""),
     (r"dict\[(?:Text|str), (.+)\]", r"table of \1"),
-    (r"dict\[(?:Text|str), (.+)\]", r"table of \1"),
+    (r"dict\[(?:Text|str), (.+)\]", r"table of \1"),  # again, for tables of tables
     (r"\b(?:Text|Template|Name|MetricName|Sha256|str)\b", "string"),
     (r"\bint\b", "integer"),
     (r"\b(?:float|Points)\b", "number"),

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from documented_pages import read_blocks
 from gate_jobs import make_job, publish_repository, read_pip_log, replace_score, write_commands
 from gitlab_runner import run_pipeline
 from workflow_runner import ROOT, Job, Scope, run_job, run_step
@@ -18,7 +19,7 @@ from antlm_bench import __version__
 from antlm_bench.cli.app import run
 
 PAGE = (ROOT / "docs/how-to/ci.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
+BLOCKS = [(block.language, block.text) for block in read_blocks(PAGE)]
 BLOCK_BY_FILE = {
     match[1]: text for _, text in BLOCKS if (match := re.match(r"# (\S+\.ya?ml)\n", text))
 }

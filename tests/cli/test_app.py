@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, get_args
 
 import pytest
+from documented_pages import read_code
 from typer.main import get_command
 
 from antlm_bench import __version__
@@ -528,8 +529,7 @@ PAGES = [
 def documented_commands() -> list[str]:
     """Every antlm-bench line in the code blocks of the pages, continuation lines joined."""
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(read_code(text, "sh", "bash")).replace("\\\n", " ").splitlines()
     commands = (line.partition(" #")[0].strip() for line in lines)
     return list(dict.fromkeys(line for line in commands if line.startswith("antlm-bench ")))
 

@@ -34,8 +34,8 @@ from antlm_bench.sweeps.units import Sweep, Unit, encode_sweep, group_units
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND: Any = get_command(build_app())
-"""An application of its own: click keeps the options that a context without a parent has."""
-NEEDED: dict[str, list[str]] = {
+"""Built anew, because click keeps the options of a context without a parent."""
+REQUIRED_ARGS: dict[str, list[str]] = {
     "score": ["--model", "m", "--suite", "s"],
     "surprisal": ["--model", "m", "--in", "f.txt", "--out", "o.csv"],
     "finetune": ["--model", "m", "--suite", "s"],
@@ -47,7 +47,7 @@ NEEDED: dict[str, list[str]] = {
     "resume": ["sweep.toml"],
     "list": [],
 }
-"""Command -> a valid command line of it."""
+"""Command -> its required arguments."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "ties": ("half", "strict", "first", "random"),
     "compat": ("lm-eval", "minicons", "babylm-2024"),
@@ -96,8 +96,8 @@ def read_settings(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, t
 
 
 def without_option(command: str, option: str) -> list[str]:
-    """Return the command line of NEEDED without an option."""
-    args = NEEDED[command]
+    """Return the command line of REQUIRED_ARGS without an option."""
+    args = REQUIRED_ARGS[command]
     if option not in args:
         return args
     index = args.index(option)

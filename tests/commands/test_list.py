@@ -8,7 +8,7 @@ import io
 import pytest
 
 from antlm_bench.cli.app import run
-from antlm_bench.commands.catalog import fold_families, list_catalog
+from antlm_bench.commands.catalog import fold_collections, list_catalog
 
 
 def read_names(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
@@ -43,7 +43,7 @@ def test_a_terminal_shows_a_large_collection_as_one_row(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     suites = list_catalog()
-    folded = {str(row["suite"]): row for row in fold_families(suites)}
+    folded = {str(row["suite"]): row for row in fold_collections(suites)}
     members = [row for row in suites if str(row["suite"]).startswith("multiblimp-")]
     assert len(folded) == len(suites) - len(members) + 1 < 60
     assert folded["multiblimp-*"]["items"] == sum(int(str(row["items"])) for row in members)

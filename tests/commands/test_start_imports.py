@@ -87,14 +87,14 @@ def run_commands(
 
     Return name -> (exit code, those of the watched packages that are loaded after it).
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps(command_lines), json.dumps(sorted(watched))],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "COLUMNS": "100"},
     )
-    results = json.loads(done.stdout.rpartition("@")[2])
+    results = json.loads(process.stdout.rpartition("@")[2])
     return {name: (code, loaded) for name, (code, loaded) in results.items()}
 
 

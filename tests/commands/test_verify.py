@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documented_pages import read_blocks
 from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 
 from antlm_bench.checkpoints import OpenOptions
@@ -453,10 +454,8 @@ def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):
 
 @pytest.mark.long
 def test_the_worked_example_of_the_document_runs(make_checkpoint, tmp_path, monkeypatch, capsys):
-    blocks = re.findall(
-        r"^```(\w+)\n(.*?)^```", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    (_, pairs), (_, line), (_, shown) = blocks[:3]
+    blocks = [block.text for block in read_blocks(DOC.read_text(encoding="utf-8"))]
+    pairs, line, shown = blocks[:3]
     monkeypatch.chdir(tmp_path)
     Path("pairs.csv").write_text(pairs, encoding="utf-8")
     words = [str(make_checkpoint()) if word == "CKPT" else word for word in shlex.split(line)[1:]]
@@ -471,7 +470,6 @@ def test_the_worked_example_of_the_document_runs(make_checkpoint, tmp_path, monk
     for a, b in zip(expected, found, strict=True):
         assert a.split(" N ")[0] == b.split(" N ")[0] or "─" in a
     assert (
-        run([str(make_checkpoint()) if w == "CKPT" else w for w in shlex.split(blocks[3][1])[1:]])
-        == 0
+        run([str(make_checkpoint()) if w == "CKPT" else w for w in shlex.split(blocks[3])[1:]]) == 0
     )
     assert (tmp_path / "run-minicons" / "run.json").is_file()

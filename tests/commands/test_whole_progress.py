@@ -21,8 +21,8 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
-    """Each Progress that was shown, after its end."""
+def ended_progress(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """Each Progress that has ended."""
     ended: list[Progress] = []
     original = Progress.__exit__
 
@@ -44,7 +44,7 @@ def pairs(tmp_path: Path) -> list[str]:
     ]
 
 
-def counts(progress: Progress) -> tuple[int, int, int]:
+def read_counts(progress: Progress) -> tuple[int, int, int]:
     return progress.num_done, progress.total, progress.num_computed
 
 
@@ -53,29 +53,29 @@ def test_score_counts_checkpoints_suites_and_methods(
     make_checkpoint: Make,
     pairs: list[str],
     tmp_path: Path,
-    shown: list[Progress],
+    ended_progress: list[Progress],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     models = [str(make_checkpoint("masked", seed=seed)) for seed in (0, 1)]
     score(models, pairs[0], methods=["mlm", "mntp"], out=tmp_path / "runs", device="cpu")
-    assert [counts(each) for each in shown] == [(160, 160, 160)]
-    assert shown[0].num_tokens > 160 and shown[0].seconds_left == 0
+    assert [read_counts(each) for each in ended_progress] == [(160, 160, 160)]
+    assert ended_progress[0].num_tokens > 160 and ended_progress[0].seconds_left == 0
 
     # The first suite is there; a third method of it, and the second suite, are not.
     methods = ["mlm", "mntp", "mlm-l2r"]
     score(models, pairs, methods=methods, out=tmp_path / "runs", device="cpu")
-    assert counts(shown[1]) == (300, 300, 2 * (40 + 30))
+    assert read_counts(ended_progress[1]) == (300, 300, 2 * (40 + 30))
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.long
 def test_score_counts_no_suite_that_fails(
-    make_checkpoint: Make, pairs: list[str], tmp_path: Path, shown: list[Progress]
+    make_checkpoint: Make, pairs: list[str], tmp_path: Path, ended_progress: list[Progress]
 ) -> None:
     too_long = str(write_pairs(tmp_path / "long.csv", [{"good": "the " * 600, "bad": "a " * 600}]))
     with pytest.raises(IncompleteError):
         score(str(make_checkpoint()), [too_long, pairs[1]], out=tmp_path / "run", device="cpu")
-    assert shown[0].num_done == shown[0].total
+    assert ended_progress[0].num_done == ended_progress[0].total
 
 
 @pytest.mark.long
@@ -83,7 +83,7 @@ def test_score_counts_the_items_of_its_shard(
     make_checkpoint: Make,
     pairs: list[str],
     tmp_path: Path,
-    shown: list[Progress],
+    ended_progress: list[Progress],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def iter_small_chunks(items: Any, _methods: Any) -> Any:
@@ -93,29 +93,30 @@ def test_score_counts_the_items_of_its_shard(
     # Seven chunks, of which the second shard has the second, fourth and sixth.
     settings: dict[str, Any] = {"out": tmp_path / "part", "device": "cpu", "shard": "2/2"}
     score(str(make_checkpoint()), pairs[0], **settings)
-    assert counts(shown[0]) == (18, 18, 18)
+    assert read_counts(ended_progress[0]) == (18, 18, 18)
 
 
 @pytest.mark.long
 def test_surprisal_counts_characters_of_all_models(
-    make_checkpoint: Make, shown: list[Progress]
+    make_checkpoint: Make, ended_progress: list[Progress]
 ) -> None:
     models = [str(make_checkpoint(seed=seed)) for seed in (0, 1)]
     surprisal(models, ["the cat sees a dog.", "a girl sleeps."], device="cpu")
-    assert [counts(each) for each in shown] == [(66, 66, 66)] and shown[0].num_tokens > 0
+    [progress] = ended_progress
+    assert read_counts(progress) == (66, 66, 66) and progress.num_tokens > 0
 
 
 @pytest.mark.long
 def test_noise_counts_conditions(
-    make_checkpoint: Make, pairs: list[str], shown: list[Progress]
+    make_checkpoint: Make, pairs: list[str], ended_progress: list[Progress]
 ) -> None:
     measure_noise(str(make_checkpoint()), pairs[1], conditions=["adaptive"])
-    assert [counts(each) for each in shown] == [(20, 20, 20)]
+    assert [read_counts(each) for each in ended_progress] == [(20, 20, 20)]
 
 
 @pytest.mark.long
 def test_finetune_counts_tasks_times_seeds_times_epochs(
-    make_checkpoint: Make, tmp_path: Path, shown: list[Progress]
+    make_checkpoint: Make, tmp_path: Path, ended_progress: list[Progress]
 ) -> None:
     for name, count in (("train.csv", 24), ("valid.csv", 8)):
         lines = [f"the cat {('sees', 'sleeps')[n % 2]} {n},{n % 2}\n" for n in range(count)]
@@ -128,6 +129,6 @@ def test_finetune_counts_tasks_times_seeds_times_epochs(
     }
     train = str(tmp_path / "train.csv")
     finetune(str(make_checkpoint()), train, seeds=[1, 2], **settings)
-    assert [counts(each) for each in shown] == [(96, 96, 96)]
+    assert [read_counts(each) for each in ended_progress] == [(96, 96, 96)]
     finetune(str(make_checkpoint()), train, seeds=[1, 2, 3], **settings)
-    assert counts(shown[1]) == (144, 144, 48)
+    assert read_counts(ended_progress[1]) == (144, 144, 48)

@@ -5,11 +5,11 @@ accuracy.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
+from documented_pages import read_blocks
 from prediction_rows import read_rows
 
 from antlm_bench import runs
@@ -23,10 +23,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "lm-eval.md"
 @pytest.mark.long
 def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = re.findall(
-        r"^```\w+\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    data, task, ours, theirs = found
+    blocks = read_blocks(DOCUMENT.read_text(encoding="utf-8"))
+    data, task, ours, theirs = (block.text for block in blocks)
     Path("agreement.jsonl").write_text(data, encoding="utf-8")
     Path("agreement.yaml").write_text(task, encoding="utf-8")
     folder = str(make_checkpoint("masked"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from documented_pages import STIMULI_TABLE, read_blocks
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
@@ -20,11 +20,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def read_code_blocks(name: str) -> list[tuple[str, str]]:
     """Return (language, content) of the code blocks of a document."""
-    return re.findall(
-        r"^```(\w+)\n(.*?)^```",
-        next(DOCS.glob(f"*/{name}")).read_text(encoding="utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
+    [page] = DOCS.glob(f"*/{name}")
+    return [(block.language, block.text) for block in read_blocks(page.read_text("utf-8"))]
 
 
 def read_commands(name: str) -> list[str]:
@@ -128,16 +125,7 @@ def test_the_documented_stimuli_and_python_give_effects(make_checkpoint, tmp_pat
         "item,ambiguous,unambiguous,at_ambiguous,at_unambiguous\n"
         "1,the cat sees,the old cat sees,2,3\n2,the dog sees,the old dog sees,2,3\n"
     )
-    Path("stimuli.csv").write_text(
-        "item,condition,region,text\n"
-        + "".join(
-            f"{item},{filler}_{gap},{region},{text}\n"
-            for item in (1, 2)
-            for filler in ("what", "that")
-            for gap in ("gap", "noun")
-            for region, text in (("start", f"the cat {filler}"), ("critical", f"sees {gap}"))
-        )
-    )
+    Path("stimuli.csv").write_text(STIMULI_TABLE, encoding="utf-8")
     blocks = read_code_blocks("effects.md")
     [commands] = [text for _, text in blocks if "--conditions ambiguous" in text]
     for line in commands.strip().splitlines():

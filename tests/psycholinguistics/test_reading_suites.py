@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from itertools import combinations
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documented_pages import read_code
 from prediction_rows import read_rows
 from scipy import stats
 
@@ -152,7 +152,7 @@ def test_exported_items_give_the_documented_numbers(
     page = (Path(__file__).parents[2] / "docs" / "explanation" / "reading.md").read_text(
         encoding="utf-8"
     )
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [code] = read_code(page, "python")
     declaration = declare_suite("reading", make_rows(40))
     (run,) = score(make_checkpoint("causal", adds=True), declaration, out=tmp_path / "run")
     (tmp_path / "items.csv").write_bytes(format_items_csv([run]))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from documented_pages import read_code
 from pair_runs import make_cell, write_run
 from prediction_rows import PredictionRow
 from scipy import optimize, stats
@@ -394,7 +395,7 @@ def test_the_examples_of_the_page_are_true() -> None:
 
 
 def test_the_example_code_of_the_page_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = read_code(PAGE.read_text(encoding="utf-8"), "python")
 
     assert len(blocks) >= 2
     for code in blocks:
@@ -411,7 +412,7 @@ def folded_normal_p(s: float, r: float, error: float) -> float:
 
 def test_a_partial_r2_follows_from_the_documented_steps() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    code = read_code(text, "python")[1]
     names: dict[str, Any] = {}
     exec(code.rpartition("partial_r2_test(")[0], names)
     correlations = PartialCorrelations(np.array([0.1]), names["left_out"][:, None])

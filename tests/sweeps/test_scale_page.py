@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from documented_pages import read_code
 
 from antlm_bench.sweeps.declaration import read_sweep_file
 from antlm_bench.sweeps.expansion import expand_sweep
@@ -21,9 +22,7 @@ RUN_SECTION = PAGE.partition("\n## Run it\n")[2].partition("\n## ")[0]
 
 def read_block(language: str) -> str:
     """Return the first code block of the page in a language."""
-    match = re.search(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert match
-    return match[1]
+    return read_code(PAGE, language)[0]
 
 
 def read_counts(table: str) -> list[list[str]]:

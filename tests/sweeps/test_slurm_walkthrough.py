@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documented_pages import read_code
 from sweeps.slurm_cluster import SlurmCluster
 from sweeps.slurm_sweeps import list_tasks, start_cluster, wait_until
 from tiny_models import WORDS
@@ -32,14 +32,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
         yield cluster
 
 
-def list_blocks(section: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-
-
 def run_commands(section: str, folder: Path) -> str:
     """Run the commands of the sh blocks of a section, and return what they print."""
     output = ""
-    for line in "".join(list_blocks(section, "sh")).splitlines():
+    for line in "".join(read_code(section, "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "antlm-bench":
             words[:1] = [sys.executable, "-m", "antlm_bench"]
@@ -56,7 +52,7 @@ def test_a_sweep_scores_what_score_does(
     checkpoint = make_checkpoint()
     (tmp_path / "ckpts").mkdir()
     (tmp_path / "ckpts" / "a").symlink_to(checkpoint)
-    [toml] = list_blocks(SWEEP_SECTION, "toml")
+    [toml] = read_code(SWEEP_SECTION, "toml")
     short = toml.replace("shards = 2\n", "shards = 2\noptions = { limit = 10 }\n")
     (tmp_path / "sweep.toml").write_text(short)
     output = run_commands(SWEEP_SECTION, tmp_path)
