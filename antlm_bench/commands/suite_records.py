@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.checkpoints.opening_records import (
+    UnhashableError,
     describe_software,
     hash_text,
     read_record,
@@ -110,7 +111,7 @@ def hash_suite_inputs(request: SuiteRequest) -> str:
             "software": describe_software(),
         }
         return hash_text(json.dumps(inputs, sort_keys=True))
-    except (OSError, BenchError, TypeError, ValueError, RuntimeError):
+    except (OSError, BenchError, UnhashableError, TypeError, ValueError, RuntimeError):
         return ""
 
 
