@@ -240,7 +240,7 @@ def find_run_or_baseline(run_or_name: RunLike, baselines_dir: str | Path = BASEL
     if names:
         hint = f"baselines are {', '.join(names)}"
     else:
-        hint = "antlm-bench baseline save RUN saves one"
+        hint = f"{baselines_dir} has no baseline; antlm-bench baseline save RUN saves one"
     raise UsageError(
         f"there is no run folder and no baseline {str(path_or_name)!r}",
         location="--against",

@@ -25,7 +25,8 @@ def describe_installation() -> dict[str, object]:
         with require_packages():
             import torch
     except MissingPackage as error:
-        facts["torch"] = f"{error.message} ({error.hint})"
+        is_absent = isinstance(error.__cause__, ModuleNotFoundError)
+        facts["torch"] = f"{'not installed' if is_absent else error.message} ({error.hint})"
     else:
         facts |= describe_torch(torch)
     for package, module in PACKAGES.items():

@@ -131,7 +131,7 @@ def build_text_answers(
     notes = []
     if num_ties := int(table.get_flag("tie").sum()):
         if has_probabilities:
-            description = f"{num_ties} ties, {TIE_RULE_DESCRIPTIONS[tie_rule]}; "
+            description = f"{format_count(num_ties, 'tie')}, {TIE_RULE_DESCRIPTIONS[tie_rule]}; "
             description += "a correlation with ratings does not depend on it"
         else:
             description = describe_ties(table, tie_rule, reduction, suite.macro)
@@ -256,4 +256,5 @@ def describe_ties(
         return f"{description}: {int(correct[ties].sum())} right, {score:.2f} in all"
 
     other_rule: TieRule = "random" if tie_rule == "first" else "first"
-    return f"{int(ties.sum())} ties, {describe_score(tie_rule)}; {describe_score(other_rule)}"
+    count = format_count(int(ties.sum()), "tie")
+    return f"{count}, {describe_score(tie_rule)}; {describe_score(other_rule)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -115,7 +116,8 @@ def build_exit_error(result: CheckResult, strict: bool = False) -> BenchError | 
     failures = [summarize_verdict(v) for v in result.verdicts if v.status in FAILURES]
     undecided = [summarize_verdict(v) for v in result.verdicts if v.status == "undecided"]
     if failures:
-        hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
+        paths = shlex.join([result.run_comparison.path_a, result.run_comparison.path_b])
+        hint = f"antlm-bench compare {paths} --by paradigm --flips 20 shows where"
         return PerformanceRegression("\n".join(failures), hint=hint)
     if result.missing_cells:
         message = f"the run lacks results of its baseline: {', '.join(result.missing_cells)}"

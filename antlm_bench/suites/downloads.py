@@ -7,6 +7,7 @@ scheme than https.
 from __future__ import annotations
 
 import http.client
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -154,7 +155,15 @@ def fetch_url(
             reason = f"truncated: the server stopped after {arrived}{total} bytes"
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"the connection failed: {error or type(error).__name__}"
+            if _is_unknown_host(error):
+                break
     raise download.fail(reason)
+
+
+def _is_unknown_host(error: Exception) -> bool:
+    """Return whether the resolver knows no such host: a second attempt fails like the first."""
+    cause = getattr(error, "reason", error)
+    return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
 
 
 def fetch_osf_file(

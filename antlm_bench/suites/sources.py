@@ -367,7 +367,8 @@ def _download_file(
     manual_hint = _missing_file_error(query, "").hint
     if len(errors) == 1:
         hint = "; ".join(hint for hint in (errors[0].hint, manual_hint) if hint)
-        raise DataError(errors[0].message, location=errors[0].location, hint=hint)
+        message = f"cannot download {query.file}: {errors[0].location}: {errors[0].message}"
+        raise DataError(message, location=query.suite, hint=hint)
     reasons = "; ".join(f"{error.location}: {error.message}" for error in errors)
     message = f"cannot download {query.file} from any of {len(errors)} sources: {reasons}"
     raise DataError(message, location=query.suite, hint=manual_hint)

@@ -168,6 +168,7 @@ def test_the_verdict_as_json_has_stdout_alone(
     captured = capsys.readouterr()
     said = json.loads(captured.out)
     assert (said["status"], said["exit_code"]) == ("regression", 1) and "regression" in captured.err
+    assert "antlm-bench compare base worse --by paradigm" in captured.err
     (suite,) = said["suites"]
     assert (suite["suite"], [group["name"] for group in suite["worse"]]) == ("toy", ["islands"])
     assert suite["headline"]["margin"] == 0.01 and suite["headline"]["margin_by"] == "default"

@@ -7,6 +7,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import socket
+import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -128,6 +130,24 @@ def test_slow_answer_stops_at_the_deadline(server: Server, monkeypatch: pytest.M
 
     with pytest.raises(DataError, match="not finished after 0 seconds"):
         downloads.fetch_url(server.url)
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)])
+def test_unknown_host_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
+) -> None:
+    requests: list[object] = []
+
+    def fail(request: object) -> None:
+        requests.append(request)
+        raise urllib.error.URLError(socket.gaierror(code, "no address"))
+
+    monkeypatch.setattr(downloads, "_open", fail)
+    monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+
+    with pytest.raises(DataError, match=r"the connection failed: .*no address"):
+        downloads.fetch_url("https://nowhere.invalid/x")
+    assert len(requests) == attempts
 
 
 @pytest.mark.parametrize(

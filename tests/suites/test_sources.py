@@ -135,7 +135,8 @@ def test_a_bad_download_is_one_error_and_leaves_nothing(net: Net, how: str, says
     net.answers["/wugs.jsonl"] = [how]
     with pytest.raises(DataError, match=says) as caught:
         sources.get_file(suite(net.url), "wugs.jsonl")
-    assert caught.value.location == f"{net.url}/wugs.jsonl"
+    assert caught.value.location == "wugs"
+    assert f"cannot download wugs.jsonl: {net.url}/wugs.jsonl: " in caught.value.message
     assert left() == []
     assert len(net.asked) == (1 if how == "404" else 2)  # what may pass is tried again
 
