@@ -53,8 +53,8 @@ def find_configuration(folder: Path) -> Path | None:
     """Return the nearest configuration file in a folder or above it; None if there is none.
 
     A pyproject.toml without [tool.antlm-bench] does not count, nor does a file of another user in a
-    folder in which everybody can write. Raises DeclarationError if a folder has two configurations, and for a
-    file that cannot be read.
+    folder in which everybody can write. Raises DeclarationError if a folder has two configurations,
+    and for a file that cannot be read.
     """
     for parent in (folder, *folder.parents):
         file, pyproject = parent / CONFIGURATION_FILE, parent / PYPROJECT_FILE

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 from antlm_bench.commands.suite_records import RememberedSuite, find_suite, load_and_remember
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
+from antlm_bench.metrics import ItemKind, MetricSpec, get_metric_spec
 from antlm_bench.suites import loader
 from antlm_bench.suites.names import absolute_path, deduplicate_suites
 from antlm_bench.suites.pair_files import list_pair_files, select_format
 from antlm_bench.suites.task_types import Suite, SuiteRequest, find_task_type
-from antlm_bench.types import Run
+from antlm_bench.types import Item, Run
 
 MAX_CACHED_ITEMS = 250_000
 """Number of items that a SuiteCache keeps: those of all suites of a BabyLM year."""
@@ -83,6 +85,46 @@ def _read_file_states(origin: Sequence[str]) -> FileStates:
     return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
+def _require_defined_score(suite: Suite, request: SuiteRequest) -> None:
+    """Raise DataError if the suite's score is undefined for its items, by the limit or the file."""
+    spec = get_metric_spec(suite.metric)
+    reason = spec.find_undefined_reason([item.gold for item in suite.items])
+    if not reason:
+        return
+    items = suite.items
+    if suite.num_left_out:
+        items = loader.load_requested_suite(replace(request, limit=None)).items
+    if reason_of_all := spec.find_undefined_reason([item.gold for item in items]):
+        raise DataError(
+            f"{spec.heading} is undefined: {reason_of_all}",
+            location=request.ref,
+            hint="add such items to the file, or declare which labels are which"
+            if spec.item_kind is ItemKind.JUDGEMENT
+            else "add items with other ratings",
+        )
+    level = suite.groups[-1] if suite.groups else None
+    smallest = find_smallest_limit(items, level, spec)
+    raise DataError(
+        f"{spec.heading} is undefined with this limit: {reason}",
+        location=f"{request.ref}, --limit {request.limit}",
+        hint=f"leave --limit out, or raise it to {smallest} or more",
+    )
+
+
+def find_smallest_limit(items: Sequence[Item], level: str | None, spec: MetricSpec) -> int:
+    """Return the smallest limit per group of a level with which the metric is defined."""
+    counts: Counter[str] = Counter()
+    ranks_and_golds = []
+    for item in items:
+        group = item.labels[level] if level else ""
+        counts[group] += 1
+        ranks_and_golds.append((counts[group], item.gold))
+    first_gold = items[0].gold
+    smallest = min((rank for rank, gold in ranks_and_golds if gold != first_gold), default=1)
+    ranks_of_fewest_items = sorted(rank for rank, _ in ranks_and_golds)[: spec.min_items]
+    return max(smallest, *ranks_of_fewest_items)
+
+
 class RequestedSuites:
     """The suites of a call, of which those whose data can be read are scored."""
 
@@ -136,7 +178,8 @@ class RequestedSuites:
         """Load the suites whose data can be read, once.
 
         Raises MethodNotSupported before it opens any data file, DataError of a single suite, or of
-        any suite under `require_all`, and IncompleteError if no suite can be read.
+        any suite under `require_all`, and IncompleteError if no suite can be read. A suite whose
+        score is undefined for its items counts as one that cannot be read.
         """
         self._check_methods(methods)
         if self._suites is None:
@@ -186,6 +229,7 @@ class RequestedSuites:
         self.unavailable.pop(ref, None)
         try:
             suite = self._cache.load(request)
+            _require_defined_score(suite, request)
         except DataError as error:
             if self._require_all or len(self.refs) == 1:
                 raise

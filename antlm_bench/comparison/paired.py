@@ -31,7 +31,7 @@ from antlm_bench import statistics
 from antlm_bench.comparison.join import JoinedTables
 from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.errors import NotComparable
-from antlm_bench.metrics import load_cell_metric
+from antlm_bench.metrics import Metric, load_cell_metric
 from antlm_bench.metrics.item_mean import is_right_or_wrong
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
@@ -40,6 +40,7 @@ from antlm_bench.metrics.prediction_table import (
     parent_names,
 )
 from antlm_bench.metrics.spearman import no_interval_note
+from antlm_bench.metrics.summary import describe_undefined_groups
 from antlm_bench.metrics.surprisal import word_means
 from antlm_bench.statistics import Interval, WeightedStrata
 from antlm_bench.statistics.clusters import MIN_VARYING_CLUSTERS
@@ -102,6 +103,28 @@ def iterate_groups(joined: JoinedTables) -> Iterator[tuple[GroupKey, Bools]]:
         parents = parent_names(table, parent_level, codes, len(names))
         for code, (name, within) in enumerate(zip(names, parents, strict=True)):
             yield GroupKey(level, name, within), codes == code
+
+
+def require_defined_in_both(joined: JoinedTables, metric: Metric, in_both: Bools) -> None:
+    """Raise NotComparable if the metric is undefined for the items (n,) that fit both models."""
+    if reason := metric.find_undefined_reason(joined.tables_a[0], in_both):
+        raise NotComparable(
+            f"nothing to compare, {metric.spec.heading} is undefined: {reason}",
+            location=joined.suite,
+            hint="score more items in both runs",
+        )
+
+
+def split_defined_groups(
+    joined: JoinedTables, metric: Metric, in_both: Bools
+) -> tuple[list[tuple[GroupKey, Bools]], tuple[str, ...]]:
+    """Return the groups whose score is defined, with the mask (n,) of their items that fit both
+    models, and a note on the others."""
+    masks = [(key, in_both & members) for key, members in iterate_groups(joined)]
+    reasons = [metric.find_undefined_reason(joined.tables_a[0], members) for _, members in masks]
+    defined = [each for each, reason in zip(masks, reasons, strict=True) if not reason]
+    names = [key.name for (key, _), reason in zip(masks, reasons, strict=True) if reason]
+    return defined, describe_undefined_groups(names, metric.spec)
 
 
 # ---- credits of items
@@ -418,7 +441,11 @@ def _value_difference(
 
 
 def compare_correlations(joined: JoinedTables) -> PairedResult:
-    """Compare the rank correlations of two runs with the same ratings."""
+    """Compare the rank correlations of two runs with the same ratings.
+
+    Groups of too few items or of equal ratings are left out, with a note. Raises NotComparable if
+    this holds for all items that fit both models.
+    """
     table_a, table_b = joined.tables_a[0], joined.tables_b[0]
     metric = load_cell_metric(joined.cells_a[0])
     values = metric.per_item(table_a), metric.per_item(table_b)
@@ -429,11 +456,13 @@ def compare_correlations(joined: JoinedTables) -> PairedResult:
             key, values[0][members], values[1][members], table_a.gold[members]
         )
 
+    require_defined_in_both(joined, metric, in_both)
     headline = compare_group(GroupKey(HEADLINE, joined.suite), in_both)
-    groups = tuple(compare_group(key, in_both & members) for key, members in iterate_groups(joined))
+    masks, undefined_notes = split_defined_groups(joined, metric, in_both)
+    groups = tuple(compare_group(key, members) for key, members in masks)
     untested = [d.name for d in (headline, *groups) if d.p is None]
     notes = no_interval_note(untested, "difference", MIN_UNTIED_ITEMS_DIFFERENCE)
-    return PairedResult(headline, groups, notes=notes)
+    return PairedResult(headline, groups, notes=undefined_notes + notes)
 
 
 def _correlation_difference(
@@ -443,7 +472,7 @@ def _correlation_difference(
     a = statistics.spearman_correlation(values_a, ratings)
     b = statistics.spearman_correlation(values_b, ratings)
     p: float | None
-    if a is None or b is None:  # undefined: 0 with the whole range, as in a Summary
+    if a is None or b is None:  # equal predictions: 0 with the whole range, as in a Summary
         interval, p = Interval(-2.0, 2.0), None
     elif np.array_equal(values_a, values_b):
         interval, p = Interval(0.0, 0.0), 1.0

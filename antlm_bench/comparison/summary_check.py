@@ -139,9 +139,9 @@ def _pair_with_recomputed(run: Run, cell: Cell) -> list[tuple[str, Estimate, Est
             codes, names = table.levels[level]
             estimates = dict(zip(names, metric.by_group(table, codes, names), strict=True))
             pairs += [
-                (group.name, group.estimate, estimates[group.name])
+                (group.name, group.estimate, recomputed)
                 for group in summary.groups
-                if group.level == level
+                if group.level == level and (recomputed := estimates[group.name]) is not None
             ]
         return pairs
     except (BenchError, KeyError):

@@ -15,9 +15,9 @@ about the majority's share, and a correlation of about 0. Both are computed from
 all folds together; their intervals (a score interval, and the posterior of the confusion table)
 treat the thresholds as given. Notes state their coverage (`THRESHOLD_COVERAGE`).
 
-Sentences that do not fit the model are left out and not counted in n. If all items are of one
-class, the AUC is undefined and shown as 50, with the whole range as its interval. Without a unigram
-model there is no SLOR.
+Sentences that do not fit the model are left out and not counted in n. If all others are of one
+class, the AUC is undefined: the suite is refused, and a group is left out with a note. Without a
+unigram model there is no SLOR.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ THRESHOLD_COVERAGE = dict(
     zip(THRESHOLD_METRICS, (THRESHOLD_ACCURACY, THRESHOLD_CORRELATION), strict=True)
 )
 """Metric -> the coverage of its intervals, which take thresholds as given."""
-UNDEFINED_AUC = 0.5
-"""Shown if all items are of one class."""
 NO_SLOR_NOTE = (
     "no SLOR: it needs a unigram model (--unigrams FILE, or --unigrams training for a checkpoint "
     "that antlm-bench train wrote)"
@@ -82,29 +80,28 @@ class Auc(Metric):
                 hint="leave `macro` empty in the suite's TOML",
             )
         used, views, notes = fitting_items(table), {}, []
+        read_labels(table)
+        self.require_defined(table)
         main_measure = self.settings.reduction
         headline = self._estimate(table, used, main_measure)
         measures = {r: name for r, name in ACCEPTABILITY_MEASURES.items() if has_measure(table, r)}
         for reduction in measures:
             if reduction != main_measure:
                 views[_view_name(self.spec, reduction)] = self._estimate(table, used, reduction)
-        is_defined = 0 < read_labels(table)[used].sum() < used.sum()
-        if is_defined:
-            views |= estimate_decisions(table, used, tuple(measures))
+        views |= estimate_decisions(table, used, tuple(measures))
         values = {
             name: views.get(_view_name(self.spec, r), headline) for r, name in measures.items()
         }
         notes.append(_list_values(self.spec, values))
-        for metric in THRESHOLD_METRICS if is_defined else ():
+        for metric in THRESHOLD_METRICS:
             values = {name: views[_view_name(metric, r)] for r, name in measures.items()}
             coverage = THRESHOLD_COVERAGE[metric].range_text
             notes.append(
                 f"{_list_values(metric, values)} (thresholds chosen out of sample; 95% intervals, "
                 f"in CSV and JSON, take them as given and cover {coverage} in simulations)"
             )
-        if is_defined:
-            majority = ACCURACY.format(views[MAJORITY].value)
-            notes[1] += f"; {majority} if all are of the more frequent class"
+        majority = ACCURACY.format(views[MAJORITY].value)
+        notes[1] += f"; {majority} if all are of the more frequent class"
         if table.unigram_scores is None:
             notes.append(NO_SLOR_NOTE)
         return Headline(headline, views, tuple(notes))
@@ -122,8 +119,7 @@ class Auc(Metric):
         clusters = None if table.clusters is None else table.clusters[used]
         flags = table.count_flags(used | table.get_flag("too-long"), exclude="tie")
         value = statistics.compute_auc(scores, labels)
-        if value is None:
-            return rounded_estimate(UNDEFINED_AUC, len(scores), self.spec.value_range, flags)
+        assert value is not None  # both classes occur: `require_defined`, `by_group`
         interval = statistics.auc_interval(scores, labels, clusters)
         return rounded_estimate(value, len(scores), interval, flags)
 

@@ -160,6 +160,11 @@ class MetricSpec:
     """Whether a score is tested against 0, so that its interval shows whether it holds 0."""
     tie_rule_matters: bool = False
     """Whether the score depends on which of several best options counts as chosen."""
+    min_items: int = 0
+    """Fewest items for which a score is defined."""
+    min_gold_values: int = 0
+    """Fewest different gold values for which a score is defined: 2 = both classes, or ratings that
+    are not all equal."""
 
     # ---- how it is computed
     item_values: Target | None = None
@@ -203,6 +208,22 @@ class MetricSpec:
     @property
     def is_bounded(self) -> bool:
         return all(map(math.isfinite, self.value_range))
+
+    def find_undefined_reason(self, golds: Collection[float]) -> str:
+        """Return why a score of items with these gold values is undefined, "" if it is defined."""
+        is_judgement = self.item_kind is ItemKind.JUDGEMENT
+        noun = "sentence" if is_judgement else "item"
+        if len(golds) < self.min_items:
+            return f"{self.name} needs {self.min_items} {noun}s or more, not {len(golds)}"
+        values = {float(gold) for gold in golds} if self.min_gold_values else set()
+        if len(values) >= self.min_gold_values:
+            return ""
+        subject = f"all {len(golds)} {noun}s are" if len(golds) > 1 else f"the only {noun} is"
+        if is_judgement:
+            names = ("unacceptable", "acceptable")
+            (label,) = (int(value) for value in values)
+            return f"{subject} {names[label]}, none is {names[1 - label]}"
+        return f"all {len(golds)} {noun}s have the rating {min(values):g}"
 
     def format(self, value: float, sign: str = "") -> str:
         """Return a value as text for all outputs: scaled and rounded, never "-0.0".
@@ -315,6 +336,8 @@ SPEARMAN = MetricSpec(
     ItemKind.RATING,
     heading="100 rho",
     raw_unit="Spearman's rho",
+    min_items=3,
+    min_gold_values=2,
     aggregation="antlm_bench.metrics.spearman:Spearman",
     comparison="antlm_bench.comparison.paired:compare_correlations",
     export_rows="antlm_bench.exports.items_csv:rating_rows",
@@ -453,6 +476,8 @@ AUC = MetricSpec(
     heading="100 AUC",
     raw_unit="AUC",
     trivial_baseline="half",
+    min_items=1,
+    min_gold_values=2,
     averages_groups=False,
     aggregation="antlm_bench.metrics.acceptability:Auc",
     comparison="antlm_bench.comparison.paired_auc:compare_auc",

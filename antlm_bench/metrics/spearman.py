@@ -7,8 +7,9 @@ sentence_zero_shot/compute_results.py). Interval: `statistics.spearman`.
 
 Corner cases: items that do not fit the model are left out and not counted in n; with softmax =
 "float32", as in BabyLM's pipeline, probabilities near 1 are equal and share a rank; the correlation
-of fewer than three items, or of equal values, is undefined and shown as 0, and its interval is the
-whole range; an item whose options all have probability 0 is an error.
+of fewer than three items, or of equal ratings, is undefined: the suite is refused, and a group is
+left out with a note; a model whose probabilities are all equal gets 0, with a note and the whole
+range as interval; an item whose options all have probability 0 is an error.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ class Spearman(Metric):
             for other in other_reductions(reduction)
         }
         headline = self._correlate(table, everything, reduction)
+        self.require_defined(table)
         pairs = self._probabilities_and_ratings(table, everything, reduction)
         notes = []
         if statistics.spearman_correlation(*pairs) is None:
-            notes.append("correlation undefined (too few items, or all equal): shown as 0")
+            notes.append("correlation undefined (all predictions equal): shown as 0")
         elif has_narrow_interval(*pairs):
             notes.append(
                 "the interval covers 89 to 93%: the correlation is above .9, many items tie"

@@ -22,12 +22,13 @@ from antlm_bench.metrics.records import (
     METRICS,
     REDUCTIONS,
     TIE_RULES,
+    ItemKind,
     MetricSpec,
     Target,
 )
 from antlm_bench.printable import format_count
 from antlm_bench.registry import load_target, naming_plugin
-from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Summary
+from antlm_bench.types import TOO_LONG_HINT, Bools, Cell, Estimate, Floats, Group, Ints, Summary
 
 if TYPE_CHECKING:
     from antlm_bench.predictions import Predictions
@@ -98,9 +99,34 @@ class Metric(ABC):
 
     def by_group(
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
-    ) -> Sequence[Estimate]:
-        """Return the estimate of each group. codes (n,): the group of each item, -1 = none."""
-        return [self.estimate_members(table, codes == code) for code in range(len(names))]
+    ) -> Sequence[Estimate | None]:
+        """Return the estimate of each group, None if it is undefined.
+
+        codes (n,): the group of each item, -1 = none.
+        """
+        masks = (codes == code for code in range(len(names)))
+        return [
+            None
+            if self.find_undefined_reason(table, members)
+            else self.estimate_members(table, members)
+            for members in masks
+        ]
+
+    def find_undefined_reason(self, table: PredictionTable, members: Bools) -> str:
+        """Return why the score of the items where members (n,) is True is undefined, "" if it is
+        defined. Items that do not fit the model do not count."""
+        return self.spec.find_undefined_reason(table.gold[members & ~table.get_flag("too-long")])
+
+    def require_defined(self, table: PredictionTable) -> None:
+        """Raise DataError if the score of all items that fit the model is undefined."""
+        if reason := self.find_undefined_reason(table, np.ones(len(table.ids), bool)):
+            num_too_long = int(table.get_flag("too-long").sum())
+            others = f" ({num_too_long} more do not fit the model)" if num_too_long else ""
+            raise DataError(
+                f"{self.spec.heading} is undefined: {reason}{others}",
+                location=f"item {table.ids[0]} and others",
+                hint=TOO_LONG_HINT if num_too_long else "score more items",
+            )
 
     def closing_notes(self, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
         """Return notes that depend on all estimates. estimates: name of the suite or group ->
@@ -130,9 +156,11 @@ def summarize(
     see MetricSettings. Items flagged `too-long` were not scored; each metric decides how to treat
     them, and `flags` counts them.
 
+    Groups whose score is undefined (an AUC of one class) are left out, with a note.
+
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a missing label of a
-    `macro` level, a gold that is not the index of an option), CheckpointError (a NaN or +inf
-    score).
+    `macro` level, a gold that is not the index of an option, an undefined headline),
+    CheckpointError (a NaN or +inf score).
     """
     settings = MetricSettings(ties, reduction, softmax)
     loaded = load_metric(metric, settings)
@@ -141,18 +169,21 @@ def summarize(
     table = build_table(predictions, {*macro, *groups}, reduction)
     with naming_plugin(METRICS.describe(metric)):
         headline = loaded.headline(table, macro)
-        group_estimates = []
+        group_estimates: list[Group] = []
+        undefined_names: list[str] = []
         for parent_level, level in zip((None, *groups), groups, strict=False):
             codes, names = table.levels[level]
             parents = parent_names(table, parent_level, codes, len(names))
             estimates = loaded.by_group(table, codes, names)
-            group_estimates += [
-                Group(level, name, estimate, parent)
-                for name, estimate, parent in zip(names, estimates, parents, strict=True)
-            ]
+            for name, estimate, parent in zip(names, estimates, parents, strict=True):
+                if estimate is None:
+                    undefined_names.append(name)
+                else:
+                    group_estimates.append(Group(level, name, estimate, parent))
         closing_notes = loaded.closing_notes(
             {suite: headline.estimate, **{group.name: group.estimate for group in group_estimates}}
         )
+    closing_notes = (*describe_undefined_groups(undefined_names, loaded.spec), *closing_notes)
     num_clusters = 0 if table.clusters is None else len(np.unique(table.clusters))
     return Summary(
         suite,
@@ -165,6 +196,15 @@ def summarize(
         (*notes, *headline.notes, *closing_notes, *_cluster_notes(num_clusters, len(table.ids))),
         num_clusters,
     )
+
+
+def describe_undefined_groups(names: Sequence[str], spec: MetricSpec) -> tuple[str, ...]:
+    """Return a note on groups that are left out because their score is undefined; () for none."""
+    if not names:
+        return ()
+    has_classes = spec.item_kind is ItemKind.JUDGEMENT
+    reason = "all items are of one class" if has_classes else "too few items, or equal ratings"
+    return (f"{', '.join(dict.fromkeys(names))}: {spec.heading} undefined ({reason}), left out",)
 
 
 def _cluster_notes(num_clusters: int, num_items: int) -> tuple[str, ...]:

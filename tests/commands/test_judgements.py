@@ -19,10 +19,12 @@ from antlm_bench import compare, merge, runs, score
 from antlm_bench.commands.export import export
 from antlm_bench.commands.plan import plan_score
 from antlm_bench.commands.power import PowerOptions, plan_power
+from antlm_bench.commands.requested_suites import find_smallest_limit
 from antlm_bench.commands.score_options import ScoreOptions
-from antlm_bench.errors import DataError, DeclarationError, UsageError
+from antlm_bench.errors import DataError, DeclarationError, IncompleteError, UsageError
+from antlm_bench.metrics import METRICS
 from antlm_bench.suites.loader import load_suite
-from antlm_bench.types import Run
+from antlm_bench.types import Item, Run
 
 Make = Callable[..., Path]
 DECLARATION = """
@@ -387,3 +389,54 @@ def test_damaged_tokens_of_a_training_text_are_one_clear_error(
             str(tmp_path / "main"), str(folder / "toy.toml"), out=tmp_path / "run",
             unigrams="training",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "limit", "location", "words", "hint"),
+    [
+        ("1111", None, "toy.toml", "all 4 sentences are acceptable", "add such items to the file"),
+        ("0000", 2, "toy.toml", "all 4 sentences are unacceptable", "add such items to the file"),
+        ("1110", 2, "toy.toml, --limit 2", "all 2 sentences are acceptable", "raise it to 4"),
+        ("01", 1, "toy.toml, --limit 1", "the only sentence is unacceptable", "raise it to 2"),
+    ],
+)
+def test_one_class_is_refused_before_anything_is_scored(
+    labels: str, limit: int | None, location: str, words: str, hint: str,
+    make_checkpoint: Make, tmp_path: Path,
+) -> None:  # fmt: skip
+    suite = write_suite(tmp_path, list(zip(labels, draw_sentences(len(labels)), strict=True)))
+
+    with pytest.raises(DataError, match=f"100 AUC is undefined.*: {words}") as error:
+        score(str(make_checkpoint()), suite, out=tmp_path / "run", limit=limit)
+
+    assert (error.value.location, error.value.exit_code) == (str(tmp_path / location), 3)
+    assert hint in error.value.hint
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_limit_of_one_class_leaves_the_other_suites(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    suite = write_suite(tmp_path, list(zip("110", draw_sentences(3), strict=True)))
+
+    with pytest.raises(IncompleteError, match="100 AUC is undefined with this limit") as error:
+        score(str(make_checkpoint()), [suite, "nano"], out=tmp_path / "run", limit=2)
+
+    assert [cell.suite for run in error.value.runs for cell in run] == ["nano"]
+    assert error.value.exit_code == 5
+
+
+def test_the_smallest_limit_counts_items_of_each_group() -> None:
+    items = [
+        Item(str(i), (), gold, {"group": group})
+        for i, (gold, group) in enumerate([(1, "a"), (1, "a"), (1, "b"), (1, "b"), (0, "b")])
+    ]
+
+    assert find_smallest_limit(items, "group", METRICS["auc"]) == 3
+    assert find_smallest_limit(items, None, METRICS["auc"]) == 5
+
+
+def test_the_smallest_limit_of_a_correlation_has_three_items() -> None:
+    items = [Item(str(i), (), gold, {}) for i, gold in enumerate([0.1, 0.2, 0.2, 0.3])]
+
+    assert find_smallest_limit(items, None, METRICS["spearman"]) == 3

@@ -22,12 +22,15 @@ from prediction_rows import PredictionRow
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from antlm_bench import statistics
+from antlm_bench import check, statistics
 from antlm_bench.comparison import Comparison, Difference, compare_runs
 from antlm_bench.comparison.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
 from antlm_bench.comparison.results import HEADLINE
+from antlm_bench.comparison.summary_check import open_verified_run
 from antlm_bench.comparison.verdict import judge
-from antlm_bench.types import Cell, Run
+from antlm_bench.errors import NotComparable
+from antlm_bench.metrics import METRICS
+from antlm_bench.types import Cell, Estimate, Run, Summary
 
 
 def only(found: list[Comparison]) -> Comparison:
@@ -322,6 +325,33 @@ def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
         "wug: no interval of a difference is known with fewer than 40 items beside the largest tie",
     )
     assert not only(compare_runs(c, c)).notes
+
+
+@pytest.mark.parametrize(
+    ("metric", "golds", "words"),
+    [
+        ("auc", [1.0] * 8, "all 8 sentences are acceptable, none is unacceptable"),
+        ("spearman", [0.5] * 8, "all 8 items have the rating 0.5"),
+    ],
+)
+def test_an_older_run_of_an_undefined_metric_is_read_but_not_compared(
+    metric: str, golds: list[float], words: str, tmp_path: Path
+) -> None:
+    value_range = METRICS[metric].value_range
+    summary = Summary("toy", "causal", metric, (), Estimate(0.0, 8, *value_range), {}, ())
+    cell = Cell("toy", "causal", "k", {"ties": "half", "reduction": "sum"}, summary)
+    rows = [
+        PredictionRow(f"i{i}", gold, 0, (-float(i),), (4,), (9,), {})
+        for i, gold in enumerate(golds)
+    ]
+    a, b = (write_run(tmp_path / name, (cell, rows)) for name in "ab")
+
+    assert [cell.summary.headline.value for cell in open_verified_run(a.path)] == [0.0]
+    assert compare_runs(a, b) == []
+    with pytest.raises(NotComparable, match=f"nothing to compare, .* is undefined: {words}"):
+        compare_runs(a, b, suites=["toy"])
+    with pytest.raises(NotComparable, match="nothing to compare"):
+        check(b.path, against=a.path)
 
 
 def finetuned(

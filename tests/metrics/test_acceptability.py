@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prediction_rows import PredictionRow, from_rows
 from sklearn.metrics import accuracy_score, matthews_corrcoef, roc_auc_score
 
@@ -188,12 +190,54 @@ def test_without_unigrams_there_is_no_slor_and_a_note_says_why() -> None:
     assert NO_SLOR_NOTE in found.notes
 
 
-def test_judgements_of_one_class_have_no_auc() -> None:
-    found = summarize_judgements([judgement(i, 1, -i) for i in range(8)])
+@pytest.mark.parametrize(
+    ("gold", "words"),
+    [
+        (1, "100 AUC is undefined: all 8 sentences are acceptable, none is unacceptable"),
+        (0, "100 AUC is undefined: all 8 sentences are unacceptable, none is acceptable"),
+    ],
+)
+def test_judgements_of_one_class_are_refused(gold: int, words: str) -> None:
+    with pytest.raises(DataError) as error:
+        summarize_judgements([judgement(i, gold, -i) for i in range(8)])
 
-    assert (found.headline.value, found.headline.low, found.headline.high) == (0.5, 0, 1)
-    assert "toy: no interval: fewer than 2 items of a class" in found.notes
-    assert set(found.views) == {"auc-mean-lp", "auc-penlp"}
+    assert error.value.message == words
+
+
+def test_one_class_that_fits_the_model_is_refused() -> None:
+    rows = [judgement(0, 1, -1.0), judgement(1, 0, 0.0, 0, flags=("too-long",))]
+
+    with pytest.raises(DataError, match="the only sentence is acceptable") as error:
+        summarize_judgements(rows)
+
+    assert error.value.message.endswith("(1 more do not fit the model)")
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3), st.sampled_from("xyz"))))
+def test_a_group_has_an_auc_if_it_has_both_classes(rows: list[tuple[int, int, str]]) -> None:
+    rows = [(0, 0, "both"), (1, 0, "both"), *rows]
+    predictions = from_rows(
+        [
+            replace(judgement(i, gold, score), labels={"group": group})
+            for i, (gold, score, group) in enumerate(rows)
+        ]
+    )
+
+    found = summarize(
+        predictions, suite="toy", method="causal", metric="auc", macro=[], groups=["group"]
+    )
+
+    names = dict.fromkeys(group for _, _, group in rows)
+    golds = {name: [gold for gold, _, group in rows if group == name] for name in names}
+    scores = {name: [score for _, score, group in rows if group == name] for name in names}
+    defined = [name for name in names if len(set(golds[name])) == 2]
+    assert {group.name: group.estimate.value for group in found.groups} == {
+        name: pytest.approx(roc_auc_score(golds[name], scores[name])) for name in defined
+    }
+    notes = [note for note in found.notes if "undefined" in note]
+    assert bool(notes) == (len(defined) < len(names))
+    for name in set(names) - set(defined):
+        assert name in notes[0].partition(":")[0].split(", ")
 
 
 def test_a_sentence_that_is_too_long_is_left_out() -> None:

@@ -264,6 +264,33 @@ def test_spearman_correlates_first_option_softmax_and_rating() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ratings", "words"),
+    [
+        ([0.2, 0.4], "100 rho is undefined: spearman needs 3 items or more, not 2"),
+        ([0.5] * 4, "100 rho is undefined: all 4 items have the rating 0.5"),
+    ],
+)
+def test_a_correlation_with_no_ranks_is_refused(ratings: list[float], words: str) -> None:
+    predictions = [made(str(i), -i, -1, gold=rating) for i, rating in enumerate(ratings)]
+
+    with pytest.raises(DataError) as error:
+        summary(predictions, metric="spearman")
+
+    assert error.value.message == words
+
+
+def test_a_group_of_equal_ratings_is_left_out() -> None:
+    predictions = [
+        made(str(i), -i, -1, gold=i / 10 if i < 5 else 0.5, kind="ab"[i // 5]) for i in range(10)
+    ]
+
+    found = summary(predictions, metric="spearman", groups=["kind"])
+
+    assert [group.name for group in found.groups] == ["a"]
+    assert "b: 100 rho undefined (too few items, or equal ratings), left out" in found.notes
+
+
 def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
     constant = summary([made(str(i), -1, -1, gold=i / 10) for i in range(10)], metric="spearman")
     assert (constant.headline.value, constant.headline.low, constant.headline.high) == (0, -1, 1)
@@ -338,7 +365,9 @@ def test_every_metric_and_tie_rule_in_the_tables_exists() -> None:
         if not (spec.aggregation or spec.confusion):
             continue  # computed by a command of its own
         rated = spec.item_kind is ItemKind.RATING
-        items = [made(str(i), -i, -2.5, gold=i / 9 if rated else 0, word=f"w{i}") for i in range(9)]
+        judged = spec.item_kind is ItemKind.JUDGEMENT
+        golds = [i / 9 if rated else int(judged) * i % 2 for i in range(9)]
+        items = [made(str(i), -i, -2.5, gold=golds[i], word=f"w{i}") for i in range(9)]
         items = [replace(item, judged=(1.0, 2.0)) for item in items]  # as a task's code has it
         reduction = "class" if spec.item_kind is ItemKind.CLASS else "sum"
         for ties in TIE_RULES:
