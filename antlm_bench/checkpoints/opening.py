@@ -42,7 +42,7 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
     Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an
     architecture that is neither causal nor masked) and UsageError (an option that cannot apply).
     """
-    located = locate(ref, options)
+    located = locate_checkpoint(ref, options)
     from antlm_bench.checkpoints.checkpoint import open_for_scoring
 
     return open_for_scoring(*located)
@@ -50,7 +50,7 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 
 def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     """Open a local folder or hub id for finetuning. Raises as `open_checkpoint`."""
-    located = locate(ref, options)
+    located = locate_checkpoint(ref, options)
     from antlm_bench.checkpoints.checkpoint import open_for_finetuning
 
     return open_for_finetuning(*located)
@@ -61,13 +61,13 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions | None = None) -> Mi
 
     Raises as `open_checkpoint`, and CheckpointError if minicons cannot take the model.
     """
-    located = locate(ref, options)
+    located = locate_checkpoint(ref, options)
     from antlm_bench.checkpoints.minicons_backend import open_for_minicons
 
     return open_for_minicons(*located)
 
 
-def locate(ref: str, options: OpenOptions | None = None) -> LocatedCheckpoint:
+def locate_checkpoint(ref: str, options: OpenOptions | None = None) -> LocatedCheckpoint:
     """Check the options, and find the files of a checkpoint. Raises as `open_checkpoint`."""
     ref, options = split_revision(ref, options or OpenOptions())
     check_option_values(options)

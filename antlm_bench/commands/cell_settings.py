@@ -1,7 +1,7 @@
 """The settings of the cells of one suite, and their content keys. No model is run.
 
 Everything that predictions depend on is listed here once, for an open checkpoint and for one whose
-facts are cached (checkpoints.opening_records), and likewise for a suite (suite_records).
+facts are cached (checkpoints.checkpoint_records), and likewise for a suite (suite_records).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from antlm_bench.checkpoints.checkpoint_records import CheckpointInfo
 from antlm_bench.checkpoints.metadata import select_content_key_metadata
-from antlm_bench.checkpoints.opening_records import DescribedCheckpoint
 from antlm_bench.commands.score_options import ScoreOptions
-from antlm_bench.commands.suite_records import RememberedSuite, any_words_corrected
+from antlm_bench.commands.suite_records import RecordedSuite, any_words_corrected
 from antlm_bench.commands.work_estimates import estimate_work
 from antlm_bench.errors import UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
@@ -30,9 +30,9 @@ from antlm_bench.scoring.unigrams import TRAINING_TEXT, UnigramModel, open_unigr
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, SuiteRequest, TaskType
 from antlm_bench.words import check_splittable, describe_word_rule
 
-Described = TypeVar("Described", bound=DescribedCheckpoint)
-DescribedSuite = Suite | RememberedSuite
-AnySuite = TypeVar("AnySuite", bound=DescribedSuite)
+AnyCheckpointInfo = TypeVar("AnyCheckpointInfo", bound=CheckpointInfo)
+SuiteInfo = Suite | RecordedSuite
+AnySuite = TypeVar("AnySuite", bound=SuiteInfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ class SuiteToScore(Generic[AnySuite]):
         return Workload(num_items * len(methods), num_items / len(items) * work.cost)
 
 
-class SuiteCells(Generic[Described, AnySuite]):
+class SuiteCells(Generic[AnyCheckpointInfo, AnySuite]):
     """The cells of one suite with one checkpoint."""
 
-    def __init__(self, checkpoint: Described, target: SuiteToScore[AnySuite]) -> None:
+    def __init__(self, checkpoint: AnyCheckpointInfo, target: SuiteToScore[AnySuite]) -> None:
         """Raise UsageError or MethodNotSupported if the options cannot score the suite."""
         self.suite: AnySuite = target.suite
         self.target, self.options = target, target.options
@@ -77,7 +77,7 @@ class SuiteCells(Generic[Described, AnySuite]):
             checkpoint = checkpoint.with_context_bos_policy(self.conventions.bos_before_context)
         if self.conventions.eos and not self.task_type.scores_documents:
             checkpoint = checkpoint.with_scored_eos(self.conventions.eos)
-        self.checkpoint: Described = checkpoint
+        self.checkpoint: AnyCheckpointInfo = checkpoint
         _check_supported(self.suite, self.task_type, target.method_names, self.options)
         self.unigrams = _open_unigrams(
             checkpoint, self.suite, self.task_type, self.conventions.reduction, self.options
@@ -101,7 +101,7 @@ class SuiteCells(Generic[Described, AnySuite]):
 
 
 def _check_supported(
-    suite: DescribedSuite,
+    suite: SuiteInfo,
     task_type: TaskType,
     method_names: Sequence[str],
     options: ScoreOptions,
@@ -125,8 +125,8 @@ def _check_supported(
 
 
 def _open_unigrams(
-    checkpoint: DescribedCheckpoint,
-    suite: DescribedSuite,
+    checkpoint: CheckpointInfo,
+    suite: SuiteInfo,
     task_type: TaskType,
     reduction: str,
     options: ScoreOptions,
@@ -160,8 +160,8 @@ def _open_unigrams(
 
 
 def _build_settings(
-    checkpoint: DescribedCheckpoint,
-    suite: DescribedSuite,
+    checkpoint: CheckpointInfo,
+    suite: SuiteInfo,
     method: str,
     conventions: ScoringConventions,
     options: ScoreOptions,
@@ -204,17 +204,17 @@ def choose_word_rule(target: SuiteToScore[Suite]) -> str | None:
     return rule
 
 
-def _describe_words(suite: DescribedSuite, method: str, options: ScoreOptions) -> dict[str, str]:
+def _describe_words(suite: SuiteInfo, method: str, options: ScoreOptions) -> dict[str, str]:
     """Return the setting `words` of a cell; {} = the words of the tokenizer."""
     if options.words is not None and get_method(method).needs_words:
         return {"words": describe_word_rule(options.words)}
     return {"words": "graphemes"} if _has_corrected_words(suite, method, options) else {}
 
 
-def _has_corrected_words(suite: DescribedSuite, method: str, options: ScoreOptions) -> bool:
+def _has_corrected_words(suite: SuiteInfo, method: str, options: ScoreOptions) -> bool:
     """Return whether words of the method differ from those of runs that had no such correction."""
     if options.engine != "native" or not get_method(method).needs_words:
         return False
-    if isinstance(suite, RememberedSuite):
+    if isinstance(suite, RecordedSuite):
         return suite.has_corrected_words
     return any_words_corrected(suite)

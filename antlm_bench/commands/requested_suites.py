@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from antlm_bench.commands.suite_records import RememberedSuite, find_suite, load_and_remember
+from antlm_bench.commands.suite_records import RecordedSuite, find_suite_record, load_and_record
 from antlm_bench.declarations import list_declarations
 from antlm_bench.errors import BenchError, DataError, IncompleteError, UsageError
 from antlm_bench.metrics import ItemKind, MetricSpec, get_metric_spec
@@ -75,7 +75,7 @@ class SuiteCache(FileCache[Suite]):
         """Return a suite, and remember what its keys depend on. Raises as `loader.load_suite`."""
         return self.get(
             asdict(request),
-            lambda: load_and_remember(request),
+            lambda: load_and_record(request),
         )
 
 
@@ -162,11 +162,11 @@ class RequestedSuites:
         for request in self._requests_by_ref.values():
             loader.check_request(request)
         self._cache = cache or SuiteCache(max_items=0)
-        self._requests: list[tuple[Suite | RememberedSuite, SuiteRequest]] = []
+        self._requests: list[tuple[Suite | RecordedSuite, SuiteRequest]] = []
         self._suites: list[Suite] | None = None
-        self._described: list[Suite | RememberedSuite] | None = None
+        self._described: list[Suite | RecordedSuite] | None = None
 
-    def request_of(self, suite: Suite | RememberedSuite) -> SuiteRequest:
+    def request_of(self, suite: Suite | RecordedSuite) -> SuiteRequest:
         """Return the request that loads a suite in any working directory."""
         request = next(request for loaded, request in self._requests if loaded is suite)
         path = Path(request.ref).expanduser()
@@ -194,7 +194,7 @@ class RequestedSuites:
                 raise
         return self._suites
 
-    def describe(self, methods: Sequence[str]) -> Sequence[Suite | RememberedSuite]:
+    def describe(self, methods: Sequence[str]) -> Sequence[Suite | RecordedSuite]:
         """Return what the keys of the suites depend on. Remembered suites are not loaded.
 
         Raises as `load`.
@@ -214,9 +214,9 @@ class RequestedSuites:
         for ref in self.refs:
             find_task_type(ref).check_methods(ref, methods)
 
-    def _describe_if_available(self, ref: str) -> Iterator[Suite | RememberedSuite]:
+    def _describe_if_available(self, ref: str) -> Iterator[Suite | RecordedSuite]:
         request = self._requests_by_ref[ref]
-        suite = find_suite(request)
+        suite = find_suite_record(request)
         if suite is None:
             yield from self._load_if_available(ref)
         else:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import apply_settings, check_arguments, split_methods
 from antlm_bench.checkpoints import expand_refs, loading_notes
-from antlm_bench.checkpoints.opening import LocatedCheckpoint, locate
-from antlm_bench.checkpoints.opening_records import (
-    RememberedCheckpoint,
-    find_record,
+from antlm_bench.checkpoints.checkpoint_records import (
+    RecordedCheckpoint,
+    find_checkpoint_record,
     hash_inputs,
-    store_record,
+    store_checkpoint_record,
 )
+from antlm_bench.checkpoints.opening import LocatedCheckpoint, locate_checkpoint
 from antlm_bench.checkpoints.resolve import display_name
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions
@@ -151,7 +151,7 @@ class ScoreCall:
         if finished is not None:
             self._refs_by_weights.setdefault(str(finished.manifest.model["weights"]), ref)
             return finished
-        checkpoint, notes = self._open_and_remember(ref)
+        checkpoint, notes = self._open_and_record(ref)
         folder = shard_dir(self.run_dir(checkpoint), self.out, request.shard)
         with open_output(folder, checkpoint.metadata["weights"]) as local_folder:
             return self.session.score_opened(
@@ -171,23 +171,23 @@ class ScoreCall:
             return None
         weights = hash_weights(sources.base, options.allow_pickle)
         inputs = hash_inputs(located_ref, sources, options, request.options.engine)
-        remembered = find_record(inputs, sources, options, weights)
+        remembered = find_checkpoint_record(inputs, sources, options, weights)
         if remembered is None:
             return None
         return self.session.find_finished(remembered, request, self.run_dir(remembered))
 
-    def _open_and_remember(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
+    def _open_and_record(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint, and store what it tells, unless its files change meanwhile."""
         located, engine = self._locate(ref), self.request.options.engine
         inputs = hash_inputs(*located, engine)
         checkpoint, notes = self.open(ref)
         if inputs == hash_inputs(*located, engine):
-            store_record(inputs, checkpoint)
+            store_checkpoint_record(inputs, checkpoint)
         return checkpoint, notes
 
     def _locate(self, ref: str) -> LocatedCheckpoint:
         if ref not in self._located:
-            self._located[ref] = locate(ref, self.request.options.open_options())
+            self._located[ref] = locate_checkpoint(ref, self.request.options.open_options())
         return self._located[ref]
 
     def _has_run(self, name: str) -> bool:
@@ -208,7 +208,7 @@ class ScoreCall:
             notes.insert(0, f"same weights as {first_ref}: this is not another checkpoint")
         return checkpoint, notes
 
-    def run_dir(self, checkpoint: AnyCheckpoint | RememberedCheckpoint) -> Path:
+    def run_dir(self, checkpoint: AnyCheckpoint | RecordedCheckpoint) -> Path:
         """Return the run folder of a checkpoint."""
         return run_dir(checkpoint.metadata, self.out, len(self.refs) > 1)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from antlm_bench import runs
 from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
+from antlm_bench.checkpoints.checkpoint_records import CheckpointInfo, RecordedCheckpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
 from antlm_bench.checkpoints.opening import open_minicons_checkpoint
-from antlm_bench.checkpoints.opening_records import DescribedCheckpoint, RememberedCheckpoint
 from antlm_bench.commands.cell_settings import AnySuite, SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
@@ -116,7 +116,7 @@ class ScoreSession:
         return opened[options.engine].open(ref, options.open_options())
 
     def find_finished(
-        self, checkpoint: RememberedCheckpoint, request: ScoreRequest, folder: Path
+        self, checkpoint: RecordedCheckpoint, request: ScoreRequest, folder: Path
     ) -> Run | None:
         """Return the run if its folder has all cells of the request, with intact predictions.
 
@@ -207,7 +207,7 @@ class ScoreSession:
 
 
 def _list_targets(
-    checkpoint: DescribedCheckpoint,
+    checkpoint: CheckpointInfo,
     request: ScoreRequest,
     notes: Sequence[str],
     load: Callable[[Sequence[str]], Sequence[AnySuite]],
@@ -266,9 +266,7 @@ def shard_dir(folder: Path, out: str | Path | None, shard: Shard | None) -> Path
     return folder.with_name(f"{folder.name}.shard-{shard.index}-of-{shard.count}")
 
 
-def _resolve_methods(
-    requested_methods: Sequence[str], checkpoint: DescribedCheckpoint
-) -> list[str]:
+def _resolve_methods(requested_methods: Sequence[str], checkpoint: CheckpointInfo) -> list[str]:
     """Return the requested methods, or else the checkpoint's default method.
 
     "all" is replaced by every method that the checkpoint was trained for.

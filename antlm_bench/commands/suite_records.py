@@ -2,7 +2,7 @@
 
 A key has facts that only the items tell: their digest, and how many a limit leaves out. They follow
 from the declaration, the data files, the request and our own source. A record in the user's cache
-holds them under a hash of all of that, as checkpoints.opening_records does for checkpoints.
+holds them under a hash of all of that, as checkpoints.checkpoint_records does for checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.checkpoints.opening_records import (
+from antlm_bench.checkpoints.checkpoint_records import (
     UnhashableError,
     describe_software,
     hash_text,
@@ -41,7 +41,7 @@ SPECS = (SuiteSpec, AcceptabilitySpec, SyntaxGymSpec)
 
 
 @dataclass(frozen=True, slots=True)
-class RememberedSuite:
+class RecordedSuite:
     """What is known of a suite that was loaded before. It has no items.
 
     suites.task_types.Suite documents the fields that both classes have.
@@ -69,7 +69,7 @@ def any_words_corrected(suite: Suite) -> bool:
     return any(has_corrected_words(o.text) for item in suite.items for o in item.options)
 
 
-def load_and_remember(request: SuiteRequest) -> Suite:
+def load_and_record(request: SuiteRequest) -> Suite:
     """Load a suite, and store what its keys need, unless its files change meanwhile.
 
     Raises as `loader.load_requested_suite`.
@@ -77,20 +77,20 @@ def load_and_remember(request: SuiteRequest) -> Suite:
     inputs = hash_suite_inputs(request)
     suite = loader.load_requested_suite(request)
     if inputs and suite.task_metrics is None and inputs == hash_suite_inputs(request):
-        names = [field.name for field in fields(RememberedSuite)]
+        names = [field.name for field in fields(RecordedSuite)]
         content = {name: getattr(suite, name) for name in names if hasattr(suite, name)}
         content["has_corrected_words"] = any_words_corrected(suite)
         write_record(lambda: _record_file(inputs), content)
     return suite
 
 
-def find_suite(request: SuiteRequest) -> RememberedSuite | None:
+def find_suite_record(request: SuiteRequest) -> RecordedSuite | None:
     """Return what is stored for a request and the files that it would load now. None = nothing."""
     inputs = hash_suite_inputs(request)
     content = read_record(lambda: _record_file(inputs)) if inputs else {}
-    if content.keys() != {field.name for field in fields(RememberedSuite)}:
+    if content.keys() != {field.name for field in fields(RecordedSuite)}:
         return None
-    return RememberedSuite(**{**content, "origin": tuple(content["origin"])})
+    return RecordedSuite(**{**content, "origin": tuple(content["origin"])})
 
 
 def hash_suite_inputs(request: SuiteRequest) -> str:

@@ -15,8 +15,8 @@ from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench import score
 from antlm_bench.checkpoints import checkpoint as checkpoints
-from antlm_bench.checkpoints import minicons_backend, opening_records
-from antlm_bench.checkpoints.opening import locate
+from antlm_bench.checkpoints import checkpoint_records, minicons_backend
+from antlm_bench.checkpoints.opening import locate_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.commands import cell_settings
 from antlm_bench.commands.score import ScoreCall, ScoreOptions
@@ -229,8 +229,8 @@ def test_other_conventions_are_not_finished(
 def test_other_software_is_not_finished(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, fact: str
 ) -> None:
-    facts = opening_records.describe_software()
-    monkeypatch.setattr(opening_records, "describe_software", lambda: {**facts, fact: "other"})
+    facts = checkpoint_records.describe_software()
+    monkeypatch.setattr(checkpoint_records, "describe_software", lambda: {**facts, fact: "other"})
     assert finished.find() is None
 
 
@@ -241,8 +241,8 @@ def test_the_hash_of_our_code_covers_what_decides_a_key(monkeypatch: pytest.Monk
         hashed.extend(map(str, files))
         return ""
 
-    monkeypatch.setattr(opening_records, "hash_files", collect)
-    opening_records._hash_source()
+    monkeypatch.setattr(checkpoint_records, "hash_files", collect)
+    checkpoint_records._hash_source()
     for name in ("checkpoints/loader.py", "scoring/text.py", "architectures/gpt_bert.py"):
         assert any(file.endswith(name) for file in hashed), name
 
@@ -256,15 +256,15 @@ def write_record(file: Path, content: object, checksum: str = "") -> None:
 @pytest.fixture
 def record(finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A copy of the record of `finished`, which is read instead."""
-    locate_record, copy = opening_records._record_file, tmp_path / "record.json"
+    locate_record, copy = checkpoint_records._record_file, tmp_path / "record.json"
 
     def copy_record(inputs: str, weights: str) -> Path:
         copy.write_bytes(locate_record(inputs, weights).read_bytes())
         return copy
 
-    monkeypatch.setattr(opening_records, "_record_file", copy_record)
+    monkeypatch.setattr(checkpoint_records, "_record_file", copy_record)
     assert finished.find() is not None
-    monkeypatch.setattr(opening_records, "_record_file", lambda *_: copy)
+    monkeypatch.setattr(checkpoint_records, "_record_file", lambda *_: copy)
     return copy
 
 
@@ -297,7 +297,7 @@ def test_a_record_of_another_user_is_not_used(
     finished: Finished, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = record.stat().st_uid
-    monkeypatch.setattr(opening_records.os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr(checkpoint_records.os, "getuid", lambda: owner + 1)
     assert finished.find() is None
 
 
@@ -342,10 +342,10 @@ def test_a_package_outside_its_installation_is_not_trusted(
     (installed / "greeting-1.0.dist-info").mkdir()
     (installed / "greeting-1.0.dist-info" / "METADATA").write_text("Name: greeting\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(installed)
-    opening_records._check_location("greeting")
+    checkpoint_records._check_location("greeting")
     monkeypatch.syspath_prepend(other)
-    with pytest.raises(opening_records.UnhashableError):
-        opening_records._check_location("greeting")
+    with pytest.raises(checkpoint_records.UnhashableError):
+        checkpoint_records._check_location("greeting")
 
 
 @pytest.mark.parametrize(
@@ -365,9 +365,9 @@ def test_code_of_another_repository_is_not_remembered(
         trust_remote_code=True, tokenizer=None if has_own_tokenizer else str(changed)
     )
     ref = str(changed if has_own_tokenizer else finished.checkpoint)
-    assert opening_records.hash_inputs(*locate(ref, options), "native")
+    assert checkpoint_records.hash_inputs(*locate_checkpoint(ref, options), "native")
     (changed / name).write_text(text)
-    assert opening_records.hash_inputs(*locate(ref, options), "native") == ""
+    assert checkpoint_records.hash_inputs(*locate_checkpoint(ref, options), "native") == ""
 
 
 def test_a_file_that_changes_while_opening_is_not_remembered(

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench import score
-from antlm_bench.checkpoints.opening_records import describe_software
+from antlm_bench.checkpoints.checkpoint_records import describe_software
 from antlm_bench.commands import suite_records
-from antlm_bench.commands.suite_records import RememberedSuite, find_suite, load_and_remember
+from antlm_bench.commands.suite_records import RecordedSuite, find_suite_record, load_and_record
 from antlm_bench.errors import DataError
 from antlm_bench.suites import loader
 from antlm_bench.suites.task_types import SuiteRequest
@@ -103,24 +103,24 @@ def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteFolder:
     return SuiteFolder(tmp_path)
 
 
-def describe_loaded(request: SuiteRequest) -> RememberedSuite:
+def describe_loaded(request: SuiteRequest) -> RecordedSuite:
     """Describe a suite by its items."""
     suite = loader.load_requested_suite(request)
-    names = [field.name for field in fields(RememberedSuite)][:-1]
+    names = [field.name for field in fields(RecordedSuite)][:-1]
     values = {name: getattr(suite, name) for name in names}
-    return RememberedSuite(**values, has_corrected_words=suite_records.any_words_corrected(suite))
+    return RecordedSuite(**values, has_corrected_words=suite_records.any_words_corrected(suite))
 
 
 def check_change(
     request: SuiteRequest, changed: SuiteRequest, change: Callable[[], object]
 ) -> None:
     """Check that what is remembered of a request is not returned after a change."""
-    load_and_remember(request)
-    assert find_suite(request) == describe_loaded(request)
+    load_and_record(request)
+    assert find_suite_record(request) == describe_loaded(request)
     change()
-    assert find_suite(changed) is None
-    load_and_remember(changed)
-    assert find_suite(changed) == describe_loaded(changed)
+    assert find_suite_record(changed) is None
+    load_and_record(changed)
+    assert find_suite_record(changed) == describe_loaded(changed)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_no_changed_byte_yields_old_facts(
 ) -> None:
     suites = SuiteFolder(tmp_path_factory.mktemp("suites"))
     request = suites.request("own.toml")
-    load_and_remember(request)
+    load_and_record(request)
     before, after = ROWS[: position + 1], ROWS[:position] + bytes([byte])
     suites.replace("second/rows.jsonl", before, after)
-    assert (find_suite(request) is None) == (before != after)
+    assert (find_suite_record(request) is None) == (before != after)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_a_declaration_that_hides_another_is_seen(
 
 def test_a_data_file_that_lost_its_first_hash_is_not_used(suites: SuiteFolder) -> None:
     request = suites.request("own.toml")
-    load_and_remember(request)
+    load_and_record(request)
     suites.write("second/rows.jsonl.sha256", b"0" * 64 + b"  rows.jsonl\n")
-    assert find_suite(request) is None
+    assert find_suite_record(request) is None
     with pytest.raises(DataError, match="wrong hash"):
-        load_and_remember(request)
-    assert find_suite(request) is None
+        load_and_record(request)
+    assert find_suite_record(request) is None
 
 
 @pytest.mark.parametrize("fact", ["libraries", "source", "packages", "python"])
@@ -257,19 +257,19 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 
     monkeypatch.setattr(loader, "load_requested_suite", load_and_change)
     request = suites.request("own.toml")
-    load_and_remember(request)
-    assert find_suite(request) is None
+    load_and_record(request)
+    assert find_suite_record(request) is None
 
 
 def test_a_damaged_record_is_not_used(suites: SuiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     record, request = suites.folder / "record.json", suites.request("own.toml")
     monkeypatch.setattr(suite_records, "_record_file", lambda _: record)
-    load_and_remember(request)
+    load_and_record(request)
     data = record.read_bytes()
     digest = describe_loaded(request).digest.encode()
     for content in (b"", b"{}", data[:-1], data.replace(digest[:4], b"0000")):
         record.write_bytes(content)
-        assert find_suite(request) is None
+        assert find_suite_record(request) is None
 
 
 def test_suites_of_lm_eval_are_not_remembered() -> None:

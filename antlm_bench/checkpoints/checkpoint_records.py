@@ -57,7 +57,7 @@ from antlm_bench.weight_files import (
     select_weights,
 )
 
-RECORD_VERSION = 2
+CHECKPOINT_RECORD_VERSION = 2
 EOS_RULES: tuple[EosRule, ...] = ("all", "context")
 LIBRARIES = (
     "accelerate",
@@ -79,7 +79,7 @@ MAX_HASHED_BYTES = 100_000_000
 """Largest file of a folder, besides loaded weights and tokenizers, whose bytes are hashed."""
 
 
-class DescribedCheckpoint(HasMetadata, ModelInfo, Protocol):
+class CheckpointInfo(HasMetadata, ModelInfo, Protocol):
     """A checkpoint, open or remembered, of which all is known that a content key depends on."""
 
     @property
@@ -94,7 +94,7 @@ class DescribedCheckpoint(HasMetadata, ModelInfo, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RememberedCheckpoint:
+class RecordedCheckpoint:
     """What is known of a checkpoint that was opened before. It cannot be run.
 
     checkpoint.Checkpoint documents the fields and methods that both classes have.
@@ -113,12 +113,12 @@ class RememberedCheckpoint:
     """Rule of `with_scored_eos` -> its entry in the metadata; None = it adds none. A rule that
     cannot be applied is missing."""
 
-    def with_context_bos_policy(self, bos: str) -> RememberedCheckpoint:
+    def with_context_bos_policy(self, bos: str) -> RecordedCheckpoint:
         """Return itself: the policy is no part of the metadata."""
         del bos
         return self
 
-    def with_scored_eos(self, rule: EosRule) -> RememberedCheckpoint:
+    def with_scored_eos(self, rule: EosRule) -> RecordedCheckpoint:
         """Return a copy with the metadata of this rule. Raises CheckpointError if it has none."""
         if rule not in self.scored_specials:
             raise CheckpointError("cannot score the special tokens after a text", location="--eos")
@@ -150,7 +150,7 @@ def _hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, eng
     if options.trust_remote_code and any(map(_names_other_repository, folders)):
         raise UnhashableError
     inputs = {
-        "record": RECORD_VERSION,
+        "record": CHECKPOINT_RECORD_VERSION,
         "conventions": CONVENTIONS_VERSION,
         "checkpoint": [display_name(ref, options), describe_reference(ref, options.revision)],
         "options": {**asdict(options), "device": str(options.device)},
@@ -174,7 +174,7 @@ def _hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, eng
     return hash_text(json.dumps(inputs, sort_keys=True))
 
 
-def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
+def store_checkpoint_record(inputs: str, checkpoint: CheckpointInfo) -> None:
     """Store what an open checkpoint tells under the hash of its inputs and its weights.
 
     Without `inputs` nothing is stored. A cache that cannot be written is left out.
@@ -198,9 +198,9 @@ def store_record(inputs: str, checkpoint: DescribedCheckpoint) -> None:
     write_record(lambda: _record_file(inputs, weights), content)
 
 
-def find_record(
+def find_checkpoint_record(
     inputs: str, sources: CheckpointSources, options: OpenOptions, weights: str
-) -> RememberedCheckpoint | None:
+) -> RecordedCheckpoint | None:
     """Return what is stored under a hash of inputs and one of the base model's weights.
 
     None = nothing, or it is damaged, or another user's, or does not fit the files.
@@ -218,10 +218,10 @@ def find_record(
     return None
 
 
-def _build_checkpoint(stored: Mapping[str, Any]) -> RememberedCheckpoint | None:
+def _build_checkpoint(stored: Mapping[str, Any]) -> RecordedCheckpoint | None:
     """Return the facts of a stored record; None if they are not whole."""
     try:
-        return RememberedCheckpoint(
+        return RecordedCheckpoint(
             name=str(stored["name"]),
             attentions=frozenset(stored["attentions"]),
             eos=str(stored["eos"]),
@@ -274,7 +274,7 @@ def _record_file(inputs: str, weights: str) -> Path:
     return cache_dir() / "opened-checkpoints" / f"{digest[:32]}.json"
 
 
-def _list_scored_specials(checkpoint: DescribedCheckpoint) -> Iterator[tuple[str, str | None]]:
+def _list_scored_specials(checkpoint: CheckpointInfo) -> Iterator[tuple[str, str | None]]:
     """Yield (rule, entry "scored_specials" of the metadata) for each rule that can be applied."""
     for rule in EOS_RULES:
         with suppress(BenchError):
