@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from antlm_bench.checkpoints.checkpoint import Backbone, Checkpoint
     from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 
-DEVICE_PATTERN = re.compile(r"auto|cpu(:0)?|(cuda|mps)(:\d+)?")
+DEVICE_PATTERN = re.compile(r"auto|(cpu|cuda|mps)(:\d+)?")
 
 
 class LocatedCheckpoint(NamedTuple):
