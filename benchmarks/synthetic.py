@@ -69,6 +69,8 @@ def make_scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterat
                 for key, value in record.items()
                 if key.startswith(TEXTS)
             }
+            if spec.metric == "auc" and "label" in record:
+                record["label"] = i % 2  # judgements of one class have no score
             yield record | texts | ({"example_id": f"example {i}"} if not group else {})
 
 

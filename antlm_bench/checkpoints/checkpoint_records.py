@@ -121,7 +121,7 @@ class RecordedCheckpoint:
     def with_scored_eos(self, rule: EosRule) -> RecordedCheckpoint:
         """Return a copy with the metadata of this rule. Raises CheckpointError if it has none."""
         if rule not in self.scored_specials:
-            raise CheckpointError("cannot score the special tokens after a text", location="--eos")
+            raise CheckpointError(f"{self.name}: cannot score the special tokens after a text")
         if (specials := self.scored_specials[rule]) is None:
             return self
         return replace(self, metadata={**self.metadata, "scored_specials": specials})

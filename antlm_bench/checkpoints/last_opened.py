@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from antlm_bench.checkpoints.opening import LocatedCheckpoint
 from antlm_bench.checkpoints.resolve import OpenOptions, split_revision
 from antlm_bench.declarations import is_folder
 
@@ -17,20 +18,25 @@ FolderState = frozenset[tuple[str, int, int]]
 class LastOpened(Generic[Opened]):
     """Holds one opened checkpoint. It is closed before another one is opened."""
 
-    def __init__(self, open_checkpoint: Callable[[str, OpenOptions], Opened]) -> None:
+    def __init__(
+        self, open_checkpoint: Callable[[str | LocatedCheckpoint, OpenOptions], Opened]
+    ) -> None:
         self._open = open_checkpoint
         self._key: tuple[str, OpenOptions, FolderState] | None = None
         self._opened: Opened | None = None
 
-    def open(self, ref: str, options: OpenOptions) -> Opened:
+    def open(
+        self, ref: str, options: OpenOptions, located: LocatedCheckpoint | None = None
+    ) -> Opened:
         """Return the checkpoint, opened once as long as reference, options and files are the same.
 
-        Raises as the function that opens it.
+        located: the files of the reference; None = they are looked for. Raises as the function that
+        opens it.
         """
         key = ref, options, _folder_state(ref, options)
         if self._opened is None or key != self._key:
             self.close()
-            self._opened, self._key = self._open(ref, options), key
+            self._opened, self._key = self._open(located or ref, options), key
         return self._opened
 
     def close(self) -> None:

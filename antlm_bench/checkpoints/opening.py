@@ -36,7 +36,7 @@ class LocatedCheckpoint(NamedTuple):
     """The options, with the revision of the reference."""
 
 
-def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
+def open_checkpoint(ref: str | LocatedCheckpoint, options: OpenOptions | None = None) -> Checkpoint:
     """Open a local folder or a hub id (also `id@revision`) for scoring.
 
     Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an
@@ -48,7 +48,7 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
     return open_for_scoring(*located)
 
 
-def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
+def open_backbone(ref: str | LocatedCheckpoint, options: OpenOptions | None = None) -> Backbone:
     """Open a local folder or hub id for finetuning. Raises as `open_checkpoint`."""
     located = locate_checkpoint(ref, options)
     from antlm_bench.checkpoints.checkpoint import open_for_finetuning
@@ -56,7 +56,9 @@ def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     return open_for_finetuning(*located)
 
 
-def open_minicons_checkpoint(ref: str, options: OpenOptions | None = None) -> MiniconsCheckpoint:
+def open_minicons_checkpoint(
+    ref: str | LocatedCheckpoint, options: OpenOptions | None = None
+) -> MiniconsCheckpoint:
     """Open a local folder or hub id for minicons.
 
     Raises as `open_checkpoint`, and CheckpointError if minicons cannot take the model.
@@ -67,8 +69,15 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions | None = None) -> Mi
     return open_for_minicons(*located)
 
 
-def locate_checkpoint(ref: str, options: OpenOptions | None = None) -> LocatedCheckpoint:
-    """Check the options, and find the files of a checkpoint. Raises as `open_checkpoint`."""
+def locate_checkpoint(
+    ref: str | LocatedCheckpoint, options: OpenOptions | None = None
+) -> LocatedCheckpoint:
+    """Check the options, and find the files of a checkpoint, unless they are located already.
+
+    Raises as `open_checkpoint`.
+    """
+    if isinstance(ref, LocatedCheckpoint):
+        return ref
     ref, options = split_revision(ref, options or OpenOptions())
     check_option_values(options)
     return LocatedCheckpoint(ref, locate_sources(ref, options), options)

@@ -201,7 +201,7 @@ class ScoreCall:
 
     def open(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
         """Open a checkpoint. Return it with notes, also if an earlier one has the same weights."""
-        checkpoint = self.session.open(ref, self.request.options)
+        checkpoint = self.session.open(ref, self.request.options, self._located.get(ref))
         notes = list(loading_notes(checkpoint))
         first_ref = self._refs_by_weights.setdefault(str(checkpoint.metadata["weights"]), ref)
         if first_ref != ref:

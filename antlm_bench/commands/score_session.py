@@ -13,7 +13,7 @@ from antlm_bench.arguments import split_methods
 from antlm_bench.checkpoints import loading_notes, open_checkpoint
 from antlm_bench.checkpoints.checkpoint_records import CheckpointInfo, RecordedCheckpoint
 from antlm_bench.checkpoints.last_opened import LastOpened
-from antlm_bench.checkpoints.opening import open_minicons_checkpoint
+from antlm_bench.checkpoints.opening import LocatedCheckpoint, open_minicons_checkpoint
 from antlm_bench.commands.cell_settings import AnySuite, SuiteCells, SuiteToScore
 from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
@@ -107,13 +107,18 @@ class ScoreSession:
         )
         return ScoreRequest(requested_suites, methods, options)
 
-    def open(self, ref: str, options: ScoreOptions) -> AnyCheckpoint:
-        """Open a checkpoint for the engine of the options, unless it is open."""
+    def open(
+        self, ref: str, options: ScoreOptions, located: LocatedCheckpoint | None = None
+    ) -> AnyCheckpoint:
+        """Open a checkpoint for the engine of the options, unless it is open.
+
+        located: its files; None = they are looked for.
+        """
         opened = {"native": self._native, "minicons": self._minicons}
         for engine, other in opened.items():
             if engine != options.engine:
                 other.close()
-        return opened[options.engine].open(ref, options.open_options())
+        return opened[options.engine].open(ref, options.open_options(), located)
 
     def find_finished(
         self, checkpoint: RecordedCheckpoint, request: ScoreRequest, folder: Path

@@ -54,17 +54,18 @@ def find_commands(text: str) -> Iterator[list[str]]:
     """Yield the words of each command in a text, without the prose after it."""
     for match in re.finditer(r"antlm-bench (--help|[A-Za-z]+(?:(?!antlm-bench)[^\n])*)", text):
         words: list[str] = []
-        for word in match[1].split():
-            argument = word.rstrip(",;.)`")
+        for word in re.findall(r"'[^']*'|\S+", match[1]):
+            is_quoted = word.startswith("'")
+            argument = word.strip("'") if is_quoted else word.rstrip(",;.)`")
             subcommands = [*getattr(COMMANDS.get(words[0]), "commands", {})] if words else []
             subcommands += CATALOG_LISTINGS if words[:1] == ["list"] else []
             is_value = bool(words) and words[-1].startswith("--")
             is_placeholder = argument.upper() == argument
-            is_part = argument.startswith("-") or is_value or is_placeholder
+            is_part = argument.startswith("-") or is_value or is_placeholder or is_quoted
             if words and not is_part and argument.partition("|")[0] not in subcommands:
                 break
             words += filter(None, [argument])
-            if argument != word and not word.endswith("..."):
+            if argument != word and not word.endswith("...") and not is_quoted:
                 break
         yield words
 
@@ -72,6 +73,7 @@ def find_commands(text: str) -> Iterator[list[str]]:
 TEXTS = list(list_texts())
 OPTIONS = {"--help", "--version"}.union(*map(list_options, COMMANDS.values()))
 FOREIGN_OPTIONS = {
+    "--force-reinstall",  # of pip
     *(*aliases.OPTION_ALIASES, *aliases.OPTION_CONVERTERS),
     *("--log-samples", "--output-path", "--upgrade"),  # of lm-eval and pip
     *(

@@ -22,7 +22,9 @@ from score_helpers import make_agreement_rows
 from tiny_models import train_tokenizer
 
 from antlm_bench import score
-from antlm_bench.checkpoints import Checkpoint
+from antlm_bench.checkpoints import Checkpoint, OpenOptions
+from antlm_bench.checkpoints.opening import LocatedCheckpoint
+from antlm_bench.checkpoints.resolve import CheckpointSources
 from antlm_bench.commands.score_session import ScoreSession
 from antlm_bench.errors import BenchError, DataError, DeclarationError
 from antlm_bench.scoring.text import Specials, TextEncoder
@@ -64,6 +66,10 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
         engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64,
         "max_length": 64},
     )  # type: ignore[arg-type]  # fmt: skip
+    folder = Path("instant")
+    located = LocatedCheckpoint("instant", CheckpointSources(folder, folder), OpenOptions())
+    monkeypatch.setattr("antlm_bench.commands.score.locate_checkpoint", lambda *_: located)
+    monkeypatch.setattr("antlm_bench.commands.score.hash_inputs", lambda *_: "")
     monkeypatch.setattr(ScoreSession, "open", lambda *_: model)
     monkeypatch.setattr("antlm_bench.commands.score_cells._self_test", lambda *_: {})
 

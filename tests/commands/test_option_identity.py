@@ -32,6 +32,7 @@ SCORE_CHANGES: dict[str, tuple[Any, str]] = {
     "columns": ({"good": "bad", "bad": "good"}, NEW_KEY),
     "layout": ("columns", SAME_RESULT),  # the layout of a CSV
     "good": ("first", REFUSED),  # of lines in twos
+    "words": ("characters", REFUSED),  # of a method without words
     "allow_incomplete": (True, SAME_RESULT),
     "require_all": (True, SAME_RESULT),
     "unigrams": ("text.txt", REFUSED),  # of a suite of pairs

@@ -22,7 +22,7 @@ from antlm_bench.commands import preflight
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard import TrackSpec
 
-ITEMS, MILESTONES = 2, (1, 2, 3)  # items per group; millions of words
+ITEMS, MILESTONES = 3, (1, 2, 3)  # items per group; millions of words
 READ = 1726  # words of the reading data, which stay whole
 YEARS = {"2024": "", "2025": "aoa", "2026": "aoa_surprisals"}  # and their part of words in contexts
 SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512"
@@ -37,7 +37,7 @@ RECIPE = [
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
-    """Leaderboards with three milestones and two items per group; reading times as they are."""
+    """Leaderboards with three milestones and three items per group; reading times as they are."""
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
     track = TrackSpec(names=("strict-small",), milestones=MILESTONES)
     boards = {year: leaderboard.load_leaderboard(year) for year in YEARS}
