@@ -41,6 +41,8 @@ CHECKOUT_VARIABLE = "BABYLM_EVAL_2025"
 COLLECTION, COMPAT = "zero-shot-2025", "babylm-2025"
 METHODS = {"causal": "causal", "masked": "mlm"}
 """Kind of checkpoint -> our method, which is also the official --backend."""
+MIN_LIMIT = 3
+"""Items per paradigm: the WUG suites correlate ratings, which fewer items leave undefined."""
 TINY_SIZES = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -383,6 +385,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.limit < MIN_LIMIT:
+        parser.error(
+            f"--limit {arguments.limit}: at least {MIN_LIMIT}, for a correlation of ratings"
+        )
     if unknown := set(arguments.kinds) - set(METHODS):
         parser.error(f"unknown kind {sorted(unknown)[0]!r}; use {' or '.join(METHODS)}")
     return arguments

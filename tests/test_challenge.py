@@ -140,7 +140,7 @@ def test_a_run_beside_a_stand_in_for_the_official_pipeline(checkout, tmp_path):
         "BABYLM_EVAL_2025": str(checkout),
         "PYTHONPATH": str(ROOT),
     }
-    options = ["--limit", "1", "--checkpoints", "1,2", "--more-items", "2"]
+    options = ["--limit", "3", "--checkpoints", "1,2", "--more-items", "2"]
 
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "challenge.py", *options],
@@ -153,19 +153,19 @@ def test_a_run_beside_a_stand_in_for_the_official_pipeline(checkout, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[:1] == "|"]
     speeds = [row for row in rows if len(row) == 8 and row[0] in ("1", "2")]
-    assert [row[:2] for row in speeds] == [["1", "6"], ["2", "12"]]
+    assert [row[:2] for row in speeds] == [["1", "18"], ["2", "36"]]
     assert all(float(row[3]) > 0 for row in speeds)
     # The stand-in takes hardly any time: its seconds and ratios are numbers that may round to 0.
     assert all(float(cell) >= 0 for row in speeds for cell in row[4:])
     memory = [row for row in rows if len(row) == 4 and row[0] in ("1", "2")]
-    assert [row[:2] for row in memory] == [["1", "6"], ["2", "6"], ["1", "12"]]
+    assert [row[:2] for row in memory] == [["1", "18"], ["2", "18"], ["1", "36"]]
     phases = {row[0]: row[1:] for row in rows if len(row) == 5}
     assert set(score_profile.PHASES) <= set(phases)
     # Suites are loaded once for all checkpoints, each of which is opened and tested.
     assert [phases["load data"][i] for i in (1, 3)] == ["2", "2"]
     assert [phases["open checkpoint"][i] for i in (1, 3)] == ["1", "2"]
     calls = (checkout / "calls.txt").read_text().splitlines()
-    # 1 + 2 checkpoints of 5 + 1 items, and one of 10 + 2.
+    # 1 + 2 checkpoints of 15 + 3 items, and one of 30 + 6.
     assert sorted(calls) == sorted(
-        ["blimp causal 5", "wug causal 1"] * 3 + ["blimp causal 10", "wug causal 2"]
+        ["blimp causal 15", "wug causal 3"] * 3 + ["blimp causal 30", "wug causal 6"]
     )
