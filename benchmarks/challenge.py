@@ -386,9 +386,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.limit < MIN_LIMIT:
-        parser.error(
-            f"--limit {arguments.limit}: at least {MIN_LIMIT}, for a correlation of ratings"
-        )
+        parser.error(f"--limit {arguments.limit}: correlations need {MIN_LIMIT} items or more")
     if unknown := set(arguments.kinds) - set(METHODS):
         parser.error(f"unknown kind {sorted(unknown)[0]!r}; use {' or '.join(METHODS)}")
     return arguments

@@ -45,7 +45,7 @@ FUNCTIONS = {
     "commands.requested_suites:SuiteCache.load": LOAD,
     "weight_files:hash_files": HASH,
     "checkpoints.metadata:hash_files": HASH,
-    "checkpoints.opening_records:hash_files": HASH,
+    "checkpoints.checkpoint_records:hash_files": HASH,
     "commands.score_session:ScoreSession.open": OPEN,
     "checkpoints.checkpoint:run_self_test": SELF_TEST,
     "scoring.tokens:TextTokenizer.tokenize": TOKENIZE,
