@@ -28,7 +28,7 @@ def test_a_part_out_of_time_is_ended_and_keeps_its_rows() -> None:
 
     result = gpu.run_command(PART, [sys.executable, "-c", code], max_seconds=2)
 
-    assert result.status == "out of time after 2 s" and result.seconds < 60
+    assert result.status == "out of time after 2 s"
     assert result.rows == [{"n": 1}]
 
 

@@ -257,17 +257,21 @@ SHELLS = {
 }
 
 
+def type_in_folder(name: str, program: Path, folder: Path, lines: list[str], last_text: str) -> str:
+    """Type lines into a shell with completion, in a folder; return what is shown."""
+    options, setup = SHELLS[name]
+    lines = [f"cd {folder}; {setup}; echo ready-$((0))\n", *lines]
+    return type_into([find_shell(name), *options], lines, last_text, shell_environment(program))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", SHELLS)
 def test_tab_key_completes_in_a_shell(name: str, program: Path, folder: Path) -> None:
-    options, setup = SHELLS[name]
-    shell, environment = find_shell(name), shell_environment(program)
     lines = [
-        f"cd {folder}; {setup}; echo ready-$((0))\n",
         "antlm-bench report ru\t\x01echo \x05; echo ready-$((1))\n",
         "antlm-bench score --suite blimp-fi\t",
     ]
-    shown = type_into([shell, *options], lines, "blimp-filtered", environment)
+    shown = type_in_folder(name, program, folder, lines, "blimp-filtered")
     assert "antlm-bench report runs/first" in shown and "blimp-filtered" in shown
     assert "Traceback" not in shown and "error" not in shown
 
@@ -275,14 +279,11 @@ def test_tab_key_completes_in_a_shell(name: str, program: Path, folder: Path) ->
 @pytest.mark.long
 @pytest.mark.parametrize("name", SHELLS)
 def test_tab_key_executes_no_name(name: str, program: Path, hostile_folder: Path) -> None:
-    options, setup = SHELLS[name]
-    shell, environment = find_shell(name), shell_environment(program)
     lines = [
-        f"cd {hostile_folder}; {setup}; echo ready-$((0))\n",
         "antlm-bench score --model \t\x01echo \x05; echo ready-$((1))\n",
         "echo ready-$((2))\n",
     ]
-    shown = type_into([shell, *options], lines, "ready-2", environment)
+    shown = type_in_folder(name, program, hostile_folder, lines, "ready-2")
     assert "score --model plain" in shown and "ready-2" in shown
     assert not (hostile_folder / "executed").exists()
 
