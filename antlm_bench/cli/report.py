@@ -129,7 +129,7 @@ def report_command(
     from antlm_bench.reporting.report_table import build_report_table
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
-    from antlm_bench.results.reports import build_model_card
+    from antlm_bench.results.model_card import build_model_card
 
     def print_report(report: Report) -> None:
         if any(outputs.values()):

@@ -46,7 +46,7 @@ def export(
         return ExportResult((write_file(Path(out), format_items_csv(opened)),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
-        from antlm_bench.results.reports import build_model_card
+        from antlm_bench.results.model_card import build_model_card
 
         card = build_model_card(build_report([run.path for run in opened]))
         return ExportResult((write_file(Path(out), card.encode()),))

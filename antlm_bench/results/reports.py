@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from antlm_bench.errors import UsageError
-from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
-from antlm_bench.metrics import get_metric_spec
 from antlm_bench.notebook import to_html_table
 from antlm_bench.printable import make_printable
-from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore, subtasks
+from antlm_bench.results.collections import Caveats, MemberResult, ReportedScore
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
-from antlm_bench.types import Cell, shorten_list, task_full_name
+from antlm_bench.types import Cell, shorten_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,53 +93,3 @@ def _all_caveats(column: ReportColumn) -> Iterator[str]:
     for score in (*(result.score for result in column.results), column.macro_average):
         if score:
             yield from score.caveats
-
-
-def build_model_card(report: Report) -> str:
-    """Return the front matter of one checkpoint's model card, with the results of all methods.
-
-    Raises UsageError for runs of several checkpoints.
-    """
-    columns = [column for column in report.columns if not column.source]
-    num_runs = len({column.run for column in columns})
-    if num_runs > 1:
-        raise UsageError(
-            f"a model card is of one model, and there are {num_runs} runs",
-            location="--model-index",
-            hint="give one run",
-        )
-    results = [result for column in columns for result in _column_results(report, column)]
-    missing = [
-        f"missing ({column.method}): {', '.join(column.missing_members)}"
-        for column in columns
-        if column.missing_members
-    ]
-    return build_model_index(columns[0].model if columns else "", results, missing)
-
-
-def _column_results(report: Report, column: ReportColumn) -> list[ModelIndexResult]:
-    scores: list[tuple[str, str, ReportedScore | None]] = []
-    for member, result in zip(report.members, column.results, strict=True):
-        scores.append((member.suite, member.name, result.score))
-        for task in subtasks(member):
-            name = task_full_name(member.suite, task)
-            scores.append((name, f"{member.name}: {task}", result.task_scores.get(task)))
-    if column.macro_average and report.collection:
-        # A mean over members is not a classification, even where some of them were finetuned.
-        macro_average = replace(column.macro_average, seeds=0)
-        scores.append((report.collection.name, report.collection.title, macro_average))
-    return [
-        ModelIndexResult(
-            suite,
-            title,
-            column.method,
-            score.metric,
-            score.value,
-            *get_metric_spec(score.metric).known_interval(score.low, score.high),
-            score.n,
-            score.seeds,
-            score.caveats,
-        )
-        for suite, title, score in scores
-        if score
-    ]

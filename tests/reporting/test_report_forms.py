@@ -38,7 +38,8 @@ from antlm_bench.reporting.report_table import (
 )
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.results.collections import ReportedScore
-from antlm_bench.results.reports import Report, build_model_card
+from antlm_bench.results.model_card import build_model_card
+from antlm_bench.results.reports import Report
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = (
