@@ -14,10 +14,12 @@ from antlm_bench.cli.shared_options import (
     OptionValues,
     OverridesOption,
     ScaleOption,
+    Tables,
     build_options,
     check_overrides,
     model_option,
     output_option,
+    prints_tables,
     with_open_options,
     with_table_format,
 )
@@ -117,7 +119,7 @@ def _print_grouped_suites(rows: Sequence[dict[str, Any]]) -> None:
     print_tables(build_records_table(group, title=title) for title, group in groups.items())
 
 
-@with_table_format()
+@prints_tables()
 def show_command(
     name: Annotated[
         list[str],
@@ -137,9 +139,7 @@ def show_command(
             show_default="10,000,000",
         ),
     ] = None,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Show a suite, collection, recipe, method or architecture.
 
     The table holds its settings, size or cost, citation and data files. For a recipe, also list the
@@ -147,13 +147,12 @@ def show_command(
     """
     from antlm_bench.commands.catalog import describe_entry, list_recipe_differences
     from antlm_bench.reporting.table import build_facts_table, build_records_table
-    from antlm_bench.reporting.writers import print_table
 
     check_overrides(overrides)
     title, facts = describe_entry(name, scale, overrides or (), words)
     differences = list_recipe_differences(name, scale, overrides or ())
     parts = [build_records_table(differences)] if differences else []
-    print_table(build_facts_table(title, facts, parts), table_format)
+    yield build_facts_table(title, facts, parts)
 
 
 @with_table_format()
@@ -215,15 +214,14 @@ def _build_settings_table(context: typer.Context) -> Table:
     return build_records_table(rows, title=title)
 
 
-@with_table_format()
-def data_list_command(suites: SuitesArgument = None, *, table_format: str) -> None:
+@prints_tables()
+def data_list_command(suites: SuitesArgument = None) -> Tables:
     """List the local data files: one row per suite, or one per file of the named suites."""
     from antlm_bench.commands.data import list_file_status
     from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
 
     rows = list_file_status(suites or ())
-    print_table(build_records_table([*_with_sizes(rows)], units={"size": "bytes"}), table_format)
+    yield build_records_table([*_with_sizes(rows)], units={"size": "bytes"})
 
 
 @with_table_format()
@@ -246,29 +244,27 @@ def data_fetch_command(
     print_tables(_facts_tables(_with_sizes(fetch_suites(suites, to)), "suite"), table_format)
 
 
-@with_table_format()
-def data_verify_command(suites: SuitesArgument = None, *, table_format: str) -> None:
+@prints_tables()
+def data_verify_command(suites: SuitesArgument = None) -> Tables:
     """Compare every local file with the published one."""
     from antlm_bench.commands.data import raise_on_bad_files, verify_files
     from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
 
     suite_rows, bad_files = verify_files(suites or ())
     parts = (build_records_table(bad_files),) if bad_files else ()
     units = {"size": "bytes"}
     table = build_records_table([*_with_sizes(suite_rows)], units=units, empty="no data files here")
-    print_table(replace(table, parts=parts), table_format)
+    yield replace(table, parts=parts)
     raise_on_bad_files(bad_files, require_complete=bool(suites))
 
 
-@with_table_format()
-def data_where_command(*, table_format: str) -> None:
+@prints_tables()
+def data_where_command() -> Tables:
     """List the folders that are searched for data, in order."""
     from antlm_bench.commands.data import list_data_dirs
     from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
 
-    print_table(build_records_table(list_data_dirs()), table_format)
+    yield build_records_table(list_data_dirs())
 
 
 def _facts_tables(

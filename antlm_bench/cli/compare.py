@@ -11,7 +11,9 @@ import typer
 
 from antlm_bench.cli.aliases import DEFAULT_NUMBERS
 from antlm_bench.cli.shared_options import (
+    Tables,
     output_option,
+    prints_tables,
     run_folder_option,
     split_names,
     with_table_format,
@@ -46,7 +48,7 @@ AllowMixedOption = Annotated[
 ]
 
 
-@with_table_format()
+@prints_tables()
 def compare_command(
     runs: Annotated[
         list[Path],
@@ -80,9 +82,7 @@ def compare_command(
             f"{FLIPS_WITH_TEXTS} items per suite.",
         ),
     ] = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Compare runs item by item: paired differences with intervals and tests."""
     from antlm_bench.commands.compare import (
         compare,
@@ -91,7 +91,6 @@ def compare_command(
         resolve_suite_files,
     )
     from antlm_bench.reporting.comparison_table import build_comparison_table
-    from antlm_bench.reporting.writers import print_table
 
     pairs = parse_method_pairs(method or ())
     suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *runs])
@@ -113,7 +112,7 @@ def compare_command(
             for c in comparisons
             if c.flipped
         }
-    print_table(build_comparison_table(run_comparisons, by, flips, texts), table_format)
+    yield build_comparison_table(run_comparisons, by, flips, texts)
 
 
 @with_table_format(options=("format", "json", "csv", "latex"))
@@ -249,18 +248,15 @@ def baseline_save_command(
     print(save_baseline(run, name, baselines_dir=to, overwrite=overwrite))
 
 
-@with_table_format()
+@prints_tables()
 def baseline_list_command(
     folder: Annotated[
         Path, run_folder_option("--in", metavar="DIR", help="Folder of baselines.")
     ] = Path("reports/baselines"),
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """List the saved baselines."""
     from antlm_bench.commands.check import list_baselines
     from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
 
     table = build_records_table(list_baselines(folder), empty="no baseline yet")
-    print_table(table, table_format)
+    yield table

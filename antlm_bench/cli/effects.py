@@ -10,14 +10,15 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     OptionValues,
+    Tables,
     build_options,
     model_option,
     output_option,
     parse_column_map,
+    prints_tables,
     settings_option,
     split_names,
     with_open_options,
-    with_table_format,
 )
 from antlm_bench.cli.surprisal import (
     ConditionsOption,
@@ -41,7 +42,7 @@ EFFECTS_HELP = (
 )
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options()
 def effects_command(
     table: Annotated[
@@ -143,8 +144,7 @@ def effects_command(
     ] = None,
     *,
     open_options: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Compare the surprisal of conditions, paired by items: means, contrasts, interactions.
 
     The input is a table that `surprisal` wrote, or stimuli and --model.
@@ -152,7 +152,6 @@ def effects_command(
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.effects import effects, effects_of_models
     from antlm_bench.reporting.effects_table import build_effects_table
-    from antlm_bench.reporting.writers import print_table
 
     if figure:
         from antlm_bench.reporting.effects_figures import check_figure_suffix
@@ -193,7 +192,7 @@ def effects_command(
         result = effects(table, out, columns=parse_column_map(columns), **settings)
     if figure:
         _write_figure(result, figure, plot, item)
-    print_table(build_effects_table(result, title=table), table_format)
+    yield build_effects_table(result, title=table)
 
 
 def _refuse_model_options(options: OptionValues, layout: object) -> None:

@@ -12,8 +12,9 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     SHORT_FORMATS,
+    Tables,
     parse_assignments,
-    with_table_format,
+    prints_tables,
 )
 
 YearOption = Annotated[str, typer.Option(metavar="YEAR", help="2024, 2025, 2026.")]
@@ -22,7 +23,7 @@ TrackOption = Annotated[
 ]
 
 
-@with_table_format(options=SHORT_FORMATS)
+@prints_tables(options=SHORT_FORMATS)
 def export_command(
     run: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
@@ -39,23 +40,20 @@ def export_command(
     out: Annotated[
         Path, typer.Option(metavar="PATH", help="Folder to write; for csv and model-index a file.")
     ],
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Write runs in the format of another tool: ids and numbers, never the text of an item."""
     from antlm_bench.commands.export import export
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     exported = export(run, output_format, out)
     more = "\n..." if len(exported.files) > 20 else ""
     facts = {"files": "\n".join(map(str, exported.files[:20])) + more}
     if exported.notes:
         facts["notes"] = "\n".join(exported.notes)
-    print_table(build_facts_table(f"{len(exported.files)} written", facts), table_format)
+    yield build_facts_table(f"{len(exported.files)} written", facts)
 
 
-@with_table_format()
+@prints_tables()
 def import_command(
     folder: Annotated[
         Path,
@@ -65,22 +63,19 @@ def import_command(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to write.")],
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Convert lm-eval's results into a run folder, for `compare` and `check`."""
     from antlm_bench.commands.export import import_results
     from antlm_bench.reporting.results_table import build_results_table
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     run, skipped_tasks = import_results(folder, out)
     facts = {"tasks": "\n".join(skipped_tasks)}
     parts = (build_facts_table("left out", facts),) if skipped_tasks else ()
-    print_table(replace(build_results_table([run], by="suite"), parts=parts), table_format)
+    yield replace(build_results_table([run], by="suite"), parts=parts)
 
 
-@with_table_format()
+@prints_tables()
 def submit_command(
     run: Annotated[
         list[str],
@@ -141,9 +136,7 @@ def submit_command(
             help="Accept runs scored by other conventions, with a note.",
         ),
     ] = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Write a leaderboard's submission file from run folders and check it against the schema.
 
     A missing part is an error, unless --allow-partial is given.
@@ -152,7 +145,6 @@ def submit_command(
 
     from antlm_bench.commands.submit import submit
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     submission = submit(
         run,
@@ -172,10 +164,10 @@ def submit_command(
     }
     if submission.missing:
         facts["left out"] = {part.key: f"{part.reason}\n{part.hint}" for part in submission.missing}
-    print_table(build_facts_table(str(submission.path), facts), table_format)
+    yield build_facts_table(str(submission.path), facts)
 
 
-@with_table_format()
+@prints_tables()
 def preflight_command(
     folder: Annotated[
         Path,
@@ -183,19 +175,16 @@ def preflight_command(
     ],
     track: TrackOption,
     year: YearOption = "2026",
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Check milestones, names, weights and tokenizers of checkpoints against a track's rules."""
     from antlm_bench.commands.preflight import preflight
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     facts = preflight(folder, track=track, year=year)
-    print_table(build_facts_table(str(folder), facts), table_format)
+    yield build_facts_table(str(folder), facts)
 
 
-@with_table_format()
+@prints_tables()
 def track_command(
     run: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
@@ -207,13 +196,10 @@ def track_command(
     project: Annotated[
         str, typer.Option(metavar="NAME", help="Project of the tracker; in MLflow the experiment.")
     ] = "antlm-bench",
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Log the numbers of finished runs to an experiment tracker; again = update."""
     from antlm_bench.commands.track import track
     from antlm_bench.reporting.table import build_records_table
-    from antlm_bench.reporting.writers import print_table
 
     records = [
         {
@@ -224,4 +210,4 @@ def track_command(
         }
         for tracked in track(run, to=to, project=project)
     ]
-    print_table(build_records_table(records, title=f"logged to {to}, {project}"), table_format)
+    yield build_records_table(records, title=f"logged to {to}, {project}")

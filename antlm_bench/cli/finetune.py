@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from antlm_bench.cli.plan import DryRunOption, print_plan
+from antlm_bench.cli.plan import DryRunOption
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ModelsOption,
@@ -14,23 +14,25 @@ from antlm_bench.cli.shared_options import (
     OptionValues,
     OutOption,
     ReplaceOption,
+    Tables,
     build_options,
     check_overrides,
     model_option,
     parse_column_map,
     parse_row_limits,
+    prints_tables,
     settings_option,
     split_names,
     with_open_options,
-    with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
     from antlm_bench.types import Run
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options(without=("bos", "max_length", "dtype"))
 def finetune_command(
     model: ModelsOption,
@@ -131,8 +133,7 @@ def finetune_command(
     dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Finetune checkpoints on classification tasks, several seeds each; write the run folder."""
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
@@ -174,8 +175,9 @@ def finetune_command(
     try:
         if dry_run:
             from antlm_bench.commands.plan import plan_finetune
+            from antlm_bench.reporting.plan_table import build_plan_table
 
-            print_plan(plan_finetune(model, split_names(suite), **arguments), table_format)
+            yield build_plan_table(plan_finetune(model, split_names(suite), **arguments))
             return
         runs = finetune(model, split_names(suite), **arguments)
     except UsageError as error:
@@ -183,14 +185,13 @@ def finetune_command(
             error.location = "--compat"
         raise
     except IncompleteError as error:  # print the finished tasks before the error
-        _print_runs(error.runs, table_format)
+        yield _build_table(error.runs)
         raise
-    _print_runs(runs, table_format)
+    yield _build_table(runs)
 
 
-def _print_runs(runs: Sequence[Run], table_format: str) -> None:
-    """Print the table of finetuned runs."""
+def _build_table(runs: Sequence[Run]) -> Table:
+    """Build the table of finetuned runs."""
     from antlm_bench.reporting.results_table import build_finetune_table
-    from antlm_bench.reporting.writers import print_table
 
-    print_table(build_finetune_table(runs), table_format)
+    return build_finetune_table(runs)

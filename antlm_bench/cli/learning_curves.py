@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from antlm_bench.cli.shared_options import (
+    Tables,
     model_option,
     output_option,
+    prints_tables,
     split_names,
-    with_table_format,
 )
 
 RunArgument = Annotated[
@@ -20,7 +21,7 @@ RunArgument = Annotated[
 ]
 
 
-@with_table_format()
+@prints_tables()
 def curve_command(
     run: RunArgument,
     suite: Annotated[
@@ -34,12 +35,9 @@ def curve_command(
         Path | None,
         output_option(metavar="FILE", help="Also draw the curves as PNG, at 300 dots per inch."),
     ] = None,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Show learning curves over the words seen, one line per suite and model."""
     from antlm_bench.reporting.curve_table import build_curve_table
-    from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.checkpoint_series import load_curves
 
     curves, unplaced_checkpoints = load_curves(run, split_names(suite))
@@ -48,10 +46,10 @@ def curve_command(
             from antlm_bench.reporting.figures import write_curves  # slow to import
 
             write_curves(curves, file, image_format)
-    print_table(build_curve_table(curves, unplaced_checkpoints), table_format)
+    yield build_curve_table(curves, unplaced_checkpoints)
 
 
-@with_table_format()
+@prints_tables()
 def acquisition_command(
     run: RunArgument,
     suite: Annotated[
@@ -61,9 +59,7 @@ def acquisition_command(
         Path | None,
         output_option("--out", metavar="FILE", help="Table of all words: .csv .tsv .parquet"),
     ] = None,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Correlate the ages at which a model and children acquire words.
 
     The model's ages come from scored checkpoints. The result is written into a run folder.
@@ -71,7 +67,6 @@ def acquisition_command(
     from antlm_bench.commands.acquisition import compute_acquisition
     from antlm_bench.metrics import get_metric_spec
     from antlm_bench.reporting.table import TableCell, build_facts_table
-    from antlm_bench.reporting.writers import print_tables
     from antlm_bench.runs.table_files import check_table_suffix, write_table
 
     if out:
@@ -96,7 +91,7 @@ def acquisition_command(
             "kept in": result.run_dir,
         }
         tables.append(build_facts_table(result.model, facts))
-    print_tables(tables, table_format)
+    yield from tables
     if out:
         rows = [
             {"model": result.model, "method": result.cell.method, **row}

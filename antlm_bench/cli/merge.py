@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from antlm_bench.cli.shared_options import run_folder_option, with_table_format
+from antlm_bench.cli.shared_options import Tables, prints_tables, run_folder_option
 from antlm_bench.errors import IncompleteError
 
 
-@with_table_format()
+@prints_tables()
 def merge_command(
     parts: Annotated[
         list[str],
@@ -35,18 +35,15 @@ def merge_command(
         bool,
         run_folder_option("--replace-cells", help="Replace cells of --out that differ."),
     ] = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Put shards (score --shard) and runs of one checkpoint together into one run folder."""
     from antlm_bench.commands.merge import merge_runs
     from antlm_bench.reporting.shards_table import build_merge_table
-    from antlm_bench.reporting.writers import print_table
 
     try:
         run = merge_runs(parts, out, allow_incomplete=allow_incomplete, replace_cells=replace_cells)
     except IncompleteError as error:  # print the complete cells before the error
         for incomplete_run in error.runs:
-            print_table(build_merge_table(incomplete_run), table_format)
+            yield build_merge_table(incomplete_run)
         raise
-    print_table(build_merge_table(run), table_format)
+    yield build_merge_table(run)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from antlm_bench.cli.shared_options import (
+    Tables,
     model_option,
     output_option,
+    prints_tables,
     settings_option,
     split_names,
-    with_table_format,
 )
 from antlm_bench.errors import UsageError
 
-if TYPE_CHECKING:
-    from antlm_bench.sweeps.plans import SweepPlan
-
-CALIBRATE = "antlm-bench plan --calibrate"
-"""The command that measures this machine."""
 DryRunOption = Annotated[
     bool,
     output_option("--dry-run", help="Print what would be computed, and its cost; start nothing."),
 ]
 
 
-@with_table_format()
+@prints_tables()
 def plan_command(
     sweep: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="A sweep's .toml.", show_default=False)
@@ -61,17 +57,14 @@ def plan_command(
         ),
     ] = False,
     units: Annotated[bool, output_option("--units", help="A row per unit.")] = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Show what a sweep will compute: units, tokens, FLOPs, time, memory, and what is done.
 
     Every name and option is checked, so that nothing fails for a typo after hours. Nothing starts.
     """
     from antlm_bench.commands.plan import calibrate_device, plan_score, plan_sweep
     from antlm_bench.commands.score_options import ScoreOptions
-    from antlm_bench.reporting.plan_table import build_speeds_table
-    from antlm_bench.reporting.writers import print_table
+    from antlm_bench.reporting.plan_table import build_plan_table, build_speeds_table
 
     models, suites, methods = model or [], split_names(suite), split_names(method)
     if sweep is not None:
@@ -88,19 +81,11 @@ def plan_command(
             models, suites, methods, ScoreOptions(), device=device, calibrate=calibrate
         )
     elif calibrate and not (models or suites or methods):
-        print_table(build_speeds_table(calibrate_device(device, ())), table_format)
+        yield build_speeds_table(calibrate_device(device, ()))
         return
     else:
         raise UsageError(
             "nothing to plan",
             hint="give a sweep's .toml, or --model and --suite (docs/how-to/scale.md)",
         )
-    print_plan(plan, table_format, units=units)
-
-
-def print_plan(plan: SweepPlan, table_format: str, *, units: bool = False) -> None:
-    """Print the table of a plan."""
-    from antlm_bench.reporting.plan_table import build_plan_table
-    from antlm_bench.reporting.writers import print_table
-
-    print_table(build_plan_table(plan, units=units, command=CALIBRATE), table_format)
+    yield build_plan_table(plan, units=units)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
+    Tables,
     model_option,
+    prints_tables,
     settings_option,
     split_names,
-    with_table_format,
 )
 from antlm_bench.errors import UsageError
 
@@ -29,7 +30,7 @@ CLUSTER_NOTE = (
 )
 
 
-@with_table_format()
+@prints_tables()
 def power_command(
     suite: Annotated[
         list[str],
@@ -82,16 +83,13 @@ def power_command(
             show_default="none",
         ),
     ] = None,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Plan a comparison: the drop that a suite detects, and what a margin needs.
 
     Nothing is scored, and no model is opened. Suites of right and wrong answers need --flips or
     --accuracy, finetuned suites need --seed-sd.
     """
     from antlm_bench.commands.power import PowerOptions, plan_power
-    from antlm_bench.reporting.writers import print_table
 
     options = PowerOptions(
         flips=_parse_share(flips, "--flips"),
@@ -102,7 +100,7 @@ def power_command(
         seeds=seeds,
         seed_sd=None if seed_sd is None else seed_sd / 100,
     )
-    print_table(build_power_table(plan_power(split_names(suite), options)), table_format)
+    yield build_power_table(plan_power(split_names(suite), options))
 
 
 def _parse_share(text: str, option: str) -> float | None:

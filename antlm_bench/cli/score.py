@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from antlm_bench.cli.plan import DryRunOption, print_plan
+from antlm_bench.cli.plan import DryRunOption
 from antlm_bench.cli.shared_options import (
     AgainOption,
     ModelsOption,
@@ -14,15 +14,16 @@ from antlm_bench.cli.shared_options import (
     OptionValues,
     OutOption,
     ReplaceOption,
+    Tables,
     build_options,
     model_option,
     output_option,
+    prints_tables,
     run_folder_option,
     settings_option,
     split_names,
     with_open_options,
     with_pair_format,
-    with_table_format,
 )
 from antlm_bench.cli.torchrun import count_processes, is_first_process, silence_other_processes
 from antlm_bench.errors import IncompleteError
@@ -30,6 +31,7 @@ from antlm_bench.scoring.methods import SHIPPED
 
 if TYPE_CHECKING:
     from antlm_bench.commands.score_options import ScoreOptions
+    from antlm_bench.reporting.table import Table
     from antlm_bench.types import Run
 
 OTHER_TOOLS_OPTIONS_HELP = (
@@ -39,7 +41,7 @@ OTHER_TOOLS_OPTIONS_HELP = (
 )
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options()
 @with_pair_format
 def score_command(
@@ -141,8 +143,7 @@ def score_command(
     *,
     open_options: OptionValues,
     pair_format: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Score checkpoints on suites, print a table, write all predictions into a run folder."""
     # The arguments of this function have the names of the options' fields.
     values = {**locals(), **open_options, **pair_format}
@@ -153,8 +154,9 @@ def score_command(
     if dry_run:
         if is_first_process():
             from antlm_bench.commands.plan import plan_score
+            from antlm_bench.reporting.plan_table import build_plan_table
 
-            print_plan(plan_score(model, suites, methods, options, out), table_format)
+            yield build_plan_table(plan_score(model, suites, methods, options, out))
         return
 
     from antlm_bench.commands.score import score
@@ -165,7 +167,7 @@ def score_command(
         else:
             runs = score(model, suites, methods=methods, out=out, options=options)
     except IncompleteError as error:  # print the finished cells before the error
-        _print_runs(error.runs, bool(shard), by, table_format)
+        yield _build_table(error.runs, bool(shard), by)
         raise
     if not is_first_process():
         return
@@ -173,19 +175,17 @@ def score_command(
     from antlm_bench.console import print_warning
     from antlm_bench.results.collections import describe_unscored_members
 
-    _print_runs(runs, bool(shard), by, table_format)
+    yield _build_table(runs, bool(shard), by)
     for line in describe_unscored_members(model, suites):
         print_warning(line)
 
 
-def _print_runs(runs: Sequence[Run], are_shards: bool, by: str, table_format: str) -> None:
-    """Print a table of the runs, or of the shards."""
+def _build_table(runs: Sequence[Run], are_shards: bool, by: str) -> Table:
+    """Build the table of the runs, or of the shards."""
     from antlm_bench.reporting.results_table import build_results_table
     from antlm_bench.reporting.shards_table import build_shards_table
-    from antlm_bench.reporting.writers import print_table
 
-    table = build_shards_table(runs) if are_shards else build_results_table(runs, by=by)
-    print_table(table, table_format)
+    return build_shards_table(runs) if are_shards else build_results_table(runs, by=by)
 
 
 def _score_in_processes(

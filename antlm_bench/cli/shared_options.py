@@ -1,25 +1,31 @@
 """Options that several commands share: their types, help panels and parsers.
 
-Two decorators add options to a command: `with_open_options` and `with_table_format`. Every
-UsageError names its option.
+Decorators add options to a command: `with_open_options`, `with_pair_format`, `with_table_format`,
+and `prints_tables`, which also prints what the command yields. Every UsageError names its option.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
 from antlm_bench.errors import DeclarationError, UsageError
 
+if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
+
 Options = TypeVar("Options")
-Command = Callable[..., None]
+Command = Callable[..., Any]
+Tables = Iterator["Table"]
+"""What a command yields, to be printed (`prints_tables`)."""
 OptionValues = Mapping[str, Any]
 """Name of an option -> its value; None = not given."""
 
@@ -386,6 +392,29 @@ def with_table_format(
     return lambda command: _add_options(command, format_options, "table_format", _choose_format)
 
 
+def prints_tables(
+    *, options: Sequence[str] = ("format", *SHORT_FORMATS)
+) -> Callable[[Callable[..., Tables]], Command]:
+    """Print the tables that a command yields, in the format of the options `with_table_format`.
+
+    A table that the command yields before an error is printed, too.
+    """
+
+    def decorate(command: Callable[..., Tables]) -> Command:
+        @wraps(command)
+        def run(*, table_format: str, **values: Any) -> None:
+            from antlm_bench.reporting.writers import print_tables
+
+            tables = command(**values)
+            first = next(tables, None)
+            if first is not None:  # only the first process of torchrun has tables
+                print_tables(chain([first], tables), table_format)
+
+        return with_table_format(options=options)(run)
+
+    return decorate
+
+
 def _add_options(
     command: Command,
     options: Mapping[str, Any],
@@ -398,9 +427,9 @@ def _add_options(
     """
 
     @wraps(command)
-    def run(**values: Any) -> None:
+    def run(**values: Any) -> Any:
         option_values = {name: values.pop(name) for name in options}
-        command(**values, **{argument: convert(option_values)})
+        return command(**values, **{argument: convert(option_values)})
 
     signature = inspect.signature(command, eval_str=True)
     parameters = [p for name, p in signature.parameters.items() if name != argument]

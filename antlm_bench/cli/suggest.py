@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from antlm_bench.cli.shared_options import with_table_format
+from antlm_bench.cli.shared_options import Tables, prints_tables
 
 LABELS = {
     "what": "what it is",
@@ -36,7 +36,7 @@ MAX_LINE = 80
 """Longest command that is printed on one line."""
 
 
-@with_table_format()
+@prints_tables()
 def suggest_command(
     file: Annotated[
         str,
@@ -45,9 +45,7 @@ def suggest_command(
             help="A .txt, .csv, .tsv, .jsonl or .json of sentences, or a folder of such files.",
         ),
     ],
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Look at a file of sentences, say what it seems to be, and print the command that scores it.
 
     No model is opened. Where the file does not say which sentence of a pair is right, both choices
@@ -55,7 +53,6 @@ def suggest_command(
     """
     from antlm_bench.commands.suggest import suggest
     from antlm_bench.reporting.table import TableCell, build_facts_table
-    from antlm_bench.reporting.writers import print_tables
 
     suggestions = suggest(file)
     tables = []
@@ -67,7 +64,7 @@ def suggest_command(
         is_needed = toml_file and toml_file in shlex.split(suggestion.command)
         labels = LABELS | ({"toml_file": NEEDED_TOML_LABEL} if is_needed else {})
         tables.append(build_facts_table(file + choice, facts, labels=labels))
-    print_tables(tables, table_format)
+    yield from tables
 
 
 def _break_command(command: str) -> str:

@@ -10,12 +10,13 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     OptionValues,
+    Tables,
     build_options,
     parse_column_map,
+    prints_tables,
     settings_option,
     split_names,
     with_open_options,
-    with_table_format,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def build_layout(
     return StimuliLayout(tuple(split_names(conditions)), tuple(split_names(positions)), spillover)
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options()
 def surprisal_command(
     model: Annotated[
@@ -163,8 +164,7 @@ def surprisal_command(
     ] = "window",
     *,
     open_options: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Compute the surprisal of every token, word, region or sentence of your stimuli.
 
     The result is a table for R or pandas, in bits unless --base names another unit.
@@ -195,7 +195,6 @@ def surprisal_command(
     )
     from antlm_bench.reporting.results_table import FLAG_LABELS
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     facts: dict[str, object] = {
         f"{by}s": f"{len(result.rows):,} of {format_count(result.texts, 'text')}",
@@ -224,4 +223,4 @@ def surprisal_command(
         facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if result.notes:
         facts["note"] = "\n".join(result.notes)
-    print_table(build_facts_table(str(result.path), facts), table_format)
+    yield build_facts_table(str(result.path), facts)

@@ -13,13 +13,14 @@ from antlm_bench.cli.configuration import (
     describe_sweep_configuration,
     use_sweep_configuration,
 )
-from antlm_bench.cli.plan import DryRunOption, print_plan
+from antlm_bench.cli.plan import DryRunOption
 from antlm_bench.cli.shared_options import (
     ExecutorOptionsOption,
+    Tables,
     parse_executor_options,
+    prints_tables,
     settings_option,
     split_names,
-    with_table_format,
 )
 from antlm_bench.cli.stop_signals import end_on_signals, end_process
 from antlm_bench.errors import IncompleteError, Interrupted
@@ -34,7 +35,7 @@ SweepArgument = Annotated[
 ]
 
 
-@with_table_format()
+@prints_tables()
 def run_sweep_command(
     sweep: SweepArgument,
     executor: Annotated[
@@ -64,9 +65,7 @@ def run_sweep_command(
     ] = False,
     executor_option: ExecutorOptionsOption = None,
     dry_run: DryRunOption = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Carry out a sweep: all units that are not done. Repeat the command to continue.
 
     A failed unit does not stop the others; it is tried again by the next `run`. Ctrl-C stops the
@@ -74,7 +73,6 @@ def run_sweep_command(
     """
     from antlm_bench.commands.sweep import RunSweepOptions
     from antlm_bench.reporting.sweep_table import build_sweep_table
-    from antlm_bench.reporting.writers import print_table
 
     options = RunSweepOptions(
         executor=executor,
@@ -87,11 +85,12 @@ def run_sweep_command(
     )
     if dry_run:
         from antlm_bench.commands.plan import plan_sweep
+        from antlm_bench.reporting.plan_table import build_plan_table
 
-        print_plan(plan_sweep(sweep, run_options=options), table_format)
+        yield build_plan_table(plan_sweep(sweep, run_options=options))
         return
     status = _run(sweep, options)
-    print_table(build_sweep_table(status), table_format)
+    yield build_sweep_table(status)
     if not no_wait:
         _check_is_complete(status)
 
@@ -127,14 +126,13 @@ def _check_is_complete(status: SweepStatus) -> None:
     )
 
 
-@with_table_format()
-def status_command(sweep: SweepArgument, *, table_format: str) -> None:
+@prints_tables()
+def status_command(sweep: SweepArgument) -> Tables:
     """Show how far a sweep is: units per stage, what failed and why, what runs where."""
     from antlm_bench.commands.sweep import read_sweep_status
     from antlm_bench.reporting.sweep_table import build_sweep_table
-    from antlm_bench.reporting.writers import print_table
 
-    print_table(build_sweep_table(read_sweep_status(_find_folder(sweep))), table_format)
+    yield build_sweep_table(read_sweep_status(_find_folder(sweep)))
 
 
 def _find_folder(path: Path) -> Path:

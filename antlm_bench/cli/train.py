@@ -14,19 +14,20 @@ from antlm_bench.cli.shared_options import (
     ExecutorOptionsOption,
     OverridesOption,
     ScaleOption,
+    Tables,
     build_options,
     check_overrides,
     model_option,
     parse_executor_options,
+    prints_tables,
     run_folder_option,
     settings_option,
-    with_table_format,
 )
 from antlm_bench.errors import UsageError
 from antlm_bench.safe_files import refuse_url
 
 
-@with_table_format()
+@prints_tables()
 def train_command(
     recipe: Annotated[
         str, typer.Argument(help="A recipe (`antlm-bench list models`), or your own .toml.")
@@ -91,15 +92,12 @@ def train_command(
         bool,
         settings_option("--script-only", help="With slurm: write the script, submit nothing."),
     ] = False,
-    *,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Pretrain a model by a recipe; write its checkpoints, a log and a state to resume."""
     check_overrides(overrides)
 
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
-    from antlm_bench.reporting.writers import print_table
 
     # The arguments of this function have the names of the options' fields, or are renamed here.
     options = build_options(
@@ -118,7 +116,7 @@ def train_command(
         submit_command = shlex.join(["sbatch", str(job.script)])
         facts = {"script": str(job.script), "log": str(job.log)}
         facts |= {"job": job.job} if job.job else {"submit it": submit_command}
-        print_table(build_facts_table(recipe, facts), table_format)
+        yield build_facts_table(recipe, facts)
         return
     if executor_option or script_only:
         raise UsageError(
@@ -132,4 +130,4 @@ def train_command(
         words = ["antlm-bench", "score", "--model", str(checkpoint), "--suite", suite]
         score_command = shlex.join([*words, "--method", "all"])
         facts = {"checkpoint": str(checkpoint), "score it": score_command}
-        print_table(build_facts_table(recipe, facts), table_format)
+        yield build_facts_table(recipe, facts)

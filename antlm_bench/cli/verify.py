@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from antlm_bench.cli.shared_options import (
     ModelOption,
     OptionValues,
+    Tables,
     build_options,
     model_option,
     output_option,
+    prints_tables,
     settings_option,
     split_names,
     with_open_options,
     with_pair_format,
-    with_table_format,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ NOISE_LEGEND = (
 )
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options(without=("device", "dtype", "batch_tokens", "original_layout"))
 @with_pair_format
 def verify_command(
@@ -62,8 +63,7 @@ def verify_command(
     *,
     open_options: OptionValues,
     pair_format: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Score a sample of items with our engine, minicons and lm-eval, and list all differences.
 
     All three run on the CPU in float32.
@@ -71,7 +71,6 @@ def verify_command(
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.verify import verify
     from antlm_bench.reporting.verification_table import build_verification_table
-    from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, open_options, device="cpu")
     verification = verify(
@@ -83,11 +82,11 @@ def verify_command(
         tolerance=tolerance,
         options=options,
     )
-    print_table(build_verification_table(verification), table_format)
+    yield build_verification_table(verification)
     verification.raise_on_disagreement()
 
 
-@with_table_format()
+@prints_tables()
 @with_open_options(without=("bos", "max_length", "dtype", "batch_tokens"))
 def noise_command(
     model: ModelOption,
@@ -111,15 +110,13 @@ def noise_command(
     ] = None,
     *,
     open_options: OptionValues,
-    table_format: str,
-) -> None:
+) -> Tables:
     """Score the same weights with other batch sizes and dtypes.
 
     A difference between two models means nothing if it is smaller than these.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise
-    from antlm_bench.reporting.writers import print_table
 
     rows = measure_noise(
         model,
@@ -129,7 +126,7 @@ def noise_command(
         conditions=condition or tuple(CONDITIONS),
         options=build_options(OpenOptions, open_options),
     )
-    print_table(_build_noise_table(rows), table_format)
+    yield _build_noise_table(rows)
 
 
 def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:

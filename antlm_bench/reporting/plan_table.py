@@ -35,17 +35,14 @@ COST_COLUMNS = (
 )
 
 
-def build_plan_table(plan: SweepPlan, *, units: bool = False, command: str = "") -> Table:
-    """Build the table with a row per stage and checkpoint, or with a row per unit.
-
-    command: the command that measures this machine, for the legend.
-    """
+def build_plan_table(plan: SweepPlan, *, units: bool = False) -> Table:
+    """Build the table with a row per stage and checkpoint, or with a row per unit."""
     rows = plan.list_rows()
     stages = {row.stage: [each for each in rows if each.stage == row.stage] for row in rows}
     total = sum_rows("", rows)
     table = _build_units_table(plan) if units else _build_stages_table(stages, total)
     title = plan.sweep.name + (f" ({plan.folder})" if plan.folder else "")
-    legend = tuple(_build_legend(plan, total, command))
+    legend = tuple(_build_legend(plan, total))
     document = {
         "name": plan.sweep.name,
         "folder": plan.folder,
@@ -201,7 +198,7 @@ def _format_bytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def _build_legend(plan: SweepPlan, total: PlanRow, command: str) -> Iterator[str]:
+def _build_legend(plan: SweepPlan, total: PlanRow) -> Iterator[str]:
     """Yield the lines below the table."""
     speeds = [speed for speed in plan.speeds.values() if speed]
     unmeasured = [dtype for dtype, speed in plan.speeds.items() if speed is None]
@@ -210,8 +207,10 @@ def _build_legend(plan: SweepPlan, total: PlanRow, command: str) -> Iterator[str
         yield f"time: of one worker, as measured on {measured}"
     if unmeasured:
         names = " and ".join(unmeasured)
-        hint = f": {command} measures it, in seconds" if command else ""
-        yield f"no time: the {plan.device_kind} of this machine was not measured in {names}{hint}"
+        yield (
+            f"no time: the {plan.device_kind} of this machine was not measured in {names}: "
+            "antlm-bench plan --calibrate measures it, in seconds"
+        )
     for name, reason in plan.missing_data.items():
         yield f"left out: {name} ({reason})"
     if total.num_done:
