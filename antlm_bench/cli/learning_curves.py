@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,8 @@ def acquisition_command(
     """
     from antlm_bench.commands.acquisition import compute_acquisition
     from antlm_bench.metrics import get_metric_spec
-    from antlm_bench.reporting.table import TableCell, build_facts_table
+    from antlm_bench.reporting.results_table import estimate_cell
+    from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.runs.table_files import check_table_suffix, write_table
 
     if out:
@@ -74,20 +76,12 @@ def acquisition_command(
     results = compute_acquisition(run, suite)
     tables = []
     for result in results:
-        score = result.cell.summary.headline
-        spec = get_metric_spec(result.cell.summary.metric)
-        text = spec.format_estimate(score.value, score.low, score.high)
-        cell = TableCell(
-            score.value,
-            text,
-            *spec.known_interval(score.low, score.high),
-            unit="Pearson's r",
-            detail=spec.label,
-        )
+        summary = result.cell.summary
+        correlation = estimate_cell(summary.headline, summary.metric)
         facts = {
             "method": result.cell.method,
-            suite: cell,
-            "how": "\n".join(result.cell.summary.notes),
+            suite: replace(correlation, detail=get_metric_spec(summary.metric).label),
+            "how": "\n".join(summary.notes),
             "kept in": result.run_dir,
         }
         tables.append(build_facts_table(result.model, facts))

@@ -26,12 +26,12 @@ from antlm_bench.errors import (
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.comparison_table import (
+    difference_cells,
     format_interval,
     format_number,
     format_title,
     unit_suffix,
 )
-from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
     Table,
     TableCell,
@@ -180,22 +180,15 @@ def build_check_table(checked: CheckResult, exit_code: int) -> Table:
 
 def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
     d, metric = judgement.difference, verdict.comparison.metric
-    unit = raw_unit(metric)
+    spec = get_metric_spec(metric)
     is_headline = d.level == HEADLINE
     suite, title = verdict.comparison.suite, format_title(verdict.comparison)
     name = TableCell(suite, title, notes=tuple(_verdict_notes(verdict)))
     return build_row(
         name if is_headline else d.name,
-        TableCell(d.a, format_number(d.a, metric), unit=unit),
-        TableCell(d.b, format_number(d.b, metric), unit=unit),
-        TableCell(
-            d.value,
-            format_number(d.value, metric, "+"),
-            *get_metric_spec(metric).known_interval_of_difference(d.low, d.high),
-            unit=unit,
-        ),
+        *difference_cells(d, metric),
         TableCell(text=format_interval(d, metric, tested_values(judgement))),
-        TableCell(judgement.tolerance, format_number(judgement.tolerance, metric), unit=unit),
+        TableCell(judgement.tolerance, spec.format(judgement.tolerance), unit=spec.raw_unit),
         TableCell(judgement.status, tone=TONES[judgement.status]),
         depth=0 if is_headline else 1,
     )

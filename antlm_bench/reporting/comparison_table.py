@@ -12,7 +12,6 @@ from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_DIFFERENCE_INTERVAL
 from antlm_bench.printable import format_count, format_decimals, pluralize
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
     MISSING,
     Table,
@@ -103,7 +102,7 @@ def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: Texts
             rows.append(
                 build_row(
                     name if is_headline else difference.name,
-                    *_difference_cells(comparison, difference),
+                    *_comparison_cells(comparison, difference),
                     depth=depth,
                     emphasis="strong" if is_headline else "",
                     space_above=is_headline,
@@ -122,23 +121,26 @@ def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: Texts
     )
 
 
-def _difference_cells(comparison: Comparison, difference: Difference) -> list[TableCell]:
-    metric = comparison.metric
+def difference_cells(difference: Difference, metric: str) -> tuple[TableCell, TableCell, TableCell]:
+    """Build the cells of the reference's value, of the run's, and of their difference."""
+    spec = get_metric_spec(metric)
+    a, b = (
+        TableCell(value, spec.format(value), unit=spec.raw_unit)
+        for value in (difference.a, difference.b)
+    )
+    interval = spec.known_interval_of_difference(difference.low, difference.high)
+    text = spec.format(difference.value, "+")
+    return a, b, TableCell(difference.value, text, *interval, unit=spec.raw_unit)
+
+
+def _comparison_cells(comparison: Comparison, difference: Difference) -> list[TableCell]:
+    a, b, change = difference_cells(difference, comparison.metric)
     symbol = change_symbol(difference)
-    change = f"{symbol} {format_number(difference.value, metric, '+')}".strip()
-    p = difference.p if difference.adjusted is None else difference.adjusted
     tones: dict[str, Tone] = {"": "", WORSE: "bad", BETTER: "good"}
+    p = difference.p if difference.adjusted is None else difference.adjusted
     return [
-        TableCell(difference.a, format_number(difference.a, metric), unit=raw_unit(metric)),
-        TableCell(difference.b, format_number(difference.b, metric), unit=raw_unit(metric)),
-        TableCell(
-            difference.value,
-            change,
-            *get_metric_spec(metric).known_interval_of_difference(difference.low, difference.high),
-            unit=raw_unit(metric),
-            tone=tones[symbol],
-        ),
-        TableCell(text=format_interval(difference, metric)),
+        *(a, b, replace(change, text=f"{symbol} {change.text}".strip(), tone=tones[symbol])),
+        TableCell(text=format_interval(difference, comparison.metric)),
         TableCell(p, format_p_value(p)),
     ]
 
@@ -189,11 +191,9 @@ def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
             names = (run_comparison.name_a, run_comparison.name_b, c.suite, c.method_a, c.method_b)
             for d in (c.headline, *c.groups):
                 values = {key: getattr(d, key) for key in numbers}
-                interval = get_metric_spec(c.metric).known_interval_of_difference(d.low, d.high)
-                values["low"], values["high"] = interval
-                values["value"] = TableCell(
-                    d.value, format_number(d.value, c.metric, "+"), unit=raw_unit(c.metric)
-                )
+                change = difference_cells(d, c.metric)[2]
+                values["low"], values["high"] = change.low, change.high
+                values["value"] = TableCell(d.value, change.text, unit=change.unit)
                 margin = (d.margin.value, d.margin.low, d.margin.high) if d.margin else [None] * 3
                 rows.append(build_row(*names, c.metric, *c.seeds, *values.values(), *margin))
     keys = (*labels, *numbers, "margin", "margin_low", "margin_high")

@@ -11,9 +11,8 @@ from typing import Any
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import SEED_INTERVAL
 from antlm_bench.printable import format_count, make_printable
-from antlm_bench.reporting.results_table import join_interval_methods
+from antlm_bench.reporting.results_table import estimate_cell, join_interval_methods
 from antlm_bench.reporting.table import (
-    MISSING,
     Table,
     TableCell,
     TableColumn,
@@ -120,16 +119,7 @@ def _build_narrow_table(report: Report, sentences: Sequence[str]) -> Table:
 
 def score_cell(score: ReportedScore | None) -> TableCell:
     """Build the cell of a score with its interval and caveats."""
-    if score is None:
-        return TableCell()
-    spec = get_metric_spec(score.metric)
-    return TableCell(
-        score.value,
-        format_value(score),
-        *spec.known_interval(score.low, score.high),
-        unit=spec.raw_unit,
-        notes=score.caveats,
-    )
+    return estimate_cell(score, score.metric, score.caveats) if score else TableCell()
 
 
 def _task_cell(result: MemberResult, task: str) -> TableCell:
@@ -145,13 +135,6 @@ def _describe_sources(columns: Sequence[ReportColumn]) -> Iterator[str]:
     for source, models in models_by_source.items():
         covers_all = len(models_by_source) == 1 and len(models) > 1
         yield f"{'all published rows' if covers_all else '; '.join(models)}: {source}"
-
-
-def format_value(score: ReportedScore | None) -> str:
-    """Return `63.4 [63.0, 63.8]`: a value in its unit, and its interval if it has one."""
-    if score is None:
-        return MISSING
-    return get_metric_spec(score.metric).format_estimate(score.value, score.low, score.high)
 
 
 def _seed_rows(results: Sequence[MemberResult]) -> Iterator[TableRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.records import ACCEPTABILITY_MEASURES, OPTION_KINDS, SEED_INTERVAL
@@ -21,6 +22,9 @@ from antlm_bench.reporting.table import (
 from antlm_bench.results.display_names import TIE_RULE_TEXTS, full_model_names, model_names
 from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
+
+if TYPE_CHECKING:
+    from antlm_bench.results.collections import ReportedScore
 
 SUITE_LEVEL = "suite"
 """Value of `by` for headlines without groups."""
@@ -173,27 +177,26 @@ def describe_headline(summary: Summary) -> str:
     return ", ".join(filter(None, parts))
 
 
-def format_estimate(estimate: Estimate | None, metric: str) -> str:
+def format_estimate(estimate: Estimate | ReportedScore | None, metric: str) -> str:
     """Return `63.4 [63.0, 63.8]`: the value in its unit and its 95% interval."""
     if estimate is None:
         return MISSING
     return get_metric_spec(metric).format_estimate(estimate.value, estimate.low, estimate.high)
 
 
-def raw_unit(metric: str) -> str:
-    """Return the unit of a metric's unscaled values, for CSV and JSON."""
-    return get_metric_spec(metric).raw_unit
-
-
-def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
+def estimate_cell(
+    estimate: Estimate | ReportedScore | None, metric: str, notes: tuple[str, ...] = ()
+) -> TableCell:
     """Build the cell of an estimate with its interval."""
     if estimate is None:
         return TableCell()
+    spec = get_metric_spec(metric)
     return TableCell(
         estimate.value,
         format_estimate(estimate, metric),
-        *get_metric_spec(metric).known_interval(estimate.low, estimate.high),
-        unit=raw_unit(metric),
+        *spec.known_interval(estimate.low, estimate.high),
+        unit=spec.raw_unit,
+        notes=notes,
     )
 
 
@@ -280,9 +283,9 @@ def _interval_cell(estimate: Estimate | None, metric: str) -> TableCell:
     """Build the cell of another interval of a value that stands in the row above."""
     if estimate is None:
         return TableCell()
-    low, high = estimate.interval
-    text = get_metric_spec(metric).format_interval(low, high)
-    return TableCell(estimate.value, text, low, high, unit=raw_unit(metric))
+    spec, (low, high) = get_metric_spec(metric), estimate.interval
+    text = spec.format_interval(low, high)
+    return TableCell(estimate.value, text, low, high, unit=spec.raw_unit)
 
 
 def _item_count(row: ResultsRow) -> TableCell:
@@ -327,14 +330,14 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
         for cell in run:
             if cell.seed is not None:
                 continue
-            metric = cell.summary.metric
+            metric, spec = cell.summary.metric, get_metric_spec(cell.summary.metric)
             for level, name, within, estimate in _iter_estimates(cell.summary, by):
                 text = format_estimate(estimate, metric)
                 rows.append(
                     build_row(
                         *(model, cell.suite, cell.method, metric, level, name, within),
-                        TableCell(estimate.value, text, unit=raw_unit(metric)),
-                        *get_metric_spec(metric).known_interval(estimate.low, estimate.high),
+                        TableCell(estimate.value, text, unit=spec.raw_unit),
+                        *spec.known_interval(estimate.low, estimate.high),
                         estimate.n,
                         *(estimate.flags.get(flag, 0) for flag in flags),
                     )

@@ -34,8 +34,8 @@ from antlm_bench.reporting.report_table import (
     MACRO,
     build_report_table,
     describe_comparisons,
-    format_value,
 )
+from antlm_bench.reporting.results_table import format_estimate
 from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.results.collections import ReportedScore
 from antlm_bench.results.model_card import build_model_card
@@ -272,6 +272,10 @@ def test_no_name_steers_the_terminal(name: str) -> None:
 
 
 def test_surprisal_is_written_in_nats_and_everything_else_in_hundredths() -> None:
-    assert format_value(ReportedScore(6.893, "surprisal", 6.8, 7.0)) == "6.89 [6.80, 7.00]"
-    assert format_value(ReportedScore(0.634, "accuracy", 0.63, 0.638)) == "63.4 [63.0, 63.8]"
-    assert format_value(ReportedScore(0.634, "spearman")) == "63.4"
+    scores = {
+        "6.89 [6.80, 7.00]": ReportedScore(6.893, "surprisal", 6.8, 7.0),
+        "63.4 [63.0, 63.8]": ReportedScore(0.634, "accuracy", 0.63, 0.638),
+        "63.4": ReportedScore(0.634, "spearman"),
+    }
+    for text, score in scores.items():
+        assert format_estimate(score, score.metric) == text
