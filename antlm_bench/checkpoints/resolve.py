@@ -43,25 +43,13 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """How to open a checkpoint. Each field can change scores, or whether a checkpoint is accepted;
-    `score --help` explains them.
-    """
+class WeightOptions:
+    """How to load the files of a checkpoint: options of every command that opens one."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    dtype: str = "float32"
-    """One of DTYPE_NAMES."""
-    bos: str = "auto"
-    """BOS policy (scoring.text.BOS_POLICIES)."""
-    max_length: int | None = None
-    """Longest text in tokens, special tokens included; None = as `lengths` allows."""
-    lengths: str = "declared"
-    """Rule for the longest text without `max_length`. "declared": the limit in config.json and the
-    tokenizer. "positions": as many tokens as the model can run.
-    """
     batch_tokens: int | None = None
     """Tokens per forward pass; None = the default for the device."""
     allow_pickle: bool = False
@@ -78,6 +66,24 @@ class OpenOptions:
     """Accept files with tensors that the model does not use."""
     allow_missing: bool = False
     """Accept files without some of the model's parameters, which are then random (seed 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions(WeightOptions):
+    """How to open a checkpoint. Each field can change scores, or whether a checkpoint is accepted;
+    `score --help` explains them.
+    """
+
+    dtype: str = "float32"
+    """One of DTYPE_NAMES."""
+    bos: str = "auto"
+    """BOS policy (scoring.text.BOS_POLICIES)."""
+    max_length: int | None = None
+    """Longest text in tokens, special tokens included; None = as `lengths` allows."""
+    lengths: str = "declared"
+    """Rule for the longest text without `max_length`. "declared": the limit in config.json and the
+    tokenizer. "positions": as many tokens as the model can run.
+    """
 
     def __post_init__(self) -> None:
         """Convert paths to strings. Raises UsageError for values of other types."""
