@@ -40,7 +40,7 @@ from antlm_bench.checkpoints.resolve import (
     list_files,
 )
 from antlm_bench.errors import BenchError, CheckpointError
-from antlm_bench.runs.folder_io import write_atomically
+from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.runs.provenance import PEER_PACKAGES, RECORDED_PACKAGES, describe_machine
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
@@ -242,11 +242,10 @@ def write_record(locate: Callable[[], Path], content: Mapping[str, Any]) -> None
 
     locate: function that returns its file.
     """
-    # RuntimeError: there is no home directory.
-    with suppress(OSError, BenchError, TypeError, ValueError, RuntimeError):
+    with suppress(TypeError, ValueError, RuntimeError):  # RuntimeError: there is no home directory
         file, text = locate(), json.dumps(content)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps({"sha256": hash_text(text), "content": text}).encode())
+        document = {"sha256": hash_text(text), "content": text}
+        write_cache_file(file, json.dumps(document).encode())
 
 
 def read_record(locate: Callable[[], Path]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -86,6 +86,12 @@ class OpenOptions:
             if getattr(self, name) is not None:
                 check_path(getattr(self, name), name)
                 object.__setattr__(self, name, str(getattr(self, name)))
+
+
+def select_open_options(options: Mapping[str, Any]) -> OpenOptions:
+    """Return those of the options of `score` or `finetune` that decide which files are opened."""
+    names = OpenOptions.__dataclass_fields__.keys() - {"dtype"}
+    return OpenOptions(**{name: value for name, value in options.items() if name in names})
 
 
 @dataclass(frozen=True, slots=True)

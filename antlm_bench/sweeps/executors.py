@@ -189,10 +189,6 @@ class LocalExecutor:
         )
 
 
-def _open_local(settings: ExecutorSettings) -> Executor:
-    return LocalExecutor(settings)
-
-
 def _check_local_options(options: Mapping[str, Any], location: str) -> None:
     if options:
         raise UsageError(
@@ -203,7 +199,7 @@ def _check_local_options(options: Mapping[str, Any], location: str) -> None:
 
 
 LOCAL = ExecutorRecord(
-    "local", "processes of this machine, per GPU or CPU core", _open_local, _check_local_options
+    "local", "processes of this machine, per GPU or CPU core", LocalExecutor, _check_local_options
 )
 
 

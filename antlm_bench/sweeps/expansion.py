@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
+from antlm_bench.checkpoints.resolve import HUB_ID, expand_refs, select_open_options
 from antlm_bench.declarations import list_declarations, suggest_name
 from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import list_suite_refs
@@ -27,6 +27,7 @@ from antlm_bench.sweeps.checkpoint_facts import (
     read_checkpoint_facts,
 )
 from antlm_bench.sweeps.declaration import (
+    CheckpointStage,
     FinetuneStage,
     ScoreStage,
     StageKind,
@@ -230,9 +231,7 @@ class _Expansion:
 
     # ---- checkpoints
 
-    def _list_models(
-        self, name: str, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
-    ) -> list[str]:
+    def _list_models(self, name: str, stage: CheckpointStage) -> list[str]:
         """Return the checkpoints of a stage, and read the facts of those that exist.
 
         `id@revision` is a checkpoint of a hub id.
@@ -256,14 +255,7 @@ class _Expansion:
                 location="revisions",
                 hint="leave out `revisions`; checkpoints in folders can be given as a pattern",
             )
-        option_names = set(OpenOptions.__dataclass_fields__)
-        open_options = OpenOptions(
-            **{
-                key: value
-                for key, value in options.items()
-                if key in option_names and key != "dtype"
-            }
-        )
+        open_options = select_open_options(stage.options)
         refs = list(map(make_absolute, refs))
         for ref in refs:
             if not ref.startswith(STAGE_PREFIX):
@@ -279,7 +271,7 @@ class _Expansion:
             for suite in suites:
                 find_task_type(suite).check_methods(suite, [m for m in stage.methods if m != "all"])
         with self._locate("score", name, "models"):
-            models = self._list_models(name, stage, stage.options)
+            models = self._list_models(name, stage)
         options = make_options_absolute(stage.options)
         present_suites = [suite for suite in suites if not self._lacks_suite(suite, options)]
         for model in models:
@@ -308,10 +300,9 @@ class _Expansion:
     # ---- finetune
 
     def _expand_finetune(self, name: str, stage: FinetuneStage) -> None:
-        with self._locate("finetune", name):
-            tasks = stage_checks.select_tasks(stage)
+        tasks = stage_checks.select_tasks(stage)
         with self._locate("finetune", name, "models"):
-            models = self._list_models(name, stage, stage.options)
+            models = self._list_models(name, stage)
         seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
         options = make_options_absolute(stage.options)
         present = []

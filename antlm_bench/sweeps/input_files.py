@@ -23,7 +23,7 @@ from antlm_bench.declarations import (
     parse_toml,
 )
 from antlm_bench.suites import sources
-from antlm_bench.suites.task_types import match_task_type, read_declaration
+from antlm_bench.suites.task_types import read_suite_with_files
 from antlm_bench.sweeps.units import Unit, UnitFiles
 
 FILES_DIR, DATA_DIR, SWEEP_DIR = "files", "data", "sweep"
@@ -176,12 +176,10 @@ def _list_named_files(path: Path) -> Iterator[Path]:
 
 def _list_suite_files(suite: str) -> dict[str, Path]:
     """Return target -> data file of a suite; {} for one that consists of a single file."""
-    if match_task_type(suite):
+    declared = read_suite_with_files(suite)
+    if declared is None:
         return {}
-    declaration, folder = read_declaration(suite)
-    spec: Any = declaration  # those with files have `data`
-    if getattr(spec, "data", None) is None:
-        return {}
+    spec, folder = declared
     files: dict[str, Path] = {}
     tasks = getattr(spec, "task", {}).values()
     substitutes = [each.file for task in tasks for each in getattr(task, "substitutes", ())]

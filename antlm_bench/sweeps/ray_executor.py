@@ -245,11 +245,7 @@ class RayExecutor:
             return WorkerStatus("ended", describe_failure(getattr(error, "cause", None) or error))
 
 
-def _open_ray(settings: ExecutorSettings) -> RayExecutor:
-    return RayExecutor(settings)
-
-
-RAY = ExecutorRecord("ray", "tasks of a Ray cluster", _open_ray, read_options)
+RAY = ExecutorRecord("ray", "tasks of a Ray cluster", RayExecutor, read_options)
 
 
 class StoreActor(StoreServer):

@@ -12,15 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from antlm_bench.errors import BenchError
-from antlm_bench.runs import write_atomically
+from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.pair_plan import PairPlan
 from antlm_bench.scoring.plan import build_plans
@@ -170,14 +169,7 @@ def count_suite(
         items = apply_conventions(suite.items, conventions, model)
         for chunk in iter_chunks(items, records):
             task_type.predict(PredictRequest(model, suite, chunk, records, conventions))
-    counts = engine.counts
-    return TextCounts(
-        counts.rows,
-        counts.tokens,
-        counts.reads,
-        counts.attended,
-        time.perf_counter() - start_time,
-    )
+    return replace(engine.counts, seconds=time.perf_counter() - start_time)
 
 
 def build_counting_checkpoint(
@@ -259,8 +251,7 @@ def count_task(
         for row_lengths in lengths
     )
     selection = valid if task.select == "valid" else train.scale(held_out)
-    fitted = TextCounts(**{**asdict(train.scale(1 - held_out)), "seconds": seconds})
-    return fitted, selection, valid
+    return replace(train.scale(1 - held_out), seconds=seconds), selection, valid
 
 
 def _measure_lengths(
@@ -330,11 +321,7 @@ class CountsCache:
     def store(self, key: Sequence[Any], counts: Sequence[TextCounts]) -> None:
         """Store counts under a key. A cache that cannot be written is left out."""
         content = json.dumps({"counts": [asdict(each) for each in counts]})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), content.encode())
-        except (OSError, BenchError):
-            pass
+        write_cache_file(self._path(key), content.encode())
 
     def _path(self, key: Sequence[Any]) -> Path:
         text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
@@ -16,6 +18,8 @@ from antlm_bench.sweeps.references import (
     locate_output,
     resolve_model,
 )
+from antlm_bench.sweeps.status import SweepState
+from antlm_bench.sweeps.store import SweepStore
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 if TYPE_CHECKING:
@@ -25,33 +29,36 @@ if TYPE_CHECKING:
 MAX_DESCRIPTION_LENGTH = 60
 
 
-class UnitContext(Protocol):
+@dataclass(frozen=True)
+class UnitContext:
     """What a worker gives to a unit that it carries out."""
+
+    store: SweepStore
+    state: SweepState
+    part_dir: Path
+    """The folder to write the unit's run folder to. It may hold chunks of an earlier attempt. Units
+    of the kinds train, collect and report write below `sweep_dir` instead."""
+    unit_id: str
 
     @property
     def sweep_dir(self) -> Path:
         """The sweep's folder, with models/ and runs/."""
-        ...
-
-    @property
-    def part_dir(self) -> Path:
-        """The folder to write the unit's run folder to. It may hold chunks of an earlier attempt.
-
-        Units of the kinds train, collect and report write below `sweep_dir` instead.
-        """
-        ...
+        return self.store.folder
 
     @property
     def sweep(self) -> Sweep:
         """All units of the sweep."""
-        ...
+        return self.state.sweep
 
     def log(self, message: str) -> None:
         """Write a line to the worker's log."""
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.unit_id} {message}"
+        print(text, file=sys.stderr, flush=True)
 
     def find_parts(self, unit_ids: Iterable[str]) -> list[Path]:
         """Return the published part folders of those units that are done, in the given order."""
-        ...
+        done = (self.state.units[each].done_event for each in unit_ids if each in self.state.units)
+        return [self.store.find_part(event.part) for event in done if event and event.part]
 
 
 @dataclass(frozen=True)
