@@ -36,7 +36,6 @@ from antlm_bench.sweeps.declaration import (
     check_executors,
     read_sweep_file,
 )
-from antlm_bench.sweeps.future_corpora import count_corpus_words
 from antlm_bench.sweeps.references import (
     MODELS_DIR,
     RUNS_DIR,
@@ -50,6 +49,7 @@ from antlm_bench.sweeps.token_counts import CountsCache
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
+from antlm_bench.training.text_sources import count_words, load_text_source
 
 FINAL_CHECKPOINT = "main"
 
@@ -388,6 +388,22 @@ class _Expansion:
             arguments = {"html": html, "runs": _digest_ids(ids)}
             collect_units.append(Unit("report", "report", "", arguments, waits_for=ids))
         self.units |= {unit.id: unit for unit in collect_units}
+
+
+def count_corpus_words(corpus: str, recipe: Recipe) -> int:
+    """Return the words that a recipe trains on, without those that it holds out.
+
+    Raises DataError if there is no text.
+    """
+    words = _count_words(corpus)
+    words = min(words, recipe.corpus.words or words)
+    return round(words * (1 - recipe.corpus.held_out))
+
+
+@functools.cache
+def _count_words(corpus: str) -> int:
+    source = load_text_source(corpus)
+    return sum(count_words(text) for file in source.files for _, text in file.iter_lines())
 
 
 def _digest_ids(ids: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from antlm_bench.checkpoints.resolve import CPU_BATCH_TOKENS, NO_MAX_LENGTH
 from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.pair_plan import PairPlan
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 COUNTS_VERSION = 1
 """Part of the key of cached counts. Raised when a change of the code changes them."""
-BATCH_TOKENS = 2048
-"""Tokens per forward for which batches are counted: those of a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class CountingEngine:
         for plan in build_plans(probes) if probes else ():
             start = 0
             while start < len(plan):
-                batch, start = plan.next_batch(start, BATCH_TOKENS)
+                batch, start = plan.next_batch(start, CPU_BATCH_TOKENS)
                 lengths = np.array([length for _, length in batch.blocks])
                 rows = np.array([number for number, _ in batch.blocks])
                 squares = int((rows * lengths**2).sum())
@@ -113,7 +112,7 @@ class CountingEngine:
         """Count the batches of an encoder-decoder; its decoder's rows attend to their sources."""
         start = 0
         while start < len(plan):
-            batch, start = plan.next_batch(start, BATCH_TOKENS)
+            batch, start = plan.next_batch(start, CPU_BATCH_TOKENS)
             (num_rows, row_length), source_length = (
                 batch.decoder_ids.shape,
                 batch.source_ids.shape[1],
@@ -281,7 +280,7 @@ def _measure_lengths(
 
 def _limit_length(facts: CheckpointFacts, tokenizer: Any) -> int | None:
     limits = [facts.max_length, tokenizer.model_max_length]
-    return min((int(n) for n in limits if n is not None and n < 10**9), default=None)
+    return min((int(n) for n in limits if n is not None and n < NO_MAX_LENGTH), default=None)
 
 
 def _estimate_counts(suite: Suite, methods: Sequence[str]) -> TextCounts:
