@@ -59,7 +59,7 @@ class OptionColumns(NamedTuple):
 
 
 class IdColumn(Sequence[str]):
-    """Ids of n items. A text is made when it is asked for, which error messages do for one item."""
+    """Ids of n items. An id becomes a Python string when it is read: error messages read one."""
 
     def __init__(self, array: Any) -> None:
         """Wrap an Arrow array of strings."""
@@ -526,8 +526,8 @@ def _to_arrow(numbers: NDArray[Any], type_name: str) -> Any:
 def _to_numpy(array: Any) -> NDArray[Any]:
     """Return the numbers of an Arrow array (n,), -1 where it is empty.
 
-    They are read from its memory: pyarrow's own `to_numpy` imports pandas first, which takes half
-    of the time that a verdict has.
+    They are read from the memory of the array, because `to_numpy` of pyarrow imports pandas, which
+    takes half of the time that a whole `check` may take.
     """
     if array.null_count:
         return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)

@@ -1,7 +1,7 @@
 """Expand the declaration of a sweep to its units, after checking all that can be wrong with it.
 
-Names, options, models, methods and data are checked once per stage or checkpoint, so that the last
-of 100,000 units is as good as the first before anything starts. Nothing is opened per unit.
+Names, options, models, methods and data are checked once per stage or checkpoint, before anything
+starts, so that no unit fails later because of a typo. Nothing is opened per unit.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class ExpandedSweep:
     trained_models: dict[str, TrainedModel] = field(default_factory=dict)
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
-    """Suite or task -> why its data cannot be read. It has no units."""
+    """Suite or task without units -> why its data cannot be read."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Model of a unit -> its short name: of a checkpoint, that of its run folder."""
+    """Model of a unit -> its short name, which is also the name of a checkpoint's run folder."""
 
 
 def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
@@ -98,9 +98,9 @@ def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
     """Return the units of a sweep, in the order in which they start.
 
-    location: the file, for errors. Relative paths are those of the working directory. Raises the
-    errors of everything that a unit could stumble over, located by file, stage and key; DataError
-    for missing data, unless the declaration allows them.
+    location: the file, for errors. Relative paths start at the working directory. Raises the errors
+    that a unit would raise, located by file, stage and key, and DataError for missing data, unless
+    the declaration allows it.
     """
     check_executors(declaration, location)
     return _Expansion(declaration, location).run()
@@ -273,7 +273,7 @@ class _Expansion:
         with self._locate("score", name, "models"):
             models = self._list_models(name, stage)
         options = make_options_absolute(stage.options)
-        present_suites = [suite for suite in suites if not self._lacks_suite(suite, options)]
+        present_suites = [suite for suite in suites if not self._is_data_missing(suite, options)]
         for model in models:
             with self._locate("score", name, "methods"):
                 methods = self.facts[name, model].resolve_methods(stage.methods)
@@ -289,7 +289,7 @@ class _Expansion:
                     unit = Unit("score", name, model, arguments, self._needs_of(model))
                     self._add_part(unit, [(model, suite, method, None) for method in methods])
 
-    def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
+    def _is_data_missing(self, suite: str, options: Mapping[str, Any]) -> bool:
         if suite not in self.missing_data:
             reason = find_suite_problem(suite, options, self.cache)
             if reason:
@@ -377,7 +377,7 @@ class _Expansion:
         run_names = name_runs(list(self.units_by_model))
         collect_units = []
         for model, parts in self.units_by_model.items():
-            # The digest makes another unit of it when the parts change.
+            # With the digest of its parts, the unit has another id when the parts change.
             arguments = {"out": f"{RUNS_DIR}/{run_names[model]}", "parts": _digest_ids(parts)}
             collect_units.append(
                 Unit("collect", "collect", model, arguments, waits_for=tuple(parts))
@@ -411,9 +411,11 @@ def _digest_ids(ids: Sequence[str]) -> str:
 
 
 def name_runs(models: Sequence[str]) -> dict[str, str]:
-    """Return checkpoint -> the name of its run folder: its last folder, or as many as tell the
-    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too. Where whole
-    paths have one name (a--b/c and a/b--c, or two links to one folder), a digest is added.
+    """Return checkpoint -> the name of its run folder.
+
+    The name is the last folder of the checkpoint's path, with as many folders before it as tell the
+    checkpoints apart. A final checkpoint `main` also has the name of its parent folder. A digest is
+    added where two whole paths give the same name (a--b/c and a/b--c, or two links to one folder).
     """
     parts = {model: _split_model(model) for model in models}
     depths = {model: 2 if parts[model][-1] == FINAL_CHECKPOINT else 1 for model in models}
