@@ -26,7 +26,7 @@ LabelCodes = tuple[Ints, tuple[str, ...]]
 """(codes, names). codes (n,): index into the names, -1 = no label. The names are in order of
 appearance."""
 FlagColumn = tuple[str, Bools]
-"""(name out of types.FLAGS, (n,) True where an item raises the flag)."""
+"""(key of types.FLAGS, (n,) True where an item raises the flag)."""
 
 
 class LabelledItem(Protocol):

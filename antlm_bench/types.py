@@ -166,7 +166,7 @@ class Estimate:
     high: float
     """Upper end of the interval."""
     flags: Mapping[str, int] = field(default_factory=dict)
-    """Name out of FLAGS, or "tie" -> number of items."""
+    """A key of FLAGS, or "tie" -> number of items."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -507,9 +507,9 @@ class Encodings:
     too_long: Bools
     """(n,) the text does not fit into the model; it is in no batch."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
-    """Further names out of FLAGS -> (n,)."""
+    """Other keys of FLAGS -> (n,)."""
 
     def collect_flags(self, texts: Sequence[int]) -> tuple[str, ...]:
-        """Return the names out of FLAGS that any of these texts has."""
+        """Return the keys of FLAGS that any of these texts has."""
         flags = {"unk": self.unk, **self.flags}
         return tuple(name for name in FLAGS if name in flags and any(flags[name][i] for i in texts))

@@ -29,7 +29,7 @@ from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
 
 CALIBRATION_VERSION = 2
-"""Part of the key of a stored calibration. Raised when what is measured changes."""
+"""Version of what is measured. Speeds that were stored under another version are ignored."""
 SHAPES = ((128, 2), (384, 2))
 """(hidden size, layers) of the measured models."""
 DEVICE_KINDS = ("cpu", "cuda", "mps")

@@ -33,10 +33,10 @@ OUTPUT_ARGUMENTS = frozenset({"out", "html"})
 
 @dataclass(frozen=True)
 class InputRequest:
-    """What a unit may read, before anybody has looked which of it exists."""
+    """Names of files that a unit may read. Some of them may not exist."""
 
     paths: tuple[str, ...]
-    """Texts of its arguments. Those that name no file are ignored."""
+    """Texts in its arguments. Those that are not the path of a file are ignored."""
     suites: tuple[str, ...]
     sweep_paths: tuple[str, ...] = ()
     """Paths and globs below the sweep's folder."""
@@ -158,8 +158,8 @@ def _leads_upwards(path: Path) -> bool:
 
 
 def _holds_work(path: Path, sweep_dir: Path) -> bool:
-    """Return whether a folder holds the sweep's folder or the working directory: such a text
-    (".") is an argument that only looks like a path.
+    """Return whether a folder holds the sweep's folder or the working directory. An argument such
+    as "." only looks like the path of an input.
     """
     return sweep_dir.is_relative_to(path) or Path.cwd().is_relative_to(path)
 

@@ -1,6 +1,7 @@
 """The texts of a sweep's suites and tasks: which are missing, whether they load, and a fingerprint.
 
-Nothing is downloaded. What was loaded once is not loaded again as long as its files are the same.
+Nothing is downloaded. Texts that were loaded once are not loaded again while their files stay the
+same.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification_loader import ClassificationTask
     from antlm_bench.suites.task_types import Suite
 
-COUNTS_VERSION = 1
-"""Part of the key of cached counts. Raised when a change of the code changes them."""
+COUNTS_VERSION = 2
+"""Part of the key of cached counts. Increased when a change of the code changes the counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,8 @@ def build_counting_checkpoint(
     The longest text is that of config.json and tokenizer; the loader may find a lower one.
     """
     from antlm_bench.checkpoints import Checkpoint
-    from antlm_bench.scoring.source_text import DenoisingEncoder, PairEncoder, find_denoiser
+    from antlm_bench.checkpoints.loader import build_pair_encoders
+    from antlm_bench.scoring.source_text import find_denoiser
     from antlm_bench.scoring.text import TextEncoder, build_specials, find_mask_token
 
     tokenizer = tokenizer or load_tokenizer(facts)
@@ -191,9 +192,7 @@ def build_counting_checkpoint(
     if facts.kind == "encoder-decoder":
         denoiser = find_denoiser(tokenizer, vocab_size)
         mask_id, no_mask_reason = denoiser.mask_id, denoiser.no_mask_reason
-        encoders["cross"] = PairEncoder(tokenizer, 0, bos, **limits)
-        if mask_id is not None:
-            encoders["denoising"] = DenoisingEncoder(tokenizer, 0, denoiser, **limits)
+        encoders = build_pair_encoders(tokenizer, 0, denoiser, bos, **limits)
     else:
         for attention in facts.attentions:
             specials = build_specials(tokenizer, attention, bos)

@@ -69,7 +69,7 @@ class UnitKind:
     carry_out: Callable[[Unit, UnitContext], None]
     """Carry out a unit. Raises BenchError if it fails."""
     describe: Callable[[Unit], str] = lambda unit: _describe_arguments(unit)
-    """Say in a few words what a unit computes, besides its model."""
+    """Describe in a few words what a unit computes, without its model."""
     list_files: Callable[[Unit], UnitFiles] = lambda _: UnitFiles()
     """Return the files of the sweep's folder that a unit uses."""
 
@@ -189,9 +189,9 @@ def _report(unit: Unit, context: UnitContext) -> None:
 
 
 def _list_recipes(context: UnitContext) -> dict[Path, str]:
-    """Return run folder -> recipe of its model, of the models that the sweep trains.
+    """Return run folder -> recipe of its model, for the models that the sweep trains.
 
-    The recipes of one stage are trained alike. A name has that of its stage if there are several.
+    If the sweep has several train stages, a recipe's name begins with the name of its stage.
     """
     recipe_by_model: dict[str, tuple[str, str]] = {}
     for unit in context.sweep.units:
@@ -258,7 +258,7 @@ UNIT_KINDS: Mapping[str, UnitKind] = {
 
 
 def describe_unit(unit: Unit) -> str:
-    """Say in a few words what a unit computes, besides its model: `blimp (mlm) shard 2/4`."""
+    """Describe in a few words what a unit computes, without its model: `blimp (mlm) shard 2/4`."""
     try:
         text = UNIT_KINDS[unit.kind].describe(unit)
     except (KeyError, TypeError, AttributeError):  # of another version
