@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from antlm_bench.errors import DataError, RunError
 from antlm_bench.prediction_schema import CLUSTER, UNIGRAM, PredictionColumn, PredictionSchema
 from antlm_bench.printable import format_count
-from antlm_bench.types import FLAGS, Bools, Encodings, Floats, Ints
+from antlm_bench.types import FLAGS, Bools, Encodings, Example, Floats, Ints, Item
 
 GOLD_OPTION, GOLD_RATING = "option", "rating"
 """What the column `gold` holds: the index of an option, or a number such as a human rating."""
@@ -27,17 +27,6 @@ LabelCodes = tuple[Ints, tuple[str, ...]]
 appearance."""
 FlagColumn = tuple[str, Bools]
 """(key of types.FLAGS, (n,) True where an item raises the flag)."""
-
-
-class LabelledItem(Protocol):
-    """An item as `Predictions.build` reads it: types.Item or types.Example."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def gold(self) -> int | float: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
 
 
 UNSCORED_VALUE = -1.0
@@ -89,7 +78,7 @@ class Predictions:
     @classmethod
     def build(
         cls,
-        items: Sequence[LabelledItem],
+        items: Sequence[Item | Example],
         pred: NDArray[Any],
         options: OptionColumns,
         flags: Sequence[FlagColumn] = (),

@@ -25,6 +25,8 @@ Attention = Literal["causal", "full", "cross", "denoising"]
 an encoder-decoder: the source in the encoder and the tokens before it ("cross"), or a text in the
 encoder with a masked token, and what the decoder has restored before it ("denoising")."""
 Labels = Mapping[str, str]
+Span = tuple[int, int] | None
+"""(start, end) of the scored characters of a text; None = all."""
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""
 MethodPairs = Sequence[str | tuple[str, str]] | str
@@ -46,8 +48,7 @@ class Option:
     """One candidate text of an item."""
 
     text: str
-    span: tuple[int, int] | None = None
-    """(start, end) of the scored characters; None = all."""
+    span: Span = None
     length: int | None = None
     """Number of characters that a mean per character divides by; None = the scored ones."""
 
@@ -475,7 +476,7 @@ class LanguageModel(ModelInfo, Protocol):
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:

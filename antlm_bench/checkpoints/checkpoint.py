@@ -57,7 +57,7 @@ from antlm_bench.scoring.text import (
     with_scored_eos,
 )
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS_NOTE
-from antlm_bench.types import Attention, Encodings, Floats, Probes, ProgressCallback
+from antlm_bench.types import Attention, Encodings, Floats, Probes, ProgressCallback, Span
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Checkpoint:
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:

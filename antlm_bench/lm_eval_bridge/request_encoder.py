@@ -16,7 +16,7 @@ from antlm_bench.scoring.text import (
     build_specials,
     check_specials,
 )
-from antlm_bench.types import Attention, EncodedBatch, Encodings
+from antlm_bench.types import Attention, EncodedBatch, Encodings, Span
 
 
 class RequestEncoder(GreedyTrackingModel):
@@ -51,7 +51,7 @@ class RequestEncoder(GreedyTrackingModel):
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:
