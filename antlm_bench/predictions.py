@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from antlm_bench.errors import DataError, RunError
 from antlm_bench.prediction_schema import CLUSTER, UNIGRAM, PredictionColumn, PredictionSchema
 from antlm_bench.printable import format_count
-from antlm_bench.types import FLAGS, Bools, Encodings, Floats, Ints
+from antlm_bench.types import FLAGS, Bools, Encodings, Example, Floats, Ints, Item
 
 GOLD_OPTION, GOLD_RATING = "option", "rating"
 """What the column `gold` holds: the index of an option, or a number such as a human rating."""
@@ -26,18 +26,7 @@ LabelCodes = tuple[Ints, tuple[str, ...]]
 """(codes, names). codes (n,): index into the names, -1 = no label. The names are in order of
 appearance."""
 FlagColumn = tuple[str, Bools]
-"""(name out of types.FLAGS, (n,) True where an item raises the flag)."""
-
-
-class LabelledItem(Protocol):
-    """An item as `Predictions.build` reads it: types.Item or types.Example."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def gold(self) -> int | float: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
+"""(key of types.FLAGS, (n,) True where an item raises the flag)."""
 
 
 UNSCORED_VALUE = -1.0
@@ -59,7 +48,7 @@ class OptionColumns(NamedTuple):
 
 
 class IdColumn(Sequence[str]):
-    """Ids of n items. A text is made when it is asked for, which error messages do for one item."""
+    """Ids of n items. An id becomes a Python string when it is read: error messages read one."""
 
     def __init__(self, array: Any) -> None:
         """Wrap an Arrow array of strings."""
@@ -89,7 +78,7 @@ class Predictions:
     @classmethod
     def build(
         cls,
-        items: Sequence[LabelledItem],
+        items: Sequence[Item | Example],
         pred: NDArray[Any],
         options: OptionColumns,
         flags: Sequence[FlagColumn] = (),
@@ -526,8 +515,8 @@ def _to_arrow(numbers: NDArray[Any], type_name: str) -> Any:
 def _to_numpy(array: Any) -> NDArray[Any]:
     """Return the numbers of an Arrow array (n,), -1 where it is empty.
 
-    They are read from its memory: pyarrow's own `to_numpy` imports pandas first, which takes half
-    of the time that a verdict has.
+    They are read from the memory of the array, because `to_numpy` of pyarrow imports pandas, which
+    takes half of the time that a whole `check` may take.
     """
     if array.null_count:
         return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)

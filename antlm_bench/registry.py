@@ -273,12 +273,12 @@ def guard_record(record: Any, plugin: str, checks: Mapping[str, Callable[..., st
     return replace(record, **guarded) if guarded else record
 
 
-def _guard_value(value: Any, place: str, check: Callable[..., str] | None, is_target: bool) -> Any:
-    """Return a field's value with its functions guarded. is_target: whether it may be a class that
-    is called, or the "module:attribute" of a function.
+def _guard_value(value: Any, plugin: str, check: Callable[..., str] | None, is_target: bool) -> Any:
+    """Return a field's value with its functions guarded. plugin: what a message calls the field.
+    is_target: whether it may be a class that is called, or the "module:attribute" of a function.
     """
     if isinstance(value, tuple) and type(value) is tuple:
-        items = tuple(_guard_value(item, place, check, is_target) for item in value)
+        items = tuple(_guard_value(item, plugin, check, is_target) for item in value)
         return value if all(a is b for a, b in zip(items, value, strict=True)) else items
     module = value if isinstance(value, str) else str(getattr(value, "__module__", ""))
     is_ours = module.partition(":")[0].partition(".")[0] == OUR_PACKAGE
@@ -287,8 +287,8 @@ def _guard_value(value: Any, place: str, check: Callable[..., str] | None, is_ta
     if isinstance(value, type) and not is_target:
         return value
     if isinstance(value, str) or callable(value):
-        return _guard_function(value, place, check)
-    return guard_record(value, place, {})
+        return _guard_function(value, plugin, check)
+    return guard_record(value, plugin, {})
 
 
 def _guard_function(

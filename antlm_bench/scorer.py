@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from antlm_bench.arguments import check_value
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
@@ -38,7 +37,7 @@ from antlm_bench.text_arguments import (
     check_string,
     check_texts,
 )
-from antlm_bench.types import Encodings, Estimate, Floats, Item, Option, Probes, Summary
+from antlm_bench.types import Estimate, Floats, Item, Option, Summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,13 +50,9 @@ SUITE_NAME = "pairs"
 IN_MEMORY_OPTIONS = ("bos", "max_length", "batch_tokens")
 REDUCTIONS = ("sum", "per-token")
 TokenRow = tuple[int, int, int, str, float | None]
-TOKEN_COLUMNS = {
-    "text_index": "int32",
-    "token_index": "int32",
-    "token_id": "int32",
-    "token": "string",
-    "logprob": "float64",
-}
+TOKEN_TYPES = ("int32", "int32", "int32", "string", "float64")
+"""Arrow types of the columns of a TokenRow."""
+TOKEN_COLUMNS = ("text_index", "token_index", "token_id", "token", "logprob")
 NEXT_TOKEN_COLUMNS = ("text_index", "rank", "token_id", "token", "logprob")
 
 
@@ -245,8 +240,7 @@ class Scorer:
                 for position, (token, logprob) in enumerate(tokens):
                     value = None if math.isnan(logprob) else logprob
                     rows.append((index, position, token, checkpoint.decode_token(token), value))
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(TOKEN_COLUMNS)}
-        return ArrowTable(build_arrow_table(columns, TOKEN_COLUMNS))
+        return _build_token_table(rows, TOKEN_COLUMNS)
 
     def compare(
         self,
@@ -325,9 +319,7 @@ class Scorer:
                 pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
                 for rank, (token, logprob) in enumerate(pairs, start=1):
                     rows.append((index, rank, token, checkpoint.decode_token(token), logprob))
-        types = dict(zip(NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS.values(), strict=True))
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(types)}
-        return ArrowTable(build_arrow_table(columns, types))
+        return _build_token_table(rows, NEXT_TOKEN_COLUMNS)
 
     def compare_words(
         self,
@@ -429,6 +421,12 @@ def _texts_to_items(
     ]
 
 
+def _build_token_table(rows: Sequence[TokenRow], names: Sequence[str]) -> ArrowTable:
+    types = dict(zip(names, TOKEN_TYPES, strict=True))
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    return ArrowTable(build_arrow_table(columns, types))
+
+
 def _nan_to_none(values: Floats) -> list[object]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
@@ -445,40 +443,18 @@ def _build_item(index: int, texts: Sequence[str]) -> Item:
     return Item(str(index), tuple(map(Option, texts)), 0)
 
 
-def _build_probes(
-    checkpoint: Checkpoint, items: Sequence[Item], method: Method
-) -> tuple[list[Encodings], list[Probes]]:
-    """Encode the first option of each item, and build the probes of every part of the method.
-
-    Returns one Encodings per part, and probes whose text_index is an index into `items`.
-    """
-    options = [item.options[0] for item in items]
-    encodings = [
-        multiple_choice.encode_options(checkpoint, options, attention)
-        for attention, _ in method.parts
-    ]
-    probes = [
-        probe_function(batch, checkpoint.mask_id)
-        for encoded_texts, (_, probe_function) in zip(encodings, method.parts, strict=True)
-        for batch in encoded_texts.batches
-    ]
-    return encodings, [batch_probes for batch_probes in probes if len(batch_probes.row)]
-
-
-def _score_each(
-    checkpoint: Checkpoint, probes: list[Probes], n: int
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return the sums (n,) of the reads by text_index, and which of the n sums have a read."""
-    has_read = np.zeros(n, np.bool_)
-    for batch_probes in probes:
-        has_read[batch_probes.text_index] = True
-    scores = checkpoint.score_probes(probes, n) if probes else np.zeros(n)
-    return scores, has_read
-
-
 def _score_texts(checkpoint: Checkpoint, items: Sequence[Item], method: Method) -> Floats:
     """Return the log-probability (n,) of each item's first option, NaN if it cannot be scored."""
-    encodings, probes = _build_probes(checkpoint, items, method)
-    scores, has_read = _score_each(checkpoint, probes, len(items))
-    too_long = np.any([part.too_long for part in encodings], axis=0)
+    options, n = [item.options[0] for item in items], len(items)
+    has_read, too_long = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    probes = []
+    for attention, build_probes in method.parts:
+        encodings = multiple_choice.encode_options(checkpoint, options, attention)
+        too_long |= encodings.too_long
+        for batch in encodings.batches:
+            batch_probes = build_probes(batch, checkpoint.mask_id)
+            if len(batch_probes.row):
+                has_read[batch_probes.text_index] = True
+                probes.append(batch_probes)
+    scores = checkpoint.score_probes(probes, n) if probes else np.zeros(n)
     return np.where(has_read & ~too_long, scores, np.nan)

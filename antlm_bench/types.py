@@ -25,6 +25,8 @@ Attention = Literal["causal", "full", "cross", "denoising"]
 an encoder-decoder: the source in the encoder and the tokens before it ("cross"), or a text in the
 encoder with a masked token, and what the decoder has restored before it ("denoising")."""
 Labels = Mapping[str, str]
+Span = tuple[int, int] | None
+"""(start, end) of the scored characters of a text; None = all."""
 Names = Sequence[str | Path] | str | Path
 """One name or path, or several."""
 MethodPairs = Sequence[str | tuple[str, str]] | str
@@ -46,8 +48,7 @@ class Option:
     """One candidate text of an item."""
 
     text: str
-    span: tuple[int, int] | None = None
-    """(start, end) of the scored characters; None = all."""
+    span: Span = None
     length: int | None = None
     """Number of characters that a mean per character divides by; None = the scored ones."""
 
@@ -166,7 +167,7 @@ class Estimate:
     high: float
     """Upper end of the interval."""
     flags: Mapping[str, int] = field(default_factory=dict)
-    """Name out of FLAGS, or "tie" -> number of items."""
+    """A key of FLAGS, or "tie" -> number of items."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -475,7 +476,7 @@ class LanguageModel(ModelInfo, Protocol):
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:
@@ -507,9 +508,9 @@ class Encodings:
     too_long: Bools
     """(n,) the text does not fit into the model; it is in no batch."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
-    """Further names out of FLAGS -> (n,)."""
+    """Other keys of FLAGS -> (n,)."""
 
     def collect_flags(self, texts: Sequence[int]) -> tuple[str, ...]:
-        """Return the names out of FLAGS that any of these texts has."""
+        """Return the keys of FLAGS that any of these texts has."""
         flags = {"unk": self.unk, **self.flags}
         return tuple(name for name in FLAGS if name in flags and any(flags[name][i] for i in texts))

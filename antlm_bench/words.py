@@ -99,12 +99,12 @@ WORD_RULES: dict[str, WordRule] = {
 DEFAULT_WORD_RULE = "spaces"
 
 
-def check_word_rule(name: str, location: str = "--words") -> None:
+def check_word_rule(name: str) -> None:
     """Raise UsageError for an unknown rule, or one whose package is not installed."""
     if name not in WORD_RULES:
         hint = f"one of {', '.join(WORD_RULES)}"
-        raise UsageError(f"unknown rule {name!r}", location=location, hint=hint)
-    with require_packages(f"{location} {name}", " ".join(WORD_RULES[name].packages)):
+        raise UsageError(f"unknown rule {name!r}", location="--words", hint=hint)
+    with require_packages(f"--words {name}", " ".join(WORD_RULES[name].packages)):
         _load_rule(name)
 
 

@@ -27,7 +27,12 @@ from antlm_bench.checkpoints.loader import (
     load_runnable_model,
 )
 from antlm_bench.checkpoints.metadata import add_scored_specials, describe_checkpoint
-from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
+from antlm_bench.checkpoints.resolve import (
+    CPU_BATCH_TOKENS,
+    GPU_BATCH_TOKENS,
+    CheckpointSources,
+    OpenOptions,
+)
 from antlm_bench.checkpoints.self_test import (
     SelfTestResult,
     run_self_test,
@@ -52,11 +57,7 @@ from antlm_bench.scoring.text import (
     with_scored_eos,
 )
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS_NOTE
-from antlm_bench.types import Attention, Encodings, Floats, Probes, ProgressCallback
-
-# Default number of tokens per forward; a shared prefix counts once.
-CPU_BATCH_TOKENS = 2048  # few enough for the caches
-GPU_BATCH_TOKENS = 32_768
+from antlm_bench.types import Attention, Encodings, Floats, Probes, ProgressCallback, Span
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Checkpoint:
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:

@@ -5,8 +5,8 @@ maximum length. They follow from its files, the options and the software. A reco
 cache holds these facts under a hash of all of that. Whatever changes, the hash changes, no record
 is found, and the checkpoint is opened.
 
-A record is no authority: what can be computed from the files is compared with them, and a record
-that is damaged, or that another user wrote, is not used.
+Records are not trusted: whatever can be computed from the files is compared with them, and a record
+that is damaged, or that another user wrote, is ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from antlm_bench.checkpoints.resolve import (
     list_files,
 )
 from antlm_bench.errors import BenchError, CheckpointError
-from antlm_bench.runs.folder_io import write_atomically
+from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.runs.provenance import PEER_PACKAGES, RECORDED_PACKAGES, describe_machine
 from antlm_bench.safe_files import read_regular_file
 from antlm_bench.safe_json import parse_json
@@ -130,8 +130,8 @@ class RecordedCheckpoint:
 def hash_inputs(ref: str, sources: CheckpointSources, options: OpenOptions, engine: str) -> str:
     """Return a hash of all but the weights that decides what opening a checkpoint tells.
 
-    "" = not all can be hashed: a file that cannot be read, a package that does not run from where
-    it was installed, code in another repository, which transformers would fetch.
+    "" = something cannot be hashed: an unreadable file, a package that Python imports from another
+    place than where it was installed, or code in another repository, which transformers fetches.
     """
     try:
         return _hash_inputs(ref, sources, options, engine)
@@ -203,7 +203,7 @@ def find_checkpoint_record(
 ) -> RecordedCheckpoint | None:
     """Return what is stored under a hash of inputs and one of the base model's weights.
 
-    None = nothing, or it is damaged, or another user's, or does not fit the files.
+    None = nothing is stored, or the record is damaged, another user's, or does not fit the files.
     """
     stored = read_record(lambda: _record_file(inputs, weights)) if inputs else {}
     checkpoint = _build_checkpoint(stored)
@@ -219,7 +219,7 @@ def find_checkpoint_record(
 
 
 def _build_checkpoint(stored: Mapping[str, Any]) -> RecordedCheckpoint | None:
-    """Return the facts of a stored record; None if they are not whole."""
+    """Return the facts of a stored record; None if one is missing or of a wrong type."""
     try:
         return RecordedCheckpoint(
             name=str(stored["name"]),
@@ -242,11 +242,10 @@ def write_record(locate: Callable[[], Path], content: Mapping[str, Any]) -> None
 
     locate: function that returns its file.
     """
-    # RuntimeError: there is no home directory.
-    with suppress(OSError, BenchError, TypeError, ValueError, RuntimeError):
+    with suppress(TypeError, ValueError, RuntimeError):  # RuntimeError: there is no home directory
         file, text = locate(), json.dumps(content)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps({"sha256": hash_text(text), "content": text}).encode())
+        document = {"sha256": hash_text(text), "content": text}
+        write_cache_file(file, json.dumps(document).encode())
 
 
 def read_record(locate: Callable[[], Path]) -> dict[str, Any]:
@@ -297,9 +296,9 @@ def _names_other_repository(folder: Path) -> bool:
 def _hash_folder(folder: Path, options: OpenOptions) -> Iterator[tuple[str, Any]]:
     """Yield (name, hash) of the files of a folder and, if it is run, of its code in subfolders.
 
-    Of the weights that are loaded, the name only: their hash is kept apart. Of weights that are
-    not loaded, and of other large files, the size and the times of the last change. The time of a
-    change of the inode cannot be set back.
+    Weights that are loaded have no hash here, because it is kept apart. Weights that are not
+    loaded, and other large files, have their size, times and inode instead: nobody can set back the
+    time of an inode's change.
     """
     selected = select_weights(folder, options.allow_pickle)
     loaded = set(selected.files) if selected else set()

@@ -240,7 +240,7 @@ def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig)
 
 
 def _random_ids(model: Any, length: int) -> torch.Tensor:
-    """Return random token ids (1, length) on the model's device. Each has a successor."""
+    """Return random token ids (1, length) on the model's device, each below the largest id."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocabulary_size(model) - 1, (1, length))
     return torch.from_numpy(ids).to(model.device)

@@ -30,6 +30,7 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.forward_config import ForwardConfig
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.source_text import (
+    Denoiser,
     DenoisingEncoder,
     PairEncoder,
     detect_target_template,
@@ -166,19 +167,17 @@ def _detect_encoder_decoder(
     loaded: LoadedModel, options: OpenOptions, row_limit: int | None
 ) -> RunnableModel:
     """Return the facts of an encoder-decoder, whose shortcuts the self-test tries."""
-    tokenizer, vocab_size = loaded.tokenizer, pretrained.usable_vocab_size(loaded.model)
-    start_id = find_decoder_start(loaded.model, tokenizer, loaded.sources.base)
-    denoiser = find_denoiser(tokenizer, vocab_size)
-    encoders: dict[Attention, TextEncoder] = {
-        "cross": PairEncoder(
-            tokenizer, start_id, options.bos, max_length=row_limit, vocab_size=vocab_size
-        )
-    }
-    if denoiser.mask_id is not None:
-        encoder = DenoisingEncoder(
-            tokenizer, start_id, denoiser, max_length=row_limit, vocab_size=vocab_size
-        )
-        encoders["denoising"] = encoder.with_bos_policy("denoising", options.bos)
+    vocab_size = pretrained.usable_vocab_size(loaded.model)
+    start_id = find_decoder_start(loaded.model, loaded.tokenizer, loaded.sources.base)
+    denoiser = find_denoiser(loaded.tokenizer, vocab_size)
+    encoders = build_pair_encoders(
+        loaded.tokenizer,
+        start_id,
+        denoiser,
+        options.bos,
+        max_length=row_limit,
+        vocab_size=vocab_size,
+    )
     return RunnableModel(
         **_fields_of(loaded),
         forward_config=ForwardConfig(
@@ -191,6 +190,22 @@ def _detect_encoder_decoder(
         mask_id=denoiser.mask_id,
         no_mask_reason=denoiser.no_mask_reason,
     )
+
+
+def build_pair_encoders(
+    tokenizer: Any, start_id: int, denoiser: Denoiser, bos: str, **limits: Any
+) -> dict[Attention, TextEncoder]:
+    """Return attention -> encoder of an encoder-decoder.
+
+    start_id: the decoder's first token. limits: max_length and vocab_size of the encoders.
+    """
+    encoders: dict[Attention, TextEncoder] = {
+        "cross": PairEncoder(tokenizer, start_id, bos, **limits)
+    }
+    if denoiser.mask_id is not None:
+        encoder = DenoisingEncoder(tokenizer, start_id, denoiser, **limits)
+        encoders["denoising"] = encoder.with_bos_policy("denoising", bos)
+    return encoders
 
 
 def find_decoder_start(model: Any, tokenizer: Any, folder: Path) -> int:

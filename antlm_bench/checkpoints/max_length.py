@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from antlm_bench.checkpoints.resolve import LENGTH_KEYS, NO_MAX_LENGTH
 from antlm_bench.errors import UsageError
 from antlm_bench.scoring.plain_forward import is_encoder_decoder
 
 TRIAL_LENGTH = 7  # tokens; unlikely to be another size at which a model slices a tensor
 MAX_TRIAL_LENGTH = 2048  # tokens; the longest shipped text has 1,300 bytes
-# Keys of config.json that declare the limit.
-LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 LENGTH_ERRORS = (
     TypeError,
     ValueError,
@@ -42,8 +41,7 @@ def resolve_max_length(model: Any, tokenizer: Any, requested: int | None) -> int
     Raises UsageError if the user requests more than model or tokenizer allow.
     """
     tokenizer_limit = tokenizer.model_max_length
-    # transformers writes a huge number for "no limit".
-    if not isinstance(tokenizer_limit, int | float) or tokenizer_limit >= 10**9:
+    if not isinstance(tokenizer_limit, int | float) or tokenizer_limit >= NO_MAX_LENGTH:
         tokenizer_limit = None
     limits = [position_limit(model), None if tokenizer_limit is None else int(tokenizer_limit)]
     positive = [limit for limit in limits if limit is not None and limit > 0]
@@ -76,7 +74,7 @@ def position_limit(model: Any) -> int | None:
 
     The model must be on the CPU, because an index beyond a table ends the process on a GPU.
     """
-    declared = [getattr(model.config, name, None) for name in LIMIT_KEYS]
+    declared = [getattr(model.config, name, None) for name in LENGTH_KEYS]
     declared_limit = min((n for n in declared if isinstance(n, int) and n > 0), default=None)
     lookups = _TableLookups(model)
     with lookups:

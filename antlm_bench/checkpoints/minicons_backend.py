@@ -21,9 +21,9 @@ from antlm_bench.predictions import Predictions
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
 from antlm_bench.scoring.multiple_choice import build_predictions
-from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores, Span
+from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
-from antlm_bench.types import Encodings, Item, ProgressCallback
+from antlm_bench.types import Encodings, Item, ProgressCallback, Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,14 @@ HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 """`name` or `owner/name` on the Hugging Face hub."""
 MAX_REVISIONS_SHOWN = 30
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+CPU_BATCH_TOKENS = 2048
+"""Default number of tokens per forward on a CPU, where a shared prefix counts once: few enough for
+the caches."""
+GPU_BATCH_TOKENS = 32_768
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Keys of config.json that declare the longest row."""
+NO_MAX_LENGTH = 10**9
+"""Limits from here on mean "no limit": transformers writes a huge number for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,12 @@ class OpenOptions(WeightOptions):
             if getattr(self, name) is not None:
                 check_path(getattr(self, name), name)
                 object.__setattr__(self, name, str(getattr(self, name)))
+
+
+def select_open_options(options: Mapping[str, Any]) -> OpenOptions:
+    """Return those of the options of `score` or `finetune` that decide which files are opened."""
+    names = OpenOptions.__dataclass_fields__.keys() - {"dtype"}
+    return OpenOptions(**{name: value for name, value in options.items() if name in names})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from antlm_bench.scoring.logit_readers import widen
 from antlm_bench.scoring.plain_forward import attention_mask_inputs, plain_logits
 from antlm_bench.scoring.probes import infill, seq2seq
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
-from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
+from antlm_bench.types import Attention, Bools, Floats, Ints, LanguageModel, Probes
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 """dtype -> largest difference of one log-probability (nats). Rounding stays below it; an error such
@@ -41,23 +41,10 @@ PAIR_ATTENTIONS: dict[str, Callable[..., Probes]] = {"cross": seq2seq, "denoisin
 """Attention of encoder-decoders -> the probes that are compared."""
 
 
-class CheckpointLike(Protocol):
-    """The attributes of a Checkpoint that the self-test uses."""
+class EngineModel(LanguageModel, Protocol):
+    """A language model that runs on an engine."""
 
     engine: Engine
-    mask_id: int | None
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def attentions(self) -> frozenset[str]: ...
-    def encode(
-        self,
-        texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
-        attention: Attention,
-        sources: Sequence[str] | None = None,
-    ) -> Encodings: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +72,7 @@ class SelfTestResult:
 
 
 def run_self_test(
-    checkpoint: CheckpointLike,
+    checkpoint: EngineModel,
     texts: Sequence[str],
     attentions: Iterable[str] | None = None,
     max_predictions: int = MAX_PREDICTIONS,
@@ -111,7 +98,7 @@ def run_self_test(
 
 
 def _compare_with_plain_forward(
-    checkpoint: CheckpointLike,
+    checkpoint: EngineModel,
     texts: Sequence[str],
     attentions: Sequence[str],
     max_predictions: int,
@@ -191,7 +178,7 @@ def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequ
 
 
 def _trial_probes(
-    checkpoint: CheckpointLike,
+    checkpoint: EngineModel,
     texts: Sequence[str],
     attentions: Sequence[str],
     max_predictions: int,
@@ -229,7 +216,7 @@ def _trial_probes(
 
 
 def _pair_probes(
-    checkpoint: CheckpointLike, texts: Sequence[str], name: str, max_predictions: int
+    checkpoint: EngineModel, texts: Sequence[str], name: str, max_predictions: int
 ) -> Iterator[tuple[int, Probes]]:
     """Yield (index of the text, its probes) for an encoder-decoder. Under "cross", each text stands
     after an empty source, and after the text before it as its source.

@@ -202,7 +202,7 @@ def _write_baseline(run: Run, baseline_dir: Path) -> None:
     model = {key: value for key, value in manifest.model.items() if key not in MACHINE_KEYS}
     manifest = Manifest(runs.SCHEMA_VERSION, model, manifest.software, manifest.created)
     with runs.RunWriter(baseline_dir, manifest) as writer:
-        for cell in runs.cells_with_short_paths(run):
+        for cell in runs.shorten_cell_paths(run):
             # Reports warn about finetuning that collapsed, so this entry of the history is kept.
             history = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
             writer.write_cell(replace(cell, history=history), runs.read_predictions(run.path, cell))

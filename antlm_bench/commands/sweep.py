@@ -284,7 +284,7 @@ def claim_driver(store: FolderStore) -> tuple[Claim, list[Event]]:
     while claim is None:
         current = store.find_claim(DRIVER_CLAIM)
         owner = store.read_owner(current.id) if current else None
-        silence = store.seconds_without_sign(current.id) if current else 0.0
+        silence = store.seconds_since_heartbeat(current.id) if current else 0.0
         is_here = owner is not None and owner.process.host == host_identity()
         if is_here or silence < last_silence:
             name = describe_process(owner.process) if owner else "unknown"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine
-from antlm_bench.types import Attention, Encodings, Floats, Probes
+from antlm_bench.types import Attention, Encodings, Floats, Probes, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class GreedyTrackingModel:
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import DataError
 from antlm_bench.lm_eval_bridge.greedy import GreedyTrackingModel
-from antlm_bench.scoring.text import TextEncoder, build_specials, check_specials
-from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
+from antlm_bench.scoring.text import (
+    ContextEncoder,
+    TextEncoder,
+    build_specials,
+    check_specials,
+)
+from antlm_bench.types import Attention, EncodedBatch, Encodings, Span
 
 
 class RequestEncoder(GreedyTrackingModel):
@@ -31,55 +35,38 @@ class RequestEncoder(GreedyTrackingModel):
         super().__init__(checkpoint)
         self.truncate = truncate
         # Without length limits, because `encode` detects long texts and may cut them.
-        self.no_context_encoders = {
-            attention: _without_length_limit(encoder, encoder.specials)
+        self.encoders = {
+            attention: TextEncoder(
+                encoder.tokenizer, encoder.specials, max_length=None, vocab_size=encoder.vocab_size
+            )
             for attention, encoder in checkpoint.encoders.items()
         }
-        self.context_encoders = dict(self.no_context_encoders)
-        if bos == "lm-eval" and "causal" in self.context_encoders:
-            causal = self.no_context_encoders["causal"]
+        if bos == "lm-eval" and "causal" in self.encoders:
+            causal = self.encoders["causal"]
             specials = build_specials(causal.tokenizer, "causal", "tokenizer")
             check_specials(causal.tokenizer, specials, causal.vocab_size)
-            self.context_encoders["causal"] = _without_length_limit(causal, specials)
+            self.encoders["causal"] = ContextEncoder(causal, specials)
         self.num_truncated = 0
 
     def encode(
         self,
         texts: Sequence[str],
-        spans: Sequence[tuple[int, int] | None],
+        spans: Sequence[Span],
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:
         del sources  # of encoder-decoders, which lm-eval scores itself
-        unk = np.zeros(len(texts), np.bool_)
-        too_long = np.zeros(len(texts), np.bool_)
-        flags: dict[str, Bools] = {}
+        encoder = self.encoders[attention]
+        encodings = encoder.encode(texts, spans)
+        too_long = encodings.too_long.copy()
         batches: list[EncodedBatch] = []
-        for encoder, indices in self._group_by_context(spans, attention):
-            encodings = encoder.encode([texts[i] for i in indices], [spans[i] for i in indices])
-            unk[indices] = encodings.unk
-            for name, has_flag in encodings.flags.items():
-                flags.setdefault(name, np.zeros(len(texts), np.bool_))[indices] = has_flag
-            for batch in encodings.batches:
-                batch = replace(batch, text_index=indices[batch.text_index])
-                fitted = self._fit_to_model(batch, attention, len(encoder.specials.before))
-                if fitted is None:
-                    too_long[batch.text_index] = True
-                else:
-                    batches.append(fitted)
-        return Encodings(tuple(batches), unk, too_long, flags)
-
-    def _group_by_context(
-        self, spans: Sequence[tuple[int, int] | None], attention: Attention
-    ) -> Iterator[tuple[TextEncoder, Ints]]:
-        """Yield (encoder, indices of its texts) for texts without and with a context."""
-        no_context = np.array([span is None for span in spans], np.bool_)
-        for encoder, selected in (
-            (self.no_context_encoders[attention], no_context),
-            (self.context_encoders[attention], ~no_context),
-        ):
-            if selected.any():
-                yield encoder, np.flatnonzero(selected).astype(np.int32)
+        for batch in encodings.batches:
+            fitted = self._fit_to_model(batch, attention, len(encoder.specials.before))
+            if fitted is None:
+                too_long[batch.text_index] = True
+            else:
+                batches.append(fitted)
+        return replace(encodings, batches=tuple(batches), too_long=too_long)
 
     def _fit_to_model(
         self, encoded: EncodedBatch, attention: Attention, num_prefix_tokens: int
@@ -118,7 +105,3 @@ class RequestEncoder(GreedyTrackingModel):
             word_ids=encoded.word_ids[:, columns],
             last_word_ids=None if last_word_ids is None else last_word_ids[:, columns],
         )
-
-
-def _without_length_limit(encoder: TextEncoder, specials: Any) -> TextEncoder:
-    return TextEncoder(encoder.tokenizer, specials, max_length=None, vocab_size=encoder.vocab_size)

@@ -167,8 +167,8 @@ def parse_not_excluded(value: Any) -> float:
     return parse_included((number, not parse_number(is_excluded)))
 
 
-# An aggregation that gives this mean for these results is a mean over documents; their values are
-# then parsed by the third entry.
+# (results of four documents, their mean, parser of such results). An aggregation that returns this
+# mean for these results is a mean over documents, and the parser returns the value of a document.
 MEAN_TRIALS: tuple[tuple[list[Any], float, ValueParser], ...] = (
     ([1.0, 0.0, 0.0, 0.5], 0.375, parse_number),
     ([(1, 1), (0, 1), (1, 1), (0, 0)], 2 / 3, parse_included),

@@ -52,10 +52,10 @@ from antlm_bench.runs.store import (
 from antlm_bench.runs.suite_names import (
     base_suite_name,
     cell_has_suite,
-    cells_with_short_paths,
     distinguish_suites,
     is_user_suite,
     select_fullest_cells,
+    shorten_cell_paths,
 )
 
 __all__ = [
@@ -70,7 +70,6 @@ __all__ = [
     "base_suite_name",
     "cell_has_suite",
     "cell_to_dict",
-    "cells_with_short_paths",
     "distinguish_suites",
     "download_runs",
     "encode_cell",
@@ -95,6 +94,7 @@ __all__ = [
     "reject_links",
     "replaces",
     "select_fullest_cells",
+    "shorten_cell_paths",
     "summary_matches",
     "write_atomically",
     "write_files",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import quote
 
 from antlm_bench import safe_files
@@ -32,12 +31,7 @@ class ChunkFolder:
     _exit_stack: ExitStack
     """What the end of the context releases: the lock."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exit_stack.close()
 
     def remove_leftovers(self) -> None:

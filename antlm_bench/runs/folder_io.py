@@ -12,7 +12,7 @@ from typing import cast
 
 from antlm_bench import safe_files
 from antlm_bench.atomic_files import link_or_copy, replace_folder, temporary_path
-from antlm_bench.errors import RunError
+from antlm_bench.errors import BenchError, RunError
 
 OTHER_FOLDER_HINT = "choose another folder"
 OTHER_OUT_HINT = f"{OTHER_FOLDER_HINT} with --out"
@@ -37,6 +37,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         except OSError as error:
             # The option that named the file is not known here: --out, --html, --figure, ...
             raise os_failure(path, error, "written", OTHER_FOLDER_HINT) from error
+
+
+def write_cache_file(path: Path, data: bytes) -> None:
+    """Write a file of the user's cache, and create its folder. A cache that cannot be written is
+    left out.
+    """
+    with suppress(OSError, BenchError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -58,20 +58,8 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
 
     Raises RunError, naming `location` and the field, for damaged bytes and for a newer schema.
     """
-    try:
-        document = parse_json(data)
-    except ValueError as error:
-        raise RunError(f"not JSON: {error}", location=location, hint=DAMAGED_HINT) from error
-    root = JsonNode(document, location)
-    schema = root.get("schema", int)
-    if schema > SCHEMA_VERSION:
-        raise RunError(
-            f"written by a newer antlm-bench (schema {schema};"
-            f" this one reads up to {SCHEMA_VERSION})",
-            location=location,
-            hint="pip install --upgrade antlm-bench",
-        )
-    manifest = decode_manifest(root.get_object("manifest"), schema)
+    root = decode_document(data, location, SCHEMA_VERSION)
+    manifest = decode_manifest(root.get_object("manifest"), root.get("schema", int))
     return manifest, tuple(_parse_cell(cell) for cell in root.get_objects("cells"))
 
 
@@ -172,6 +160,29 @@ class JsonNode:
     def get_strings(self, name: str) -> dict[str, str]:
         node = self.get_object(name)
         return {key: node.get(key, str) for key in node.value}
+
+
+def decode_document(
+    data: bytes, location: str, version: int, noun: str = "", not_json_hint: str = DAMAGED_HINT
+) -> JsonNode:
+    """Return the JSON object of a file that has its schema version in "schema".
+
+    version: the newest that this package reads. noun: what the version is of, for the error about a
+    newer one. Raises RunError.
+    """
+    try:
+        root = JsonNode(parse_json(data), location)
+    except ValueError as error:
+        raise RunError(f"not JSON: {error}", location=location, hint=not_json_hint) from error
+    schema = root.get("schema", int)
+    if schema > version:
+        raise RunError(
+            f"written by a newer antlm-bench (schema {schema}{noun}; this one reads up to"
+            f" {version})",
+            location=location,
+            hint="pip install --upgrade antlm-bench",
+        )
+    return root
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:

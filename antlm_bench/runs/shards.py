@@ -22,9 +22,8 @@ from antlm_bench.printable import format_count
 from antlm_bench.runs.chunks import ChunkFolder
 from antlm_bench.runs.folder_io import lock_folder, make_folder, os_failure, write_atomically
 from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
-from antlm_bench.runs.run_json import JsonNode, decode_manifest, encode_json
+from antlm_bench.runs.run_json import JsonNode, decode_document, decode_manifest, encode_json
 from antlm_bench.runs.suite_names import is_same_result
-from antlm_bench.safe_json import parse_json
 from antlm_bench.types import Manifest
 
 SHARD_FILE = "shard.json"
@@ -276,19 +275,8 @@ def open_shard(path: str | Path) -> ShardRun:
         data = safe_files.read_regular_file(file, MAX_SHARD_JSON_BYTES)
     except OSError as error:
         raise os_failure(file, error, "read") from error
-    try:
-        root = JsonNode(parse_json(data), str(file))
-    except ValueError as error:
-        hint = "move the folder away, and score the shard again"
-        raise RunError(f"not JSON: {error}", location=str(file), hint=hint) from error
-    schema = root.get("schema", int)
-    if schema > SHARD_SCHEMA_VERSION:
-        raise RunError(
-            f"written by a newer antlm-bench (schema {schema} of shards;"
-            f" this one reads up to {SHARD_SCHEMA_VERSION})",
-            location=str(file),
-            hint="pip install --upgrade antlm-bench",
-        )
+    hint = "move the folder away, and score the shard again"
+    root = decode_document(data, str(file), SHARD_SCHEMA_VERSION, " of shards", hint)
     try:
         shard = Shard.parse(root.get("shard", str))
     except UsageError as error:

@@ -160,11 +160,11 @@ def distinguish_suites(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def cells_with_short_paths(run: Run) -> list[Cell]:
+def shorten_cell_paths(run: Run) -> list[Cell]:
     """Return the cells of a run as they are stored, with paths no longer than suites need.
 
-    Files whose names begin alike keep equally many folders: a path that is shorter than the others
-    would free a shorter name for one of them.
+    Files whose names begin alike keep the same number of folders. If one path were shorter, its
+    file would get a shorter name when the cells are read again.
     """
     cells = distinguish_suites([run])[0].cells
     num_folders: dict[str, int] = {}
@@ -194,7 +194,7 @@ class _SuiteGroup:
 
     @property
     def result_keys(self) -> set[tuple[object, ...]]:
-        """(index of the run, suite, method, seed, limit): a run has one cell of each."""
+        """(index of the run, suite, method, seed, limit) of each cell, which is unique."""
         return {
             (index, base_suite_name(cell), cell.method, cell.seed, str(cell.limit))
             for index, cell in self.cells
@@ -306,7 +306,7 @@ def _is_reserved(label: str, reserved: Collection[str]) -> bool:
 def _collection_name(cell: Cell) -> str:
     """Return the suite's name without its task: `mine` of `mine.rte`.
 
-    A file of texts is its own task.
+    The name of a user's file of texts is also the name of its task, and stays whole.
     """
     base, task = base_suite_name(cell), str(cell.settings.get("task", ""))
     return base.removesuffix(f".{task}") if cell.seed is not None and task != base else base

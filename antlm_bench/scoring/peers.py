@@ -25,12 +25,11 @@ from antlm_bench.scoring.text import (
     scored_positions_with_eos,
 )
 from antlm_bench.scoring.tokens import TextTokenizer, Tokenized
-from antlm_bench.types import Encodings, Floats
+from antlm_bench.types import Encodings, Floats, Span
 
 MINICONS, LM_EVAL = "minicons", "lm-eval"  # keys of Method.peer_names
 MAX_BATCH_TOKENS = 2048  # tokens per forward of a peer
 
-Span = tuple[int, int] | None
 ModelKind = Literal["causal", "masked", "encoder-decoder"]
 PEER_ERRORS = (
     RuntimeError,

@@ -133,7 +133,7 @@ def load_task(
     """
     _check_limits(limit_train, limit_valid)
     spec, task, splits, origin = _read_task(ref, name, preset, valid, columns or {})
-    training = _resolve_training(spec, name, preset, overrides)
+    training = apply_changes(spec.resolve_training(name, preset), overrides)
     examples, labels = _build_splits(spec, name, splits, strip=training.strip)
     all_train, all_valid = examples["train"], examples["valid"]
     train = _subsample_evenly(all_train, limit_train)
@@ -420,20 +420,25 @@ def _read_split_file(
 # ---- building a task
 
 
-def _resolve_training(
-    spec: ClassificationSpec, name: str, preset: str, overrides: Sequence[str]
+def apply_changes(
+    settings: TrainingSpec, changes: Sequence[str], location: str = "--set"
 ) -> TrainingSpec:
-    settings = spec.resolve_training(name, preset)
-    for override in overrides:
-        key, equals, value = (part.strip() for part in override.partition("="))
+    """Return settings with some values changed. changes: "key=value" each.
+
+    location: the option or the key of a TOML that has them, for errors. Raises UsageError or
+    DeclarationError.
+    """
+    is_option = location.startswith("--")
+    for change in changes:
+        key, equals, text = (part.strip() for part in change.partition("="))
         if not equals or not key:
-            message, hint = f"{override!r} is not key=value", "e.g. --set lr=3e-5"
-            raise UsageError(message, location="--set", hint=hint)
-        parsed = parse_toml_value(value, location=f"--set {key}")
+            hint = f"e.g. {location} lr=3e-5" if is_option else "e.g. lr=3e-5"
+            raise UsageError(f"{change!r} is not key=value", location=location, hint=hint)
+        value = parse_toml_value(text, f"{location} {key}" if is_option else f"{location}: {key}")
         try:
-            settings = override_settings(settings, {key: parsed})
+            settings = override_settings(settings, {key: value})
         except ValueError as error:
-            raise UsageError(str(error), location="--set") from None
+            raise UsageError(str(error), location=location) from None
     return settings
 
 

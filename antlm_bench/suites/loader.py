@@ -104,7 +104,7 @@ def check_request(request: SuiteRequest) -> None:
 
 def load_declared_suite(request: SuiteRequest) -> Suite:
     """Load a suite of a TOML of kind "suite", or of a file or folder of pairs."""
-    ref, limit = request.ref, request.limit
+    ref = request.ref
     reading_times = None
     origin: tuple[str, ...]
     if pair_files.is_pairs_ref(ref):
@@ -118,10 +118,8 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         if spec.times:
             files = _iter_official_files(spec, folder)
             reading_times = reading_times_spec.build_reading_times(spec.times, items, files)
-    notes = [*spec.notes, *check_completeness(spec, items, request.allow_incomplete)]
-    all_items, level = items, spec.finest_level
-    items = _limit_items(all_items, level, limit)
-    notes += _limit_notes(level, limit, len(all_items) - len(items))
+    notes = check_completeness(spec, items, request.allow_incomplete)
+    items, limit_notes, num_left_out = _limit_items(items, spec.finest_level, request.limit)
     return Suite(
         name=spec.name,
         version=spec.version,
@@ -133,12 +131,12 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         items=tuple(items),
         digest=_digest(spec, items),
         task_type=spec.task_type,
-        notes=tuple(notes),
+        notes=(*spec.notes, *notes, *limit_notes),
         reading_times=reading_times,
         tokenized_separately=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
         origin=origin,
-        num_left_out=len(all_items) - len(items),
+        num_left_out=num_left_out,
     )
 
 
@@ -164,9 +162,7 @@ def _load_syntaxgym_files(request: SuiteRequest) -> Suite:
         all_items += items
         formulas |= formulas_of_file
         digest.update(json.dumps([file, labels, syntaxgym.compute_digest(gym)]).encode())
-    level, limit = spec.groups[-1], request.limit
-    items_kept = _limit_items(all_items, level, limit)
-    num_left_out = len(all_items) - len(items_kept)
+    kept, limit_notes, num_left_out = _limit_items(all_items, spec.groups[-1], request.limit)
     return Suite(
         name=spec.name,
         version=spec.version,
@@ -175,10 +171,10 @@ def _load_syntaxgym_files(request: SuiteRequest) -> Suite:
         metric="accuracy",
         groups=spec.groups,
         macro=spec.macro,
-        items=tuple(items_kept),
+        items=tuple(kept),
         digest=digest.hexdigest(),
         task_type=spec.task_type,
-        notes=(*spec.notes, *_limit_notes(level, limit, num_left_out)),
+        notes=(*spec.notes, *limit_notes),
         formulas=formulas,
         origin=find_origin(request.ref, spec),
         num_left_out=num_left_out,
@@ -187,11 +183,11 @@ def _load_syntaxgym_files(request: SuiteRequest) -> Suite:
 
 def _load_syntaxgym_file(request: SuiteRequest) -> Suite:
     """Load a SyntaxGym file; the headline is the mean over its predictions."""
-    path, limit = expand_user_path(request.ref), request.limit
+    path = expand_user_path(request.ref)
     gym = syntaxgym.read_suite(path)
     all_items, formulas = syntaxgym.build_items(gym)
     level = syntaxgym.PREDICTION_LEVEL
-    items = _limit_items(all_items, level, limit)
+    items, limit_notes, num_left_out = _limit_items(all_items, level, request.limit)
     return Suite(
         name=gym.name,
         version="user",
@@ -203,10 +199,10 @@ def _load_syntaxgym_file(request: SuiteRequest) -> Suite:
         items=tuple(items),
         digest=syntaxgym.compute_digest(gym),
         task_type="syntaxgym",
-        notes=_limit_notes(level, limit, len(all_items) - len(items)),
+        notes=limit_notes,
         formulas=formulas,
         origin=(absolute_path(path),),
-        num_left_out=len(all_items) - len(items),
+        num_left_out=num_left_out,
     )
 
 
@@ -470,10 +466,14 @@ def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
             yield name, location, rows
 
 
-def _limit_items(items: Sequence[Item], level: str | None, limit: int | None) -> list[Item]:
-    """Return the first `limit` items of each group of a level; None = all items."""
+def _limit_items(
+    items: Sequence[Item], level: str | None, limit: int | None
+) -> tuple[list[Item], tuple[str, ...], int]:
+    """Return the first `limit` items of each group of a level (None = all items), a note if items
+    are left out, and their number.
+    """
     if limit is None:
-        return list(items)
+        return list(items), (), 0
     counts: Counter[str] = Counter()
     kept = []
     for item in items:
@@ -481,11 +481,9 @@ def _limit_items(items: Sequence[Item], level: str | None, limit: int | None) ->
         counts[group] += 1
         if counts[group] <= limit:
             kept.append(item)
-    return kept
-
-
-def _limit_notes(level: str | None, limit: int | None, num_left_out: int) -> tuple[str, ...]:
-    return (f"limit: the first {limit} of each {level or 'suite'}",) if num_left_out else ()
+    num_left_out = len(items) - len(kept)
+    notes = (f"limit: the first {limit} of each {level or 'suite'}",) if num_left_out else ()
+    return kept, notes, num_left_out
 
 
 def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:

@@ -74,9 +74,9 @@ class PairLayout:
     DataError, which names the file and the line."""
     parse_line: Callable[[str, str], records.Record] | None = None
     """(line of a .txt, its location) -> its columns; None = a .txt does not have this layout."""
-    find_wrong_good: Callable[[str], str] | None = None
-    """Return what is wrong with a value of PairFormat.good; "" = nothing. None = every value is
-    allowed."""
+    find_good_problem: Callable[[str], str] | None = None
+    """Return what is wrong with a value of PairFormat.good, "" if nothing is. None = every value is
+    right."""
     is_paired: bool = True
     """Whether records are pairs; else they are single sentences with a label of 1 or 0."""
     has_keys: bool = False
@@ -120,7 +120,7 @@ def check_format(pair_format: PairFormat) -> None:
                 location="--columns",
                 hint=f"name a column each for {', '.join(layout.columns)}",
             )
-    if layout.find_wrong_good and (problem := layout.find_wrong_good(pair_format.good)):
+    if layout.find_good_problem and (problem := layout.find_good_problem(pair_format.good)):
         raise UsageError(
             problem,
             location="--good",
@@ -190,10 +190,10 @@ def _match_columns(
 def _refuse_missing_labels(
     rows: records.Records, pair_format: PairFormat, location: str
 ) -> records.Records:
-    """Yield the rows. Raises DataError for an empty label where it is a missing one.
+    """Yield the rows. Raises DataError for an empty label in a file with other labels than *.
 
     Linguists mark wrong sentences by a star and leave right ones unmarked. In a file with other
-    labels (1 and 0, or `good` and others), an empty one says nothing.
+    labels (1 and 0, or `good` and others), an empty label is a missing one.
     """
     empty_line, line_by_label = 0, dict[str, int]()
     max_other_labels = 1 if pair_format.good else 0
@@ -374,13 +374,13 @@ def _parse_labelled_line(line: str, location: str) -> records.Record:
     return {"label": "", "sentence": line}
 
 
-def _find_wrong_order(good: str) -> str:
+def _find_order_problem(good: str) -> str:
     if good in ORDERS:
         return ""
     return f"{good!r} is neither first nor second" if good else "which of two lines is right?"
 
 
-def _find_unused_good(good: str) -> str:
+def _find_unused_good_problem(good: str) -> str:
     return "the columns good and bad say which sentence is right" if good else ""
 
 
@@ -394,7 +394,7 @@ LAYOUTS: dict[str, PairLayout] = {
             description="a row has both sentences, in the columns good and bad",
             columns={"good": ("good", "sentence_good"), "bad": ("bad", "sentence_bad")},
             pair_rows=_pair_columns,
-            find_wrong_good=_find_unused_good,
+            find_good_problem=_find_unused_good_problem,
         ),
         PairLayout(
             name="alternating",
@@ -402,7 +402,7 @@ LAYOUTS: dict[str, PairLayout] = {
             columns=_SENTENCE,
             pair_rows=_pair_in_twos,
             parse_line=_parse_line,
-            find_wrong_good=_find_wrong_order,
+            find_good_problem=_find_order_problem,
         ),
         PairLayout(
             name="labelled",

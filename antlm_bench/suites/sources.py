@@ -106,19 +106,14 @@ def find_local_file(
 
     It is never downloaded. Raises DataError if it is damaged or differs from `expected`.
     """
-    assert spec.data is not None  # a suite with substitutes has files
-    query = _FileQuery(spec.name, file, spec.data.where, (), expected, spec.data.password)
-    return _find_file(query, data_roots(folder))
+    return _find_file(_build_query(spec, file, expected), data_roots(folder))
 
 
 def locate_file(spec: SuiteWithData, file: str, folder: Path | None = None) -> Path | None:
     """Return the path of a file in the folders of a suite, which need not list it; None if it is
     absent. It is not read.
     """
-    assert spec.data is not None
-    query = _FileQuery(spec.name, file, spec.data.where, (), FileSpec(), spec.data.password)
-    path, _ = next(_iter_present_files(query, data_roots(folder)), (None, ""))
-    return path
+    return _locate(_build_query(spec, file, FileSpec()), data_roots(folder))[0]
 
 
 def hash_local_files(
@@ -131,18 +126,14 @@ def hash_local_files(
     """
     hashes = {}
     for file in spec.data.files if spec.data else ():
-        present = _iter_present_files(_build_query(spec, file), data_roots(folder))
-        path, member = next(present, (None, ""))
+        path, member = _locate(_build_query(spec, file), data_roots(folder))
         if path is None:
             return None
         first_download = _sha256_path(path)
         expected = first_download.read_bytes() if first_download.is_file() else b""
-        hashes[file] = [str(path.absolute()), member, _hash_file(path), repr(expected)]
+        sha256 = hashlib.sha256(safe_files.read_regular_file(path)).hexdigest()
+        hashes[file] = [str(path.absolute()), member, sha256, repr(expected)]
     return hashes
-
-
-def _hash_file(path: Path) -> str:
-    return hashlib.sha256(safe_files.read_regular_file(path)).hexdigest()
 
 
 def list_files(spec: SuiteWithData, folder: Path | None = None) -> list[FileStatus]:
@@ -244,10 +235,17 @@ def offline_variable() -> str:
 # ---- finding and verifying
 
 
-def _build_query(spec: SuiteWithData, file: str) -> _FileQuery:
+def _build_query(spec: SuiteWithData, file: str, expected: FileSpec | None = None) -> _FileQuery:
+    """Return the query for a file of a suite. expected: of a file that the suite does not list; it
+    is never downloaded.
+    """
     data = spec.data
-    assert data is not None  # `file` is a key of data.files
-    return _FileQuery(spec.name, file, data.where, data.sources, data.files[file], data.password)
+    assert data is not None  # a grammar has no files
+    if expected is None:
+        expected, file_sources = data.files[file], data.sources
+    else:
+        file_sources = ()
+    return _FileQuery(spec.name, file, data.where, file_sources, expected, data.password)
 
 
 def _iter_present_files(
@@ -259,6 +257,11 @@ def _iter_present_files(
                 with suppress(OSError, ValueError):
                     if candidate.is_file():
                         yield candidate, member
+
+
+def _locate(query: _FileQuery, search_roots: Iterable[Path]) -> tuple[Path | None, str]:
+    """Return the path of a file and its member of that zip; (None, "") if it is absent."""
+    return next(_iter_present_files(query, search_roots), (None, ""))
 
 
 def _find_file(query: _FileQuery, search_roots: Iterable[Path]) -> DataFile | None:
@@ -301,8 +304,7 @@ def _sha256_path(path: Path) -> Path:
 def _list_files(spec: SuiteWithData, search_roots: list[Path]) -> list[FileStatus]:
     rows = []
     for file in spec.data.files if spec.data else ():
-        present = _iter_present_files(_build_query(spec, file), search_roots)
-        path, _ = next(present, (None, ""))
+        path, _ = _locate(_build_query(spec, file), search_roots)
         size = path.stat().st_size if path else None
         rows.append(FileStatus(file, "here" if path else "absent", path, size))
     return rows

@@ -164,22 +164,6 @@ summarize_choices: SummarizeFunction = deferred(
 )
 
 
-def no_match(ref: str) -> bool:
-    """Return False: no data file or lm-eval task is of this kind. The default of `matches`."""
-    del ref
-    return False
-
-
-def no_members(spec: Any, command: str = "") -> Sequence[str]:
-    """Return (): the declaration is of a single suite. The default of `members`."""
-    del spec, command
-    return ()
-
-
-def accept_all_methods(ref: str, method_names: Sequence[str]) -> None:
-    """Accept every scoring method. The default of `check_methods`."""
-
-
 def build_suite_row(
     spec: Any, items: int | None = None, metric: str = "", command: str = "score"
 ) -> CatalogRow:
@@ -217,9 +201,9 @@ class TaskType:
     # How a suite of this kind is found and loaded.
     declaration: type[SuiteDeclaration] | None = None
     """Pydantic class of the TOMLs of this kind; None = no TOML declares such a suite."""
-    matches: Callable[[str], bool] = no_match
+    matches: Callable[[str], bool] = lambda _ref: False
     """Return whether a reference other than a TOML (a data file, lm-eval:TASK) is of this kind."""
-    members: Callable[[Any, str], Sequence[str]] = no_members
+    members: Callable[[Any, str], Sequence[str]] = lambda _spec, _command: ()
     """(declaration, command) -> the suites of a collection that this command computes, or all its
     suites if the command is "". Returns () if the declaration is not a collection."""
     list_refs: Callable[[str], Sequence[str]] = lambda ref: [ref]
@@ -233,7 +217,7 @@ class TaskType:
     """Columns of the predictions; None for collections, which have none of their own."""
     predict: PredictFunction = predict_choices
     summarize: SummarizeFunction = summarize_choices
-    check_methods: Callable[[str, Sequence[str]], None] = accept_all_methods
+    check_methods: Callable[[str, Sequence[str]], None] = lambda _ref, _names: None
     """(reference, method names): raise MethodNotSupported before data are loaded."""
     scored_noun: str = "choices"
     """What is scored, in messages such as `toy scores words, which peers do not compute`."""
@@ -409,6 +393,17 @@ def read_declaration_of_type(
         location=location,
         hint=hint or suggest_commands(ref, spec),
     )
+
+
+def read_suite_with_files(ref: str) -> tuple[Any, Path] | None:
+    """Return the declaration of a suite whose table [data] lists files, and the folder of its TOML.
+
+    None = a data file or lm-eval:TASK, which has no declaration, or a declaration without files.
+    """
+    if match_task_type(ref):
+        return None
+    spec, folder = read_declaration(ref)
+    return (spec, folder) if getattr(spec, "data", None) else None
 
 
 def suggest_commands(ref: str, spec: SuiteDeclaration) -> str:

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.errors import BenchError
-from antlm_bench.runs import write_atomically
+from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.suites import sources
 from antlm_bench.sweeps.checkpoint_facts import ForwardSize, read_checkpoint_facts
 from antlm_bench.sweeps.executors import count_cores, list_gpus
@@ -30,7 +29,7 @@ from antlm_bench.types import Probes
 from antlm_bench.weight_files import read_json
 
 CALIBRATION_VERSION = 2
-"""Part of the key of a stored calibration. Raised when what is measured changes."""
+"""Version of what is measured. Speeds that were stored under another version are ignored."""
 SHAPES = ((128, 2), (384, 2))
 """(hidden size, layers) of the measured models."""
 DEVICE_KINDS = ("cpu", "cuda", "mps")
@@ -283,8 +282,4 @@ def _store_speed(speed: DeviceSpeed) -> None:
     key = (speed.machine, speed.device, speed.dtype)
     others = [s for s in _read_speeds() if (s.machine, s.device, s.dtype) != key]
     content = {"version": CALIBRATION_VERSION, "speeds": [asdict(s) for s in [*others, speed]]}
-    try:
-        _speeds_file().parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_speeds_file(), json.dumps(content, indent=1).encode())
-    except (OSError, BenchError):
-        pass
+    write_cache_file(_speeds_file(), json.dumps(content, indent=1).encode())

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.checkpoints.resolve import (
+    LENGTH_KEYS,
+    NO_MAX_LENGTH,
     TOKENIZER_PATTERNS,
     TRAINING_KEY,
     OpenOptions,
@@ -40,9 +42,6 @@ Kind = Literal["causal", "masked", "encoder-decoder", ""]
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
 PAIR_CLASSES = ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel")
-MAX_LENGTH = 10**9
-"""Limits from here on mean "no limit"."""
-LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
@@ -188,7 +187,7 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     lengths = [config.get(key) for key in LENGTH_KEYS]
     tokenizer_config = _read_tokenizer_config(sources.tokenizer)
     lengths += [tokenizer_config.get("model_max_length"), options.max_length]
-    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < MAX_LENGTH]
+    known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < NO_MAX_LENGTH]
     return CheckpointFacts(
         ref=ref,
         folder=sources.base,
@@ -250,7 +249,7 @@ def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     """
     try:
         data = read_regular_file(folder / "tokenizer_config.json", MAX_JSON_BYTES)
-        content = parse_json(re.sub(rb"(:\s*)\d{19,}", rb"\g<1>%d" % MAX_LENGTH, data))
+        content = parse_json(re.sub(rb"(:\s*)\d{19,}", rb"\g<1>%d" % NO_MAX_LENGTH, data))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -38,40 +38,37 @@ class TrainStage(Declaration):
     """Other options of `train` by their names: device, precision, ..."""
 
 
-class ScoreStage(Declaration):
-    """The table [[score]]: checkpoints x suites, each scored with all methods by one unit."""
+class CheckpointStage(Declaration):
+    """The keys that [[score]] and [[finetune]] share: which checkpoints and suites they compute."""
 
     name: str = ""
-    """Name of the stage; "" = score, score-2, ..."""
+    """Name of the stage; "" = score, score-2, ..., or finetune, finetune-2, ..."""
     models: TomlTuple[str]
     """Folders, globs, hub ids, and checkpoints of train stages (STAGE_PREFIX)."""
     revisions: TomlTuple[str] = ()
     """Revisions of the hub ids, also as patterns: chck_*M."""
     suites: TomlTuple[str]
+    options: TomlTable = EMPTY_TABLE
+    """Options of `score` or `finetune` by their names."""
+
+
+class ScoreStage(CheckpointStage):
+    """The table [[score]]: checkpoints x suites, each scored with all methods by one unit."""
+
     methods: TomlTuple[str] = ()
     """Scoring methods; () = the checkpoint's first, "all" = each that it was trained for."""
     shards: int = 1
     """Number of units into which each suite is split."""
-    options: TomlTable = EMPTY_TABLE
-    """Options of `score` by their names."""
 
 
-class FinetuneStage(Declaration):
+class FinetuneStage(CheckpointStage):
     """The table [[finetune]]: checkpoints x tasks x attentions x seeds, a unit each."""
 
-    name: str = ""
-    """Name of the stage; "" = finetune, finetune-2, ..."""
-    models: TomlTuple[str]
-    """As in ScoreStage."""
-    revisions: TomlTuple[str] = ()
-    suites: TomlTuple[str]
     tasks: TomlTuple[str] = ()
     """Tasks of the suites; () = all."""
     attentions: TomlTuple[str] = ()
     """causal, full or all; () = the attention of the checkpoint's first method."""
     seeds: TomlTuple[int] = (1, 2, 3)
-    options: TomlTable = EMPTY_TABLE
-    """Options of `finetune` by their names."""
 
 
 class ReportSpec(Declaration):
@@ -123,12 +120,7 @@ def read_sweep_file(path: Path) -> SweepDeclaration:
 
 def check_declaration(declaration: SweepDeclaration, location: str) -> None:
     """Raise DeclarationError for what needs no other file: names, empty lists, numbers."""
-    if not NAME.fullmatch(declaration.name):
-        raise DeclarationError(
-            f"{declaration.name!r} is not a name",
-            location=f"{location}: name",
-            hint="use letters, digits, '.', '_' and '-'",
-        )
+    _check_name(declaration.name, location)
     kinds: tuple[StageKind, ...] = ("train", "score", "finetune")
     stages = [
         (kind, name, stage) for kind in kinds for name, stage in declaration.name_stages(kind)
@@ -161,6 +153,15 @@ def check_executors(declaration: SweepDeclaration, location: str) -> None:
             check_options(settings, f"{location}: executor.{name}")
 
 
+def _check_name(name: str, location: str) -> None:
+    if not NAME.fullmatch(name):
+        raise DeclarationError(
+            f"{name!r} is not a name",
+            location=f"{location}: name",
+            hint="use letters, digits, '.', '_' and '-'",
+        )
+
+
 def _check_page(html: str, location: str) -> None:
     """Raise DeclarationError for a page that would not lie in the sweep's folder."""
     path = PurePath(html)
@@ -176,12 +177,7 @@ def _check_stages(stages: Sequence[tuple[StageKind, str, Any]], location: str) -
     names: set[str] = set()
     for kind, name, stage in stages:
         stage_location = f"{location}: {kind} {name!r}"
-        if not NAME.fullmatch(name):
-            raise DeclarationError(
-                f"{name!r} is not a name",
-                location=f"{stage_location}: name",
-                hint="use letters, digits, '.', '_' and '-'",
-            )
+        _check_name(name, stage_location)
         if name in names:
             raise DeclarationError(
                 f"two stages are called {name!r}",

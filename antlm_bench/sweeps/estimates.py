@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from antlm_bench.checkpoints.resolve import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from antlm_bench.sweeps.calibration import DeviceSpeed
 from antlm_bench.sweeps.checkpoint_facts import CheckpointFacts, ForwardSize
 from antlm_bench.sweeps.count_requests import (
@@ -18,8 +19,7 @@ from antlm_bench.sweeps.count_requests import (
     build_score_request,
     count_texts,
 )
-from antlm_bench.sweeps.expansion import ExpandedSweep, TrainedModel
-from antlm_bench.sweeps.future_corpora import count_corpus_words
+from antlm_bench.sweeps.expansion import ExpandedSweep, TrainedModel, count_corpus_words
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
 from antlm_bench.sweeps.units import Unit
 from antlm_bench.training.flops import compute_model_size, training_flops
@@ -27,8 +27,7 @@ from antlm_bench.training.recipe import list_scales, read_recipe
 from antlm_bench.training.schedule import TOKENS_PER_WORD, plan_steps
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-SCORING_BATCH_TOKENS = {"cpu": 2048}
-GPU_BATCH_TOKENS = 32_768
+SCORING_BATCH_TOKENS = {"cpu": CPU_BATCH_TOKENS}
 FINETUNING_BATCH_TOKENS = {"cpu": 1024}
 TRAINING_BATCH_TOKENS = {"cpu": 4096}
 DEFAULT_TRAINING_BATCH_TOKENS = 65_536
@@ -142,7 +141,7 @@ class Estimator:
         return self.expanded.facts[unit.stage, unit.model]
 
     def _identify_work(self, unit: Unit) -> tuple[object, ...]:
-        """Return what the cost of a unit depends on: not its seed, and of weights their size."""
+        """Return what the cost of a unit depends on: all but its seed and the values of weights."""
         facts = self._find_facts(unit)
         if facts is None:
             return (unit.kind, unit.id)

@@ -56,6 +56,10 @@ class ExecutorSettings:
     worker_command: tuple[str, ...] = (sys.executable, "-m", "antlm_bench", "worker")
     """The command that runs a worker, without its arguments."""
 
+    def log_path(self, worker: str) -> Path:
+        """Return the file with the output of a worker."""
+        return self.sweep_dir / "logs" / f"{worker}.log"
+
     def build_command(self, worker: str) -> list[str]:
         """Return the command line of a worker."""
         arguments = [str(self.sweep_dir), "--name", worker, "--retries", str(self.retries)]
@@ -156,8 +160,8 @@ class LocalExecutor:
                 self._device_indices[worker] = index
                 environment["CUDA_VISIBLE_DEVICES"] = self.devices[index]
             command = [*self.settings.build_command(worker), "--parent", str(os.getpid())]
-            path = self.settings.sweep_dir / "logs" / f"{worker}.log"
-            self._processes[worker] = start_worker_process(command, path, environment)
+            log = self.settings.log_path(worker)
+            self._processes[worker] = start_worker_process(command, log, environment)
 
     def poll(self) -> Mapping[str, WorkerStatus]:
         """Return the state of every worker."""
@@ -171,7 +175,7 @@ class LocalExecutor:
 
     def log_location(self, worker: str) -> str:
         """Return the file with the output of a worker."""
-        return str(self.settings.sweep_dir / "logs" / f"{worker}.log")
+        return str(self.settings.log_path(worker))
 
     def _choose_device(self) -> int:
         """Return the index of the device with the fewest running workers; of several, the one that
@@ -189,10 +193,6 @@ class LocalExecutor:
         )
 
 
-def _open_local(settings: ExecutorSettings) -> Executor:
-    return LocalExecutor(settings)
-
-
 def _check_local_options(options: Mapping[str, Any], location: str) -> None:
     if options:
         raise UsageError(
@@ -203,7 +203,7 @@ def _check_local_options(options: Mapping[str, Any], location: str) -> None:
 
 
 LOCAL = ExecutorRecord(
-    "local", "processes of this machine, per GPU or CPU core", _open_local, _check_local_options
+    "local", "processes of this machine, per GPU or CPU core", LocalExecutor, _check_local_options
 )
 
 

@@ -1,7 +1,7 @@
 """Expand the declaration of a sweep to its units, after checking all that can be wrong with it.
 
-Names, options, models, methods and data are checked once per stage or checkpoint, so that the last
-of 100,000 units is as good as the first before anything starts. Nothing is opened per unit.
+Names, options, models, methods and data are checked once per stage or checkpoint, before anything
+starts, so that no unit fails later because of a typo. Nothing is opened per unit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from antlm_bench.checkpoints.resolve import HUB_ID, OpenOptions, expand_refs
+from antlm_bench.checkpoints.resolve import HUB_ID, expand_refs, select_open_options
 from antlm_bench.declarations import list_declarations, suggest_name
 from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites.loader import list_suite_refs
@@ -27,6 +27,7 @@ from antlm_bench.sweeps.checkpoint_facts import (
     read_checkpoint_facts,
 )
 from antlm_bench.sweeps.declaration import (
+    CheckpointStage,
     FinetuneStage,
     ScoreStage,
     StageKind,
@@ -35,7 +36,6 @@ from antlm_bench.sweeps.declaration import (
     check_executors,
     read_sweep_file,
 )
-from antlm_bench.sweeps.future_corpora import count_corpus_words
 from antlm_bench.sweeps.references import (
     MODELS_DIR,
     RUNS_DIR,
@@ -49,6 +49,7 @@ from antlm_bench.sweeps.token_counts import CountsCache
 from antlm_bench.sweeps.units import Sweep, Unit, group_units
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import predict_milestones
+from antlm_bench.training.text_sources import count_words, load_text_source
 
 FINAL_CHECKPOINT = "main"
 
@@ -77,9 +78,9 @@ class ExpandedSweep:
     trained_models: dict[str, TrainedModel] = field(default_factory=dict)
     """Id of a train unit -> its model."""
     missing_data: dict[str, str] = field(default_factory=dict)
-    """Suite or task -> why its data cannot be read. It has no units."""
+    """Suite or task without units -> why its data cannot be read."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Model of a unit -> its short name: of a checkpoint, that of its run folder."""
+    """Model of a unit -> its short name, which is also the name of a checkpoint's run folder."""
 
 
 def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
@@ -97,9 +98,9 @@ def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
 def expand_sweep(declaration: SweepDeclaration, location: str) -> ExpandedSweep:
     """Return the units of a sweep, in the order in which they start.
 
-    location: the file, for errors. Relative paths are those of the working directory. Raises the
-    errors of everything that a unit could stumble over, located by file, stage and key; DataError
-    for missing data, unless the declaration allows them.
+    location: the file, for errors. Relative paths start at the working directory. Raises the errors
+    that a unit would raise, located by file, stage and key, and DataError for missing data, unless
+    the declaration allows it.
     """
     check_executors(declaration, location)
     return _Expansion(declaration, location).run()
@@ -230,9 +231,7 @@ class _Expansion:
 
     # ---- checkpoints
 
-    def _list_models(
-        self, name: str, stage: ScoreStage | FinetuneStage, options: Mapping[str, Any]
-    ) -> list[str]:
+    def _list_models(self, name: str, stage: CheckpointStage) -> list[str]:
         """Return the checkpoints of a stage, and read the facts of those that exist.
 
         `id@revision` is a checkpoint of a hub id.
@@ -256,14 +255,7 @@ class _Expansion:
                 location="revisions",
                 hint="leave out `revisions`; checkpoints in folders can be given as a pattern",
             )
-        option_names = set(OpenOptions.__dataclass_fields__)
-        open_options = OpenOptions(
-            **{
-                key: value
-                for key, value in options.items()
-                if key in option_names and key != "dtype"
-            }
-        )
+        open_options = select_open_options(stage.options)
         refs = list(map(make_absolute, refs))
         for ref in refs:
             if not ref.startswith(STAGE_PREFIX):
@@ -279,9 +271,9 @@ class _Expansion:
             for suite in suites:
                 find_task_type(suite).check_methods(suite, [m for m in stage.methods if m != "all"])
         with self._locate("score", name, "models"):
-            models = self._list_models(name, stage, stage.options)
+            models = self._list_models(name, stage)
         options = make_options_absolute(stage.options)
-        present_suites = [suite for suite in suites if not self._lacks_suite(suite, options)]
+        present_suites = [suite for suite in suites if not self._is_data_missing(suite, options)]
         for model in models:
             with self._locate("score", name, "methods"):
                 methods = self.facts[name, model].resolve_methods(stage.methods)
@@ -297,7 +289,7 @@ class _Expansion:
                     unit = Unit("score", name, model, arguments, self._needs_of(model))
                     self._add_part(unit, [(model, suite, method, None) for method in methods])
 
-    def _lacks_suite(self, suite: str, options: Mapping[str, Any]) -> bool:
+    def _is_data_missing(self, suite: str, options: Mapping[str, Any]) -> bool:
         if suite not in self.missing_data:
             reason = find_suite_problem(suite, options, self.cache)
             if reason:
@@ -308,10 +300,9 @@ class _Expansion:
     # ---- finetune
 
     def _expand_finetune(self, name: str, stage: FinetuneStage) -> None:
-        with self._locate("finetune", name):
-            tasks = stage_checks.select_tasks(stage)
+        tasks = stage_checks.select_tasks(stage)
         with self._locate("finetune", name, "models"):
-            models = self._list_models(name, stage, stage.options)
+            models = self._list_models(name, stage)
         seeds = stage.seeds[:1] if stage.options.get("frozen") else stage.seeds
         options = make_options_absolute(stage.options)
         present = []
@@ -386,7 +377,7 @@ class _Expansion:
         run_names = name_runs(list(self.units_by_model))
         collect_units = []
         for model, parts in self.units_by_model.items():
-            # The digest makes another unit of it when the parts change.
+            # With the digest of its parts, the unit has another id when the parts change.
             arguments = {"out": f"{RUNS_DIR}/{run_names[model]}", "parts": _digest_ids(parts)}
             collect_units.append(
                 Unit("collect", "collect", model, arguments, waits_for=tuple(parts))
@@ -399,14 +390,32 @@ class _Expansion:
         self.units |= {unit.id: unit for unit in collect_units}
 
 
+def count_corpus_words(corpus: str, recipe: Recipe) -> int:
+    """Return the words that a recipe trains on, without those that it holds out.
+
+    Raises DataError if there is no text.
+    """
+    words = _count_words(corpus)
+    words = min(words, recipe.corpus.words or words)
+    return round(words * (1 - recipe.corpus.held_out))
+
+
+@functools.cache
+def _count_words(corpus: str) -> int:
+    source = load_text_source(corpus)
+    return sum(count_words(text) for file in source.files for _, text in file.iter_lines())
+
+
 def _digest_ids(ids: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
 
 
 def name_runs(models: Sequence[str]) -> dict[str, str]:
-    """Return checkpoint -> the name of its run folder: its last folder, or as many as tell the
-    checkpoints apart. A final checkpoint `main` has the name of its parent folder, too. Where whole
-    paths have one name (a--b/c and a/b--c, or two links to one folder), a digest is added.
+    """Return checkpoint -> the name of its run folder.
+
+    The name is the last folder of the checkpoint's path, with as many folders before it as tell the
+    checkpoints apart. A final checkpoint `main` also has the name of its parent folder. A digest is
+    added where two whole paths give the same name (a--b/c and a/b--c, or two links to one folder).
     """
     parts = {model: _split_model(model) for model in models}
     depths = {model: 2 if parts[model][-1] == FINAL_CHECKPOINT else 1 for model in models}

@@ -20,6 +20,7 @@ from antlm_bench.checkpoints.resolve import (
     OpenOptions,
     display_name,
     locate_description,
+    select_open_options,
     split_revision,
 )
 from antlm_bench.errors import CheckpointError, RunError
@@ -86,9 +87,7 @@ class _FinishedCells:
 
     def _open_run(self, model: str, options_text: str) -> tuple[Run | None, dict[str, Any]]:
         """Return the run of a checkpoint, and the settings of its cells that its files decide."""
-        names = set(OpenOptions.__dataclass_fields__) - {"dtype"}
-        given = {key: value for key, value in json.loads(options_text).items() if key in names}
-        ref, options = split_revision(model, OpenOptions(**given))
+        ref, options = split_revision(model, select_open_options(json.loads(options_text)))
         sources = locate_description(ref, options)
         try:
             hashes = _hash_sources(sources, options)

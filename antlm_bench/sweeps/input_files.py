@@ -23,7 +23,7 @@ from antlm_bench.declarations import (
     parse_toml,
 )
 from antlm_bench.suites import sources
-from antlm_bench.suites.task_types import match_task_type, read_declaration
+from antlm_bench.suites.task_types import read_suite_with_files
 from antlm_bench.sweeps.units import Unit, UnitFiles
 
 FILES_DIR, DATA_DIR, SWEEP_DIR = "files", "data", "sweep"
@@ -33,10 +33,10 @@ OUTPUT_ARGUMENTS = frozenset({"out", "html"})
 
 @dataclass(frozen=True)
 class InputRequest:
-    """What a unit may read, before anybody has looked which of it exists."""
+    """Names of files that a unit may read. Some of them may not exist."""
 
     paths: tuple[str, ...]
-    """Texts of its arguments. Those that name no file are ignored."""
+    """Texts in its arguments. Those that are not the path of a file are ignored."""
     suites: tuple[str, ...]
     sweep_paths: tuple[str, ...] = ()
     """Paths and globs below the sweep's folder."""
@@ -158,8 +158,8 @@ def _leads_upwards(path: Path) -> bool:
 
 
 def _holds_work(path: Path, sweep_dir: Path) -> bool:
-    """Return whether a folder holds the sweep's folder or the working directory: such a text
-    (".") is an argument that only looks like a path.
+    """Return whether a folder holds the sweep's folder or the working directory. An argument such
+    as "." only looks like the path of an input.
     """
     return sweep_dir.is_relative_to(path) or Path.cwd().is_relative_to(path)
 
@@ -176,12 +176,10 @@ def _list_named_files(path: Path) -> Iterator[Path]:
 
 def _list_suite_files(suite: str) -> dict[str, Path]:
     """Return target -> data file of a suite; {} for one that consists of a single file."""
-    if match_task_type(suite):
+    declared = read_suite_with_files(suite)
+    if declared is None:
         return {}
-    declaration, folder = read_declaration(suite)
-    spec: Any = declaration  # those with files have `data`
-    if getattr(spec, "data", None) is None:
-        return {}
+    spec, folder = declared
     files: dict[str, Path] = {}
     tasks = getattr(spec, "task", {}).values()
     substitutes = [each.file for task in tasks for each in getattr(task, "substitutes", ())]

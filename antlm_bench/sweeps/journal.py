@@ -178,10 +178,10 @@ class JournalWriter:
 class JournalReader:
     """Reads what is new in the journals of a folder."""
 
-    def __init__(self, folder: Path, skip: str = "") -> None:
-        """skip: name of a journal that is not read, e.g. the reader's own."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.skip = skip
+        self.skip = ""
+        """Name of a journal that is not read: the reader's own."""
         self._positions: dict[str, int] = {}
         """File -> bytes that were read."""
 

@@ -201,7 +201,7 @@ class RayExecutor:
 
     def log_location(self, worker: str) -> str:
         """Return the file with the output of a worker; it is on the driver's machine."""
-        return str(self.settings.sweep_dir / "logs" / f"{worker}.log")
+        return str(self.settings.log_path(worker))
 
     def _start_server(self) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -245,11 +245,7 @@ class RayExecutor:
             return WorkerStatus("ended", describe_failure(getattr(error, "cause", None) or error))
 
 
-def _open_ray(settings: ExecutorSettings) -> RayExecutor:
-    return RayExecutor(settings)
-
-
-RAY = ExecutorRecord("ray", "tasks of a Ray cluster", _open_ray, read_options)
+RAY = ExecutorRecord("ray", "tasks of a Ray cluster", RayExecutor, read_options)
 
 
 class StoreActor(StoreServer):
@@ -330,8 +326,7 @@ def supervise_worker(task: WorkerTask, server: Any) -> int:
     environment = {**os.environ, "PYTHONPATH": python_path, **task.environment}
     if server is not None:
         return _supervise_remote_worker(task, server, environment)
-    sweep_dir = task.settings.sweep_dir
-    log = sweep_dir / "logs" / f"{task.name}.log"
+    sweep_dir, log = task.settings.sweep_dir, task.settings.log_path(task.name)
     if not log.parent.is_dir():
         raise RunError(
             f"the node {node_name()} does not see the sweep's folder; if nodes share none, use "

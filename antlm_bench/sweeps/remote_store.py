@@ -50,7 +50,7 @@ SNAPSHOT_TRIES = 3
 
 
 class StoreConnections:
-    """Connections to the driver's store, so that a thread need not wait for another one's."""
+    """A pool of connections to the driver's store, so that threads need not wait for each other."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = [(connection, threading.Lock()) for connection in connections]
@@ -82,7 +82,7 @@ class StoreConnections:
 
 @dataclass
 class _CurrentUnit:
-    """The unit that is carried out, and what of it was sent."""
+    """The unit that is carried out, and the files of it that were sent."""
 
     outputs: list[str]
     """Its part and what else it writes, as paths below the sweep's folder."""
@@ -114,7 +114,7 @@ class RemoteStore:
         """Input -> version of the file."""
         for name in ("parts", "models", "runs", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        threading.Thread(target=self._save_now_and_then, daemon=True).start()
+        threading.Thread(target=self._save_periodically, daemon=True).start()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self._call_in_order((method, arguments))
@@ -144,8 +144,8 @@ class RemoteStore:
         return claim
 
     def renew(self, claim: Claim) -> bool:
-        """As in FolderStore. The last answer is taken again for a moment: short units would ask all
-        the time, and `commit` asks anyway. A new claim needs none.
+        """As in FolderStore. An answer holds for `_renewal_seconds`, because short units would ask
+        too often, and so does a new claim. `commit` always asks.
         """
         renewed_claim, since = self._last_renewal
         if claim == renewed_claim and time.monotonic() - since < self._renewal_seconds:
@@ -213,7 +213,7 @@ class RemoteStore:
         return self.folder / part
 
     def _drop_links(self, targets: set[Path]) -> None:
-        """Remove inputs that a unit does not read, so that the cache can give up their files."""
+        """Remove links to inputs that the unit does not read: the cache can drop their files."""
         for path in self._links.keys() - targets:
             path.unlink(missing_ok=True)
             del self._links[path]
@@ -287,7 +287,7 @@ class RemoteStore:
                 remove_path(path)
             self._current = None
 
-    def _save_now_and_then(self) -> None:
+    def _save_periodically(self) -> None:
         while True:
             time.sleep(self.save_seconds)
             # What cannot be sent now is sent later, or computed again.
@@ -307,8 +307,10 @@ class RemoteStore:
                 remove_path(root)
 
     def _send(self, output: str, source: Path, current: _CurrentUnit) -> list[Call]:
-        """Send an output: the files that have changed since it was sent last. Return the call that
-        puts it in place, and has the last pieces; none if nothing has changed.
+        """Send the files of an output that have changed since it was sent last.
+
+        Return the call that sends the last pieces and puts the output in place; [] if nothing has
+        changed.
 
         Raises RunError or OSError.
         """

@@ -13,7 +13,7 @@ from antlm_bench.errors import RunError, UsageError
 from antlm_bench.runs.folder_io import make_folder
 from antlm_bench.runs.provenance import EXECUTOR_VARIABLE
 from antlm_bench.sweeps import slurm_script
-from antlm_bench.sweeps.executors import Executor, ExecutorRecord, ExecutorSettings, WorkerStatus
+from antlm_bench.sweeps.executors import ExecutorRecord, ExecutorSettings, WorkerStatus
 
 ENDED_STATES = (
     "BOOT_FAIL",
@@ -214,10 +214,6 @@ def describe_task(task: SlurmTask | None) -> WorkerStatus:
     return WorkerStatus("waiting" if task.state in WAITING_STATES else "running", text)
 
 
-def _open_slurm(settings: ExecutorSettings) -> Executor:
-    return SlurmExecutor(settings)
-
-
 def _check_options(options: Mapping[str, Any], location: str) -> None:
     slurm_script.read_settings(options, slurm_script.SlurmSettings, location)
 
@@ -225,7 +221,7 @@ def _check_options(options: Mapping[str, Any], location: str) -> None:
 SLURM = ExecutorRecord(
     "slurm",
     "tasks of a job array of Slurm",
-    _open_slurm,
+    SlurmExecutor,
     _check_options,
     workers_outlive_driver=True,
 )

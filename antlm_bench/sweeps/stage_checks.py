@@ -8,12 +8,12 @@ from typing import Any, get_type_hints
 
 from antlm_bench.arguments import check_value
 from antlm_bench.checkpoints.resolve import DTYPE_NAMES
-from antlm_bench.declarations import parse_toml_value, suggest_name
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
 from antlm_bench.scoring.methods import get_method
 from antlm_bench.suites import classification_loader
-from antlm_bench.suites.classification import ClassificationSpec, override_settings
+from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.pair_files import is_table_file
 from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.sweeps.declaration import FinetuneStage, ScoreStage, StageKind, TrainStage
@@ -172,28 +172,13 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
             )
         if not is_table_file(suite):
             spec, _ = read_declaration_of_type(suite, ClassificationSpec)
+            changes = stage.options.get("changes", ())
             for task in tasks:
-                _check_changes(spec, task, preset, stage.options.get("changes", ()))
+                settings = spec.resolve_training(task, preset)
+                classification_loader.apply_changes(settings, changes, "options: changes")
     return [
         (suite, task)
         for suite, tasks in tasks_by_suite.items()
         for task in tasks
         if not stage.tasks or task in stage.tasks
     ]
-
-
-def _check_changes(
-    spec: ClassificationSpec, task: str, preset: str, changes: Sequence[str]
-) -> None:
-    settings = spec.resolve_training(task, preset)
-    for change in changes:
-        key, equals, text = (part.strip() for part in change.partition("="))
-        if not equals or not key:
-            raise UsageError(
-                f"{change!r} is not key=value", location="options: changes", hint="e.g. lr=3e-5"
-            )
-        value = parse_toml_value(text, location=f"options: changes: {key}")
-        try:
-            settings = override_settings(settings, {key: value})
-        except ValueError as error:
-            raise UsageError(str(error), location="options: changes") from None

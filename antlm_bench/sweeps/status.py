@@ -15,12 +15,13 @@ from antlm_bench.sweeps.store import FolderStore, SweepStore
 from antlm_bench.sweeps.units import Sweep, Unit, UnitGroup
 
 UnitStateName = Literal["waiting", "ready", "running", "done", "failed", "blocked"]
-"""waiting: for other units. ready: for a worker. running: an attempt has started and has not ended;
-its worker may be dead. blocked: a unit that it needs is failed or blocked."""
+"""waiting: other units must finish first. ready: a worker can carry it out. running: an attempt has
+started and has not ended, though its worker may be dead. blocked: a unit that it needs has failed,
+or is blocked."""
 SETTLED = frozenset({"done", "failed", "blocked"})
 OPEN = frozenset({"ready", "running"})
 SHOWN_STATES = ("done", "running", "lost", "waiting", "failed", "blocked")
-"""States as people see them, in the order of tables. lost: it runs, but its worker is dead."""
+"""States in tables, in this order. lost: an attempt has started, and its worker is dead."""
 MAX_LOSSES = 3
 """A unit whose workers died this often is failed: it may be what kills them."""
 
@@ -34,25 +35,25 @@ class UnitState:
     """Index of its group in the sweep."""
     state: UnitStateName = "ready"
     outcome: Literal["", "running", "done", "failed"] = ""
-    """What its attempts come to, whatever other units do; "" = none counts."""
+    """The result of its attempts, whatever the state of other units; "" = no attempt counts."""
     attempts: dict[int, Event] = field(default_factory=dict)
     """Attempt -> its last event."""
     num_forgotten: int = 0
-    """Attempts up to this number do not count: they are to be repeated."""
-    unmet_needs: int = 0
+    """Attempts up to this number do not count, because the unit is carried out again."""
+    num_unmet_needs: int = 0
     """Needed units that are not done."""
-    broken_needs: int = 0
+    num_broken_needs: int = 0
     """Needed units that are failed or blocked."""
-    unsettled: int = 0
+    num_unsettled: int = 0
     """Units it waits for that are not settled."""
     seconds: float = 0.0
     """How long it took, if it is done."""
 
     @property
-    def stays_waiting(self) -> bool:
-        """Whether it waits already, and still has to."""
-        waits = self.unmet_needs or self.unsettled
-        return bool(self.state == "waiting" and waits and not self.broken_needs)
+    def must_keep_waiting(self) -> bool:
+        """Whether it is waiting, and other units still keep it waiting."""
+        waits = self.num_unmet_needs or self.num_unsettled
+        return bool(self.state == "waiting" and waits and not self.num_broken_needs)
 
     @property
     def counted_attempts(self) -> list[Event]:
@@ -99,12 +100,12 @@ class SweepState:
             if unit.needs or unit.waits_for:
                 for other in {each for each in unit.needs if each in self.units}:
                     self._needed_by[other].append(entry)
-                    entry.unmet_needs += 1
+                    entry.num_unmet_needs += 1
                 for other in {each for each in unit.waits_for if each in self.units}:
                     self._awaited_by[other].append(entry)
-                    entry.unsettled += 1
+                    entry.num_unsettled += 1
         for entry in self.units.values():
-            if entry.unmet_needs or entry.unsettled:
+            if entry.num_unmet_needs or entry.num_unsettled:
                 self._update([entry])
 
     # ---- events
@@ -141,13 +142,13 @@ class SweepState:
             broken = (new in ("failed", "blocked")) - (old in ("failed", "blocked"))
             unsettled = (old in SETTLED) - (new in SETTLED)
             for other in self._needed_by.get(entry.unit.id, ()):
-                other.unmet_needs += unmet
-                other.broken_needs += broken
-                if not other.stays_waiting:
+                other.num_unmet_needs += unmet
+                other.num_broken_needs += broken
+                if not other.must_keep_waiting:
                     entries.append(other)
             for other in self._awaited_by.get(entry.unit.id, ()):
-                other.unsettled += unsettled
-                if not other.stays_waiting:
+                other.num_unsettled += unsettled
+                if not other.must_keep_waiting:
                     entries.append(other)
 
     def _update_load(self, entry: UnitState, old: UnitStateName) -> None:
@@ -194,7 +195,7 @@ class SweepState:
             entry
             for entry in self.units.values()
             if entry.outcome == "failed"
-            or (entry.outcome == "done" and (entry.unmet_needs or self._waits(entry)))
+            or (entry.outcome == "done" and self._depends_on_unfinished(entry))
         ]
         while entries:
             entry = entries.pop()
@@ -215,10 +216,10 @@ class SweepState:
             if done and done.part and any(other.outcome != "done" for other in dependents):
                 yield done.part, self.units[unit_id]
 
-    def _waits(self, entry: UnitState) -> bool:
-        """Return whether a unit that this one waits for is not done."""
+    def _depends_on_unfinished(self, entry: UnitState) -> bool:
+        """Return whether a unit needs, or waits for, another one that is not done."""
         others = (self.units.get(each) for each in entry.unit.waits_for)
-        return any(other is not None and other.state != "done" for other in others)
+        return bool(entry.num_unmet_needs) or any(each and each.state != "done" for each in others)
 
     def estimate_time_left(self, num_workers: int) -> TimeLeft:
         """Estimate the time left from the mean duration of finished units of the same kind."""
@@ -258,7 +259,10 @@ def load_state(
 
 @contextmanager
 def _pause_garbage_collection() -> Iterator[None]:
-    """Create many objects that stay: looking at them for garbage again and again takes as long."""
+    """Turn garbage collection off while many lasting objects are created.
+
+    The collector would scan them again and again, which takes as long as creating them.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -273,9 +277,9 @@ class TimeLeft:
     """An estimate of the time until a sweep is done."""
 
     seconds: float | None
-    """Of the units whose kind has finished units; None = not known."""
+    """For the units of a kind that has finished units; None = unknown."""
     unknown_kinds: tuple[str, ...]
-    """Kinds of which no unit has finished yet: their units are not in `seconds`."""
+    """Kinds without a finished unit: `seconds` does not count their units."""
 
 
 def _derive_outcome(entry: UnitState) -> Literal["", "running", "done", "failed"]:
@@ -296,9 +300,9 @@ def _derive_outcome(entry: UnitState) -> Literal["", "running", "done", "failed"
 
 def _derive_state(entry: UnitState) -> UnitStateName:
     """Return the state of a unit without an outcome."""
-    if entry.broken_needs:
+    if entry.num_broken_needs:
         return "blocked"
-    return "waiting" if entry.unmet_needs or entry.unsettled else "ready"
+    return "waiting" if entry.num_unmet_needs or entry.num_unsettled else "ready"
 
 
 # ---- how far a sweep is, for people

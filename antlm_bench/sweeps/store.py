@@ -5,8 +5,8 @@ folders, and nothing else: no locks, no equal clocks.
 
     sweep.json              all units and groups
     journals/<worker>.jsonl what happened (`journal`)
-    claims/<name>.<n>       the n-th claim of a group of units, or of the driver; the highest n owns
-                            it, and shows by the time of the file that it is alive
+    claims/<name>.<n>       the n-th claim of a group of units, or of the driver. The highest n owns
+                            it, and renews the time of the file as a heartbeat
     parts/<unit>.<attempt>/ run folder with the results of one attempt at a unit
     models/, runs/          checkpoints of train units, one run folder per checkpoint
     logs/<worker>.log       output of a worker
@@ -58,11 +58,11 @@ from antlm_bench.sweeps.units import (
 )
 
 HEARTBEAT_VARIABLE = "ANTLM_BENCH_HEARTBEAT"
-"""Environment variable with the seconds between two signs of life of a claim."""
+"""Environment variable with the seconds between two heartbeats of a claim."""
 HEARTBEAT_SECONDS = 10.0
 MIN_HEARTBEAT_SECONDS, MAX_HEARTBEAT_SECONDS = 0.01, 3600
 EXPIRY_HEARTBEATS = 6
-"""A claim without this many signs of life in a row has expired."""
+"""A claim that misses this many heartbeats in a row has expired."""
 DRIVER_CLAIM = "driver"
 MAX_SWEEP_BYTES = 2**30
 MAX_CLAIM_BYTES = 10_000
@@ -180,8 +180,8 @@ class FolderStore:
         """Name -> highest known number of its claims."""
         self._owners: dict[str, Owner] = {}
         """Claim id -> who made it."""
-        self._sightings: dict[str, tuple[int, float]] = {}
-        """Claim id -> time of its file, and this machine's monotonic clock when it changed last."""
+        self._heartbeats: dict[str, tuple[int, float]] = {}
+        """Claim id -> time of its file, and this machine's monotonic clock when that changed."""
         self._released_claims: set[str] = set()
         self._ended_workers: set[str] = set()
 
@@ -296,27 +296,26 @@ class FolderStore:
         names = {owner.worker, re.sub(r"\.\d+$", "", owner.worker)}
         return bool(names & self._ended_workers) or owner.process.has_ended()
 
-    def seconds_without_sign(self, claim_id: str) -> float:
-        """Return for how long the time of a claim's file has not changed, as seen from here.
-
-        It is measured from the first call on, by the clock of this machine alone.
+    def seconds_since_heartbeat(self, claim_id: str) -> float:
+        """Return the seconds since the last change of the time of a claim's file, or since the
+        first call. Only the clock of this machine is read.
         """
         try:
             file_time = self._claim_path(claim_id).lstat().st_mtime_ns
         except FileNotFoundError:
             file_time = 0
         now = time.monotonic()
-        last_time, since = self._sightings.get(claim_id, (None, now))
+        last_time, since = self._heartbeats.get(claim_id, (None, now))
         if file_time != last_time:
             since = now
-        self._sightings[claim_id] = (file_time, since)
+        self._heartbeats[claim_id] = (file_time, since)
         return now - since
 
     def list_dead_claims(self, claim_ids: Iterable[str]) -> set[str]:
-        """Return the claims without a living owner, as far as one look at the folder shows it.
+        """Return the claims whose owner seems to be dead. For display: no claim is taken over.
 
         The time of a claim's file is compared with that of a new file in the same folder, so that
-        both are of the file server's clock. For display only: nothing is taken over because of it.
+        both times are of the file server's clock.
         """
         dead: set[str] = set()
         if not (claim_ids := list(claim_ids)):
@@ -344,7 +343,7 @@ class FolderStore:
         return EXPIRY_HEARTBEATS * self.heartbeat_seconds
 
     def _has_expired(self, claim_id: str) -> bool:
-        silence = self.seconds_without_sign(claim_id)
+        silence = self.seconds_since_heartbeat(claim_id)
         return self.is_surely_free(claim_id) or silence > self._expiry_seconds
 
     def _claim_path(self, claim_id: str) -> Path:
@@ -457,7 +456,7 @@ class FolderStore:
 
 
 def read_heartbeat() -> float:
-    """Return the seconds between two signs of life of a claim. Raises UsageError."""
+    """Return the seconds between two heartbeats of a claim. Raises UsageError."""
     text = os.environ.get(HEARTBEAT_VARIABLE) or str(HEARTBEAT_SECONDS)
     with suppress(ValueError):
         if MIN_HEARTBEAT_SECONDS <= float(text) <= MAX_HEARTBEAT_SECONDS:

@@ -1,6 +1,7 @@
 """The texts of a sweep's suites and tasks: which are missing, whether they load, and a fingerprint.
 
-Nothing is downloaded. What was loaded once is not loaded again as long as its files are the same.
+Nothing is downloaded. Texts that were loaded once are not loaded again while their files stay the
+same.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from antlm_bench.suites.task_types import (
     find_task_type,
     read_declaration,
     read_declaration_of_type,
+    read_suite_with_files,
 )
 from antlm_bench.sweeps.token_counts import CountsCache, TextCounts
 
@@ -106,13 +108,10 @@ def list_missing_files(suite: str) -> str:
     """Return which files of a suite are missing; "" if none is. Nothing is read or downloaded."""
     if is_pairs_ref(suite):
         return "" if pairs_exist(suite) else "there is no such file"
-    if find_task_type(suite).matches(suite):  # lm-eval:TASK, SyntaxGym
+    declared = read_suite_with_files(suite)
+    if declared is None:
         return ""
-    declaration, folder = read_declaration(suite)
-    spec: Any = declaration  # those with files have `data`
-    if getattr(spec, "data", None) is None:
-        return ""
-    rows = sources.list_files(spec, folder)
+    rows = sources.list_files(*declared)
     absent = [row.file for row in rows if row.path is None]
     if not absent:
         return ""
@@ -162,10 +161,9 @@ def fingerprint_suite(suite: str, valid: str | None = None) -> str | None:
             return None
         paths, parts = [path], [suite]
     else:
-        declaration, folder = read_declaration(suite)
-        spec: Any = declaration  # those with files have `data`
-        parts = [spec.model_dump_json()]
-        rows = sources.list_files(spec, folder) if getattr(spec, "data", None) else []
+        parts = [read_declaration(suite)[0].model_dump_json()]
+        declared = read_suite_with_files(suite)
+        rows = sources.list_files(*declared) if declared else []
         paths = [row.path for row in rows if row.path]
     for path in paths:
         state = path.stat()

@@ -12,15 +12,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from antlm_bench.errors import BenchError
-from antlm_bench.runs import write_atomically
+from antlm_bench.checkpoints.resolve import CPU_BATCH_TOKENS, NO_MAX_LENGTH
+from antlm_bench.runs.folder_io import write_cache_file
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.pair_plan import PairPlan
 from antlm_bench.scoring.plan import build_plans
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification_loader import ClassificationTask
     from antlm_bench.suites.task_types import Suite
 
-COUNTS_VERSION = 1
-"""Part of the key of cached counts. Raised when a change of the code changes them."""
-BATCH_TOKENS = 2048
-"""Tokens per forward for which batches are counted: those of a CPU."""
+COUNTS_VERSION = 2
+"""Part of the key of cached counts. Increased when a change of the code changes the counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class CountingEngine:
         for plan in build_plans(probes) if probes else ():
             start = 0
             while start < len(plan):
-                batch, start = plan.next_batch(start, BATCH_TOKENS)
+                batch, start = plan.next_batch(start, CPU_BATCH_TOKENS)
                 lengths = np.array([length for _, length in batch.blocks])
                 rows = np.array([number for number, _ in batch.blocks])
                 squares = int((rows * lengths**2).sum())
@@ -114,7 +112,7 @@ class CountingEngine:
         """Count the batches of an encoder-decoder; its decoder's rows attend to their sources."""
         start = 0
         while start < len(plan):
-            batch, start = plan.next_batch(start, BATCH_TOKENS)
+            batch, start = plan.next_batch(start, CPU_BATCH_TOKENS)
             (num_rows, row_length), source_length = (
                 batch.decoder_ids.shape,
                 batch.source_ids.shape[1],
@@ -170,14 +168,7 @@ def count_suite(
         items = apply_conventions(suite.items, conventions, model)
         for chunk in iter_chunks(items, records):
             task_type.predict(PredictRequest(model, suite, chunk, records, conventions))
-    counts = engine.counts
-    return TextCounts(
-        counts.rows,
-        counts.tokens,
-        counts.reads,
-        counts.attended,
-        time.perf_counter() - start_time,
-    )
+    return replace(engine.counts, seconds=time.perf_counter() - start_time)
 
 
 def build_counting_checkpoint(
@@ -188,7 +179,8 @@ def build_counting_checkpoint(
     The longest text is that of config.json and tokenizer; the loader may find a lower one.
     """
     from antlm_bench.checkpoints import Checkpoint
-    from antlm_bench.scoring.source_text import DenoisingEncoder, PairEncoder, find_denoiser
+    from antlm_bench.checkpoints.loader import build_pair_encoders
+    from antlm_bench.scoring.source_text import find_denoiser
     from antlm_bench.scoring.text import TextEncoder, build_specials, find_mask_token
 
     tokenizer = tokenizer or load_tokenizer(facts)
@@ -200,9 +192,7 @@ def build_counting_checkpoint(
     if facts.kind == "encoder-decoder":
         denoiser = find_denoiser(tokenizer, vocab_size)
         mask_id, no_mask_reason = denoiser.mask_id, denoiser.no_mask_reason
-        encoders["cross"] = PairEncoder(tokenizer, 0, bos, **limits)
-        if mask_id is not None:
-            encoders["denoising"] = DenoisingEncoder(tokenizer, 0, denoiser, **limits)
+        encoders = build_pair_encoders(tokenizer, 0, denoiser, bos, **limits)
     else:
         for attention in facts.attentions:
             specials = build_specials(tokenizer, attention, bos)
@@ -259,8 +249,7 @@ def count_task(
         for row_lengths in lengths
     )
     selection = valid if task.select == "valid" else train.scale(held_out)
-    fitted = TextCounts(**{**asdict(train.scale(1 - held_out)), "seconds": seconds})
-    return fitted, selection, valid
+    return replace(train.scale(1 - held_out), seconds=seconds), selection, valid
 
 
 def _measure_lengths(
@@ -290,7 +279,7 @@ def _measure_lengths(
 
 def _limit_length(facts: CheckpointFacts, tokenizer: Any) -> int | None:
     limits = [facts.max_length, tokenizer.model_max_length]
-    return min((int(n) for n in limits if n is not None and n < 10**9), default=None)
+    return min((int(n) for n in limits if n is not None and n < NO_MAX_LENGTH), default=None)
 
 
 def _estimate_counts(suite: Suite, methods: Sequence[str]) -> TextCounts:
@@ -330,11 +319,7 @@ class CountsCache:
     def store(self, key: Sequence[Any], counts: Sequence[TextCounts]) -> None:
         """Store counts under a key. A cache that cannot be written is left out."""
         content = json.dumps({"counts": [asdict(each) for each in counts]})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), content.encode())
-        except (OSError, BenchError):
-            pass
+        write_cache_file(self._path(key), content.encode())
 
     def _path(self, key: Sequence[Any]) -> Path:
         text = json.dumps([COUNTS_VERSION, *key], sort_keys=True, default=str)

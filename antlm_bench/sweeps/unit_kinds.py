@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from antlm_bench.errors import CheckpointError, RunError
 from antlm_bench.results.training_log import LOG_FILE
@@ -16,6 +18,8 @@ from antlm_bench.sweeps.references import (
     locate_output,
     resolve_model,
 )
+from antlm_bench.sweeps.status import SweepState
+from antlm_bench.sweeps.store import SweepStore
 from antlm_bench.sweeps.units import Sweep, Unit, UnitFiles
 
 if TYPE_CHECKING:
@@ -25,33 +29,36 @@ if TYPE_CHECKING:
 MAX_DESCRIPTION_LENGTH = 60
 
 
-class UnitContext(Protocol):
+@dataclass(frozen=True)
+class UnitContext:
     """What a worker gives to a unit that it carries out."""
+
+    store: SweepStore
+    state: SweepState
+    part_dir: Path
+    """The folder to write the unit's run folder to. It may hold chunks of an earlier attempt. Units
+    of the kinds train, collect and report write below `sweep_dir` instead."""
+    unit_id: str
 
     @property
     def sweep_dir(self) -> Path:
         """The sweep's folder, with models/ and runs/."""
-        ...
-
-    @property
-    def part_dir(self) -> Path:
-        """The folder to write the unit's run folder to. It may hold chunks of an earlier attempt.
-
-        Units of the kinds train, collect and report write below `sweep_dir` instead.
-        """
-        ...
+        return self.store.folder
 
     @property
     def sweep(self) -> Sweep:
         """All units of the sweep."""
-        ...
+        return self.state.sweep
 
     def log(self, message: str) -> None:
         """Write a line to the worker's log."""
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.unit_id} {message}"
+        print(text, file=sys.stderr, flush=True)
 
     def find_parts(self, unit_ids: Iterable[str]) -> list[Path]:
         """Return the published part folders of those units that are done, in the given order."""
-        ...
+        done = (self.state.units[each].done_event for each in unit_ids if each in self.state.units)
+        return [self.store.find_part(event.part) for event in done if event and event.part]
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class UnitKind:
     carry_out: Callable[[Unit, UnitContext], None]
     """Carry out a unit. Raises BenchError if it fails."""
     describe: Callable[[Unit], str] = lambda unit: _describe_arguments(unit)
-    """Say in a few words what a unit computes, besides its model."""
+    """Describe in a few words what a unit computes, without its model."""
     list_files: Callable[[Unit], UnitFiles] = lambda _: UnitFiles()
     """Return the files of the sweep's folder that a unit uses."""
 
@@ -182,9 +189,9 @@ def _report(unit: Unit, context: UnitContext) -> None:
 
 
 def _list_recipes(context: UnitContext) -> dict[Path, str]:
-    """Return run folder -> recipe of its model, of the models that the sweep trains.
+    """Return run folder -> recipe of its model, for the models that the sweep trains.
 
-    The recipes of one stage are trained alike. A name has that of its stage if there are several.
+    If the sweep has several train stages, a recipe's name begins with the name of its stage.
     """
     recipe_by_model: dict[str, tuple[str, str]] = {}
     for unit in context.sweep.units:
@@ -251,7 +258,7 @@ UNIT_KINDS: Mapping[str, UnitKind] = {
 
 
 def describe_unit(unit: Unit) -> str:
-    """Say in a few words what a unit computes, besides its model: `blimp (mlm) shard 2/4`."""
+    """Describe in a few words what a unit computes, without its model: `blimp (mlm) shard 2/4`."""
     try:
         text = UNIT_KINDS[unit.kind].describe(unit)
     except (KeyError, TypeError, AttributeError):  # of another version

@@ -13,11 +13,10 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from antlm_bench.errors import BenchError, RunError
@@ -26,10 +25,10 @@ from antlm_bench.runs.provenance import ATTEMPT_VARIABLE
 from antlm_bench.safe_files import open_for_writing
 from antlm_bench.sweeps.journal import Event
 from antlm_bench.sweeps.process_identity import node_name
-from antlm_bench.sweeps.status import MAX_LOSSES, SweepState, UnitState, load_state
+from antlm_bench.sweeps.status import MAX_LOSSES, UnitState, load_state
 from antlm_bench.sweeps.store import Claim, FolderStore, SweepStore
-from antlm_bench.sweeps.unit_kinds import UnitKind, describe_unit
-from antlm_bench.sweeps.units import Sweep, UnitGroup
+from antlm_bench.sweeps.unit_kinds import UnitContext, UnitKind, describe_unit
+from antlm_bench.sweeps.units import UnitGroup
 
 MAX_ERROR_LENGTH = 500
 """Characters of an error in a journal; the log has all of it."""
@@ -77,12 +76,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -193,17 +187,8 @@ class Worker:
         """Record a unit as failed whose workers died again and again."""
         lost = [event for event in entry.counted_attempts if event.event == "started"]
         last = lost[-1]
-        event = Event(
-            "failed",
-            entry.unit.id,
-            last.attempt,
-            time.time(),
-            worker=last.worker,
-            node=last.node,
-            error=f"its worker died {len(lost)} times",
-            log=f"logs/{last.worker}.log",
-            final=True,
-        )
+        error, log = f"its worker died {len(lost)} times", f"logs/{last.worker}.log"
+        event = _end_attempt(last, "failed", error=error, log=log, final=True)
         self.store.append_event(event)
         self.state.apply([event])
         self.num_failed += 1
@@ -228,7 +213,7 @@ class Worker:
         started, part_dir = self.store.start_attempt(event, max(entry.attempts, default=0))
         self._attempt = started
         self.state.apply([started])
-        context = WorkerContext(self.store, self.state, part_dir, unit.id)
+        context = UnitContext(self.store, self.state, part_dir, unit.id)
         os.environ[ATTEMPT_VARIABLE] = str(started.attempt)
         names = filter(None, [unit.kind, unit.model, describe_unit(unit)])
         context.log(f"attempt {started.attempt}: {' '.join(names)}")
@@ -281,34 +266,6 @@ class Worker:
 
     def _read_events(self) -> None:
         self.state.apply(self.store.read_new_events())
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """What a worker gives to a unit (`unit_kinds.UnitContext`)."""
-
-    store: SweepStore
-    state: SweepState
-    part_dir: Path
-    unit: str
-
-    @property
-    def sweep_dir(self) -> Path:
-        return self.store.folder
-
-    @property
-    def sweep(self) -> Sweep:
-        return self.state.sweep
-
-    def log(self, message: str) -> None:
-        """Write a line to the worker's log."""
-        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.unit} {message}"
-        print(text, file=sys.stderr, flush=True)
-
-    def find_parts(self, unit_ids: Iterable[str]) -> list[Path]:
-        """Return the published part folders of those units that are done, in the given order."""
-        done = (self.state.units[each].done_event for each in unit_ids if each in self.state.units)
-        return [self.store.find_part(event.part) for event in done if event and event.part]
 
 
 def _end_attempt(

@@ -423,7 +423,7 @@ def test_texts_are_found_where_the_run_says(two: tuple[Path, Path], tmp_path: Pa
             flipped = [
                 PredictionRow(f"{runs.base_suite_name(cell)}_0", 0, 1, (-2.0, -1.0), (1, 1), (1, 1))
             ]
-            base = runs.cells_with_short_paths(runs.open_run(two[0]))
+            base = runs.shorten_cell_paths(runs.open_run(two[0]))
             writer.write_cell(
                 next(one for one in base if one.digest == cell.digest), from_rows(flipped)
             )

@@ -234,7 +234,7 @@ def test_cut_on_the_left_it_is_what_hf_answers_and_is_counted(make_checkpoint, a
 def test_a_masked_row_keeps_its_specials_when_cut(make_checkpoint):
     folder = make_checkpoint("masked")
     model = AntlmBench(str(folder), truncate="left", device="cpu")
-    encoder = model.request_encoder.no_context_encoders["full"]
+    encoder = model.request_encoder.encoders["full"]
     ids = encoder.tokenizer(LONG + " see", add_special_tokens=False)["input_ids"]
     (found,) = model.request_encoder.encode(
         [LONG + " see"], [(len(LONG), len(LONG) + 4)], "full"

@@ -171,7 +171,7 @@ def test_a_living_driver_with_a_damaged_claim_is_noticed(
     store.create()
     (tmp_path / "claims" / "driver.1").touch()
     silences = iter([0.0, 5.0, 1.0])  # it gave a sign of life between the last two looks
-    monkeypatch.setattr(store, "seconds_without_sign", lambda _: next(silences))
+    monkeypatch.setattr(store, "seconds_since_heartbeat", lambda _: next(silences))
     monkeypatch.setattr(store, "claim", lambda _: None)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(RunError, match=r"another process carries out this sweep \(unknown\)"):
