@@ -191,9 +191,9 @@ def check_command(
         )
 
     from antlm_bench.commands.check import check
-    from antlm_bench.commands.export import write_file
     from antlm_bench.reporting.check_table import build_check_table, build_exit_error
     from antlm_bench.reporting.writers import print_table, write_markdown
+    from antlm_bench.runs import write_file
 
     result = check(
         run,

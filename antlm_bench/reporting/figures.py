@@ -114,8 +114,7 @@ def _draw_letter(letter: str) -> bytes:
 def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:
     """Write learning curves as one image ("svg" or "png"), a panel per suite. Raises RunError."""
     figures = list(learning_curve_figures(curves))
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, render_figures(figures, image_format))
+    runs.write_file(path, render_figures(figures, image_format))
 
 
 def build_figures(report_data: ReportData) -> Iterator[Figure]:

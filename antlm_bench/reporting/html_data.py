@@ -66,8 +66,7 @@ def write_page(
     report_data = gather_report_data(paths, training_dirs, title, report, recipes)
     methods = {method for column in report_data.columns for method in column.method.split(" + ")}
     descriptions = {spec.name: spec.description for spec in METHODS if spec.name in methods}
-    runs.make_folder(out.parent)
-    runs.write_atomically(out, render_page(report_data, descriptions).encode())
+    runs.write_file(out, render_page(report_data, descriptions).encode())
     return out
 
 
