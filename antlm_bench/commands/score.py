@@ -137,7 +137,7 @@ class ScoreCall:
                 failures.append((ref, error))
                 finished += getattr(error, "runs", ())
         if failures or suites.unavailable:
-            raise suites.describe_failures(
+            raise suites.build_incomplete_error(
                 failures, len(self.refs), runs.distinguish_suites(finished)
             )
         return finished

@@ -89,7 +89,7 @@ class ScoreSession:
                 checkpoint, request, folder, notes, finished_run=None, progress=progress
             )
         if request.suites.unavailable:
-            raise request.suites.describe_failures((), 1, [run])
+            raise request.suites.build_incomplete_error((), 1, [run])
         return run
 
     def build_request(
