@@ -221,17 +221,13 @@ def build_command() -> Any:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     if not argv:
-        return run_command(print_greeting, report_error)
+        return run_command(lambda: print(GREETING), report_error)
     return run_command(
         lambda: build_command()(
             normalize_argv(argv), prog_name="antlm-bench", standalone_mode=False
         ),
         report_error,
     )
-
-
-def print_greeting() -> None:
-    print(GREETING)
 
 
 def report_error(error: BenchError) -> None:

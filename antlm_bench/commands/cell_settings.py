@@ -96,10 +96,6 @@ class SuiteCells(Generic[AnyCheckpointInfo, AnySuite]):
         suite = self.suite
         return writer.is_complete(suite.name, method, self.keys[method], origin=suite.origin)
 
-    def are_complete(self, writer: RunWriter) -> bool:
-        """Return whether the run folder has all cells."""
-        return all(self.is_complete(writer, name) for name in self.keys)
-
 
 def _check_supported(
     suite: SuiteInfo,
