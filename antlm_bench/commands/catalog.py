@@ -382,7 +382,7 @@ def describe_recipe(
 def list_recipe_differences(
     kind_and_name: Sequence[str], scale: str = "", overrides: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the differences of a recipe from its paper; [] for a name that is no recipe.
+    """Return the differences of a recipe from its paper; [] for a name that is not a recipe.
 
     Columns: "number" (the setting that differs: a recipe key or a description), "paper" (its value
     in the paper), "ours" (its value in this recipe), "why". The recipe's [[difference]] entries

@@ -94,7 +94,7 @@ def verify(
     checkpoint; device and dtype must be those of the peers, cpu and float32.
 
     Raises UsageError, MethodNotSupported (no peer has the method; raised before data is loaded),
-    DataError, CheckpointError. A disagreement is no error here: see
+    DataError, CheckpointError. A disagreement raises nothing here: see
     Verification.raise_on_disagreement.
     """
     if not tolerance > 0:

@@ -308,7 +308,7 @@ def _build_plot(
 ) -> DesignPlot:
     """Build a panel per group, with the same y-axis."""
     y_title = f"surprisal, {result.unit}" if result.unit else "surprisal"
-    # The values of a single item are no means and have no intervals.
+    # The values of a single item are not means and have no intervals.
     has_intervals = any(row["low"] is not None for row in rows)
     values = "Means with 95% intervals over items" if has_intervals else "Values"
     present = {tuple(row["group"].items()) for row in rows}
