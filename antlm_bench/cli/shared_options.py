@@ -219,6 +219,10 @@ ReplaceOption = Annotated[
         "new ones.",
     ),
 ]
+LevelOption = Annotated[
+    Literal["suite", "field", "phenomenon", "paradigm"],
+    output_option("--by", metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+]
 OutOption = Annotated[
     Path | None,
     run_folder_option(
