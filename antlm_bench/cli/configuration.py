@@ -333,8 +333,9 @@ class ConfiguredDefaults:
             self.used[key.name] = value
             self._keys_by_location[key.variable] = key.name
         argument = arguments_by_option.get(key.option)
-        has_option = argument is not None and argument == (key.argument or argument)
-        if not has_option or not is_for_command:
+        # An option of the same name can set another argument: --format of `export`.
+        is_same_option = argument is not None and key.argument in ("", argument)
+        if not is_same_option or not is_for_command:
             return
         if argument in given_arguments or any(name in given_arguments for name in key.yields_to):
             return
