@@ -7,7 +7,7 @@ optional.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -75,14 +75,22 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     return out
 
 
+def iter_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (word before `=`, its value) of each word, up to `--`.
+
+    Without `=`, the value is the word that follows; a flag has no value, and ignores it.
+    """
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
+        if word == "--":
+            return
+        option, equals, value = word.partition("=")
+        yield option, value if equals else following
+
+
 def _find_model_args(argv: Sequence[str]) -> str:
     """Return the values of all options --model_args, joined by commas."""
-    texts = []
-    for word, following in zip(argv, [*argv, ""][1:], strict=True):
-        option, equals, value = word.partition("=")
-        if option.replace("_", "-") == "--model-args":
-            texts.append(value if equals else following)
-    return ",".join(texts)
+    options = ((option.replace("_", "-"), value) for option, value in iter_options(argv))
+    return ",".join(value for option, value in options if option == "--model-args")
 
 
 def _convert_model(value: str, model_args: str) -> list[str]:

@@ -34,7 +34,7 @@ from antlm_bench.cli import (
     train,
     verify,
 )
-from antlm_bench.cli.aliases import normalize_argv
+from antlm_bench.cli.aliases import iter_options, normalize_argv
 from antlm_bench.cli.configuration import (
     COMMANDS_WITHOUT_FILE,
     DEFAULTS_KEY,
@@ -138,12 +138,9 @@ class Command(TyperCommand):
         options = [p for p in self.params if isinstance(p, TyperOption) and not p.multiple]
         names = {name: option for option in options for name in option.opts}
         values: dict[str, set[str]] = {}
-        for word, following in zip(args, [*args, ""][1:], strict=True):
-            if word == "--":
-                break
-            name, equals, value = word.partition("=")
+        for name, value in iter_options(args):
             if name in names and not names[name].is_flag:
-                values.setdefault(name, set()).add(value if equals else following)
+                values.setdefault(name, set()).add(value)
         for name, different_values in values.items():
             if len(different_values) > 1:
                 raise UsageError(
@@ -224,17 +221,13 @@ def build_command() -> Any:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     if not argv:
-        return run_command(print_greeting, report_error)
+        return run_command(lambda: print(GREETING), report_error)
     return run_command(
         lambda: build_command()(
             normalize_argv(argv), prog_name="antlm-bench", standalone_mode=False
         ),
         report_error,
     )
-
-
-def print_greeting() -> None:
-    print(GREETING)
 
 
 def report_error(error: BenchError) -> None:

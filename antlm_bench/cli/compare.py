@@ -11,6 +11,7 @@ import typer
 
 from antlm_bench.cli.aliases import DEFAULT_NUMBERS
 from antlm_bench.cli.shared_options import (
+    LevelOption,
     Tables,
     output_option,
     prints_tables,
@@ -60,10 +61,7 @@ def compare_command(
     suite: SuiteOption = None,
     method: MethodOption = None,
     allow_mixed: AllowMixedOption = False,
-    by: Annotated[
-        Literal["suite", "field", "phenomenon", "paradigm"],
-        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
-    ] = "phenomenon",
+    by: LevelOption = "phenomenon",
     flips: Annotated[
         int,
         output_option(
@@ -191,9 +189,9 @@ def check_command(
         )
 
     from antlm_bench.commands.check import check
-    from antlm_bench.commands.export import write_file
     from antlm_bench.reporting.check_table import build_check_table, build_exit_error
     from antlm_bench.reporting.writers import print_table, write_markdown
+    from antlm_bench.runs import write_file
 
     result = check(
         run,

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
 
-from antlm_bench.cli.stop_signals import STOP_SIGNALS
+from antlm_bench.commands.stop_requests import STOP_SIGNALS
 
 COMPLETE_VARIABLE = "_ANTLM_BENCH_COMPLETE"
 """Environment variable that a shell sets to get completions."""

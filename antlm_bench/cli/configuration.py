@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from antlm_bench.cli.aliases import iter_options
 from antlm_bench.configuration import (
     CHECK_TABLE,
     describe_used_configuration,
@@ -207,13 +208,8 @@ def load_configuration(args: Sequence[str]) -> Configuration:
 
 
 def _choose_file(args: Sequence[str]) -> Path | None:
-    option_value = ""
-    for word, following in zip(args, [*args, ""][1:], strict=True):
-        if word == "--":
-            break
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            option_value = value if equals else following
+    files = [value for option, value in iter_options(args) if option == "--config"]
+    option_value = files[-1] if files else ""
     if option_value and "--no-config" in args:
         raise UsageError(
             "--config and --no-config exclude each other", hint="leave one of them out"
@@ -337,8 +333,9 @@ class ConfiguredDefaults:
             self.used[key.name] = value
             self._keys_by_location[key.variable] = key.name
         argument = arguments_by_option.get(key.option)
-        has_option = argument is not None and argument == (key.argument or argument)
-        if not has_option or not is_for_command:
+        # An option of the same name can set another argument: --format of `export`.
+        is_same_option = argument is not None and key.argument in ("", argument)
+        if not is_same_option or not is_for_command:
             return
         if argument in given_arguments or any(name in given_arguments for name in key.yields_to):
             return
@@ -397,8 +394,7 @@ class ConfiguredDefaults:
 
 def _list_given_arguments(args: Sequence[str], arguments_by_option: Mapping[str, Any]) -> set[str]:
     """Return the names of the arguments whose options are on a command line."""
-    options = args[: args.index("--")] if "--" in args else args
-    names = (arguments_by_option.get(word.partition("=")[0]) for word in options)
+    names = (arguments_by_option.get(option) for option, _ in iter_options(args))
     return {name for name in names if name is not None}
 
 

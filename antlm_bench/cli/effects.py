@@ -16,6 +16,7 @@ from antlm_bench.cli.shared_options import (
     output_option,
     parse_column_map,
     prints_tables,
+    refuse_options,
     settings_option,
     split_names,
     with_open_options,
@@ -27,7 +28,6 @@ from antlm_bench.cli.surprisal import (
     WordsOption,
     build_layout,
 )
-from antlm_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from antlm_bench.keywords import DesignKeywords
@@ -161,11 +161,11 @@ def effects_command(
         _refuse_model_options(
             {"method": method, "words": words, **open_options}, conditions or position
         )
-    if (plot or item) and not figure:
-        raise UsageError(
+    if not figure:
+        refuse_options(
+            {"--plot": plot, "--item": item},
             "there is no figure",
-            location="--plot" if plot else "--item",
-            hint="name its file: --figure FILE.png",
+            "name its file: --figure FILE.png",
         )
     settings: DesignKeywords = {
         "factors": split_names(factors),
@@ -197,19 +197,16 @@ def effects_command(
 
 def _refuse_model_options(options: OptionValues, layout: object) -> None:
     """Raise UsageError for an option that has no effect without a model."""
-    if layout:
-        raise UsageError(
-            "they describe stimuli, but the table holds surprisals",
-            location="--conditions, --position",
-            hint="add --model CKPT, or give them to `surprisal`",
-        )
-    for name, value in options.items():
-        if value:
-            raise UsageError(
-                "no model is opened: the table holds surprisals",
-                location=f"--{name.replace('_', '-')}",
-                hint="add --model CKPT, or leave it out",
-            )
+    refuse_options(
+        {"--conditions, --position": layout},
+        "they describe stimuli, but the table holds surprisals",
+        "add --model CKPT, or give them to `surprisal`",
+    )
+    refuse_options(
+        {f"--{name.replace('_', '-')}": value for name, value in options.items()},
+        "no model is opened: the table holds surprisals",
+        "add --model CKPT, or leave it out",
+    )
 
 
 def _write_figure(result: DesignResult, figure: Path, kind: str | None, item: str | None) -> None:

@@ -17,6 +17,9 @@ from antlm_bench.cli.shared_options import (
     prints_tables,
 )
 
+RunsArgument = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+]
 YearOption = Annotated[str, typer.Option(metavar="YEAR", help="2024, 2025, 2026.")]
 TrackOption = Annotated[
     str, typer.Option(metavar="NAME", help="strict-small, strict, multimodal, interaction.")
@@ -25,9 +28,7 @@ TrackOption = Annotated[
 
 @prints_tables(options=SHORT_FORMATS)
 def export_command(
-    run: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
-    ],
+    run: RunsArgument,
     output_format: Annotated[
         Literal["lm-eval", "csv", "model-index", "every-eval-ever"],
         typer.Option(
@@ -186,9 +187,7 @@ def preflight_command(
 
 @prints_tables()
 def track_command(
-    run: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
-    ],
+    run: RunsArgument,
     to: Annotated[
         Literal["mlflow", "wandb", "trackio"],
         typer.Option("--to", metavar="NAME", help="Tracker: mlflow, wandb, trackio."),

@@ -14,6 +14,7 @@ from antlm_bench.cli.shared_options import (
     model_option,
     output_option,
     parse_assignments,
+    refuse_options,
     split_names,
     with_table_format,
 )
@@ -103,7 +104,7 @@ def report_command(
         outputs, model_index=model_index, table_format=table_format, collection=collection
     )
     if provenance:
-        _check_provenance_options(
+        refuse_options(
             {
                 "--collection": collection,
                 "--model-index": model_index,
@@ -112,15 +113,17 @@ def report_command(
                 "--member": member,
                 "--partial": partial,
                 **outputs,
-            }
+            },
+            "cannot be combined with --provenance",
+            "run two commands",
         )
         _print_provenance(runs, table_format)
         return
-    if training and not any(outputs.values()):
-        raise UsageError(
+    if not any(outputs.values()):
+        refuse_options(
+            {"--training": training},
             "losses are shown in figures only",
-            location="--training",
-            hint="add --html, --svg or --png",
+            "add --html, --svg or --png",
         )
     stand_ins = parse_assignments(member, "--member", "MEMBER=SUITE", "ewok=ewok-fast-2025")
     name_parts = split_names(baseline)
@@ -154,18 +157,6 @@ def report_command(
             print_report(incomplete_report)
         raise
     print_report(report)
-
-
-def _check_provenance_options(other_options: Mapping[str, object]) -> None:
-    """Raise UsageError if another content than the provenance was asked for, too.
-
-    other_options: option -> its value.
-    """
-    for option, value in other_options.items():
-        if value:
-            raise UsageError(
-                "cannot be combined with --provenance", location=option, hint="run two commands"
-            )
 
 
 def _print_provenance(run_dirs: Sequence[Path], table_format: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from antlm_bench.cli.plan import DryRunOption
 from antlm_bench.cli.shared_options import (
     AgainOption,
+    LevelOption,
     ModelsOption,
     NameOption,
     OptionValues,
@@ -17,7 +18,6 @@ from antlm_bench.cli.shared_options import (
     Tables,
     build_options,
     model_option,
-    output_option,
     prints_tables,
     run_folder_option,
     settings_option,
@@ -135,10 +135,7 @@ def score_command(
             help="Compute only part I of N, into a folder of its own; then antlm-bench merge.",
         ),
     ] = None,
-    by: Annotated[
-        Literal["suite", "field", "phenomenon", "paradigm"],
-        output_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
-    ] = "phenomenon",
+    by: LevelOption = "phenomenon",
     dry_run: DryRunOption = False,
     *,
     open_options: OptionValues,

@@ -141,6 +141,13 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
     return limits
 
 
+def refuse_options(values: OptionValues, message: str, hint: str) -> None:
+    """Raise UsageError for the first option that was given. values: `--name` -> its value."""
+    for option, value in values.items():
+        if value:
+            raise UsageError(message, location=option, hint=hint)
+
+
 def parse_token_budget(text: str) -> int | None:
     """Parse a number of tokens. "auto" is None. Raises UsageError."""
     if text == "auto":
@@ -211,6 +218,10 @@ ReplaceOption = Annotated[
         help="Remove results of the same suites under other limits, which else stay beside the "
         "new ones.",
     ),
+]
+LevelOption = Annotated[
+    Literal["suite", "field", "phenomenon", "paradigm"],
+    output_option("--by", metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
 ]
 OutOption = Annotated[
     Path | None,

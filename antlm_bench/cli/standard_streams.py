@@ -1,7 +1,7 @@
-"""stdout and stderr of a process. A failure to write to them is noted and does not stop the work.
+"""stdout and stderr of a process, which go on after a failed write.
 
-Results are kept in files, so a full disk under a log must not end hours of scoring. The exit code
-tells about it at the end. Only a closed pipe ends a command early.
+Results are in files, so a command must not end after hours because its log is on a full disk. The
+exit code reports the failure at the end. Only a closed pipe ends a command early.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _streams: dict[str, StandardStream] = {}
 
 
 def replace_standard_streams() -> None:
-    """Make sys.stdout and sys.stderr note failures. A repeated call has no effect.
+    """Replace sys.stdout and sys.stderr by streams that record failures. Call it once or more.
 
-    A stream that is closed gets a file on which every write fails. Otherwise the next file that is
-    opened would get its number, and would receive what is printed.
+    A closed stream is replaced by a file on which every write fails. Otherwise the next file that
+    is opened would get the file descriptor of the stream, and would receive what is printed.
     """
     if _streams:
         return

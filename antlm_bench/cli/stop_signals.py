@@ -15,12 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from antlm_bench.atomic_files import remove_temporary_paths
+from antlm_bench.commands.stop_requests import STOP_SIGNALS
 from antlm_bench.errors import Interrupted
 
 CTRL_C = 130
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
 SHOW_CURSOR_AND_CLEAR_LINE = b"\x1b[?25h\r\x1b[2K"
 """Undoes what a progress bar does to a terminal."""
 

@@ -20,10 +20,10 @@ from antlm_bench.cli.shared_options import (
     model_option,
     parse_executor_options,
     prints_tables,
+    refuse_options,
     run_folder_option,
     settings_option,
 )
-from antlm_bench.errors import UsageError
 from antlm_bench.safe_files import refuse_url
 
 
@@ -118,12 +118,11 @@ def train_command(
         facts |= {"job": job.job} if job.job else {"submit it": submit_command}
         yield build_facts_table(recipe, facts)
         return
-    if executor_option or script_only:
-        raise UsageError(
-            "a training in this process has no executor",
-            location="--executor-option" if executor_option else "--script-only",
-            hint="use it with --executor slurm",
-        )
+    refuse_options(
+        {"--executor-option": executor_option, "--script-only": script_only},
+        "a training in this process has no executor",
+        "use it with --executor slurm",
+    )
     checkpoint = train(recipe, corpus, out, options)
     if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun prints
         suite = corpus if corpus == "nano" else "blimp"

@@ -13,7 +13,7 @@ from antlm_bench.declarations import (
     is_folder,
     list_declarations,
     parse_toml,
-    shipped_declaration,
+    read_declarations,
     suggest_name,
 )
 from antlm_bench.errors import BenchError, DeclarationError, UsageError, map_collecting_errors
@@ -183,17 +183,8 @@ def count_parameters(recipe: Recipe) -> int:
 
 
 def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
-    """Return name -> recipe, and name -> error of an invalid recipe of a user."""
-    recipes: dict[str, Recipe] = {}
-    errors: dict[str, BenchError] = {}
-    for name, path in list_declarations("models").items():
-        try:
-            recipes[name] = read_recipe(name)
-        except BenchError as error:
-            if path == shipped_declaration("models", name):
-                raise
-            errors[name] = error
-    return recipes, errors
+    """Read the recipes of the catalog, as `declarations.read_declarations` does."""
+    return read_declarations("models", lambda name, _: read_recipe(name))
 
 
 def _list_recipes() -> list[CatalogRow]:
@@ -382,7 +373,7 @@ def describe_recipe(
 def list_recipe_differences(
     kind_and_name: Sequence[str], scale: str = "", overrides: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the differences of a recipe from its paper; [] for a name that is no recipe.
+    """Return the differences of a recipe from its paper; [] for a name that is not a recipe.
 
     Columns: "number" (the setting that differs: a recipe key or a description), "paper" (its value
     in the paper), "ours" (its value in this recipe), "why". The recipe's [[difference]] entries

@@ -1,7 +1,8 @@
 """The settings of the cells of one suite, and their content keys. No model is run.
 
-Everything that predictions depend on is listed here once, for an open checkpoint and for one whose
-facts are cached (checkpoints.checkpoint_records), and likewise for a suite (suite_records).
+`_build_settings` lists everything that predictions depend on. The checkpoint is open, or its facts
+are cached (checkpoints.checkpoint_records); the suite is loaded, or its facts are cached
+(suite_records). The settings are the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ AnySuite = TypeVar("AnySuite", bound=SuiteInfo)
 
 @dataclass(frozen=True, slots=True)
 class SuiteToScore(Generic[AnySuite]):
-    """A suite, with methods that have the same conventions, and what is recorded about them."""
+    """A suite, and the methods that score it together, because they have the same conventions."""
 
     suite: AnySuite
     request: SuiteRequest
@@ -45,7 +46,7 @@ class SuiteToScore(Generic[AnySuite]):
     method_names: Sequence[str]
     options: ScoreOptions
     notes: Sequence[str]
-    """Sentences on the checkpoint."""
+    """Sentences on the checkpoint, for the summaries of the cells."""
 
     def estimate_work(self: SuiteToScore[Suite], names: Sequence[str]) -> Workload:
         """Return the work of some of the methods; of a shard, that of its chunks."""
@@ -82,9 +83,9 @@ class SuiteCells(Generic[AnyCheckpointInfo, AnySuite]):
         self.unigrams = _open_unigrams(
             checkpoint, self.suite, self.task_type, self.conventions.reduction, self.options
         )
-        corpus = {} if self.unigrams is None else {"unigrams": self.unigrams.digest}
+        unigram_settings = {} if self.unigrams is None else {"unigrams": self.unigrams.digest}
         self.settings = {
-            name: corpus
+            name: unigram_settings
             | _build_settings(checkpoint, self.suite, name, self.conventions, self.options)
             for name in target.method_names
         }
@@ -94,10 +95,6 @@ class SuiteCells(Generic[AnyCheckpointInfo, AnySuite]):
         """Return whether the run folder has the cell of a method, with intact predictions."""
         suite = self.suite
         return writer.is_complete(suite.name, method, self.keys[method], origin=suite.origin)
-
-    def are_complete(self, writer: RunWriter) -> bool:
-        """Return whether the run folder has all cells."""
-        return all(self.is_complete(writer, name) for name in self.keys)
 
 
 def _check_supported(
@@ -178,7 +175,7 @@ def _build_settings(
         "reduction": conventions.reduction,
         "context": conventions.context,
         "compat": options.compat,
-        "limit": None if suite.num_left_out == 0 else options.limit,
+        "limit": None if suite.num_left_out == 0 else options.limit,  # it left nothing out
         "conventions": CONVENTIONS_VERSION,
         # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
         **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
@@ -212,7 +209,10 @@ def _describe_words(suite: SuiteInfo, method: str, options: ScoreOptions) -> dic
 
 
 def _has_corrected_words(suite: SuiteInfo, method: str, options: ScoreOptions) -> bool:
-    """Return whether words of the method differ from those of runs that had no such correction."""
+    """Return whether a word of the suite has its borders corrected (scoring.tokens).
+
+    Older versions did not correct them. Suites without such words keep the keys of older runs.
+    """
     if options.engine != "native" or not get_method(method).needs_words:
         return False
     if isinstance(suite, RecordedSuite):

@@ -225,7 +225,7 @@ def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[dict[str, 
     return rows
 
 
-def find_run_or_baseline(run_or_name: RunLike, baselines_dir: str | Path = BASELINES_DIR) -> Path:
+def find_run_or_baseline(run_or_name: RunLike) -> Path:
     """Return the folder of a run, or of the baseline of that name.
 
     Raises UsageError, with the names of the baselines, if there is none.
@@ -233,14 +233,14 @@ def find_run_or_baseline(run_or_name: RunLike, baselines_dir: str | Path = BASEL
     path_or_name = run_folder(run_or_name)
     if find_url(path_or_name):
         return runs.download_runs(path_or_name)
-    for folder in (Path(path_or_name), Path(baselines_dir) / path_or_name):
+    for folder in (Path(path_or_name), BASELINES_DIR / path_or_name):
         if (folder / "run.json").exists():
             return folder
-    names = [row["baseline"] for row in list_baselines(baselines_dir)]
+    names = [row["baseline"] for row in list_baselines()]
     if names:
         hint = f"baselines are {', '.join(names)}"
     else:
-        hint = f"{baselines_dir} has no baseline; antlm-bench baseline save RUN saves one"
+        hint = f"{BASELINES_DIR} has no baseline; antlm-bench baseline save RUN saves one"
     raise UsageError(
         f"there is no run folder and no baseline {str(path_or_name)!r}",
         location="--against",

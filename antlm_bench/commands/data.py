@@ -16,7 +16,7 @@ from antlm_bench.suites.sources import SuiteWithData
 from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, read_catalog, read_declaration
 
 OK_STATES = ("here", "verified", "complete")
-"""States of a file (sources.FileStatus) that are no problem."""
+"""States of a file (sources.FileStatus) that are not problems."""
 
 
 def list_file_status(suite_names: Sequence[str]) -> list[CatalogRow]:

@@ -43,13 +43,15 @@ def export(
     if export_format == "csv":
         from antlm_bench.exports.items_csv import format_items_csv
 
-        return ExportResult((write_file(Path(out), format_items_csv(opened)),))
+        runs.write_file(Path(out), format_items_csv(opened))
+        return ExportResult((Path(out),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
         from antlm_bench.results.model_card import build_model_card
 
         card = build_model_card(build_report([run.path for run in opened]))
-        return ExportResult((write_file(Path(out), card.encode()),))
+        runs.write_file(Path(out), card.encode())
+        return ExportResult((Path(out),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
     for run in opened:
@@ -79,7 +81,7 @@ def export(
             runs.write_files(folder, files_of_folder)
         else:
             for name, data in files_of_folder.items():
-                write_file(folder / name, data)
+                runs.write_file(folder / name, data)
     return ExportResult(tuple(files), tuple(notes))
 
 
@@ -129,10 +131,3 @@ def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str,
         for cell, predictions in imported.cells:
             writer.write_cell(cell, predictions)
     return open_verified_run(out), imported.skipped_tasks
-
-
-def write_file(path: Path, data: bytes) -> Path:
-    """Write a file, and its folder if need be. Return its path. Raises RunError."""
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, data)
-    return path

@@ -56,22 +56,21 @@ class FinetuneSession:
     def finetune(
         self,
         ref: str,
-        tasks: tuple[str, str],
+        suite_and_task: tuple[str, str],
         seeds: Sequence[int],
         attentions: Sequence[str],
         out: Path,
         options: FinetuneOptions,
     ) -> Run:
-        """Finetune one checkpoint on one task. Arguments, result and errors are those of
-        `finetune`, and the bytes of the run folder, too.
-
-        tasks: the suite, and its task.
+        """Finetune one checkpoint on one task of a suite. Other arguments, the result, the bytes of
+        the run folder and the errors are those of `finetune`.
         """
-        suite, task = tasks
+        suite, task = suite_and_task
         check_finetune_options(options, seeds, attentions)
         names = select_tasks([suite], [task], options)
         finetuner = Finetuner(names, attentions, seeds, options)
-        finetuner.open_checkpoint, finetuner.load_task = self._backbone.open, self._tasks.load
+        finetuner.open_checkpoint = self._backbone.open  # instead of opening and loading anew
+        finetuner.load_task = self._tasks.load
         with Progress(f"opening {ref}", "examples") as progress:
             run = finetuner.finetune_checkpoint(ref, out, several=False, progress=progress)
         finetuner.raise_failures([run] if run else [])

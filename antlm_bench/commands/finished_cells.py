@@ -26,7 +26,12 @@ def build_finished_cell(
     DataError if no item fits the model, RunError for conventions of a newer version.
     """
     if len(computed) and computed.has_flag("too-long").all():
-        raise _nothing_fits_error(suite, unfinished.settings.get("max_length"))
+        raise DataError(
+            f"none of {format_count(len(suite.items), 'item')} fits the model, which reads "
+            f"{unfinished.settings.get('max_length')} tokens",
+            location=suite.origin[0] if suite.origin else suite.name,
+            hint=f"leave the suite out, or {TOO_LONG_HINT}",
+        )
     predictions = _complete_predictions(computed, suite)
     summary = TASK_TYPES[suite.task_type].summarize(
         SummarizeRequest(
@@ -62,15 +67,6 @@ def build_from_fields(dataclass: type[T], fields: Mapping[str, Any], location: s
             location=location,
             hint="merge with the version of the package that scored the shards",
         ) from error
-
-
-def _nothing_fits_error(suite: Suite, max_length: int | None) -> DataError:
-    return DataError(
-        f"none of {format_count(len(suite.items), 'item')} fits the model, which reads "
-        f"{max_length} tokens",
-        location=suite.origin[0] if suite.origin else suite.name,
-        hint=f"leave the suite out, or {TOO_LONG_HINT}",
-    )
 
 
 def _complete_predictions(predictions: Predictions, suite: Suite) -> Predictions:

@@ -97,7 +97,7 @@ def measure_noise(
 
 
 def _load_suites(refs: Sequence[str], limit: int) -> list[Suite]:
-    """Return the suites. Raises UsageError for one whose items are no choices."""
+    """Return the suites. Raises UsageError for one whose items are not choices."""
     loaded_suites = []
     for ref in refs:
         suite = suites.load_suite(ref, limit=limit, allow_incomplete=True)

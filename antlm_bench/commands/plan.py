@@ -170,7 +170,7 @@ def _estimate(
 
 
 def _find_device_kind(device: str) -> str:
-    """Return cpu, cuda or mps. Raises UsageError for a device that nobody measured."""
+    """Return cpu, cuda or mps. Raises UsageError for a device that was not measured."""
     if not device:
         return guess_device_kind()
     kind = device.partition(":")[0]

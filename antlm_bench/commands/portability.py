@@ -157,7 +157,7 @@ def _config_problems(
 def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
     """Yield the imports of names that the pinned version lacks.
 
-    Imports inside a `try` with `except ImportError` are no problem.
+    Imports inside a `try` with `except ImportError` are not problems.
     """
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The processes that torchrun has started: they tell each other how far they are."""
+"""The processes that torchrun has started, and the texts that they exchange."""
 
 from __future__ import annotations
 

@@ -42,13 +42,15 @@ have no state: their hashes are verified when they are read."""
 
 
 class FileCache(Generic[L]):
-    """What was loaded last. It is loaded again if one of its files has changed."""
+    """A cache of what was loaded from files. It is loaded again if one of the files has changed."""
 
     def __init__(self, max_size: int, measure_size: Callable[[L], int] = lambda _: 1) -> None:
-        """max_size: sum of the sizes of what is kept. What was loaded last is always kept."""
+        """max_size: largest sum of the sizes of all entries. The last entry is always kept."""
         self.max_size, self.measure_size = max_size, measure_size
         self._loaded: dict[str, tuple[L, FileStates]] = {}
-        """Arguments as JSON -> what they load, and the states of its files; last used, last."""
+        """Arguments as JSON -> what they load, and the states of its files. The entry that was used
+        last is the last one.
+        """
 
     def get(self, arguments: Any, load: Callable[[], L]) -> L:
         """Return what `load` returns for these arguments. Raises as `load`."""
@@ -114,15 +116,15 @@ def _require_defined_score(suite: Suite, request: SuiteRequest) -> None:
 def find_smallest_limit(items: Sequence[Item], level: str | None, spec: MetricSpec) -> int:
     """Return the smallest limit per group of a level with which the metric is defined."""
     counts: Counter[str] = Counter()
-    ranks_and_golds = []
+    needed_limits, golds = [], []  # an item is scored if the limit is its number in its group
     for item in items:
         group = item.labels[level] if level else ""
         counts[group] += 1
-        ranks_and_golds.append((counts[group], item.gold))
-    first_gold = items[0].gold
-    smallest = min((rank for rank, gold in ranks_and_golds if gold != first_gold), default=1)
-    ranks_of_fewest_items = sorted(rank for rank, _ in ranks_and_golds)[: spec.min_items]
-    return max(smallest, *ranks_of_fewest_items)
+        needed_limits.append(counts[group])
+        golds.append(item.gold)
+    pairs = zip(needed_limits, golds, strict=True)
+    for_two_golds = min((limit for limit, gold in pairs if gold != golds[0]), default=1)
+    return max(for_two_golds, *sorted(needed_limits)[: spec.min_items])
 
 
 class RequestedSuites:
@@ -188,14 +190,14 @@ class RequestedSuites:
                     suite for ref in self.refs for suite in self._load_if_available(ref)
                 )
                 if not self._suites:
-                    raise self.describe_failures()
+                    raise self.build_incomplete_error()
             except BenchError as error:
                 self.error = error
                 raise
         return self._suites
 
     def describe(self, methods: Sequence[str]) -> Sequence[Suite | RecordedSuite]:
-        """Return what the keys of the suites depend on. Remembered suites are not loaded.
+        """Return what the keys of the suites depend on, once: cached facts, or the loaded suite.
 
         Raises as `load`.
         """
@@ -207,7 +209,7 @@ class RequestedSuites:
                 suite for ref in self.refs for suite in self._describe_if_available(ref)
             )
         if not self._described:
-            raise self.describe_failures()
+            raise self.build_incomplete_error()
         return self._described
 
     def _check_methods(self, methods: Sequence[str]) -> None:
@@ -238,7 +240,7 @@ class RequestedSuites:
         self._requests.append((suite, request))
         yield suite
 
-    def describe_failures(
+    def build_incomplete_error(
         self,
         failures: Sequence[tuple[str, BenchError]] = (),
         num_checkpoints: int = 0,

@@ -137,7 +137,7 @@ class ScoreCall:
                 failures.append((ref, error))
                 finished += getattr(error, "runs", ())
         if failures or suites.unavailable:
-            raise suites.describe_failures(
+            raise suites.build_incomplete_error(
                 failures, len(self.refs), runs.distinguish_suites(finished)
             )
         return finished
@@ -171,13 +171,13 @@ class ScoreCall:
             return None
         weights = hash_weights(sources.base, options.allow_pickle)
         inputs = hash_inputs(located_ref, sources, options, request.options.engine)
-        remembered = find_checkpoint_record(inputs, sources, options, weights)
-        if remembered is None:
+        recorded = find_checkpoint_record(inputs, sources, options, weights)
+        if recorded is None:
             return None
-        return self.session.find_finished(remembered, request, self.run_dir(remembered))
+        return self.session.find_finished(recorded, request, self.run_dir(recorded))
 
     def _open_and_record(self, ref: str) -> tuple[AnyCheckpoint, list[str]]:
-        """Open a checkpoint, and store what it tells, unless its files change meanwhile."""
+        """Open a checkpoint, and store its facts, unless its files change meanwhile."""
         located, engine = self._locate(ref), self.request.options.engine
         inputs = hash_inputs(*located, engine)
         checkpoint, notes = self.open(ref)

@@ -15,7 +15,7 @@ from antlm_bench.checkpoints.checkpoint_records import CheckpointInfo, RecordedC
 from antlm_bench.checkpoints.last_opened import LastOpened
 from antlm_bench.checkpoints.opening import LocatedCheckpoint, open_minicons_checkpoint
 from antlm_bench.commands.cell_settings import AnySuite, SuiteCells, SuiteToScore
-from antlm_bench.commands.requested_suites import MAX_CACHED_ITEMS, RequestedSuites, SuiteCache
+from antlm_bench.commands.requested_suites import RequestedSuites, SuiteCache
 from antlm_bench.commands.score_options import ALL_METHODS, ScoreOptions, require_word_methods
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.errors import BenchError, DataError, IncompleteError
@@ -57,12 +57,11 @@ class ScoreRequest:
 class ScoreSession:
     """Scores suites with checkpoints, one after the other.
 
-    It keeps the checkpoint that it opened last, and the suites that it loaded last up to
-    `max_items` items.
+    It keeps the checkpoint that it opened last, and the suites that it loaded last (SuiteCache).
     """
 
-    def __init__(self, max_items: int = MAX_CACHED_ITEMS) -> None:
-        self.suite_cache = SuiteCache(max_items)
+    def __init__(self) -> None:
+        self.suite_cache = SuiteCache()
         self._native: LastOpened[AnyCheckpoint] = LastOpened(open_checkpoint)
         self._minicons: LastOpened[AnyCheckpoint] = LastOpened(open_minicons_checkpoint)
 
@@ -89,7 +88,7 @@ class ScoreSession:
                 checkpoint, request, folder, notes, finished_run=None, progress=progress
             )
         if request.suites.unavailable:
-            raise request.suites.describe_failures((), 1, [run])
+            raise request.suites.build_incomplete_error((), 1, [run])
         return run
 
     def build_request(
@@ -136,7 +135,7 @@ class ScoreSession:
             if not keys <= stored_keys:
                 return None
             with writer:
-                if not all(cells.are_complete(writer) for cells in all_cells):
+                if not all(cells.is_complete(writer, n) for cells in all_cells for n in cells.keys):
                     return None
                 for key in keys if request.options.replace else ():
                     writer.remove_other_limits(key)

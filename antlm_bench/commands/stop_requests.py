@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
 
 @contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
@@ -22,9 +26,7 @@ def catch_stop_signals() -> Iterator[list[int]]:
             signal.raise_signal(signum)
         stop_signals.append(signum)
 
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    signums = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    old_handlers = {signum: signal.signal(signum, handle_signal) for signum in signums}
+    old_handlers = {signum: signal.signal(signum, handle_signal) for signum in STOP_SIGNALS}
     try:
         yield stop_signals
     finally:

@@ -1,8 +1,8 @@
 """Remember what the content keys need of a suite, so that finished scores load no items.
 
-A key has facts that only the items tell: their digest, and how many a limit leaves out. They follow
-from the declaration, the data files, the request and our own source. A record in the user's cache
-holds them under a hash of all of that, as checkpoints.checkpoint_records does for checkpoints.
+A content key depends on two facts about the items: their digest, and how many a limit leaves out.
+The declaration, the data files, the request and our own source determine both. A record in the
+user's cache holds them under a hash of these inputs, as in checkpoints.checkpoint_records.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RecordedSuite:
 
     @property
     def task_metrics(self) -> None:
-        """None: suites of lm-eval are not remembered."""
+        """None: suites of lm-eval are not recorded."""
 
 
 def any_words_corrected(suite: Suite) -> bool:

@@ -1,4 +1,4 @@
-"""Carry out a sweep, and say how far it is."""
+"""Carry out a sweep, and report its progress."""
 
 from __future__ import annotations
 

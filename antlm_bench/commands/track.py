@@ -66,7 +66,8 @@ def track(
         build_tracked_run(run, name)
         for run, name in zip(all_runs, model_names(all_runs), strict=True)
     ]
-    package = _import_tracker(to)
+    with require_packages(f"--to {to}", to):
+        package = import_module(to)
     for tracked_run in tracked_runs:
         try:
             TRACKERS[to](package, tracked_run, project)
@@ -117,11 +118,6 @@ def _iter_metrics(run: Run) -> Iterator[tuple[str, float]]:
 def _clean_name(text: str) -> str:
     """Replace the characters that MLflow refuses in names, and those that make paths."""
     return re.sub(r"[^\w .-]|^\.+", "_", text) or "_"
-
-
-def _import_tracker(name: str) -> Any:
-    with require_packages(f"--to {name}", name):
-        return import_module(name)
 
 
 def _log_to_mlflow(mlflow: Any, run: TrackedRun, project: str) -> None:

@@ -1,10 +1,9 @@
 """`verify`: score a sample of a suite with our engine and with peers, and compare all scores.
 
 Peers are other tools (minicons, lm-eval). They load the same folder themselves, in fp32 on the CPU.
-Conventions are aligned as far as possible (sums, the BOS of `--bos`, the scored characters); the
-remaining differences are listed in the result. An item that lm-eval tokenises differently is scored
-on our tokens, so that engines are compared on equal input; how far the scores of its own tokens are
-from ours is reported beside that.
+Conventions are aligned as far as possible (sums, the BOS of `--bos`, the scored characters). The
+result lists the differences that remain. lm-eval scores our tokens, so that engines are compared on
+equal input. If its own tokens are others, it scores them, too, and the result has both comparisons.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -71,9 +70,6 @@ if TYPE_CHECKING:
 DEFAULT_TOLERANCE = 1e-3
 """Nats. On equal inputs, peers agree to 3e-5: batches of another shape round differently."""
 Peer = MiniconsScorer | LmEvalScorer
-MODEL_KINDS: dict[str, ModelKind] = {
-    "causal": "causal", "masked": "masked", "encoder-decoder": "encoder-decoder",
-}  # fmt: skip
 NATIVE_ATTENTION: dict[ModelKind, Attention] = {
     "causal": "causal", "masked": "full", "encoder-decoder": "cross",
 }  # fmt: skip
@@ -98,7 +94,7 @@ def verify(
     checkpoint; device and dtype must be those of the peers, cpu and float32.
 
     Raises UsageError, MethodNotSupported (no peer has the method; raised before data is loaded),
-    DataError, CheckpointError. A disagreement is no error here: see
+    DataError, CheckpointError. A disagreement raises nothing here: see
     Verification.raise_on_disagreement.
     """
     if not tolerance > 0:
@@ -174,7 +170,7 @@ def _open_peers(
     peer_by_name: dict[str, Peer] = {}
     peers: dict[tuple[str, str], Peer] = {}
     refused = []
-    kind = MODEL_KINDS[checkpoint.kind]
+    kind = cast("ModelKind", checkpoint.kind)
     candidates = [(method, name) for method in method_names for name in _find_peers(method)]
     for method, name in candidates:
         encoder = checkpoint.encoders[get_method(method).main_attention]
@@ -198,7 +194,7 @@ def _refusal_reason(
     if get_method(method_name).main_attention != NATIVE_ATTENTION[kind]:
         return f"it runs a {kind} checkpoint with its native attention only"
     if isinstance(encoder, PairEncoder):
-        return _refuse_pairs(encoder, sources)
+        return _pair_refusal_reason(encoder, sources)
     if peer != "lm-eval":
         return "" if sources.adapter is None else "it cannot open a PEFT adapter"
     if not _starts_with_bos_or_eos(encoder.tokenizer, encoder.specials.before):
@@ -210,7 +206,7 @@ def _refusal_reason(
     return ""
 
 
-def _refuse_pairs(encoder: PairEncoder, sources: CheckpointSources) -> str:
+def _pair_refusal_reason(encoder: PairEncoder, sources: CheckpointSources) -> str:
     """Return why lm-eval cannot score an encoder-decoder; "" if it can.
 
     lm-eval 0.4.13 gives the tokens of an option to the model as labels, without specials.
@@ -270,7 +266,7 @@ class SuiteSample:
     """Number of sampled items that do not fit the model."""
 
     @property
-    def choices(self) -> list[Option]:
+    def options(self) -> list[Option]:
         """The options, item after item."""
         return [option for item in self.items for option in item.options]
 
@@ -367,7 +363,7 @@ def _compare_with_peer(
     texts, spans, ours = sample.texts, sample.spans, sample.predictions
     if isinstance(peer, LmEvalScorer):
         encodings = multiple_choice.encode_options(
-            checkpoint, sample.choices, sample.method.main_attention
+            checkpoint, sample.options, sample.method.main_attention
         )
         our_tokens = _scored_tokens(encodings, len(texts))
         their_scores = peer.score_tokens(our_tokens)

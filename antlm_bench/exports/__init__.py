@@ -1,4 +1,5 @@
-"""Export runs to the formats of other tools: leaderboard submissions, item tables, model cards.
+"""Export runs to the formats of other tools: leaderboard submissions, item tables, Every Eval
+Ever.
 
 Reads run folders and the data of suites; returns bytes and dictionaries. Does not import torch.
 """

@@ -1,7 +1,7 @@
 """Find cells of a submission file that were not computed by the leaderboard's conventions.
 
 A deviation is a setting with which the official code could have given another answer. Settings that
-provably give the same answers are no deviations: `--bos auto` if the tokenizer adds the same
+provably give the same answers are not deviations: `--bos auto` if the tokenizer adds the same
 special tokens by itself, a delimiter if every text has a context. Neither are the tie rule and the
 softmax precision, because the file is computed with the official ones. Adaptive precision is
 accepted too: a few choices may differ from fp32, as those of two machines may.

@@ -2,7 +2,7 @@
 
 leaderboard.validate_document checks names of keys and counts against the JSON Schema. This module
 checks what a schema cannot express: missing and non-finite values, the order of ids, labels that
-are no class, texts that are no option, words that are not in the suite.
+are not classes, texts that are not options, words that are not in the suite.
 """
 
 from __future__ import annotations

@@ -130,11 +130,8 @@ def rating_rows(cell: Cell, predictions: Predictions, table: PredictionTable) ->
 
 
 def value_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
-    """Yield the metric's value of each item with the score of the preferred option."""
-    values = load_cell_metric(cell).per_item(table)
-    rows = preference_rows(cell, predictions, table)
-    for row, value in zip(rows, values, strict=True):
-        yield {**row, "correct": value}
+    """Return the metric's value of each item with the score of the preferred option."""
+    return _add_metric(preference_rows(cell, predictions, table), cell, table)
 
 
 def preference_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
@@ -166,11 +163,15 @@ def judgement_rows(cell: Cell, predictions: Predictions, table: PredictionTable)
 
 
 def document_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
-    """Yield the score of each document and its linearised contribution to the metric."""
-    contributions = load_cell_metric(cell).per_item(table)
-    rows = logprob_rows(cell, predictions, table)
-    for row, contribution in zip(rows, contributions, strict=True):
-        yield {**row, "correct": contribution}
+    """Return the score of each document and its linearised contribution to the metric."""
+    return _add_metric(logprob_rows(cell, predictions, table), cell, table)
+
+
+def _add_metric(rows: Iterator[Row], cell: Cell, table: PredictionTable) -> Iterator[Row]:
+    """Yield rows with the metric's value of each item in the column `correct`."""
+    values = load_cell_metric(cell).per_item(table)
+    for row, value in zip(rows, values, strict=True):
+        yield {**row, "correct": value}
 
 
 def reading_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:

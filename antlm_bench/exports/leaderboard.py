@@ -144,8 +144,10 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 def count_expected_subkeys(schema_name: str, key: str) -> int | None:
-    """Return the number of subkeys under `key`, each with one answer, if the schema fixes only
-    their number; else None."""
+    """Return how many subkeys, with one answer each, the schema requires under `key`.
+
+    None: the schema names the subkeys (`count_expected_answers`).
+    """
     number: int | None = load_schema(schema_name)["properties"].get(key, {}).get("minProperties")
     return number
 

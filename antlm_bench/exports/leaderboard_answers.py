@@ -119,14 +119,14 @@ def build_text_answers(
     level = part.group_level or suite.groups[-1]
     items = {item.id: item for item in suite.items}
     answers: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
-    for n, item_id in enumerate(predictions.ids):
+    for index, item_id in enumerate(predictions.ids):
         item = items[item_id]
         row: dict[str, Any] = {
             "id": item.id,
-            "pred": get_option_text(part.answer_format, item, int(chosen[n])),
+            "pred": get_option_text(part.answer_format, item, int(chosen[index])),
         }
         if probabilities is not None:
-            row["prob"] = float(probabilities[n])
+            row["prob"] = float(probabilities[index])
         answers[item.labels[level]]["predictions"].append(row)
     notes = []
     if num_ties := int(table.get_flag("tie").sum()):
@@ -175,9 +175,10 @@ def build_surprisal_rows(predictions: Predictions) -> Iterator[dict[str, Any]]:
             f"too long for the model: {format_count(int(too_long.sum()), 'word')}",
             hint=f"the first is {predictions.ids[int(too_long.argmax())]}",
         )
-    for n, scores in enumerate(predictions.iter_options("scores")):
+    # The first option of an item is the word, the second one is the word before it.
+    for index, scores in enumerate(predictions.iter_options("scores")):
         previous = -scores[1] if len(scores) > 1 else float("nan")
-        yield {"id": n, "pred": -scores[0], "prev_pred": previous}
+        yield {"id": index, "pred": -scores[0], "prev_pred": previous}
 
 
 def build_curve_rows(

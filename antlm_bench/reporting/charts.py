@@ -546,10 +546,10 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
 def _escape_for_vega(value: Any) -> Any:
     """Replace strings in a specification that Vega cannot draw.
 
-    Control characters are no XML: the renderer would abort the process. Characters above U+FFFF are
-    replaced by their code points, because Vega may cut a long label between the two halves of one.
-    The name `if` gets a zero-width space, because Vega would read it
-    as a function in the domain of a scale.
+    XML forbids control characters: the renderer would abort the process. Characters above U+FFFF
+    are replaced by their code points, because Vega may cut a long label between the two halves of
+    one. The name `if` gets a zero-width space, because Vega would read it as a function in the
+    domain of a scale.
     """
     if isinstance(value, dict):
         return {_escape_for_vega(key): _escape_for_vega(item) for key, item in value.items()}

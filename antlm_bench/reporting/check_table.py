@@ -26,11 +26,11 @@ from antlm_bench.errors import (
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import format_count, make_printable
 from antlm_bench.reporting.comparison_table import (
+    describe_detectable,
     difference_cells,
     format_interval,
     format_number,
     format_title,
-    unit_suffix,
 )
 from antlm_bench.reporting.table import (
     Table,
@@ -210,8 +210,7 @@ def _verdict_notes(verdict: Verdict) -> Iterator[str]:
         yield f"{status} if it were the only suite, but not after {headline.correction}"
     detectable = headline.difference.detectable
     if verdict.status == "undecided" and detectable:
-        smallest_difference = f"{format_number(detectable, metric)}{unit_suffix(metric)}"
-        yield f"a true difference of {smallest_difference} is detected with a power of 80%"
+        yield describe_detectable(detectable, metric)
     if headline.status == "undecided":
         note = "a significant drop" if headline.is_significantly_worse else "no significant drop"
         if headline.items_to_decide:

@@ -227,9 +227,16 @@ def format_number(value: float, metric: str, sign: str = "") -> str:
     return get_metric_spec(metric).format(value, sign)
 
 
-def unit_suffix(metric: str) -> str:
-    """Return the unit of a difference after a space, e.g. " points"; "" if it has none."""
-    return f" {get_metric_spec(metric).difference_unit}".rstrip()
+def format_with_unit(value: float, metric: str) -> str:
+    """Return a difference in the metric's scale, with its unit if it has one: `1.3 points`."""
+    spec = get_metric_spec(metric)
+    return f"{spec.format(value)} {spec.difference_unit}".rstrip()
+
+
+def describe_detectable(value: float, metric: str) -> str:
+    """Return a note on the smallest true difference that the items or seeds detect."""
+    difference = format_with_unit(value, metric)
+    return f"a true difference of {difference} is detected with a power of 80%"
 
 
 def format_interval(
@@ -292,8 +299,7 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
     changes = ", ".join(f"{n:,} {label}" for n, label in counts)
     notes = [f"{format_count(head.n, 'item')}: {changes}".removesuffix(": ")]
     if head.detectable is not None:
-        smallest_difference = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
-        notes[0] += f"; a true difference of {smallest_difference} is detected with a power of 80%"
+        notes[0] += f"; {describe_detectable(head.detectable, metric)}"
     if head.design_effect is not None:
         notes.append(
             f"design effect of the clusters: {head.design_effect:.2f} (a plan of `power` with "

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.printable import make_printable
+from antlm_bench.reporting.comparison_table import format_with_unit
 from antlm_bench.reporting.results_table import estimate_cell
 from antlm_bench.reporting.table import Table, TableCell, build_records_table
 from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, format_word_count
@@ -97,11 +98,10 @@ def describe_optimism(curves: Sequence[LearningCurve]) -> tuple[str, ...]:
         return ()
     counts = sorted({sum(not point.duplicate_of for point in curve.points) for curve in optimistic})
     num_checkpoints = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    unit = f" {spec.difference_unit}".rstrip()
     return (
         f"the best of {num_checkpoints} checkpoints is optimistic, because chance selects it, too: "
-        f"by up to {spec.format(optimism)}{unit} on average; report the last, or select on other "
-        "items",
+        f"by up to {format_with_unit(optimism, curves[0].metric)} on average; report the last, or "
+        "select on other items",
     )
 
 

@@ -25,7 +25,7 @@ from antlm_bench.reporting.html import build_figure_context, render_template
 from antlm_bench.reporting.report_data import Figure, FigureTable, HeatmapCell
 from antlm_bench.reporting.table import Table
 from antlm_bench.results.effects import CellMean, DesignResult, Effect, WordMean
-from antlm_bench.runs import make_folder, write_atomically
+from antlm_bench.runs import write_file
 from antlm_bench.runs.table_files import check_suffix
 from antlm_bench.statistics import MeanOverItems
 
@@ -122,8 +122,7 @@ def write_plots(plots: Sequence[DesignPlot], path: Path, page: DesignResult | No
         data = _build_page(plots, page).encode()
     else:
         data = render_figures(plots[0].panels, suffix[1:], plots[0].columns)
-    make_folder(path.parent)
-    write_atomically(path, data)
+    write_file(path, data)
 
 
 def check_figure_suffix(path: Path) -> str:
@@ -309,7 +308,7 @@ def _build_plot(
 ) -> DesignPlot:
     """Build a panel per group, with the same y-axis."""
     y_title = f"surprisal, {result.unit}" if result.unit else "surprisal"
-    # The values of a single item are no means and have no intervals.
+    # The values of a single item are not means and have no intervals.
     has_intervals = any(row["low"] is not None for row in rows)
     values = "Means with 95% intervals over items" if has_intervals else "Values"
     present = {tuple(row["group"].items()) for row in rows}

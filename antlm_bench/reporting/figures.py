@@ -78,18 +78,15 @@ def build_specification(figures: Sequence[Figure], columns: int) -> dict[str, An
     else:
         total_width = PANEL_WIDTH * min(columns, len(figures))
         style = charts.ChartStyle(PANEL_WIDTH, palette.PAPER, total_width)
-        chart = charts.concatenate(
-            [figure.draw(style).properties(title=_wrap_title(figure.title)) for figure in figures],
-            columns,
-        )
+        title_length = int(PANEL_WIDTH / charts.CHARACTER_WIDTH)
+        panels = [
+            figure.draw(style).properties(title=wrap_name(figure.title, title_length))
+            for figure in figures
+        ]
+        chart = charts.concatenate(panels, columns)
     specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": FILE_FONT}
     return specification
-
-
-def _wrap_title(title: str) -> list[str]:
-    """Return the lines of a panel's title."""
-    return wrap_name(title, int(PANEL_WIDTH / charts.CHARACTER_WIDTH))
 
 
 def find_undrawable_letters(text: str) -> str:
@@ -114,8 +111,7 @@ def _draw_letter(letter: str) -> bytes:
 def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:
     """Write learning curves as one image ("svg" or "png"), a panel per suite. Raises RunError."""
     figures = list(learning_curve_figures(curves))
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, render_figures(figures, image_format))
+    runs.write_file(path, render_figures(figures, image_format))
 
 
 def build_figures(report_data: ReportData) -> Iterator[Figure]:

@@ -58,7 +58,7 @@ def write_page(
 
     training_dirs: folders that `train` wrote. recipes: run folder -> recipe of its model; models of
     one recipe differ in their seed only. report: the report of the same runs; the page starts
-    with its table if it reports a collection. Raises RunError (a folder is no run or damaged, a
+    with its table if it reports a collection. Raises RunError (a folder is not a run, or damaged, a
     file cannot be written), UsageError.
     """
     from antlm_bench.reporting.html import render_page  # slow to import
@@ -66,8 +66,7 @@ def write_page(
     report_data = gather_report_data(paths, training_dirs, title, report, recipes)
     methods = {method for column in report_data.columns for method in column.method.split(" + ")}
     descriptions = {spec.name: spec.description for spec in METHODS if spec.name in methods}
-    runs.make_folder(out.parent)
-    runs.write_atomically(out, render_page(report_data, descriptions).encode())
+    runs.write_file(out, render_page(report_data, descriptions).encode())
     return out
 
 

@@ -47,7 +47,10 @@ def build_plan_table(plan: SweepPlan, *, units: bool = False) -> Table:
         "name": plan.sweep.name,
         "folder": plan.folder,
         "device": plan.device_kind,
-        "speeds": {dtype: _describe_speed(speed) for dtype, speed in plan.speeds.items()},
+        "speeds": {
+            dtype: f"{speed.device} of {speed.machine}" if speed else None
+            for dtype, speed in plan.speeds.items()
+        },
         "total": _to_document(total),
         "missing_data": dict(plan.missing_data),
     }
@@ -69,7 +72,7 @@ def _build_stages_table(stages: dict[str, list[PlanRow]], total: PlanRow) -> Tab
     rows = []
     for stage, members in stages.items():
         row = sum_rows(stage, members)
-        is_list = shows_models and len(members) > 1 and _has_cost(row)
+        is_list = shows_models and len(members) > 1 and row.cost.rows != 0
         name = TableCell(stage, detail="" if is_list else _name_models(members))
         rows.append(_build_row(name, row, total, "strong" if is_list else ""))
         if is_list:
@@ -159,10 +162,6 @@ def _build_long_table(rows: Sequence[PlanRow]) -> Table:
     )
 
 
-def _has_cost(row: PlanRow) -> bool:
-    return row.cost.rows != 0
-
-
 def _build_cost_cells(cost: UnitCost) -> list[TableCell]:
     """Return the cells of COST_COLUMNS; without text for units that run no model."""
     if cost == UnitCost():
@@ -215,10 +214,6 @@ def _build_legend(plan: SweepPlan, total: PlanRow) -> Iterator[str]:
         yield f"left out: {name} ({reason})"
     if total.num_done:
         yield "done: not computed again"
-
-
-def _describe_speed(speed: DeviceSpeed | None) -> str | None:
-    return f"{speed.device} of {speed.machine}" if speed else None
 
 
 def _to_document(row: PlanRow) -> dict[str, Any]:

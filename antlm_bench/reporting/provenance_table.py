@@ -85,7 +85,7 @@ def _build_document(provenance: CellProvenance) -> dict[str, object]:
 
 
 def _read_number(record: Mapping[str, Any], key: str) -> float | None:
-    """Return a number of a record, which a stranger may have written; None for anything else."""
+    """Return a number of a record; None for anything else, which an edited file may hold."""
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

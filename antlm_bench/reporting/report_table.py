@@ -47,7 +47,7 @@ LONG_KEYS: tuple[str, ...] = (
     "remarks",
     "source",
 )
-"""Columns of the long form."""
+"""Columns of the long form. "reading" is the method, and "remarks" are the caveats."""
 
 
 def build_report_table(report: Report) -> Table:
@@ -212,7 +212,7 @@ def _list_shared_trainings(results: Sequence[MemberResult]) -> str:
 
 
 def describe_comparisons(values_per_row: Sequence[int]) -> str:
-    """Describe how many pairs of values are compared if the best value of each row is picked.
+    """Return a warning against picking the best value of each row, which compares many pairs.
 
     values_per_row: number of measured values of each row. Returns "" if no row has two.
     """

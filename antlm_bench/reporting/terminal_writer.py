@@ -133,41 +133,45 @@ class _Block:
 
     def fit(self, width: int) -> bool:
         """Choose the widths of the columns for a terminal. Return whether they fit."""
-        natural = [
+        full_widths = [
             max([_width(text) for text in texts] + [cell_len(line) for line in labels], default=0)
             for texts, labels in zip(self.texts, self.labels, strict=True)
         ]
-        if not self._distribute_width(natural, width):
+        if not self._distribute_width(full_widths, width):
             return False
-        is_text = len(natural) > 2 and not self.is_right_aligned(len(natural) - 1)
-        if is_text and natural[-1] > 2 * self.widths[-1]:
+        is_text = len(full_widths) > 2 and not self.is_right_aligned(len(full_widths) - 1)
+        if is_text and full_widths[-1] > 2 * self.widths[-1]:
             self.has_last_below = True
-            self._distribute_width(natural[:-1], width)
+            self._distribute_width(full_widths[:-1], width)
         return True
 
-    def _distribute_width(self, natural: Sequence[int], width: int) -> bool:
-        """Choose the widths of the first columns, one per natural width."""
-        self.widths = [self._least_width(index, size) for index, size in enumerate(natural)]
-        room = width - 1 - GAP * (len(natural) - 1) - sum(self.widths)
+    def _distribute_width(self, full_widths: Sequence[int], width: int) -> bool:
+        """Choose the widths of the first columns. Return whether they fit into `width`.
+
+        full_widths: the width of each column if nothing is wrapped.
+        """
+        self.widths = [self._least_width(index, size) for index, size in enumerate(full_widths)]
+        room = width - 1 - GAP * (len(full_widths) - 1) - sum(self.widths)
         if room < 0:
             return False
         # Distribute the room evenly; columns that need least come first and leave the rest.
-        lacking = [size - least for size, least in zip(natural, self.widths, strict=True)]
-        wrapped = [index for index, size in enumerate(lacking) if size > 0]
-        wrapped.sort(key=lambda index: lacking[index])
+        missing = [size - least for size, least in zip(full_widths, self.widths, strict=True)]
+        wrapped = [index for index, size in enumerate(missing) if size > 0]
+        wrapped.sort(key=lambda index: missing[index])
         for position, index in enumerate(wrapped):
-            extra = min(lacking[index], room // (len(wrapped) - position))
+            extra = min(missing[index], room // (len(wrapped) - position))
             self.widths[index] += extra
             room -= extra
         return True
 
-    def _least_width(self, index: int, natural: int) -> int:
+    def _least_width(self, index: int, full_width: int) -> int:
+        """Return the width below which a column is not wrapped. Numbers are never wrapped."""
         if self.is_right_aligned(index):
-            return natural
+            return full_width
         pairs = zip(self.texts[index], self.cells, strict=True)
         numbers = [_width(text) for text, cells in pairs if cells[index].is_number]
         words = [cell_len(line) for line in self.labels[index]] + [self.mark_widths[index]]
-        return min(natural, max([NAME_WIDTH if index == 0 else TEXT_WIDTH, *numbers, *words]))
+        return min(full_width, max([NAME_WIDTH if index == 0 else TEXT_WIDTH, *numbers, *words]))
 
     def print(self, out: Console) -> None:
         height = max(map(len, self.labels))
@@ -180,7 +184,7 @@ class _Block:
         for number, row in enumerate(self.table.rows):
             if row.space_above and (number or height):
                 out.print()
-            cells = [self._lines(out, index, number) for index in range(len(self.widths))]
+            cells = [self._wrap_cell(out, index, number) for index in range(len(self.widths))]
             for line in range(max(map(len, cells))):
                 parts = [lines[line] if line < len(lines) else Text("") for lines in cells]
                 self._print_line(out, parts, "dim" if row.emphasis == "faint" else "")
@@ -191,11 +195,11 @@ class _Block:
         for line in _wrap_text(out, text, out.width - BELOW_INDENT - 1):
             out.print(Text(" " * BELOW_INDENT) + line, style=style)
 
-    def _lines(self, out: Console, index: int, number: int) -> list[Text]:
-        """Return a cell as lines that fit its column. Numbers stay on one line."""
-        row = self.table.rows[number]
-        cell = self.cells[number][index]
-        text = self.texts[index][number]
+    def _wrap_cell(self, out: Console, index: int, row_number: int) -> list[Text]:
+        """Return a cell as lines that fit its column `index`. Numbers stay on one line."""
+        row = self.table.rows[row_number]
+        cell = self.cells[row_number][index]
+        text = self.texts[index][row_number]
         styled = Text(text, style=TONES[cell.tone] or STYLES[row.emphasis])
         if cell.detail:
             styled.stylize("not bold dim", len(text) - len(clean_lines(cell.detail)))

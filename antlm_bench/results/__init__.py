@@ -1,3 +1,3 @@
 """Data derived from runs that several commands use: averaged seeds, members of collections,
-reports, series of checkpoints, training logs, model names.
+reports, model cards, series of checkpoints, training logs, model names.
 """

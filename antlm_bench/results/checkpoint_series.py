@@ -227,8 +227,8 @@ def parse_milestone(run: Run) -> int | None:
 def checkpoint_series_key(run: Run) -> tuple[str, ...]:
     """Return (hub id, architecture, tokenizer), or (*parts of the checkpoint's parent folder, ...).
 
-    Older runs do not tell the checkpoint's path: the run's parent folder counts, without the folder
-    `scores` in which `train` writes runs.
+    Older runs do not record the checkpoint's path: the run's parent folder counts, without the
+    folder `scores` in which `train` writes runs.
     """
     model = run.manifest.model
     name = str(model.get("name", ""))

@@ -108,7 +108,6 @@ def merge_seed_notes(cells: Sequence[Cell]) -> list[str]:
 class FinetunedTaskSummary:
     """Summary of one task under one attention mask over its seeds. Values are fractions."""
 
-    model: str
     task: str
     """Full name of the task: "glue-2025.rte"."""
     attention: str
@@ -142,7 +141,6 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
         seeds = summarize_seed_cells(run, cells, metric)
         has_several_seeds = seeds.num_seeds > 1
         yield FinetunedTaskSummary(
-            model=str(run.manifest.model.get("name", run.path)),
             task=suite,
             attention=method.removeprefix("finetune-"),
             metric=metric,

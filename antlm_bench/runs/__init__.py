@@ -20,6 +20,7 @@ from antlm_bench.runs.folder_io import (
     make_folder,
     reject_links,
     write_atomically,
+    write_file,
     write_files,
 )
 from antlm_bench.runs.object_stores import ObjectStore, StoredFile, download_runs, register_copy
@@ -97,5 +98,6 @@ __all__ = [
     "shorten_cell_paths",
     "summary_matches",
     "write_atomically",
+    "write_file",
     "write_files",
 ]

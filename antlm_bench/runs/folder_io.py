@@ -183,6 +183,12 @@ def make_folder(folder: Path) -> None:
         raise os_failure(folder, error, "created") from error
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole, and its folder if need be. Raises RunError, UsageError."""
+    make_folder(path.parent)
+    write_atomically(path, data)
+
+
 def check_is_writable(folder: Path) -> None:
     """Check that a folder can be written to, or that it can be created. Writes nothing.
 
