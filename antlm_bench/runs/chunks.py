@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -49,8 +50,7 @@ class ChunkFolder:
 
     def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
         """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
-        for path in _list_chunk_files(self.path, suite, method, key, index):
-            predictions = _read_chunk_file(path, suite, method, key, index)
+        for path, predictions in _iter_chunk_files(self.path, suite, method, key, index):
             if predictions is not None:
                 return predictions
             with suppress(OSError):  # a folder of that name: `save_chunk` writes beside it
@@ -61,12 +61,11 @@ class ChunkFolder:
         self, suite: str, method: str, key: str, index: int, predictions: Predictions
     ) -> None:
         """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
-        data = predictions_parquet.encode_predictions(
-            predictions, {**file_metadata(suite, method, key), "chunk": str(index)}
-        )
+        metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
+        data = predictions_parquet.encode_predictions(predictions, metadata)
         folder = chunk_folder(self.path, suite, method, key)
         make_folder(folder)
-        for old in _list_chunk_files(self.path, suite, method, key, index):
+        for old in folder.glob(_chunk_pattern(index)):
             with suppress(OSError):  # writing the new file reports it
                 old.unlink()
         write_atomically(folder / _chunk_name(index, data), data)
@@ -93,11 +92,9 @@ def read_chunk(
 
     The name has the hash of the bytes: chunks of one name are equal.
     """
-    for path in _list_chunk_files(root, suite, method, key, index):
-        predictions = _read_chunk_file(path, suite, method, key, index)
-        if predictions is not None:
-            return path.name, predictions
-    return None
+    files = _iter_chunk_files(root, suite, method, key, index)
+    intact = ((path.name, predictions) for path, predictions in files if predictions is not None)
+    return next(intact, None)
 
 
 def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
@@ -105,22 +102,20 @@ def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
     return root / "partial" / f"{file_stem(suite, method)}.{quote(key, safe='')}"
 
 
-def _list_chunk_files(root: Path, suite: str, method: str, key: str, index: int) -> list[Path]:
-    return sorted(chunk_folder(root, suite, method, key).glob(f"{index:05}.*.parquet"))
-
-
-def _read_chunk_file(
-    path: Path, suite: str, method: str, key: str, index: int
-) -> Predictions | None:
-    """Return the predictions of a file; None if it is damaged, or of another cell."""
-    with suppress(RunError, OSError):
-        data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
-        if path.name == _chunk_name(index, data):
-            predictions = predictions_parquet.decode_predictions(data, str(path))
-            metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
-            if predictions_parquet.stored_metadata(predictions) == metadata:
-                return predictions
-    return None
+def _iter_chunk_files(
+    root: Path, suite: str, method: str, key: str, index: int
+) -> Iterator[tuple[Path, Predictions | None]]:
+    """Yield (file, predictions) of a chunk's files; None = it is damaged, or of another cell."""
+    metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
+    for path in sorted(chunk_folder(root, suite, method, key).glob(_chunk_pattern(index))):
+        intact = None
+        with suppress(RunError, OSError):
+            data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
+            if path.name == _chunk_name(index, data):
+                predictions = predictions_parquet.decode_predictions(data, str(path))
+                if predictions_parquet.stored_metadata(predictions) == metadata:
+                    intact = predictions
+        yield path, intact
 
 
 def file_metadata(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
@@ -137,6 +132,10 @@ def file_stem(suite: str, method: str, tag: str = "") -> str:
     if len(name) > MAX_NAME_LENGTH:
         name = f"{name[: MAX_NAME_LENGTH // 2]}@{hashlib.sha256(suite.encode()).hexdigest()[:16]}"
     return f"{name}{tag}.{quote(method, safe='')}"
+
+
+def _chunk_pattern(index: int) -> str:
+    return f"{index:05}.*.parquet"
 
 
 def _chunk_name(index: int, data: bytes) -> str:

@@ -206,9 +206,6 @@ class RunWriter(ChunkFolder):
         cells.insert(index, cell)
         self._write_cells(cells, replaced, None if data is None else (cell.file, data))
 
-    def _remove_cells(self, removed: Sequence[Cell]) -> None:
-        self._write_cells([cell for cell in self.cells if cell not in removed], removed)
-
     def _write_cells(
         self,
         cells: list[Cell],
@@ -250,7 +247,7 @@ class RunWriter(ChunkFolder):
                 old for old in self.cells if is_same_result(old, cell) and old.limit != cell.limit
             ]
             if others:
-                self._remove_cells(others)
+                self._write_cells([old for old in self.cells if old not in others], others)
 
     def _choose_predictions_file(self, cell: Cell, digest: str) -> str:
         """Return a file name that no other cell has, not even the one that this cell replaces.
