@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -182,6 +182,26 @@ def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
         for path in list_files(folder):
             files.setdefault(path.stem, path)
     return dict(sorted(files.items()))
+
+
+def read_declarations(
+    kind: DeclarationKind, read: Callable[[Path], T]
+) -> tuple[dict[str, T], dict[str, BenchError]]:
+    """Read all declarations of tasks/ or models/. Return name -> declaration, and name -> error.
+
+    Only declarations of users may be invalid: they do not hide the others. Raises the error of a
+    shipped one.
+    """
+    declarations: dict[str, T] = {}
+    errors: dict[str, BenchError] = {}
+    for name, path in list_declarations(kind).items():
+        try:
+            declarations[name] = read(path)
+        except BenchError as error:
+            if path == shipped_declaration(kind, name):
+                raise
+            errors[name] = error
+    return declarations, errors
 
 
 @cache

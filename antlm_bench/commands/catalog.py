@@ -13,7 +13,7 @@ from antlm_bench.declarations import (
     is_folder,
     list_declarations,
     parse_toml,
-    shipped_declaration,
+    read_declarations,
     suggest_name,
 )
 from antlm_bench.errors import BenchError, DeclarationError, UsageError, map_collecting_errors
@@ -184,16 +184,7 @@ def count_parameters(recipe: Recipe) -> int:
 
 def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
     """Return name -> recipe, and name -> error of an invalid recipe of a user."""
-    recipes: dict[str, Recipe] = {}
-    errors: dict[str, BenchError] = {}
-    for name, path in list_declarations("models").items():
-        try:
-            recipes[name] = read_recipe(name)
-        except BenchError as error:
-            if path == shipped_declaration("models", name):
-                raise
-            errors[name] = error
-    return recipes, errors
+    return read_declarations("models", lambda path: read_recipe(path.stem))
 
 
 def _list_recipes() -> list[CatalogRow]:

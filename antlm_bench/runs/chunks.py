@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import safe_files
@@ -13,8 +14,16 @@ from antlm_bench.atomic_files import remove_path
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions
 from antlm_bench.runs import predictions_parquet
-from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.runs.folder_io import (
+    lock_folder,
+    make_folder,
+    reject_links,
+    write_atomically,
+)
 from antlm_bench.runs.run_json import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_NAME_LENGTH = 120
 """Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
@@ -25,15 +34,28 @@ MAX_PREDICTIONS_BYTES = 1_000_000_000
 class ChunkFolder:
     """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash.
 
-    A subclass is a context manager that holds the folder's lock.
+    It is a context manager that creates the folder and holds its lock.
     """
 
     path: Path
     _exit_stack: ExitStack
     """What the end of the context releases: the lock."""
 
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            make_folder(self.path)
+            stack.enter_context(lock_folder(self.path))
+            self.remove_leftovers()
+            self.take_over()
+            self._exit_stack = stack.pop_all()
+        return self
+
     def __exit__(self, *_: object) -> None:
         self._exit_stack.close()
+
+    def take_over(self) -> None:
+        """Read what the locked folder holds. Raises RunError for a folder of something else."""
+        raise NotImplementedError
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.

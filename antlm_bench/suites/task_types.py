@@ -20,7 +20,7 @@ from antlm_bench.declarations import (
     is_shipped,
     list_declarations,
     parse_toml,
-    shipped_declaration,
+    read_declarations,
     suggest_name,
     validate_tables,
 )
@@ -343,21 +343,8 @@ def _list_defaults(model: type[SuiteDeclaration], path: Path) -> dict[str, str]:
 
 
 def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:
-    """Read all declarations of the catalog. Return name -> declaration, and name -> error.
-
-    Only declarations of users may be invalid: they do not hide the others. Raises the error of a
-    shipped one.
-    """
-    specs: dict[str, SuiteDeclaration] = {}
-    errors: dict[str, BenchError] = {}
-    for name, path in list_declarations("tasks").items():
-        try:
-            specs[name] = read_declaration_file(path)
-        except BenchError as error:
-            if path == shipped_declaration("tasks", name):
-                raise
-            errors[name] = error
-    return specs, errors
+    """Read all suites and collections of the catalog, as `read_declarations`."""
+    return read_declarations("tasks", read_declaration_file)
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
