@@ -51,9 +51,9 @@ NO_MAX_LENGTH = 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How the files of a checkpoint are loaded, for scoring as for finetuning. Each field can
-    change scores, or whether a checkpoint is accepted; `score --help` explains them.
+class OpenOptions:
+    """How to open a checkpoint. Each field can change scores, or whether a checkpoint is accepted;
+    `score --help` explains them.
     """
 
     revision: str | None = None
@@ -62,6 +62,14 @@ class LoadOptions:
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
     """One of DTYPE_NAMES."""
+    bos: str = "auto"
+    """BOS policy (scoring.text.BOS_POLICIES)."""
+    max_length: int | None = None
+    """Longest text in tokens, special tokens included; None = as `lengths` allows."""
+    lengths: str = "declared"
+    """Rule for the longest text without `max_length`. "declared": the limit in config.json and the
+    tokenizer. "positions": as many tokens as the model can run.
+    """
     batch_tokens: int | None = None
     """Tokens per forward pass; None = the default for the device."""
     allow_pickle: bool = False
@@ -78,20 +86,6 @@ class LoadOptions:
     """Accept files with tensors that the model does not use."""
     allow_missing: bool = False
     """Accept files without some of the model's parameters, which are then random (seed 0)."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOptions(LoadOptions):
-    """How to open a checkpoint."""
-
-    bos: str = "auto"
-    """BOS policy (scoring.text.BOS_POLICIES)."""
-    max_length: int | None = None
-    """Longest text in tokens, special tokens included; None = as `lengths` allows."""
-    lengths: str = "declared"
-    """Rule for the longest text without `max_length`. "declared": the limit in config.json and the
-    tokenizer. "positions": as many tokens as the model can run.
-    """
 
     def __post_init__(self) -> None:
         """Convert paths to strings. Raises UsageError for values of other types."""

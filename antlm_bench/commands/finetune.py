@@ -20,7 +20,6 @@ from antlm_bench.checkpoints import (
     open_backbone,
     select_content_key_metadata,
 )
-from antlm_bench.checkpoints.resolve import LoadOptions
 from antlm_bench.commands.published_runs import check_output, open_output
 from antlm_bench.comparison.summary_check import open_verified_runs
 from antlm_bench.declarations import suggest_name
@@ -59,12 +58,13 @@ FROZEN_TRAINING_KEYS = ("max_length", "token_types", "pooling", "rows", "strip")
 
 
 @dataclass(frozen=True, slots=True)
-class FinetuneOptions(LoadOptions):
+class FinetuneOptions:
     """Options of `finetune`, besides checkpoints, suites, tasks and seeds.
 
     Options without documentation here mean the same as for `score`.
     """
 
+    revision: str | None = None
     name: str | None = None
     valid: str | None = None
     """The file to score, if the suite is a train file of the user."""
@@ -84,8 +84,17 @@ class FinetuneOptions(LoadOptions):
     """Rank of adapters that are trained instead of the weights; 0 = train all weights."""
     frozen: bool = False
     """Train no weights: fit a logistic regression on the backbone's features."""
+    device: str = "auto"
     dtype: str = "float32"
     """dtype of matrix products. Weights are opened and kept in fp32."""
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
+    original_layout: str | None = None
     again: bool = False
     replace: bool = False
 
@@ -102,7 +111,7 @@ class FinetuneOptions(LoadOptions):
 
     def checkpoint_options(self) -> OpenOptions:
         """Return the options that OpenOptions has, too. dtype means something else there."""
-        names = {field.name for field in fields(LoadOptions)} - {"dtype"}
+        names = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"dtype"}
         return OpenOptions(**{name: getattr(self, name) for name in names})
 
     def loop_settings(self) -> FinetuneSettings:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from antlm_bench.checkpoints.opening import check_option_values
-from antlm_bench.checkpoints.resolve import LoadOptions, OpenOptions
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.metrics import TIE_RULES
 from antlm_bench.runs import Shard
@@ -21,9 +21,10 @@ ENGINES = ("native", "minicons")
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreOptions(LoadOptions):
+class ScoreOptions:
     """Options of `score`: see its --help. None = the value of `compat`, else the default."""
 
+    revision: str | None = None
     name: str | None = None
     """Name of the model in tables; None = that of its folder or hub id."""
     limit: int | None = None
@@ -41,8 +42,18 @@ class ScoreOptions(LoadOptions):
     ties: str | None = None
     compat: str | None = None
     max_length: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
     precision: str = "exact"
     engine: str = "native"
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
+    original_layout: str | None = None
     again: bool = False
     replace: bool = False
     """Remove the cells of the same suites and methods under other limits."""
@@ -75,14 +86,10 @@ class ScoreOptions(LoadOptions):
 
     def open_options(self) -> OpenOptions:
         """Return the options for opening a checkpoint."""
-        values = {field.name: getattr(self, field.name) for field in fields(LoadOptions)}
+        names = {field.name for field in fields(OpenOptions)} - {"bos", "lengths"}
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         conventions = self.conventions()
-        return OpenOptions(
-            bos=conventions.bos,
-            max_length=self.max_length,
-            lengths=conventions.lengths,
-            **values,
-        )
+        return OpenOptions(bos=conventions.bos, lengths=conventions.lengths, **values)
 
     def validate(self, methods: Sequence[str]) -> None:
         """Raise UsageError for options that contradict each other, before a model is opened."""
