@@ -185,18 +185,18 @@ def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
 
 
 def read_declarations(
-    kind: DeclarationKind, read: Callable[[Path], T]
+    kind: DeclarationKind, read: Callable[[str, Path], T]
 ) -> tuple[dict[str, T], dict[str, BenchError]]:
-    """Read all declarations of tasks/ or models/. Return name -> declaration, and name -> error.
+    """Read all declarations. Return name -> declaration, and name -> error.
 
-    Only declarations of users may be invalid: they do not hide the others. Raises the error of a
-    shipped one.
+    read: function of (name, file). Only declarations of users may be invalid: they do not hide the
+    others. Raises the error of a shipped one.
     """
     declarations: dict[str, T] = {}
     errors: dict[str, BenchError] = {}
     for name, path in list_declarations(kind).items():
         try:
-            declarations[name] = read(path)
+            declarations[name] = read(name, path)
         except BenchError as error:
             if path == shipped_declaration(kind, name):
                 raise

@@ -183,8 +183,8 @@ def count_parameters(recipe: Recipe) -> int:
 
 
 def _read_recipes() -> tuple[dict[str, Recipe], dict[str, BenchError]]:
-    """Return name -> recipe, and name -> error of an invalid recipe of a user."""
-    return read_declarations("models", lambda path: read_recipe(path.stem))
+    """Read the recipes of the catalog, as `declarations.read_declarations` does."""
+    return read_declarations("models", lambda name, _: read_recipe(name))
 
 
 def _list_recipes() -> list[CatalogRow]:

@@ -343,8 +343,8 @@ def _list_defaults(model: type[SuiteDeclaration], path: Path) -> dict[str, str]:
 
 
 def read_catalog() -> tuple[dict[str, SuiteDeclaration], dict[str, BenchError]]:
-    """Read all suites and collections of the catalog, as `read_declarations`."""
-    return read_declarations("tasks", read_declaration_file)
+    """Read the suites and collections of the catalog, as `declarations.read_declarations` does."""
+    return read_declarations("tasks", lambda _, path: read_declaration_file(path))
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
