@@ -177,7 +177,7 @@ def list_declarations(kind: DeclarationKind) -> dict[str, Path]:
     Of several files with the same name, the first folder of ANTLM_BENCH_PATH wins.
     """
     files: dict[str, Path] = {}
-    for folder in _search_folders(kind):
+    for folder in (*(folder / kind for folder in list_user_folders()), _shipped_folder(kind)):
         list_files = _list_shipped_files if folder == _shipped_folder(kind) else _list_toml_files
         for path in list_files(folder):
             files.setdefault(path.stem, path)
@@ -285,10 +285,6 @@ def list_user_folders() -> list[Path]:
     """Return the folders of ANTLM_BENCH_PATH."""
     folders = os.environ.get(USER_FOLDERS_VARIABLE, "").split(os.pathsep)
     return [expand_user_path(folder) for folder in folders if folder]
-
-
-def _search_folders(kind: DeclarationKind) -> list[Path]:
-    return [*(folder / kind for folder in list_user_folders()), _shipped_folder(kind)]
 
 
 @cache

@@ -124,6 +124,11 @@ class Interrupted(BenchError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 300 characters of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
     """Yield the result of a function for each name. Errors are raised together at the end.
 

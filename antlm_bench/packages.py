@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from antlm_bench.errors import MissingPackage
+from antlm_bench.errors import MissingPackage, first_line
 
 OUR_PACKAGE = __name__.partition(".")[0]
 DEFAULT_INSTALLATION = "antlm-bench"
@@ -57,9 +57,8 @@ def require_packages(location: str = "", install: str = "") -> Iterator[None]:
             raise  # a bug
         if isinstance(error, ModuleNotFoundError) and module:
             raise missing_package(module, location, install) from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise MissingPackage(
-            f"a package that this needs cannot be imported: {reason}",
+            f"a package that this needs cannot be imported: {first_line(error)}",
             location=location,
             hint=f"pip install --force-reinstall {install}" if install else PIP_CHECK,
         ) from error

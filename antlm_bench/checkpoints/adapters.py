@@ -10,8 +10,8 @@ import torch
 
 from antlm_bench.checkpoints.adapter_files import adapter_weights
 from antlm_bench.checkpoints.build_limits import limit_model_size
-from antlm_bench.checkpoints.resolve import OpenOptions, first_line
-from antlm_bench.errors import CheckpointError
+from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.errors import CheckpointError, first_line
 from antlm_bench.packages import require_packages
 from antlm_bench.weight_files import ADAPTER_CONFIG, WeightSet
 

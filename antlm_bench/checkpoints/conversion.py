@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.records import ARCHITECTURES, Architecture
-from antlm_bench.checkpoints.resolve import OpenOptions, first_line
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.checkpoints.resolve import OpenOptions
+from antlm_bench.errors import CheckpointError, UsageError, first_line
 from antlm_bench.registry import load_target, naming_plugin
 from antlm_bench.weight_files import WeightSet, select_weights
 

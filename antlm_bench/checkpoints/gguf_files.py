@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.atomic_files import replace_folder
-from antlm_bench.errors import CheckpointError
+from antlm_bench.errors import CheckpointError, first_line
 from antlm_bench.packages import missing_package
 from antlm_bench.suites.sources import cache_dir
 from antlm_bench.weight_files import WeightSet, hash_files
@@ -93,9 +93,8 @@ def _write_folder(file: Path, target: Path) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # transformers and gguf raise unrelated types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise CheckpointError(
-            f"transformers cannot convert this GGUF file: {reason}",
+            f"transformers cannot convert this GGUF file: {first_line(error)}",
             location=str(file),
             hint="give the checkpoint from which it was made",
         ) from error

@@ -170,7 +170,7 @@ def _detect_encoder_decoder(
     vocab_size = pretrained.usable_vocab_size(loaded.model)
     start_id = find_decoder_start(loaded.model, loaded.tokenizer, loaded.sources.base)
     denoiser = find_denoiser(loaded.tokenizer, vocab_size)
-    encoders = build_pair_encoders(
+    encoders = build_encoder_decoder_encoders(
         loaded.tokenizer,
         start_id,
         denoiser,
@@ -192,7 +192,7 @@ def _detect_encoder_decoder(
     )
 
 
-def build_pair_encoders(
+def build_encoder_decoder_encoders(
     tokenizer: Any, start_id: int, denoiser: Denoiser, bos: str, **limits: Any
 ) -> dict[Attention, TextEncoder]:
     """Return attention -> encoder of an encoder-decoder.

@@ -22,8 +22,8 @@ from antlm_bench.checkpoints.conversion import (
     REMOTE_CODE_HINT,
     OriginalCheckpoint,
 )
-from antlm_bench.checkpoints.resolve import CODE_PATTERNS, TRAINING_KEY, first_line, list_files
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.checkpoints.resolve import CODE_PATTERNS, TRAINING_KEY, list_files
+from antlm_bench.errors import CheckpointError, UsageError, first_line
 
 # Prefixes of original names, from the classes that wrap the model. The rest of a name is the same
 # in all public files.

@@ -22,10 +22,10 @@ from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapter_files import without_adapter
 from antlm_bench.checkpoints.build_limits import limit_model_size
 from antlm_bench.checkpoints.config_diagnosis import name_wrong_key
-from antlm_bench.checkpoints.resolve import OpenOptions, first_line
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.checkpoints.size_limits import check_config_file
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_loaded_tensors
-from antlm_bench.errors import CheckpointError, MissingPackage, UsageError
+from antlm_bench.errors import CheckpointError, MissingPackage, UsageError, first_line
 from antlm_bench.scoring.plain_forward import plain_logits
 from antlm_bench.weight_files import WeightSet, read_json, select_weights
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.checkpoints.gguf_files import convert_gguf, find_gguf_file
-from antlm_bench.errors import BenchError, CheckpointError, UsageError
+from antlm_bench.errors import BenchError, CheckpointError, UsageError, first_line
 from antlm_bench.text_arguments import check_option_types, check_path
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
@@ -487,8 +487,3 @@ def list_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files of a folder that match any of the patterns, sorted by name."""
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(files)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, at most 300 characters of it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -89,11 +89,16 @@ class FinetuneOptions(WeightOptions):
     again: bool = False
     replace: bool = False
 
-    def row_limits(self, task: str) -> tuple[int | None, int | None]:
-        """Return how many rows of a task to train on and to score; None = all."""
-        train_limit = self.limit_train.get(task, self.limit_train.get(""))
-        valid_limit = self.limit_valid.get(task, self.limit_valid.get(""))
-        return train_limit, valid_limit
+    def loading_arguments(self, task: str) -> dict[str, Any]:
+        """Return the arguments of `classification_loader.load_task` for a task."""
+        return {
+            "preset": self.preset,
+            "valid": self.valid,
+            "limit_train": self.limit_train.get(task, self.limit_train.get("")),
+            "limit_valid": self.limit_valid.get(task, self.limit_valid.get("")),
+            "overrides": self.changes,
+            "columns": self.columns,
+        }
 
     def checkpoint_options(self) -> OpenOptions:
         """Return the options for opening a checkpoint."""
@@ -379,18 +384,8 @@ class Finetuner:
 
     def _load_task(self, suite: str, task: str) -> ClassificationTask | BenchError:
         """Load a task, or return the error, so that the other tasks are computed."""
-        limit_train, limit_valid = self.options.row_limits(task)
         try:
-            return self.load_task(
-                suite,
-                task,
-                preset=self.options.preset,
-                valid=self.options.valid,
-                limit_train=limit_train,
-                limit_valid=limit_valid,
-                overrides=self.options.changes,
-                columns=self.options.columns,
-            )
+            return self.load_task(suite, task, **self.options.loading_arguments(task))
         except UsageError:
             raise
         except BenchError as error:

@@ -41,7 +41,7 @@ class GreedyTargets(Engine):
         return minus_misses.where(is_greedy_target, logprobs)
 
 
-class GreedyPairTargets(GreedyTargets, EncoderDecoderEngine):
+class EncoderDecoderGreedyTargets(GreedyTargets, EncoderDecoderEngine):
     """The same for an encoder-decoder."""
 
 
@@ -54,8 +54,8 @@ class GreedyTrackingModel:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         engine = checkpoint.engine
-        is_pair_engine = isinstance(engine, EncoderDecoderEngine)
-        engine_class = GreedyPairTargets if is_pair_engine else GreedyTargets
+        is_encoder_decoder = isinstance(engine, EncoderDecoderEngine)
+        engine_class = EncoderDecoderGreedyTargets if is_encoder_decoder else GreedyTargets
         self.checkpoint = replace(
             checkpoint,
             engine=engine_class(

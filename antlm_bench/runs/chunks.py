@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import safe_files
@@ -12,8 +14,16 @@ from antlm_bench.atomic_files import remove_path
 from antlm_bench.errors import RunError
 from antlm_bench.predictions import Predictions
 from antlm_bench.runs import predictions_parquet
-from antlm_bench.runs.folder_io import make_folder, reject_links, write_atomically
+from antlm_bench.runs.folder_io import (
+    lock_folder,
+    make_folder,
+    reject_links,
+    write_atomically,
+)
 from antlm_bench.runs.run_json import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_NAME_LENGTH = 120
 """Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
@@ -24,15 +34,28 @@ MAX_PREDICTIONS_BYTES = 1_000_000_000
 class ChunkFolder:
     """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash.
 
-    A subclass is a context manager that holds the folder's lock.
+    It is a context manager that creates the folder and holds its lock.
     """
 
     path: Path
     _exit_stack: ExitStack
     """What the end of the context releases: the lock."""
 
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            make_folder(self.path)
+            stack.enter_context(lock_folder(self.path))
+            self.remove_leftovers()
+            self.take_over()
+            self._exit_stack = stack.pop_all()
+        return self
+
     def __exit__(self, *_: object) -> None:
         self._exit_stack.close()
+
+    def take_over(self) -> None:
+        """Read what the locked folder holds. Raises RunError for a folder of something else."""
+        raise NotImplementedError
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of a killed writer. Raises RunError for a folder that is a link.
@@ -49,8 +72,7 @@ class ChunkFolder:
 
     def load_chunk(self, suite: str, method: str, key: str, index: int) -> Predictions | None:
         """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
-        for path in _list_chunk_files(self.path, suite, method, key, index):
-            predictions = _read_chunk_file(path, suite, method, key, index)
+        for path, predictions in _iter_chunk_files(self.path, suite, method, key, index):
             if predictions is not None:
                 return predictions
             with suppress(OSError):  # a folder of that name: `save_chunk` writes beside it
@@ -61,12 +83,11 @@ class ChunkFolder:
         self, suite: str, method: str, key: str, index: int, predictions: Predictions
     ) -> None:
         """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
-        data = predictions_parquet.encode_predictions(
-            predictions, {**file_metadata(suite, method, key), "chunk": str(index)}
-        )
+        metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
+        data = predictions_parquet.encode_predictions(predictions, metadata)
         folder = chunk_folder(self.path, suite, method, key)
         make_folder(folder)
-        for old in _list_chunk_files(self.path, suite, method, key, index):
+        for old in folder.glob(_chunk_pattern(index)):
             with suppress(OSError):  # writing the new file reports it
                 old.unlink()
         write_atomically(folder / _chunk_name(index, data), data)
@@ -93,11 +114,9 @@ def read_chunk(
 
     The name has the hash of the bytes: chunks of one name are equal.
     """
-    for path in _list_chunk_files(root, suite, method, key, index):
-        predictions = _read_chunk_file(path, suite, method, key, index)
-        if predictions is not None:
-            return path.name, predictions
-    return None
+    files = _iter_chunk_files(root, suite, method, key, index)
+    intact = ((path.name, predictions) for path, predictions in files if predictions is not None)
+    return next(intact, None)
 
 
 def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
@@ -105,22 +124,20 @@ def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
     return root / "partial" / f"{file_stem(suite, method)}.{quote(key, safe='')}"
 
 
-def _list_chunk_files(root: Path, suite: str, method: str, key: str, index: int) -> list[Path]:
-    return sorted(chunk_folder(root, suite, method, key).glob(f"{index:05}.*.parquet"))
-
-
-def _read_chunk_file(
-    path: Path, suite: str, method: str, key: str, index: int
-) -> Predictions | None:
-    """Return the predictions of a file; None if it is damaged, or of another cell."""
-    with suppress(RunError, OSError):
-        data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
-        if path.name == _chunk_name(index, data):
-            predictions = predictions_parquet.decode_predictions(data, str(path))
-            metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
-            if predictions_parquet.stored_metadata(predictions) == metadata:
-                return predictions
-    return None
+def _iter_chunk_files(
+    root: Path, suite: str, method: str, key: str, index: int
+) -> Iterator[tuple[Path, Predictions | None]]:
+    """Yield (file, predictions) of a chunk's files; None = it is damaged, or of another cell."""
+    metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
+    for path in sorted(chunk_folder(root, suite, method, key).glob(_chunk_pattern(index))):
+        intact = None
+        with suppress(RunError, OSError):
+            data = safe_files.read_regular_file(path, MAX_PREDICTIONS_BYTES)
+            if path.name == _chunk_name(index, data):
+                predictions = predictions_parquet.decode_predictions(data, str(path))
+                if predictions_parquet.stored_metadata(predictions) == metadata:
+                    intact = predictions
+        yield path, intact
 
 
 def file_metadata(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
@@ -137,6 +154,10 @@ def file_stem(suite: str, method: str, tag: str = "") -> str:
     if len(name) > MAX_NAME_LENGTH:
         name = f"{name[: MAX_NAME_LENGTH // 2]}@{hashlib.sha256(suite.encode()).hexdigest()[:16]}"
     return f"{name}{tag}.{quote(method, safe='')}"
+
+
+def _chunk_pattern(index: int) -> str:
+    return f"{index:05}.*.parquet"
 
 
 def _chunk_name(index: int, data: bytes) -> str:

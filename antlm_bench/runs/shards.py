@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from antlm_bench import safe_files
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.printable import format_count
 from antlm_bench.runs.chunks import ChunkFolder
-from antlm_bench.runs.folder_io import lock_folder, make_folder, os_failure, write_atomically
+from antlm_bench.runs.folder_io import os_failure, write_atomically
 from antlm_bench.runs.provenance import PROVENANCE_FILE, encode_provenance
 from antlm_bench.runs.run_json import JsonNode, decode_document, decode_manifest, encode_json
 from antlm_bench.runs.suite_names import is_same_result
@@ -141,22 +140,19 @@ class ShardWriter(ChunkFolder):
         self.path = Path(path)
         self.run = ShardRun(self.path, shard, manifest, machine, tuple(command), False, ())
 
-    def __enter__(self) -> ShardWriter:
-        with ExitStack() as stack:
-            make_folder(self.path)
-            stack.enter_context(lock_folder(self.path))
-            self.remove_leftovers()
-            if (self.path / "run.json").exists():
-                raise RunError(
-                    "this is a run folder, and a shard has a folder of its own",
-                    location=str(self.path),
-                    hint="choose another --out, and merge the shards into the run",
-                )
-            if is_shard_folder(self.path):
-                self._take_over(open_shard(self.path))
-            self._write()
-            self._exit_stack = stack.pop_all()
-        return self
+    def take_over(self) -> None:
+        """Keep the cells of an earlier command. Raises RunError for the folder of a run, another
+        shard or another checkpoint.
+        """
+        if (self.path / "run.json").exists():
+            raise RunError(
+                "this is a run folder, and a shard has a folder of its own",
+                location=str(self.path),
+                hint="choose another --out, and merge the shards into the run",
+            )
+        if is_shard_folder(self.path):
+            self._keep_cells(open_shard(self.path))
+        self._write()
 
     def describe_cells(self, cells: Iterable[UnfinishedCell]) -> None:
         """Add cells, or replace those of the same suite, method and limit, before their chunks are
@@ -183,8 +179,7 @@ class ShardWriter(ChunkFolder):
         """
         self._set(is_finished=True)
 
-    def _take_over(self, old: ShardRun) -> None:
-        """Keep the cells of an earlier command. Raises RunError for another shard's folder."""
+    def _keep_cells(self, old: ShardRun) -> None:
         if old.shard != self.run.shard:
             raise RunError(
                 f"the folder holds shard {old.shard}, not {self.run.shard}",
@@ -198,10 +193,7 @@ class ShardWriter(ChunkFolder):
                 location=str(self.path),
                 hint="choose another --out, or move that folder away",
             )
-        manifest = self.run.manifest
-        manifest = Manifest(
-            manifest.schema, manifest.model, manifest.software, old.manifest.created
-        )
+        manifest = replace(self.run.manifest, created=old.manifest.created)
         self.run = replace(self.run, manifest=manifest, cells=old.cells)
 
     def _set(self, **changes: Any) -> None:

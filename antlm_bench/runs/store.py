@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -27,7 +27,6 @@ from antlm_bench.runs.chunks import (
 )
 from antlm_bench.runs.folder_io import (
     RESCORE_HINT,
-    lock_folder,
     make_folder,
     os_failure,
     write_atomically,
@@ -79,26 +78,20 @@ class RunWriter(ChunkFolder):
         self.path, self.manifest = Path(path), manifest
         self.cells: list[Cell] = []
 
-    def __enter__(self) -> RunWriter:
-        with ExitStack() as stack:
-            make_folder(self.path)
-            stack.enter_context(lock_folder(self.path))
-            self.remove_leftovers()
-            if is_shard_folder(self.path):
-                raise build_shard_error(self.path)
-            if (self.path / "run.json").exists():
-                run = open_stored_run(self.path)
-                self._check_manifest(run.manifest)
-                self.cells = list(run.cells)
-                for cell in self.cells:  # killed between entering the cell and clearing up
-                    self.remove_chunk_folders(
-                        chunk_folder(self.path, cell.suite, cell.method, cell.key)
-                    )
-                    self._remove_unused_files(cell)
-                if self.manifest.model.get("label") != run.manifest.model.get("label"):
-                    self._write_cells(self.cells, ())  # --name may be all that is new
-            self._exit_stack = stack.pop_all()
-        return self
+    def take_over(self) -> None:
+        """Read the cells of an existing run. Raises RunError for a shard, or another checkpoint."""
+        if is_shard_folder(self.path):
+            raise build_shard_error(self.path)
+        if not (self.path / "run.json").exists():
+            return
+        run = open_stored_run(self.path)
+        self._check_manifest(run.manifest)
+        self.cells = list(run.cells)
+        for cell in self.cells:  # killed between entering the cell and clearing up
+            self.remove_chunk_folders(chunk_folder(self.path, cell.suite, cell.method, cell.key))
+            self._remove_unused_files(cell)
+        if self.manifest.model.get("label") != run.manifest.model.get("label"):
+            self._write_cells(self.cells, ())  # --name may be all that is new
 
     def is_complete(
         self,
@@ -206,9 +199,6 @@ class RunWriter(ChunkFolder):
         cells.insert(index, cell)
         self._write_cells(cells, replaced, None if data is None else (cell.file, data))
 
-    def _remove_cells(self, removed: Sequence[Cell]) -> None:
-        self._write_cells([cell for cell in self.cells if cell not in removed], removed)
-
     def _write_cells(
         self,
         cells: list[Cell],
@@ -250,7 +240,7 @@ class RunWriter(ChunkFolder):
                 old for old in self.cells if is_same_result(old, cell) and old.limit != cell.limit
             ]
             if others:
-                self._remove_cells(others)
+                self._write_cells([old for old in self.cells if old not in others], others)
 
     def _choose_predictions_file(self, cell: Cell, digest: str) -> str:
         """Return a file name that no other cell has, not even the one that this cell replaces.

@@ -170,7 +170,7 @@ def shorten_cell_paths(run: Run) -> list[Cell]:
     num_folders: dict[str, int] = {}
     for cell in filter(is_user_suite, cells):
         stem = _collection_name(cell).partition(".")[0]
-        num_folders[stem] = max(num_folders.get(stem, 0), _count_folders(cell.suite))
+        num_folders[stem] = max(num_folders.get(stem, 0), cell.suite.removeprefix("./").count("/"))
     return [
         _shorten_paths(cell, num_folders[_collection_name(cell).partition(".")[0]])
         if is_user_suite(cell)
@@ -239,9 +239,12 @@ def _merge_same_files(groups: Sequence[_SuiteGroup]) -> list[_SuiteGroup]:
 
 def _merge_partial_paths(groups: list[_SuiteGroup]) -> list[_SuiteGroup]:
     """Merge a group without a full path (a baseline's) into the only one that it can belong to."""
-    for group in [
-        group for group in groups if not any(_has_absolute_path(origin) for origin in group.origins)
-    ]:
+    partial = [
+        group
+        for group in groups
+        if not any(PurePath(path).is_absolute() for origin in group.origins for path in origin)
+    ]
+    for group in partial:
         fitting = [
             other
             for other in groups
@@ -253,10 +256,6 @@ def _merge_partial_paths(groups: list[_SuiteGroup]) -> list[_SuiteGroup]:
             fitting[0].cells += group.cells
             groups = [other for other in groups if other is not group]
     return groups
-
-
-def _has_absolute_path(origin: tuple[str, ...]) -> bool:
-    return any(PurePath(path).is_absolute() for path in origin)
 
 
 def _ends_with(origin: tuple[str, ...], suffix: tuple[str, ...]) -> bool:
@@ -323,10 +322,6 @@ def _rename_cell(cell: Cell, name: str) -> Cell:
     settings = {**cell.settings, "suite": base}
     settings |= {"collection": name} if "collection" in settings else {}
     return replace(cell, suite=shown, settings=settings, summary=replace(cell.summary, suite=shown))
-
-
-def _count_folders(suite_name: str) -> int:
-    return suite_name.removeprefix("./").count("/")
 
 
 def _shorten_paths(cell: Cell, num_folders: int) -> Cell:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import DataError, UsageError, first_line
 from antlm_bench.runs.folder_io import make_folder, write_atomically
 
 TableValue = str | int | float | None
@@ -76,8 +76,8 @@ def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"not a Parquet file: {reason}", location=str(path)) from None
+        message = f"not a Parquet file: {first_line(error)}"
+        raise DataError(message, location=str(path)) from None
     return rows
 
 

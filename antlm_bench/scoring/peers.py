@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from antlm_bench.checkpoints.resolve import first_line
-from antlm_bench.errors import CheckpointError, MethodNotSupported
+from antlm_bench.errors import CheckpointError, MethodNotSupported, first_line
 from antlm_bench.scoring.methods import get_method, peer_methods
 from antlm_bench.scoring.text import (
     EosRule,

@@ -383,11 +383,6 @@ def _list_acquisition(spec: AcquisitionSpec) -> CatalogRow:
     return build_suite_row(spec, _count_items(words), ACQUISITION_METRIC.name)
 
 
-def _list_words(spec: AcquisitionSpec, command: str = "") -> list[str]:
-    del command
-    return [spec.words]
-
-
 def _describe_acquisition(spec: AcquisitionSpec) -> Facts:
     threshold = f", 0 where p > {spec.significance:g}" if spec.significance else ""
     points = "the mean over contexts" if spec.points == "means" else "every context"
@@ -411,7 +406,7 @@ ACQUISITION = TaskType(
     noun="an age of acquisition",
     planned_unit="",
     declaration=AcquisitionSpec,
-    members=_list_words,
+    members=lambda spec, _command: [spec.words],
     needs_checkpoint_series=True,
     prediction_schema=declare_columns(
         gold="age in months at which half of the children know the word",

@@ -41,13 +41,13 @@ from antlm_bench.weight_files import (
 Kind = Literal["causal", "masked", "encoder-decoder", ""]
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 MASKED_CLASSES = ("ForMaskedLM", "ForPreTraining")
-PAIR_CLASSES = ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel")
+ENCODER_DECODER_CLASSES = ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel")
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LOOKUP_WORDS = ("embed", "wte", "wpe", "position")
 """Words in the names of tensors that are looked up and not multiplied."""
 HEAD_WORDS = ("lm_head", "cls.", "classifier")
-"""Words in the names of tensors that run only at the positions that are read."""
+"""Words in the names of tensors of the LM head."""
 IN_LAYER = re.compile(r"\.\d+\.")
 """Names of tensors of a layer: layers.0.mlp. The LM head and the embeddings are in no layer."""
 TOKENIZERS_WITHOUT_MASK = (
@@ -68,12 +68,12 @@ class ForwardSize:
     weights_per_token: int
     """Weights of the matrices that process every token."""
     weights_per_read: int
-    """Weights of the LM head, which processes only the positions that are read."""
+    """Weights of the LM head, which runs only at positions whose logits are needed."""
     layers: int
     hidden: int
     vocabulary: int
     position_vectors: int = 0
-    """Vectors of relative positions with which each token's attention is multiplied."""
+    """Vectors of relative positions, with each of which a token's query and key are multiplied."""
 
     def forward_flops(self, tokens: float, reads: float, attended: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -108,8 +108,8 @@ class CheckpointFacts:
     max_length: int | None
     """Tokens of the longest text, special tokens included; None = unknown or unlimited."""
     size: ForwardSize | None
-    """None = its weights are not here yet, or an encoder-decoder, whose tokens run through one of
-    two parts."""
+    """None = its weights are not here yet, or it is an encoder-decoder: a token runs through one of
+    its two parts only."""
     tokenizer_dir: Path | None = None
     tokenizer_hash: str = ""
     """sha256 of the tokenizer's files; "" = it does not exist yet."""
@@ -176,10 +176,10 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     training = config.get(TRAINING_KEY)
     record: Mapping[str, Any] = training if isinstance(training, dict) else {}
     kind = _detect_kind(config)
-    is_pair = kind == "encoder-decoder"
-    has_mask_token = None if is_pair else _find_mask_token(sources.tokenizer)
+    is_encoder_decoder = kind == "encoder-decoder"
+    has_mask_token = None if is_encoder_decoder else _has_mask_token(sources.tokenizer)
     attentions: set[Attention] = {"causal"} if kind == "causal" else {"full"}
-    if is_pair:
+    if is_encoder_decoder:
         attentions = {"cross", "denoising"}
     attentions |= {name for name in ("causal", "full") if name in record.get("attends", [])}
     if kind == "causal" and not record and has_mask_token is not False:
@@ -188,6 +188,9 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
     tokenizer_config = _read_tokenizer_config(sources.tokenizer)
     lengths += [tokenizer_config.get("model_max_length"), options.max_length]
     known_lengths = [n for n in lengths if isinstance(n, int) and 0 < n < NO_MAX_LENGTH]
+    size = None
+    if not is_encoder_decoder:
+        size = _measure_size(sources.base, config, options.allow_pickle)
     return CheckpointFacts(
         ref=ref,
         folder=sources.base,
@@ -196,7 +199,7 @@ def read_checkpoint_facts(ref: str, options: OpenOptions) -> CheckpointFacts:
         has_mask_token=has_mask_token,
         trained_methods=tuple(name for name in record.get("methods", []) if name in METHODS),
         max_length=min(known_lengths, default=None),
-        size=None if is_pair else _measure_size(sources.base, config, options.allow_pickle),
+        size=size,
         tokenizer_dir=sources.tokenizer,
         tokenizer_hash=hash_files(list_files(sources.tokenizer, TOKENIZER_PATTERNS)),
     )
@@ -230,10 +233,10 @@ def describe_future_checkpoint(ref: str, recipe: Recipe) -> CheckpointFacts:
 
 
 def _detect_kind(config: Mapping[str, Any]) -> Kind:
-    """Return the kind that the names of classes in config.json tell, "" for others."""
+    """Return the kind of the first known class in `architectures` of config.json; "" = none."""
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
-        if config.get("is_encoder_decoder") and str(name).endswith(PAIR_CLASSES):
+        if config.get("is_encoder_decoder") and str(name).endswith(ENCODER_DECODER_CLASSES):
             return "encoder-decoder"
         if str(name).endswith(CAUSAL_CLASSES):
             return "causal"
@@ -255,7 +258,8 @@ def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _find_mask_token(folder: Path) -> bool | None:
+def _has_mask_token(folder: Path) -> bool | None:
+    """Return whether a tokenizer has a mask token; None = its files do not tell."""
     settings = _read_tokenizer_config(folder)
     special_tokens = read_json(folder / "special_tokens_map.json") or {}
     if settings.get("mask_token") or special_tokens.get("mask_token"):

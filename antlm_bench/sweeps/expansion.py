@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -127,15 +127,15 @@ class _Expansion:
         """Checkpoint -> ids of the units whose parts its run folder collects."""
 
     def run(self) -> ExpandedSweep:
-        for name, stage in self.declaration.name_stages("train"):
-            with self._locate("train", name):
-                self.trained_models[name] = list(self._expand_train(name, stage))
-        for name, stage in self.declaration.name_stages("score"):
-            with self._locate("score", name):
-                self._expand_score(name, stage)
-        for name, stage in self.declaration.name_stages("finetune"):
-            with self._locate("finetune", name):
-                self._expand_finetune(name, stage)
+        expanders: dict[StageKind, Callable[[str, Any], None]] = {
+            "train": self._expand_train,
+            "score": self._expand_score,
+            "finetune": self._expand_finetune,
+        }
+        for kind, expand in expanders.items():
+            for name, stage in self.declaration.name_stages(kind):
+                with self._locate(kind, name):
+                    expand(name, stage)
         self._refuse_missing_data()
         self._add_collect_units()
         groups = group_units(iter(self.units.values()))
@@ -169,8 +169,9 @@ class _Expansion:
 
     # ---- train
 
-    def _expand_train(self, name: str, stage: TrainStage) -> Iterator[TrainedModel]:
+    def _expand_train(self, name: str, stage: TrainStage) -> None:
         stage_checks.check_train_stage(stage)
+        models = self.trained_models[name] = []
         for ref in stage.recipes:
             for seed in stage.seeds or (None,):
                 changes = [*stage.changes, *([] if seed is None else [f"seed={seed}"])]
@@ -197,7 +198,7 @@ class _Expansion:
                     )
                 self.model_folders.add(folder)
                 self.units[unit.id] = unit
-                yield TrainedModel(unit, recipe, stage.corpus)
+                models.append(TrainedModel(unit, recipe, stage.corpus))
 
     def _list_trained_checkpoints(self, ref: str, stage: str) -> Iterator[str]:
         """Yield the checkpoints of stage:NAME/PATTERN, and note their facts and needs.
@@ -286,7 +287,7 @@ class _Expansion:
                     }
                     if stage.shards > 1:
                         arguments["shard"] = f"{number}/{stage.shards}"
-                    unit = Unit("score", name, model, arguments, self._needs_of(model))
+                    unit = Unit("score", name, model, arguments, self.needs.get(model, ()))
                     self._add_part(unit, [(model, suite, method, None) for method in methods])
 
     def _is_data_missing(self, suite: str, options: Mapping[str, Any]) -> bool:
@@ -331,12 +332,9 @@ class _Expansion:
                             "seed": seed,
                             "options": options,
                         }
-                        unit = Unit("finetune", name, model, arguments, self._needs_of(model))
+                        unit = Unit("finetune", name, model, arguments, self.needs.get(model, ()))
                         cells = [(model, f"{suite}.{task}", each, seed) for each in resolved]
                         self._add_part(unit, cells)
-
-    def _needs_of(self, model: str) -> tuple[str, ...]:
-        return self.needs.get(model, ())
 
     def _add_part(self, unit: Unit, cells: Sequence[tuple[str, str, str, int | None]]) -> None:
         """Add a unit that computes cells of a run folder. Equal units are computed once.

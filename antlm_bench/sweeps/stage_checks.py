@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
@@ -11,7 +11,6 @@ from antlm_bench.checkpoints.resolve import DTYPE_NAMES
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.keywords import FinetuneKeywords, ScoreKeywords, TrainKeywords
-from antlm_bench.scoring.methods import get_method
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.pair_files import is_table_file
@@ -112,18 +111,10 @@ def check_train_stage(stage: TrainStage) -> None:
 def check_score_options(options: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Raise UsageError for options and methods that no checkpoint can be scored with."""
     check_options(options, ScoreKeywords, frozenset({"compat"}))
-    for name in methods:
-        if name != "all":
-            try:
-                get_method(name)
-            except UsageError as error:
-                error.location = "methods"
-                raise
-    if options:
-        from antlm_bench.commands.score_options import ScoreOptions
+    from antlm_bench.commands.score_options import ScoreOptions
 
-        with locate_option("score"):
-            ScoreOptions(**options).validate(methods)
+    with locate_option("score"):
+        ScoreOptions(**options).validate(methods)
 
 
 def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
@@ -131,54 +122,21 @@ def select_tasks(stage: FinetuneStage) -> list[tuple[str, str]]:
 
     Raises UsageError for an unknown task, preset, option or attention. No data are read.
     """
-    check_options(stage.options, FinetuneKeywords, frozenset({"changes"}))
-    if stage.options.get("frozen"):
-        from antlm_bench.commands.finetune import FinetuneOptions, check_frozen_options
+    from antlm_bench.commands import finetune
 
-        with locate_option("finetune"):
-            check_frozen_options(FinetuneOptions(**stage.options))
-    for attention in stage.attentions:
-        if attention not in ("causal", "full", "all"):
-            raise UsageError(
-                f"unknown attention {attention!r}",
-                location="attentions",
-                hint="causal, full or all",
-            )
+    check_options(stage.options, FinetuneKeywords, frozenset({"changes"}))
+    options = finetune.FinetuneOptions(**stage.options)
+    with locate_option("finetune"):
+        finetune.check_finetune_options(options, stage.seeds, stage.attentions)
+        tasks = finetune.select_tasks(stage.suites, stage.tasks, options)
     if "all" in stage.attentions and len(stage.attentions) > 1:
         raise UsageError(
             "'all' stands for every attention", location="attentions", hint="leave out the others"
         )
-    tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in stage.suites}
-    all_tasks = [task for tasks in tasks_by_suite.values() for task in tasks]
-    tasks_by_key: dict[str, Iterable[str]] = {"tasks": stage.tasks}
-    for name in ("limit_train", "limit_valid"):  # "" = every task
-        tasks_by_key[f"options: {name}"] = filter(None, stage.options.get(name, ()))
-    for key, names in tasks_by_key.items():
-        for task in names:
-            if task not in all_tasks:
-                raise UsageError(
-                    f"{', '.join(stage.suites)} has no task {task!r}",
-                    location=key,
-                    hint=suggest_name(task, all_tasks) or f"one of {', '.join(all_tasks)}",
-                )
-    preset = stage.options.get("preset", "")
-    for suite, tasks in tasks_by_suite.items():
-        presets = classification_loader.list_presets(suite)
-        if preset and preset not in presets:
-            raise UsageError(
-                f"{suite} has no preset {preset!r}",
-                location="options: preset",
-                hint=suggest_name(preset, presets) or f"it has {', '.join(presets) or 'none'}",
-            )
+    for suite in stage.suites:
         if not is_table_file(suite):
             spec, _ = read_declaration_of_type(suite, ClassificationSpec)
-            changes = stage.options.get("changes", ())
-            for task in tasks:
-                settings = spec.resolve_training(task, preset)
-                classification_loader.apply_changes(settings, changes, "options: changes")
-    return [
-        (suite, task)
-        for suite, tasks in tasks_by_suite.items()
-        for task in tasks
-        if not stage.tasks or task in stage.tasks
-    ]
+            for task in spec.task:
+                settings = spec.resolve_training(task, options.preset)
+                classification_loader.apply_changes(settings, options.changes, "options: changes")
+    return tasks

@@ -51,19 +51,10 @@ def load_suite_texts(suite: str, options: Mapping[str, Any]) -> Suite:
 
 def load_task_texts(suite: str, task: str, options: Mapping[str, Any]) -> ClassificationTask:
     """Load a classification task. options: those of `finetune`. Raises DataError."""
-    limits = {
-        name: (options.get(name) or {}).get(task, (options.get(name) or {}).get(""))
-        for name in ("limit_train", "limit_valid")
-    }
-    return classification_loader.load_task(
-        suite,
-        task,
-        preset=options.get("preset", ""),
-        valid=options.get("valid"),
-        overrides=options.get("changes", ()),
-        columns=options.get("columns"),
-        **limits,
-    )
+    from antlm_bench.commands.finetune import FinetuneOptions
+
+    arguments = FinetuneOptions(**options).loading_arguments(task)
+    return classification_loader.load_task(suite, task, **arguments)
 
 
 def find_suite_problem(suite: str, options: Mapping[str, Any], cache: CountsCache) -> str:

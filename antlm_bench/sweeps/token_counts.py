@@ -89,9 +89,9 @@ class CountingEngine:
         """Count the batches that the engine would run."""
         del tick
         probes = [p for p in probes if len(p.ids)]
-        pairs = [p for p in probes if p.attention == "cross"]
-        if pairs:
-            self._count_pairs(PairPlan(pairs))
+        with_source = [p for p in probes if p.attention == "cross"]
+        if with_source:
+            self._count_encoder_decoder(PairPlan(with_source))
             probes = [p for p in probes if p.attention != "cross"]
         for plan in build_plans(probes) if probes else ():
             start = 0
@@ -108,7 +108,7 @@ class CountingEngine:
                 )
         return np.zeros(num_texts)
 
-    def _count_pairs(self, plan: PairPlan) -> None:
+    def _count_encoder_decoder(self, plan: PairPlan) -> None:
         """Count the batches of an encoder-decoder; its decoder's rows attend to their sources."""
         start = 0
         while start < len(plan):
@@ -179,7 +179,7 @@ def build_counting_checkpoint(
     The longest text is that of config.json and tokenizer; the loader may find a lower one.
     """
     from antlm_bench.checkpoints import Checkpoint
-    from antlm_bench.checkpoints.loader import build_pair_encoders
+    from antlm_bench.checkpoints.loader import build_encoder_decoder_encoders
     from antlm_bench.scoring.source_text import find_denoiser
     from antlm_bench.scoring.text import TextEncoder, build_specials, find_mask_token
 
@@ -192,7 +192,7 @@ def build_counting_checkpoint(
     if facts.kind == "encoder-decoder":
         denoiser = find_denoiser(tokenizer, vocab_size)
         mask_id, no_mask_reason = denoiser.mask_id, denoiser.no_mask_reason
-        encoders = build_pair_encoders(tokenizer, 0, denoiser, bos, **limits)
+        encoders = build_encoder_decoder_encoders(tokenizer, 0, denoiser, bos, **limits)
     else:
         for attention in facts.attentions:
             specials = build_specials(tokenizer, attention, bos)
