@@ -32,7 +32,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -45,6 +44,7 @@ import numpy as np
 import torch
 import train
 import transformers
+from host_work import count_operator_calls
 from score import (
     METHOD,
     PeerProcess,
@@ -56,7 +56,6 @@ from score import (
     peak_memory_gib,
 )
 from tokenizers.processors import TemplateProcessing
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.scoring import multiple_choice
@@ -112,6 +111,8 @@ class Scale:
     finetune_examples: int
     peak_repeats: int
     """Matrix products of each size that are timed where a peak is measured."""
+    parts: tuple[str, ...] = ("",)
+    """Beginnings of the names of the parts that run."""
 
 
 SCALES = {
@@ -138,20 +139,14 @@ SCALES = {
         train_tokens=512,
         finetune_examples=32,
         peak_repeats=1,
+        parts=(  # each loop, peer and kind of model, with one dtype and one recipe
+            "score causal float32",
+            "score masked bfloat16",
+            "train babyllama",
+            "finetune ltg-bert",
+        ),
     ),
 }
-
-
-class OperatorCalls(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the calls of torch's operators within the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 class Part(NamedTuple):
@@ -320,7 +315,7 @@ def compare_scorers(kind: str, dtype: str, arguments: argparse.Namespace) -> Ite
     opened = open_checkpoint(str(folder), OpenOptions(device=str(device), dtype=dtype))
     row, seconds = time_our_scorer(kind, opened, items, scale)
     row |= count_operator_calls(
-        opened.engine.model,
+        opened.engine,
         load_plain_model(kind, folder, str(device), dtype),
         partial(score_items, kind, opened, items),
     )
@@ -379,27 +374,6 @@ def time_our_scorer(
         "peak memory GiB": memory,
     }
     return row, seconds
-
-
-def count_operator_calls(model: Any, plain_model: Any, score: Callable[[], Any]) -> Row:
-    """Return the operator calls per batch of `score`, which runs `model`, and how many times as
-    many they are as in a forward of `plain_model`.
-    """
-    batches = Counter[str]()
-    hook = model.base_model.register_forward_pre_hook(lambda *_: batches.update(["forward"]))
-    with OperatorCalls() as ours:
-        score()
-    hook.remove()
-    with torch.inference_mode(), OperatorCalls() as plain:
-        no_cache = {"use_cache": False} if plain_model.config.model_type == "llama" else {}
-        ids = torch.ones(8, 12, dtype=torch.long, device=plain_model.device)
-        plain_model(input_ids=ids, **no_cache).logits.log_softmax(-1)
-    calls = ours.calls.total() / max(1, batches["forward"])
-    return {
-        "batches": batches["forward"],
-        "operator calls per batch": round(calls),
-        "x plain forward": calls / plain.calls.total(),
-    }
 
 
 # Training and finetuning.
@@ -544,8 +518,9 @@ def run_parts(arguments: argparse.Namespace) -> list[PartResult]:
     heading = f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}`".replace(" `", "`")
     heading += f", {time.strftime('%Y-%m-%d')}, {describe_machine(torch_device(arguments))}"
     results: list[PartResult] = []
+    beginnings = tuple(arguments.only or SCALES[arguments.scale].parts)
     for part in list_parts(with_compiled=arguments.device == "cuda"):
-        if part.table and not part.name.startswith(tuple(arguments.only)):
+        if part.table and not part.name.startswith(beginnings):
             continue
         seconds_left = end - time.monotonic()
         if seconds_left < 5:
@@ -586,7 +561,6 @@ def main() -> int:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=[""],
         metavar="PART",
         help='beginnings of names: "score causal"',
     )

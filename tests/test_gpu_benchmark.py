@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 
 import gpu
+import host_work
 import pytest
 import torch
+import transformers
+
+from antlm_bench.scoring.attention import PACKED_ATTENTION, packed_attention_forward
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.forward_config import ForwardConfig
 
 PART = gpu.Part("Scoring", "score", 60, lambda _: iter(()))
 ROOT = Path(__file__).parents[1]
@@ -79,10 +85,31 @@ def test_the_whole_command_runs_on_a_cpu(tmp_path: Path, monkeypatch) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert [part["part"] for part in parts] == [
-        part.name for part in gpu.list_parts(with_compiled=False)
+        "write checkpoints",
+        "score causal float32",
+        "score masked bfloat16",
+        *(f"train babyllama {loop}" for loop in gpu.LOOPS),
+        *(f"finetune ltg-bert {loop}" for loop in gpu.LOOPS),
     ]
     assert all(part["status"] == "done" and part["rows"] for part in parts)
     scored = [row for part in parts if part["table"] == "Scoring" for row in part["rows"]]
     exact = [row for row in scored if row["dtype"] == "float32"]
     assert max(row["largest difference from CPU fp32"] for row in exact) < 1e-3
     assert process.stdout.endswith((tmp_path / "gpu.md").read_text() + "\n")
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_operator_calls_are_counted_per_batch(kind) -> None:
+    transformers.AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
+    config = ForwardConfig("sdpa", "causal" if kind == "causal" else "full", "packed")
+    model = host_work.build_model(kind)
+    scorer = Engine(model, kind, config, batch_tokens=256)
+    probes, num_texts = host_work.make_probes(kind, 1000)
+    batches: list[float] = []
+
+    counts = host_work.count_operator_calls(
+        scorer, model, lambda: scorer.score_probes(probes, num_texts, batches.append)
+    )
+
+    assert counts["batches"] == len(batches) > 2
+    assert 1 < counts["x plain forward"] < 1.5

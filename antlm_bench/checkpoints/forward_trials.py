@@ -40,8 +40,10 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Types of rotary embeddings whose angles depend on the longest row of a forward."""
 CAUSALITY_TOLERANCE = 1e-5
 """Share of the largest logit. The compared rows have equal shapes, so rounding stays below it."""
-TRIAL_BATCH_TOKENS = 64
-TRIAL_LENGTHS = (4, 6, 9)
+TRIAL_BATCH_TOKENS = 26
+TRIAL_LENGTHS = (4, 8, 9)
+"""Two rows of each length make two batches with full attention: one of two lengths, which is packed
+on a CPU, and one of rows of one length (scoring.attention)."""
 NUM_TRIAL_TEXTS = 2 * max(TRIAL_LENGTHS)
 
 

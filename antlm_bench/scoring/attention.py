@@ -1,8 +1,13 @@
-"""Attention for packed rows (see scoring.plan), which replaces a model's attention function.
+"""Attention within the rows of a batch (see scoring.plan), which replaces a model's attention
+function.
 
-Linear layers process a batch's nodes as one long row. Only the attention function gathers the nodes
-of each row. On a CPU it runs once per length of rows. On a GPU a call costs more than some padding,
-so that rows of similar lengths are padded and computed together.
+The model's input has one of two forms:
+
+- Rows: if no prefix is shared and the rows have nearly one length, they are padded on the right to
+  one shape (r, t). The model computes attention as always, but no token sees padding.
+- Packed: a batch's nodes are one long row (1, n), which linear layers process without padding. Only
+  the attention function gathers the nodes of each row. On a CPU it runs once per length of rows. On
+  a GPU a call costs more than some padding, so that rows of similar lengths are computed together.
 
 `LastLayer` saves work in the last layer, of which only the read positions are needed (a
 pseudo-log-likelihood reads one position per row): all positions get keys and values there, and only
@@ -23,13 +28,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from antlm_bench.scoring.devices import to_device
-from antlm_bench.scoring.plan import PackedBatch
+from antlm_bench.scoring.plan import NO_PADDING, IndexArray, PackedBatch, PaddingLimits
 
 PACKED_ATTENTION = "antlm_packed"  # name under which transformers knows packed_attention_forward
-# Tokens of an attention call, padding included, per token without padding: at most.
-MAX_PADDING = {"cpu": 1.0}
-DEFAULT_MAX_PADDING = 2.0
+
+
+# On a GPU, an operator call takes as long as some thousand tokens of a small model.
+GPU_PADDING = PaddingLimits(inputs=1.1, free_tokens=8192, attention=2.0)
+
+
+def padding_limits(device: torch.device) -> PaddingLimits | None:
+    """Return how much rows may be padded on a device. None = not at all: rows of several lengths
+    are packed.
+    """
+    return None if device.type == "cpu" else GPU_PADDING
 
 
 class CannotPackError(Exception):
@@ -46,108 +58,117 @@ class _KeysValuesStoredError(Exception):
     """Ends the first forward of the last layer, once keys and values are stored."""
 
 
-@dataclass(slots=True)
-class RowGroup:
-    """The r rows of one attention call, padded on the right to the longest length t."""
-
-    lengths: NDArray[np.int64]
-    """(r,) ascending."""
-    is_read: Tensor | None
-    """(r, 1, 1, t) True where a key is no padding; None if there is none, or if attention is
-    causal, so that no token sees the padding after it."""
-    read_rows: Tensor | None = None
-    """(h,) the row of each read position, in the last layer."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(r, t)."""
-        return len(self.lengths), int(self.lengths[-1])
+# ---- rows of a batch -----------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """The rows of a PackedBatch as tensors, and the state of one forward through its layers."""
+    """Where the nodes of a PackedBatch are in the model's input and in attention calls."""
 
     causal: bool
-    groups: list[RowGroup]
-    gather_index: Tensor | None
-    """(m,) node at each position of the padded rows, group by group; None = arange(n)."""
-    inverse_index: Tensor | None
-    """(n,) a position in the padded rows of each node; None = arange(n)."""
-    stage: Literal["all", "store", "read"] = "all"
-    """all: compute all positions. In the last layer, first store: stop with the keys and values of
-    all positions; then read: compute the read positions from them."""
-    keys_values: tuple[Tensor, Tensor] | None = None
-    """Keys and values, (1, m, heads, d) each, that the stage "store" stored."""
-    attention_modules: list[nn.Module] = field(default_factory=list)
-    """The modules that called `packed_attention_forward`, in order."""
+    input_shape: tuple[int, int]
+    """(1, n) packed, or (r, t) rows."""
+    groups: list[tuple[int, int]]
+    """(rows, length) of each attention call, padding included."""
+    read_positions: IndexArray
+    """(h,) sorted indices into the positions of the input: those of the batch's `read_nodes`."""
+    input_nodes: IndexArray | None = None
+    """Node at each position of the input; padding repeats a node. None = arange(n)."""
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Indices that the device needs, those that are not trivial:
+
+    gather_index (m,): node at each position of the groups; padding repeats a node.
+    inverse_index (n,): a position in the groups of each node.
+    is_token (r, 1, 1, t): False at padding of rows with full attention.
+    read_rows (h,): the row of its group in which each read position is, for the last layer.
+    """
+    reads_per_group: list[int] = field(default_factory=list)
+    """Number of read positions of each group, for the last layer."""
 
     @classmethod
     def from_batch(
-        cls, batch: PackedBatch, device: torch.device, max_padding: float | None = None
+        cls, batch: PackedBatch, padding: PaddingLimits | None, last_layer_at_reads: bool = False
     ) -> PackedLayout:
         """Return the layout of a batch.
 
-        max_padding: tokens with padding per token without, at most; None = that of the device.
+        padding: how much rows may be padded; None = not at all. last_layer_at_reads: find the rows
+        of the read positions, for batches without shared nodes.
         """
-        if max_padding is None:
-            max_padding = MAX_PADDING.get(device.type, DEFAULT_MAX_PADDING)
-        is_causal = batch.attention == "causal"
-        lengths_by_group = _group_lengths(batch.blocks, max_padding)
-        indices = batch.gather_index, batch.inverse_index
-        if any(lengths[0] != lengths[-1] for lengths in lengths_by_group):
-            indices = _pad_rows(batch, lengths_by_group)
-        gather_index, inverse_index = (
-            None if index is None else to_device(index, device) for index in indices
-        )
-        groups = [RowGroup(ls, _key_mask(ls, is_causal, device)) for ls in lengths_by_group]
-        return cls(is_causal, groups, gather_index, inverse_index)
+        limits = padding or NO_PADDING
+        causal, n = batch.attention == "causal", batch.num_nodes
+        rows, longest = sum(rows for rows, _ in batch.blocks), batch.blocks[-1][1]
+        arrays: dict[str, NDArray[Any]] = {}
+        if batch.gather_index is None and limits.allows_rows(rows * longest, n):
+            shape, groups = (rows, longest), [(rows, longest)]
+            input_nodes, read_positions = None, batch.read_nodes
+            if rows * longest > n:
+                is_token = np.arange(longest) < _row_lengths(batch.blocks)[:, None]
+                input_nodes = is_token.cumsum() - 1  # padding repeats the token before it
+                read_positions = np.flatnonzero(is_token)[read_positions]
+                if not causal:  # no token sees the padding after it
+                    arrays["is_token"] = is_token[:, None, None, :]
+        else:
+            shape, input_nodes, read_positions = (1, n), None, batch.read_nodes
+            blocks_by_group = _group_blocks(batch.blocks, limits.attention if causal else 1.0)
+            groups = [(sum(r for r, _ in blocks), blocks[-1][1]) for blocks in blocks_by_group]
+            arrays |= _gather_arrays(batch, blocks_by_group)
+        reads_per_group: list[int] = []
+        if last_layer_at_reads:
+            arrays["read_rows"], reads_per_group = _find_read_rows(batch, groups)
+        return cls(causal, shape, groups, read_positions, input_nodes, arrays, reads_per_group)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether attention gathers its rows from one long row."""
+        return [self.input_shape] != self.groups
 
     @property
     def longest(self) -> int:
         """The length of the longest row."""
-        return max(length for _, length in (group.shape for group in self.groups))
+        return max(length for _, length in self.groups)
 
-    def split(self, x: Tensor) -> list[Tensor]:
-        """Return x (1, m, heads, d) of all groups as (r, heads, t, d) of each."""
-        shapes = [group.shape for group in self.groups]
-        parts = x.split([rows * length for rows, length in shapes], dim=1) if shapes[1:] else [x]
-        return [
-            part.view(*shape, *x.shape[2:]).transpose(1, 2)
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+    def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the input (r, t) with values (n,) of the nodes."""
+        at_inputs = values if self.input_nodes is None else values[self.input_nodes]
+        return at_inputs.reshape(self.input_shape)
 
 
-def _group_lengths(
+def _row_lengths(blocks: Sequence[tuple[int, int]]) -> IndexArray:
+    """Return the length of each row of blocks (rows, length)."""
+    rows, lengths = np.array(blocks).T
+    return np.repeat(lengths, rows)
+
+
+def _group_blocks(
     blocks: Sequence[tuple[int, int]], max_padding: float
-) -> list[NDArray[np.int64]]:
-    """Return the lengths (r,) of the rows of each group, from (rows, length) of blocks whose
-    lengths ascend.
-    """
-    groups: list[NDArray[np.int64]] = []
-    for rows, length in blocks:
-        block = np.full(rows, length, np.int64)
+) -> list[list[tuple[int, int]]]:
+    """Return the blocks (rows, length) of each attention call, from blocks whose lengths ascend."""
+    groups: list[list[tuple[int, int]]] = []
+    for block in blocks:
         if groups:
-            merged = np.concatenate([groups[-1], block])
-            if len(merged) * length <= max_padding * merged.sum():
-                groups[-1] = merged
+            lengths = _row_lengths([*groups[-1], block])
+            if len(lengths) * block[1] <= max_padding * lengths.sum():
+                groups[-1].append(block)
                 continue
-        groups.append(block)
+        groups.append([block])
     return groups
 
 
-def _pad_rows(
-    batch: PackedBatch, lengths_by_group: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return gather_index and inverse_index of PackedLayout for padded rows.
-
-    Padding repeats the first node of a group, which no token reads.
+def _gather_arrays(
+    batch: PackedBatch, blocks_by_group: Sequence[Sequence[tuple[int, int]]]
+) -> dict[str, IndexArray]:
+    """Return gather_index and inverse_index of PackedLayout. Padding repeats the first node of a
+    group, which no token reads.
     """
+    if all(len(blocks) == 1 for blocks in blocks_by_group):
+        if batch.gather_index is None or batch.inverse_index is None:
+            return {}
+        return {"gather_index": batch.gather_index, "inverse_index": batch.inverse_index}
     n = batch.num_nodes
     gather_index = np.arange(n) if batch.gather_index is None else batch.gather_index
     inverse_index = np.arange(n) if batch.inverse_index is None else batch.inverse_index
     gathers, positions, start, padded_start = [], [], 0, 0
-    for lengths in lengths_by_group:
+    for lengths in map(_row_lengths, blocks_by_group):
         is_token = np.arange(lengths[-1]) < lengths[:, None]
         end = start + int(lengths.sum())
         padded = np.full(is_token.shape, gather_index[start], np.int64)
@@ -155,19 +176,100 @@ def _pad_rows(
         gathers.append(padded.ravel())
         positions.append(padded_start + np.flatnonzero(is_token))
         start, padded_start = end, padded_start + padded.size
-    return np.concatenate(gathers), np.concatenate(positions)[inverse_index]
+    return {
+        "gather_index": np.concatenate(gathers),
+        "inverse_index": np.concatenate(positions)[inverse_index],
+    }
 
 
-def _key_mask(lengths: NDArray[np.int64], is_causal: bool, device: torch.device) -> Tensor | None:
-    """Return `is_read` of a RowGroup."""
-    if is_causal or lengths[0] == lengths[-1]:
-        return None
-    is_token = np.arange(lengths[-1]) < lengths[:, None]
-    return to_device(is_token[:, None, None, :], device)
+def _find_read_rows(
+    batch: PackedBatch, groups: Sequence[tuple[int, int]]
+) -> tuple[IndexArray, list[int]]:
+    """Return read_rows and reads_per_group of PackedLayout."""
+    ends = _row_lengths(batch.blocks).cumsum()
+    row = np.searchsorted(ends, batch.read_nodes, side="right")
+    first_rows = np.cumsum([0, *(rows for rows, _ in groups)])
+    reads_per_group = np.diff(np.searchsorted(row, first_rows))
+    return row - np.repeat(first_rows[:-1], reads_per_group), reads_per_group.tolist()
 
 
-current_layout: ContextVar[PackedLayout] = ContextVar("current_layout")
-"""The layout of the forward that runs in this thread."""
+# ---- attention -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class PackedForward:
+    """The state of one forward, which its attention calls share."""
+
+    layout: PackedLayout
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The layout's `arrays` on the device."""
+    stage: Literal["all", "store", "read"] = "all"
+    """all: compute all positions. In the last layer, first store: stop with the keys and values of
+    all positions; then read: compute the read positions from them."""
+    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values (r, heads, t, d) of each group, that the stage "store" stored."""
+    attention_modules: list[nn.Module] = field(default_factory=list)
+    """The modules that called `packed_attention_forward`, in order."""
+    is_token: Tensor | None = None
+    """(r, 1, 1, t) False at padding that must not be seen."""
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Set the layout's arrays on the device."""
+        self.tensors = tensors
+        if "is_token" in tensors:
+            self.is_token = tensors["is_token"].bool()
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Return x (1, heads, n, d), or (r, heads, t, d), of all nodes as (r, heads, t, d) of each
+        group.
+        """
+        if not self.layout.is_packed:
+            return [x]
+        nodes = x.transpose(1, 2)
+        if "gather_index" in self.tensors:
+            nodes = nodes.index_select(1, self.tensors["gather_index"])
+        _, _, heads, d = nodes.shape
+        _, node_stride, head_stride, stride = nodes.stride()
+        parts, start = [], nodes.storage_offset()
+        for rows, t in self.layout.groups:
+            strides = (t * node_stride, head_stride, node_stride, stride)
+            parts.append(nodes.as_strided((rows, heads, t, d), strides, start))
+            start += rows * t * node_stride
+        return parts
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return outputs (r, t, heads, d) of each group as those of all nodes, (1, n, heads, d); or
+        (r, t, heads, d) of rows.
+        """
+        if not self.layout.is_packed:
+            return outputs[0].contiguous()
+        nodes = [output.reshape(1, -1, *output.shape[2:]) for output in outputs]
+        joined = nodes[0] if len(nodes) == 1 else torch.cat(nodes, dim=1)
+        if "inverse_index" in self.tensors:
+            joined = joined.index_select(1, self.tensors["inverse_index"])
+        return joined
+
+    def attend_at_reads(self, query: Tensor, scaling: float | None) -> Tensor:
+        """Attend from read positions (1, heads, h, d) to the stored keys and values of their rows.
+        Return (1, h, heads, d).
+        """
+        counts, outputs = self.layout.reads_per_group, []
+        by_position, rows = query.transpose(0, 2), self.tensors["read_rows"]
+        several = len(counts) > 1
+        queries = by_position.split(counts) if several else [by_position]
+        rows_by_group = rows.split(counts) if several else [rows]
+        for q, (k, v), row in zip(queries, self.keys_values, rows_by_group, strict=True):
+            mask = None if self.is_token is None else self.is_token.index_select(0, row)
+            keys, values = k.index_select(0, row), v.index_select(0, row)
+            outputs.append(
+                scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
+            )
+        joined = torch.cat(outputs) if several else outputs[0]
+        return joined.permute(2, 0, 1, 3)
+
+
+current_forward: ContextVar[PackedForward] = ContextVar("current_forward")
+"""The forward that runs in this thread."""
 
 
 def packed_attention_forward(
@@ -179,66 +281,44 @@ def packed_attention_forward(
     scaling: float | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each row of packed nodes: query (1, heads, n, d) to output (1, n, heads, d).
+    """Attend within each row of the current forward: query (1, heads, n, d) to output (1, n, heads,
+    d), or query (r, heads, t, d) to output (r, t, heads, d).
 
     Raises CannotPackError for an attention with a mask, soft cap, sinks or position bias, and
     BeyondWindowError for a local window that is shorter than a row.
     """
-    layout = current_layout.get()
-    layout.attention_modules.append(module)
+    forward = current_forward.get()
+    forward.attention_modules.append(module)
     unsupported = (attention_mask, *map(extra.get, ("softcap", "s_aux", "position_bias")))
     if any(value is not None for value in unsupported):
         raise CannotPackError
     window = extra.get("sliding_window")
-    if window is not None and layout.longest > window:
+    if window is not None and forward.layout.longest > window:
         raise BeyondWindowError
 
     heads = query.shape[1]
     if key.shape[1] != heads:
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    if layout.stage == "read":
-        return _attend_at_read_positions(layout, query, scaling), None
-    q, k, v = (_gather_rows(x, layout.gather_index) for x in (query, key, value))
-    if layout.stage == "store":
-        layout.keys_values = (k, v)
+    if forward.stage == "read":
+        return forward.attend_at_reads(query, scaling), None
+    if forward.stage == "store":
+        forward.keys_values = [*zip(forward.split(key), forward.split(value), strict=True)]
         raise _KeysValuesStoredError
-    outputs = []
-    for group, qs, ks, vs in zip(layout.groups, *map(layout.split, (q, k, v)), strict=True):
-        out = scaled_dot_product_attention(
-            qs, ks, vs, attn_mask=group.is_read, is_causal=layout.causal, scale=scaling
-        )
-        outputs.append(out.transpose(1, 2).reshape(1, -1, heads, out.shape[-1]))
-    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    if layout.inverse_index is not None:
-        merged = merged.index_select(1, layout.inverse_index)
-    return merged, None
-
-
-def _attend_at_read_positions(layout: PackedLayout, query: Tensor, scaling: float | None) -> Tensor:
-    """Attend from read positions (1, heads, h, d) to the stored keys and values of their rows."""
-    assert layout.keys_values is not None
-    outputs, start = [], 0
-    by_position = query[0].transpose(0, 1).unsqueeze(2)
-    for group, ks, vs in zip(layout.groups, *map(layout.split, layout.keys_values), strict=True):
-        row, mask = group.read_rows, group.is_read
-        assert row is not None
-        end = start + len(row)
-        out = scaled_dot_product_attention(
-            by_position[start:end],
-            ks.index_select(0, row),
-            vs.index_select(0, row),
-            attn_mask=None if mask is None else mask.index_select(0, row),
+    outputs = [
+        scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=forward.is_token,
+            is_causal=forward.layout.causal,
             scale=scaling,
-        )
-        outputs.append(out.squeeze(2))
-        start = end
-    return torch.cat(outputs).unsqueeze(0)
+        ).transpose(1, 2)
+        for q, k, v in zip(*map(forward.split, (query, key, value)), strict=True)
+    ]
+    return forward.join(outputs), None
 
 
-def _gather_rows(x: Tensor, gather_index: Tensor | None) -> Tensor:
-    """Return x (1, heads, n, d) at gather_index (m,), as (1, m, heads, d)."""
-    by_node = x.transpose(1, 2)
-    return by_node if gather_index is None else by_node.index_select(1, gather_index)
+# ---- the last layer ------------------------------------------------------------------------------
 
 
 class LastLayer:
@@ -269,29 +349,21 @@ class LastLayer:
         return None
 
     @contextmanager
-    def at_positions(
-        self, layout: PackedLayout, read_nodes: NDArray[np.int64], device: torch.device
-    ) -> Iterator[None]:
-        """Within the context, a forward returns hidden states (1, h, d) of only `read_nodes` (h,),
-        which are sorted.
+    def at_reads(self, state: PackedForward) -> Iterator[None]:
+        """Within the context, a forward returns hidden states (1, h, d) of only the read positions.
+        Its layout must have been made with `last_layer_at_reads`.
         """
-        start = 0
-        for group in layout.groups:
-            ends = start + group.lengths.cumsum()
-            in_group = read_nodes[(read_nodes >= start) & (read_nodes < ends[-1])]
-            group.read_rows = to_device(np.searchsorted(ends, in_group, side="right"), device)
-            start = int(ends[-1])
-        num_nodes, positions = start, to_device(read_nodes, device)
         forward = self.block.forward
 
         def forward_twice(*args: Any, **inputs: Any) -> Any:
-            layout.stage = "store"
+            state.stage = "store"
             try:
                 forward(*args, **inputs)
             except _KeysValuesStoredError:
-                layout.stage = "read"
-            args = _select_positions(args, num_nodes, positions)
-            return forward(*args, **_select_positions(inputs, num_nodes, positions))
+                state.stage = "read"
+            shape, positions = state.layout.input_shape, state.tensors["read_positions"]
+            args = _select_positions(args, shape, positions)
+            return forward(*args, **_select_positions(inputs, shape, positions))
 
         self.block.forward = forward_twice
         try:
@@ -300,14 +372,14 @@ class LastLayer:
             del self.block.forward
 
 
-def _select_positions(value: Any, num_positions: int, positions: Tensor) -> Any:
-    """Select positions in every tensor (1, num_positions, ...) among a layer's arguments (hidden
-    states, rotary angles), which may be nested.
+def _select_positions(value: Any, shape: tuple[int, int], positions: Tensor) -> Any:
+    """Select positions (h,) in every tensor (r, t, ...) of this shape among a layer's arguments
+    (hidden states, rotary angles), which may be nested. They become tensors (1, h, ...).
     """
-    if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == num_positions:
-        return value.index_select(1, positions)
+    if isinstance(value, Tensor) and value.shape[:2] == shape:
+        return value.flatten(0, 1).index_select(0, positions).unsqueeze(0)
     if isinstance(value, tuple):
-        return tuple(_select_positions(v, num_positions, positions) for v in value)
+        return tuple(_select_positions(v, shape, positions) for v in value)
     if isinstance(value, dict):
-        return {k: _select_positions(v, num_positions, positions) for k, v in value.items()}
+        return {k: _select_positions(v, shape, positions) for k, v in value.items()}
     return value

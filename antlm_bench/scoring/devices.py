@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,18 @@ def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def copy_together(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+    """Copy arrays of integers or booleans to a device in one transfer, as int64. Return them by
+    name.
+    """
+    joined = np.concatenate([array.ravel() for array in arrays.values()], dtype=np.int64)
+    parts = to_device(joined, device).split([array.size for array in arrays.values()])
+    return {
+        name: part if array.ndim == 1 else part.view(array.shape)
+        for (name, array), part in zip(arrays.items(), parts, strict=True)
+    }
 
 
 def read_scalars(values: Sequence[Tensor]) -> list[float]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from antlm_bench.scoring.devices import to_device
+from antlm_bench.scoring.devices import copy_together, to_device
 from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.logit_readers import Reads
 from antlm_bench.scoring.pair_plan import PADDING, PairBatch, PairPlan
 from antlm_bench.scoring.plain_forward import no_cache_kwargs, plain_logits
 from antlm_bench.types import Ints, Probes
@@ -56,14 +57,15 @@ class EncoderDecoderEngine(Engine):
                 inputs["encoder_outputs"] = _select_rows(encoded, index)
                 if mask is not None:
                     inputs["attention_mask"] = mask[index]
-            read_nodes = to_device(batch.read_nodes, self.device)
+            reads = Reads(batch.read_nodes, batch.read_index, batch.target)
+            tensors = copy_together(reads.arrays, self.device)
+            output = compute_logits = None
             if self.forward_config.lm_head_at_reads:
                 output = self._run_decoder(inputs)
-                hidden = output[0].flatten(0, 1).index_select(0, read_nodes)
                 compute_logits = partial(self._head_logits, output, inputs)
-                return self._read_logprobs(hidden, batch.read_index, batch.target, compute_logits)
-            logits = self._all_logits(inputs).flatten(0, 1).index_select(0, read_nodes)
-            return self._read_logprobs(logits, batch.read_index, batch.target, None)
+            hidden = self._all_logits(inputs) if output is None else output[0]
+            hidden = hidden.flatten(0, 1).index_select(0, tensors["read_positions"])
+            return self._read_logprobs(hidden, reads, tensors, compute_logits)
 
     def _to_tensor(self, ids: Ints) -> Tensor:
         """Return ids as a tensor, with the model's padding token for PADDING."""

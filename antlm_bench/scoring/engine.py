@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from threading import Lock, RLock
@@ -32,13 +32,15 @@ from antlm_bench.scoring.attention import (
     PACKED_ATTENTION,
     BeyondWindowError,
     LastLayer,
+    PackedForward,
     PackedLayout,
-    current_layout,
+    current_forward,
+    padding_limits,
 )
 from antlm_bench.scoring.cpu_kernels import RotaryPatch, fuse_layers, pack_linears
-from antlm_bench.scoring.devices import read_back, to_device
+from antlm_bench.scoring.devices import copy_together, read_back, to_device
 from antlm_bench.scoring.forward_config import CPU_KERNELS, SHORTCUTS, ForwardConfig
-from antlm_bench.scoring.logit_readers import DistributionReader, target_logprobs
+from antlm_bench.scoring.logit_readers import DistributionReader, Reads, target_logprobs
 from antlm_bench.scoring.model_state import ModelState, ModuleSwaps
 from antlm_bench.scoring.plain_forward import (
     attention_mask_inputs,
@@ -113,8 +115,9 @@ class Engine:
         """The layers replaced by CPU kernels; None if the shortcut is off."""
         self.model_state = ModelState.capture(model) if forward_config.restores_state else None
         self._searched_last_layer = False
-        self.nodes_computed = self.head_rows_computed = 0
-        """Tokens and LM-head rows computed so far, from which benchmarks count operations."""
+        self.batches_computed = self.nodes_computed = self.head_rows_computed = 0
+        """Batches, tokens and LM-head rows computed so far, from which benchmarks count
+        operations."""
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +221,7 @@ class Engine:
         return np.zeros(count if reader is None else (count, reader.width))
 
     def _build_plans(self, probes: Sequence[Probes]) -> Sequence[BatchPlan]:
-        return build_plans(probes)
+        return build_plans(probes, padding_limits(self.device))
 
     def _check_token_ids(self, probes: Sequence[Probes]) -> None:
         """Raise PluginError for rows with token ids that the model has no embedding for."""
@@ -275,6 +278,7 @@ class Engine:
                     self.batch_tokens = max(1, batch.num_nodes // 2)
                     continue
                 pending.append((logp, batch.text_index, batch.num_nodes))
+                self.batches_computed += 1
                 self.nodes_computed += batch.num_nodes
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end
@@ -330,26 +334,21 @@ class Engine:
         """Return the k log-probabilities that the batch asks for, and the attention modules in the
         order of their calls.
         """
-        layout = PackedLayout.from_batch(batch, self.device)
-        token = current_layout.set(layout)
+        last_layer = self.last_layer if self._narrowing_pays(batch) else None
+        layout = PackedLayout.from_batch(batch, padding_limits(self.device), last_layer is not None)
+        forward = PackedForward(layout)
+        ids, positions = layout.arrange(batch.ids), layout.arrange(self._position_ids(batch))
+        token = current_forward.set(forward)
         try:
-            with ExitStack() as stack:
-                if self.last_layer is not None and self._narrowing_pays(batch):
-                    stack.enter_context(
-                        self.last_layer.at_positions(layout, batch.read_nodes, self.device)
-                    )
-                ids = np.asarray(batch.ids, np.int64)[None]
-                positions = torch.from_numpy(self._position_ids(batch)[None])
+            with nullcontext() if last_layer is None else last_layer.at_reads(forward):
                 logp = self._forward_logprobs(
-                    ids,
-                    batch.read_nodes,
-                    batch.read_index,
-                    batch.target,
-                    {"position_ids": positions},
+                    {"input_ids": ids, "position_ids": positions},
+                    Reads(layout.read_positions, batch.read_index, batch.target),
+                    forward,
                 )
         finally:
-            current_layout.reset(token)
-        return logp, layout.attention_modules
+            current_forward.reset(token)
+        return logp, forward.attention_modules
 
     def _position_ids(self, batch: PackedBatch) -> NDArray[np.int64]:
         """Return the position ids (n,) of a batch's nodes, as in plain rows of the model."""
@@ -388,15 +387,21 @@ class Engine:
             if logprob_in_block.any():
                 index_in_block = np.cumsum(node_in_block) - 1  # of each read node of the block
                 logp = self._forward_logprobs(
-                    np.asarray(ids[start:end], np.int64).reshape(rows, length),
-                    position[node_in_block] - start,
-                    index_in_block[batch.read_index[logprob_in_block]],
-                    batch.target[logprob_in_block],
-                    self._mask_inputs(length, batch.attention),
+                    {"input_ids": ids[start:end].reshape(rows, length)},
+                    Reads(
+                        position[node_in_block] - start,
+                        index_in_block[batch.read_index[logprob_in_block]],
+                        batch.target[logprob_in_block],
+                    ),
+                    **self._mask_inputs(length, batch.attention),
                 )
                 parts.append((np.flatnonzero(logprob_in_block), logp))
             start = end
-        return self._join(parts)
+        if not parts:
+            return torch.zeros(self._zeros(0).shape, device=self.device)
+        order = np.argsort(np.concatenate([index for index, _ in parts]))
+        values = torch.cat([value for _, value in parts])
+        return values.index_select(0, to_device(order, self.device))
 
     def _mask_inputs(self, length: int, attention: Attention) -> dict[str, Tensor]:
         """Return the inputs that give plain rows an attention; none for the native one."""
@@ -433,12 +438,11 @@ class Engine:
             ids = np.frombuffer(prefix, np.int64)[None].copy()
             target, text = (np.array(column, np.int64) for column in zip(*targets, strict=True))
             length = ids.shape[1]
+            last_position = np.array([length - 1], np.int64)
             values = self._forward_logprobs(
-                ids,
-                np.array([length - 1], np.int64),
-                np.zeros(len(target), np.int64),
-                target,
-                self._mask_inputs(length, "causal"),
+                {"input_ids": ids},
+                Reads(last_position, np.zeros(len(target), np.int64), target),
+                **self._mask_inputs(length, "causal"),
             )
             [logp] = read_back([values])
             self._raise_if_nan(logp)
@@ -447,22 +451,22 @@ class Engine:
 
     def _forward_logprobs(
         self,
-        ids: NDArray[np.int64],
-        read_positions: NDArray[np.int64],
-        read_index: NDArray[np.int64],
-        target: NDArray[np.int64],
-        extra_inputs: Mapping[str, Tensor],
+        input_arrays: Mapping[str, NDArray[Any]],
+        reads: Reads,
+        packed: PackedForward | None = None,
+        **mask_inputs: Tensor,
     ) -> Tensor:
-        """Run the model on ids (r, t) and return the log-probabilities (k,) of the targets, or what
-        is read of their distributions (k, width), on the device.
+        """Run the model on inputs (r, t) and return the log-probabilities (k,) of the targets, or
+        what is read of their distributions (k, width), on the device.
 
-        read_positions (h,): sorted indices into the r * t positions, those whose logits are needed.
-        read_index (k,): index into `read_positions` of each target (k,). extra_inputs: further
-        inputs of the model.
+        packed: receives its tensors. mask_inputs: further inputs of the model.
         """
-        device = self.device
-        inputs = {"input_ids": torch.from_numpy(ids), **extra_inputs}
-        inputs = {name: to_device(value, device) for name, value in inputs.items()}
+        layout_arrays = {} if packed is None else packed.layout.arrays
+        tensors = copy_together({**input_arrays, **reads.arrays, **layout_arrays}, self.device)
+        if packed is not None:
+            packed.set_tensors(tensors)
+        inputs = {name: tensors[name] for name in input_arrays}
+        inputs |= {name: to_device(mask, self.device) for name, mask in mask_inputs.items()}
         output = hidden = None
         try:
             with self.rotary_patch.active():
@@ -475,46 +479,40 @@ class Engine:
             if self.model_state is not None:
                 self.model_state.restore()
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        if len(hidden) != len(read_positions):  # equal if the last layer ran at these positions
-            hidden = hidden.index_select(0, to_device(read_positions, device))
+        if len(hidden) != len(reads.positions):  # equal if the last layer ran at these positions
+            hidden = hidden.index_select(0, tensors["read_positions"])
         compute_logits = None if output is None else partial(self._lm_head_logits, output)
-        return self._read_logprobs(hidden, read_index, target, compute_logits)
+        return self._read_logprobs(hidden, reads, tensors, compute_logits)
 
     def _read_logprobs(
         self,
         hidden: Tensor,
-        read_index: NDArray[np.int64],
-        target: NDArray[np.int64],
+        reads: Reads,
+        tensors: Mapping[str, Tensor],
         compute_logits: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Return the log-probabilities (k,) of targets (k,) at the rows `read_index` (k,) of hidden
-        states (h, d); these are the logits if `compute_logits` is None.
+        """Return the log-probabilities (k,) of `reads` from hidden states (h, d) at its positions;
+        these are the logits if `compute_logits` is None. tensors: `reads.arrays` on the device.
         """
-        device = self.device
+        read_index, target = tensors["read_index"], tensors["target"]
         parts = []
         for start in range(0, len(hidden), self.head_rows):
-            in_block = np.flatnonzero((read_index >= start) & (read_index < start + self.head_rows))
-            logits = hidden[start : start + self.head_rows]
+            logits, block = hidden, slice(None)
+            block_index, block_target = read_index, target
+            if len(hidden) > self.head_rows:
+                logits = hidden[start : start + self.head_rows]
+                block = slice(*np.searchsorted(reads.index, [start, start + self.head_rows]))
+                block_index, block_target = read_index[block] - start, target[block]
             if compute_logits is not None:
                 logits = compute_logits(logits)
-            block_index = to_device(read_index[in_block] - start, device)
-            block_target = to_device(target[in_block], device)
-            token_sets = self._token_sets_of(target[in_block])
+            token_sets = self._token_sets_of(reads.target[block])
             logp = self._target_logprobs(logits, block_index, block_target, token_sets)
             if self._distribution_reader is not None:
                 logp = self._distribution_reader.read(logits, block_index, block_target, logp)
-            parts.append((in_block, logp))
-        return self._join(parts)
-
-    def _join(self, parts: Sequence[tuple[NDArray[np.int64], Tensor]]) -> Tensor:
-        """Return values (k, ...) in order, from parts that hold the values of some indices."""
+            parts.append(logp)
         if not parts:
             return torch.zeros(self._zeros(0).shape, device=self.device)
-        if len(parts) == 1:
-            return parts[0][1]
-        order = np.argsort(np.concatenate([index for index, _ in parts]))
-        values = torch.cat([value for _, value in parts])
-        return values.index_select(0, to_device(order, self.device))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _token_sets_of(self, target: NDArray[np.int64]) -> dict[int, Tensor]:
         """Return the token sets of the negative ones of some targets, by target."""

@@ -6,11 +6,13 @@ logits than one block are in memory, however long the texts are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from antlm_bench.scoring.plan import IndexArray
 from antlm_bench.scoring.token_scores import NUM_FACTS
 
 EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with full precision
@@ -18,6 +20,25 @@ EXP_SUM_RANGE = (1e-30, 1e37)  # sums of exponentials that fp32 represents with 
 # keep a temporary below 256 MiB, because each operator call costs time.
 ROWS_PER_REDUCTION = {"cpu": 32}
 DEFAULT_LOGITS_PER_REDUCTION = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The k values to read off h positions of a forward."""
+
+    positions: IndexArray
+    """(h,) indices into the positions of the forward's input."""
+    index: IndexArray
+    """(k,) index into `positions` of each value; ascending."""
+    target: IndexArray
+    """(k,) token id whose log-probability is read; negative = a set of tokens."""
+
+    @property
+    def arrays(self) -> dict[str, IndexArray]:
+        """What the device needs, by name."""
+        return {
+            "read_positions": self.positions, "read_index": self.index, "target": self.target
+        }  # fmt: skip
 
 
 def rows_per_reduction(logits: Tensor) -> int:
@@ -28,7 +49,15 @@ def rows_per_reduction(logits: Tensor) -> int:
 
 def widen(logits: Tensor) -> Tensor:
     """Return logits in fp32; in fp64 if they are in fp64."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def reduce_blocks(reduce: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Return `reduce` of logits (h, v), called on as many rows at a time as the device suits."""
+    size = rows_per_reduction(logits)
+    if len(logits) <= size:
+        return reduce(logits)
+    return torch.cat([reduce(block) for block in logits.split(size)])
 
 
 def fast_logsumexp(logits: Tensor) -> Tensor:
@@ -38,10 +67,9 @@ def fast_logsumexp(logits: Tensor) -> Tensor:
     memory: e^x neither overflows nor loses digits while the sum stays within EXP_SUM_RANGE. Other
     rows are recomputed with `logsumexp`. A GPU would have to wait for the host to look for them.
     """
-    blocks = logits.split(rows_per_reduction(logits))
     if logits.device.type != "cpu":
-        return torch.cat([widen(block).logsumexp(-1) for block in blocks])
-    total = torch.cat([widen(block).exp().sum(-1) for block in blocks])
+        return reduce_blocks(lambda block: widen(block).logsumexp(-1), logits)
+    total = reduce_blocks(lambda block: widen(block).exp().sum(-1), logits)
     in_range = (total > EXP_SUM_RANGE[0]) & (total < EXP_SUM_RANGE[1])
     total = total.log()
     if not in_range.all():
@@ -58,7 +86,7 @@ def target_logprobs(
     A negative target stands for a set of token ids, whose probabilities are added up. token_sets:
     the ids of each negative target that occurs.
     """
-    target_logits = widen(logits[read_index, target.clamp(min=0)])
+    target_logits = widen(logits[read_index, target.clamp(min=0) if token_sets else target])
     for number, ids in token_sets.items():
         set_logits = fast_logsumexp(logits.index_select(1, ids))[read_index]
         target_logits = torch.where(target == number, set_logits, target_logits)

@@ -32,7 +32,7 @@ class PairBatch:
     read_nodes: IndexArray
     """(h,) sorted indices into the r * t positions, those whose logits are needed."""
     read_index: IndexArray
-    """(k,) index into `read_nodes` of each log-probability."""
+    """(k,) index into `read_nodes` of each log-probability; ascending."""
     target: IndexArray
     """(k,) token id whose log-probability is read."""
     text_index: IndexArray
@@ -141,7 +141,9 @@ class PairPlan:
         low, high = np.searchsorted(self._read_pair, [start, end])
         reads = self._read_order[low:high]
         nodes = (self._read_pair[low:high] - start) * rows.shape[1] + self._position[reads]
-        read_nodes, read_index = np.unique(nodes, return_inverse=True)
+        by_node = np.argsort(nodes, kind="stable")
+        reads = reads[by_node]
+        read_nodes, read_index = np.unique(nodes[by_node], return_inverse=True)
         return PairBatch(
             source_ids=sources,
             source_index=np.cumsum(is_new) - 1,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,28 @@ from antlm_bench.types import Attention, Bools, Ints, Probes
 MAX_ROW_TOKENS_PER_NODE = 4
 
 IndexArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddingLimits:
+    """How much padding costs less than more operator calls."""
+
+    inputs: float
+    """Tokens of a batch of padded rows, padding included, per token without padding: at most."""
+    free_tokens: int
+    """Tokens of a batch, padding included, up to which padding costs nothing."""
+    attention: float
+    """As `inputs`, of an attention call with rows that are gathered from packed nodes."""
+
+    def allows_rows(self, num_padded: Any, num_tokens: Any, batch_tokens: float = np.inf) -> Any:
+        """Return whether rows of `num_tokens` may have `num_padded` tokens with padding; arrays of
+        numbers give an array. batch_tokens: tokens that fit into memory.
+        """
+        free_tokens = min(self.free_tokens, batch_tokens)
+        return num_padded <= np.maximum(self.inputs * num_tokens, free_tokens)
+
+
+NO_PADDING = PaddingLimits(inputs=1.0, free_tokens=0, attention=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +66,7 @@ class PackedBatch:
     read_nodes: IndexArray
     """(h,) sorted nodes whose logits are needed."""
     read_index: IndexArray
-    """(k,) index into `read_nodes` of each log-probability."""
+    """(k,) index into `read_nodes` of each log-probability; ascending."""
     target: IndexArray
     """(k,) token id whose log-probability is read; negative = a set of tokens."""
     text_index: IndexArray
@@ -61,8 +84,14 @@ class Plan:
     Call `batch, start = plan.next_batch(start, batch_tokens)` until start == len(plan).
     """
 
-    def __init__(self, probes: Sequence[Probes]) -> None:
+    def __init__(self, probes: Sequence[Probes], padding: PaddingLimits | None = None) -> None:
+        """Sort the rows.
+
+        padding: with full attention, end a batch before its rows, padded to the longest, exceed
+        these limits. None = a batch may have rows of any lengths.
+        """
         self.attention: Attention = probes[0].attention
+        self._padding = padding if self.attention == "full" else None
         width = max(p.ids.shape[1] for p in probes)
         rows = np.full((sum(len(p.ids) for p in probes), width), -1, np.int32)
         lengths = np.empty(len(rows), np.int64)
@@ -105,8 +134,13 @@ class Plan:
         lengths, num_nodes = self._lengths[window], self._new_lengths[window].copy()
         num_nodes[0] = lengths[0]  # the prefix that it shares is in an earlier batch
         fits = (np.cumsum(num_nodes) <= batch_tokens) & (np.cumsum(lengths) <= max_row_tokens)
-        end = start + max(1, int(fits.sum()))
-        return self._build_batch(start, end), end
+        count = max(1, int(fits.sum()))
+        if self._padding is not None:  # rows with full attention ascend in length
+            nodes = num_nodes[:count]
+            padded = np.cumsum(nodes > 0) * lengths[:count]
+            is_allowed = self._padding.allows_rows(padded, np.cumsum(nodes), batch_tokens)
+            count = 1 + int(np.flatnonzero(is_allowed)[-1])
+        return self._build_batch(start, start + count), start + count
 
     def _shared_prefix_lengths(self) -> IndexArray:
         """Return how many leading tokens each sorted row shares with the row before it; with full
@@ -142,7 +176,9 @@ class Plan:
         low, high = np.searchsorted(self._read_row, [start, end])
         logprobs = self._read_order[low:high]
         nodes = node[self._read_row[low:high] - start, self._position[logprobs]]
-        read_nodes, read_index = np.unique(nodes, return_inverse=True)
+        by_node = np.argsort(nodes, kind="stable")
+        logprobs = logprobs[by_node]
+        read_nodes, read_index = np.unique(nodes[by_node], return_inverse=True)
         return PackedBatch(
             attention=self.attention,
             ids=rows[is_new],
@@ -170,7 +206,9 @@ def _lexicographic_order(rows: Ints, lengths: IndexArray | None) -> IndexArray:
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
-def build_plans(probes: Sequence[Probes]) -> list[Plan]:
-    """Return one plan per attention of the probes."""
+def build_plans(probes: Sequence[Probes], padding: PaddingLimits | None = None) -> list[Plan]:
+    """Return one plan per attention of the probes. padding: see Plan."""
     attentions = sorted({p.attention for p in probes})
-    return [Plan([p for p in probes if p.attention == attention]) for attention in attentions]
+    return [
+        Plan([p for p in probes if p.attention == attention], padding) for attention in attentions
+    ]

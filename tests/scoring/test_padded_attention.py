@@ -1,4 +1,4 @@
-"""Attention of padded groups of packed rows equals attention of each row alone."""
+"""Attention of padded rows, packed or not, equals attention of each row alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from antlm_bench.scoring import attention
-from antlm_bench.scoring.plan import PackedBatch, Plan
+from antlm_bench.scoring.devices import copy_together
+from antlm_bench.scoring.plan import PackedBatch, PaddingLimits, Plan
 from antlm_bench.types import Attention, Probes
 
 HEADS, DIM, VOCABULARY, LONGEST = 2, 4, 30, 20
@@ -22,17 +23,17 @@ EMBEDDINGS, POSITIONS, WEIGHTS = (
 
 
 class Block(nn.Module):
-    """A layer with attention only: (1, n, 3 * HEADS * DIM) to (1, n, HEADS, DIM)."""
+    """A layer with attention only: (r, t, 3 * HEADS * DIM) to (r, t, HEADS, DIM)."""
 
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = qkv.view(1, -1, 3, HEADS, DIM).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unflatten(-1, (3, HEADS, DIM)).permute(2, 0, 3, 1, 4)
         return attention.packed_attention_forward(self, q, k, v, None)[0]
 
 
 def project(ids: np.ndarray, positions: np.ndarray) -> Tensor:
-    """Return queries, keys and values (3, heads, n, d) of tokens."""
+    """Return queries, keys and values (r, t, 3, heads, d) of tokens (r, t)."""
     x = EMBEDDINGS[torch.as_tensor(ids).long()] + POSITIONS[torch.as_tensor(positions)]
-    return torch.stack([(x @ weight).transpose(0, 1) for weight in WEIGHTS])
+    return torch.stack([x @ weight for weight in WEIGHTS], dim=2)
 
 
 def make_probes(rng: np.random.Generator, kind: Attention) -> tuple[list[Probes], list]:
@@ -54,38 +55,78 @@ def make_probes(rng: np.random.Generator, kind: Attention) -> tuple[list[Probes]
     return probes, reads
 
 
-def attend(batch: PackedBatch, max_padding: float, at_reads: bool) -> Tensor:
+def attend(batch: PackedBatch, padding: PaddingLimits | None, at_reads: bool) -> Tensor:
     """Return the outputs (h, heads, d) at the read nodes of a batch."""
-    layout = attention.PackedLayout.from_batch(batch, CPU, max_padding)
-    for rows, length, tokens in ((*group.shape, group.lengths.sum()) for group in layout.groups):
-        assert rows * length <= max_padding * tokens
-    qkv = project(batch.ids, batch.positions).permute(2, 0, 1, 3).reshape(1, batch.num_nodes, -1)
-    block, token = Block(), attention.current_layout.set(layout)
+    layout = attention.PackedLayout.from_batch(batch, padding, at_reads)
+    forward = attention.PackedForward(layout)
+    arrays = {"read_positions": layout.read_positions, **layout.arrays}
+    forward.set_tensors(copy_together(arrays, CPU))
+    qkv = project(layout.arrange(batch.ids), layout.arrange(batch.positions)).flatten(2)
+    block, token = Block(), attention.current_forward.set(forward)
     try:
-        if not at_reads:
-            return block(qkv)[0, torch.from_numpy(batch.read_nodes)]
-        with attention.LastLayer(block).at_positions(layout, batch.read_nodes, CPU):
-            return block.forward(qkv)[0]
+        if at_reads:
+            with attention.LastLayer(block).at_reads(forward):
+                return block.forward(qkv)[0]
+        return block(qkv).flatten(0, 1)[torch.from_numpy(layout.read_positions)]
     finally:
-        attention.current_layout.reset(token)
+        attention.current_forward.reset(token)
 
 
-@pytest.mark.parametrize("max_padding", [1.0, 1.2, 2.0, 5.0, 100.0])
+PADDINGS = {
+    "none": None,
+    "rows of similar lengths": PaddingLimits(inputs=1.2, free_tokens=0, attention=1.5),
+    "rows of any length": PaddingLimits(inputs=1.1, free_tokens=10_000, attention=100.0),
+    "packed rows only": PaddingLimits(inputs=0.0, free_tokens=0, attention=2.0),
+}
+
+
+@pytest.mark.parametrize("name", PADDINGS)
 @pytest.mark.parametrize("kind", ["causal", "full"])
-def test_padded_rows_equal_single_rows(kind: Attention, max_padding: float) -> None:
-    rng, num_at_reads = np.random.default_rng(0), 0
+def test_padded_rows_equal_single_rows(kind: Attention, name: str) -> None:
+    rng, num_at_reads, padding = np.random.default_rng(0), 0, PADDINGS[name]
+    forms: set[str] = set()
     for _ in range(15):
         probes, reads = make_probes(rng, kind)
         outputs = torch.full((len(reads), HEADS, DIM), torch.nan, dtype=torch.float64)
-        plan, start = Plan(probes), 0
+        plan, start = Plan(probes, None if name == "packed rows only" else padding), 0
         while start < len(plan):
             batch, start = plan.next_batch(start, int(rng.choice([1, 30, 1000])))
             at_reads = kind == "full" and batch.gather_index is None and len(batch.read_nodes) > 0
             num_at_reads += at_reads
-            values = attend(batch, max_padding, at_reads)
+            forms.add(name_form(attention.PackedLayout.from_batch(batch, padding)))
+            values = attend(batch, padding, at_reads)
             outputs[torch.from_numpy(batch.text_index).long()] = values[batch.read_index]
         for output, (ids, position) in zip(outputs, reads, strict=True):
-            q, k, v = project(ids, np.arange(len(ids)))
+            qkv = project(ids[None], np.arange(len(ids))[None])
+            q, k, v = qkv[0].permute(1, 2, 0, 3)
             expected = scaled_dot_product_attention(q, k, v, is_causal=kind == "causal")
             torch.testing.assert_close(output, expected[:, position], rtol=1e-9, atol=1e-9)
     assert kind == "causal" or num_at_reads > 10
+    are_padded = kind == "full" and name in ("rows of similar lengths", "rows of any length")
+    assert forms >= ({"rows", "padded rows"} if are_padded else {"packed"})
+    assert not are_padded or "packed" not in forms
+
+
+def name_form(layout: attention.PackedLayout) -> str:
+    """Return how the rows of a layout are put into the model."""
+    if layout.is_packed:
+        return "packed"
+    return "rows" if layout.input_nodes is None else "padded rows"
+
+
+def test_rows_of_full_attention_are_padded_within_the_limits() -> None:
+    rng, num_padded = np.random.default_rng(0), 0
+    for _ in range(100):
+        probes, _ = make_probes(rng, "full")
+        free_tokens, batch_tokens = rng.choice([0, 20, 60]), int(rng.choice([10, 40, 1000]))
+        padding = PaddingLimits(inputs=1.15, free_tokens=free_tokens, attention=2.0)
+        plan, start = Plan(probes, padding), 0
+        while start < len(plan):
+            batch, start = plan.next_batch(start, batch_tokens)
+            layout = attention.PackedLayout.from_batch(batch, padding)
+            rows, length = layout.input_shape
+            assert not layout.is_packed
+            num_padded += rows * length > batch.num_nodes
+            limit = max(1.15 * batch.num_nodes, min(free_tokens, batch_tokens))
+            assert rows * length <= limit
+    assert num_padded > 20
