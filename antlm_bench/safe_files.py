@@ -92,6 +92,22 @@ def open_for_writing(path: Path, flags: int, mode: int = 0o666) -> int:
     return descriptor
 
 
+def reject_special_file(path: Path) -> None:
+    """Raise OSError if a path is a device, a FIFO, a socket or a folder, or a link to an open file
+    (`/dev/stdout`). Renaming a file to it would remove it, which root is allowed to do in /dev.
+
+    Other links pass, because the link is replaced, and not what it points to.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode) and str(path.readlink()).startswith("/proc/"):
+        raise OSError(errno.EINVAL, "this is a link to an open file, not a file", str(path))
+    if not stat.S_ISLNK(mode):
+        _check_mode(mode, path)
+
+
 def reject_links(root: Path, path: Path) -> None:
     """Raise OSError if a component of `path` below `root` is a link.
 
@@ -127,7 +143,10 @@ def refuse_url(path: Path | None) -> Path | None:
 
 
 def _check_is_regular(descriptor: int, path: Path) -> None:
-    mode = os.fstat(descriptor).st_mode
+    _check_mode(os.fstat(descriptor).st_mode, path)
+
+
+def _check_mode(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL

@@ -280,7 +280,8 @@ def run_folder(draw: Draw, folder: Path, bases: Bases) -> list[str]:
         ["export", str(run), "--format", "model-index", "--out", str(out.with_suffix(".md"))],
         ["export", str(run), "--format", "every-eval-ever", "--out", str(out)],
         ["baseline", "save", str(run), "--name", "x"],
-        ["noise", "--run", str(run)],
+        ["preflight", str(run), "--track", "strict-small"],
+        ["acquisition", str(run)],
         ["curve", str(run), other],
         ["submit", str(run), "--out", str(out), "--allow-partial"],
         ["import", str(samples), "--out", str(run)],  # writes into the folder

@@ -255,7 +255,7 @@ def data_verify_command(suites: SuitesArgument = None) -> Tables:
     units = {"size": "bytes"}
     table = build_records_table([*_with_sizes(suite_rows)], units=units, empty="no data files here")
     yield replace(table, parts=parts)
-    raise_on_bad_files(bad_files, require_complete=bool(suites))
+    raise_on_bad_files(bad_files, suites or ())
 
 
 @prints_tables()

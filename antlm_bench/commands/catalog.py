@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -297,14 +298,14 @@ def describe_entry(
     if is_pairs_ref(name):
         noun = "a folder of files of pairs" if is_folder(name) else "a file of pairs"
         facts = {
-            "kind": f"{noun}: antlm-bench score --model CKPT --suite "
-            f"{'FOLDER' if is_folder(name) else 'FILE'}; --columns names its columns",
-            "how it is read": "antlm-bench suggest FILE",
+            "kind": f"{noun}: antlm-bench score --model CKPT --suite {shlex.quote(name)}; "
+            "--columns names its columns",
+            "how it is read": f"antlm-bench suggest {shlex.quote(name)}",
         }
         if is_table_file(name):  # the same kinds of file hold pairs, or texts with labels
             facts["or"] = (
-                "a file of texts and labels: antlm-bench finetune --model CKPT --suite FILE "
-                "--valid FILE"
+                "a file of texts and labels: "
+                f"antlm-bench finetune --model CKPT --suite {shlex.quote(name)} --valid FILE"
             )
         return name, facts
     if record := match_task_type(name):

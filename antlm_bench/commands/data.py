@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,22 +83,25 @@ def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[Cat
     return [_suite_row(spec, files) for spec, files in statuses_by_suite], bad_files
 
 
-def raise_on_bad_files(bad_files: Sequence[CatalogRow], require_complete: bool) -> None:
+def raise_on_bad_files(bad_files: Sequence[CatalogRow], suite_names: Sequence[str]) -> None:
     """Raise DataError if a file is damaged or differs from the published one.
 
-    require_complete: raise IncompleteError if no file is wrong, but files are absent or lack rows.
+    suite_names: those that were named. With names, raise IncompleteError if no file is wrong, but
+    files are absent or lack rows.
     """
+    names = suite_names or list(dict.fromkeys(str(row["suite"]) for row in bad_files))
+    fetch = f"antlm-bench data fetch {shlex.join(names)}"
     states = Counter(row["state"] for row in bad_files)
     num_wrong = states["damaged"] + states["differs"]
     if num_wrong:
         raise DataError(
             f"damaged, or not as published: {format_count(num_wrong, 'file')}",
-            hint="delete them and download them again: antlm-bench data fetch SUITE",
+            hint=f"delete them and download them again: {fetch}",
         )
-    if require_complete and bad_files:
+    if suite_names and bad_files:
         raise IncompleteError(
             f"absent, or without some rows: {format_count(len(bad_files), 'file')}",
-            hint="antlm-bench data fetch SUITE",
+            hint=fetch,
         )
 
 

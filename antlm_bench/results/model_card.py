@@ -96,7 +96,7 @@ def _format_yaml_lines(value: Any, indent: str = "") -> Iterator[str]:
     else:
         entries = [(f"{key}:", child) for key, child in value.items()]
     for prefix, child in entries:
-        if not isinstance(child, list | dict):
+        if not isinstance(child, list | dict) or not child:  # an empty list is []
             yield f"{indent}{prefix} {json.dumps(child, ensure_ascii=False, allow_nan=False)}"
         elif prefix == "-":  # the first line of the child is on the line of the dash
             first, *rest = _format_yaml_lines(child, f"{indent}  ")

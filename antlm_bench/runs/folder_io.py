@@ -23,10 +23,11 @@ RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that at every moment it has the old bytes, the new bytes, or is absent.
 
-    Raises RunError.
+    Raises RunError, also for a device or a FIFO in its place, which is kept.
     """
     with temporary_path(path.with_name(f".{path.name}.tmp")) as temporary:
         try:
+            safe_files.reject_special_file(path)
             _write_and_sync(temporary, data)
             temporary.replace(path)
             folder = os.open(path.parent, os.O_RDONLY)

@@ -143,6 +143,7 @@ def write_atomically(path: Path, raw: bytes, root: Path) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         safe_files.reject_links(root, path.parent)
+        safe_files.reject_special_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(raw)

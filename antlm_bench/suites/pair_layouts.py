@@ -9,6 +9,7 @@ the row with the good sentence.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -270,7 +271,8 @@ def _partner_error(
     if pair_format.good:
         hint += f"; the label of the right ones is {pair_format.good!r}"
     else:
-        hint += "; --good-first or --bad-first reads lines in twos; see antlm-bench suggest FILE"
+        hint += "; --good-first or --bad-first reads lines in twos; "
+        hint += f"see antlm-bench suggest {shlex.quote(location.rpartition(':')[0])}"
     message = f"a {sentence} sentence without a {partner} one {where} it"
     return DataError(message, location=location, hint=hint)
 

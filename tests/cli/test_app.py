@@ -456,6 +456,7 @@ def test_data_verify_finds_a_changed_file(
     assert run(["data", "verify"]) == 0
     assert "no data files here" in capsys.readouterr().out
     assert run(["data", "verify", "wug-adj"]) == 5
+    assert "hint: antlm-bench data fetch wug-adj\n" in capsys.readouterr().err
     (tmp_path / "wug_adj").mkdir()
     for name in ("wug_adj_nominalization.jsonl", "wug_adj.jsonl"):
         (tmp_path / "wug_adj" / name).write_text(
@@ -464,6 +465,8 @@ def test_data_verify_finds_a_changed_file(
     assert run(["data", "verify", "wug-adj"]) == 3
     captured = capsys.readouterr()
     assert "differs" in captured.out and "not as published: 1 file" in captured.err
+    assert run(["data", "verify"]) == 3  # without names the hint names the suites with such files
+    assert "download them again: antlm-bench data fetch wug-adj\n" in capsys.readouterr().err
 
 
 def test_data_where_names_the_folders_in_order(

@@ -92,4 +92,7 @@ def test_no_hint_leaves_a_path_unquoted() -> None:
         text = file.read_text(encoding="utf-8")
         assert not added.findall(text), file.name
         for value in pattern.findall(text):
-            assert value.startswith("shlex.quote(") or value in constants, (file.name, value)
+            assert value.startswith(("shlex.quote(", "shlex.join(")) or value in constants, (
+                file.name,
+                value,
+            )

@@ -126,4 +126,18 @@ def test_flags_apply_to_the_files_among_several_suites(
 
 def test_show_names_a_folder_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", str(folder)]) == 0
-    assert "a folder of files of pairs" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a folder of files of pairs" in printed
+    assert f"--suite {folder}; " in printed and f"antlm-bench suggest {folder}" in printed
+
+
+def test_commands_for_a_file_name_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my pairs.csv").write_text("good,bad\nthe cats,the cat\n")
+    assert run(["show", "my pairs.csv"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "antlm-bench suggest 'my pairs.csv'" in printed
+    assert "score --model CKPT --suite 'my pairs.csv'; " in printed
+    assert "finetune --model CKPT --suite 'my pairs.csv' --valid FILE" in printed

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -167,6 +168,15 @@ def test_a_card_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "# missing (causal): EWoK, GLUE" in text
     results = ModelCard(text).data.eval_results or []
     assert {result.dataset_type for result in results} == {"blimp-filtered", "supplement"}
+
+
+def test_a_card_without_results_is_one_that_the_hub_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "m", [make_cell("mine", "causal", 3, 4)])
+    assert command(["report", str(run), "--collection", "babylm-2024", "--model-index"]) == 5
+    [entry] = yaml.safe_load(capsys.readouterr().out.strip("-\n"))["model-index"]
+    assert entry == {"name": "m", "results": []}
 
 
 def named(name: str) -> Report:

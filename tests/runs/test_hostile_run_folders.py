@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +123,36 @@ def test_atomic_write_leaves_no_temporary_file(tmp_path: Path) -> None:
         runs.write_atomically(target, b"data")
 
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def make_special_file(path: Path, kind: str) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    elif kind == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    else:
+        path.symlink_to("/proc/self/fd/1")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device", "standard output"])
+def test_special_file_is_not_replaced_by_an_output(
+    run: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root, `--html /dev/null` would replace the device by a page."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    make_special_file(target := tmp_path / "out.html", kind)
+    before = target.lstat()
+
+    assert app.run(["report", str(run), "--html", str(target)]) == RunError.exit_code
+
+    assert (target.lstat().st_ino, target.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "run"]
 
 
 DAMAGES = {

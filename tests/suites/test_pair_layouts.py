@@ -276,6 +276,8 @@ def test_lines_that_form_no_pairs_are_named(
         loader.load_suite(ref, **settings)
     assert caught.value.location == (f"{ref}:{line}" if line else ref)
     assert message in caught.value.message
+    if "suggest" in caught.value.hint:
+        assert caught.value.hint.endswith(f"antlm-bench suggest {ref}")
 
 
 @pytest.mark.parametrize(

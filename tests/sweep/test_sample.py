@@ -1,4 +1,4 @@
-"""Twelve architectures of the sweep: every method equals a plain loop (`make sweep`: all)."""
+"""Fourteen architectures of the sweep: every method equals a plain loop (`make sweep`: all)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from architecture_sweep import NOT_BUILT, REFUSED, examine_architecture, iter_ar
 
 CAUSAL = ("gpt2", "llama", "opt", "gemma3_text", "mamba2", "xlm")
 MASKED = ("bert", "xlm-roberta", "mpnet", "deberta-v2", "modernbert", "esm")
-SAMPLE = [*((name, "causal") for name in CAUSAL), *((name, "masked") for name in MASKED)]
+ENCODER_DECODERS = ("fsmt", "pegasus_x")
+SAMPLE = [
+    *((name, "causal") for name in CAUSAL),
+    *((name, "masked") for name in MASKED),
+    *((name, "encoder-decoder") for name in ENCODER_DECODERS),
+]
 CLASS_NAMES = {(model_type, kind): name for model_type, kind, name in iter_architectures()}
 
 
