@@ -42,6 +42,7 @@ from antlm_bench.statistics.stratified_score import (
     END_ITEMS,
     StratifiedCounts,
     count_average,
+    score_changes,
     score_intervals,
 )
 from antlm_bench.types import Floats, Ints
@@ -156,8 +157,10 @@ def simulate(case: Case | Simulation, runs: int, seed: int = 0) -> Result:
     lows, highs = [], []
     for start in range(0, runs, at_once):
         count = min(at_once, runs - start)
-        draw = _draw_items if case.clusters is None else _draw_clusters
-        low, high = score_intervals(draw(case, count, rng))
+        if case.clusters is None:
+            low, high = score_intervals(_draw_items(case, count, rng))
+        else:
+            low, high = _draw_clustered_intervals(case, count, rng)
         lows.append(low)
         highs.append(high)
     return _summarize_intervals(np.concatenate(lows), np.concatenate(highs), case.truth)
@@ -188,8 +191,10 @@ def _draw_items(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCo
     return StratifiedCounts(values, counts, means, np.tile(case.weights, runs), starts)
 
 
-def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> StratifiedCounts:
-    """Draw runs of clustered items.
+def _draw_clustered_intervals(
+    case: Case, runs: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Draw runs of clustered items. Return both ends (runs,) of their intervals.
 
     An item has a normal latent score, of which a cluster's items share a part. Its value is the
     quantile of its stratum's distribution, so that strata keep their probabilities.
@@ -207,16 +212,32 @@ def _draw_clusters(case: Case, runs: int, rng: np.random.Generator) -> Stratifie
     limits = ndtri(np.clip(np.cumsum(case.probabilities, axis=1)[:, :-1], 0, 1))
     above = sum((latent > limit).astype(np.int32) for limit in limits[code].T)
     values = np.array(case.values)[above]
+
+    def count(values: Floats) -> StratifiedCounts:
+        value_range = (case.values[0], case.values[-1])
+        return count_clusters(values, code, case.weights, cluster, value_range)
+
+    if case.values[0] >= 0:
+        return score_intervals(count(values))
+    ends = np.array([interval for interval, _ in score_changes(count, values, are_clustered=True)])
+    return ends[:, 0], ends[:, 1]
+
+
+def count_clusters(
+    values: Floats, code: Ints, weights: Floats, cluster: Ints, value_range: tuple[float, float]
+) -> StratifiedCounts:
+    """Return the counts of runs with these values (runs, n), a macro-average each.
+
+    code, cluster (n,): the stratum and the cluster of each item. weights (S,).
+    """
+    runs, num_strata = len(values), len(weights)
     codes = (np.arange(runs)[:, None] * num_strata + code).astype(np.int32)
-    value_range = (case.values[0], case.values[-1])
-    weights = np.tile(case.weights, runs)
-    counts = count_average(values.ravel(), codes.ravel(), weights, value_range)
-    effects = [
-        design_effect(run, code, case.weights, cluster, END_ITEMS, value_range) for run in values
-    ]
-    enlarged = counts.counts / np.repeat(effects, num_strata)[:, None]
+    all_weights = np.tile(weights, runs)
+    counts = count_average(values.ravel(), codes.ravel(), all_weights, value_range)
+    effects = [design_effect(run, code, weights, cluster, END_ITEMS, value_range) for run in values]
+    divided = counts.counts / np.repeat(effects, num_strata)[:, None]
     starts = num_strata * np.arange(runs, dtype=np.int32)
-    return StratifiedCounts(counts.values, enlarged, counts.means, weights, starts)
+    return StratifiedCounts(counts.values, divided, counts.means, all_weights, starts)
 
 
 # ---- the cases
@@ -371,6 +392,8 @@ def _suite_cluster_cases() -> Iterator[Case]:
             yield in_clusters(one_run(f"{name} at .7", (sum(sizes),), 0.7), sizes, correlation)
         case = two_runs("difference, multirc +.1 -.08", (sum(multirc),), 0.1, 0.08)
         yield in_clusters(case, multirc, correlation)
+        case = two_runs("difference, multirc +.002 -.005", (sum(multirc),), 0.002, 0.005)
+        yield in_clusters(case, multirc, correlation)
     pairs = _separate_strata([[2] * (size // 2) for size in EWOK])
     fast = _separate_strata([_repeat_sizes(sizes) for sizes in cluster_sizes.EWOK_FAST.values()])
     accuracies = np.linspace(0.5, 0.7, 11)
@@ -394,9 +417,11 @@ def _spanning_cases() -> Iterator[Case]:
         case = nested(name, {file: tuple(levels) for file in ENTITY_TRACKING})
         for correlation in (0.0, 0.1, 0.3, 0.9):
             yield in_clusters(case, table, correlation)
-    case = two_runs("difference, entity tracking +.1 -.08", case.sizes, 0.1, 0.08)
-    for correlation in (0.1, 0.9):
-        yield in_clusters(case, table, correlation)
+    for gained, lost in ((0.1, 0.08), (0.0, 0.001)):
+        name = f"difference, entity tracking +{gained:g} -{lost:g}"
+        case = two_runs(name, case.sizes, gained, lost)
+        for correlation in (0.1, 0.9):
+            yield in_clusters(case, table, correlation)
 
 
 def _repeat_sizes(numbers: Mapping[int, int]) -> list[int]:

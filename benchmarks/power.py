@@ -43,6 +43,7 @@ from antlm_bench.types import Floats
 MIN_POWER, MAX_POWER = 0.75, 0.85
 REPETITIONS = 100
 """Repetitions per observed comparison."""
+MAX_STRATA_AT_ONCE = 20_000
 EXCEPTIONS: dict[str, str] = {
     "5 exponential values": "Welch's t of few skewed values",
     "20 exponential values": "Welch's t of few skewed values",
@@ -92,11 +93,11 @@ class Case:
 def simulate(case: Case, runs: int, seed: int = 0) -> Result:
     """Return how the detectable drops of so many observed comparisons did."""
     rng = np.random.default_rng(seed)
-    observed = _draw(case, 0.0, runs, rng)
+    observed = _draw(case, np.zeros(runs), rng)
     drops = detectable_drops(observed_flip_rates(observed))
-    [planned] = detectable_drops(case.rates)
-    powers = [_power(case, drop, REPETITIONS, rng) for drop in drops if not np.isnan(drop)]
-    return _summarize(powers, drops, _power(case, planned, 20 * REPETITIONS, rng))
+    planned = detectable_drops(case.rates)
+    powers = _powers(case, drops[~np.isnan(drops)], REPETITIONS, rng)
+    return _summarize(powers, drops, float(_powers(case, planned, 20 * REPETITIONS, rng)[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,24 +204,30 @@ def _summarize(powers: Sequence[float], drops: Floats, planned_power: float) -> 
     )
 
 
-def _power(case: Case, drop: float, runs: int, rng: np.random.Generator) -> float:
-    """Return how often the test finds a drop."""
-    if np.isnan(drop):
-        return float("nan")
-    z = score_z(_draw(case, drop, runs, rng))
-    return float(np.mean((z < 0) & (two_sided_p(z) < 1 - CONFIDENCE_LEVEL)))
+def _powers(case: Case, drops: Floats, runs: int, rng: np.random.Generator) -> list[float]:
+    """Return how often the test finds each of these drops, nan for a drop that is nan."""
+    at_once = max(1, MAX_STRATA_AT_ONCE // (runs * len(case.sizes)))
+    powers: list[float] = []
+    for start in range(0, len(drops), at_once):
+        some = drops[start : start + at_once]
+        z = score_z(_draw(case, np.repeat(np.nan_to_num(some), runs), rng))
+        is_found = (z < 0) & (two_sided_p(z) < 1 - CONFIDENCE_LEVEL)
+        shares = is_found.reshape(-1, runs).mean(axis=1)
+        powers += np.where(np.isnan(some), np.nan, shares).tolist()
+    return powers
 
 
-def _draw(case: Case, drop: float, runs: int, rng: np.random.Generator) -> StratifiedCounts:
-    """Draw comparisons, a macro-average each. In every stratum, the share of lost items less that
-    of gained items is `drop`, and both add up to the flips, or to the drop if it is larger."""
-    flips = np.maximum(np.array(case.flips), drop)
-    lost, gained = (flips + drop) / 2, (flips - drop) / 2
-    rates = np.column_stack([lost, 1 - flips, gained])
-    tables = [
-        rng.multinomial(size, p, size=runs) for size, p in zip(case.sizes, rates, strict=True)
-    ]
-    num_strata, values = len(case.sizes), np.array([-1.0, 0.0, 1.0])
+def _draw(case: Case, drops: Floats, rng: np.random.Generator) -> StratifiedCounts:
+    """Draw a comparison with each of these true drops, a macro-average each.
+
+    In every stratum, the share of lost items less that of gained items is the drop, and both add up
+    to the flips, or to the drop if it is larger.
+    """
+    flips = np.maximum(np.array(case.flips), drops[:, None])
+    lost, gained = (flips + drops[:, None]) / 2, (flips - drops[:, None]) / 2
+    rates = np.stack([lost, 1 - flips, gained], axis=2)
+    tables = [rng.multinomial(size, rates[:, index]) for index, size in enumerate(case.sizes)]
+    runs, num_strata, values = len(drops), len(case.sizes), np.array([-1.0, 0.0, 1.0])
     counts = np.stack(tables, axis=1).reshape(runs * num_strata, -1).astype(float)
     means = counts @ values / np.tile(case.sizes, runs)
     weights = np.full(runs * num_strata, 1 / num_strata)

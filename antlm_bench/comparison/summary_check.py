@@ -8,10 +8,12 @@ metric can be computed from predictions alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from antlm_bench import runs
 from antlm_bench.arguments import check_arguments
@@ -46,19 +48,20 @@ def open_verified_runs(paths: Iterable[str | Path], *, keys: Collection[str] = (
 
     keys: content keys of cells that are shown even if the run has fuller ones. Cells of earlier
     versions, which do not say which items belong together, get a note if their suite declares
-    clusters. Raises the same errors as `open_verified_run`.
+    clusters, and cells whose score is undefined for their items get one, too. Raises the same
+    errors as `open_verified_run`.
     """
     has_clusters = lru_cache(declares_clusters)
     opened = []
     for path in paths:
         run = runs.select_fullest_cells(open_verified_stored_run(path), keys)
-        cells = tuple(
-            cell
-            if cell.summary.num_clusters or not has_clusters(*catalog_name(cell))
-            else _with_note(cell, UNCLUSTERED_NOTE)
-            for cell in run
-        )
-        opened.append(replace(run, cells=cells))
+        cells = []
+        for cell in run:
+            notes = list(_undefined_notes(run, cell))
+            if not cell.summary.num_clusters and has_clusters(*catalog_name(cell)):
+                notes.append(UNCLUSTERED_NOTE)
+            cells.append(_with_notes(cell, notes) if notes else cell)
+        opened.append(replace(run, cells=tuple(cells)))
     return runs.distinguish_suites(opened)
 
 
@@ -73,8 +76,24 @@ def open_verified_stored_run(path: str | Path) -> Run:
     return run
 
 
-def _with_note(cell: Cell, note: str) -> Cell:
-    return replace(cell, summary=replace(cell.summary, notes=(*cell.summary.notes, note)))
+def _with_notes(cell: Cell, notes: Iterable[str]) -> Cell:
+    return replace(cell, summary=replace(cell.summary, notes=(*cell.summary.notes, *notes)))
+
+
+def _undefined_notes(run: Run, cell: Cell) -> Iterator[str]:
+    """Yield a note if the headline is undefined for its items.
+
+    Earlier versions stored the value of a model without any ability, with the whole range as its
+    interval. Only such cells are read again.
+    """
+    spec, headline = get_metric_spec(cell.summary.metric), cell.summary.headline
+    if not spec.min_gold_values or (headline.low, headline.high) != spec.value_range:
+        return
+    table = load_table(run, cell)
+    reason = load_cell_metric(cell).find_undefined_reason(table, np.ones(len(table.ids), bool))
+    if reason:
+        value = spec.format(headline.value)
+        yield f"{spec.heading} undefined ({reason}): {value} is no score"
 
 
 def check_cell(run: Run, cell: Cell) -> None:

@@ -315,8 +315,8 @@ def _build_overview(columns: Sequence[ResultsColumn]) -> Table:
 
 
 def _describe_block(block: SuiteBlock) -> str:
-    """Return `mean of 3 paradigms · 3,000 items · up to 7 ties`."""
-    flags = [f"up to {max(counts):,} {flag}" for flag, counts in count_flags(block)]
+    """Return `mean of 3 paradigms · 3,000 items · ties: up to 7`."""
+    flags = [f"{flag}: up to {max(counts):,}" for flag, counts in count_flags(block)]
     count = format_item_count(block.rows[0])
     return " · ".join([block.average, f"{count} item{'s' * (count != '1')}", *flags])
 

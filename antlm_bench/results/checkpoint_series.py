@@ -74,14 +74,20 @@ class LearningCurve:
         its checkpoint, in the unit of the metric. None for a single checkpoint.
 
         The largest of K normal errors, independent or not, is at most sqrt(2 ln K) standard errors
-        on average (Boucheron, Lugosi & Massart 2013, section 2.5), whatever the true values. A
-        standard error is half the widest 95% interval, divided by 1.96.
+        on average (Boucheron, Lugosi & Massart 2013, section 2.5), whatever the true values. Only
+        checkpoints with a value in the interval of the best count, because chance hardly makes
+        others the best. A standard error is half the widest 95% interval of these, divided by 1.96.
         """
-        estimates = [point.estimate for point in self.points if not point.duplicate_of]
-        if len(estimates) < 2:
+        if sum(not point.duplicate_of for point in self.points) < 2:
             return None
-        half_width = max(estimate.high - estimate.low for estimate in estimates) / 2
-        return math.sqrt(2 * math.log(len(estimates))) * half_width / Z
+        best = self.best_point.estimate
+        rivals = [
+            point.estimate
+            for point in self.points
+            if not point.duplicate_of and best.low <= point.estimate.value <= best.high
+        ]
+        half_width = max(estimate.high - estimate.low for estimate in rivals) / 2
+        return math.sqrt(2 * math.log(len(rivals))) * half_width / Z
 
     @property
     def segments(self) -> list[list[CurvePoint]]:

@@ -78,6 +78,14 @@ class _Fit(NamedTuple):
     z: Floats
 
 
+class _ScoreTests(NamedTuple):
+    """Both ends of the intervals, and z of "no difference", of B macro-averages (B,)."""
+
+    low: Floats
+    high: Floats
+    z: Floats
+
+
 @dataclass(frozen=True, slots=True)
 class StratifiedCounts:
     """Counts of values in R strata, which form B macro-averages."""
@@ -210,9 +218,44 @@ def score_test(
 ) -> tuple[Interval, float]:
     """Return the interval of a macro-average of paired differences, and the two-sided p-value of
     "no difference". Arguments as in `count_average`."""
-    counts = count_average(changes, codes, weights, value_range, clusters)
-    low, high = score_intervals(counts)
-    return Interval(float(low[0]), float(high[0])), float(two_sided_p(score_z(counts))[0])
+
+    def count(values: Floats) -> StratifiedCounts:
+        return count_average(values, codes, weights, value_range, clusters)
+
+    [test] = score_changes(count, changes, are_clustered=clusters is not None)
+    return test
+
+
+def score_changes(
+    count: Callable[[Floats], StratifiedCounts], changes: Floats, *, are_clustered: bool
+) -> list[tuple[Interval, float]]:
+    """Return interval and p-value of B macro-averages of paired differences.
+
+    count: returns the counts of such changes.
+
+    The fewer clustered items flip, the less they show how alike the items of a cluster are, so the
+    design effect rises while losses become fewer. Therefore the lower end is not above that of the
+    same changes without losses, nor the upper end below that without gains: a run that lost a few
+    items cannot pass where one that lost none is undecided. p follows the same rule.
+    """
+    tests = _test_counts(count(changes))
+    if are_clustered:
+        only_gains = _test_counts(count(np.maximum(changes, 0.0)))
+        only_losses = _test_counts(count(np.minimum(changes, 0.0)))
+        tests = _ScoreTests(
+            np.minimum(tests.low, only_gains.low),
+            np.maximum(tests.high, only_losses.high),
+            np.where(
+                tests.z > 0, np.minimum(tests.z, only_gains.z), np.maximum(tests.z, only_losses.z)
+            ),
+        )
+    ends = zip(*map(np.ndarray.tolist, tests[:2]), strict=True)
+    p = two_sided_p(tests.z).tolist()
+    return [(Interval(*pair), p_value) for pair, p_value in zip(ends, p, strict=True)]
+
+
+def _test_counts(counts: StratifiedCounts) -> _ScoreTests:
+    return _ScoreTests(*score_intervals(counts), score_z(counts))
 
 
 def count_overlapping_groups(
@@ -245,13 +288,11 @@ def score_tests_by_group(
     """
     if not groups:
         return []
-    counts = count_overlapping_groups(changes, groups, value_range, clusters)
-    low, high = score_intervals(counts)
-    p = two_sided_p(score_z(counts))
-    return [
-        (Interval(float(a), float(b)), float(p_value))
-        for a, b, p_value in zip(low, high, p, strict=True)
-    ]
+
+    def count(values: Floats) -> StratifiedCounts:
+        return count_overlapping_groups(values, groups, value_range, clusters)
+
+    return score_changes(count, changes, are_clustered=clusters is not None)
 
 
 def sampled_groups_interval(
@@ -384,17 +425,18 @@ class _Model:
         near = np.where(steps >= 0, 0, len(values) - 1)
         rows = np.arange(len(steps))
         mu = np.maximum(cells[rows, near], 1e-300)
+        ones = np.ones(len(values))  # a product with it is much faster than sum(axis=1)
         for _ in range(MAX_STEPS):
             inverse = 1 / (mu[:, None] + distances)
             p = cells * inverse
-            total = p.sum(axis=1)
-            change = (total - 1) * total / (p * inverse).sum(axis=1)
+            total = p @ ones
+            change = (total - 1) * total / ((p * inverse) @ ones)
             mu = np.maximum(mu + change, 1e-300)
             if np.all(np.abs(change) <= 1e-14 * mu):
                 break
         p = cells / (mu[:, None] + distances)
         p[rows, near] = 0.0
-        p[rows, near] = np.maximum(1 - p.sum(axis=1), 0.0)
+        p[rows, near] = np.maximum(1 - p @ ones, 0.0)
         return np.asarray(p)
 
     def _moments(self, p: Floats) -> tuple[Floats, Floats, Floats, Floats]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import large_runs
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from antlm_bench.cli.app import run as cli
 from antlm_bench.errors import RunError, UsageError
@@ -171,7 +173,7 @@ def test_the_end_of_a_training_is_no_gap_of_others() -> None:
 
 
 def test_the_best_of_several_checkpoints_is_said_to_be_optimistic() -> None:
-    [curve] = build_curves([checkpoint(f"chck_{n}M", value=n / 20) for n in (7, 8, 9)])
+    [curve] = build_curves([checkpoint(f"chck_{n}M", value=n / 100) for n in (43, 44, 45)])
 
     [row] = build_curve_table([curve], []).rows
 
@@ -180,6 +182,39 @@ def test_the_best_of_several_checkpoints_is_said_to_be_optimistic() -> None:
     assert "the best of 3 checkpoints is optimistic" in row.cells[-1].notes[0]
     assert "by up to 7.6 points" in row.cells[-1].notes[0]
     assert build_curves([checkpoint("chck_1M")])[0].optimism is None
+
+
+def test_checkpoints_far_below_the_best_add_no_optimism() -> None:
+    estimates = [Estimate(0.5, 100, 0.4, 0.6)] * 9  # wide, and far from the last two
+    estimates += [Estimate(0.97, 100, 0.93, 0.99), Estimate(0.98, 100, 0.94, 1.0)]
+    points = tuple(CurvePoint(n, n, f"c{n}", each) for n, each in enumerate(estimates))
+
+    def optimism(*points: CurvePoint) -> float | None:
+        return LearningCurve("a", "s", "causal", "accuracy", points, ()).optimism
+
+    # sqrt(2 ln 2) standard errors of .03 / 1.96
+    assert optimism(*points) == pytest.approx(1.1774 * 0.03 / 1.959964, rel=1e-4)
+    assert optimism(points[0], points[-1]) == 0.0
+
+
+@pytest.mark.parametrize("highest", [0.7, 0.95, 0.995])
+def test_the_stated_optimism_is_an_upper_bound(highest: float) -> None:
+    rng, n = np.random.default_rng(0), 200
+    truth = highest - (highest - 0.5) * np.exp(-np.arange(19) / 3)
+    excess, bounds = [], []
+    for _ in range(200):
+        values = rng.binomial(n, truth) / n
+        counts = (round(n * value) for value in values)
+        ends = [binomtest(count, n).proportion_ci(method="wilson") for count in counts]
+        points = tuple(
+            CurvePoint(i, i, f"c{i}", Estimate(value, n, *pair))
+            for i, (value, pair) in enumerate(zip(values.tolist(), ends, strict=True))
+        )
+        curve = LearningCurve("a", "s", "causal", "accuracy", points, ())
+        excess.append(curve.best_point.estimate.value - truth[curve.best_point.milestone])
+        bounds.append(curve.optimism)
+
+    assert 0 < np.mean(excess) < np.mean(bounds) < 3 * np.mean(excess)
 
 
 def test_the_best_checkpoint_in_surprisal_is_the_lowest() -> None:

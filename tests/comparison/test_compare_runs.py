@@ -23,6 +23,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from antlm_bench import check, statistics
+from antlm_bench.commands.report import build_report
 from antlm_bench.comparison import Comparison, Difference, compare_runs
 from antlm_bench.comparison.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
 from antlm_bench.comparison.results import HEADLINE
@@ -346,7 +347,13 @@ def test_an_older_run_of_an_undefined_metric_is_read_but_not_compared(
     ]
     a, b = (write_run(tmp_path / name, (cell, rows)) for name in "ab")
 
-    assert [cell.summary.headline.value for cell in open_verified_run(a.path)] == [0.0]
+    [opened] = open_verified_run(a.path)
+    assert opened.summary.headline.value == 0.0
+    assert opened.summary.notes == (
+        f"{METRICS[metric].heading} undefined ({words}): 0.0 is no score",
+    )
+    report = build_report([a.path])
+    assert opened.summary.notes[0] in str(report.columns[0].results[0].score)
     assert compare_runs(a, b) == []
     with pytest.raises(NotComparable, match=f"nothing to compare, .* is undefined: {words}"):
         compare_runs(a, b, suites=["toy"])

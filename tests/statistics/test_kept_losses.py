@@ -48,6 +48,36 @@ def test_keeping_a_lost_item_of_few_clusters_worsens_no_verdict(drawn):
         assert after.high >= min(before.high, 0.0) - TOLERANCE
 
 
+@pytest.mark.long
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(clustered_changes(2, 30))
+def test_keeping_all_lost_items_worsens_no_verdict(drawn):
+    changes, codes, weights, clusters = drawn
+
+    before, _ = statistics.score_test(changes, codes, weights, clusters=clusters)
+    after, _ = statistics.score_test(np.maximum(changes, 0), codes, weights, clusters=clusters)
+
+    assert after.low >= before.low - TOLERANCE
+    assert after.high >= min(before.high, 0.0) - TOLERANCE
+
+
+@pytest.mark.parametrize("items_apart", [1, 5, 16])
+@pytest.mark.parametrize("num_clusters", [5, 12, 83, 594])
+def test_ends_of_16_items_per_cluster_fall_with_each_lost_item(num_clusters, items_apart):
+    clusters = np.repeat(np.arange(num_clusters), 16)
+    codes = np.zeros(len(clusters), np.int32)
+    lows, highs = [], []
+    for num_lost in range(4):
+        changes = np.zeros(len(clusters))
+        changes[: num_lost * items_apart : items_apart] = -1.0
+        (low, high), _ = statistics.score_test(changes, codes, np.ones(1), clusters=clusters)
+        lows.append(low)
+        highs.append(high)
+
+    assert lows == sorted(lows, reverse=True)
+    assert highs == sorted(highs, reverse=True)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(clustered_changes(2, 20))
 def test_exchanging_both_runs_mirrors_interval_and_p(drawn):
