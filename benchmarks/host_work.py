@@ -26,7 +26,7 @@ import transformers
 from score import format_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from antlm_bench.checkpoints.checkpoint import GPU_BATCH_TOKENS
+from antlm_bench.checkpoints.resolve import GPU_BATCH_TOKENS
 from antlm_bench.scoring import attention, engine, logit_readers
 from antlm_bench.scoring.attention import GPU_PADDING, PACKED_ATTENTION, PackedLayout
 from antlm_bench.scoring.engine import Engine
