@@ -119,12 +119,11 @@ def report_command(
         )
         _print_provenance(runs, table_format)
         return
-    if not any(outputs.values()):
-        refuse_options(
-            {"--training": training},
-            "losses are shown in figures only",
-            "add --html, --svg or --png",
-        )
+    refuse_options(
+        {"--training": training and not any(outputs.values())},
+        "losses are shown in figures only",
+        "add --html, --svg or --png",
+    )
     stand_ins = parse_assignments(member, "--member", "MEMBER=SUITE", "ewok=ewok-fast-2025")
     name_parts = split_names(baseline)
 
@@ -136,9 +135,8 @@ def report_command(
 
     def print_report(report: Report) -> None:
         if any(outputs.values()):
-            print_table(
-                build_facts_table("report", _write_outputs(runs, outputs, training or (), report))
-            )
+            facts = _write_outputs(runs, outputs, training or (), report)
+            print_table(build_facts_table("report", facts))
         elif model_index:
             sys.stdout.write(build_model_card(report))
         else:
