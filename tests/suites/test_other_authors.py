@@ -206,6 +206,8 @@ NEGATIVE_SIZE.size = -1024
         (make_archive(("x/a.jsonl", b"{}"), ("y/a.jsonl", b"{}")), "two members are called"),
         (make_archive(("README", b"text")), "no table"),
     ],
+    # The bytes of an archive hold the time, and workers of pytest must agree on the names of tests.
+    ids=["no gzip", "no tar", "cut off", "negative size", "equal names", "no table"],
 )
 def test_an_archive_that_cannot_be_read_is_one_sentence(
     archive: bytes, message: str, copy_suite: Copy
