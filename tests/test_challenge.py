@@ -1,6 +1,7 @@
 """benchmarks/challenge.py: its parts, and a run beside a stand-in for the official pipeline."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,10 @@ def test_a_run_beside_a_stand_in_for_the_official_pipeline(checkout, tmp_path):
     # Suites are loaded once for all checkpoints, each of which is opened and tested.
     assert [phases["load data"][i] for i in (1, 3)] == ["2", "2"]
     assert [phases["open checkpoint"][i] for i in (1, 3)] == ["1", "2"]
+    # The second checkpoint has the same tokenizer: only the texts of its own trial are tokenized.
+    counts = re.findall(r"checkpoints: ([\d,]+) texts tokenized", done.stdout)
+    one, two = (int(count.replace(",", "")) for count in counts)
+    assert two - one <= 4
     calls = (checkout / "calls.txt").read_text().splitlines()
     # 1 + 2 checkpoints of 15 + 3 items, and one of 30 + 6.
     assert sorted(calls) == sorted(

@@ -47,7 +47,11 @@ from antlm_bench.scoring.engine import Engine, lock_model
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.plain_forward import is_encoder_decoder
-from antlm_bench.scoring.source_text import PairEncoder
+from antlm_bench.scoring.shared_encodings import (
+    CheckpointEncodings,
+    EncodingCache,
+    encode_texts,
+)
 from antlm_bench.scoring.text import (
     ContextEncoder,
     EosRule,
@@ -83,6 +87,8 @@ class Checkpoint:
     """Entries for a run's manifest (metadata.describe_checkpoint)."""
     no_mask_reason: str = ""
     """Why `mask_id` is None; "" if it is not None."""
+    shared_encodings: CheckpointEncodings | None = None
+    """Encodings shared with checkpoints of equal tokenizers (`share_encodings`)."""
 
     def encode(
         self,
@@ -91,10 +97,18 @@ class Checkpoint:
         attention: Attention,
         sources: Sequence[str] | None = None,
     ) -> Encodings:
-        encoder = self.encoders[attention]
-        if isinstance(encoder, PairEncoder):
-            return encoder.encode(texts, spans, sources)
-        return encoder.encode(texts, spans)
+        encode = encode_texts if self.shared_encodings is None else self.shared_encodings.encode
+        return encode(self.encoders[attention], texts, spans, sources)
+
+    def share_encodings(self, cache: EncodingCache) -> None:
+        """Tokenize no text that a checkpoint with an equal tokenizer has tokenized before.
+
+        A tokenizer that is code of the checkpoint shares nothing.
+        """
+        if self.shared_encodings is None and "code" not in self.metadata:
+            tokenizer = next(iter(self.encoders.values())).tokenizer
+            files_hash = str(self.metadata["tokenizer"])
+            self.shared_encodings = cache.for_checkpoint(tokenizer, files_hash)
 
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: ProgressCallback | None = None

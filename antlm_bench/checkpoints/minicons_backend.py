@@ -22,6 +22,7 @@ from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
 from antlm_bench.scoring.multiple_choice import build_predictions
 from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores
+from antlm_bench.scoring.shared_encodings import EncodingCache
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
 from antlm_bench.types import Encodings, Item, ProgressCallback, Span
 
@@ -49,6 +50,10 @@ class MiniconsCheckpoint:
         """Return no notes: minicons takes word boundaries from the tokenizer, or raises."""
         del method
         return ()
+
+    def share_encodings(self, cache: EncodingCache) -> None:
+        """Do nothing: minicons tokenizes by itself."""
+        del cache
 
     @property
     def methods(self) -> list[str]:

@@ -26,6 +26,7 @@ from antlm_bench.errors import BenchError, UsageError
 from antlm_bench.progress import Progress
 from antlm_bench.runs.layout import check_single_name, run_dir
 from antlm_bench.safe_files import find_url
+from antlm_bench.scoring.shared_encodings import EncodingCache
 from antlm_bench.suites.pair_files import is_pairs_ref
 from antlm_bench.suites.pair_layouts import LAYOUTS
 from antlm_bench.suites.task_types import find_task_type
@@ -91,7 +92,8 @@ class ScoreCall:
         options.validate(method_names)
         self.refs = expand_refs(as_list(models), options.revision)
         check_single_name(options.name, self.refs)
-        self.session = ScoreSession()
+        # A single checkpoint encodes no text twice.
+        self.session = ScoreSession(encodings=EncodingCache() if len(self.refs) > 1 else None)
         self.request = self.session.build_request(as_list(suites), method_names, options)
         _check_unigrams(options, self.request.suites.refs)
         self.acquisition_suites = _list_acquisition_suites(as_list(suites), len(self.refs))

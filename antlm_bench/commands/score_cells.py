@@ -6,7 +6,7 @@ for all methods or none, so that a resumed run has the same batches as an uninte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_
 from antlm_bench.commands.finished_cells import build_finished_cell
 from antlm_bench.commands.work_estimates import build_token_counter
 from antlm_bench.errors import DataError
-from antlm_bench.predictions import Predictions, check_ids, check_predictions, concat_predictions
+from antlm_bench.predictions import Predictions, check_ids, check_predictions
 from antlm_bench.progress import Progress, ShareCounter
 from antlm_bench.runs import Shard, UnfinishedCell
 from antlm_bench.runs.chunks import ChunkFolder
@@ -86,8 +86,7 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
                 writer.describe_cells(pending.cells.values())
                 label = f"{self._label(names)} shard {shard}"
                 progress.start_piece(label, self.target.estimate_work(names))
-                for _ in self._predict_chunks(pending, writer, progress):
-                    pass
+                self._compute_chunks(pending, writer, progress)
                 if self.num_computed_chunks:
                     writer.record_provenance(self._build_records(meter, names))
 
@@ -110,22 +109,19 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
     ) -> None:
         meter = ResourceMeter()
         pending = self._plan_cells(names)
-        batches: dict[str, list[Predictions]] = {name: [] for name in names}
         progress.start_piece(self._label(names), self.target.estimate_work(names))
         new_settings = [self.settings[name] for name in names]
         log_replaced_scores(progress.log, writer, self.suite.origin, new_settings)
-        for predictions_by_method in self._predict_chunks(pending, writer, progress):
-            for name, predictions in predictions_by_method.items():
-                batches[name].append(predictions)
+        self._compute_chunks(pending, writer, progress)
         for name, unfinished in pending.cells.items():
-            computed = concat_predictions(batches.pop(name))
+            num_chunks = unfinished.num_chunks
+            computed = writer.join_chunks(self.suite.name, name, self.keys[name], num_chunks)
             try:
                 cell, predictions = build_finished_cell(unfinished, self.suite, computed)
             except DataError:
                 writer.discard_chunks(self.suite.name, name)
                 raise
-            changed_predictions = None if predictions is computed else predictions
-            writer.finish_cell(cell, unfinished.num_chunks, changed_predictions)
+            writer.finish_cell(cell, num_chunks, predictions)
         writer.record_provenance(self._build_records(meter, names))
 
     def _build_records(self, meter: ResourceMeter, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -167,21 +163,15 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
         }
         return _PendingCells(items, methods, chunks, indices, cells)
 
-    def _predict_chunks(
+    def _compute_chunks(
         self, pending: _PendingCells, store: ChunkFolder, progress: Progress
-    ) -> Iterator[dict[str, Predictions]]:
-        """Yield method name -> predictions of each chunk, out of the store or from the model."""
+    ) -> None:
+        """Compute the chunks that the store lacks, and store them."""
         scorer: AnyCheckpoint | AdaptiveScorer | None = None
         for index in pending.indices:
             chunk = pending.chunks[index]
-            stored = {
-                name: _load_stored_chunk(store, cell, index, chunk)
-                for name, cell in pending.cells.items()
-            }
-            loaded = {name: batch for name, batch in stored.items() if batch is not None}
-            if len(loaded) == len(stored):
+            if all(_has_chunk(store, cell, index, chunk) for cell in pending.cells.values()):
                 progress.skip(len(chunk) * len(pending.cells))
-                yield loaded
                 continue
             scorer = scorer or self._build_scorer(pending)
             num_units = len(chunk) * len(pending.cells)
@@ -201,7 +191,6 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
                 self._check_predictions(batch, name, chunk)
                 store.save_chunk(self.suite.name, name, self.keys[name], index, batch)
             self.num_computed_chunks += 1
-            yield batches
 
     def _build_scorer(self, pending: _PendingCells) -> AnyCheckpoint | AdaptiveScorer:
         """Return the checkpoint, or for adaptive precision a calibrated scorer around it."""
@@ -263,14 +252,10 @@ def _self_test(
     return {"self_test": result.to_record(), "shortcuts": checkpoint.engine.shortcuts}
 
 
-def _load_stored_chunk(
-    store: ChunkFolder, cell: UnfinishedCell, index: int, chunk: Sequence[Item]
-) -> Predictions | None:
-    """Return the predictions of a chunk that an earlier call stored, or None.
+def _has_chunk(store: ChunkFolder, cell: UnfinishedCell, index: int, chunk: Sequence[Item]) -> bool:
+    """Return whether an earlier call stored the predictions of a chunk.
 
     A call with other methods may have had chunks of another size; they are not used.
     """
     stored = store.load_chunk(cell.suite, cell.method, cell.key, index)
-    if stored is None or stored.ids != tuple(item.id for item in chunk):
-        return None
-    return stored
+    return stored is not None and stored.ids == tuple(item.id for item in chunk)

@@ -24,6 +24,7 @@ from antlm_bench.runs import Shard
 from antlm_bench.runs.layout import build_manifest, check_single_name, run_dir
 from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method, resolve_method
+from antlm_bench.scoring.shared_encodings import EncodingCache
 from antlm_bench.suites.pair_files import FORMAT_FIELDS
 from antlm_bench.types import Names, Run, as_list
 
@@ -60,8 +61,9 @@ class ScoreSession:
     It keeps the checkpoint that it opened last, and the suites that it loaded last (SuiteCache).
     """
 
-    def __init__(self) -> None:
-        self.suite_cache = SuiteCache()
+    def __init__(self, encodings: EncodingCache | None = None) -> None:
+        """encodings: cache that checkpoints with equal tokenizers share; None = they do not."""
+        self.suite_cache, self.encodings = SuiteCache(), encodings
         self._native: LastOpened[AnyCheckpoint] = LastOpened(open_checkpoint)
         self._minicons: LastOpened[AnyCheckpoint] = LastOpened(open_minicons_checkpoint)
 
@@ -117,7 +119,10 @@ class ScoreSession:
         for engine, other in opened.items():
             if engine != options.engine:
                 other.close()
-        return opened[options.engine].open(ref, options.open_options(), located)
+        checkpoint = opened[options.engine].open(ref, options.open_options(), located)
+        if self.encodings is not None:
+            checkpoint.share_encodings(self.encodings)
+        return checkpoint
 
     def find_finished(
         self, checkpoint: RecordedCheckpoint, request: ScoreRequest, folder: Path

@@ -143,25 +143,34 @@ class RunWriter(ChunkFolder):
             if json.dumps(old.settings.get(name)) != json.dumps(settings.get(name))
         ]
 
+    def join_chunks(self, suite: str, method: str, key: str, num_chunks: int) -> Predictions:
+        """Return the predictions of all stored chunks of a cell. Raises RunError if one is missing.
+
+        While a suite is scored, no chunk is kept in memory.
+        """
+        chunks: list[Predictions] = []
+        for index in range(num_chunks):
+            stored = self.load_chunk(suite, method, key, index)
+            if stored is None:
+                raise RunError(
+                    f"chunk {index} of {suite} is missing",
+                    location=str(self.path),
+                    hint=RESCORE_HINT,
+                )
+            chunks.append(stored)
+        return concat_predictions(chunks)
+
     def finish_cell(
         self, cell: Cell, num_chunks: int, final_predictions: Predictions | None = None
     ) -> Cell:
         """Join the chunks of a cell, write the cell, and remove the chunks.
 
-        final_predictions: the same predictions with what only all of them together determine.
-        Raises RunError if a chunk is missing.
+        final_predictions: those of `join_chunks`, perhaps with what only all of them together
+        determine; None = those of `join_chunks`. Raises RunError if a chunk is missing.
         """
-        chunks: list[Predictions] = []
-        for index in range(num_chunks):
-            stored = self.load_chunk(cell.suite, cell.method, cell.key, index)
-            if stored is None:
-                raise RunError(
-                    f"chunk {index} of {cell.suite} is missing",
-                    location=str(self.path),
-                    hint=RESCORE_HINT,
-                )
-            chunks.append(stored)
-        complete = concat_predictions(chunks) if final_predictions is None else final_predictions
+        complete = final_predictions
+        if complete is None:
+            complete = self.join_chunks(cell.suite, cell.method, cell.key, num_chunks)
         written = self.write_cell(cell, complete)
         if cell.limit is None:
             self.discard_chunks(cell.suite, cell.method)

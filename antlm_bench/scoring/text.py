@@ -185,6 +185,15 @@ class TextEncoder:
         """Return the special tokens of each kind of row, by name."""
         return {attention: self.specials}
 
+    def describe_settings(self) -> list[Any]:
+        """Return all that decides how texts are encoded besides the tokenizer, as plain values."""
+        settings = {
+            name: value.describe_settings() if isinstance(value, TextEncoder) else value
+            for name, value in vars(self).items()
+            if name not in ("tokenizer", "text_tokenizer")
+        }
+        return [type(self).__name__, self.text_tokenizer.word_rule, settings]
+
     def with_bos_policy(self, attention: Attention, bos: str) -> TextEncoder:
         """Return an encoder with another BOS policy.
 

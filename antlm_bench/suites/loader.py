@@ -340,6 +340,8 @@ class _ItemBuilder:
     def __init__(self, spec: SuiteSpec) -> None:
         self.spec = spec
         self.counts: Counter[str] = Counter()
+        self.labels: dict[tuple[str, ...], dict[str, str]] = {}
+        """Items with equal labels share a dict: each takes as much memory as two texts."""
         texts = [text for option in spec.item.options for text in (option.context, option.scored)]
         self.text_fields = {text: template_fields(text) for text in texts}
         self.cluster_fields = {text: template_fields(text) for text in spec.cluster}
@@ -365,6 +367,7 @@ class _ItemBuilder:
         }
         for label, renamed in spec.rename.items():
             labels[label] = renamed.get(labels[label], labels[label])
+        labels = self.labels.setdefault(tuple(labels.values()), labels)
         options = tuple(self._build_options(record, location))
         group = labels[spec.finest_level] if spec.finest_level else spec.name
         item_id = f"{group}_{self.counts[group]}"

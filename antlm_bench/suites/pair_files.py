@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -110,7 +110,7 @@ def read_pairs(path: Path, request: SuiteRequest) -> tuple[SuiteSpec, records.Re
         _check_both_labels(path, data_files, request.good)
     else:
         spec = spec.model_copy(update={"notes": (*spec.notes, *_note_different_spaces(data_files))})
-    return spec, [(each.name, each.location, iter(each.rows)) for each in data_files]
+    return spec, [(each.name, each.location, _take_rows(each.rows)) for each in data_files]
 
 
 def choose_format(name: str, request: SuiteRequest) -> PairFormat:
@@ -165,6 +165,13 @@ def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
         hint = f"layout {pair_format.layout}: {LAYOUTS[pair_format.layout].description}"
         raise DataError("0 rows", location=str(file), hint=hint)
     return _PairFile(name_in_folder(file, root), str(file), frozenset(rows[0][1]), rows)
+
+
+def _take_rows(rows: list[tuple[int, records.Record]]) -> Iterator[tuple[int, records.Record]]:
+    """Yield the rows, and remove them, so that memory never holds all rows and all items."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
 
 
 def _check_both_labels(path: Path, data_files: Sequence[_PairFile], good: str) -> None:

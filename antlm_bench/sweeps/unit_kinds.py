@@ -78,8 +78,9 @@ class UnitKind:
 def _score_session() -> ScoreSession:
     """Return the session of this process, which keeps the checkpoint and the suites open."""
     from antlm_bench.commands.score_session import ScoreSession
+    from antlm_bench.scoring.shared_encodings import EncodingCache
 
-    return ScoreSession()
+    return ScoreSession(encodings=EncodingCache())
 
 
 @cache

@@ -287,6 +287,39 @@ def test_a_forward_that_mixes_rows_runs_one_at_a_time(make_checkpoint, monkeypat
     )
 
 
+def test_a_model_that_sees_later_tokens_of_long_rows_only_is_refused(make_checkpoint, monkeypatch):
+    """The trial of causality has short rows; the self-test reads its references off whole rows."""
+    mlp = transformers.models.llama.modeling_llama.LlamaMLP
+    forward = mlp.forward
+    monkeypatch.setattr(
+        mlp,
+        "forward",
+        lambda self, x: forward(self, x + x.mean(1, keepdim=True) if x.shape[1] > 10 else x),
+    )
+    with pytest.raises(CheckpointError, match="the model sees later tokens"):
+        opened(make_checkpoint("causal"))
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_references_need_few_forwards(make_checkpoint, monkeypatch, kind):
+    model = opened(make_checkpoint(kind))
+    num_forwards, plain_logits = 0, self_test.plain_logits
+
+    def count(*args, **inputs):
+        nonlocal num_forwards
+        num_forwards += 1
+        return plain_logits(*args, **inputs)
+
+    monkeypatch.setattr(self_test, "plain_logits", count)
+    text = "no boy has ever seen himself near the old house, and the dogs never see the cat."
+    attention = "causal" if kind == "causal" else "full"
+    result = self_test.run_self_test(model, [text], [attention])
+    assert result.num_predictions == (24 if kind == "causal" else 12)
+    # A causal text is also read backwards. Each row: by itself, and three prefixes. A masked text:
+    # all rows, the first one and the last one.
+    assert num_forwards == (8 if kind == "causal" else 3)
+
+
 @pytest.mark.long
 def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
     from antlm_bench.commands.surprisal import surprisal
