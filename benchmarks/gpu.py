@@ -139,11 +139,11 @@ SCALES = {
         train_tokens=512,
         finetune_examples=32,
         peak_repeats=1,
-        parts=(  # each loop, peer and kind of model, with one dtype and one recipe
+        parts=(  # each loop, peer and kind of model once; imports take most of the time
             "score causal float32",
             "score masked bfloat16",
-            "train babyllama",
-            "finetune ltg-bert",
+            "train babyllama ours",
+            "finetune ltg-bert Trainer",
         ),
     ),
 }
