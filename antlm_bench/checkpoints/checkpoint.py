@@ -40,7 +40,7 @@ from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers, pack_linears
 from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine, lock_model
-from antlm_bench.scoring.int8_linear import int8_is_faster, use_int8_linears
+from antlm_bench.scoring.int8_linear import applies_gelu, int8_is_faster, use_int8_linears
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import (
     Bf16HeadEngine,
@@ -350,14 +350,15 @@ def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
     """Return a scorer for `--precision adaptive`, not yet calibrated.
 
     Its fast model has int8 linear layers where these were measured to be faster than bf16
-    (`int8_is_faster`), and the engine's CPU kernels and the LM head can be replaced. Otherwise it
-    has a bf16 body.
+    (`int8_is_faster`), the engine uses its CPU kernels, the LM head can be replaced, and no layer
+    applies a GELU (`applies_gelu`). Otherwise it has a bf16 body.
     """
     engine = checkpoint.engine
     is_fp32 = next(engine.model.parameters()).dtype == torch.float32
     if (
         engine.kernels is not None
         and is_fp32
+        and not applies_gelu(engine.model)
         and _can_replace_head(engine, _copy_lm_head(checkpoint))
         and int8_is_faster()
     ):

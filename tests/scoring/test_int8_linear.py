@@ -8,13 +8,14 @@ import torch
 from lookup_model import LookupModel
 from test_cpu_kernels import made
 
-from antlm_bench.checkpoints import build_adaptive_scorer, open_checkpoint
+from antlm_bench.checkpoints import build_adaptive_scorer, open_checkpoint, with_int8_layers
 from antlm_bench.checkpoints import checkpoint as checkpoint_module
 from antlm_bench.scoring import adaptive, int8_linear, multiple_choice
 from antlm_bench.scoring.cpu_kernels import fuse_layers, pack_linears
 from antlm_bench.scoring.int8_linear import (
     Int8Linear,
     QuantizedInput,
+    applies_gelu,
     int8_is_faster,
     quantize_rows,
     use_int8_linears,
@@ -91,7 +92,8 @@ def test_int8_scores_are_close_and_items_say_how_they_were_scored(make_checkpoin
     methods = [resolve_method("causal" if kind == "causal" else "mlm", opened)]
     pairs = zip(sentences[:40], sentences[40:80], strict=True)
     items = [Item(str(n), (Option(a), Option(b)), 0) for n, (a, b) in enumerate(pairs)]
-    scorer = build_adaptive_scorer(opened).calibrate(items, methods)
+    scorer = adaptive.AdaptiveScorer(with_int8_layers(opened), opened, is_int8=True)
+    scorer = scorer.calibrate(items, methods)
     assert isinstance(scorer.fast_model.engine.model.get_output_embeddings(), Int8LMHead)
 
     [found], [exact] = (
@@ -138,6 +140,15 @@ def test_a_model_with_larger_errors_has_more_items_rescored():
         assert (found.pred == truth.pred)[~is_tie].all()
         num_rescored.append(int(found.has_flag("float32").sum()))
     assert num_rescored[0] < num_rescored[1] < num_rescored[2]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Llama", False), ("Bert", True)])
+def test_a_model_whose_layers_apply_a_gelu_is_recognized(name, expected):
+    model = made(name).eval()
+    assert not applies_gelu(model)  # its layers are plain
+    pack_linears(model, 64, 64)
+    fuse_layers(model)
+    assert applies_gelu(model) is expected
 
 
 @pytest.mark.parametrize("is_faster", [False, True])
