@@ -127,8 +127,8 @@ class ScoreKeywords(WeightKeywords, total=False):
     compat: str | None
     """Scoring conventions of lm-eval, minicons, babylm-2024, babylm-2025 or babylm-2026."""
     precision: str
-    """exact, or adaptive (bfloat16, and float32 for items with a small log-probability gap; some
-    choices may differ from float32)."""
+    """exact, or adaptive (int8 or bfloat16, and float32 for items with a small log-probability gap;
+    some choices may differ from float32)."""
     engine: str
     """native, or minicons for models that the native engine cannot run."""
     name: str | None

@@ -31,10 +31,14 @@ import torch
 import transformers
 from checkpoints import read_lines, train
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
+from antlm_bench.checkpoints import (
+    Checkpoint,
+    OpenOptions,
+    build_adaptive_scorer,
+    open_checkpoint,
+)
 from antlm_bench.runs.provenance import peak_memory_bytes
 from antlm_bench.scoring import multiple_choice, peers
-from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Item
@@ -192,10 +196,8 @@ def compare(
     def exact() -> None:
         exact_scores[:] = multiple_choice.predict(opened, items, methods)[0].flat("scores").tolist()
 
-    bf16_model = with_bf16_body(opened)
-
     # Calibration is a fixed cost, negligible on a whole suite: not measured on this sample.
-    adaptive_scorer = AdaptiveScorer(bf16_model, opened).calibrate(items, methods)
+    adaptive_scorer = build_adaptive_scorer(opened).calibrate(items, methods)
 
     def adaptive() -> None:
         adaptive_scorer.predict(items, methods)
@@ -262,7 +264,8 @@ def compare(
         )
     rescored = int(adaptive_scorer.predict(items, methods)[0].has_flag("float32").sum())
     print(
-        f"# adaptive: bound {adaptive_scorer.bounds[0]:.3f} nats, "
+        f"# adaptive: {'int8' if adaptive_scorer.is_int8 else 'bf16'}, "
+        f"bound {adaptive_scorer.bounds[0]:.3f} nats, "
         f"{rescored} of {len(items)} pairs scored again in fp32",
         flush=True,
     )
@@ -277,8 +280,8 @@ def compare(
 def count_flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any]:
     """Count the decisions that differ between adaptive precision and fp32, and rescored pairs."""
     methods = [resolve_method(METHOD[kind], opened)]
-    adaptive = AdaptiveScorer(with_bf16_body(opened), opened).calibrate(items, methods)
-    changed = rescored = bf16_flips = right = 0
+    adaptive = build_adaptive_scorer(opened).calibrate(items, methods)
+    changed = rescored = fast_flips = right = 0
     seconds = {"exact": 0.0, "adaptive": 0.0}
     for chunk in multiple_choice.iter_chunks(items, methods):
         start = time.perf_counter()
@@ -291,19 +294,20 @@ def count_flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[st
         right += int((exact.pred == exact.gold).sum())
         rescored_indices = np.flatnonzero(predictions.has_flag("float32"))
         rescored += len(rescored_indices)
-        bf16_pred = predictions.pred.copy()  # the others are bf16's already
+        fast_pred = predictions.pred.copy()  # the others are the fast model's already
         if len(rescored_indices):
             rescored_items = [chunk[index] for index in rescored_indices.tolist()]
-            bf16 = multiple_choice.predict(adaptive.bf16_model, rescored_items, methods)[0]
-            bf16_pred[rescored_indices] = bf16.pred
-        bf16_flips += int((exact.pred != bf16_pred).sum())
+            fast = multiple_choice.predict(adaptive.fast_model, rescored_items, methods)[0]
+            fast_pred[rescored_indices] = fast.pred
+        fast_flips += int((exact.pred != fast_pred).sum())
     return {
         "kind": kind,
+        "low precision": "int8" if adaptive.is_int8 else "bf16",
         "pairs": len(items),
         "bound (nats)": adaptive.bounds[0],
         "rescored in fp32": rescored,
         "decisions that differ": changed,
-        "decisions that bf16 alone would flip": bf16_flips,
+        "decisions that low precision alone would flip": fast_flips,
         "adaptive over exact, x": seconds["exact"] / seconds["adaptive"],
         "accuracy in fp32": right / len(items),
     }

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from antlm_bench.checkpoints.checkpoint import (
         Backbone,
         Checkpoint,
+        build_adaptive_scorer,
         check_model,
         evaluation_mode,
         open_model,
         with_bf16_body,
+        with_int8_layers,
     )
     from antlm_bench.checkpoints.metadata import loading_notes, select_content_key_metadata
     from antlm_bench.checkpoints.opening import open_backbone, open_checkpoint
@@ -26,6 +28,7 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "OpenOptions",
+    "build_adaptive_scorer",
     "check_model",
     "evaluation_mode",
     "expand_refs",
@@ -35,6 +38,7 @@ __all__ = [
     "open_model",
     "select_content_key_metadata",
     "with_bf16_body",
+    "with_int8_layers",
 ]
 
 _MODULES = {

@@ -118,10 +118,9 @@ def _predict(
     """Return the predictions of a suite under one method."""
     scorer: Checkpoint | AdaptiveScorer = checkpoint
     if adaptive:
-        from antlm_bench.checkpoints import with_bf16_body
+        from antlm_bench.checkpoints import build_adaptive_scorer
 
-        scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
-        scorer = scorer.calibrate(suite.items, methods)
+        scorer = build_adaptive_scorer(checkpoint).calibrate(suite.items, methods)
     chunks: list[Predictions] = []
     for chunk in multiple_choice.iter_chunks(suite.items, methods):
         counter = ShareCounter(progress, len(chunk), build_token_counter(scorer))

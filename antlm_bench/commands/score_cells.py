@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import Checkpoint, with_bf16_body
+from antlm_bench.checkpoints import Checkpoint, build_adaptive_scorer
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 from antlm_bench.commands.cell_settings import SuiteCells, SuiteToScore, choose_word_rule
 from antlm_bench.commands.finished_cells import build_finished_cell
@@ -197,8 +197,7 @@ class SuiteScorer(SuiteCells[AnyCheckpoint, Suite]):
         checkpoint = self.checkpoint
         if self.options.precision != "adaptive" or not isinstance(checkpoint, Checkpoint):
             return checkpoint
-        scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
-        return scorer.calibrate(pending.items, pending.methods)
+        return build_adaptive_scorer(checkpoint).calibrate(pending.items, pending.methods)
 
     def _check_predictions(
         self, predictions: Predictions, method_name: str, items: Sequence[Item]

@@ -46,6 +46,6 @@ def build_token_counter(scorer: Any) -> Callable[[], int]:
     Other libraries do not count their tokens.
     """
     is_adaptive = isinstance(scorer, AdaptiveScorer)
-    models = [scorer.bf16_model, scorer.fp32_model] if is_adaptive else [scorer]
+    models = [scorer.fast_model, scorer.fp32_model] if is_adaptive else [scorer]
     engines = [model.engine for model in models if hasattr(model, "engine")]
     return lambda: sum(getattr(engine, "nodes_computed", 0) for engine in engines)

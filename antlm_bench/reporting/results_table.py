@@ -38,6 +38,7 @@ FLAG_LABELS: dict[str, str] = {
     "identical": "identical texts",
     "cut": "texts cut",
     "float32": "rescored in float32",
+    "int8": "scored in int8",
 }
 """Flag of an estimate -> its label in tables."""
 

@@ -1,10 +1,11 @@
-"""Adaptive precision: score every item in bf16, and rescore doubtful ones in fp32.
+"""Adaptive precision: score every item in low precision, and rescore doubtful ones in fp32.
 
-An item is doubtful if its log-probability gap (best score minus second best) is within a bound of
-the bf16 error. The bound is an estimate: twice the largest error, or eight root mean square errors,
-of a sample of CALIBRATION_SIZE items of the suite. It is no guarantee. An item that is not rescored
-and whose error exceeds the bound can get another choice than in fp32. None of 20,000 BLiMP pairs
-did (docs/explanation/benchmarks.md); of 5,000 items that were built to have large errors, 4 did.
+Low precision is int8 in linear layers where that is faster, else bf16
+(`checkpoints.build_adaptive_scorer`). An item is doubtful if its log-probability gap (best score
+minus second best) is within a bound of the error of low precision. The bound is an estimate: twice
+the largest error, or eight root mean square errors, of a sample of CALIBRATION_SIZE items of the
+suite. It is no guarantee. An item that is not rescored and whose error exceeds the bound can get
+another choice than in fp32. docs/explanation/benchmarks.md has the measured rates.
 
 A rescored item whose error exceeds the bound raises it, and its chunk is searched for doubtful
 items again.
@@ -32,18 +33,21 @@ MAX_ERROR_FACTOR, RMS_ERROR_FACTOR = 2.0, 8.0
 class AdaptiveScorer:
     """A checkpoint opened in two precisions."""
 
-    bf16_model: LanguageModel
+    fast_model: LanguageModel
+    """The model in low precision."""
     fp32_model: LanguageModel
     bounds: tuple[float, ...] = ()
-    """Per method, the estimated bound (nats) of the bf16 error of a log-probability gap."""
+    """Per method, the estimated bound (nats) of the fast model's error of a log-probability gap."""
+    is_int8: bool = False
+    """Whether the fast model computes in int8. If so, items with its scores have the flag int8."""
 
     def calibrate(self, items: Sequence[Item], methods: Sequence[Method]) -> AdaptiveScorer:
         """Return a scorer with bounds measured on CALIBRATION_SIZE items spread over the suite."""
         sample = items[:: max(1, len(items) // CALIBRATION_SIZE)][:CALIBRATION_SIZE]
-        bf16, fp32 = (
-            predict(model, sample, methods) for model in (self.bf16_model, self.fp32_model)
+        fast, fp32 = (
+            predict(model, sample, methods) for model in (self.fast_model, self.fp32_model)
         )
-        bounds = tuple(_error_bound(a, b) for a, b in zip(bf16, fp32, strict=True))
+        bounds = tuple(_error_bound(a, b) for a, b in zip(fast, fp32, strict=True))
         return replace(self, bounds=bounds)
 
     def predict(
@@ -54,7 +58,8 @@ class AdaptiveScorer:
         reduction: str = "sum",
     ) -> list[Predictions]:
         """Return predictions as `multiple_choice.predict`. Rescored items have fp32 scores and the
-        flag float32, the others bf16 scores.
+        flag float32. The others have scores of the fast model, and the flag int8
+        if that computes in int8.
 
         The bounds hold for sums of log-probabilities. With another reduction, all items are scored
         in fp32.
@@ -62,20 +67,20 @@ class AdaptiveScorer:
         if reduction != "sum":
             results = predict(self.fp32_model, items, methods, tick, reduction)
             return [_with_fp32_flag(predictions) for predictions in results]
-        results = predict(self.bf16_model, items, methods, tick)
+        results = predict(self.fast_model, items, methods, tick)
         bounds = list(self.bounds)
-        in_bf16 = np.ones(len(items), bool)
+        is_fast = np.ones(len(items), bool)
         while True:
             masks = [_needs_rescoring(r, bound) for r, bound in zip(results, bounds, strict=True)]
-            doubtful = np.flatnonzero(np.any(masks, axis=0) & in_bf16)
+            doubtful = np.flatnonzero(np.any(masks, axis=0) & is_fast)
             if not len(doubtful):
-                return results
+                return [r.with_flag("int8", is_fast) for r in results] if self.is_int8 else results
             fp32_results = predict(self.fp32_model, [items[n] for n in doubtful.tolist()], methods)
             for m, (predictions, fp32) in enumerate(zip(results, fp32_results, strict=True)):
                 error = _logprob_gap_errors(predictions.take(doubtful), fp32).max()
                 bounds[m] = max(bounds[m], MAX_ERROR_FACTOR * error)
                 results[m] = _replace_rows(predictions, doubtful, _with_fp32_flag(fp32))
-            in_bf16[doubtful] = False
+            is_fast[doubtful] = False
 
 
 def _with_fp32_flag(predictions: Predictions) -> Predictions:
@@ -101,18 +106,18 @@ def _needs_rescoring(predictions: Predictions, bound: float) -> Bools:
         return np.asarray((best - second <= bound) & ~predictions.has_flag("too-long"))
 
 
-def _logprob_gap_errors(bf16_predictions: Predictions, fp32_predictions: Predictions) -> Floats:
-    """Return per item the largest bf16 error (nats) of a gap between two of its options."""
-    bf16, fp32 = (p.padded("scores") for p in (bf16_predictions, fp32_predictions))
+def _logprob_gap_errors(fast_predictions: Predictions, fp32_predictions: Predictions) -> Floats:
+    """Return per item the fast model's largest error (nats) of a gap between two of its options."""
+    fast, fp32 = (p.padded("scores") for p in (fast_predictions, fp32_predictions))
     valid = fp32_predictions.valid
     finite = np.isfinite(fp32)  # a published wrapper gives some ids probability 0
-    error = np.subtract(bf16, fp32, out=np.zeros(fp32.shape), where=finite & valid)
+    error = np.subtract(fast, fp32, out=np.zeros(fp32.shape), where=finite & valid)
     largest = error.max(axis=1, where=valid, initial=-np.inf)
     smallest = error.min(axis=1, where=valid, initial=np.inf)
     return np.asarray(largest - smallest)
 
 
-def _error_bound(bf16_predictions: Predictions, fp32_predictions: Predictions) -> float:
-    errors = _logprob_gap_errors(bf16_predictions, fp32_predictions)
+def _error_bound(fast_predictions: Predictions, fp32_predictions: Predictions) -> float:
+    errors = _logprob_gap_errors(fast_predictions, fp32_predictions)
     rms_error = np.sqrt(np.mean(errors**2))
     return float(max(MAX_ERROR_FACTOR * errors.max(), RMS_ERROR_FACTOR * rms_error))

@@ -1,10 +1,10 @@
-"""Run the LM head of a bf16 model in bf16, but compute the target logits in fp32.
+"""Run the LM head of a model in bf16 or int8, but compute the target logits in fp32.
 
 A log-probability needs the logit of the target, and all other logits only in a sum. In bf16, the
 target logit is off by about 0.03, which is more than the error of all layers before the LM head; in
 the sum, the errors of thousands of logits cancel. So the target logit is computed in fp32, and
 replaces the bf16 one in the sum. The mean of the head's rows is subtracted from them, which changes
-no probability and makes logits smaller, so that bf16 rounds them less.
+no probability and makes logits smaller, so that bf16 rounds them less. The same holds for int8.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from antlm_bench.scoring.cpu_kernels import PackedLinear
 from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.int8_linear import Int8Linear, QuantizedInput
 from antlm_bench.scoring.logit_readers import fast_logsumexp
 
 
@@ -32,18 +33,20 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
         self.bias = (
             None if plain.bias is None else nn.Parameter(plain.bias.float(), requires_grad=False)
         )
-        linear = nn.Linear(
-            plain.in_features, plain.out_features, plain.bias is not None, dtype=torch.bfloat16
-        )
+        linear = nn.Linear(plain.in_features, plain.out_features, plain.bias is not None)
         linear.weight.data.copy_(self.weight)
         if self.bias is not None:
             linear.bias.data.copy_(self.bias)
-        self.bf16_linear = PackedLinear(linear, rows)
+        self.fast_linear = self._make_fast_linear(linear, rows)
         self.last_hidden = torch.empty(0)
+
+    @staticmethod
+    def _make_fast_linear(plain: nn.Linear, rows: int) -> nn.Module:
+        return PackedLinear(plain.bfloat16(), rows)
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.last_hidden = hidden.reshape(-1, hidden.shape[-1])
-        return self.bf16_linear(hidden)
+        return self.fast_linear(hidden)
 
     def fp32_logits(self, rows: Tensor, target: Tensor) -> Tensor:
         """Return the fp32 logits (k,) of ids `target` (k,) at `rows` (k,) of the last input."""
@@ -51,8 +54,16 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
         return logits if self.bias is None else logits + self.bias[target]
 
 
+class Int8LMHead(Bf16LMHead):
+    """A Bf16LMHead that computes in int8."""
+
+    @staticmethod
+    def _make_fast_linear(plain: nn.Linear, rows: int) -> nn.Module:
+        return Int8Linear(plain, rows, QuantizedInput())
+
+
 class Bf16HeadEngine(Engine):
-    """An Engine for a model whose output embedding is a Bf16LMHead."""
+    """An Engine for a model whose output embedding is a Bf16LMHead or an Int8LMHead."""
 
     def _target_logprobs(
         self,
