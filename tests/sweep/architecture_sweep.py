@@ -317,7 +317,7 @@ def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping
         config.causal = True  # XLM
     start = getattr(config, "decoder_start_token_id", None)
     if kind == "encoder-decoder" and (start is None or start >= len(tokenizer)):
-        config.decoder_start_token_id = config.pad_token_id  # T5 and Marian
+        config.decoder_start_token_id = getattr(config, "pad_token_id", None)  # T5 and Marian
     cls = getattr(transformers, name)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls(config).parameters())
