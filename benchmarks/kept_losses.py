@@ -83,7 +83,7 @@ def main() -> None:
     print("worse  flips  tables  at most (items)  effective clusters")
     for name, rates in RATES.items():
         for fewest, most in EFFECTIVE_CLUSTERS:
-            rng, falls = np.random.default_rng(0), []
+            rng, falls = np.random.default_rng(0), list[Floats]()
             while len(falls) < options.tables:
                 table = draw_table(rng, *rates)
                 if fewest <= table.num_effective_clusters < most:
