@@ -232,18 +232,21 @@ def keyed_dropout_attention(
     """Return attention outputs (b, heads, t, d), with keyed dropout of attention probabilities.
 
     mask: bool (True = may attend) or additive. causal: no position attends to later positions.
+    p: 0 = no dropout.
     """
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(-1, -2) * scale
+    scores = (query * scale) @ key.transpose(-1, -2)
     if causal:
-        ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(~ones.tril(), -torch.inf)
+        size = scores.shape[-2:]
+        scores += scores.new_full(size, -torch.inf).triu(1)
     if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
-        scores = scores + mask
-    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        mask = scores.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    if mask is not None:
+        scores += mask
+    with torch.autocast(scores.device.type, enabled=False):
+        # In bf16, too: the sums of a softmax are in fp32, and only its results are rounded.
+        probabilities = torch.softmax(scores, dim=-1)
     return KeyedDropout(p)(probabilities) @ value
 
 

@@ -145,8 +145,11 @@ def _keyed_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Run transformers' SDPA attention, or attention with keyed dropout if there is dropout."""
-    if not dropout or kwargs.get("position_bias") is not None:
+    """Run transformers' SDPA attention, or explicit products where there is dropout, and in bf16 on
+    a CPU, where they are faster.
+    """
+    use_products = bool(dropout) or _multiplies_in_bf16_on_cpu(query)
+    if not use_products or kwargs.get("position_bias") is not None:
         return cast(
             tuple[Tensor, None],
             sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **kwargs),
@@ -159,6 +162,19 @@ def _keyed_attention_forward(
         query, key, value, attention_mask, p=dropout, scaling=kwargs.get("scaling"), causal=causal
     )
     return context.transpose(1, 2).contiguous(), None
+
+
+def _multiplies_in_bf16_on_cpu(x: Tensor) -> bool:
+    """Return whether matrix products of x run in bf16 on a CPU.
+
+    There, torch's fused attention takes 3 to 14 times as long as two products and a softmax,
+    forward and backward, for rows of 16 to 256 tokens (docs/explanation/benchmarks.md).
+    """
+    if x.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 def is_natively_causal(model: Any) -> bool:

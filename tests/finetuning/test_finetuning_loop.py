@@ -206,6 +206,20 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
     assert [p.scores for p in one] != [p.scores for p in other]
 
 
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_bf16_repeats_bit_for_bit_and_learns_like_fp32(kind, request):
+    body, toy = request.getfixturevalue(kind), make_task(48, 20, epochs=1)
+    attention = body.native_attention
+    one, same, fp32 = (
+        finetune(body, toy, 1, attention, replace(CPU, dtype=dtype))
+        for dtype in ("bfloat16", "bfloat16", "float32")
+    )
+    scores = [[p.scores for p in to_rows(r.predictions)] for r in (one, same, fp32)]
+    assert scores[0] == scores[1] != scores[2]
+    losses = [r.history["epochs"][0]["loss"] for r in (one, fp32)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
 def test_finetuning_leaves_the_backbone_unchanged(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
     finetune(masked, make_task(60, 20, epochs=1), 1, "full", CPU)

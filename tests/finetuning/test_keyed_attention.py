@@ -7,6 +7,7 @@ import torch
 from tiny_models import build_model
 from torch.nn import functional
 
+from antlm_bench.training import model_factory
 from antlm_bench.training.dropout import KeyedDropout, keyed_dropout_attention, keyed_samples
 from antlm_bench.training.model_factory import KEYED_ATTENTION, use_keyed_dropout
 
@@ -85,3 +86,33 @@ def test_keyed_dropout_does_not_change_evaluation(kind):
     assert model.config._attn_implementation == KEYED_ATTENTION
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_bf16_on_a_cpu_multiplies_instead_of_fused_attention(kind, monkeypatch):
+    model = build_model(kind, 0).base_model
+    ids, mask = torch.arange(5, 25).view(2, 10), torch.ones(2, 10, dtype=torch.bool)
+    mask[1, 6:] = False
+    weight = model.get_input_embeddings().weight
+    upstream = torch.randn(2, 10, weight.shape[1], generator=torch.Generator().manual_seed(1))
+
+    def outputs() -> list[torch.Tensor]:
+        hidden = [model(ids)[0], model(ids, attention_mask=mask)[0] * mask[..., None]]
+        (gradient,) = torch.autograd.grad(((hidden[0] + hidden[1]) * upstream).sum(), weight)
+        return [*hidden, gradient]
+
+    expected = outputs()
+    use_keyed_dropout(model)
+    calls = []
+    fused = model_factory.sdpa_attention_forward
+    monkeypatch.setattr(
+        model_factory, "sdpa_attention_forward", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = outputs()
+    assert not calls
+    for one, other in zip(expected, actual, strict=True):
+        scale = one.abs().max().item()
+        torch.testing.assert_close(other.float(), one, atol=0.03 * scale, rtol=0)
+    outputs()
+    assert calls  # in fp32, the fused attention is as fast

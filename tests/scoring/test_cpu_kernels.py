@@ -195,6 +195,26 @@ def test_gradients_are_those_of_the_plain_pieces() -> None:
     )
 
 
+def test_bf16_queries_are_rotated_by_fp32_angles_as_in_the_library() -> None:
+    [(library, quick)] = RotaryPatch.for_model(made("Llama")).replacements.items()
+    generator = torch.Generator().manual_seed(0)
+    q, k = (
+        torch.randn(2, heads, 5, 8, generator=generator).bfloat16().requires_grad_()
+        for heads in (4, 2)
+    )
+    cos, sin = (torch.randn(2, 5, 8, generator=generator) for _ in range(2))
+    outputs = [rotate(q, k, cos, sin) for rotate in (library, quick)]
+    assert {x.dtype for pair in outputs for x in pair} == {torch.float32}
+    for expected, rotated in zip(*outputs, strict=True):
+        torch.testing.assert_close(rotated, expected, rtol=1e-5, atol=1e-5)
+    expected_gradients, gradients = (
+        torch.autograd.grad([x.sum() for x in pair], [q, k]) for pair in outputs
+    )
+    for expected, gradient in zip(expected_gradients, gradients, strict=True):
+        assert gradient.dtype == torch.bfloat16
+        torch.testing.assert_close(gradient, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_what_is_trained_learns_what_the_plain_model_learns() -> None:
     ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(1))
     plain, own = made("Llama"), made("Llama")
