@@ -1,6 +1,6 @@
 """Train the two checkpoints that the benchmarks score: a 58M Llama and a 24M BERT.
 
-    python benchmarks/checkpoints.py .bench --steps 400 [causal] [masked]
+    python benchmarks/checkpoints.py .bench [causal] [masked] --steps 400
 
 The speed of exact scoring does not depend on the weights, but that of `--precision adaptive` does:
 the log-probability gaps of a random model are all near zero. The loop is made for benchmarks only.
