@@ -173,8 +173,8 @@ def _multiplies_in_bf16_on_cpu(x: Tensor) -> bool:
     if x.device.type != "cpu":
         return False
     if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return x.dtype == torch.bfloat16
+        return bool(torch.get_autocast_dtype("cpu") == torch.bfloat16)
+    return bool(x.dtype == torch.bfloat16)
 
 
 def is_natively_causal(model: Any) -> bool:
