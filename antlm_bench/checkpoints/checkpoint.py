@@ -108,9 +108,9 @@ class Checkpoint:
         return encode(self.encoders[attention], texts, spans, sources)
 
     def share_encodings(self, cache: EncodingCache) -> None:
-        """Tokenize no text that a checkpoint with an equal tokenizer has tokenized before.
+        """Share a cache of encodings with checkpoints that have an equal tokenizer.
 
-        A tokenizer that is code of the checkpoint shares nothing.
+        Does nothing for a checkpoint with code of its own, because that code may be the tokenizer.
         """
         if self.shared_encodings is None and "code" not in self.metadata:
             tokenizer = next(iter(self.encoders.values())).tokenizer
@@ -364,9 +364,10 @@ def _self_test_on_opening(checkpoint: Checkpoint, loaded: RunnableModel) -> None
 def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
     """Return a scorer for `--precision adaptive`, not yet calibrated.
 
-    Its fast model has int8 linear layers where these were measured to be faster than bf16
-    (`int8_is_faster`), the engine uses its CPU kernels, the LM head can be replaced, and no layer
-    applies a GELU (`applies_gelu`). Otherwise it has a bf16 body.
+    Its fast model has int8 linear layers if these were measured to be faster than bf16
+    (`int8_is_faster`), the model is in fp32 and uses the CPU kernels, its LM head can be replaced,
+    and no layer applies a GELU (`applies_gelu`). Otherwise it has a bf16 body. Raises
+    CheckpointError if there is no LM head.
     """
     engine = checkpoint.engine
     is_fp32 = next(engine.model.parameters()).dtype == torch.float32
@@ -385,7 +386,7 @@ def with_int8_layers(checkpoint: Checkpoint) -> Checkpoint:
     """Return a copy with int8 linear layers, and all else in fp32. Its LM head is an Int8LMHead."""
     original = checkpoint.engine
     model = copy.deepcopy(original.model)
-    # Replaced first, so that packing does not replace it.
+    # Before `pack_linears`, which would replace the LM head by a PackedLinear.
     model.set_output_embeddings(Int8LMHead(_copy_lm_head(checkpoint), original.head_rows))
     pack_linears(model, original.batch_tokens, original.head_rows)
     fuse_layers(model)

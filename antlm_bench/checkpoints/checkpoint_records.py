@@ -297,8 +297,8 @@ def _hash_folder(folder: Path, options: OpenOptions) -> Iterator[tuple[str, Any]
     """Yield (name, hash) of the files of a folder and, if it is run, of its code in subfolders.
 
     Weights that are loaded have no hash here, because it is kept apart. Weights that are not
-    loaded, and other large files, have their size, times and inode instead: nobody can set back the
-    time of an inode's change.
+    loaded, and other large files, have their size, times and inode number instead: the time of the
+    last change of an inode cannot be set back.
     """
     selected = select_weights(folder, options.allow_pickle)
     loaded = set(selected.files) if selected else set()

@@ -41,18 +41,21 @@ HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 MAX_REVISIONS_SHOWN = 30
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 CPU_BATCH_TOKENS = 2048
-"""Default number of tokens per forward on a CPU, where a shared prefix counts once: few enough for
-the caches."""
+"""Default number of tokens per forward on a CPU: few enough for its caches. A shared prefix counts
+once."""
 GPU_BATCH_TOKENS = 32_768
+"""Default number of tokens per forward on other devices."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Keys of config.json that declare the longest row."""
 NO_MAX_LENGTH = 10**9
-"""Limits from here on mean "no limit": transformers writes a huge number for it."""
+"""A limit of this many tokens or more means "no limit": transformers writes a huge number."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightOptions:
-    """How to load the files of a checkpoint: options of every command that opens one."""
+    """Which files of a checkpoint to load, and how to run it: options that `score` and `finetune`
+    share.
+    """
 
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -103,7 +106,10 @@ class OpenOptions(WeightOptions):
 
 
 def select_open_options(options: Mapping[str, Any]) -> OpenOptions:
-    """Return those of the options of `score` or `finetune` that decide which files are opened."""
+    """Return the options of `score` or `finetune` that OpenOptions has, too.
+
+    Without dtype, which is only that of matrix products in `finetune`.
+    """
     names = OpenOptions.__dataclass_fields__.keys() - {"dtype"}
     return OpenOptions(**{name: value for name, value in options.items() if name in names})
 

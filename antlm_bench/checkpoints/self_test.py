@@ -1,9 +1,10 @@
 """The self-test of a checkpoint: compare the engine with the model's plain forward.
 
-The plain forward runs a text with one token masked under full attention, and one prefix of a text
-under causal attention. Several of them are read off one forward where a sample that runs by itself
-shows that this changes nothing. If the log-probabilities differ by more than TOLERANCE,
-shortcuts of the engine are turned off (each alone, then several) until they agree.
+A reference log-probability comes from the model's plain forward: of a row with one masked token
+under full attention, of a prefix of a text under causal attention. To save forwards, one forward
+computes several of them, if a sample of them, each computed in a forward of its own, is the same.
+If the log-probabilities of the engine differ by more than TOLERANCE, shortcuts of the engine are
+turned off (each alone, then several) until they agree.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ TRIAL_TEXTS = (
 )
 MAX_PREDICTIONS = 12  # per text and attention
 MAX_FORWARD_TOKENS = 512
-"""Tokens of several rows in one plain forward. Logits of a large vocabulary take 0.5 MB a token."""
+"""Most tokens of several rows in one plain forward. The logits of a token take 0.5 MB if the
+vocabulary is large."""
 PAIR_ATTENTIONS: dict[str, Callable[..., Probes]] = {"cross": seq2seq, "denoising": infill}
 """Attention of encoder-decoders -> the probes that are compared."""
 
@@ -287,11 +289,10 @@ def _spread_positions(scored: Bools, attention: Attention, max_positions: int) -
 
 
 def _plain_logprobs(engine: Engine, probes: Sequence[Probes], tolerance: float) -> Floats:
-    """Return log-probabilities by the model's plain forward, under full attention of one row per
-    prediction, otherwise of one prefix per prediction.
+    """Return the log-probabilities of all predictions, computed by the model's plain forward.
 
-    Predictions of one text are read off one forward: of all its rows, or of its whole row. Some of
-    them are also computed by themselves. If these differ, all are.
+    Predictions of one text share a forward where that changes no result (`_group_logprobs`).
+    tolerance: of a log-probability, in nats.
     """
     logprobs = np.zeros(1 + max(int(text) for p in probes for text in p.text_index))
     engine.set_attention(engine.forward_config.native_implementation)
@@ -302,8 +303,8 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes], tolerance: float) 
 
 
 def _group_reads(p: Probes) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of the reads that one forward can have: those of a few rows under full
-    attention, else those of one row.
+    """Yield the indices of reads that can share a forward: under full attention those of a few
+    rows, otherwise those of one row.
     """
     if p.attention == "full":
         size = max(1, MAX_FORWARD_TOKENS // p.ids.shape[1])
@@ -317,7 +318,11 @@ def _group_reads(p: Probes) -> Iterator[NDArray[np.int64]]:
 def _group_logprobs(
     engine: Engine, p: Probes, reads: NDArray[np.int64], tolerance: float
 ) -> Floats:
-    """Return the log-probabilities of some reads: of one forward, if reads by themselves agree."""
+    """Return the log-probabilities of some reads.
+
+    One forward computes all of them, if two or three of them agree within `tolerance` with forwards
+    of their own. Otherwise, each read has a forward of its own.
+    """
     last = len(reads) - 1
     checked = [0, last] if p.attention == "full" else [0, last // 3, 2 * last // 3]
     if len(reads) > len(checked) + 1:
@@ -336,9 +341,9 @@ def _group_logprobs(
 def _forward_logprobs(
     engine: Engine, p: Probes, reads: NDArray[np.int64], whole_rows: bool = False
 ) -> Floats:
-    """Return the log-probabilities of some reads, by one plain forward of their rows.
+    """Return the log-probabilities of some reads, from one plain forward of their rows.
 
-    whole_rows: without it, tokens after the first read are left out, unless attention is full.
+    whole_rows: False = unless attention is full, run only the tokens up to the first read.
     """
     rows, row_of_read = np.unique(p.row[reads], return_inverse=True)
     has_all = whole_rows or p.attention == "full"
@@ -365,9 +370,9 @@ def _forward_logprobs(
 
 
 def _largest_gap(scores: Floats, expected: Floats) -> float:
-    """Return the largest difference in nats, nan if a value is nan.
+    """Return the largest difference in nats; nan if any value is nan.
 
-    Minus infinity in both, for ids that a model excludes, is no difference.
+    Equal infinities do not differ: a model gives minus infinity to ids that it excludes.
     """
     with np.errstate(invalid="ignore"):
         return float(np.where(scores == expected, 0.0, np.abs(scores - expected)).max())

@@ -58,8 +58,8 @@ class AdaptiveScorer:
         reduction: str = "sum",
     ) -> list[Predictions]:
         """Return predictions as `multiple_choice.predict`. Rescored items have fp32 scores and the
-        flag float32. The others have scores of the fast model, and the flag int8
-        if that computes in int8.
+        flag float32. The others have scores of the fast model, and the flag int8 if that model
+        computes in int8.
 
         The bounds hold for sums of log-probabilities. With another reduction, all items are scored
         in fp32.

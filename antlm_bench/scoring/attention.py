@@ -1,10 +1,10 @@
-"""Attention within the rows of a batch (see scoring.plan), which replaces a model's attention
-function.
+"""Attention within the rows of a batch (see scoring.plan): it replaces the attention function of a
+model.
 
 The model's input has one of two forms:
 
 - Rows: if no prefix is shared and the rows have nearly one length, they are padded on the right to
-  one shape (r, t). The model computes attention as always, but no token sees padding.
+  one shape (r, t). Nothing is gathered, and no token attends to padding.
 - Packed: a batch's nodes are one long row (1, n), which linear layers process without padding. Only
   the attention function gathers the nodes of each row. On a CPU it runs once per length of rows. On
   a GPU a call costs more than some padding, so that rows of similar lengths are computed together.
@@ -31,8 +31,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from antlm_bench.scoring.plan import NO_PADDING, IndexArray, PackedBatch, PaddingLimits
 
 PACKED_ATTENTION = "antlm_packed"  # name under which transformers knows packed_attention_forward
-
-
 # On a GPU, an operator call takes as long as some thousand tokens of a small model.
 GPU_PADDING = PaddingLimits(inputs=1.1, free_tokens=8192, attention=2.0)
 
@@ -55,7 +53,7 @@ class BeyondWindowError(CannotPackError):
 
 
 class _KeysValuesStoredError(Exception):
-    """Ends the first forward of the last layer, once keys and values are stored."""
+    """Ends the first forward of the last layer as soon as its keys and values are stored."""
 
 
 # ---- rows of a batch -----------------------------------------------------------------------------
@@ -75,12 +73,13 @@ class PackedLayout:
     input_nodes: IndexArray | None = None
     """Node at each position of the input; padding repeats a node. None = arange(n)."""
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """Indices that the device needs, those that are not trivial:
+    """Arrays that the device needs. A key is absent if its array would change nothing.
 
     gather_index (m,): node at each position of the groups; padding repeats a node.
-    inverse_index (n,): a position in the groups of each node.
-    is_token (r, 1, 1, t): False at padding of rows with full attention.
-    read_rows (h,): the row of its group in which each read position is, for the last layer.
+    inverse_index (n,): for each node, one of its positions in the groups.
+    is_token (r, 1, 1, t): False at padding, for padded rows with full attention.
+    read_rows (h,): for each read position, the index of its row within its group, for the last
+    layer.
     """
     reads_per_group: list[int] = field(default_factory=list)
     """Number of read positions of each group, for the last layer."""
@@ -91,8 +90,8 @@ class PackedLayout:
     ) -> PackedLayout:
         """Return the layout of a batch.
 
-        padding: how much rows may be padded; None = not at all. last_layer_at_reads: find the rows
-        of the read positions, for batches without shared nodes.
+        padding: how much rows may be padded; None = not at all. last_layer_at_reads: also find the
+        rows of the read positions, for LastLayer; the batch must have no shared nodes.
         """
         limits = padding or NO_PADDING
         causal, n = batch.attention == "causal", batch.num_nodes
@@ -128,7 +127,7 @@ class PackedLayout:
         return max(length for _, length in self.groups)
 
     def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the input (r, t) with values (n,) of the nodes."""
+        """Return values (n,) of the nodes as an input (r, t) of the model."""
         at_inputs = values if self.input_nodes is None else values[self.input_nodes]
         return at_inputs.reshape(self.input_shape)
 
@@ -142,7 +141,10 @@ def _row_lengths(blocks: Sequence[tuple[int, int]]) -> IndexArray:
 def _group_blocks(
     blocks: Sequence[tuple[int, int]], max_padding: float
 ) -> list[list[tuple[int, int]]]:
-    """Return the blocks (rows, length) of each attention call, from blocks whose lengths ascend."""
+    """Group blocks (rows, length) of ascending length: the blocks of a group share a call.
+
+    max_padding: tokens of a group, padding included, per token without padding: at most.
+    """
     groups: list[list[tuple[int, int]]] = []
     for block in blocks:
         if groups:
@@ -157,8 +159,10 @@ def _group_blocks(
 def _gather_arrays(
     batch: PackedBatch, blocks_by_group: Sequence[Sequence[tuple[int, int]]]
 ) -> dict[str, IndexArray]:
-    """Return gather_index and inverse_index of PackedLayout. Padding repeats the first node of a
-    group, which no token reads.
+    """Return gather_index and inverse_index of PackedLayout.
+
+    Padding repeats the first node of its group. No token attends to it, because it is on the right,
+    and only rows with causal attention are padded here.
     """
     if all(len(blocks) == 1 for blocks in blocks_by_group):
         if batch.gather_index is None or batch.inverse_index is None:
@@ -204,24 +208,24 @@ class PackedForward:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """The layout's `arrays` on the device."""
     stage: Literal["all", "store", "read"] = "all"
-    """all: compute all positions. In the last layer, first store: stop with the keys and values of
-    all positions; then read: compute the read positions from them."""
+    """all: compute all positions. The last layer has two stages instead: "store" computes the keys
+    and values of all positions and stops; "read" computes the read positions from them."""
     keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values (r, heads, t, d) of each group, that the stage "store" stored."""
+    """Keys and values (r, heads, t, d) of each group, from the stage "store"."""
     attention_modules: list[nn.Module] = field(default_factory=list)
     """The modules that called `packed_attention_forward`, in order."""
     is_token: Tensor | None = None
-    """(r, 1, 1, t) False at padding that must not be seen."""
+    """(r, 1, 1, t) False at padding, to which no token may attend; None = all may be seen."""
 
     def set_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Set the layout's arrays on the device."""
+        """Receive the layout's arrays on the device."""
         self.tensors = tensors
         if "is_token" in tensors:
             self.is_token = tensors["is_token"].bool()
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """Return x (1, heads, n, d), or (r, heads, t, d), of all nodes as (r, heads, t, d) of each
-        group.
+        """Split x of all nodes, (1, heads, n, d) packed or (r, heads, t, d) rows, into one tensor
+        (r, heads, t, d) per group.
         """
         if not self.layout.is_packed:
             return [x]
@@ -238,8 +242,8 @@ class PackedForward:
         return parts
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return outputs (r, t, heads, d) of each group as those of all nodes, (1, n, heads, d); or
-        (r, t, heads, d) of rows.
+        """Join the outputs (r, t, heads, d) of all groups: (1, n, heads, d) of all nodes if the
+        input is packed, else (r, t, heads, d).
         """
         if not self.layout.is_packed:
             return outputs[0].contiguous()

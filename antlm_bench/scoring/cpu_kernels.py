@@ -327,7 +327,7 @@ def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        # Autocast gives bf16 queries and keys, and fp32 angles. The plain result is fp32, too.
+        # Autocast gives bf16 queries and keys but fp32 angles. The plain function returns fp32.
         if cos.dtype == torch.float32:
             q, k = (x.float() if x.dtype == torch.bfloat16 else x for x in (q, k))
         if any(x.shape[-1] != cos.shape[-1] or x.dtype != cos.dtype for x in (q, k)):

@@ -365,8 +365,10 @@ class Engine:
         return positions if batch.inverse_index is None else positions[batch.inverse_index]
 
     def _narrowing_pays(self, batch: PackedBatch) -> bool:
-        """Return whether running the last layer only at the read positions saves time. It does with
-        full attention, if no row is repeated and at most half of the positions are read, but any.
+        """Return whether running the last layer only at the read positions saves time.
+
+        It does if attention is full, no row is repeated, and some positions are read, but at most
+        half of them.
         """
         is_plain = batch.attention == "full" and batch.gather_index is None
         has_few_reads = 0 < 2 * len(batch.read_nodes) <= len(batch.ids)
@@ -459,7 +461,8 @@ class Engine:
         """Run the model on inputs (r, t) and return the log-probabilities (k,) of the targets, or
         what is read of their distributions (k, width), on the device.
 
-        packed: receives its tensors. mask_inputs: further inputs of the model.
+        input_arrays: inputs of the model, (r, t) each. packed: the state of a packed forward, which
+        receives its layout's arrays on the device. mask_inputs: other inputs, of any shape.
         """
         layout_arrays = {} if packed is None else packed.layout.arrays
         tensors = copy_together({**input_arrays, **reads.arrays, **layout_arrays}, self.device)
@@ -491,8 +494,10 @@ class Engine:
         tensors: Mapping[str, Tensor],
         compute_logits: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Return the log-probabilities (k,) of `reads` from hidden states (h, d) at its positions;
-        these are the logits if `compute_logits` is None. tensors: `reads.arrays` on the device.
+        """Return the log-probabilities (k,) of `reads` from hidden states (h, d) at its positions.
+
+        tensors: `reads.arrays` on the device. compute_logits: function from hidden states to
+        logits; None = `hidden` already holds the logits.
         """
         read_index, target = tensors["read_index"], tensors["target"]
         parts = []

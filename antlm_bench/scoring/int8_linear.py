@@ -3,8 +3,9 @@
 Weights have one scale per output channel, inputs one per row. All else (residual stream, attention,
 norms) stays in fp32, so that scores are about as exact as those of a model in bf16.
 
-The oneDNN operators belong to torch but are undocumented, as those of `cpu_kernels`. Without int8
-instructions (VNNI) their products are slower than in bf16, so `int8_is_faster` measures them.
+The oneDNN operators are part of torch but undocumented, like those of `cpu_kernels`. On a CPU
+without int8 instructions (VNNI), int8 products are slower than bf16 products, so `int8_is_faster`
+measures both.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from antlm_bench.scoring.cpu_kernels import PackedLinear
 
 MAX_CODE = 127
 ZERO_POINT = 128  # inputs are unsigned: oneDNN has no fast kernel for signed ones
-MIN_SPEED = 1.5  # of int8 products, in multiples of bf16 products; else int8 is not used
+MIN_SPEED = 1.5  # least speed of int8 products, relative to bf16 products, at which they are used
 ACTIVATIONS: dict[str, Callable[[Tensor, str], Tensor]] = {
     "gelu": lambda y, variant: functional.gelu(y, approximate=variant),
     "swish": lambda y, _variant: functional.silu(y, inplace=True),
 }
-"""oneDNN's name of an activation (`cpu_kernels.ONEDNN_ACTIVATIONS`) -> (output, variant)."""
+"""oneDNN's name of an activation (`cpu_kernels.ONEDNN_ACTIVATIONS`) -> function of (outputs of the
+layer, variant). It may change the outputs in place."""
 
 
 class QuantizedInput:
-    """The last input of some layers in int8. Layers that share an input quantize it once."""
+    """The last input of several layers in int8. Layers with the same input quantize it once.
+
+    An input must not be changed in place between two layers.
+    """
 
     def __init__(self) -> None:
         self._source: Tensor | None = None
@@ -41,7 +46,7 @@ class QuantizedInput:
         """Return `quantize_rows` of the rows of x (..., k)."""
         if self._source is not x:
             self._quantized = quantize_rows(x.reshape(-1, x.shape[-1]).float())
-            self._source = x  # held, so that no other tensor can be taken for it
+            self._source = x  # kept alive, so that `is` cannot match a new tensor at its address
         return self._quantized
 
 
@@ -64,9 +69,11 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
         shared_input: QuantizedInput,
         activation: tuple[str, str] | None = None,
     ) -> None:
-        """Quantize a layer with fp32 weights. rows: batch size for which oneDNN tunes the format.
+        """Quantize a layer with fp32 weights.
 
-        activation: oneDNN's (name, variant), as of a PackedLinear.
+        rows: number of input rows for which oneDNN chooses the memory format of the weights.
+        shared_input: the same object for layers that may have the same input. activation: oneDNN's
+        (name, variant), as in PackedLinear.
         """
         super().__init__()
         self.weight, self.bias = plain.weight, plain.bias
@@ -92,8 +99,10 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
         return y.view(*x.shape[:-1], self.out_features)
 
     def multiply(self, codes: Tensor) -> Tensor:
-        """Return the products (m, out_features) in bf16 for codes (m, in_features) of scale 1."""
-        # The kernel is fast with outputs in bf16 only, and takes one scale for all rows.
+        """Return the products (m, out_features) in bf16 of codes (m, in_features), which still lack
+        the scales of the rows.
+        """
+        # The kernel is fast only with outputs in bf16, and takes one scale for all rows: 1.
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, ZERO_POINT, self._packed, self._scales, self._zero_points, None,
             1.0, 0, torch.bfloat16, "none", [], "",
@@ -102,7 +111,10 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 
 
 def use_int8_linears(model: nn.Module, rows: int) -> int:
-    """Replace the PackedLinear layers of a model by Int8Linear in place; return their number."""
+    """Replace the PackedLinear layers of a model by Int8Linear layers, in place.
+
+    rows: as in Int8Linear. Return the number of replaced layers.
+    """
     shared_input, num_replaced = QuantizedInput(), 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -115,8 +127,8 @@ def use_int8_linears(model: nn.Module, rows: int) -> int:
 def applies_gelu(model: nn.Module) -> bool:
     """Return whether a PackedLinear layer of a model applies a GELU.
 
-    After an int8 layer a GELU takes about as long as the product, since it cannot be part of it:
-    a BERT of width 384 was no faster in int8 than in bf16.
+    Such models are not run in int8: the GELU cannot be part of the int8 product and takes about as
+    long as it, so that a BERT of width 384 was not faster in int8 than in bf16.
     """
     layers = (module for module in model.modules() if isinstance(module, PackedLinear))
     return any((layer.activation or ("", ""))[0] == "gelu" for layer in layers)
@@ -124,17 +136,18 @@ def applies_gelu(model: nn.Module) -> bool:
 
 @cache
 def int8_is_faster() -> bool:
-    """Return whether int8 products have MIN_SPEED of bf16 products on this CPU, as measured once.
+    """Return whether int8 products are MIN_SPEED times as fast as bf16 products on this CPU.
 
-    Only products are measured, since a busy machine changes their ratio least: with VNNI it is 1.9
-    or more, without it below 1. So the result is the same in each process. With AMX, bf16 products
-    are so fast that quantizing inputs may cost more than int8 saves; int8 is not used there.
+    They are measured once per process. Only products are measured, because a busy machine changes
+    their ratio least. The ratio is at least 1.9 with VNNI and below 1 without it, so that every
+    process on a machine gets the same result. With AMX, the answer is False without a measurement:
+    bf16 products are so fast there that quantizing inputs may cost more than int8 saves.
     """
     names = ("qlinear_prepack", "qlinear_pointwise")
     if not all(hasattr(torch.ops.onednn, name) for name in names) or _has_amx():
         return False
     try:
-        # A few rows first: where oneDNN has only its reference kernel, many would take seconds.
+        # A few rows first: if oneDNN has only its reference kernel, many rows would take seconds.
         return _measure_speed(rows=16) > 0.1 and _measure_speed(rows=1024) >= MIN_SPEED
     except RuntimeError:  # an operator lacks these types, or has other arguments in this torch
         return False
@@ -145,13 +158,13 @@ def _has_amx() -> bool:
 
 
 def _measure_speed(rows: int, width: int = 512, repeats: int = 10) -> float:
-    """Return the speed of int8 products, in multiples of that of bf16 products."""
+    """Return the speed of int8 products relative to bf16 products; above 1 = int8 is faster."""
     x = torch.linspace(-1, 1, rows * width).view(rows, width)
     with torch.inference_mode():
         layer = Int8Linear(nn.Linear(width, width, bias=False), rows, QuantizedInput())
         bf16_layer = PackedLinear(nn.Linear(width, width, False, dtype=torch.bfloat16), rows)
         codes, bf16_x = quantize_rows(x)[0], x.bfloat16()
-        # In turns, so that other processes on the machine slow both down.
+        # In turns, so that other processes on the machine slow down both alike.
         seconds = [
             (
                 _measure_seconds(lambda: layer.multiply(codes)),

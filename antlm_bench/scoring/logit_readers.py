@@ -24,7 +24,7 @@ DEFAULT_LOGITS_PER_REDUCTION = 2**26
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The k values to read off h positions of a forward."""
+    """The k log-probabilities to read at h positions of a forward."""
 
     positions: IndexArray
     """(h,) indices into the positions of the forward's input."""
@@ -35,7 +35,7 @@ class Reads:
 
     @property
     def arrays(self) -> dict[str, IndexArray]:
-        """What the device needs, by name."""
+        """Name -> array, for the device."""
         return {
             "read_positions": self.positions, "read_index": self.index, "target": self.target
         }  # fmt: skip
@@ -53,7 +53,7 @@ def widen(logits: Tensor) -> Tensor:
 
 
 def reduce_blocks(reduce: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Return `reduce` of logits (h, v), called on as many rows at a time as the device suits."""
+    """Return `reduce` of logits (h, v), called on `rows_per_reduction` rows at a time."""
     size = rows_per_reduction(logits)
     if len(logits) <= size:
         return reduce(logits)

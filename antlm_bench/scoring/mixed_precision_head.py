@@ -4,7 +4,8 @@ A log-probability needs the logit of the target, and all other logits only in a 
 target logit is off by about 0.03, which is more than the error of all layers before the LM head; in
 the sum, the errors of thousands of logits cancel. So the target logit is computed in fp32, and
 replaces the bf16 one in the sum. The mean of the head's rows is subtracted from them, which changes
-no probability and makes logits smaller, so that bf16 rounds them less. The same holds for int8.
+no probability and makes logits smaller, so that bf16 rounds them less. An Int8LMHead does the same
+in int8.
 """
 
 from __future__ import annotations

@@ -28,18 +28,20 @@ IndexArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PaddingLimits:
-    """How much padding costs less than more operator calls."""
+    """How much padding is accepted, because it costs less than more operator calls."""
 
     inputs: float
-    """Tokens of a batch of padded rows, padding included, per token without padding: at most."""
+    """Largest ratio of tokens with padding to tokens without, in a batch of padded rows."""
     free_tokens: int
-    """Tokens of a batch, padding included, up to which padding costs nothing."""
+    """Number of tokens, padding included, up to which a batch of padded rows is always accepted."""
     attention: float
-    """As `inputs`, of an attention call with rows that are gathered from packed nodes."""
+    """The same ratio as `inputs`, in an attention call with rows gathered from packed nodes."""
 
     def allows_rows(self, num_padded: Any, num_tokens: Any, batch_tokens: float = np.inf) -> Any:
-        """Return whether rows of `num_tokens` may have `num_padded` tokens with padding; arrays of
-        numbers give an array. batch_tokens: tokens that fit into memory.
+        """Return whether rows may be padded from `num_tokens` tokens in all to `num_padded`.
+
+        Both are numbers, or arrays of the same shape. batch_tokens: limits `free_tokens`, because
+        so many tokens are known to fit into memory.
         """
         free_tokens = min(self.free_tokens, batch_tokens)
         return num_padded <= np.maximum(self.inputs * num_tokens, free_tokens)
@@ -87,8 +89,8 @@ class Plan:
     def __init__(self, probes: Sequence[Probes], padding: PaddingLimits | None = None) -> None:
         """Sort the rows.
 
-        padding: with full attention, end a batch before its rows, padded to the longest, exceed
-        these limits. None = a batch may have rows of any lengths.
+        padding: limits for rows with full attention, padded to the longest of a batch: a batch ends
+        before its rows exceed them. None = a batch may have rows of any lengths.
         """
         self.attention: Attention = probes[0].attention
         self._padding = padding if self.attention == "full" else None

@@ -1,8 +1,8 @@
 """Encodings that checkpoints with equal tokenizers share, so that texts are tokenized once.
 
 Checkpoints of one training run have the same tokenizer, and are scored on the same chunks of texts.
-A chunk's encodings are kept under a hash of all that they depend on: the loaded tokenizer and its
-files, the encoder's special tokens and limits, the texts, their spans and sources.
+A chunk's encodings are kept under a hash of everything that they depend on: the loaded tokenizer
+and its files, the encoder's special tokens and limits, the texts, their spans and sources.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ class _Entry:
 
 
 class EncodingCache:
-    """Keeps encodings up to `max_bytes`.
+    """Keeps up to `max_bytes` of encodings.
 
-    Every checkpoint asks for the same chunks in the same order, so dropping the oldest ones would
-    drop each before it is asked for again. Only those are dropped that neither this checkpoint nor
-    the one before it used; without room, new ones are not kept.
+    Every checkpoint asks for the same chunks in the same order, so dropping the oldest encodings
+    would drop each just before it is asked for again. Instead, a full cache drops the encodings
+    that neither this checkpoint nor the one before it used. If that makes no room, new encodings
+    are not kept.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -45,12 +46,12 @@ class EncodingCache:
         self._num_checkpoints = 0
 
     def for_checkpoint(self, tokenizer: Any, files_hash: str) -> CheckpointEncodings:
-        """Return the encodings of the next checkpoint. Arguments as in `hash_tokenizer`."""
+        """Return the cache for the next checkpoint. Arguments as in `hash_tokenizer`."""
         self._num_checkpoints += 1
         return CheckpointEncodings(self, hash_tokenizer(tokenizer, files_hash))
 
     def get(self, key: str) -> Encodings | None:
-        """Return what is kept under a key."""
+        """Return the encodings under a key; None = they are not kept."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -80,7 +81,7 @@ class EncodingCache:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointEncodings:
-    """The encodings of the texts of one checkpoint, shared through a cache."""
+    """A cache as one checkpoint uses it: the keys contain the hash of its tokenizer."""
 
     cache: EncodingCache
     tokenizer_hash: str
@@ -92,7 +93,7 @@ class CheckpointEncodings:
         spans: Sequence[Span],
         sources: Sequence[str] | None = None,
     ) -> Encodings:
-        """Encode texts as `encode_texts`, unless the cache has them."""
+        """Return `encode_texts` of the arguments, from the cache if it has them."""
         settings = encoder.describe_settings()
         content = [self.tokenizer_hash, settings, list(texts), list(spans), sources]
         key = hashlib.sha256(repr(content).encode()).hexdigest()
@@ -109,16 +110,16 @@ def encode_texts(
     spans: Sequence[Span],
     sources: Sequence[str] | None = None,
 ) -> Encodings:
-    """Encode texts with their scored spans; sources: of encoders that read them (PairEncoder)."""
+    """Encode texts with their scored spans. sources: only a PairEncoder reads them."""
     if isinstance(encoder, PairEncoder):
         return encoder.encode(texts, spans, sources)
     return encoder.encode(texts, spans)
 
 
 def hash_tokenizer(tokenizer: Any, files_hash: str) -> str:
-    """Return a hash of a loaded tokenizer. Tokenizers with one hash tokenize every text equally.
+    """Return a hash of a loaded tokenizer. Tokenizers with the same hash tokenize all texts alike.
 
-    files_hash: of its files. They are not all that decides: config.json chooses the class.
+    files_hash: hash of its files, which do not decide everything: config.json chooses the class.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = [
@@ -133,7 +134,7 @@ def hash_tokenizer(tokenizer: Any, files_hash: str) -> str:
 
 
 def _list_arrays(encodings: Encodings) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the arrays of all batches, and those of the flags."""
+    """Yield the arrays of the flags and of all batches."""
     yield from (encodings.unk, encodings.too_long, *encodings.flags.values())
     for batch in encodings.batches:
         for name in EncodedBatch.__dataclass_fields__:

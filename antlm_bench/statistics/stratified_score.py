@@ -229,14 +229,15 @@ def score_test(
 def score_changes(
     count: Callable[[Floats], StratifiedCounts], changes: Floats, *, are_clustered: bool
 ) -> list[tuple[Interval, float]]:
-    """Return interval and p-value of B macro-averages of paired differences.
+    """Return the interval and the p-value of each of B macro-averages of paired differences.
 
-    count: returns the counts of such changes.
+    count: function from changes of the same shape as `changes` to their counts.
 
-    The fewer clustered items flip, the less they show how alike the items of a cluster are, so the
-    design effect rises while losses become fewer. Therefore the lower end is not above that of the
-    same changes without losses, nor the upper end below that without gains: a run that lost a few
-    items cannot pass where one that lost none is undecided. p follows the same rule.
+    The fewer clustered items flip, the less they show how alike the items of a cluster are, so that
+    the design effect is larger for few losses than for some more. Therefore the lower end is not
+    above that of the same changes without losses, nor the upper end below that without gains: a
+    run that lost a few items cannot pass where one that lost none is undecided. p follows the same
+    rule.
     """
     tests = _test_counts(count(changes))
     if are_clustered:

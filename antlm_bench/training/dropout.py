@@ -245,7 +245,7 @@ def keyed_dropout_attention(
     if mask is not None:
         scores += mask
     with torch.autocast(scores.device.type, enabled=False):
-        # In bf16, too: the sums of a softmax are in fp32, and only its results are rounded.
+        # Autocast would run it in fp32. In bf16 it sums in fp32, too, and only rounds its results.
         probabilities = torch.softmax(scores, dim=-1)
     return KeyedDropout(p)(probabilities) @ value
 

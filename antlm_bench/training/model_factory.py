@@ -145,8 +145,8 @@ def _keyed_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Run transformers' SDPA attention, or explicit products where there is dropout, and in bf16 on
-    a CPU, where they are faster.
+    """Run transformers' SDPA attention, or matrix products and a softmax: with dropout, whose masks
+    are keyed, and in bf16 on a CPU, where they are faster.
     """
     use_products = bool(dropout) or _multiplies_in_bf16_on_cpu(query)
     if not use_products or kwargs.get("position_bias") is not None:
