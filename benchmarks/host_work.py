@@ -1,13 +1,14 @@
-"""What scoring a batch costs the host, beside a plain forward of the same model.
+"""Measure the host's CPU time per scored batch, and that of a plain forward of the same model.
 
     python benchmarks/host_work.py
 
 While a GPU computes, the host queues the next operators. This script measures that work alone: on
 a CPU, with models of 6 layers that are so small (8 dimensions, batches of 256 tokens) that their
-arithmetic takes next to no time. Rows are put together as for a GPU (scoring.attention). "plain
-forward" is a forward of the same model on 16 rows of 16 tokens, and a log-softmax. Planning (to
-sort rows, choose a batch, and compute its indices) grows with the tokens, so that it is also
-measured for the batch of a GPU. Milliseconds are CPU time of the process, medians of 9 rounds.
+arithmetic takes next to no time. Rows are padded or packed as on a GPU (scoring.attention). "plain
+forward" is a forward of the same model on 16 rows of 16 tokens, and a log-softmax. Planning
+(sorting rows, choosing batches, computing their indices) grows with the tokens, so it is also
+measured for batches as large as a GPU's. Milliseconds are CPU time of the process, medians of 9
+rounds.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class OperatorCalls(TorchDispatchMode):  # type: ignore[misc]
 
 
 def run_plain_forward(model: Any, rows: int, length: int) -> None:
-    """Run a model on rows of one length, as somebody without this package does."""
+    """Run a model on rows of one length, and a log-softmax, without this package."""
     no_cache = {"use_cache": False} if model.config.model_type == "llama" else {}
     ids = torch.ones(rows, length, dtype=torch.long, device=model.device)
     with torch.inference_mode():
@@ -70,8 +71,8 @@ def run_plain_forward(model: Any, rows: int, length: int) -> None:
 def count_operator_calls(
     scorer: Engine, plain_model: Any, score: Callable[[], Any]
 ) -> dict[str, float]:
-    """Return the operator calls per batch of `score`, which runs a scorer, and how many times as
-    many they are as in a forward of `plain_model`.
+    """Return the operator calls per batch of `score`, which runs `scorer`, and their ratio to the
+    calls of a plain forward of `plain_model`.
     """
     before = scorer.batches_computed
     with OperatorCalls() as ours:
@@ -98,8 +99,8 @@ def build_model(kind: str) -> Any:
 def make_probes(kind: str, num_tokens: int) -> tuple[list[Probes], int]:
     """Return probes of about num_tokens random tokens, and the number of texts.
 
-    Each row is a text. Causal rows share their first two tokens and are read everywhere, others
-    are read at one position.
+    Each row is a text. Causal rows share their first two tokens and are read at all positions, the
+    others at one position.
     """
     rng, probes, first_text = np.random.default_rng(0), [], 0
     num_rows = -(-num_tokens // sum(LENGTHS))
@@ -129,7 +130,7 @@ def median_milliseconds(function: Callable[[], Any]) -> float:
 
 
 def plan_batches(probes: list[Probes], batch_tokens: int) -> int:
-    """Plan all batches of probes, as the engine does. Return their number."""
+    """Plan all batches of probes as the engine does. Return the number of batches."""
     num_batches = 0
     for plan in build_plans(probes, GPU_PADDING):
         start = 0

@@ -3,9 +3,9 @@
     python benchmarks/kept_losses.py [--tables 150]
 
 A table has clusters of 1 to 6 items in 1 to 3 strata; some items of a cluster change alike. Up to
-four of its lost items are kept, one at a time. A flip is worse if an end of the interval falls
-below its former value and below 0: then a margin exists for which the verdict of `check` worsens,
-or a drop becomes significant. docs/explanation/statistics.md shows the output.
+four of its lost items are kept, one at a time; each is a flip. A flip counts as worse if an end of
+the interval falls below its former value and below 0: then there is a margin for which the verdict
+of `check` worsens, or a drop becomes significant. docs/explanation/statistics.md shows the output.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ EFFECTIVE_CLUSTERS = ((2, 8), (8, 12), (12, 20), (20, 60))
 RATES = {"up to 60% lost, 35% gained": (0.6, 0.35), "up to 5% lost, 2% gained": (0.05, 0.02)}
 MAX_KEPT = 4
 TOLERANCE = 1e-6
-"""In items."""
+"""Items by which an end must fall to count as fallen."""
 
 
 class Table(NamedTuple):
     """Changes of n items, in strata and clusters."""
 
     changes: Floats
+    """(n,) 1 = gained, 0 = kept, -1 = lost."""
     codes: Ints
+    """(n,) stratum of each item."""
     weights: Floats
+    """Weight of each stratum in the macro-average."""
     clusters: Ints
+    """(n,) cluster of each item."""
 
     @property
     def shares(self) -> Floats:
-        """The share of each item (n,) in the average."""
+        """The share (n,) of each item in the macro-average."""
         return np.asarray((self.weights / np.bincount(self.codes))[self.codes])
 
     @property
@@ -46,7 +50,7 @@ class Table(NamedTuple):
 
 
 def draw_table(rng: np.random.Generator, max_lost: float, max_gained: float) -> Table:
-    """Draw a table with at least one lost item."""
+    """Draw a table with at least one lost item. max_lost, max_gained: largest rates of items."""
     sizes = rng.integers(1, 7, rng.integers(2, 61))
     clusters = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     lost, gained = rng.uniform(0, max_lost), rng.uniform(0, max_gained)
@@ -61,7 +65,7 @@ def draw_table(rng: np.random.Generator, max_lost: float, max_gained: float) -> 
 
 
 def worst_falls(table: Table, rng: np.random.Generator) -> Floats:
-    """Return by how many items an end falls, for each of some lost items that is kept."""
+    """Return for each of some lost items by how many items an end falls if it is kept."""
     rows = rng.permutation(np.flatnonzero(table.changes < 0))[:MAX_KEPT]
     variants = np.tile(table.changes, (1 + len(rows), 1))
     variants[np.arange(1, 1 + len(rows)), rows] = 0.0

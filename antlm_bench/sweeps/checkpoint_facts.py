@@ -73,7 +73,7 @@ class ForwardSize:
     hidden: int
     vocabulary: int
     position_vectors: int = 0
-    """Vectors of relative positions, with each of which a token's query and key are multiplied."""
+    """Number of vectors of relative positions. Each is multiplied by every query and every key."""
 
     def forward_flops(self, tokens: float, reads: float, attended: float) -> float:
         """Return the FLOPs of a forward pass.
@@ -233,7 +233,9 @@ def describe_future_checkpoint(ref: str, recipe: Recipe) -> CheckpointFacts:
 
 
 def _detect_kind(config: Mapping[str, Any]) -> Kind:
-    """Return the kind of the first known class in `architectures` of config.json; "" = none."""
+    """Return the kind of the first known class in `architectures` of config.json; "" if there is
+    none.
+    """
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
         if config.get("is_encoder_decoder") and str(name).endswith(ENCODER_DECODER_CLASSES):

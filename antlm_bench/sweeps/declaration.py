@@ -39,7 +39,7 @@ class TrainStage(Declaration):
 
 
 class CheckpointStage(Declaration):
-    """The keys that [[score]] and [[finetune]] share: which checkpoints and suites they compute."""
+    """Keys that [[score]] and [[finetune]] share: name, checkpoints, suites and options."""
 
     name: str = ""
     """Name of the stage; "" = score, score-2, ..., or finetune, finetune-2, ..."""

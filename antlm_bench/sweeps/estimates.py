@@ -141,7 +141,7 @@ class Estimator:
         return self.expanded.facts[unit.stage, unit.model]
 
     def _identify_work(self, unit: Unit) -> tuple[object, ...]:
-        """Return what the cost of a unit depends on: all but its seed and the values of weights."""
+        """Return what the cost of a unit depends on: not its seed or the values of weights."""
         facts = self._find_facts(unit)
         if facts is None:
             return (unit.kind, unit.id)

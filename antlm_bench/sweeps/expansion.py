@@ -80,7 +80,7 @@ class ExpandedSweep:
     missing_data: dict[str, str] = field(default_factory=dict)
     """Suite or task without units -> why its data cannot be read."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Model of a unit -> its short name, which is also the name of a checkpoint's run folder."""
+    """Model of a unit -> its short name, which for a checkpoint also names its run folder."""
 
 
 def load_sweep(path: Path) -> tuple[ExpandedSweep, Path]:
@@ -375,7 +375,7 @@ class _Expansion:
         run_names = name_runs(list(self.units_by_model))
         collect_units = []
         for model, parts in self.units_by_model.items():
-            # With the digest of its parts, the unit has another id when the parts change.
+            # The digest of the parts gives the unit another id when the parts change.
             arguments = {"out": f"{RUNS_DIR}/{run_names[model]}", "parts": _digest_ids(parts)}
             collect_units.append(
                 Unit("collect", "collect", model, arguments, waits_for=tuple(parts))
@@ -389,7 +389,7 @@ class _Expansion:
 
 
 def count_corpus_words(corpus: str, recipe: Recipe) -> int:
-    """Return the words that a recipe trains on, without those that it holds out.
+    """Return the number of words that a recipe trains on, without those that it holds out.
 
     Raises DataError if there is no text.
     """

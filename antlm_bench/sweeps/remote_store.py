@@ -144,8 +144,10 @@ class RemoteStore:
         return claim
 
     def renew(self, claim: Claim) -> bool:
-        """As in FolderStore. An answer holds for `_renewal_seconds`, because short units would ask
-        too often, and so does a new claim. `commit` always asks.
+        """Renew a claim as in FolderStore.
+
+        After an answer, and after a new claim, the driver is not asked for `_renewal_seconds`,
+        because short units would ask too often. `commit` always asks.
         """
         renewed_claim, since = self._last_renewal
         if claim == renewed_claim and time.monotonic() - since < self._renewal_seconds:
@@ -213,7 +215,7 @@ class RemoteStore:
         return self.folder / part
 
     def _drop_links(self, targets: set[Path]) -> None:
-        """Remove links to inputs that the unit does not read: the cache can drop their files."""
+        """Remove links to inputs that a unit does not read: the cache can then drop the files."""
         for path in self._links.keys() - targets:
             path.unlink(missing_ok=True)
             del self._links[path]

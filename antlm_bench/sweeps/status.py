@@ -217,7 +217,7 @@ class SweepState:
                 yield done.part, self.units[unit_id]
 
     def _depends_on_unfinished(self, entry: UnitState) -> bool:
-        """Return whether a unit needs, or waits for, another one that is not done."""
+        """Return whether a unit needs or waits for a unit that is not done."""
         others = (self.units.get(each) for each in entry.unit.waits_for)
         return bool(entry.num_unmet_needs) or any(each and each.state != "done" for each in others)
 
@@ -277,7 +277,7 @@ class TimeLeft:
     """An estimate of the time until a sweep is done."""
 
     seconds: float | None
-    """For the units of a kind that has finished units; None = unknown."""
+    """Estimate for units of kinds that have finished units; None = unknown."""
     unknown_kinds: tuple[str, ...]
     """Kinds without a finished unit: `seconds` does not count their units."""
 

@@ -297,8 +297,8 @@ class FolderStore:
         return bool(names & self._ended_workers) or owner.process.has_ended()
 
     def seconds_since_heartbeat(self, claim_id: str) -> float:
-        """Return the seconds since the last change of the time of a claim's file, or since the
-        first call. Only the clock of this machine is read.
+        """Return the seconds since this store saw the time of a claim's file change, or since its
+        first call for the claim. Only the clock of this machine is read.
         """
         try:
             file_time = self._claim_path(claim_id).lstat().st_mtime_ns

@@ -36,8 +36,8 @@ class UnitContext:
     store: SweepStore
     state: SweepState
     part_dir: Path
-    """The folder to write the unit's run folder to. It may hold chunks of an earlier attempt. Units
-    of the kinds train, collect and report write below `sweep_dir` instead."""
+    """The unit's run folder, which may hold chunks of an earlier attempt. Units of the kinds train,
+    collect and report write below `sweep_dir` instead."""
     unit_id: str
 
     @property
