@@ -189,8 +189,8 @@ def read_declarations(
 ) -> tuple[dict[str, T], dict[str, BenchError]]:
     """Read all declarations. Return name -> declaration, and name -> error.
 
-    read: function of (name, file). Only declarations of users may be invalid: they do not hide the
-    others. Raises the error of a shipped one.
+    read: function of (name, file). Only declarations of users may be invalid, so that one of them
+    does not hide all others. Raises the error of a shipped one.
     """
     declarations: dict[str, T] = {}
     errors: dict[str, BenchError] = {}

@@ -127,7 +127,7 @@ class ScoreKeywords(WeightKeywords, total=False):
     compat: str | None
     """Scoring conventions of lm-eval, minicons, babylm-2024, babylm-2025 or babylm-2026."""
     precision: str
-    """exact, or adaptive (int8 or bfloat16, and float32 for items with a small log-probability gap;
+    """exact, or adaptive (bfloat16 or int8, and float32 for items with a small log-probability gap;
     some choices may differ from float32)."""
     engine: str
     """native, or minicons for models that the native engine cannot run."""

@@ -48,7 +48,7 @@ class OptionColumns(NamedTuple):
 
 
 class IdColumn(Sequence[str]):
-    """Ids of n items. An id becomes a Python string when it is read: error messages read one."""
+    """Ids of n items. An id becomes a Python string when it is read, because most never are."""
 
     def __init__(self, array: Any) -> None:
         """Wrap an Arrow array of strings."""
@@ -516,7 +516,7 @@ def _to_numpy(array: Any) -> NDArray[Any]:
     """Return the numbers of an Arrow array (n,), -1 where it is empty.
 
     They are read from the memory of the array, because `to_numpy` of pyarrow imports pandas, which
-    takes half of the time that a whole `check` may take.
+    takes half of the time in which a whole `check` must finish.
     """
     if array.null_count:
         return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)

@@ -274,8 +274,10 @@ def guard_record(record: Any, plugin: str, checks: Mapping[str, Callable[..., st
 
 
 def _guard_value(value: Any, plugin: str, check: Callable[..., str] | None, is_target: bool) -> Any:
-    """Return a field's value with its functions guarded. plugin: what a message calls the field.
-    is_target: whether it may be a class that is called, or the "module:attribute" of a function.
+    """Return a field's value with its functions guarded.
+
+    plugin: name of the plugin in error messages. is_target: whether the value may be a class that
+    is called, or the "module:attribute" of a function.
     """
     if isinstance(value, tuple) and type(value) is tuple:
         items = tuple(_guard_value(item, plugin, check, is_target) for item in value)

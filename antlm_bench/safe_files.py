@@ -94,9 +94,10 @@ def open_for_writing(path: Path, flags: int, mode: int = 0o666) -> int:
 
 def reject_special_file(path: Path) -> None:
     """Raise OSError if a path is a device, a FIFO, a socket or a folder, or a link to an open file
-    (`/dev/stdout`). Renaming a file to it would remove it, which root is allowed to do in /dev.
+    (`/dev/stdout`).
 
-    Other links pass, because the link is replaced, and not what it points to.
+    If another file were renamed to this path, it would be gone. Root may do that even in /dev.
+    Other links pass, because only the link is replaced, and not what it points to.
     """
     try:
         mode = path.lstat().st_mode

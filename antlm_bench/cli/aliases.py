@@ -76,9 +76,10 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
 
 
 def iter_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (word before `=`, its value) of each word, up to `--`.
+    """Yield (option, value) for each word of a command line before `--`.
 
-    Without `=`, the value is the word that follows; a flag has no value, and ignores it.
+    For a word without `=`, the value is the next word. Callers select the options that they know,
+    because words that are values or flags are yielded, too.
     """
     for word, following in zip(argv, [*argv, ""][1:], strict=True):
         if word == "--":

@@ -333,7 +333,7 @@ class ConfiguredDefaults:
             self.used[key.name] = value
             self._keys_by_location[key.variable] = key.name
         argument = arguments_by_option.get(key.option)
-        # An option of the same name can set another argument: --format of `export`.
+        # An option of the same name can set another argument, such as --format of `export`.
         is_same_option = argument is not None and key.argument in ("", argument)
         if not is_same_option or not is_for_command:
             return

@@ -111,7 +111,7 @@ def score_command(
         Literal["exact", "adaptive"] | None,
         settings_option(
             metavar="NAME",
-            help="exact, or adaptive: int8 or bfloat16, and float32 where two options are close; "
+            help="exact, or adaptive: bfloat16 or int8, and float32 where two options are close; "
             "some choices may differ from float32.",
             show_default="exact",
         ),

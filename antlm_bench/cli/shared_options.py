@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 Command = Callable[..., Any]
 Tables = Iterator["Table"]
-"""What a command yields, to be printed (`prints_tables`)."""
+"""The tables that a command yields, which `prints_tables` prints."""
 OptionValues = Mapping[str, Any]
 """Name of an option -> its value; None = not given."""
 
@@ -142,7 +142,10 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
 
 
 def refuse_options(values: OptionValues, message: str, hint: str) -> None:
-    """Raise UsageError for the first option that was given. values: `--name` -> its value."""
+    """Raise UsageError if one of these options was given; it names the first one.
+
+    values: `--name` -> its value. A false value means "not given".
+    """
     for option, value in values.items():
         if value:
             raise UsageError(message, location=option, hint=hint)
@@ -406,9 +409,9 @@ def with_table_format(
 def prints_tables(
     *, options: Sequence[str] = ("format", *SHORT_FORMATS)
 ) -> Callable[[Callable[..., Tables]], Command]:
-    """Print the tables that a command yields, in the format of the options `with_table_format`.
+    """Add the options of `with_table_format` to a command, and print the tables that it yields.
 
-    A table that the command yields before an error is printed, too.
+    Tables that the command yields before it raises an error are printed, too.
     """
 
     def decorate(command: Callable[..., Tables]) -> Command:
@@ -418,7 +421,7 @@ def prints_tables(
 
             tables = command(**values)
             first = next(tables, None)
-            if first is not None:  # only the first process of torchrun has tables
+            if first is not None:  # the other processes of torchrun yield no table
                 print_tables(chain([first], tables), table_format)
 
         return with_table_format(options=options)(run)

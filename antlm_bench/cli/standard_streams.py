@@ -1,4 +1,4 @@
-"""stdout and stderr of a process, which go on after a failed write.
+"""stdout and stderr of a process that record failed writes instead of raising errors.
 
 Results are in files, so a command must not end after hours because its log is on a full disk. The
 exit code reports the failure at the end. Only a closed pipe ends a command early.
@@ -47,7 +47,7 @@ _streams: dict[str, StandardStream] = {}
 
 
 def replace_standard_streams() -> None:
-    """Replace sys.stdout and sys.stderr by streams that record failures. Call it once or more.
+    """Replace sys.stdout and sys.stderr by streams that record failures. Later calls do nothing.
 
     A closed stream is replaced by a file on which every write fails. Otherwise the next file that
     is opened would get the file descriptor of the stream, and would receive what is printed.

@@ -175,7 +175,8 @@ def _build_settings(
         "reduction": conventions.reduction,
         "context": conventions.context,
         "compat": options.compat,
-        "limit": None if suite.num_left_out == 0 else options.limit,  # it left nothing out
+        # A limit that leaves nothing out gives the key of a run without a limit.
+        "limit": None if suite.num_left_out == 0 else options.limit,
         "conventions": CONVENTIONS_VERSION,
         # Defaults add no keys, so that the keys of runs from before an option existed stay valid.
         **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),

@@ -86,8 +86,8 @@ def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[Cat
 def raise_on_bad_files(bad_files: Sequence[CatalogRow], suite_names: Sequence[str]) -> None:
     """Raise DataError if a file is damaged or differs from the published one.
 
-    suite_names: those that were named. With names, raise IncompleteError if no file is wrong, but
-    files are absent or lack rows.
+    suite_names: the suites that the user named; empty = none. If there are any, also raise
+    IncompleteError if no file is wrong, but files are absent or lack rows.
     """
     names = suite_names or list(dict.fromkeys(str(row["suite"]) for row in bad_files))
     fetch = f"antlm-bench data fetch {shlex.join(names)}"

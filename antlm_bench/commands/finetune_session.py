@@ -69,7 +69,8 @@ class FinetuneSession:
         check_finetune_options(options, seeds, attentions)
         names = select_tasks([suite], [task], options)
         finetuner = Finetuner(names, attentions, seeds, options)
-        finetuner.open_checkpoint = self._backbone.open  # instead of opening and loading anew
+        # The session's functions return what is open or loaded already.
+        finetuner.open_checkpoint = self._backbone.open
         finetuner.load_task = self._tasks.load
         with Progress(f"opening {ref}", "examples") as progress:
             run = finetuner.finetune_checkpoint(ref, out, several=False, progress=progress)

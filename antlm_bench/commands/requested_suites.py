@@ -42,14 +42,16 @@ have no state: their hashes are verified when they are read."""
 
 
 class FileCache(Generic[L]):
-    """A cache of what was loaded from files. It is loaded again if one of the files has changed."""
+    """A cache of objects that are loaded from files. An object is loaded again if one of its files
+    has changed.
+    """
 
     def __init__(self, max_size: int, measure_size: Callable[[L], int] = lambda _: 1) -> None:
         """max_size: largest sum of the sizes of all entries. The last entry is always kept."""
         self.max_size, self.measure_size = max_size, measure_size
         self._loaded: dict[str, tuple[L, FileStates]] = {}
-        """Arguments as JSON -> what they load, and the states of its files. The entry that was used
-        last is the last one.
+        """Arguments as JSON -> the object, and the states of its files. The entry that was used
+        last is at the end.
         """
 
     def get(self, arguments: Any, load: Callable[[], L]) -> L:
@@ -116,7 +118,7 @@ def _require_defined_score(suite: Suite, request: SuiteRequest) -> None:
 def find_smallest_limit(items: Sequence[Item], level: str | None, spec: MetricSpec) -> int:
     """Return the smallest limit per group of a level with which the metric is defined."""
     counts: Counter[str] = Counter()
-    needed_limits, golds = [], []  # an item is scored if the limit is its number in its group
+    needed_limits, golds = [], []  # the smallest limit that includes an item, and its gold
     for item in items:
         group = item.labels[level] if level else ""
         counts[group] += 1
@@ -197,9 +199,9 @@ class RequestedSuites:
         return self._suites
 
     def describe(self, methods: Sequence[str]) -> Sequence[Suite | RecordedSuite]:
-        """Return what the keys of the suites depend on, once: cached facts, or the loaded suite.
+        """Return what the content keys need of each suite: recorded facts, or the loaded suite.
 
-        Raises as `load`.
+        The result is kept for the next call. Raises as `load`.
         """
         if self._suites is not None:
             return self.load(methods)

@@ -92,7 +92,7 @@ class ScoreCall:
         options.validate(method_names)
         self.refs = expand_refs(as_list(models), options.revision)
         check_single_name(options.name, self.refs)
-        # A single checkpoint encodes no text twice.
+        # A single checkpoint encodes each text only once.
         self.session = ScoreSession(encodings=EncodingCache() if len(self.refs) > 1 else None)
         self.request = self.session.build_request(as_list(suites), method_names, options)
         _check_unigrams(options, self.request.suites.refs)

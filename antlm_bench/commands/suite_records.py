@@ -1,4 +1,4 @@
-"""Remember what the content keys need of a suite, so that finished scores load no items.
+"""Cache what the content keys need of a suite, so that finished cells need no items.
 
 A content key depends on two facts about the items: their digest, and how many a limit leaves out.
 The declaration, the data files, the request and our own source determine both. A record in the

@@ -3,7 +3,8 @@
 Peers are other tools (minicons, lm-eval). They load the same folder themselves, in fp32 on the CPU.
 Conventions are aligned as far as possible (sums, the BOS of `--bos`, the scored characters). The
 result lists the differences that remain. lm-eval scores our tokens, so that engines are compared on
-equal input. If its own tokens are others, it scores them, too, and the result has both comparisons.
+equal input. Where its own tokens differ from ours, it scores them, too, and the result has both
+comparisons.
 """
 
 from __future__ import annotations

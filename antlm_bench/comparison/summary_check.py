@@ -84,7 +84,7 @@ def _undefined_notes(run: Run, cell: Cell) -> Iterator[str]:
     """Yield a note if the headline is undefined for its items.
 
     Earlier versions stored the value of a model without any ability, with the whole range as its
-    interval. Only such cells are read again.
+    interval. Only the predictions of such cells are read.
     """
     spec, headline = get_metric_spec(cell.summary.metric), cell.summary.headline
     if not spec.min_gold_values or (headline.low, headline.high) != spec.value_range:
@@ -93,7 +93,7 @@ def _undefined_notes(run: Run, cell: Cell) -> Iterator[str]:
     reason = load_cell_metric(cell).find_undefined_reason(table, np.ones(len(table.ids), bool))
     if reason:
         value = spec.format(headline.value)
-        yield f"{spec.heading} undefined ({reason}): {value} is no score"
+        yield f"{spec.heading} undefined ({reason}): {value} is not a score"
 
 
 def check_cell(run: Run, cell: Cell) -> None:

@@ -130,7 +130,7 @@ def rating_rows(cell: Cell, predictions: Predictions, table: PredictionTable) ->
 
 
 def value_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
-    """Return the metric's value of each item with the score of the preferred option."""
+    """Return rows with the metric's value of each item and the score of the preferred option."""
     return _add_metric(preference_rows(cell, predictions, table), cell, table)
 
 
@@ -163,7 +163,7 @@ def judgement_rows(cell: Cell, predictions: Predictions, table: PredictionTable)
 
 
 def document_rows(cell: Cell, predictions: Predictions, table: PredictionTable) -> Iterator[Row]:
-    """Return the score of each document and its linearised contribution to the metric."""
+    """Return rows with the score of each document and its linearised contribution to the metric."""
     return _add_metric(logprob_rows(cell, predictions, table), cell, table)
 
 

@@ -122,7 +122,7 @@ def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: Texts
 
 
 def difference_cells(difference: Difference, metric: str) -> tuple[TableCell, TableCell, TableCell]:
-    """Build the cells of the reference's value, of the run's, and of their difference."""
+    """Build three cells: the value of the reference, that of the run, and their difference."""
     spec = get_metric_spec(metric)
     a, b = (
         TableCell(value, spec.format(value), unit=spec.raw_unit)
@@ -228,7 +228,7 @@ def format_number(value: float, metric: str, sign: str = "") -> str:
 
 
 def format_with_unit(value: float, metric: str) -> str:
-    """Return a difference in the metric's scale, with its unit if it has one: `1.3 points`."""
+    """Format a difference on the metric's scale, with its unit if it has one: `1.3 points`."""
     spec = get_metric_spec(metric)
     return f"{spec.format(value)} {spec.difference_unit}".rstrip()
 

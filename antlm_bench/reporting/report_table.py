@@ -47,7 +47,7 @@ LONG_KEYS: tuple[str, ...] = (
     "remarks",
     "source",
 )
-"""Columns of the long form. "reading" is the method, and "remarks" are the caveats."""
+"""Columns of the long form. "reading" is the scoring method, "remarks" are the caveats."""
 
 
 def build_report_table(report: Report) -> Table:

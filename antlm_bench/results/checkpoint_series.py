@@ -74,9 +74,10 @@ class LearningCurve:
         its checkpoint, in the unit of the metric. None for a single checkpoint.
 
         The largest of K normal errors, independent or not, is at most sqrt(2 ln K) standard errors
-        on average (Boucheron, Lugosi & Massart 2013, section 2.5), whatever the true values. Only
-        checkpoints with a value in the interval of the best count, because chance hardly makes
-        others the best. A standard error is half the widest 95% interval of these, divided by 1.96.
+        on average (Boucheron, Lugosi & Massart 2013, section 2.5), whatever the true values. K
+        counts the checkpoints whose values lie in the interval of the best, because the others are
+        hardly ever the best by chance. The standard error is that of the widest 95% interval among
+        these: half its width, divided by 1.96.
         """
         if sum(not point.duplicate_of for point in self.points) < 2:
             return None

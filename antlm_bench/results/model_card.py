@@ -27,13 +27,14 @@ DEFAULT_TASK_TYPE = "fill-mask"
 def build_model_card(report: Report) -> str:
     """Return the front matter of one checkpoint's model card, with the results of all methods.
 
-    Missing members are YAML comments. Raises UsageError for runs of several checkpoints.
+    Members of the collection without a score are named in YAML comments. Raises UsageError for
+    several runs.
     """
     columns = [column for column in report.columns if not column.source]
     num_runs = len({column.run for column in columns})
     if num_runs > 1:
         raise UsageError(
-            f"a model card is of one model, and there are {num_runs} runs",
+            f"a model card describes one model, and there are {num_runs} runs",
             location="--model-index",
             hint="give one run",
         )
@@ -65,7 +66,9 @@ def _build_entries(report: Report, column: ReportColumn) -> Iterator[dict[str, A
 
 
 def _build_entry(suite: str, title: str, method: str, score: ReportedScore) -> dict[str, Any]:
-    """Build one result with one metric. `config` tells apart several methods on one dataset."""
+    """Build one result with one metric. Its `config` is the method, because the hub distinguishes
+    results on one dataset by `config`.
+    """
     suite, title, method, metric = map(_replace_unprintable, (suite, title, method, score.metric))
     if score.seeds:
         task_type = FINETUNED_TASK_TYPE

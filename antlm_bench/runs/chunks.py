@@ -34,7 +34,7 @@ MAX_PREDICTIONS_BYTES = 1_000_000_000
 class ChunkFolder:
     """A folder with chunks in partial/. A chunk is stored whole, and its name has its hash.
 
-    It is a context manager that creates the folder and holds its lock.
+    It is a context manager, which creates the folder, locks it and reads it (`take_over`).
     """
 
     path: Path
@@ -54,7 +54,7 @@ class ChunkFolder:
         self._exit_stack.close()
 
     def take_over(self) -> None:
-        """Read what the locked folder holds. Raises RunError for a folder of something else."""
+        """Read what the locked folder holds. Raises RunError if that belongs to something else."""
         raise NotImplementedError
 
     def remove_leftovers(self) -> None:
@@ -127,7 +127,7 @@ def chunk_folder(root: Path, suite: str, method: str, key: str) -> Path:
 def _iter_chunk_files(
     root: Path, suite: str, method: str, key: str, index: int
 ) -> Iterator[tuple[Path, Predictions | None]]:
-    """Yield (file, predictions) of a chunk's files; None = it is damaged, or of another cell."""
+    """Yield (file, predictions) for the files of a chunk; None = damaged, or of another cell."""
     metadata = {**file_metadata(suite, method, key), "chunk": str(index)}
     for path in sorted(chunk_folder(root, suite, method, key).glob(_chunk_pattern(index))):
         intact = None

@@ -23,7 +23,7 @@ RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that at every moment it has the old bytes, the new bytes, or is absent.
 
-    Raises RunError, also for a device or a FIFO in its place, which is kept.
+    Raises RunError, also if the path is a device, a FIFO or a socket, which is not replaced.
     """
     with temporary_path(path.with_name(f".{path.name}.tmp")) as temporary:
         try:
@@ -41,8 +41,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_cache_file(path: Path, data: bytes) -> None:
-    """Write a file of the user's cache, and create its folder. A cache that cannot be written is
-    left out.
+    """Write a file of the user's cache, and create its folder. Errors are ignored, because a cache
+    is only there to save time.
     """
     with suppress(OSError, BenchError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole, and its folder if need be. Raises RunError, UsageError."""
+    """Write a file as `write_atomically`, and create its folder. Raises RunError, UsageError."""
     make_folder(path.parent)
     write_atomically(path, data)
 

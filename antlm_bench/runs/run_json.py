@@ -165,10 +165,11 @@ class JsonNode:
 def decode_document(
     data: bytes, location: str, version: int, noun: str = "", not_json_hint: str = DAMAGED_HINT
 ) -> JsonNode:
-    """Return the JSON object of a file that has its schema version in "schema".
+    """Return the JSON object of a file whose key "schema" has its schema version.
 
-    version: the newest that this package reads. noun: what the version is of, for the error about a
-    newer one. Raises RunError.
+    version: the newest version that this package reads. noun: text after the version in the error
+    about a newer one, such as " of shards". not_json_hint: hint of the error about other bytes.
+    Raises RunError.
     """
     try:
         root = JsonNode(parse_json(data), location)

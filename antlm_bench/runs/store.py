@@ -146,7 +146,7 @@ class RunWriter(ChunkFolder):
     def join_chunks(self, suite: str, method: str, key: str, num_chunks: int) -> Predictions:
         """Return the predictions of all stored chunks of a cell. Raises RunError if one is missing.
 
-        While a suite is scored, no chunk is kept in memory.
+        They are read from files, because no chunk stays in memory while a suite is scored.
         """
         chunks: list[Predictions] = []
         for index in range(num_chunks):
@@ -165,8 +165,8 @@ class RunWriter(ChunkFolder):
     ) -> Cell:
         """Join the chunks of a cell, write the cell, and remove the chunks.
 
-        final_predictions: those of `join_chunks`, perhaps with what only all of them together
-        determine; None = those of `join_chunks`. Raises RunError if a chunk is missing.
+        final_predictions: the result of `join_chunks`, perhaps with columns that need all items;
+        None = call `join_chunks`. Raises RunError if a chunk is missing.
         """
         complete = final_predictions
         if complete is None:

@@ -425,7 +425,7 @@ def apply_changes(
 ) -> TrainingSpec:
     """Return settings with some values changed. changes: "key=value" each.
 
-    location: the option or the key of a TOML that has them, for errors. Raises UsageError or
+    location: for errors, the option or the TOML key that has the changes. Raises UsageError or
     DeclarationError.
     """
     is_option = location.startswith("--")

@@ -341,7 +341,8 @@ class _ItemBuilder:
         self.spec = spec
         self.counts: Counter[str] = Counter()
         self.labels: dict[tuple[str, ...], dict[str, str]] = {}
-        """Items with equal labels share a dict: each takes as much memory as two texts."""
+        """Values of the labels -> their dict, which items share: a dict takes as much memory as two
+        texts."""
         texts = [text for option in spec.item.options for text in (option.context, option.scored)]
         self.text_fields = {text: template_fields(text) for text in texts}
         self.cluster_fields = {text: template_fields(text) for text in spec.cluster}

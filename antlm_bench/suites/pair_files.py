@@ -168,7 +168,9 @@ def _read_file(file: Path, root: Path, pair_format: PairFormat) -> _PairFile:
 
 
 def _take_rows(rows: list[tuple[int, records.Record]]) -> Iterator[tuple[int, records.Record]]:
-    """Yield the rows, and remove them, so that memory never holds all rows and all items."""
+    """Yield the rows and remove each from the list, so that memory never holds all rows together
+    with all items.
+    """
     rows.reverse()
     while rows:
         yield rows.pop()

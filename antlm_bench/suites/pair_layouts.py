@@ -76,8 +76,8 @@ class PairLayout:
     parse_line: Callable[[str, str], records.Record] | None = None
     """(line of a .txt, its location) -> its columns; None = a .txt does not have this layout."""
     find_good_problem: Callable[[str], str] | None = None
-    """Return what is wrong with a value of PairFormat.good, "" if nothing is. None = every value is
-    right."""
+    """Function of a value of PairFormat.good: returns what is wrong with it, "" if nothing is.
+    None = every value is right."""
     is_paired: bool = True
     """Whether records are pairs; else they are single sentences with a label of 1 or 0."""
     has_keys: bool = False

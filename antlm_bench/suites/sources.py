@@ -236,8 +236,10 @@ def offline_variable() -> str:
 
 
 def _build_query(spec: SuiteWithData, file: str, expected: FileSpec | None = None) -> _FileQuery:
-    """Return the query for a file of a suite. expected: of a file that the suite does not list; it
-    is never downloaded.
+    """Return the query for a file of a suite.
+
+    expected: facts of a file that the suite does not list; such a file is never downloaded. None =
+    the suite lists the file.
     """
     data = spec.data
     assert data is not None  # a grammar has no files

@@ -385,7 +385,8 @@ def read_declaration_of_type(
 def read_suite_with_files(ref: str) -> tuple[Any, Path] | None:
     """Return the declaration of a suite whose table [data] lists files, and the folder of its TOML.
 
-    None = a data file or lm-eval:TASK, which has no declaration, or a declaration without files.
+    None for a data file or lm-eval:TASK, which have no declaration, and for a declaration without
+    files.
     """
     if match_task_type(ref):
         return None

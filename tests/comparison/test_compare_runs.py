@@ -350,7 +350,7 @@ def test_an_older_run_of_an_undefined_metric_is_read_but_not_compared(
     [opened] = open_verified_run(a.path)
     assert opened.summary.headline.value == 0.0
     assert opened.summary.notes == (
-        f"{METRICS[metric].heading} undefined ({words}): 0.0 is no score",
+        f"{METRICS[metric].heading} undefined ({words}): 0.0 is not a score",
     )
     report = build_report([a.path])
     assert opened.summary.notes[0] in str(report.columns[0].results[0].score)
