@@ -289,10 +289,11 @@ def _spread_positions(scored: Bools, attention: Attention, max_positions: int) -
 
 
 def _plain_logprobs(engine: Engine, probes: Sequence[Probes], tolerance: float) -> Floats:
-    """Return the log-probabilities of all predictions, computed by the model's plain forward.
+    """Return log-probabilities by the model's plain forward, under full attention of one row per
+    prediction, otherwise of one prefix per prediction.
 
-    Predictions of one text share a forward where that changes no result (`_group_logprobs`).
-    tolerance: of a log-probability, in nats.
+    Predictions of one text are read off one forward: of all its rows, or of its whole row. Some of
+    them are also computed by themselves. If these differ, all are.
     """
     logprobs = np.zeros(1 + max(int(text) for p in probes for text in p.text_index))
     engine.set_attention(engine.forward_config.native_implementation)
@@ -318,11 +319,7 @@ def _group_reads(p: Probes) -> Iterator[NDArray[np.int64]]:
 def _group_logprobs(
     engine: Engine, p: Probes, reads: NDArray[np.int64], tolerance: float
 ) -> Floats:
-    """Return the log-probabilities of some reads.
-
-    One forward computes all of them, if two or three of them agree within `tolerance` with forwards
-    of their own. Otherwise, each read has a forward of its own.
-    """
+    """Return the log-probabilities of some reads: of one forward, if reads by themselves agree."""
     last = len(reads) - 1
     checked = [0, last] if p.attention == "full" else [0, last // 3, 2 * last // 3]
     if len(reads) > len(checked) + 1:
@@ -341,9 +338,9 @@ def _group_logprobs(
 def _forward_logprobs(
     engine: Engine, p: Probes, reads: NDArray[np.int64], whole_rows: bool = False
 ) -> Floats:
-    """Return the log-probabilities of some reads, from one plain forward of their rows.
+    """Return the log-probabilities of some reads, by one plain forward of their rows.
 
-    whole_rows: False = unless attention is full, run only the tokens up to the first read.
+    whole_rows: without it, tokens after the first read are left out, unless attention is full.
     """
     rows, row_of_read = np.unique(p.row[reads], return_inverse=True)
     has_all = whole_rows or p.attention == "full"

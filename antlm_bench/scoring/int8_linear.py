@@ -33,10 +33,7 @@ layer, variant). It may change the outputs in place."""
 
 
 class QuantizedInput:
-    """The last input of several layers in int8. Layers with the same input quantize it once.
-
-    An input must not be changed in place between two layers.
-    """
+    """The last input of some layers in int8. Layers that share an input quantize it once."""
 
     def __init__(self) -> None:
         self._source: Tensor | None = None
@@ -46,7 +43,7 @@ class QuantizedInput:
         """Return `quantize_rows` of the rows of x (..., k)."""
         if self._source is not x:
             self._quantized = quantize_rows(x.reshape(-1, x.shape[-1]).float())
-            self._source = x  # kept alive, so that `is` cannot match a new tensor at its address
+            self._source = x  # held, so that no other tensor can be taken for it
         return self._quantized
 
 
