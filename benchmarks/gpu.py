@@ -112,7 +112,7 @@ class Scale:
     peak_repeats: int
     """Matrix products of each size that are timed where a peak is measured."""
     parts: tuple[str, ...] = ("",)
-    """Beginnings of the names of the parts that run."""
+    """Beginnings of the names of the parts that run without --only; ("",) = all parts."""
 
 
 SCALES = {

@@ -75,12 +75,12 @@ def count_operator_calls(
     calls of a plain forward of `plain_model`.
     """
     before = scorer.batches_computed
-    with OperatorCalls() as ours:
+    with OperatorCalls() as scoring:
         score()
     num_batches = scorer.batches_computed - before
     with OperatorCalls() as plain:
         run_plain_forward(plain_model, 8, 12)
-    calls = ours.calls.total() / num_batches
+    calls = scoring.calls.total() / num_batches
     return {
         "batches": num_batches,
         "operator calls per batch": round(calls),

@@ -56,8 +56,8 @@ def draw_table(rng: np.random.Generator, max_lost: float, max_gained: float) -> 
     lost, gained = rng.uniform(0, max_lost), rng.uniform(0, max_gained)
     values, rates = np.array([-1.0, 0.0, 1.0]), [lost, 1 - lost - gained, gained]
     by_cluster = rng.choice(values, len(sizes), p=rates)[clusters]
-    own = rng.choice(values, len(clusters), p=rates)
-    changes = np.where(rng.random(len(clusters)) < rng.random(), by_cluster, own)
+    by_item = rng.choice(values, len(clusters), p=rates)
+    changes = np.where(rng.random(len(clusters)) < rng.random(), by_cluster, by_item)
     changes[0] = -1.0
     num_strata = int(rng.integers(1, 4))
     codes = np.arange(len(clusters), dtype=np.int32) % min(num_strata, len(clusters))
@@ -92,11 +92,11 @@ def main() -> None:
                 table = draw_table(rng, *rates)
                 if fewest <= table.num_effective_clusters < most:
                     falls.append(worst_falls(table, rng))
-            flat = np.concatenate(falls)
+            all_falls = np.concatenate(falls)
             num_tables = sum(max(fall) > TOLERANCE for fall in falls)
             print(
-                f"{np.sum(flat > TOLERANCE):5} {len(flat):6} {num_tables:7} "
-                f"{max(flat.max(), 0.0):16.1f}  {fewest} to {most}, {name}",
+                f"{np.sum(all_falls > TOLERANCE):5} {len(all_falls):6} {num_tables:7} "
+                f"{max(all_falls.max(), 0.0):16.1f}  {fewest} to {most}, {name}",
                 flush=True,
             )
 

@@ -44,6 +44,7 @@ MIN_POWER, MAX_POWER = 0.75, 0.85
 REPETITIONS = 100
 """Repetitions per observed comparison."""
 MAX_STRATA_AT_ONCE = 20_000
+"""Strata of all comparisons that are drawn at once, which bounds memory."""
 EXCEPTIONS: dict[str, str] = {
     "5 exponential values": "Welch's t of few skewed values",
     "20 exponential values": "Welch's t of few skewed values",
@@ -209,11 +210,11 @@ def _powers(case: Case, drops: Floats, runs: int, rng: np.random.Generator) -> l
     at_once = max(1, MAX_STRATA_AT_ONCE // (runs * len(case.sizes)))
     powers: list[float] = []
     for start in range(0, len(drops), at_once):
-        some = drops[start : start + at_once]
-        z = score_z(_draw(case, np.repeat(np.nan_to_num(some), runs), rng))
+        block = drops[start : start + at_once]
+        z = score_z(_draw(case, np.repeat(np.nan_to_num(block), runs), rng))
         is_found = (z < 0) & (two_sided_p(z) < 1 - CONFIDENCE_LEVEL)
         shares = is_found.reshape(-1, runs).mean(axis=1)
-        powers += np.where(np.isnan(some), np.nan, shares).tolist()
+        powers += np.where(np.isnan(block), np.nan, shares).tolist()
     return powers
 
 

@@ -88,8 +88,8 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
 
 
 def describe_optimism(curves: Sequence[LearningCurve]) -> tuple[str, ...]:
-    """Return a sentence on the optimism of the best value of several checkpoints, true of all these
-    curves, which have one metric.
+    """Return a sentence on how far chance raises the best values of these curves of one metric; ()
+    if the bound rounds to 0.
     """
     optimistic = [curve for curve in curves if curve.optimism]
     optimism = max((curve.optimism or 0.0 for curve in optimistic), default=0.0)

@@ -128,8 +128,8 @@ class PackedLayout:
 
     def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return values (n,) of the nodes as an input (r, t) of the model."""
-        at_inputs = values if self.input_nodes is None else values[self.input_nodes]
-        return at_inputs.reshape(self.input_shape)
+        inputs = values if self.input_nodes is None else values[self.input_nodes]
+        return inputs.reshape(self.input_shape)
 
 
 def _row_lengths(blocks: Sequence[tuple[int, int]]) -> IndexArray:
@@ -259,16 +259,16 @@ class PackedForward:
         """
         counts, outputs = self.layout.reads_per_group, []
         by_position, rows = query.transpose(0, 2), self.tensors["read_rows"]
-        several = len(counts) > 1
-        queries = by_position.split(counts) if several else [by_position]
-        rows_by_group = rows.split(counts) if several else [rows]
+        has_several_groups = len(counts) > 1
+        queries = by_position.split(counts) if has_several_groups else [by_position]
+        rows_by_group = rows.split(counts) if has_several_groups else [rows]
         for q, (k, v), row in zip(queries, self.keys_values, rows_by_group, strict=True):
             mask = None if self.is_token is None else self.is_token.index_select(0, row)
             keys, values = k.index_select(0, row), v.index_select(0, row)
             outputs.append(
                 scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
             )
-        joined = torch.cat(outputs) if several else outputs[0]
+        joined = torch.cat(outputs) if has_several_groups else outputs[0]
         return joined.permute(2, 0, 1, 3)
 
 
