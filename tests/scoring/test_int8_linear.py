@@ -16,6 +16,7 @@ from antlm_bench.scoring.int8_linear import (
     Int8Linear,
     QuantizedInput,
     applies_gelu,
+    check_kept_inputs,
     int8_is_faster,
     quantize_rows,
     use_int8_linears,
@@ -48,6 +49,39 @@ def test_layers_with_one_input_quantize_it_once(monkeypatch):
     assert len(calls) == 1 and first[0] is second[0]
     equal = shared.quantize(x.clone())  # another tensor, although it holds the same numbers
     assert len(calls) == 2 and torch.equal(equal[0], first[0])
+
+
+class TwoLayers(torch.nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self, adds_in_place):
+        super().__init__()
+        self.adds_in_place = adds_in_place
+        self.first, self.second = (torch.nn.Linear(32, 32) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.adds_in_place:
+            x += 5 * y.tanh()
+        return y + self.second(x)
+
+    def get_output_embeddings(self):
+        return None
+
+
+@needs_int8
+@pytest.mark.parametrize("adds_in_place", [False, True])
+def test_an_input_that_changes_in_place_is_quantized_anew(adds_in_place):
+    torch.manual_seed(0)
+    model, x = TwoLayers(adds_in_place).eval(), torch.randn(5, 32)
+    with torch.inference_mode():
+        expected = model(x.clone())
+        pack_linears(model, 5, 5)
+        use_int8_linears(model, 5)
+        check_kept_inputs(model, lambda: model(x.clone()))
+        error = model(x.clone()) - expected
+    assert model.first.shared_input.is_kept == (not adds_in_place)
+    assert 0 < float(error.square().mean().sqrt() / expected.square().mean().sqrt()) < 0.03
 
 
 @needs_int8
