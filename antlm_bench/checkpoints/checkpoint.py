@@ -50,6 +50,7 @@ from antlm_bench.scoring.int8_linear import (
     applies_gelu,
     check_kept_inputs,
     int8_is_faster,
+    packs_matrices,
     use_int8_linears,
 )
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
@@ -371,8 +372,9 @@ def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
     """Return a scorer for `--precision adaptive`, not yet calibrated.
 
     Its fast model has int8 linear layers where these were measured to be faster than bf16
-    (`int8_is_faster`), the engine uses its CPU kernels, the LM head can be replaced, and no layer
-    applies a GELU (`applies_gelu`). Otherwise it has a bf16 body.
+    (`int8_is_faster`), the engine uses its CPU kernels for nearly all matrices (`packs_matrices`),
+    the LM head can be replaced, and no layer applies a GELU (`applies_gelu`). Otherwise it has a
+    bf16 body.
     """
     engine = checkpoint.engine
     is_fp32 = next(engine.model.parameters()).dtype == torch.float32
@@ -380,6 +382,7 @@ def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
         engine.kernels is not None
         and is_fp32
         and not applies_gelu(engine.model)
+        and packs_matrices(engine.model)
         and _can_replace_head(engine, _copy_lm_head(checkpoint))
         and int8_is_faster()
     ):

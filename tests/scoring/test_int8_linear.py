@@ -18,6 +18,7 @@ from antlm_bench.scoring.int8_linear import (
     applies_gelu,
     check_kept_inputs,
     int8_is_faster,
+    packs_matrices,
     quantize_rows,
     use_int8_linears,
 )
@@ -183,6 +184,29 @@ def test_a_model_whose_layers_apply_a_gelu_is_recognized(name, expected):
     pack_linears(model, 64, 64)
     fuse_layers(model)
     assert applies_gelu(model) is expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("LlamaForCausalLM", True),
+        ("GPT2LMHeadModel", False),
+        ("FalconForCausalLM", False),
+        ("MixtralForCausalLM", False),
+    ],
+)
+def test_models_whose_matrices_would_stay_in_fp32_do_not_get_int8(
+    make_checkpoint, monkeypatch, architecture, expected
+):
+    """GPT-2 has Conv1D, Falcon a subclass of Linear, Mixtral experts: only their heads are packed,
+    and a body in fp32 is slower than one in bf16.
+    """
+    folder = make_checkpoint("causal", architecture=architecture, num_key_value_heads=4)
+    opened = open_checkpoint(str(folder))
+    assert packs_matrices(opened.engine.model) is expected
+    monkeypatch.setattr(checkpoint_module, "int8_is_faster", lambda: True)
+    monkeypatch.setattr(checkpoint_module, "with_int8_layers", lambda checkpoint: checkpoint)
+    assert build_adaptive_scorer(opened).is_int8 is expected
 
 
 @pytest.mark.parametrize("is_faster", [False, True])
