@@ -147,10 +147,10 @@ FLAGS: dict[str, str] = {
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
     "float32": "rescored in fp32 by --precision adaptive",
-    "int8": "scored with int8 linear layers by --precision adaptive",
     "cut": "the text to be classified was longer than max_length, and lost its end",
     "lost": "an option holds a character that no token stands for: the model does not see it",
     "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
+    "int8": "scored with int8 linear layers by --precision adaptive",
 }
 """Facts about items that are counted beside a score."""
 

@@ -11,12 +11,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from antlm_bench.checkpoints import forward_trials, pretrained
 from antlm_bench.checkpoints.loader import (
@@ -42,10 +43,21 @@ from antlm_bench.checkpoints.self_test import (
 from antlm_bench.checkpoints.tensor_check import AllowedMismatches
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.cpu_kernels import can_pack_linears, fuse_layers, pack_linears
+from antlm_bench.scoring.cpu_kernels import (
+    PackedLinear,
+    can_pack_linears,
+    fuse_layers,
+    pack_linears,
+)
 from antlm_bench.scoring.encoder_decoder_engine import EncoderDecoderEngine
 from antlm_bench.scoring.engine import Engine, lock_model
-from antlm_bench.scoring.int8_linear import applies_gelu, int8_is_faster, use_int8_linears
+from antlm_bench.scoring.int8_linear import (
+    applies_gelu,
+    check_kept_inputs,
+    int8_is_faster,
+    packs_matrices,
+    use_int8_linears,
+)
 from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import (
     Bf16HeadEngine,
@@ -53,7 +65,7 @@ from antlm_bench.scoring.mixed_precision_head import (
     Int8LMHead,
     has_plain_lm_head,
 )
-from antlm_bench.scoring.plain_forward import is_encoder_decoder
+from antlm_bench.scoring.plain_forward import is_encoder_decoder, plain_logits
 from antlm_bench.scoring.shared_encodings import (
     CheckpointEncodings,
     EncodingCache,
@@ -365,9 +377,9 @@ def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
     """Return a scorer for `--precision adaptive`, not yet calibrated.
 
     Its fast model has int8 linear layers if these were measured to be faster than bf16
-    (`int8_is_faster`), the model is in fp32 and uses the CPU kernels, its LM head can be replaced,
-    and no layer applies a GELU (`applies_gelu`). Otherwise it has a bf16 body. Raises
-    CheckpointError if there is no LM head.
+    (`int8_is_faster`), the model is in fp32 and uses the CPU kernels for nearly all matrices
+    (`packs_matrices`), its LM head can be replaced, and no layer applies a GELU (`applies_gelu`).
+    Otherwise it has a bf16 body. Raises CheckpointError if there is no LM head.
     """
     engine = checkpoint.engine
     is_fp32 = next(engine.model.parameters()).dtype == torch.float32
@@ -375,7 +387,8 @@ def build_adaptive_scorer(checkpoint: Checkpoint) -> AdaptiveScorer:
         engine.kernels is not None
         and is_fp32
         and not applies_gelu(engine.model)
-        and _can_replace_head(engine, _copy_lm_head(checkpoint))
+        and packs_matrices(engine.model)
+        and _can_replace_head(engine, engine.model.get_output_embeddings())
         and int8_is_faster()
     ):
         return AdaptiveScorer(with_int8_layers(checkpoint), checkpoint, is_int8=True)
@@ -392,7 +405,21 @@ def with_int8_layers(checkpoint: Checkpoint) -> Checkpoint:
     fuse_layers(model)
     use_int8_linears(model, original.batch_tokens)
     engine = Bf16HeadEngine(model, checkpoint.name, original.forward_config, original.batch_tokens)
+    check_kept_inputs(model, partial(_trial_logits, engine))
     return replace(checkpoint, engine=engine)
+
+
+def _trial_logits(engine: Engine) -> Tensor:
+    """Return the logits of two rows, each in a forward of its own."""
+    engine.set_attention(engine.forward_config.native_implementation)
+    ids = torch.arange(4, device=engine.device)
+    logits = []
+    with torch.inference_mode():
+        for row in (ids, ids.flip(0)):
+            logits.append(plain_logits(engine.model, input_ids=row[None]))
+            if engine.model_state is not None:
+                engine.model_state.restore()
+    return torch.cat(logits)
 
 
 def _copy_lm_head(checkpoint: Checkpoint) -> Any:
@@ -411,7 +438,7 @@ def _can_replace_head(engine: Engine, head: Any) -> bool:
     return (
         type(engine) is Engine
         and can_pack_linears(engine.model)
-        and isinstance(head, nn.Linear)
+        and isinstance(head, nn.Linear | PackedLinear)
         and has_plain_lm_head(engine)
     )
 

@@ -92,7 +92,7 @@ def run_self_test(
     the same input, or sees later tokens.
     """
     engine = checkpoint.engine
-    counts = engine.nodes_computed, engine.head_rows_computed
+    counts = engine.nodes_computed, engine.head_rows_computed, engine.batches_computed
     try:
         with lock_model(engine.model):
             return _compare_with_plain_forward(
@@ -100,7 +100,7 @@ def run_self_test(
             )
     finally:
         # The counters are for scored texts only.
-        engine.nodes_computed, engine.head_rows_computed = counts
+        engine.nodes_computed, engine.head_rows_computed, engine.batches_computed = counts
 
 
 def _compare_with_plain_forward(
@@ -292,14 +292,21 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes], tolerance: float) 
     """Return log-probabilities by the model's plain forward, under full attention of one row per
     prediction, otherwise of one prefix per prediction.
 
-    Predictions of one text are read off one forward: of all its rows, or of its whole row. Some of
-    them are also computed by themselves. If these differ, all are.
+    Predictions of one text are read off one forward: of all its rows, or of its whole row. Samples
+    of each text are also computed by themselves. If any differs, every prediction is.
     """
     logprobs = np.zeros(1 + max(int(text) for p in probes for text in p.text_index))
     engine.set_attention(engine.forward_config.native_implementation)
-    for p in probes:
-        for reads in _group_reads(p):
-            logprobs[p.text_index[reads]] = _group_logprobs(engine, p, reads, tolerance)
+    groups = [(p, reads) for p in probes for reads in _group_reads(p)]
+    for number, (p, reads) in enumerate(groups):
+        together = _joint_logprobs(engine, p, reads, number, tolerance)
+        if together is None:
+            break
+        logprobs[p.text_index[reads]] = together
+    else:
+        return logprobs
+    for p, reads in groups:
+        logprobs[p.text_index[reads]] = _single_logprobs(engine, p, reads)
     return logprobs
 
 
@@ -316,22 +323,39 @@ def _group_reads(p: Probes) -> Iterator[NDArray[np.int64]]:
         yield from (np.flatnonzero(p.row == row) for row in np.unique(p.row))
 
 
-def _group_logprobs(
-    engine: Engine, p: Probes, reads: NDArray[np.int64], tolerance: float
-) -> Floats:
-    """Return the log-probabilities of some reads: of one forward, if reads by themselves agree."""
-    last = len(reads) - 1
-    checked = [0, last] if p.attention == "full" else [0, last // 3, 2 * last // 3]
-    if len(reads) > len(checked) + 1:
-        alone = [_forward_logprobs(engine, p, reads[[index]]) for index in checked]
-        try:
-            together = _forward_logprobs(engine, p, reads, whole_rows=True)
-        except FORWARD_ERRORS:  # the model takes one row at a time, or no row of that length
-            together = np.full(len(reads), np.nan)
-        expected = np.concatenate(alone)
-        if _largest_gap(together[checked], expected) <= tolerance:
-            together[checked] = expected
-            return together
+def _joint_logprobs(
+    engine: Engine, p: Probes, reads: NDArray[np.int64], number: int, tolerance: float
+) -> Floats | None:
+    """Return the log-probabilities of some reads by one forward, None if samples differ from it.
+
+    number: of these reads among all. The samples vary with it, because a model may see later tokens
+    at some positions only.
+    """
+    count = len(reads)
+    if p.attention == "full":
+        checked = sorted({number % count, (number + count // 2) % count})
+    else:  # the last prefix is the row, and the one before it has seen the most positions
+        inner = max(1, count - 2)
+        checked = sorted({number % inner, (number + inner // 2) % inner, max(0, count - 2)})
+    if count <= len(checked) + 1:
+        return _single_logprobs(engine, p, reads)
+    try:
+        together = _forward_logprobs(engine, p, reads, whole_rows=True)
+    except FORWARD_ERRORS:  # the model takes one row at a time, or no row of that length
+        return None
+    for index in checked:
+        # A prefix also has the reads before its end, so that no later token is seen there, either.
+        sample = reads[[index]] if p.attention == "full" else reads[: index + 1]
+        alone = _forward_logprobs(engine, p, sample)
+        start = index + 1 - len(alone)
+        if not _largest_gap(together[start : index + 1], alone) <= tolerance:
+            return None
+        together[index] = alone[-1]
+    return together
+
+
+def _single_logprobs(engine: Engine, p: Probes, reads: NDArray[np.int64]) -> Floats:
+    """Return the log-probabilities of some reads, by a forward for each."""
     return np.concatenate([_forward_logprobs(engine, p, reads[[n]]) for n in range(len(reads))])
 
 
@@ -340,11 +364,11 @@ def _forward_logprobs(
 ) -> Floats:
     """Return the log-probabilities of some reads, by one plain forward of their rows.
 
-    whole_rows: without it, tokens after the first read are left out, unless attention is full.
+    whole_rows: without it, tokens after the last read are left out, unless attention is full.
     """
     rows, row_of_read = np.unique(p.row[reads], return_inverse=True)
     has_all = whole_rows or p.attention == "full"
-    ids = p.ids[rows] if has_all else p.ids[rows, : p.position[reads[0]] + 1]
+    ids = p.ids[rows] if has_all else p.ids[rows, : p.position[reads[-1]] + 1]
     inputs = {"input_ids": ids}
     if p.source_ids is not None:
         inputs = {"input_ids": p.source_ids[rows], "decoder_input_ids": ids}

@@ -82,10 +82,13 @@ class LearningCurve:
         if sum(not point.duplicate_of for point in self.points) < 2:
             return None
         best = self.best_point.estimate
-        rivals = [
+        # The best counts by itself: intervals need not hold their values.
+        rivals = [best] + [
             point.estimate
             for point in self.points
-            if not point.duplicate_of and best.low <= point.estimate.value <= best.high
+            if not point.duplicate_of
+            and point.estimate is not best
+            and best.low <= point.estimate.value <= best.high
         ]
         half_width = max(estimate.high - estimate.low for estimate in rivals) / 2
         return math.sqrt(2 * math.log(len(rivals))) * half_width / Z

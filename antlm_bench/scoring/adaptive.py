@@ -74,7 +74,9 @@ class AdaptiveScorer:
             masks = [_needs_rescoring(r, bound) for r, bound in zip(results, bounds, strict=True)]
             doubtful = np.flatnonzero(np.any(masks, axis=0) & is_fast)
             if not len(doubtful):
-                return [r.with_flag("int8", is_fast) for r in results] if self.is_int8 else results
+                if not self.is_int8:
+                    return results
+                return [r.with_flag("int8", is_fast & ~r.has_flag("too-long")) for r in results]
             fp32_results = predict(self.fp32_model, [items[n] for n in doubtful.tolist()], methods)
             for m, (predictions, fp32) in enumerate(zip(results, fp32_results, strict=True)):
                 error = _logprob_gap_errors(predictions.take(doubtful), fp32).max()

@@ -86,18 +86,23 @@ class PackedLayout:
 
     @classmethod
     def from_batch(
-        cls, batch: PackedBatch, padding: PaddingLimits | None, last_layer_at_reads: bool = False
+        cls,
+        batch: PackedBatch,
+        padding: PaddingLimits | None,
+        last_layer_at_reads: bool = False,
+        batch_tokens: float = np.inf,
     ) -> PackedLayout:
         """Return the layout of a batch.
 
         padding: how much rows may be padded; None = not at all. last_layer_at_reads: also find the
         rows of the read positions, for LastLayer; the batch must have no shared nodes.
+        batch_tokens: as of `PaddingLimits.allows_rows`.
         """
         limits = padding or NO_PADDING
         causal, n = batch.attention == "causal", batch.num_nodes
         rows, longest = sum(rows for rows, _ in batch.blocks), batch.blocks[-1][1]
         arrays: dict[str, NDArray[Any]] = {}
-        if batch.gather_index is None and limits.allows_rows(rows * longest, n):
+        if batch.gather_index is None and limits.allows_rows(rows * longest, n, batch_tokens):
             shape, groups = (rows, longest), [(rows, longest)]
             input_nodes, read_positions = None, batch.read_nodes
             if rows * longest > n:

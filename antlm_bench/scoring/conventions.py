@@ -17,7 +17,8 @@ from antlm_bench.types import Item, ModelInfo, Option
 
 CONVENTIONS_VERSION = 2
 """Part of every cell's content key. Raised when a code change may change scores of an unchanged
-checkpoint and suite."""
+checkpoint and suite. Scores of `--precision adaptive` are left out of this: the bits of those that
+are not rescored depend on the machine, and only the choices are those of fp32, up to its bound."""
 
 
 @dataclass(frozen=True, slots=True)

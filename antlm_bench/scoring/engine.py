@@ -335,7 +335,9 @@ class Engine:
         order of their calls.
         """
         last_layer = self.last_layer if self._narrowing_pays(batch) else None
-        layout = PackedLayout.from_batch(batch, padding_limits(self.device), last_layer is not None)
+        layout = PackedLayout.from_batch(
+            batch, padding_limits(self.device), last_layer is not None, self.batch_tokens
+        )
         forward = PackedForward(layout)
         ids, positions = layout.arrange(batch.ids), layout.arrange(self._position_ids(batch))
         token = current_forward.set(forward)

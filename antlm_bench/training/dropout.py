@@ -237,13 +237,14 @@ def keyed_dropout_attention(
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query * scale) @ key.transpose(-1, -2)
+    # Finite, so that a query that may attend to nothing gets no NaN.
+    lowest = torch.finfo(scores.dtype).min / 4
     if causal:
-        size = scores.shape[-2:]
-        scores += scores.new_full(size, -torch.inf).triu(1)
+        scores += scores.new_full(scores.shape[-2:], lowest).triu(1)
     if mask is not None and mask.dtype == torch.bool:
-        mask = scores.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    if mask is not None:
-        scores += mask
+        scores += scores.new_zeros(mask.shape).masked_fill(~mask, lowest)
+    elif mask is not None:
+        scores += mask.to(scores.dtype).clamp(min=lowest)
     with torch.autocast(scores.device.type, enabled=False):
         # Autocast would run it in fp32. In bf16 it sums in fp32, too, and only rounds its results.
         probabilities = torch.softmax(scores, dim=-1)

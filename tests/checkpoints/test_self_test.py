@@ -12,7 +12,7 @@ from prediction_rows import predict_rows
 from tiny_models import build_model, train_tokenizer
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import OpenOptions, open_checkpoint, self_test
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint, open_model, self_test
 from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import attention, cpu_kernels
@@ -135,6 +135,32 @@ def test_a_model_that_sees_later_tokens_is_not_causal(make_checkpoint, name, con
     folder = make_checkpoint("causal", architecture=name, **config)
     with pytest.raises(CheckpointError, match="not a causal model as it was saved"):
         opened(folder)
+
+
+def look_ahead_from(first):
+    """Return a Llama that sees the next token from position `first` on."""
+
+    class LookAheadModel(transformers.LlamaModel):
+        def forward(self, input_ids=None, **options):
+            output = super().forward(input_ids=input_ids, **options)
+            later = self.embed_tokens(input_ids[:, first + 1 :])
+            output.last_hidden_state[:, first:-1] += 2 * later
+            return output
+
+    model = build_model("causal", 1)
+    model.model.__class__ = LookAheadModel
+    return model
+
+
+@pytest.mark.parametrize("first", [10, 11])
+def test_a_model_that_sees_later_tokens_of_long_rows_is_refused(first):
+    """The trials of `check_causality` have 8 tokens. The longest text here has 14, so that few
+    predictions see later tokens.
+    """
+    tokenizer = train_tokenizer("causal", True)
+    with pytest.raises(CheckpointError, match="the model sees later tokens"):
+        checkpoint = open_model(look_ahead_from(first), tokenizer)
+        checkpoint.run_self_test(TEXTS, [METHODS["causal"]])
 
 
 def test_a_permutation_model_is_not_causal(tmp_path):

@@ -195,6 +195,8 @@ def test_checkpoints_far_below_the_best_add_no_optimism() -> None:
     # sqrt(2 ln 2) standard errors of .03 / 1.96
     assert optimism(*points) == pytest.approx(1.1774 * 0.03 / 1.959964, rel=1e-4)
     assert optimism(points[0], points[-1]) == 0.0
+    outside_of_its_interval = CurvePoint(10, 10, "c10", Estimate(0.9, 100, 0.7, 0.8))
+    assert optimism(points[0], outside_of_its_interval) == 0.0
 
 
 @pytest.mark.parametrize("highest", [0.7, 0.95, 0.995])

@@ -41,6 +41,19 @@ def test_with_tiny_dropout_attention_equals_the_library(causal, mask, kv_heads):
     torch.testing.assert_close(result, plain, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["bool", "added"])
+def test_a_query_that_may_attend_to_nothing_gets_no_nan(dtype, kind):
+    q, k, v = (states(4, seed).to(dtype) for seed in range(3))
+    may_attend = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    may_attend[0, ..., 3, :] = False
+    lowest = torch.finfo(torch.float32).min  # -inf in bf16
+    added = torch.zeros(2, 1, 7, 7).masked_fill(~may_attend, lowest)
+    mask = may_attend if kind == "bool" else added
+    result = keyed_dropout_attention(q, k, v, mask, p=0.0, scaling=None, causal=True)
+    assert torch.isfinite(result).all()
+
+
 def test_attention_dropout_keeps_the_mean_of_probabilities():
     rows = 400
     ones = torch.ones(rows, 2, 7, 4)

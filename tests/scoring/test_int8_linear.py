@@ -16,7 +16,9 @@ from antlm_bench.scoring.int8_linear import (
     Int8Linear,
     QuantizedInput,
     applies_gelu,
+    check_kept_inputs,
     int8_is_faster,
+    packs_matrices,
     quantize_rows,
     use_int8_linears,
 )
@@ -48,6 +50,39 @@ def test_layers_with_one_input_quantize_it_once(monkeypatch):
     assert len(calls) == 1 and first[0] is second[0]
     equal = shared.quantize(x.clone())  # another tensor, although it holds the same numbers
     assert len(calls) == 2 and torch.equal(equal[0], first[0])
+
+
+class TwoLayers(torch.nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self, adds_in_place):
+        super().__init__()
+        self.adds_in_place = adds_in_place
+        self.first, self.second = (torch.nn.Linear(32, 32) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.adds_in_place:
+            x += 5 * y.tanh()
+        return y + self.second(x)
+
+    def get_output_embeddings(self):
+        return None
+
+
+@needs_int8
+@pytest.mark.parametrize("adds_in_place", [False, True])
+def test_an_input_that_changes_in_place_is_quantized_anew(adds_in_place):
+    torch.manual_seed(0)
+    model, x = TwoLayers(adds_in_place).eval(), torch.randn(5, 32)
+    with torch.inference_mode():
+        expected = model(x.clone())
+        pack_linears(model, 5, 5)
+        use_int8_linears(model, 5)
+        check_kept_inputs(model, lambda: model(x.clone()))
+        error = model(x.clone()) - expected
+    assert model.first.shared_input.is_kept == (not adds_in_place)
+    assert 0 < float(error.square().mean().sqrt() / expected.square().mean().sqrt()) < 0.03
 
 
 @needs_int8
@@ -151,6 +186,29 @@ def test_a_model_whose_layers_apply_a_gelu_is_recognized(name, expected):
     assert applies_gelu(model) is expected
 
 
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("LlamaForCausalLM", True),
+        ("GPT2LMHeadModel", False),
+        ("FalconForCausalLM", False),
+        ("MixtralForCausalLM", False),
+    ],
+)
+def test_models_whose_matrices_would_stay_in_fp32_do_not_get_int8(
+    make_checkpoint, monkeypatch, architecture, expected
+):
+    """GPT-2 has Conv1D, Falcon a subclass of Linear, Mixtral experts: only their heads are packed,
+    and a body in fp32 is slower than one in bf16.
+    """
+    folder = make_checkpoint("causal", architecture=architecture, num_key_value_heads=4)
+    opened = open_checkpoint(str(folder))
+    assert packs_matrices(opened.engine.model) is expected
+    monkeypatch.setattr(checkpoint_module, "int8_is_faster", lambda: True)
+    monkeypatch.setattr(checkpoint_module, "with_int8_layers", lambda checkpoint: checkpoint)
+    assert build_adaptive_scorer(opened).is_int8 is expected
+
+
 @pytest.mark.parametrize("is_faster", [False, True])
 def test_int8_is_used_only_where_it_was_measured_to_be_faster(
     make_checkpoint, monkeypatch, is_faster
@@ -190,3 +248,15 @@ def test_only_items_with_int8_scores_have_the_flag(is_int8):
     )
     [found] = scorer.predict(items, [METHODS["causal"]])
     assert found.flag_lists() == [["float32"], ["int8"] if is_int8 else []]
+
+
+def test_an_item_that_is_too_long_has_no_int8_score():
+    words = {"the": -1.0, "a": -9.0}
+    items = [
+        Item("short", (Option("the"), Option("a")), 0),
+        Item("long", (Option("the " * 9), Option("a")), 0),
+    ]
+    model = LookupModel(words)
+    scorer = adaptive.AdaptiveScorer(model, model, bounds=(0.0,), is_int8=True)
+    [found] = scorer.predict(items, [METHODS["causal"]])
+    assert found.has_flag("int8").tolist() == [True, False]

@@ -130,3 +130,19 @@ def test_rows_of_full_attention_are_padded_within_the_limits() -> None:
             limit = max(1.15 * batch.num_nodes, min(free_tokens, batch_tokens))
             assert rows * length <= limit
     assert num_padded > 20
+
+
+def test_causal_rows_are_not_padded_beyond_the_tokens_of_a_batch() -> None:
+    one, many = np.ones(1, np.int32), np.arange(15, dtype=np.int32)
+    short = np.repeat(many[:, None], 5, axis=1)  # no two rows share a prefix
+    long = np.full((1, 500), 99, np.int32)
+    probes = [
+        Probes(short, "causal", many, many * 0, many.astype(np.int64), many),
+        Probes(long, "causal", one * 0, one, one.astype(np.int64), one * 15),
+    ]
+    batch, _ = Plan(probes).next_batch(0, 600)
+    padding = attention.GPU_PADDING
+
+    assert batch.num_nodes == 575
+    assert attention.PackedLayout.from_batch(batch, padding).input_shape == (16, 500)
+    assert attention.PackedLayout.from_batch(batch, padding, batch_tokens=600).is_packed
