@@ -164,7 +164,7 @@ def packs_matrices(model: Any) -> bool:
             sizes.pop(id(module.weight), None)
     packed = {id(layer.weight) for layer in model.modules() if isinstance(layer, PackedLinear)}
     num_packed = sum(size for key, size in sizes.items() if key in packed)
-    return num_packed >= MIN_PACKED_SHARE * sum(sizes.values()) > 0
+    return bool(num_packed >= MIN_PACKED_SHARE * sum(sizes.values()) > 0)
 
 
 @cache

@@ -20,6 +20,8 @@ from antlm_bench.types import EncodedBatch, Encodings, Span
 
 MAX_BYTES = 128 * 1024**2
 """Memory of the encodings that are kept. The zero-shot suites of a BabyLM year need 100 MB."""
+ARRAY_OVERHEAD = 170
+"""Bytes of an array besides its numbers: more than those of a batch of one short text."""
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class EncodingCache:
     def add(self, key: str, encodings: Encodings) -> None:
         """Keep encodings if there is room. Their arrays become read-only."""
         arrays = list(_list_arrays(encodings))
-        size = sum(array.nbytes for array in arrays)
+        size = sum(array.nbytes + ARRAY_OVERHEAD for array in arrays)
         if self.num_bytes + size > self.max_bytes:
             self._drop_unused()
         if self.num_bytes + size > self.max_bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -122,6 +124,20 @@ def test_memory_is_bounded_and_unused_encodings_make_room(make_checkpoint, token
     # There is no room for other texts until a whole checkpoint has not used the first ones.
     assert [score_next_checkpoint(second) for _ in range(3)] == [1, 1, 0]
     assert score_next_checkpoint(first) == 1
+
+
+def test_memory_of_many_small_batches_is_counted(make_checkpoint):
+    checkpoint, cache = opened(make_checkpoint()), EncodingCache()
+    checkpoint.share_encodings(cache)
+    encode(checkpoint)
+    num_bytes_before = cache.num_bytes
+    tracemalloc.start()
+    for number in range(100):
+        encode(checkpoint, [f"{text} {number}" for text in TEXTS])
+    gc.collect()
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert used < 1.2 * (cache.num_bytes - num_bytes_before)
 
 
 def test_shared_arrays_cannot_be_changed(make_checkpoint):
