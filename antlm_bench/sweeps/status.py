@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from antlm_bench.sweeps.journal import Event
@@ -91,6 +91,9 @@ class SweepState:
         self._open_by_group = [0] * len(sweep.groups)
         """Units of each group that a worker can carry out now."""
         self._loads: dict[str, _KindLoad] = defaultdict(_KindLoad)
+        self._open_attempts: dict[str, Event] = {}
+        """Claim -> the last attempt that was started under it, if it has not ended."""
+        self._released_claims: set[str] = set()
         self._needed_by: dict[str, list[UnitState]] = defaultdict(list)
         self._awaited_by: dict[str, list[UnitState]] = defaultdict(list)
         for entry in self.units.values():
@@ -113,7 +116,7 @@ class SweepState:
     def apply(self, events: Iterable[Event]) -> None:
         """Update the states. An event that is applied twice has no further effect."""
         changed: dict[str, UnitState] = {}
-        for event in events:
+        for event in map(self._end_released_attempt, events):
             entry = self.units.get(event.unit)
             if entry is None:  # of a unit that the sweep no longer has, or of a worker
                 continue
@@ -123,7 +126,26 @@ class SweepState:
                 entry.num_forgotten = max(entry.num_forgotten, event.attempt)
             elif known is None or (event.event != "started" and known.event != "done"):
                 entry.attempts[event.attempt] = event
+                if known is not None:
+                    self._open_attempts.pop(known.claim, None)
+                elif event.event == "started" and event.claim:
+                    self._open_attempts[event.claim] = event
         self._update(list(changed.values()))
+
+    def _end_released_attempt(self, event: Event) -> Event:
+        """Return an event, or that an attempt has stopped, if the event releases the claim of a
+        running attempt or starts an attempt under a released claim.
+
+        A signal can reach a worker after an attempt was recorded and before the worker knows its
+        number. Then it releases its claim, but cannot record that the attempt has stopped.
+        """
+        if event.event == "released":
+            self._released_claims.add(event.claim)
+            started = self._open_attempts.get(event.claim)
+            return event if started is None else replace(started, event="stopped")
+        if event.event == "started" and event.claim in self._released_claims:
+            return replace(event, event="stopped")
+        return event
 
     def _update(self, entries: list[UnitState]) -> None:
         """Derive the state of units anew, and of those that depend on them."""

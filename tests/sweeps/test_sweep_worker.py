@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sweeps.fake_units import FAKE_KINDS, make_store, make_sweep, make_unit
 
 from antlm_bench.sweeps.journal import Event
@@ -170,3 +171,29 @@ def test_the_time_left_follows_the_kind_of_unit() -> None:
     )
     assert state.estimate_time_left(2).seconds == 15.0  # two units of 15 seconds, two workers
     assert state.estimate_time_left(2).unknown_kinds == ("fail",)
+
+
+@pytest.mark.parametrize("released_first", [False, True])
+def test_an_attempt_whose_claim_is_released_does_not_run(released_first: bool) -> None:
+    [unit, other] = units = [make_unit("sleep", n) for n in range(2)]
+    state = SweepState(make_sweep(*units))
+    started = Event("started", unit.id, 1, worker="w-0", claim="g.1")
+    released = Event("released", claim="g.1")
+    running = Event("started", other.id, 1, worker="w-1", claim="h.1")
+    state.apply([released, started, running] if released_first else [started, running, released])
+    assert [state.units[each.id].state for each in units] == ["ready", "running"]
+    assert state.units[unit.id].num_unfinished == 0
+
+    state.apply([started])  # read again
+    assert state.units[unit.id].state == "ready"
+    state.apply([Event("done", unit.id, 1, part="a")])
+    assert state.units[unit.id].state == "done"
+
+
+def test_an_attempt_that_ended_before_its_claim_was_released_keeps_its_end() -> None:
+    unit = make_unit("sleep", 0)
+    state = SweepState(make_sweep(unit))
+    started = Event("started", unit.id, 1, worker="w-0", claim="g.1")
+    done = Event("done", unit.id, 1, part="a")
+    state.apply([started, done, Event("released", claim="g.1")])
+    assert state.units[unit.id].state == "done"
