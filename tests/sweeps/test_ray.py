@@ -353,9 +353,6 @@ def test_nodes_killed_at_random_moments(cluster: RayCluster, tmp_path: Path, see
     kill_nodes(cluster, tmp_path / "sweep", 2, seed % 2 == 0, seed)
 
 
-# Known fault: on a busy machine Ray can end a task before its worker has released its claim; `status`
-# then shows the unit as lost until a next run takes it over.
-@pytest.mark.xfail(raises=AssertionError, strict=False, reason="a stopped unit can look lost")
 @pytest.mark.long
 @pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stopped_driver_stops_its_workers(
