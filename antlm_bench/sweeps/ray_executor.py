@@ -187,7 +187,8 @@ class RayExecutor:
         for is_forced in (False, True):
             for ref in refs:
                 with suppress(ValueError):  # it has ended by itself
-                    self.ray.cancel(ref, force=is_forced)
+                    # Not the task's calls of the store: by them its worker releases its claim.
+                    self.ray.cancel(ref, force=is_forced, recursive=False)
             if refs:
                 seconds = STOP_SECONDS + 5
                 refs = self.ray.wait(refs, num_returns=len(refs), timeout=seconds)[1]
